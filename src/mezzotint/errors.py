@@ -1,0 +1,190 @@
+"""Errors: one tree, drawn here, that every door translates in one table.
+
+::
+
+    MezzotintError
+    ├── InvalidRequest (ValueError)   the caller's fault
+    │   ├── UnknownName               a name nobody knows; lists the known ones
+    │   ├── ImageError                a picture that cannot be read or is not allowed
+    │   └── ShapeError                tensors or sizes that do not fit together
+    ├── Refused                       policy said no
+    │   ├── GateRejected
+    │   └── ModelNotAllowed
+    ├── Overloaded                    try later; carries ``retry_after_s``
+    │   ├── QueueFull
+    │   └── OutOfMemory
+    ├── NotReady                      the model or the worker is not up yet
+    ├── Cancelled                     somebody asked to stop
+    ├── DeadlineExceeded              the request's own deadline passed
+    ├── WorkFailed                    accepted work that could not be finished
+    └── ModelError                    our data's fault
+        ├── ArchiveError
+        ├── WeightsError
+        └── CardError
+
+A message says what was expected, what came and what to do. It names the field
+in the vocabulary of :class:`mezzotint.GenerationRequest`; a dialect renames it.
+Domain errors know no HTTP status and no exit code.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ArchiveError",
+    "Cancelled",
+    "CardError",
+    "DeadlineExceeded",
+    "GateRejected",
+    "ImageError",
+    "InvalidRequest",
+    "MezzotintError",
+    "ModelError",
+    "ModelNotAllowed",
+    "NotReady",
+    "OutOfMemory",
+    "Overloaded",
+    "QueueFull",
+    "Refused",
+    "ShapeError",
+    "UnknownName",
+    "WeightsError",
+    "WorkFailed",
+]
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name most like ``name``, or None if none is alike."""
+    matches = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.5)
+    return next((k for k in known if matches and k.lower() == matches[0]), None)
+
+
+class MezzotintError(Exception):
+    """Base of every error that Mezzotint raises on purpose."""
+
+
+class InvalidRequest(MezzotintError, ValueError):
+    """The request cannot be honoured as it was written.
+
+    Args:
+        message: What was expected, what came, what to do.
+        field: The request field at fault, dotted for nested ones
+            (``"regions[1].weight"``), or None if the request as a whole is.
+        value: What came, as a short printable text, if it is worth repeating.
+        allowed: What is allowed, as a short printable text.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        value: object = None,
+        allowed: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.field = field
+        self.value = value
+        self.allowed = allowed
+
+
+class UnknownName(InvalidRequest):
+    """A name that is in no list: a model, a scheduler, a gate, a field.
+
+    Args:
+        kind: What was looked for, e.g. ``"scheduler"``.
+        name: The name that came.
+        known: The names that exist.
+        field: The request field that held the name, if any.
+    """
+
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str], *, field: str | None = None
+    ) -> None:
+        self.kind = kind
+        self.name = name
+        self.known = tuple(sorted(known))
+        self.nearest = nearest_name(name, self.known)
+        hint = f"; did you mean {self.nearest!r}?" if self.nearest else ""
+        listed = ", ".join(self.known) or "none"
+        super().__init__(
+            f"unknown {kind} {name!r}{hint} Known: {listed}"
+            if hint
+            else f"unknown {kind} {name!r}. Known: {listed}",
+            field=field,
+            value=name,
+            allowed=listed,
+        )
+
+
+class ImageError(InvalidRequest):
+    """A picture that cannot be decoded, is too large, or has the wrong kind."""
+
+
+class ShapeError(InvalidRequest):
+    """Tensors, sizes or counts that do not fit together."""
+
+
+class Refused(MezzotintError):
+    """A policy said no; asking again the same way will not help."""
+
+
+class GateRejected(Refused):
+    """No attempt passed the quality gates of the request."""
+
+
+class ModelNotAllowed(Refused):
+    """The model exists but its use is not allowed here."""
+
+
+class Overloaded(MezzotintError):
+    """There is no room now; try again later.
+
+    Args:
+        message: What is full.
+        retry_after_s: Seconds after which trying again is sensible, > 0.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(Overloaded):
+    """The queue holds as much as it is allowed to hold."""
+
+
+class OutOfMemory(Overloaded):
+    """The plan does not fit into the memory that is free."""
+
+
+class NotReady(MezzotintError):
+    """The model or the worker is still loading, or is draining."""
+
+
+class Cancelled(MezzotintError):
+    """The work was cancelled before it was finished."""
+
+
+class DeadlineExceeded(MezzotintError):
+    """The request's own deadline passed, or cannot be met."""
+
+
+class WorkFailed(MezzotintError):
+    """Accepted work could not be finished, e.g. a model answered NaN twice."""
+
+
+class ModelError(MezzotintError):
+    """Something is wrong with a model's files."""
+
+
+class ArchiveError(ModelError):
+    """An archive that is unsafe, broken or incomplete."""
+
+
+class WeightsError(ModelError):
+    """Weights that are missing, corrupt, of an unsafe kind, or do not fit."""
+
+
+class CardError(ModelError):
+    """A model card or configuration that cannot be understood."""

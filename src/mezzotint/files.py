@@ -1,0 +1,59 @@
+"""Files: whole or absent, and known by their digest.
+
+The few file habits that every room shares. Standard library only.
+"""
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["atomic_path", "digest_file", "write_atomically"]
+
+_CHUNK_BYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` that becomes ``path`` on success.
+
+    If the body raises (a full disk and Ctrl-C included) the temporary file is
+    removed and ``path`` stays as it was.
+
+    Args:
+        path: The file that shall exist afterwards, whole.
+
+    Yields:
+        The path to write to, in the same folder.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> Path:
+    """Write ``data`` to ``path`` so that the file is whole or absent.
+
+    Raises:
+        OSError: If the folder is missing, not writable, or the disk is full.
+    """
+    with atomic_path(path) as partial, partial.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return Path(path)
+
+
+def digest_file(path: Path) -> str:
+    """Return the sha256 of a file, 64 hex digits, read in pieces."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

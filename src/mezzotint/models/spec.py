@@ -1,0 +1,89 @@
+"""Spec: what a model is and can do, known without loading its weights.
+
+The planner, the doors and the batcher read a spec; only the runner touches the
+model itself. A spec is plain frozen data, so it can cross a process border.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mezzotint.types import Size
+
+__all__ = ["Family", "ModelSpec", "PredictionType"]
+
+Family = Literal[
+    "sd", "sdxl", "sd3", "flux", "pixart", "unconditional", "dit", "gan", "denoiser", "foreign"
+]
+"""``sd`` is Stable Diffusion 1.x/2.x and ``plate``; ``denoiser`` is a run of our own trainer that
+fits no other family; ``foreign`` is any other diffusers pipeline, served whole."""
+
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """Shape, abilities, limits and defaults of one model.
+
+    Args:
+        name: Name in the store, or the path it was loaded from.
+        digest: sha256 over the content of all its files, 64 hex digits.
+        family: Which adapter runs it.
+        prediction_type: What the network predicts; the denoiser converts it.
+        scheduler_config: The diffusers scheduler configuration that came with
+            the model (betas, spacing, prediction type, shift, ...), plain data.
+        latent_channels: Channels of the latents; for a GAN the length of z.
+        latent_scale: Pixels per latent row and column (8 for most VAEs, 1 for
+            pixel-space models; for FLUX-like packing still the VAE's factor).
+        size_multiple: Width and height must be multiples of this, in pixels.
+        default_size: What the model was trained at, pixels.
+        min_size_px: Smallest allowed side.
+        max_size_px: Largest allowed side.
+        fixed_size: True if only ``default_size`` can be drawn (GANs).
+        default_steps: ``num_inference_steps`` where a request says nothing.
+        default_guidance_scale: ``guidance_scale`` where a request says nothing.
+        default_scheduler: ``scheduler`` where a request says nothing.
+        default_sigma_schedule: ``sigma_schedule`` where a request says nothing,
+            or None for the scheduler's own.
+        takes_prompt: Whether text means anything to the model.
+        takes_negative_prompt: Whether a negative prompt means anything.
+        takes_guidance: Whether classifier-free guidance applies.
+        takes_image: Whether image to image works (an encoder is there).
+        num_classes: Number of class labels, 0 if not class-conditional.
+        class_names: Names of the classes, if known.
+        token_limit: Tokens of one prompt chunk, start and end included; 0 without text.
+        has_steps: False for a GAN, whose plan has zero denoising steps.
+        stepwise: False for ``foreign`` pipelines, which run whole and join no batch.
+        licence: SPDX id or a short sentence.
+        limits: Things the model cannot do, one sentence each, for people.
+        path: Where the files are, for ``models show``; "" if in memory only.
+    """
+
+    name: str
+    digest: str
+    family: Family
+    prediction_type: PredictionType = "none"
+    scheduler_config: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
+    latent_channels: int = 4
+    latent_scale: int = 8
+    size_multiple: int = 8
+    default_size: Size = Size(512, 512)
+    min_size_px: int = 8
+    max_size_px: int = 2048
+    fixed_size: bool = False
+    default_steps: int = 20
+    default_guidance_scale: float = 7.5
+    default_scheduler: str = "euler"
+    default_sigma_schedule: str | None = None
+    takes_prompt: bool = True
+    takes_negative_prompt: bool = True
+    takes_guidance: bool = True
+    takes_image: bool = True
+    num_classes: int = 0
+    class_names: tuple[str, ...] = ()
+    token_limit: int = 77
+    has_steps: bool = True
+    stepwise: bool = True
+    licence: str = "unknown"
+    limits: tuple[str, ...] = ()
+    path: str = ""
