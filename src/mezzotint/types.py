@@ -104,7 +104,9 @@ class ImageInput:
         try:
             return cls(Path(path).read_bytes())
         except OSError as error:
-            raise ImageError(f"{field}: cannot read {path}: {error.strerror}", field=field) from None
+            raise ImageError(
+                f"{field}: cannot read {path}: {error.strerror}", field=field
+            ) from None
 
     def to_base64(self) -> str:
         """Return the encoded bytes as base64 text without a prefix."""
