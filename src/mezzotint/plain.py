@@ -102,7 +102,7 @@ def convert(value: Any, hint: Any, path: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         options = [a for a in arguments if a is not type(None)]
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) or dataclasses.is_dataclass(value):
             options = [a for a in options if dataclasses.is_dataclass(a)] or options
         else:
             options = [a for a in options if not _is_object(a)] or options
