@@ -17,6 +17,7 @@ from mezzotint.errors import ImageError
 from mezzotint.files import write_atomically
 
 __all__ = [
+    "MAX_SEED",
     "Attempt",
     "Cancelled",
     "Event",
@@ -27,7 +28,6 @@ __all__ = [
     "ImageInput",
     "ImageOutput",
     "JobId",
-    "MAX_SEED",
     "OutputFormat",
     "Queued",
     "Size",

@@ -1,0 +1,191 @@
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mezzotint.errors import ImageError, InvalidRequest, UnknownName
+from mezzotint.request import (
+    GenerationRequest,
+    GuidanceSchedule,
+    LatentInput,
+    Output,
+    Region,
+    Upscale,
+    Walk,
+)
+from mezzotint.types import MAX_SEED, ImageInput
+
+PICTURE = "aGVsbG8="
+
+
+def test_from_dict_and_to_dict_are_inverse_for_every_kind_of_field():
+    data = {
+        "model": "plate@1",
+        "prompt": "a red apple",
+        "width": 128,
+        "seed": 7,
+        "guidance_scale": {"schedule": "interval", "start": 5.0, "from": 0.25, "until": 0.75},
+        "image": PICTURE,
+        "strength": 0.5,
+        "mask": PICTURE,
+        "controls": [{"model": "canny", "image": PICTURE, "scale": 0.5}],
+        "loras": [{"name": "ink", "scale": 0.5}],
+        "regions": [{"prompt": "a sun", "box": [0.0, 0.0, 0.5, 0.5], "weight": 2.0}],
+        "ensemble": [{"model": "a", "weights": [1.0, 0.0]}, {"model": "b"}],
+        "walk": {"to": "a pear", "frames": 5},
+        "latent": {"truncation": 0.7, "class_label": 3},
+        "gates": {"nsfw": {"threshold": 0.5}, "quality": {}, "max_attempts": 3, "keep": "best"},
+        "upscale": {"factor": 4.0},
+        "output": {"format": "webp", "quality": 80},
+        "reproducibility": "turbo",
+    }
+    request = GenerationRequest.from_dict(data)
+    assert request.to_dict() == data
+    assert GenerationRequest.from_dict(json.loads(request.canonical())) == request
+
+
+def test_python_and_json_give_one_digest_whatever_the_number_type():
+    digests = {
+        GenerationRequest(guidance_scale=7).digest,
+        GenerationRequest(guidance_scale=7.0).digest,
+        GenerationRequest.from_dict({"guidance_scale": 7}).digest,
+    }
+    assert len(digests) == 1
+    assert GenerationRequest(seed=3.0).digest == GenerationRequest(seed="3").digest
+
+
+def test_gate_order_is_kept_because_the_policy_is_ordered():
+    first = GenerationRequest.from_dict({"gates": {"nsfw": {}, "quality": {}}})
+    second = GenerationRequest.from_dict({"gates": {"quality": {}, "nsfw": {}}})
+    assert first.digest != second.digest
+
+
+def test_parts_can_be_given_as_objects_or_plain_data():
+    plain = GenerationRequest(regions=[{"prompt": "a", "box": [0, 0, 1, 1]}])
+    assert plain.regions == (Region(prompt="a", box=(0.0, 0.0, 1.0, 1.0)),)
+    assert hash(plain) == hash(GenerationRequest(regions=[Region(prompt="a", box=(0, 0, 1, 1))]))
+
+
+def test_a_seed_beyond_javascript_integers_may_come_as_text():
+    assert GenerationRequest.from_dict({"seed": str(MAX_SEED)}).seed == MAX_SEED
+
+
+def test_equal_pictures_make_equal_requests():
+    one = GenerationRequest(image=ImageInput(b"x"))
+    assert one == GenerationRequest(image=b"x")
+    assert one != GenerationRequest(image=b"y")
+
+
+@pytest.mark.parametrize(
+    ("data", "field", "words"),
+    [
+        ({"promt": "x"}, "promt", "did you mean 'prompt'"),
+        ({"prompt": 3}, "prompt", "must be a text"),
+        ({"prompt": None}, "prompt", "must be a text"),
+        ({"prompt": "x" * 32_001}, "prompt", "at most 32000"),
+        ({"model": ""}, "model", "must name a model"),
+        ({"seed": -1}, "seed", "0 to"),
+        ({"seed": 2**64}, "seed", "0 to"),
+        ({"seed": "12a"}, "seed", "whole number"),
+        ({"seed": 1.5}, "seed", "whole number"),
+        ({"seed": True}, "seed", "whole number"),
+        ({"seed": "9" * 5000}, "seed", "0 to"),
+        ({"num_inference_steps": 0}, "num_inference_steps", "1 to 1000"),
+        ({"num_inference_steps": 10**9}, "num_inference_steps", "1 to 1000"),
+        ({"num_images": 0}, "num_images", "1 to 1024"),
+        ({"width": 0}, "width", "px"),
+        ({"width": "512"}, "width", "whole number"),
+        ({"guidance_scale": math.nan}, "guidance_scale", "0 to 1000"),
+        ({"guidance_scale": math.inf}, "guidance_scale", "0 to 1000"),
+        ({"guidance_scale": 10**400}, "guidance_scale", "0 to 1000"),
+        ({"guidance_scale": "7"}, "guidance_scale", "a number"),
+        ({"guidance_scale": {"schedule": "step"}}, "guidance_scale.schedule", "'cosine'"),
+        ({"guidance_scale": {"statr": 1}}, "guidance_scale.statr", "Known:"),
+        ({"guidance_scale": {"schedule": "list"}}, "guidance_scale.values", "needed"),
+        ({"strength": 1.01}, "strength", "0 to 1"),
+        ({"mask": PICTURE}, "mask", "needs image"),
+        ({"image": "https://example.org/a.png"}, "image", "never fetched"),
+        ({"image": "file:///etc/passwd"}, "image", "never fetched"),
+        ({"image": "???"}, "image", "base64"),
+        ({"image": ""}, None, "no bytes"),
+        ({"regions": [{"prompt": "a"}]}, "regions[0].box", "either mask or box"),
+        ({"regions": [{"prompt": "a", "box": [1, 0, 0, 1]}]}, "regions[0].box", "x0 < x1"),
+        ({"regions": [{"prompt": "a", "box": [0, 0, 1]}]}, "regions[0].box", "x0"),
+        ({"regions": {"prompt": "a"}}, "regions", "a list"),
+        ({"loras": [{"scale": 1}]}, "loras[0].name", "is needed"),
+        ({"loras": [{"name": "x", "scale": 11}]}, "loras[0].scale", "-10 to 10"),
+        ({"walk": {"frames": 3}}, "walk.to", "needed"),
+        ({"walk": {"to": "x", "frames": 1}}, "walk.frames", "2 to"),
+        ({"gates": {"max_attempts": 0}}, "gates.max_attempts", "1 to 64"),
+        ({"gates": {"nsfw": {"treshold": 1}}}, "gates.nsfw.treshold", "did you mean 'threshold'"),
+        ({"output": {"format": "gif"}}, "output.format", "'png'"),
+        ({"output": {"quality": 0}}, "output.quality", "1 to 100"),
+        ({"output": {"metadata": 1}}, "output.metadata", "true or false"),
+        ({"prompt_dialect": "latin"}, "prompt_dialect", "'a1111'"),
+        ({"reproducibility": True}, "reproducibility", "'exact'"),
+        ({"deadline_s": -1}, "deadline_s", "0 to"),
+        ({"priority": 101}, "priority", "-100 to 100"),
+        ({"latent": {"truncation": math.nan}}, "latent.truncation", "0 to 10"),
+        ({"latent": 3}, "latent", "an object"),
+        ({"upscale": {"factor": 0.5}}, "upscale.factor", "1 to 8"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_field_and_what_is_allowed(data, field, words):
+    with pytest.raises(InvalidRequest) as caught:
+        GenerationRequest.from_dict(data)
+    assert words in str(caught.value)
+    if field is not None:
+        assert caught.value.field == field
+    assert "\n" not in str(caught.value)
+
+
+def test_a_request_that_is_not_an_object_is_refused():
+    with pytest.raises(InvalidRequest, match="must be an object, got list"):
+        GenerationRequest.from_dict([1])  # type: ignore[arg-type]
+
+
+def test_an_unknown_field_lists_the_known_ones():
+    with pytest.raises(UnknownName) as caught:
+        GenerationRequest.from_dict({"cfg_scale": 7})
+    assert "guidance_scale" in caught.value.known
+    assert isinstance(caught.value, ValueError)
+
+
+def test_a_data_url_prefix_is_read_as_the_picture_it_holds():
+    assert ImageInput.from_base64("data:image/png;base64,aGVs\nbG8=").data == b"hello"
+    with pytest.raises(ImageError):
+        ImageInput.from_base64("data:image/png;base64,not base64 at all!")
+
+
+@given(
+    seed=st.none() | st.integers(0, MAX_SEED),
+    steps=st.none() | st.integers(1, 1000),
+    scale=st.none() | st.floats(0, 1000),
+    text=st.text(max_size=50),
+    truncation=st.floats(0, 10),
+    frames=st.integers(2, 20),
+    factor=st.floats(1, 8),
+    quality=st.integers(1, 100),
+)
+def test_any_valid_request_survives_json(
+    seed, steps, scale, text, truncation, frames, factor, quality
+):
+    request = GenerationRequest(
+        prompt=text,
+        seed=seed,
+        num_inference_steps=steps,
+        guidance_scale=scale,
+        latent=LatentInput(truncation=truncation),
+        walk=Walk(to=text, frames=frames),
+        upscale=Upscale(factor=factor),
+        output=Output(quality=quality),
+    )
+    assert GenerationRequest.from_dict(json.loads(request.canonical())) == request
+
+
+def test_a_guidance_list_and_other_shapes_do_not_mix():
+    assert GuidanceSchedule(schedule="list", values=(1, 2)).values == (1.0, 2.0)
+    with pytest.raises(InvalidRequest, match="belongs to schedule"):
+        GuidanceSchedule(schedule="linear", values=(1, 2))
