@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 __all__ = ["atomic_path", "digest_file", "write_atomically"]
@@ -16,7 +16,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Generator[Path]:
     """Give a temporary path beside ``path`` that becomes ``path`` on success.
 
     If the body raises (a full disk and Ctrl-C included) the temporary file is
