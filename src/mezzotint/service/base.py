@@ -6,13 +6,13 @@ process of its own, ``fake`` answers without tensors so that doors are tested in
 milliseconds.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from mezzotint.request import GenerationRequest
-from mezzotint.types import Event, GenerationResult
+from mezzotint.request import GenerationRequest, Output
+from mezzotint.types import Event, GenerationResult, ImageOutput
 
-__all__ = ["GenerationService"]
+__all__ = ["GenerationService", "ModelManager", "PictureTools", "Service"]
 
 
 class GenerationService(Protocol):
@@ -20,10 +20,18 @@ class GenerationService(Protocol):
 
     ``request_id`` is chosen by the door (any unique text); events and results
     carry it. ``client`` names who asks, for fairness; "" is one shared client.
+    ``use_cache`` False makes the pictures again even if the result cache has them.
+    ``preview_every`` asks for a small encoded picture with every k-th step of an
+    image; 0 asks for none, so that nobody pays for what nobody sees.
     """
 
     async def generate(
-        self, request: GenerationRequest, *, request_id: str, client: str = ""
+        self,
+        request: GenerationRequest,
+        *,
+        request_id: str,
+        client: str = "",
+        use_cache: bool = True,
     ) -> GenerationResult:
         """Run one request to its end.
 
@@ -33,7 +41,13 @@ class GenerationService(Protocol):
         ...
 
     def stream(
-        self, request: GenerationRequest, *, request_id: str, client: str = ""
+        self,
+        request: GenerationRequest,
+        *,
+        request_id: str,
+        client: str = "",
+        use_cache: bool = True,
+        preview_every: int = 0,
     ) -> AsyncIterator[Event]:
         """Run one request and yield its events; the last one is its ending.
 
@@ -50,13 +64,120 @@ class GenerationService(Protocol):
         ...
 
     async def models(self) -> tuple[Mapping[str, Any], ...]:
-        """List the models as plain data: name, digest, family, defaults, limits, ready."""
+        """List the models as plain data: name, digest, family, defaults, limits, ready.
+
+        Each has at least ``name``, ``version`` (text), ``default`` (whether the
+        bare name means this version), ``digest``, ``family``, ``ready``,
+        ``path``, ``licence``, ``takes_prompt``, ``size_multiple``,
+        ``min_size_px``, ``max_size_px``, ``defaults`` (``width``, ``height``,
+        ``num_inference_steps``, ``guidance_scale``, ``scheduler``,
+        ``sigma_schedule``) and ``limits`` (sentences for people).
+        """
+        ...
+
+    async def capabilities(self) -> Mapping[str, Any]:
+        """List every name a request may use, as plain data.
+
+        Keys: ``schedulers``, ``sigma_schedules``, ``guidance_schedules``,
+        ``gates``, ``loras``, ``controls``, ``upscalers``, ``prompt_dialects``,
+        ``output_formats``; each a list of names.
+        """
         ...
 
     async def health(self) -> Mapping[str, Any]:
-        """Tell ``{"ready": bool, "live": bool, "queue": int, ...}`` without waiting."""
+        """Tell ``{"ready": bool, "live": bool, "queue": int, ...}`` without waiting.
+
+        ``metrics`` may hold numbers by Prometheus name (labels inside the
+        name, as in ``batch_rows{model="plate"}``) for the metrics listener.
+        """
         ...
 
     async def close(self) -> None:
         """Finish what is being stepped, refuse the rest, free everything."""
         ...
+
+
+class ModelManager(Protocol):
+    """Adds and removes models while the service runs."""
+
+    async def register(
+        self, source: str, *, name: str | None = None, version: str | None = None
+    ) -> Mapping[str, Any]:
+        """Add a model from a folder, file or archive; the model as :meth:`models` lists it.
+
+        Args:
+            source: A path, or the name of a file or folder in the model store.
+            name: Name to use; the archive's own, or the file's stem, if None.
+            version: Version to use; the archive's own, or ``"1.0"``, if None.
+
+        Raises:
+            UnknownName: If there is nothing at ``source``.
+            ModelError: If it is not a model, is unsafe, or is broken.
+            InvalidRequest: If the name and version are taken, or not allowed.
+        """
+        ...
+
+    async def unregister(self, name: str, version: str | None = None) -> None:
+        """Remove one version of a model (the default one if None) from the service.
+
+        Files stay where they are.
+
+        Raises:
+            UnknownName: If there is no such model or version.
+        """
+        ...
+
+    async def set_default(self, name: str, version: str) -> None:
+        """Make the bare ``name`` mean this version.
+
+        Raises:
+            UnknownName: If there is no such model or version.
+        """
+        ...
+
+
+class PictureTools(Protocol):
+    """What doors need done to encoded pictures; doors themselves decode nothing."""
+
+    async def inspect(self, data: bytes) -> Mapping[str, Any]:
+        """Read the recipe inside a picture.
+
+        Returns:
+            ``parameters`` (the A1111 text, "" if there is none), ``items``
+            (every text chunk by name), ``recipe`` (ours, or None), ``request``
+            (the nearest runnable request as plain data, or None) and
+            ``not_honoured`` (sentences).
+
+        Raises:
+            ImageError: If the bytes are not a picture.
+        """
+        ...
+
+    async def upscale(
+        self, data: bytes, *, factor: float, model: str | None = None, output: Output
+    ) -> ImageOutput:
+        """Enlarge a picture; ``model`` None is Lanczos.
+
+        Raises:
+            ImageError: If the bytes are not a picture or the result is too large.
+            UnknownName: If there is no such upscaler.
+        """
+        ...
+
+    async def grid(
+        self, images: Sequence[bytes], *, columns: int, padding_px: int = 2, output: Output
+    ) -> bytes:
+        """Lay encoded pictures of one size out in a grid, as torchvision's ``save_image`` does.
+
+        Args:
+            images: Encoded pictures, at least one.
+            columns: Pictures in a row, >= 1.
+            padding_px: Black border around each picture, in pixels; a single
+                picture has none.
+            output: Encoding of the grid.
+        """
+        ...
+
+
+class Service(GenerationService, ModelManager, PictureTools, Protocol):
+    """Everything the server needs from the household, in one object."""
