@@ -48,6 +48,8 @@ class ModelSpec:
         takes_prompt: Whether text means anything to the model.
         takes_negative_prompt: Whether a negative prompt means anything.
         takes_guidance: Whether classifier-free guidance applies.
+        takes_distilled_guidance: Whether ``guidance_scale`` is an input of the
+            network (FLUX, LCM) instead of a second row.
         takes_image: Whether image to image works (an encoder is there).
         num_classes: Number of class labels, 0 if not class-conditional.
         class_names: Names of the classes, if known.
@@ -78,6 +80,7 @@ class ModelSpec:
     takes_prompt: bool = True
     takes_negative_prompt: bool = True
     takes_guidance: bool = True
+    takes_distilled_guidance: bool = False
     takes_image: bool = True
     num_classes: int = 0
     class_names: tuple[str, ...] = ()

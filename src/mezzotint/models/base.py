@@ -1,0 +1,282 @@
+"""Base: what a model is to the engine, the trainer and the plain loop.
+
+A model is three things (azula's idea): words to conditioning (``encode``), a
+denoiser, and latents to pictures (``decode``). A GAN has no denoiser, an
+unconditional network needs no words; the road is the same for all of them.
+
+Rules for every model:
+    - Nothing about a request is kept in a model: every method is a function of
+      its arguments, so requests may share a model in any order.
+    - Weights are in ``eval`` mode and need no gradients.
+    - Rows of one call are different images: each with its own noise level and
+      its own conditioning. What is said about row k depends on row k alone.
+    - Latents are float32 on the outside; a model casts at its networks' doors.
+
+Dimensions: B rows, C latent channels, h and w latent rows and columns, T tokens.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mezzotint.errors import InvalidRequest, ShapeError
+from mezzotint.models.spec import ModelSpec
+from mezzotint.sampling.denoiser import Denoiser
+from mezzotint.types import Size
+
+__all__ = ["Conditioning", "Model", "Network", "Prompt", "Report"]
+
+Report = Callable[[int, str], None]
+"""Told ``(row, sentence)`` when something was changed on the way, e.g. a picture rescued."""
+
+
+class Network(Protocol):
+    """One forward pass behind one seam, so that a backend can take torch's place.
+
+    Inputs are named tensors whose first dimension is the row; the output is one
+    tensor with the same number of rows. A network casts to its own dtype and
+    device and answers in float32 on the device of its first input.
+    """
+
+    def __call__(self, **inputs: Tensor) -> Tensor:
+        """Run the network once over all rows."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """All that an encoder needs to know of one row: plain, hashable, a cache key.
+
+    Args:
+        text: What the user wrote.
+        size: Size of the picture (SDXL conditions on it).
+        negative: True for the unconditional half. An empty negative text may be
+            encoded differently from an empty prompt (SDXL: zeros).
+        class_label: Class for class-conditional models; None is the model's
+            "no class" (the unconditional half of a DiT).
+        distilled_guidance: Guidance scale that the network takes as an input
+            (FLUX, LCM); ignored by models whose spec does not say
+            ``takes_distilled_guidance``.
+        truncation: Truncation psi of a GAN, 1 is off.
+        num_chunks: Chunks of ``token_limit`` tokens to fill; the two halves of a
+            guided image need the same number, see :meth:`Model.align`.
+        dialect: How weights in the text are read.
+    """
+
+    text: str = ""
+    size: Size = Size(512, 512)
+    negative: bool = False
+    class_label: int | None = None
+    distilled_guidance: float | None = None
+    truncation: float = 1.0
+    num_chunks: int = 1
+    dialect: str = "plain"
+
+
+class Conditioning(Mapping[str, Tensor]):
+    """What an encoder made of prompts: named tensors, one row per prompt.
+
+    Immutable. Rows are stacked for a network call and taken apart again; what
+    can be stacked has the same :attr:`shape_key`.
+
+    Args:
+        tensors: Named tensors, each with the same first dimension.
+        rows: Number of rows; needed only where there are no tensors.
+        notes: What was changed on the way (text cut at the token limit, ...),
+            one sentence each, for the result's warnings.
+
+    Raises:
+        ShapeError: If the tensors disagree about the number of rows.
+    """
+
+    __slots__ = ("_tensors", "notes", "rows")
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor] | None = None,
+        *,
+        rows: int = 1,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self._tensors = dict(sorted((tensors or {}).items()))
+        counts = {int(tensor.shape[0]) for tensor in self._tensors.values()}
+        if len(counts) > 1:
+            shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+            raise ShapeError(f"conditioning tensors must have equally many rows, got {shapes}")
+        self.rows: int = counts.pop() if counts else rows
+        self.notes: tuple[str, ...] = tuple(notes)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in self._tensors.items())
+        return f"Conditioning({shapes or 'nothing'}; {self.rows} rows)"
+
+    @property
+    def shape_key(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Names and shapes of a row: what must be equal inside one network call."""
+        return tuple((name, tuple(t.shape[1:])) for name, t in self._tensors.items())
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the tensors hold."""
+        return sum(t.numel() * t.element_size() for t in self._tensors.values())
+
+    def row(self, index: int) -> "Conditioning":
+        """Return one row as a conditioning of its own."""
+        rows = {name: t[index : index + 1] for name, t in self._tensors.items()}
+        return Conditioning(rows, notes=self.notes)
+
+    def to(self, device: torch.device | str) -> "Conditioning":
+        """Return the same conditioning on another device."""
+        moved = {name: t.to(device) for name, t in self._tensors.items()}
+        return Conditioning(moved, rows=self.rows, notes=self.notes)
+
+    def replace(self, **tensors: Tensor) -> "Conditioning":
+        """Return a copy with some tensors exchanged or added."""
+        return Conditioning({**self._tensors, **tensors}, rows=self.rows, notes=self.notes)
+
+    @classmethod
+    def stack(cls, conditionings: Sequence["Conditioning"]) -> "Conditioning":
+        """Put rows under each other.
+
+        Raises:
+            ShapeError: If the shape keys differ, or there is nothing to stack.
+        """
+        if not conditionings:
+            raise ShapeError("nothing to stack: no conditioning given")
+        keys = {conditioning.shape_key for conditioning in conditionings}
+        if len(keys) > 1:
+            raise ShapeError(f"conditionings of different shape cannot share a call: {keys}")
+        first = conditionings[0]
+        tensors = {name: torch.cat([c[name] for c in conditionings]) for name in first}
+        notes = tuple(dict.fromkeys(note for c in conditionings for note in c.notes))
+        return cls(tensors, rows=sum(c.rows for c in conditionings), notes=notes)
+
+
+class Model(ABC):
+    """Weights with three abilities; see the module's text for the rules.
+
+    Attributes:
+        spec: What the model is and can do.
+        denoiser: Estimates clean latents; None for a GAN, which has no steps.
+        networks: The model's networks by role (``"denoiser"``, ``"decoder"``,
+            ``"encoder"``, ``"text_encoder"``, ...). A backend replaces an entry
+            with :meth:`use_network`.
+    """
+
+    spec: ModelSpec
+    denoiser: Denoiser | None
+    networks: dict[str, Network]
+
+    @abstractmethod
+    def latent_shape(self, size: Size) -> tuple[int, ...]:
+        """Return the shape of one image's latents, without the row dimension."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
+        """Turn each prompt into a conditioning of one row.
+
+        Each answer is a function of its own prompt alone, bit for bit.
+
+        Raises:
+            InvalidRequest: If the model cannot take what the prompt holds.
+        """
+
+    @abstractmethod
+    def decode(
+        self,
+        latents: Tensor,
+        conditioning: Conditioning | None = None,
+        *,
+        report: Report | None = None,
+    ) -> Tensor:
+        """Turn clean latents into pictures.
+
+        Args:
+            latents: Clean latents. Shape (B, *latent_shape), float32.
+            conditioning: The prompts' conditioning, B rows; only a GAN needs it.
+            report: Told when a picture had to be rescued in float32.
+
+        Returns:
+            Pictures in [-1, 1]. Shape (B, 3, H, W), float32.
+
+        Raises:
+            WorkFailed: If a picture is not finite even in float32. Neighbours
+                are spared by decoding the rows one by one.
+        """
+
+    def align(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """Give prompts that will share a network call the same number of chunks."""
+        most = max((prompt.num_chunks for prompt in prompts), default=1)
+        return [replace(prompt, num_chunks=most) for prompt in prompts]
+
+    def encode_image(
+        self, images: Tensor, generators: Sequence[torch.Generator | None] | None = None
+    ) -> Tensor:
+        """Turn pictures into clean latents.
+
+        Args:
+            images: Pictures in [-1, 1]. Shape (B, 3, H, W), float32.
+            generators: One CPU generator per picture for encoders that draw
+                from a distribution; None takes its mean.
+
+        Returns:
+            Clean latents. Shape (B, *latent_shape), float32.
+
+        Raises:
+            InvalidRequest: If the model has no encoder.
+        """
+        raise InvalidRequest(
+            f"model {self.spec.name} cannot start from an image", field="image", allowed="no image"
+        )
+
+    def preview_matrix(self) -> Tensor | None:
+        """Return the linear map from latent channels to RGB, or None if there is none.
+
+        Shape (C + 1, 3), float32; the last row is the bias; RGB is in [-1, 1].
+        """
+        return None
+
+    def use_network(self, role: str, network: Network) -> None:
+        """Let another backend answer for one of :attr:`networks`."""
+        self.networks[role] = network
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights, for the store's budget."""
+        return sum(int(getattr(network, "num_bytes", 0)) for network in self.networks.values())
+
+    @staticmethod
+    def load(source: Any, **options: Any) -> "Model":
+        """Load a model by store name, path or Hub id; see :mod:`mezzotint.models.store`.
+
+        Raises:
+            UnknownName: If nothing is called that.
+            ModelError: If its files are missing, corrupt or unsafe.
+        """
+        from mezzotint.models.store import load_model
+
+        return load_model(source, **options)
+
+    @staticmethod
+    def from_components(**components: Any) -> "Model":
+        """Wire loose parts into a model; see :mod:`mezzotint.models.components`.
+
+        Raises:
+            ShapeError: If the parts do not fit together.
+        """
+        from mezzotint.models.components import from_components
+
+        return from_components(**components)
