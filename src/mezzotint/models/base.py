@@ -37,12 +37,12 @@ Report = Callable[[int, str], None]
 class Network(Protocol):
     """One forward pass behind one seam, so that a backend can take torch's place.
 
-    Inputs are named tensors whose first dimension is the row; the output is one
-    tensor with the same number of rows. A network casts to its own dtype and
-    device and answers in float32 on the device of its first input.
+    Inputs are named tensors whose first dimension is the row; outputs are
+    tensors with the same rows. A network casts to its own dtype and device and
+    answers in float32 on the device of its first input.
     """
 
-    def __call__(self, **inputs: Tensor) -> Tensor:
+    def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
         """Run the network once over all rows."""
         ...
 
