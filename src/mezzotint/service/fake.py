@@ -1,0 +1,410 @@
+"""Fake: a service without tensors, for testing doors in milliseconds.
+
+Pictures are plain colours drawn from the digest of the request and the seed, so
+equal requests give equal bytes and different ones differ. Every picture is a
+real file (PNG, JPEG or WebP written here with the standard library), every
+request ends in exactly one event, and failures happen where a test wants them.
+"""
+
+import asyncio
+import hashlib
+import os
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mezzotint import errors
+from mezzotint.errors import (
+    ImageError,
+    InvalidRequest,
+    NotReady,
+    QueueFull,
+    UnknownName,
+    WorkFailed,
+)
+from mezzotint.plain import Checked
+from mezzotint.request import GenerationRequest, GuidanceSchedule, Output
+from mezzotint.service.fake_pictures import draw, read_png_text, read_size
+from mezzotint.types import (
+    MAX_SEED,
+    Cancelled,
+    Event,
+    Failed,
+    Finished,
+    GenerationResult,
+    ImageFinished,
+    ImageOutput,
+    Queued,
+    Stepped,
+    StageTimings,
+    Started,
+)
+
+__all__ = ["FakeConfig", "FakeService", "create_fake"]
+
+MODELS: tuple[dict[str, Any], ...] = (
+    {"name": "plate", "family": "sd", "takes_prompt": True, "max_size_px": 512},
+    {"name": "plate-gan", "family": "gan", "takes_prompt": False, "max_size_px": 64},
+)
+SCHEDULERS = ("ddim", "ddpm", "dpmpp_2m", "dpmpp_sde", "euler", "euler_ancestral", "heun", "lcm")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeConfig(Checked):
+    """How the fake behaves.
+
+    Args:
+        step_s: Seconds that one solver step takes.
+        slots: Requests that run at once; the others wait.
+        max_waiting: Requests that may wait before ``QueueFull``.
+        failures: Prompt -> name of the error class to end with after one step.
+        crashes: Prompt -> path of a marker file: the process kills itself with
+            SIGKILL in the middle of the request while the file does not exist.
+        always_crash: A prompt that kills the process every time.
+    """
+
+    step_s: float = 0.0
+    slots: int = 4
+    max_waiting: int = 64
+    always_crash: str = ""
+    failures: Any = field(default_factory=dict[str, str], hash=False)
+    crashes: Any = field(default_factory=dict[str, str], hash=False)
+
+    def __post_init__(self) -> None:
+        """Take the fields as they are; only tests write them."""
+
+
+def create_fake(options: Mapping[str, Any]) -> "FakeService":
+    """Build a fake from plain options; the factory a worker process calls."""
+    return FakeService(FakeConfig(**options))
+
+
+class FakeService:
+    """A deterministic stand-in for the engine behind the service port."""
+
+    def __init__(self, config: FakeConfig | None = None) -> None:
+        self.config = config or FakeConfig()
+        self.requests: list[GenerationRequest] = []
+        self._models = {(m["name"], "1.0"): dict(m) for m in MODELS}
+        self._defaults = {m["name"]: "1.0" for m in MODELS}
+        self._slots = asyncio.Semaphore(self.config.slots)
+        self._waiting = 0
+        self._running: dict[str, asyncio.Event] = {}
+        self._cache: dict[str, GenerationResult] = {}
+        self._closed = False
+
+    async def generate(
+        self,
+        request: GenerationRequest,
+        *,
+        request_id: str,
+        client: str = "",
+        use_cache: bool = True,
+    ) -> GenerationResult:
+        """Run one request to its end."""
+        events = self.stream(request, request_id=request_id, client=client, use_cache=use_cache)
+        async for event in events:
+            if isinstance(event, Finished):
+                return event.result
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, Cancelled):
+                raise errors.Cancelled("the request was cancelled")
+        raise WorkFailed("the request ended without an ending")
+
+    async def stream(
+        self,
+        request: GenerationRequest,
+        *,
+        request_id: str,
+        client: str = "",
+        use_cache: bool = True,
+        preview_every: int = 0,
+    ) -> AsyncIterator[Event]:
+        """Run one request and yield its events; the last one is its ending."""
+        self._check(request)
+        self.requests.append(request)
+        request = request if request.seed is not None else _with_seed(request)
+        if self._waiting >= self.config.max_waiting:
+            raise QueueFull("the queue is full", retry_after_s=2.0)
+        stop = self._running[request_id] = asyncio.Event()
+        began = time.monotonic()
+        self._waiting += 1
+        try:
+            yield Queued(id=request_id, position=self._waiting - 1, eta_s=self._eta_s(request))
+            if use_cache and request.digest in self._cache:
+                result = replace(self._cache[request.digest], id=request_id, cache="hit")
+                yield Finished(id=request_id, result=result)
+                return
+            async with self._slots:
+                timings = StageTimings(queue_s=time.monotonic() - began)
+                async for event in self._run(request, request_id, stop, preview_every, timings):
+                    yield event
+        finally:
+            self._waiting -= 1
+            self._running.pop(request_id, None)
+
+    async def cancel(self, request_id: str) -> bool:
+        """Cancel at the next step."""
+        stop = self._running.get(request_id)
+        if stop is not None:
+            stop.set()
+        return stop is not None
+
+    async def plan(self, request: GenerationRequest) -> Mapping[str, Any]:
+        """Resolve a request without running it."""
+        self._check(request)
+        return {"plan": self._plan(request), "warnings": [], "cost": {"seconds": 0.0, "bytes": 0}}
+
+    async def models(self) -> tuple[Mapping[str, Any], ...]:
+        """List the models."""
+        return tuple(self._describe(name, version) for name, version in sorted(self._models))
+
+    async def capabilities(self) -> Mapping[str, Any]:
+        """List every name a request may use."""
+        return {
+            "schedulers": list(SCHEDULERS),
+            "sigma_schedules": ["beta", "exponential", "karras", "leading", "linear", "trailing"],
+            "guidance_schedules": ["constant", "cosine", "interval", "linear", "list", "power"],
+            "gates": ["nsfw", "quality"],
+            "loras": ["ink"],
+            "controls": ["canny"],
+            "upscalers": ["anime-x4"],
+            "prompt_dialects": ["plain", "a1111", "comfyui", "compel"],
+            "output_formats": ["png", "jpeg", "webp"],
+        }
+
+    async def health(self) -> Mapping[str, Any]:
+        """Tell how the service is."""
+        ready = not self._closed
+        metrics = {"fake_requests_total": float(len(self.requests))}
+        return {"ready": ready, "live": True, "queue": self._waiting, "metrics": metrics}
+
+    async def close(self) -> None:
+        """Refuse everything from here on."""
+        self._closed = True
+        for stop in self._running.values():
+            stop.set()
+
+    async def register(
+        self, source: str, *, name: str | None = None, version: str | None = None
+    ) -> Mapping[str, Any]:
+        """Add a model; any source but one that begins with ``missing`` exists."""
+        if source.startswith("missing"):
+            raise UnknownName("model", source, [n for n, _ in self._models], field="url")
+        name = name or Path(source).stem
+        version = version or "1.0"
+        if (name, version) in self._models:
+            raise InvalidRequest(
+                f"model {name} version {version} is registered already", field="name"
+            )
+        self._models[name, version] = {**MODELS[0], "name": name, "path": source}
+        self._defaults.setdefault(name, version)
+        return self._describe(name, version)
+
+    async def unregister(self, name: str, version: str | None = None) -> None:
+        """Remove one version of a model."""
+        version = version or self._defaults.get(name, "")
+        self._known(name, version)
+        del self._models[name, version]
+        left = sorted(v for n, v in self._models if n == name)
+        if left:
+            self._defaults[name] = left[-1]
+        else:
+            self._defaults.pop(name)
+
+    async def set_default(self, name: str, version: str) -> None:
+        """Make the bare name mean this version."""
+        self._known(name, version)
+        self._defaults[name] = version
+
+    async def inspect(self, data: bytes) -> Mapping[str, Any]:
+        """Read the text chunks of a PNG."""
+        items = read_png_text(data)
+        return {
+            "parameters": items.get("parameters", ""),
+            "items": items,
+            "recipe": None,
+            "request": {"prompt": items["parameters"].splitlines()[0]} if items else None,
+            "not_honoured": [],
+        }
+
+    async def upscale(
+        self, data: bytes, *, factor: float, model: str | None = None, output: Output
+    ) -> ImageOutput:
+        """Draw a picture of the enlarged size."""
+        if model is not None and model != "anime-x4":
+            raise UnknownName("upscaler", model, ["anime-x4"], field="upscale.model")
+        width, height = (round(side * factor) for side in read_size(data))
+        if width * height > 64_000_000:
+            raise ImageError(f"the result would be {width}x{height}, more than 64 million pixels")
+        drawn = draw(hashlib.sha256(data).digest(), width, height, output.format)
+        return ImageOutput(
+            index=0, seed=0, data=drawn, format=output.format, width=width, height=height
+        )
+
+    async def grid(
+        self, images: Sequence[bytes], *, columns: int, padding_px: int = 2, output: Output
+    ) -> bytes:
+        """Draw a picture of the size the grid has."""
+        width, height = read_size(images[0])
+        columns = min(columns, len(images))
+        rows = -(-len(images) // columns)
+        pad = padding_px if len(images) > 1 else 0
+        size = columns * (width + pad) + pad, rows * (height + pad) + pad
+        return draw(hashlib.sha256(b"".join(images)).digest(), *size, output.format)
+
+    def _check(self, request: GenerationRequest) -> None:
+        """Refuse what the planner would refuse."""
+        if self._closed:
+            raise NotReady("the service is closing")
+        name, _, version = request.model.partition("@")
+        self._known(name, version or self._defaults.get(name, ""), field="model")
+        if request.scheduler is not None and request.scheduler not in SCHEDULERS:
+            raise UnknownName("scheduler", request.scheduler, SCHEDULERS, field="scheduler")
+        for side in ("width", "height"):
+            value = getattr(request, side)
+            if value is not None and value % 8:
+                raise InvalidRequest(
+                    f"{side} must be a multiple of 8 px, got {value}",
+                    field=side,
+                    value=value,
+                    allowed="multiples of 8",
+                )
+
+    def _known(self, name: str, version: str, field: str | None = None) -> None:
+        if name not in self._defaults:
+            raise UnknownName("model", name, self._defaults, field=field)
+        if (name, version) not in self._models:
+            known = [v for n, v in self._models if n == name]
+            raise UnknownName("version", version, known, field=field)
+
+    def _describe(self, name: str, version: str) -> dict[str, Any]:
+        model = self._models[name, version]
+        side = 64 if model["family"] == "gan" else 128
+        return {
+            "name": name,
+            "version": version,
+            "default": self._defaults[name] == version,
+            "digest": hashlib.sha256(f"{name}@{version}".encode()).hexdigest(),
+            "family": model["family"],
+            "ready": True,
+            "path": model.get("path", ""),
+            "licence": "Apache-2.0",
+            "takes_prompt": model["takes_prompt"],
+            "size_multiple": 8,
+            "min_size_px": 8,
+            "max_size_px": model["max_size_px"],
+            "defaults": {
+                "width": side,
+                "height": side,
+                "num_inference_steps": 0 if model["family"] == "gan" else 4,
+                "guidance_scale": 5.0,
+                "scheduler": "euler",
+                "sigma_schedule": None,
+            },
+            "limits": [],
+        }
+
+    def _plan(self, request: GenerationRequest) -> dict[str, Any]:
+        defaults = self._describe(request.model.partition("@")[0], "1.0")["defaults"]
+        guidance = request.guidance_scale
+        if isinstance(guidance, GuidanceSchedule):
+            guidance = guidance.start
+        return {
+            "model": request.model,
+            "width": request.width or defaults["width"],
+            "height": request.height or defaults["height"],
+            "num_inference_steps": request.num_inference_steps or defaults["num_inference_steps"],
+            "scheduler": request.scheduler or defaults["scheduler"],
+            "guidance_scale": guidance if guidance is not None else defaults["guidance_scale"],
+            "seed": request.seed,
+        }
+
+    def _eta_s(self, request: GenerationRequest) -> float:
+        return self.config.step_s * float(self._plan(request)["num_inference_steps"])
+
+    async def _run(
+        self,
+        request: GenerationRequest,
+        request_id: str,
+        stop: asyncio.Event,
+        preview_every: int,
+        timings: StageTimings,
+    ) -> AsyncIterator[Event]:
+        """Take the steps of every image, then end."""
+        plan = self._plan(request)
+        steps = int(plan["num_inference_steps"])
+        yield Started(id=request_id)
+        images: list[ImageOutput] = []
+        for index in range(request.walk.frames if request.walk else request.num_images):
+            for step in range(1, steps + 1):
+                await asyncio.sleep(self.config.step_s)
+                if stop.is_set():
+                    yield Cancelled(id=request_id)
+                    return
+                failure = self.config.failures.get(request.prompt)
+                if failure:
+                    error = getattr(errors, failure, RuntimeError)("the fake was told to fail")
+                    yield Failed(id=request_id, error=error)
+                    return
+                self._maybe_crash(request.prompt)
+                wants = preview_every and step % preview_every == 0
+                preview = draw(bytes([step] * 32), 16, 16, "png") if wants else None
+                yield Stepped(
+                    id=request_id, image=index, step=step, steps=steps, preview=preview
+                )
+            images.append(self._picture(request, index, plan, timings))
+            yield ImageFinished(id=request_id, image=images[-1])
+        result = GenerationResult(id=request_id, images=tuple(images), plan=plan)
+        if len(self._cache) < 256:
+            self._cache[request.digest] = result
+        yield Finished(id=request_id, result=result)
+
+    def _maybe_crash(self, prompt: str) -> None:
+        """Die as a segfault would, if a test asked for it."""
+        marker = self.config.crashes.get(prompt)
+        if marker and not Path(marker).exists():
+            Path(marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.config.always_crash and prompt == self.config.always_crash:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _picture(
+        self,
+        request: GenerationRequest,
+        index: int,
+        plan: Mapping[str, Any],
+        timings: StageTimings,
+    ) -> ImageOutput:
+        seed = ((request.seed or 0) + index) % (MAX_SEED + 1)
+        alone = replace(request, seed=seed, num_images=1, walk=None)
+        digest = hashlib.sha256(alone.canonical().encode()).digest()
+        width, height = plan["width"], plan["height"]
+        if request.upscale is not None:
+            width, height = (round(v * request.upscale.factor) for v in (width, height))
+        text = (
+            f"{request.prompt}\nNegative prompt: {request.negative_prompt}\n"
+            f"Steps: {plan['num_inference_steps']}, Sampler: Euler, "
+            f"CFG scale: {plan['guidance_scale']}, Seed: {seed}, Size: {width}x{height}, "
+            f"Model: {request.model}, RNG: CPU"
+        )
+        chunks = {"parameters": text} if request.output.metadata else {}
+        return ImageOutput(
+            index=index,
+            seed=seed,
+            data=draw(digest, width, height, request.output.format, chunks),
+            format=request.output.format,
+            width=width,
+            height=height,
+            recipe={"digest": digest.hex(), "parameters": text},
+            timings=timings,
+        )
+
+
+def _with_seed(request: GenerationRequest) -> GenerationRequest:
+    return replace(request, seed=secrets.randbits(32))
