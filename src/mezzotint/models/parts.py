@@ -1,0 +1,269 @@
+"""Parts: the pieces a model is wired from, known before they are built.
+
+A diffusers folder, a single file and loose objects all become the same thing:
+configurations as plain data, plus functions that build the torch modules when a
+network is first called. Reading a folder checks everything that can be checked
+without torch: pickles are refused, sizes must be those the headers promise, and
+digests must be those that were expected.
+"""
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mezzotint.errors import CardError, WeightsError
+from mezzotint.files import digest_file
+
+__all__ = [
+    "Part",
+    "Parts",
+    "SafetensorsHeader",
+    "check_digest",
+    "combine_digests",
+    "digest_files",
+    "find_weights",
+    "read_header",
+    "read_json",
+    "refuse_pickle",
+]
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One network of a model: what it is, and how to build it.
+
+    Args:
+        role: ``"unet"``, ``"transformer"``, ``"vae"``, ``"text_encoder"``, ...
+        class_name: Class in diffusers or transformers.
+        config: Its configuration as plain data.
+        build: Makes the torch module with its weights, in float32 or as stored.
+        digest: sha256 of its weights and configuration.
+        num_bytes: Bytes of its weights in memory, as stored.
+        is_half: Whether the weights are stored in 16 bits.
+    """
+
+    role: str
+    class_name: str
+    config: Mapping[str, Any]
+    build: Callable[[], Any] = field(repr=False)
+    digest: str = ""
+    num_bytes: int = 0
+    is_half: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Everything a family wires into a model.
+
+    Args:
+        name: Store name or path, for messages.
+        pipeline: Class name of the diffusers pipeline the parts belong to.
+        networks: Network parts by role.
+        tokenizers: :class:`~mezzotint.models.prompts.Tokens` by role.
+        scheduler: The scheduler's configuration, with ``_class_name``.
+        config: The pipeline's own configuration (``force_zeros...``, ``id2label``).
+        digest: sha256 over the content of all files.
+        path: Where the files are, "" if in memory.
+    """
+
+    name: str
+    pipeline: str
+    networks: Mapping[str, Part]
+    tokenizers: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    scheduler: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    digest: str = ""
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SafetensorsHeader:
+    """Names, shapes and types of a safetensors file, read without its data.
+
+    ``tensors`` maps a name to ``(dtype, shape)``; ``metadata`` is the free text
+    map that the format allows; ``data_bytes`` counts the data alone.
+    """
+
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+    metadata: Mapping[str, str]
+    data_bytes: int
+
+    @property
+    def is_half(self) -> bool:
+        """Whether most values are stored in 16 bits."""
+        kinds = [dtype for dtype, shape in self.tensors.values() if len(shape) > 1]
+        return sum(kind in ("F16", "BF16") for kind in kinds) * 2 > len(kinds)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CardError: If the file is missing, is no JSON, or is no object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CardError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise CardError(f"{path} is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise CardError(f"{path} must hold a JSON object, got {type(data).__name__}")
+    return data
+
+
+def refuse_pickle(path: Path) -> None:
+    """Refuse a file whose loading could run code.
+
+    Raises:
+        WeightsError: If the file's kind is a pickle; says how to convert it.
+    """
+    if path.suffix.lower() in PICKLES:
+        raise WeightsError(
+            f"{path} is a pickle, and loading a pickle can run any code it holds; convert it "
+            "once, on a machine you can afford to lose: state = torch.load(path, "
+            "weights_only=True); safetensors.torch.save_file(state, 'model.safetensors')"
+        )
+
+
+def read_header(path: Path) -> SafetensorsHeader:
+    """Read the header of a safetensors file and check it against the file's size.
+
+    Raises:
+        WeightsError: If the file is missing, is no safetensors file, or is
+            shorter or longer than its header says.
+    """
+    refuse_pickle(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            start = stream.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER_BYTES + 1
+            text = stream.read(length) if length <= MAX_HEADER_BYTES else b""
+    except OSError as error:
+        raise WeightsError(f"cannot read weights {path}: {error.strerror}") from None
+    if text[:1] != b"{" or len(text) != length:
+        raise WeightsError(
+            f"{path} is not a safetensors file or its header is cut off ({size} bytes found)"
+        )
+    try:
+        entries: dict[str, Any] = json.loads(text)
+        metadata = entries.pop("__metadata__", {})
+        tensors = {k: (str(v["dtype"]), tuple(v["shape"])) for k, v in entries.items()}
+        end = max((int(v["data_offsets"][1]) for v in entries.values()), default=0)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise WeightsError(
+            f"{path} has a safetensors header that cannot be read: {error}"
+        ) from None
+    expected = 8 + length + end
+    if size != expected:
+        raise WeightsError(
+            f"{path} is corrupt: expected {expected} bytes by its own header, found {size}; "
+            "copy or download it again"
+        )
+    return SafetensorsHeader(tensors, metadata, end)
+
+
+def find_weights(folder: Path, *, variant: str | None = None) -> tuple[list[Path], str | None]:
+    """Find the safetensors files of one network's folder.
+
+    Args:
+        folder: Folder with a ``config.json`` and weights.
+        variant: ``"fp16"`` and the like to insist on one; None takes the plain
+            files, or a variant if there is nothing else.
+
+    Returns:
+        The files (several if the weights are sharded, the index not among them)
+        and the variant they are of.
+
+    Raises:
+        WeightsError: If there are none, a shard is missing, or there are only
+            pickles.
+    """
+    names = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+    stems = ("diffusion_pytorch_model", "model")
+    found = [n for n in names if re.fullmatch(rf"({'|'.join(stems)})(\..+)?\.safetensors", n)]
+    found += [
+        n
+        for n in names
+        if re.fullmatch(rf"({'|'.join(stems)})\.safetensors\.index(\..+)?\.json", n)
+    ]
+    variants = {_variant(name): name for name in sorted(found, key=lambda n: n.endswith("json"))}
+    variants = {kind: name for kind, name in variants.items() if "-of-" not in name}
+    chosen = variant if variant is not None or None in variants else next(iter(variants), None)
+    if chosen not in variants:
+        pickles = [path for name, path in names.items() if path.suffix in PICKLES]
+        if pickles and not variants:
+            refuse_pickle(pickles[0])
+        wanted = f"{variant} weights" if variant else "weights"
+        raise WeightsError(
+            f"{wanted} missing: {folder} holds no {stems[0]}.safetensors or {stems[1]}.safetensors"
+            + (f", only the variants {', '.join(map(str, variants))}" if variants else "")
+        )
+    name = variants[chosen]
+    if not name.endswith(".json"):
+        return [names[name]], chosen
+    shards = sorted(set(read_json(names[name]).get("weight_map", {}).values()))
+    if missing := [shard for shard in shards if shard not in names]:
+        raise WeightsError(f"weights missing: {folder / missing[0]}, which {name} lists")
+    return [names[shard] for shard in shards], chosen
+
+
+def _variant(name: str) -> str | None:
+    """Return ``fp16`` of ``model.fp16.safetensors``, None where there is none."""
+    middle = re.sub(r"^(diffusion_pytorch_model|model)|\.safetensors|\.index|\.json$", "", name)
+    return middle.strip(".") or None
+
+
+def check_digest(path: Path, *, expected: str | None) -> str:
+    """Return a file's sha256 and compare it with what was expected.
+
+    A file of the Hub's cache is a link to a blob named after its sha256, which
+    then is what is expected.
+
+    Raises:
+        WeightsError: If the digests differ; names both.
+    """
+    found = digest_file(path)
+    blob = path.resolve().name
+    wanted = expected or (blob if re.fullmatch(r"[0-9a-f]{64}", blob) else found)
+    if wanted != found:
+        raise WeightsError(
+            f"{path} is corrupt: expected sha256 {wanted}, found {found}; copy or download it again"
+        )
+    return found
+
+
+def digest_files(
+    root: Path, files: Iterable[Path], *, expected: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return the sha256 of each file by its path inside ``root``, checked.
+
+    Raises:
+        WeightsError: If a digest is not the expected one, or an expected file
+            is missing.
+    """
+    expected = dict(expected or {})
+    found: dict[str, str] = {}
+    for path in sorted(set(files)):
+        name = path.relative_to(root).as_posix()
+        found[name] = check_digest(path, expected=expected.pop(name, None))
+    for name, digest in expected.items():
+        if not (root / name).is_file():
+            raise WeightsError(f"{root / name} is missing, expected with sha256 {digest}")
+        found[name] = check_digest(root / name, expected=digest)
+    return found
+
+
+def combine_digests(digests: Mapping[str, str]) -> str:
+    """Return one sha256 over named digests, independent of their order."""
+    lines = "".join(f"{name}\0{digest}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
