@@ -1,0 +1,27 @@
+"""Config of the pictures room: limits on what is read. Torch-free."""
+
+from dataclasses import dataclass
+
+from mezzotint.plain import check_range
+
+__all__ = ["ImageConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageConfig:
+    """Limits on pictures that come from outside.
+
+    Args:
+        max_pixels: Most pixels (width times height) of a picture that is read.
+        max_side_px: Longest side of a picture that is read.
+        max_bytes: Most bytes of an encoded picture.
+    """
+
+    max_pixels: int = 40_000_000
+    max_side_px: int = 16_384
+    max_bytes: int = 64 << 20
+
+    def __post_init__(self) -> None:
+        check_range("images.max_pixels", self.max_pixels, 1, 170_000_000)
+        check_range("images.max_side_px", self.max_side_px, 1, 65_500)
+        check_range("images.max_bytes", self.max_bytes, 1, 1 << 30)

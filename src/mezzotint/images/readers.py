@@ -1,0 +1,302 @@
+"""Readers: recipes that other programs left in their pictures.
+
+A1111 (and all who write its text), ComfyUI, InvokeAI and Fooocus. The library
+``sd-parsers`` understands the formats; here its answer becomes the nearest
+request that we can run, with a sentence for everything that was lost on the way.
+"""
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sd_parsers.data import Generators, PromptInfo
+from sd_parsers.exceptions import ParserError
+from sd_parsers.parsers import MANAGED_PARSERS
+
+from mezzotint.errors import InvalidRequest
+from mezzotint.infotext import parse_infotext
+from mezzotint.request import GenerationRequest
+from mezzotint.textchunks import PARAMETERS, read_texts
+from mezzotint.types import MAX_SEED
+from mezzotint.vocabulary import match_sampler, match_schedule
+
+__all__ = ["ForeignRecipe", "read_foreign", "recipe_from_infotext"]
+
+_DIALECTS: dict[str, Literal["a1111", "comfyui", "compel"]] = {
+    "AUTOMATIC1111": "a1111",
+    "Fooocus": "a1111",
+    "NovelAI": "a1111",
+    "ComfyUI": "comfyui",
+    "InvokeAI": "compel",
+}
+_LORA_TAG = re.compile(r"<lora:([^:>]+)(?::([-+.\d]+))?[^>]*>")
+# Keys of A1111's text that mean nothing for the picture, or that we honour elsewhere.
+_SILENT = {
+    "Steps",
+    "Sampler",
+    "Schedule type",
+    "CFG scale",
+    "Seed",
+    "Size",
+    "Size-1",
+    "Size-2",
+    "Model",
+    "Model hash",
+    "RNG",
+    "Version",
+    "Denoising strength",
+    "Lora hashes",
+    "Hashes",
+    "TI hashes",
+    "Init image hash",
+    "Eta",
+    "Created Date",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignRecipe:
+    """What a picture says about itself.
+
+    Args:
+        generator: Program that wrote it, e.g. ``"AUTOMATIC1111"``.
+        prompt: The whole prompt.
+        negative_prompt: The whole negative prompt.
+        parameters: What was read, by our field names where we have one.
+        request: The nearest request that can be run.
+        not_honoured: What that request leaves out or changes, one sentence each.
+        raw: The texts as they stand in the file.
+    """
+
+    generator: str
+    prompt: str
+    negative_prompt: str
+    parameters: Mapping[str, Any]
+    request: GenerationRequest
+    not_honoured: tuple[str, ...] = ()
+    raw: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+
+
+def read_foreign(data: bytes, *, known_models: Collection[str] = ()) -> ForeignRecipe | None:
+    """Read another program's recipe from an encoded picture.
+
+    Args:
+        data: PNG, JPEG or WebP.
+        known_models: Names in the store, to find the recipe's model among.
+
+    Returns:
+        The recipe, or None if there is none that anyone knows.
+    """
+    texts = {key: text for key, text in read_texts(data).items() if len(text) < 8_000_000}
+    if not texts:
+        return None
+    for parser in MANAGED_PARSERS:
+        try:
+            info = parser().parse(dict(texts))
+        except (ParserError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue  # not this program's, or a broken text; the next may know it
+        if info.generator == Generators.AUTOMATIC1111:
+            break  # its own text is read with the full grammar below
+        return _from_info(info, texts, known_models)
+    return recipe_from_infotext(texts.get(PARAMETERS, ""), known_models=known_models)
+
+
+def recipe_from_infotext(text: str, *, known_models: Collection[str] = ()) -> ForeignRecipe | None:
+    """Read A1111's text; None if it is none."""
+    parsed = parse_infotext(text)
+    if parsed is None:
+        return None
+    fields = dict(parsed.fields)
+    found: dict[str, Any] = {
+        "sampler": fields.get("Sampler"),
+        "schedule": fields.get("Schedule type"),
+        "num_inference_steps": fields.get("Steps"),
+        "guidance_scale": fields.get("CFG scale"),
+        "seed": fields.get("Seed"),
+        "model": fields.get("Model"),
+        "model_hash": fields.get("Model hash"),
+        "strength": fields.get("Denoising strength"),
+    }
+    if match := re.fullmatch(r"(\d+)x(\d+)", fields.get("Size", "")):
+        found["width"], found["height"] = match.groups()
+    lost = [
+        f"{key} ({value[:60]}) is not known here"
+        for key, value in fields.items()
+        if key not in _SILENT and value
+    ]
+    if fields.get("RNG", "GPU") != "CPU":
+        lost.append("the noise was drawn on a GPU; ours is drawn on the CPU, the picture differs")
+    return _finish(
+        "AUTOMATIC1111",
+        (parsed.prompt, parsed.negative_prompt),
+        found,
+        lost,
+        raw={PARAMETERS: text},
+        known_models=known_models,
+    )
+
+
+def _from_info(
+    info: PromptInfo, texts: Mapping[str, str], known_models: Collection[str]
+) -> ForeignRecipe:
+    """Translate what the library found."""
+    lost: list[str] = []
+    samplers = sorted(info.samplers, key=lambda s: str(s.sampler_id))
+    sampler = samplers[0] if samplers else None
+    if len(samplers) > 1:
+        lost.append(f"the recipe samples {len(samplers)} times; only the first time is kept")
+    parameters = dict(sampler.parameters) if sampler else {}
+    metadata = info.metadata
+    found: dict[str, Any] = {
+        "sampler": sampler.name if sampler else None,
+        "schedule": parameters.get("scheduler"),
+        "num_inference_steps": parameters.get("steps"),
+        "guidance_scale": parameters.get("cfg_scale"),
+        "seed": _first(parameters, "seed", "noise_seed"),
+        "model": sampler.model.name if sampler and sampler.model else None,
+        "model_hash": sampler.model.hash if sampler and sampler.model else None,
+        "strength": _first(parameters, "denoise"),
+        **_find_size(metadata),
+    }
+    if found["strength"] is not None and _number(found["strength"]) == 1:
+        found["strength"] = None  # ComfyUI's way of saying: from noise
+    handled = {"scheduler", "steps", "cfg_scale", "seed", "noise_seed", "denoise"}
+    lost += [
+        f"{key} ({str(value)[:60]}) is not known here"
+        for key, value in parameters.items()
+        if key not in handled and value not in (None, "", 0, False, [])
+    ]
+    lost.append("the noise is drawn in another way than there; the picture differs")
+    return _finish(
+        info.generator.value,
+        (info.full_prompt, info.full_negative_prompt),
+        found,
+        lost,
+        raw=texts,
+        known_models=known_models,
+    )
+
+
+def _first(values: Mapping[str, Any], *keys: str) -> Any:
+    return next((values[key] for key in keys if values.get(key) is not None), None)
+
+
+def _find_size(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Find width and height wherever the program keeps them."""
+    if "width" in metadata and "height" in metadata:
+        return {"width": metadata["width"], "height": metadata["height"]}
+    resolution = str(metadata.get("resolution", ""))  # Fooocus: "(896, 1152)"
+    if match := re.search(r"(\d+)\D+(\d+)", resolution):
+        return {"width": match[1], "height": match[2]}
+    for name, nodes in metadata.items():  # ComfyUI: nodes by class
+        if "Latent" in str(name) and isinstance(nodes, list):
+            for node in nodes:
+                if isinstance(node, Mapping) and "width" in node and "height" in node:
+                    return {"width": node["width"], "height": node["height"]}
+    return {}
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _finish(
+    generator: str,
+    prompts: tuple[str, str],
+    found: dict[str, Any],
+    lost: list[str],
+    *,
+    raw: Mapping[str, Any],
+    known_models: Collection[str],
+) -> ForeignRecipe:
+    """Build the nearest request, field by field, saying what does not fit."""
+    prompt, negative = prompts
+    wanted: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative}
+    dialect = _DIALECTS.get(generator)
+    if dialect and re.search(r"[()\[\]+]|--", prompt + negative):
+        wanted["prompt_dialect"] = dialect
+    loras = _LORA_TAG.findall(prompt)
+    if loras:
+        wanted["prompt"] = _LORA_TAG.sub("", prompt).strip()
+        wanted["loras"] = [
+            {"name": n, "scale": 1.0 if _number(s) is None else _number(s)} for n, s in loras
+        ]
+    _take_model(found, wanted, lost, known_models)
+    _take_sampler(found, wanted, lost)
+    _take_numbers(found, wanted, lost)
+    if found.get("strength") is not None:
+        lost.append("the picture began from another picture, which is not in the file")
+    try:
+        request = GenerationRequest.from_dict(wanted)
+    except InvalidRequest as error:
+        lost.append(f"left out: {error}")
+        request = GenerationRequest(prompt=prompt[:32_000])
+    return ForeignRecipe(
+        generator=generator,
+        prompt=prompt,
+        negative_prompt=negative,
+        parameters={key: value for key, value in found.items() if value is not None},
+        request=request,
+        not_honoured=tuple(dict.fromkeys(lost)),
+        raw=dict(raw),
+    )
+
+
+def _take_model(
+    found: Mapping[str, Any], wanted: dict[str, Any], lost: list[str], known: Collection[str]
+) -> None:
+    name = str(found.get("model") or "")
+    stem = re.sub(r"\.(safetensors|ckpt|sft|pt)$", "", name.replace("\\", "/").rpartition("/")[2])
+    if name in known or stem in known:
+        wanted["model"] = name if name in known else stem
+    elif name or found.get("model_hash"):
+        lost.append(f"model {name or found['model_hash']} is not in the store; plate is used")
+
+
+def _take_sampler(found: Mapping[str, Any], wanted: dict[str, Any], lost: list[str]) -> None:
+    name, schedule = found.get("sampler"), found.get("schedule")
+    if name:
+        match = match_sampler(str(name))
+        if match is None:
+            lost.append(f"sampler {name} is not known here")
+        else:
+            wanted["scheduler"], wanted["sigma_schedule"] = match.scheduler, match.sigma_schedule
+            if not match.exact:
+                lost.append(f"sampler {name} does not exist here; {match.scheduler} is the nearest")
+    if schedule:
+        answer = match_schedule(str(schedule))
+        if answer is None:
+            lost.append(f"sigma schedule {schedule} is not known here")
+        else:
+            wanted["sigma_schedule"] = answer[0] or wanted.get("sigma_schedule")
+            if not answer[1]:
+                lost.append(f"sigma schedule {schedule} does not exist here; {answer[0]} is used")
+
+
+def _take_numbers(found: Mapping[str, Any], wanted: dict[str, Any], lost: list[str]) -> None:
+    limits = {
+        "num_inference_steps": (1, 1000),
+        "guidance_scale": (0, 1000),
+        "width": (1, 16_384),
+        "height": (1, 16_384),
+    }
+    for key, (low, high) in limits.items():
+        value = found.get(key)
+        if value is None:
+            continue
+        number = _number(value)
+        if number is None or not low <= number <= high:
+            lost.append(f"{key} {str(value)[:40]} is out of range")
+        else:
+            wanted[key] = number if key == "guidance_scale" else int(number)
+    seed = str(found.get("seed") if found.get("seed") is not None else "")
+    if seed.isdecimal() and len(seed) <= 20 and int(seed) <= MAX_SEED:
+        wanted["seed"] = int(seed)
+    elif seed:
+        lost.append(f"seed {seed[:40]} is not a number that can be used")

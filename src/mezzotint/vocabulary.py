@@ -1,0 +1,168 @@
+"""Vocabulary: the names that other tools give to our schedulers.
+
+One table for every door and reader. Our ``scheduler`` is what A1111 calls a
+sampler; our ``sigma_schedule`` is what A1111 calls a schedule type. A name that
+we do not have is answered with the nearest one and marked as not exact, so that
+whoever asked can be told.
+
+Source: the sampler and schedule lists of A1111 1.10, ComfyUI, InvokeAI 6 and
+Fooocus, as their metadata spells them.
+"""
+
+from typing import NamedTuple
+
+__all__ = [
+    "A1111_SAMPLERS",
+    "A1111_SCHEDULES",
+    "SchedulerMatch",
+    "a1111_sampler",
+    "a1111_schedule",
+    "match_sampler",
+    "match_schedule",
+]
+
+
+class SchedulerMatch(NamedTuple):
+    """What a foreign sampler name means here.
+
+    ``exact`` is False where the nearest thing was taken instead.
+    """
+
+    scheduler: str | None
+    sigma_schedule: str | None = None
+    exact: bool = True
+
+
+# A1111 name, ours, exact, other tools' names for the same thing
+_SAMPLERS: tuple[tuple[str, str, bool, tuple[str, ...]], ...] = (
+    ("DPM++ 2M", "dpmpp_2m", True, ("k_dpmpp_2m", "dpm++_2m")),
+    ("DPM++ SDE", "dpmpp_sde", True, ("k_dpmpp_sde", "dpm++_sde")),
+    ("DPM++ 2M SDE", "dpmpp_sde", False, ("dpmpp_2m_sde", "k_dpmpp_2m_sde", "dpm++_2m_sde")),
+    ("DPM++ 2M SDE Heun", "dpmpp_sde", False, ("dpmpp_2m_sde_heun",)),
+    ("DPM++ 2S a", "DPMSolverSinglestepScheduler", False, ("dpmpp_2s_ancestral", "dpmpp_2s")),
+    ("DPM++ 3M SDE", "dpmpp_sde", False, ("dpmpp_3m_sde", "dpmpp_3m")),
+    ("Euler a", "euler_ancestral", True, ("euler_a", "k_euler_a", "k_euler_ancestral")),
+    ("Euler", "euler", True, ("k_euler", "flow_euler")),
+    ("LMS", "LMSDiscreteScheduler", True, ("lms", "k_lms")),
+    ("Heun", "heun", True, ("k_heun", "flow_heun")),
+    ("DPM2", "KDPM2DiscreteScheduler", True, ("dpm_2", "k_dpm_2", "kdpm_2")),
+    (
+        "DPM2 a",
+        "KDPM2AncestralDiscreteScheduler",
+        True,
+        ("dpm_2_ancestral", "k_dpm_2_a", "kdpm_2_a"),
+    ),
+    ("DPM fast", "dpmpp_2m", False, ("dpm_fast", "k_dpm_fast")),
+    ("DPM adaptive", "dpmpp_2m", False, ("dpm_adaptive", "k_dpm_ad")),
+    ("Restart", "heun", False, ("restart",)),
+    ("DDIM", "ddim", True, ()),
+    ("DDIM CFG++", "ddim", False, ("ddim_cfgpp",)),
+    ("PLMS", "PNDMScheduler", True, ("plms", "pndm")),
+    ("UniPC", "unipc", True, ("uni_pc", "uni_pc_bh2")),
+    ("LCM", "lcm", True, ()),
+    ("DDPM", "ddpm", True, ()),
+    ("DEIS", "DEISMultistepScheduler", True, ("deis",)),
+)
+
+# A1111 name, ours (None: the scheduler's own), exact, other tools' names
+_SCHEDULES: tuple[tuple[str, str | None, bool, tuple[str, ...]], ...] = (
+    ("Automatic", None, True, ("", "auto", "none", "default")),
+    ("Uniform", "linear", True, ("linspace",)),
+    ("Karras", "karras", True, ()),
+    ("Exponential", "exponential", True, ()),
+    ("Polyexponential", "exponential", True, ()),  # its rho is 1: the same curve
+    ("SGM Uniform", "trailing", True, ("sgm_uniform",)),
+    ("KL Optimal", "karras", False, ("kl_optimal",)),
+    ("Align Your Steps", "karras", False, ("align_your_steps", "ays")),
+    ("Simple", "trailing", True, ()),
+    ("Normal", "linear", True, ()),
+    ("DDIM", "leading", True, ("ddim_uniform", "uniform_ddim")),
+    ("Beta", "beta", True, ()),
+)
+
+A1111_SAMPLERS: tuple[str, ...] = tuple(row[0] for row in _SAMPLERS)
+"""Sampler names that the A1111 door offers, in A1111's order."""
+
+A1111_SCHEDULES: tuple[str, ...] = tuple(row[0] for row in _SCHEDULES)
+"""Schedule types that the A1111 door offers, in A1111's order."""
+
+_SCHEDULE_SUFFIXES = {
+    " karras": "karras",
+    " exponential": "exponential",
+    " polyexponential": "exponential",
+    "_karras": "karras",
+    "_k": "karras",
+}
+
+
+def _index() -> dict[str, SchedulerMatch]:
+    """Build the look-up of every known sampler name, in lower case."""
+    found: dict[str, SchedulerMatch] = {}
+    for name, ours, exact, aliases in _SAMPLERS:
+        match = SchedulerMatch(ours, None, exact)
+        for key in (name, *aliases, *((ours,) if exact else ())):
+            found.setdefault(key.lower(), match)
+    for flow in ("flow_euler", "flow_heun"):  # our own names mean themselves
+        found[flow] = SchedulerMatch(flow)
+    return found
+
+
+_BY_NAME = _index()
+_SCHEDULE_BY_NAME = {
+    key.lower(): (ours, exact)
+    for name, ours, exact, aliases in reversed(_SCHEDULES)
+    for key in (name, *((ours,) if ours and exact else ()), *aliases)
+}
+_SCHEDULE_BY_NAME["linear"] = ("linear", True)
+
+
+def match_sampler(name: str) -> SchedulerMatch | None:
+    """Find our scheduler for a foreign sampler name.
+
+    Reads ``Euler a``, ``k_euler_a``, ``dpmpp_2m_sde_gpu``, ``DPM++ 2M Karras``,
+    ``euler_k`` and names of diffusers scheduler classes, in any case.
+
+    Returns:
+        The match, with the sigma schedule if the name holds one, or None if the
+        name means nothing.
+
+    Example:
+        >>> match_sampler("DPM++ 2M Karras")
+        SchedulerMatch(scheduler='dpmpp_2m', sigma_schedule='karras', exact=True)
+    """
+    key = name.strip().lower().removesuffix("_gpu")
+    if key in _BY_NAME:
+        return _BY_NAME[key]
+    for suffix, schedule in _SCHEDULE_SUFFIXES.items():
+        bare = key.removesuffix(suffix)
+        if bare != key and bare in _BY_NAME:
+            return _BY_NAME[bare]._replace(sigma_schedule=schedule)
+    if name.strip().endswith("Scheduler"):
+        return SchedulerMatch(name.strip())
+    return None
+
+
+def match_schedule(name: str) -> tuple[str | None, bool] | None:
+    """Find our sigma schedule for a foreign schedule type.
+
+    Returns:
+        Our name (None: the scheduler's own) and whether it is exact; or None if
+        the name means nothing.
+    """
+    return _SCHEDULE_BY_NAME.get(name.strip().lower())
+
+
+def a1111_sampler(scheduler: str) -> str:
+    """Return A1111's name for a scheduler of ours, or the name itself if it has none."""
+    key = scheduler.lower()
+    for name, ours, exact, aliases in _SAMPLERS:
+        if exact and key in (ours.lower(), name.lower(), *aliases):
+            return name
+    return scheduler
+
+
+def a1111_schedule(sigma_schedule: str | None) -> str:
+    """Return A1111's schedule type for a sigma schedule of ours."""
+    if sigma_schedule is None:
+        return "Automatic"
+    return next((name for name, ours, _, _ in _SCHEDULES if ours == sigma_schedule), sigma_schedule)

@@ -1,0 +1,65 @@
+import diffusers
+import pytest
+
+from mezzotint.vocabulary import (
+    A1111_SAMPLERS,
+    A1111_SCHEDULES,
+    a1111_sampler,
+    a1111_schedule,
+    match_sampler,
+    match_schedule,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "schedule", "exact"),
+    [
+        ("Euler a", "euler_ancestral", None, True),
+        ("euler", "euler", None, True),
+        ("k_euler_ancestral", "euler_ancestral", None, True),
+        ("DPM++ 2M Karras", "dpmpp_2m", "karras", True),
+        ("dpmpp_2m_k", "dpmpp_2m", "karras", True),
+        ("dpmpp_2m_sde_gpu", "dpmpp_sde", None, False),
+        ("uni_pc", "unipc", None, True),
+        ("PLMS", "PNDMScheduler", None, True),
+        ("KDPM2DiscreteScheduler", "KDPM2DiscreteScheduler", None, True),
+        ("flow_euler", "flow_euler", None, True),
+        ("Restart", "heun", None, False),
+    ],
+)
+def test_foreign_names_find_our_scheduler(name, scheduler, schedule, exact):
+    assert match_sampler(name) == (scheduler, schedule, exact)
+
+
+def test_a_name_that_means_nothing_has_no_match():
+    assert match_sampler("sparkle") is None
+    assert match_schedule("sparkle") is None
+
+
+def test_every_offered_name_is_matched():
+    assert all(match_sampler(name) for name in A1111_SAMPLERS)
+    assert all(match_schedule(name) for name in A1111_SCHEDULES)
+
+
+def test_exact_names_survive_the_way_there_and_back():
+    for name in A1111_SAMPLERS:
+        match = match_sampler(name)
+        if match.exact:
+            assert a1111_sampler(match.scheduler) == name
+
+
+def test_class_names_in_the_table_exist_in_diffusers():
+    for name in A1111_SAMPLERS:
+        scheduler = match_sampler(name).scheduler
+        if scheduler.endswith("Scheduler"):
+            assert hasattr(diffusers, scheduler)
+
+
+def test_schedules_translate_both_ways():
+    assert match_schedule("SGM Uniform") == ("trailing", True)
+    assert match_schedule("Automatic") == (None, True)
+    assert match_schedule("karras") == ("karras", True)
+    assert match_schedule("KL Optimal") == ("karras", False)
+    assert a1111_schedule("karras") == "Karras"
+    assert a1111_schedule("leading") == "DDIM"
+    assert a1111_schedule(None) == "Automatic"
