@@ -1,0 +1,175 @@
+"""State: everything a run needs to go on as if it had never stopped.
+
+Weights, running means, both moments of the optimisers, and a few counters. The
+random streams need no state of their own: every draw is named by its step
+(:func:`mezzotint.train.data.derive`).
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from mezzotint.errors import InvalidRequest
+from mezzotint.train.config import LoopConfig, OptimizerConfig, TrainConfig
+from mezzotint.train.ema import Ema
+from mezzotint.train.tasks import Task
+
+__all__ = ["Counters", "RunState", "create_accelerator", "learning_rate"]
+
+
+def create_accelerator(loop: LoopConfig) -> Accelerator:
+    """Return the accelerator of a run.
+
+    Raises:
+        InvalidRequest: If the device or the precision is not there.
+    """
+    cuda = torch.cuda.is_available()
+    if loop.device == "cuda" and not cuda:
+        raise InvalidRequest(
+            'loop.device "cuda" was asked for but there is no CUDA device; use "auto" or "cpu"',
+            field="loop.device",
+            value="cuda",
+        )
+    if loop.device == "mps" and not torch.backends.mps.is_available():
+        raise InvalidRequest(
+            'loop.device "mps" was asked for but there is none; use "auto" or "cpu"',
+            field="loop.device",
+            value="mps",
+        )
+    on_cpu = loop.device == "cpu" or (loop.device == "auto" and not cuda)
+    if loop.precision == "fp16" and on_cpu:
+        raise InvalidRequest(
+            'loop.precision "fp16" needs CUDA; use "bf16" or "no" on this device',
+            field="loop.precision",
+            value="fp16",
+            allowed="no, bf16",
+        )
+    shared = AcceleratorState._shared_state
+    if shared and str(shared.get("_mixed_precision", loop.precision)) != loop.precision:
+        AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier run in this process
+    return Accelerator(mixed_precision=loop.precision, cpu=on_cpu)
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Return the learning rate of a step, counted from 0."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    if config.decay == "linear":
+        return config.learning_rate * max(0.0, 1 - done)
+    if config.decay == "cosine":
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return config.learning_rate
+
+
+@dataclass(slots=True)
+class Counters:
+    """The plain part of the state.
+
+    Args:
+        step: Optimiser steps done.
+        skipped: Batches that rollbacks moved past.
+        bad_steps: Steps in a row that were not finite.
+        rollbacks: Rollbacks so far.
+        rate_scale: Product of all rollback scales.
+        best: Lowest held-out loss.
+        stale: Held-out losses since then.
+    """
+
+    step: int = 0
+    skipped: int = 0
+    bad_steps: int = 0
+    rollbacks: int = 0
+    rate_scale: float = 1.0
+    best: float = math.inf
+    stale: int = 0
+
+
+class RunState:
+    """Modules, optimisers, running means and counters of a run.
+
+    Args:
+        config: The run.
+        task: What is trained; its modules are moved to the device.
+        accelerator: Devices and precision.
+    """
+
+    def __init__(self, config: TrainConfig, task: Task, accelerator: Accelerator) -> None:
+        self.config, self.task, self.accelerator = config, task, accelerator
+        self.counters = Counters()
+        task.modules.to(accelerator.device)
+        for helper in task.frozen():
+            helper.to(accelerator.device).eval().requires_grad_(False)
+        self.ema = Ema(task.modules, config.ema.decays, warmup=config.ema.warmup)
+        self.networks: dict[str, Any] = {}
+        for name, module in task.modules.items():
+            called: Any = torch.compile(module) if config.loop.compile else module
+            has_weights = any(p.requires_grad for p in module.parameters())
+            self.networks[name] = accelerator.prepare(called) if has_weights else called
+        self.optimizers = {
+            group: accelerator.prepare(self._optimizer(names))
+            for group, names in task.groups.items()
+        }
+
+    def _optimizer(self, names: Any) -> torch.optim.Optimizer:
+        """Build the optimiser of a group of modules."""
+        options = self.config.optimizer
+        cls = torch.optim.AdamW if options.kind == "adamw" else torch.optim.Adam
+        return cls(
+            self.parameters(names),
+            lr=options.learning_rate,
+            betas=options.betas,
+            eps=options.epsilon,
+            weight_decay=options.weight_decay,
+        )
+
+    def parameters(self, names: Any) -> list[nn.Parameter]:
+        """Return the weights of some modules that learn."""
+        return [
+            parameter
+            for name in names
+            for parameter in self.task.modules[name].parameters()
+            if parameter.requires_grad
+        ]
+
+    def set_rates(self) -> float:
+        """Give every optimiser the learning rate of the next step, and return it."""
+        counters, config = self.counters, self.config
+        rate = learning_rate(config.optimizer, counters.step, config.loop.steps)
+        rate *= counters.rate_scale
+        for group, optimizer in self.optimizers.items():
+            for options in optimizer.param_groups:
+                options["lr"] = rate * self.task.rates[group]
+        return rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything for a checkpoint."""
+        state: dict[str, Any] = {
+            "modules": dict(self.task.modules.state_dict()),
+            "ema": self.ema.state_dict(),
+            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+            "counters": {k: v for k, v in asdict(self.counters).items() if v != math.inf},
+        }
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take everything back from a checkpoint."""
+        self.task.modules.load_state_dict(state["modules"])
+        self.ema.load_state_dict(state["ema"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        if self.accelerator.scaler is not None and "scaler" in state:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.counters = Counters(**state["counters"])
+
+    @torch.no_grad()
+    def is_finite(self) -> bool:
+        """Say whether every weight is finite."""
+        return all(bool(torch.isfinite(p).all()) for p in self.task.modules.parameters())

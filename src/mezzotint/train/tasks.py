@@ -1,0 +1,112 @@
+"""Tasks: what a step of training is, for each kind of run.
+
+A task owns the modules that learn, grouped by optimiser, and answers with the
+loss of a batch. The trainer owns everything else: order, steps, precision,
+state. So diffusion, autoencoders, GANs, LoRA and distillation share one loop.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mezzotint.models.base import Model
+from mezzotint.train.config import TrainConfig
+from mezzotint.train.data import Dataset
+
+__all__ = ["Batch", "Task", "create_task"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples with what steers them.
+
+    Args:
+        samples: Shape (B, ...), float32, on the device.
+        labels: Class of each, empty without classes.
+        captions: Caption of each, empty without captions.
+    """
+
+    samples: Tensor
+    labels: Sequence[int] = ()
+    captions: Sequence[str] = ()
+
+
+class Task(Protocol):
+    """What is trained.
+
+    Attributes:
+        modules: Everything that learns or is averaged; its state is the checkpoint's.
+        groups: Names of the optimisers in the order of a step, with the names of
+            the modules each one moves.
+        rates: Learning rate of each group relative to the configured one.
+        compiled: Names of modules that may be compiled.
+    """
+
+    modules: nn.ModuleDict
+    groups: Mapping[str, Sequence[str]]
+    rates: Mapping[str, float]
+
+    def loss(
+        self, group: str, networks: Mapping[str, Any], batch: Batch, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a group on a batch and further figures worth a line.
+
+        Args:
+            group: Which optimiser will step.
+            networks: The modules to call, wrapped for devices and compiled.
+            batch: The samples.
+            generator: The CPU generator of this batch.
+        """
+        ...
+
+    def held_out_loss(
+        self, networks: Mapping[str, Any], batch: Batch, generator: torch.Generator
+    ) -> Tensor:
+        """Return the loss on held-out samples, without luck in the noise levels."""
+        ...
+
+    def after_step(self, step: int) -> None:
+        """Do what follows an optimiser step (target networks)."""
+        ...
+
+    def frozen(self) -> Sequence[nn.Module]:
+        """Return modules that only help; the trainer moves them to the device."""
+        ...
+
+    def model(self, modules: nn.ModuleDict) -> Model:
+        """Return the model to sample from, around copies of the weights."""
+        ...
+
+    def export(self, folder: Path, modules: nn.ModuleDict, training: Mapping[str, Any]) -> None:
+        """Write the run as a model into an empty folder."""
+        ...
+
+
+def create_task(config: TrainConfig, data: Dataset, generator: torch.Generator) -> Task:
+    """Build the task of a run; weights are drawn from ``generator``."""
+    from mezzotint.train.networks import seeded
+
+    with seeded(generator):
+        if config.kind == "diffusion":
+            from mezzotint.train.diffusion import DiffusionTask
+
+            return DiffusionTask(config, data)
+        if config.kind == "autoencoder":
+            from mezzotint.train.autoencoder import AutoencoderTask
+
+            return AutoencoderTask(config, data)
+        if config.kind == "gan":
+            from mezzotint.train.adversarial import AdversarialTask
+
+            return AdversarialTask(config, data)
+        if config.kind == "lora":
+            from mezzotint.train.lora import LoraTask
+
+            return LoraTask(config, data)
+        from mezzotint.train.distill import DistillTask
+
+        return DistillTask(config, data)

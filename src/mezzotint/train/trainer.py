@@ -1,0 +1,498 @@
+"""The trainer: one loop that learns and samples.
+
+``Trainer(config).fit()`` reads and checks the data, goes on from the newest
+checkpoint if there is one, trains, and leaves a run folder that is a model.
+``Trainer.sample(request)`` draws from the run at any time with its own
+generators, so the weights come out the same with and without it.
+
+Command lines need no more than::
+
+    trainer = Trainer(TrainConfig.from_toml(path), on_event=print_event)
+    for line in trainer.check().lines(): print(line)
+    trainer.fit()                                    # mezzotint train CONFIG.toml
+    Trainer.open("runs/x").sample(request)           # mezzotint sample RUN_DIR
+
+The run folder holds ``metrics.jsonl``, ``data_report.json``, ``checkpoints/``,
+``samples/grid.png`` and the exported model.
+"""
+
+import copy
+import errno
+import json
+import math
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mezzotint.errors import Cancelled, InvalidRequest, WorkFailed
+from mezzotint.files import write_atomically
+from mezzotint.models.base import Model
+from mezzotint.request import GenerationRequest
+from mezzotint.train.checkpoint import CheckpointStore, check_same_run
+from mezzotint.train.config import TrainConfig
+from mezzotint.train.data import BatchPlan, DataReport, Dataset, augment, derive, load_data
+from mezzotint.train.networks import seeded
+from mezzotint.train.progress import Progress, TrainEvent
+from mezzotint.train.state import RunState, create_accelerator
+from mezzotint.train.tasks import Batch, create_task
+from mezzotint.types import GenerationResult
+
+__all__ = ["FitResult", "Trainer"]
+
+CONFIG_FILE = "train_config.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitResult:
+    """What a run came to.
+
+    Args:
+        run_dir: The run folder, a model.
+        steps: Optimiser steps done.
+        loss: Training loss of the last step.
+        held_out_loss: Lowest held-out loss, None if none was measured.
+        stopped_early: Whether the held-out loss ended the run.
+        rollbacks: How often the run went back.
+    """
+
+    run_dir: Path
+    steps: int
+    loss: float
+    held_out_loss: float | None = None
+    stopped_early: bool = False
+    rollbacks: int = 0
+
+
+class Trainer:
+    """Trains one model and samples from it.
+
+    Args:
+        config: The run; see :class:`mezzotint.train.config.TrainConfig`.
+        on_event: Called with every event of the run, see
+            :mod:`mezzotint.train.progress`.
+    """
+
+    def __init__(
+        self, config: TrainConfig, *, on_event: Callable[[TrainEvent], None] | None = None
+    ) -> None:
+        self.config = config
+        self.run_dir = Path(config.output_dir)
+        self._on_event = on_event
+        self._store = CheckpointStore(self.run_dir / "checkpoints", keep=config.checkpoint.keep)
+        self._data: tuple[Dataset, DataReport] | None = None
+        self._state: RunState | None = None
+        self._model: tuple[int, Model] | None = None
+        self._stop = threading.Event()
+
+    @classmethod
+    def open(cls, run_dir: str | Path) -> "Trainer":
+        """Return the trainer of a run folder, at its newest checkpoint.
+
+        Raises:
+            InvalidRequest: If the folder is no run.
+        """
+        path = Path(run_dir) / CONFIG_FILE
+        try:
+            plain = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise InvalidRequest(
+                f"{run_dir} is no run folder: {path.name} cannot be read ({error})", field="model"
+            ) from None
+        return cls(TrainConfig.from_dict({**plain, "output_dir": str(run_dir)}))
+
+    def check(self) -> DataReport:
+        """Read and check the data, and report what it is; no compute is spent.
+
+        Raises:
+            InvalidRequest: If data and configuration do not fit together.
+        """
+        if self._data is None:
+            self._data = load_data(self.config)
+        return self._data[1]
+
+    def stop(self) -> None:
+        """Ask a running :meth:`fit` to write a checkpoint and return; from any thread."""
+        self._stop.set()
+
+    def fit(self, *, resume: bool = True) -> FitResult:
+        """Train to the configured number of steps.
+
+        Args:
+            resume: Go on from the newest checkpoint; False refuses a folder
+                that has one.
+
+        Raises:
+            InvalidRequest: If the data, the configuration or the checkpoint do
+                not fit together; nothing has been trained then.
+            Cancelled: If :meth:`stop` was called; a checkpoint was written.
+            WorkFailed: If the loss is not finite after every rollback, or the
+                model cannot be written.
+        """
+        state = self._prepare(resume=resume)
+        state.accelerator.wait_for_everyone()
+        plan = self._batch_plan()
+        progress = self._progress(state)
+        progress.rewind(state.counters.step)
+        progress.tell("started", state.counters.step, steps=self.config.loop.steps)
+        if not self._store.steps():
+            self._checkpoint(state, progress)
+        self._stop.clear()
+        loss, early = math.nan, False
+        progress.start_clock(state.counters.step)
+        while state.counters.step < self.config.loop.steps and not early:
+            loss = self._advance(state, plan, progress, loss)
+            early = self._periodic(state, plan, progress)
+            if self._stop.is_set():
+                self._checkpoint(state, progress)
+                raise Cancelled(f"training was stopped at step {state.counters.step}")
+        self._checkpoint(state, progress)
+        self._export(state)
+        counters = state.counters
+        best = None if counters.best == math.inf else counters.best
+        progress.tell("finished", counters.step, loss=loss, held_out_loss=best, stopped_early=early)
+        return FitResult(
+            run_dir=self.run_dir, steps=counters.step, loss=loss, held_out_loss=best,
+            stopped_early=early, rollbacks=counters.rollbacks,
+        )  # fmt: skip
+
+    def sample(self, request: GenerationRequest) -> GenerationResult:
+        """Draw pictures from the run as it is, with the running mean of the weights.
+
+        Own generators, copies of the weights: training is not touched. The
+        answer equals the engine's on the exported run folder.
+
+        Args:
+            request: What to draw; ``model`` is ignored.
+
+        Raises:
+            InvalidRequest: If the request does not fit the model.
+        """
+        from mezzotint.train.sampling import sample_model
+
+        return sample_model(self.model(), request)
+
+    def draw(
+        self,
+        count: int,
+        *,
+        seed: int = 0,
+        num_inference_steps: int | None = None,
+        scheduler: str | None = None,
+        guidance_scale: float | None = None,
+        labels: list[int] | None = None,
+    ) -> np.ndarray:
+        """Draw samples of an array run in the units of its data.
+
+        Args:
+            count: How many.
+            seed: Sample k uses ``seed + k``.
+            num_inference_steps: Solver steps; None is the model's own.
+            scheduler: Solver; None is the model's own.
+            guidance_scale: Guidance towards the labels; None is the model's own.
+            labels: Class of each sample, for class-conditional runs.
+
+        Returns:
+            Shape (count, *shape), float32.
+        """
+        from mezzotint.train.sampling import draw_values
+
+        return draw_values(
+            self.model(), count, seed=seed, num_inference_steps=num_inference_steps,
+            scheduler=scheduler, guidance_scale=guidance_scale, labels=labels,
+        )  # fmt: skip
+
+    def model(self) -> Model:
+        """Return the run as a model, around copies of the weights as they are."""
+        state = self._prepare(resume=True)
+        if self._model is None or self._model[0] != state.counters.step:
+            self._model = (state.counters.step, state.task.model(self._weights(state)))
+        return self._model[1]
+
+    def _weights(self, state: RunState, index: int = 0) -> nn.ModuleDict:
+        """Return copies of the modules holding a running mean, ready to be used."""
+        modules = copy.deepcopy(state.task.modules)
+        if self.config.ema.decays:
+            modules.load_state_dict(state.ema.means[index])
+        return modules.eval().requires_grad_(False)
+
+    def _prepare(self, *, resume: bool) -> RunState:
+        """Check everything, build everything, and go to the newest checkpoint."""
+        if self._state is not None:
+            return self._state
+        restored, damaged = self._store.load_newest()
+        if restored is not None:
+            if not resume:
+                raise InvalidRequest(
+                    f"output_dir {self.run_dir} already holds a run at step {restored.step}; "
+                    "resume it or choose another folder",
+                    field="output_dir",
+                )
+            check_same_run(restored, self.config)
+        if self.config.loop.threads:
+            torch.set_num_threads(self.config.loop.threads)
+        accelerator = create_accelerator(self.config.loop)
+        report = self.check()
+        assert self._data is not None  # noqa: S101  (check reads it)
+        task = create_task(self.config, self._data[0], derive(self.config.seed, "weights"))
+        self._batch_plan()
+        state = RunState(self.config, task, accelerator)
+        if restored is not None:
+            state.load_state_dict(restored.state)
+        if accelerator.is_main_process:
+            self._write_about(report, damaged)
+        self._state = state
+        return state
+
+    def _write_about(self, report: DataReport, damaged: list[str]) -> None:
+        """Write configuration and data report into the run folder."""
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            config = json.dumps(self.config.to_dict(), indent=1)
+            write_atomically(self.run_dir / CONFIG_FILE, config.encode())
+            about = json.dumps(asdict(report), indent=1)
+            write_atomically(self.run_dir / "data_report.json", about.encode())
+        except OSError as error:
+            raise InvalidRequest(
+                f"output_dir {self.run_dir} cannot be written: {error.strerror}",
+                field="output_dir",
+            ) from None
+        for sentence in damaged:
+            if self._on_event is not None:
+                self._on_event({"event": "warning", "step": 0, "message": sentence})
+
+    def _batch_plan(self) -> BatchPlan:
+        assert self._data is not None  # noqa: S101  (called after check)
+        return BatchPlan(
+            self._data[0].buckets,
+            batch_size=self.config.loop.batch_size,
+            held_out=self.config.data.held_out,
+            seed=self.config.seed,
+        )
+
+    def _progress(self, state: RunState) -> Progress:
+        main = state.accelerator.is_main_process
+        return Progress(
+            self.run_dir / "metrics.jsonl" if main else None,
+            steps=self.config.loop.steps,
+            listener=self._on_event if main else None,
+        )
+
+    def _batch(self, state: RunState, indices: list[int], number: int | None) -> Batch:
+        """Read a batch; a training batch (with a number) is augmented."""
+        assert self._data is not None  # noqa: S101
+        data = self._data[0]
+        samples = data.read(indices)
+        if number is not None:
+            generator = derive(self.config.seed, "augmentation", number)
+            samples = augment(samples, self.config.data, generator)
+        return Batch(
+            samples.to(state.accelerator.device),
+            [data.labels[k] for k in indices] if data.labels else (),
+            [data.captions[k] for k in indices] if data.captions else (),
+        )
+
+    def _advance(
+        self, state: RunState, plan: BatchPlan, progress: Progress, last_loss: float
+    ) -> float:
+        """Take one optimiser step of every group, or leave out one that is not finite."""
+        counters, loop = state.counters, self.config.loop
+        rate = state.set_rates()
+        figures: dict[str, float] = {}
+        finite = True
+        state.task.modules.train()
+        for group, names in state.task.groups.items():
+            finite = self._step_group(state, plan, group, names, figures) and finite
+            if not finite:
+                break
+        if not finite:
+            self._handle_bad_step(state, progress)
+            return last_loss
+        counters.bad_steps = 0
+        counters.step += 1
+        state.ema.update(state.task.modules)
+        state.task.after_step(counters.step)
+        loss = sum(figures[group] for group in state.task.groups)
+        if counters.step % loop.log_every == 0 or counters.step == loop.steps:
+            progress.tell_step(counters.step, loss=loss, learning_rate=rate, **figures)
+        return loss
+
+    def _step_group(
+        self,
+        state: RunState,
+        plan: BatchPlan,
+        group: str,
+        names: Any,
+        figures: dict[str, float],
+    ) -> bool:
+        """Accumulate gradients of one group and step; False if they are not finite."""
+        accelerator, loop = state.accelerator, self.config.loop
+        optimizer, parameters = state.optimizers[group], state.parameters(names)
+        optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for micro in range(loop.accumulate):
+            number = state.counters.step * loop.accumulate + micro + state.counters.skipped
+            number = number * accelerator.num_processes + accelerator.process_index
+            batch = self._batch(state, plan.batch(number), number)
+            generator = derive(self.config.seed, "noise", group, number)
+            with seeded(derive(self.config.seed, "dropout", group, number)):
+                with accelerator.autocast():
+                    loss, more = state.task.loss(group, state.networks, batch, generator)
+                if not math.isfinite(loss.item()):
+                    return False
+                accelerator.backward(loss / loop.accumulate)
+            total += loss.item() / loop.accumulate
+            figures |= {name: float(value) for name, value in more.items()}
+        limit = loop.clip_norm or math.inf
+        norm = accelerator.clip_grad_norm_(parameters, limit)
+        scaled = accelerator.scaler is not None  # fp16: the scaler leaves such a step out itself
+        if not math.isfinite(float(norm)) and not scaled:
+            optimizer.zero_grad(set_to_none=True)
+            return False
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        figures[group] = total
+        figures[f"{group}_norm"] = float(norm)
+        return True
+
+    def _handle_bad_step(self, state: RunState, progress: Progress) -> None:
+        """Pass over a step that is not finite; after several, go back."""
+        counters, loop = state.counters, self.config.loop
+        counters.bad_steps += 1
+        counters.skipped += loop.accumulate
+        progress.tell("skipped", counters.step, message="the loss or its gradient is not finite")
+        if counters.bad_steps < loop.max_bad_steps:
+            return
+        if counters.rollbacks >= loop.max_rollbacks:
+            raise WorkFailed(
+                f"the loss is not finite at step {counters.step} after {counters.rollbacks} "
+                "rollbacks; lower optimizer.learning_rate or loop.clip_norm, or look at the data"
+            )
+        restored, _ = self._store.load_newest()
+        if restored is None:
+            raise WorkFailed(
+                f"the loss is not finite at step {counters.step} and there is no checkpoint"
+            )
+        moved = counters.step - restored.step
+        skipped, rollbacks, scale = counters.skipped, counters.rollbacks, counters.rate_scale
+        state.load_state_dict(restored.state)
+        state.counters.skipped = skipped + moved * loop.accumulate
+        state.counters.rollbacks = rollbacks + 1
+        state.counters.rate_scale = scale * loop.rollback_scale
+        progress.tell(
+            "rollback", restored.step, from_step=restored.step + moved,
+            learning_rate_scale=state.counters.rate_scale,
+        )  # fmt: skip
+
+    def _periodic(self, state: RunState, plan: BatchPlan, progress: Progress) -> bool:
+        """Do what is due after a step; True ends the run."""
+        step, config = state.counters.step, self.config
+        last = step >= config.loop.steps
+        early = False
+        if _due(step, config.loop.evaluate_every, state.counters.bad_steps):
+            early = self._evaluate(state, plan, progress)
+        if _due(step, config.samples.every, state.counters.bad_steps):
+            self._write_samples(state, progress)
+        if _due(step, config.checkpoint.every, state.counters.bad_steps) and not last:
+            self._checkpoint(state, progress)
+        if _due(step, config.checkpoint.export_every, state.counters.bad_steps) and not last:
+            self._export(state)
+        return early
+
+    @torch.no_grad()
+    def _evaluate(self, state: RunState, plan: BatchPlan, progress: Progress) -> bool:
+        """Measure the held-out loss with the running mean; True if it stopped falling."""
+        counters, loop = state.counters, self.config.loop
+        state.task.modules.eval()
+        losses, weights = [], []
+        assert self._data is not None  # noqa: S101
+        buckets = self._data[0].buckets
+        with state.ema.applied(state.task.modules), state.accelerator.autocast():
+            for number, indices in enumerate(_chunks(plan.held_out, buckets, loop.batch_size)):
+                generator = derive(self.config.seed, "held out noise", number)
+                batch = self._batch(state, indices, None)
+                loss = state.task.held_out_loss(state.networks, batch, generator)
+                losses.append(float(loss) * len(indices))
+                weights.append(len(indices))
+        value = sum(losses) / sum(weights)
+        counters.stale = 0 if value < counters.best else counters.stale + 1
+        counters.best = min(counters.best, value)
+        progress.tell("held_out", counters.step, loss=value, best=counters.best)
+        return bool(loop.patience) and counters.stale >= loop.patience
+
+    def _checkpoint(self, state: RunState, progress: Progress) -> None:
+        """Write a checkpoint; a full disk is told and the run goes on."""
+        if not state.accelerator.is_main_process:
+            return
+        step = state.counters.step
+        if not state.is_finite():
+            progress.tell("warning", step, message="weights are not finite, checkpoint left out")
+            return
+        for attempt in range(2):
+            try:
+                self._store.save(step, state.state_dict(), self.config)
+            except OSError as error:
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                if attempt == 0 and full and self._store.drop_oldest():
+                    continue
+                message = f"checkpoint could not be written: {error.strerror or error}"
+                progress.tell("warning", step, message=message)
+                return
+            progress.tell("checkpoint", step)
+            return
+
+    def _write_samples(self, state: RunState, progress: Progress) -> None:
+        """Refresh the grid of fixed noise and prompts."""
+        if not state.accelerator.is_main_process:
+            return
+        from mezzotint.train.grids import write_grid
+
+        path = write_grid(self.model(), self.config, self.run_dir, state.counters.step)
+        progress.tell("samples", state.counters.step, path=str(path))
+
+    def _export(self, state: RunState) -> None:
+        """Write the run folder's model, whole or not at all.
+
+        Raises:
+            WorkFailed: If it cannot be written.
+        """
+        if not state.accelerator.is_main_process:
+            return
+        from mezzotint.train.export import export_run
+
+        training = {
+            "config": self.config.to_dict(),
+            "steps": state.counters.step,
+            "torch": torch.__version__,
+        }
+        try:
+            export_run(state.task, self.run_dir, self._weights(state), training)
+            for index, decay in enumerate(self.config.ema.decays[1:], start=1):
+                folder = self.run_dir / "ema" / f"{decay:g}"
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                export_run(state.task, folder, self._weights(state, index), training)
+        except OSError as error:
+            raise WorkFailed(
+                f"the model could not be written to {self.run_dir}: {error.strerror or error}; "
+                "the checkpoint is whole, make room and run again"
+            ) from error
+
+
+def _due(step: int, every: int, bad_steps: int) -> bool:
+    """Say whether something that happens every so many steps is due."""
+    return every > 0 and step > 0 and step % every == 0 and not bad_steps
+
+
+def _chunks(indices: list[int], buckets: list[int], size: int) -> list[list[int]]:
+    """Cut held-out samples into batches of one bucket each."""
+    groups: dict[int, list[int]] = {}
+    for index in indices:
+        groups.setdefault(buckets[index], []).append(index)
+    return [g[k : k + size] for g in groups.values() for k in range(0, len(g), size)]
