@@ -46,7 +46,7 @@ def test_masks_are_resized_as_floats():
     mask[:, 2:] = 1
     wide = fit(mask, Size(8, 8))
     assert wide.dtype == np.float32
-    assert 0 <= wide.min() and wide.max() <= 1
+    assert wide.min() >= 0 and wide.max() <= 1
 
 
 def test_previews_are_small_jpegs_of_the_state():
