@@ -217,6 +217,13 @@ class Model(ABC):
                 are spared by decoding the rows one by one.
         """
 
+    def sequence_length(self, size: Size) -> int:
+        """Return the tokens a picture has in the network, for a shift that depends on it.
+
+        0 where the network is no transformer over patches.
+        """
+        return 0
+
     def align(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """Give prompts that will share a network call the same number of chunks."""
         most = max((prompt.num_chunks for prompt in prompts), default=1)

@@ -13,18 +13,85 @@ Dimensions: R rows, F features.
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Call", "RowLinear", "TorchNetwork", "use_row_linears"]
+from mezzotint.errors import InvalidRequest
+from mezzotint.models.parts import Part
+
+__all__ = ["Call", "Placement", "RowLinear", "TorchNetwork", "use_row_linears"]
 
 Call = Callable[[nn.Module, Mapping[str, Tensor]], tuple[Tensor, ...]]
 """How a module is called with named tensors and what of its answer is the output."""
 
 KEPT_FLOAT32 = frozenset({"timestep"})
 """Inputs that lose their meaning in half precision (999.5 has no float16)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where networks compute and in which type: one for all networks of a model.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        dtype: Type of weights and activations.
+    """
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def choose(
+        cls, device: str = "cpu", dtype: str | torch.dtype | None = None, *, stored: str = "F32"
+    ) -> "Placement":
+        """Apply the type policy.
+
+        On a CPU float16 computes in float32: it is slow there and overflows.
+        Elsewhere the type is the one asked for, or else the one the weights are
+        stored in.
+
+        Args:
+            device: The device.
+            dtype: ``"float32"``, ``"float16"``, ``"bfloat16"``, or None.
+            stored: Type of most weights, as safetensors spells it.
+
+        Raises:
+            InvalidRequest: If the type is none of these.
+        """
+        names = {
+            "float32": torch.float32,
+            "float16": torch.float16,
+            "bfloat16": torch.bfloat16,
+            "F32": torch.float32,
+            "F16": torch.float16,
+            "BF16": torch.bfloat16,
+        }
+        known = names.get(dtype) if isinstance(dtype, str) else dtype
+        if dtype is not None and known not in names.values():
+            raise InvalidRequest(
+                f"dtype must be float32, float16 or bfloat16, got {dtype}", field="dtype"
+            )
+        if device == "cpu":
+            wanted = known or torch.float32
+            return cls(device, torch.float32 if wanted == torch.float16 else wanted)
+        return cls(device, known or names.get(stored, torch.float32))
+
+    @property
+    def is_float16(self) -> bool:
+        """Whether values beyond 65504 overflow."""
+        return self.dtype == torch.float16
+
+    @property
+    def is_float32(self) -> bool:
+        """Whether there is nothing wider to retry in."""
+        return self.dtype == torch.float32
+
+    def in_float32(self) -> "Placement":
+        """Return the same place in float32."""
+        return Placement(self.device, torch.float32)
 
 
 class RowLinear(nn.Linear):
@@ -60,7 +127,7 @@ class TorchNetwork:
     """A torch module behind the :class:`~mezzotint.models.base.Network` seam.
 
     Args:
-        build: Makes the module with its weights; called once, when first needed.
+        build: Makes the module with its weights in a type; called once, when needed.
         call: Calls the module with named tensors.
         dtype: Type the module computes in.
         device: Where it computes.
@@ -70,7 +137,7 @@ class TorchNetwork:
 
     def __init__(
         self,
-        build: Callable[[], nn.Module],
+        build: Callable[[torch.dtype], nn.Module],
         call: Call,
         *,
         dtype: torch.dtype = torch.float32,
@@ -87,12 +154,32 @@ class TorchNetwork:
         self.num_bytes = num_bytes
         self.digest = digest
 
+    @classmethod
+    def of(
+        cls,
+        part: Part,
+        call: Call,
+        placement: Placement,
+        *,
+        build: Callable[[torch.dtype], nn.Module] | None = None,
+    ) -> "TorchNetwork":
+        """Make the network of a part."""
+        width = 2 if part.is_half else 4
+        return cls(
+            build or part.build,
+            call,
+            dtype=placement.dtype,
+            device=placement.device,
+            num_bytes=part.num_bytes * placement.dtype.itemsize // width,
+            digest=part.digest,
+        )
+
     @property
     def module(self) -> nn.Module:
         """The module, built and moved to its device on first use."""
         with self._lock:
             if self._module is None:
-                module = self._build().to(device=self.device, dtype=self.dtype)
+                module = self._build(self.dtype).to(device=self.device)
                 self._module = use_row_linears(module.eval().requires_grad_(False))
             return self._module
 

@@ -44,7 +44,7 @@ class Part:
         role: ``"unet"``, ``"transformer"``, ``"vae"``, ``"text_encoder"``, ...
         class_name: Class in diffusers or transformers.
         config: Its configuration as plain data.
-        build: Makes the torch module with its weights, in float32 or as stored.
+        build: Makes the torch module with its weights in a given ``torch.dtype``.
         digest: sha256 of its weights and configuration.
         num_bytes: Bytes of its weights in memory, as stored.
         is_half: Whether the weights are stored in 16 bits.
@@ -53,7 +53,7 @@ class Part:
     role: str
     class_name: str
     config: Mapping[str, Any]
-    build: Callable[[], Any] = field(repr=False)
+    build: Callable[[Any], Any] = field(repr=False)
     digest: str = ""
     num_bytes: int = 0
     is_half: bool = False

@@ -1,0 +1,167 @@
+"""Autoencoders: clean latents to pictures and back, as diffusers scales them.
+
+Dimensions: B rows, C latent channels, h and w latent rows and columns.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mezzotint.errors import ShapeError, WorkFailed
+from mezzotint.models.base import Network, Report
+from mezzotint.models.networks import Placement, TorchNetwork
+from mezzotint.models.parts import Part
+
+__all__ = ["Autoencoder", "fit_preview"]
+
+
+def _call_decoder(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    return (module.decode(inputs["latents"], return_dict=False)[0],)
+
+
+def _call_encoder(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Answer mean and log variance under each other, or the latents of a tiny encoder."""
+    output = module.encode(inputs["images"], return_dict=False)[0]
+    return (output if isinstance(output, Tensor) else output.parameters,)
+
+
+class Autoencoder:
+    """The two ends of a latent model.
+
+    Args:
+        part: The VAE: AutoencoderKL or AutoencoderTiny.
+        networks: The model's networks; ``"decoder"`` and ``"encoder"`` are added.
+        placement: Where and in which type it computes; a VAE that asks for
+            float32 (``force_upcast``) gets it.
+
+    Attributes:
+        channels: Latent channels.
+        scale: Pixels per latent row and column.
+    """
+
+    def __init__(self, part: Part, networks: dict[str, Network], placement: Placement) -> None:
+        config = part.config
+        if config.get("force_upcast") and placement.is_float16:
+            placement = placement.in_float32()
+        self._networks = networks
+        self.channels = int(config.get("latent_channels", 4))
+        levels = config.get("block_out_channels") or config.get("decoder_block_out_channels") or ()
+        self.scale = 2 ** (len(levels) - 1) if levels else 8
+        self._factor = float(config.get("scaling_factor") or 1.0)
+        self._shift = float(config.get("shift_factor") or 0.0)
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        self._mean = torch.tensor(mean).reshape(1, -1, 1, 1) if mean and std else None
+        self._std = torch.tensor(std).reshape(1, -1, 1, 1) if mean and std else None
+        build = _build_once(part)
+        networks["decoder"] = TorchNetwork.of(part, _call_decoder, placement, build=build)
+        encoder = TorchNetwork.of(part, _call_encoder, placement, build=build)
+        encoder.num_bytes = 0  # the same weights as the decoder's
+        networks["encoder"] = encoder
+        self._rescue = (
+            networks["decoder"]
+            if placement.is_float32
+            else TorchNetwork.of(part, _call_decoder, placement.in_float32(), build=part.build)
+        )
+
+    def decode(self, latents: Tensor, report: Report | None = None) -> Tensor:
+        """Turn clean latents into pictures in [-1, 1], (B, 3, H, W), float32.
+
+        Raises:
+            ShapeError: If the latents have other channels.
+            WorkFailed: If a picture is not finite even in float32.
+        """
+        if latents.ndim != 4 or latents.shape[1] != self.channels:
+            raise ShapeError(
+                f"latents must have shape (B, {self.channels}, h, w), got {tuple(latents.shape)}"
+            )
+        scaled = self._unscale(latents.float())
+        network = self._networks["decoder"]
+        (images,) = network(latents=scaled)
+        bad = [k for k, image in enumerate(images) if not bool(torch.isfinite(image).all())]
+        if bad and network is not self._rescue and bool(torch.isfinite(latents[bad]).all()):
+            images = images.clone()
+            images[bad] = self._rescue(latents=scaled[bad])[0]
+            for row in bad:
+                if report is not None:
+                    report(row, "the decoder overflowed; the picture was decoded again in float32")
+            bad = [k for k in bad if not bool(torch.isfinite(images[k]).all())]
+        if bad:
+            where = ", ".join(map(str, bad))
+            raise WorkFailed(
+                f"the model made no finite picture, even in float32 (row {where} of {len(images)})"
+            )
+        return images.clamp(-1, 1)
+
+    def encode(
+        self, images: Tensor, generators: Sequence[torch.Generator | None] | None = None
+    ) -> Tensor:
+        """Turn pictures in [-1, 1] into clean latents, one CPU generator each; None is the mean."""
+        (moments,) = self._networks["encoder"](images=images)
+        if moments.shape[1] == self.channels:
+            return self._rescale(moments)
+        mean, log_variance = moments.chunk(2, dim=1)
+        deviation = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
+        rows = [
+            mean[k : k + 1] + deviation[k : k + 1] * _noise(mean[k : k + 1], generator)
+            if (generator := generators[k] if generators else None) is not None
+            else mean[k : k + 1]
+            for k in range(len(mean))
+        ]
+        return self._rescale(torch.cat(rows))
+
+    def _unscale(self, latents: Tensor) -> Tensor:
+        """Undo the scaling that diffusion works in."""
+        if self._mean is not None and self._std is not None:
+            std, mean = self._std.to(latents.device), self._mean.to(latents.device)
+            return latents * std / self._factor + mean
+        return latents / self._factor + self._shift
+
+    def _rescale(self, latents: Tensor) -> Tensor:
+        """Apply the scaling that diffusion works in."""
+        if self._mean is not None and self._std is not None:
+            std, mean = self._std.to(latents.device), self._mean.to(latents.device)
+            return (latents - mean) * self._factor / std
+        return (latents - self._shift) * self._factor
+
+
+def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw float32 noise on the CPU, then move it."""
+    return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like.device)
+
+
+def _build_once(part: Part) -> Any:
+    """Return a build function whose module decoder and encoder share."""
+
+    @functools.cache
+    def build(dtype: torch.dtype) -> nn.Module:
+        return part.build(dtype)
+
+    return build
+
+
+def fit_preview(decode: Any, channels: int, *, rows: int = 12, side: int = 16) -> Tensor:
+    """Fit the linear map from latent channels to RGB by least squares.
+
+    Latents of coarse random blocks are decoded, and each latent's picture is
+    averaged over its block.
+
+    Args:
+        decode: ``(rows, C, h, w) -> (rows, 3, H, W)``.
+        channels: C.
+        rows: Pictures to fit on.
+        side: Latent rows and columns of each.
+
+    Returns:
+        The map. Shape (C + 1, 3), float32; the last row is the bias.
+    """
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn((rows, channels, side // 4, side // 4), generator=generator)
+    latents = nn.functional.interpolate(coarse, size=(side, side), mode="nearest")
+    images = decode(latents).cpu()
+    colours = nn.functional.adaptive_avg_pool2d(images, side).permute(0, 2, 3, 1).reshape(-1, 3)
+    inputs = latents.permute(0, 2, 3, 1).reshape(-1, channels)
+    inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
+    return torch.linalg.lstsq(inputs.double(), colours.double()).solution.float()

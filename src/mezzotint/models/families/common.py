@@ -1,0 +1,93 @@
+"""What the families share: reading defaults out of configurations."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mezzotint.models.base import Network
+from mezzotint.models.networks import TorchNetwork
+from mezzotint.models.parts import Part, Parts
+from mezzotint.types import Size
+
+__all__ = [
+    "distilled_defaults",
+    "part_of",
+    "prediction_type",
+    "sample_size",
+    "scheduler_defaults",
+    "weights_bytes",
+]
+
+NATIVE_SCHEDULERS = {
+    "DDIMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+    "EulerAncestralDiscreteScheduler": "euler_ancestral",
+    "EulerDiscreteScheduler": "euler",
+    "FlowMatchEulerDiscreteScheduler": "flow_euler",
+    "FlowMatchHeunDiscreteScheduler": "flow_heun",
+    "HeunDiscreteScheduler": "heun",
+    "LCMScheduler": "lcm",
+    "UniPCMultistepScheduler": "unipc",
+}
+FEW_STEPS = ("turbo", "lightning", "lcm", "hyper-sd", "schnell", "sdxs")
+
+
+def part_of(parts: Parts, role: str) -> Part:
+    """Return a network part that the family cannot do without.
+
+    Raises:
+        WeightsError: If it is missing.
+    """
+    from mezzotint.errors import WeightsError
+
+    if role not in parts.networks:
+        raise WeightsError(f"{parts.name} has no {role}, which {parts.pipeline} needs")
+    return parts.networks[role]
+
+
+def sample_size(config: Mapping[str, Any], default: int) -> tuple[int, int]:
+    """Return (rows, columns) of the latents a network was trained on."""
+    value = config.get("sample_size") or default
+    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def prediction_type(scheduler: Mapping[str, Any], default: str = "epsilon") -> Any:
+    """Return what the network predicts, from the scheduler's configuration."""
+    return scheduler.get("prediction_type") or default
+
+
+def scheduler_defaults(scheduler: Mapping[str, Any], fallback: str) -> dict[str, Any]:
+    """Return ``default_scheduler`` and ``default_sigma_schedule`` of a configuration.
+
+    A scheduler that has no native twin is named by its diffusers class.
+    """
+    name = str(scheduler.get("_class_name") or "")
+    native = NATIVE_SCHEDULERS.get(name)
+    if name == "DPMSolverMultistepScheduler":
+        is_2m = scheduler.get("algorithm_type", "dpmsolver++") == "dpmsolver++"
+        native = "dpmpp_2m" if is_2m and scheduler.get("solver_order", 2) == 2 else None
+    sigmas = next(
+        (k for k in ("karras", "exponential", "beta") if scheduler.get(f"use_{k}_sigmas")), None
+    )
+    return {"default_scheduler": native or name or fallback, "default_sigma_schedule": sigmas}
+
+
+def distilled_defaults(parts: Parts, *, steps: int, guidance_scale: float) -> dict[str, Any]:
+    """Return ``default_steps`` and ``default_guidance_scale``; few for distilled models.
+
+    A distilled model is known by its LCM scheduler or by its name.
+    """
+    name = parts.name.replace("\\", "/").rstrip("/").rpartition("/")[2].lower()
+    is_lcm = parts.scheduler.get("_class_name") == "LCMScheduler"
+    if is_lcm or any(mark in name for mark in FEW_STEPS):
+        return {"default_steps": 4, "default_guidance_scale": 1.0}
+    return {"default_steps": steps, "default_guidance_scale": guidance_scale}
+
+
+def default_size(rows_columns: tuple[int, int], scale: int) -> Size:
+    """Return pixels from latent rows and columns."""
+    return Size(rows_columns[1] * scale, rows_columns[0] * scale)
+
+
+def weights_bytes(networks: Mapping[str, Network]) -> int:
+    """Return the bytes of all torch weights behind the networks."""
+    return sum(n.num_bytes for n in networks.values() if isinstance(n, TorchNetwork))

@@ -1,0 +1,167 @@
+"""Stable Diffusion 3 and 3.5: MM-DiT, flow matching, up to three text encoders.
+
+Dimensions: R rows, C latent channels, h and w latent rows and columns, T tokens,
+D hidden width.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mezzotint.models.base import Conditioning, Model, Prompt, Report
+from mezzotint.models.families.autoencoder import Autoencoder, fit_preview
+from mezzotint.models.families.common import (
+    default_size,
+    distilled_defaults,
+    part_of,
+    sample_size,
+    scheduler_defaults,
+)
+from mezzotint.models.families.text import call_last, call_penultimate, text_encoder
+from mezzotint.models.networks import Placement, TorchNetwork
+from mezzotint.models.parts import Parts
+from mezzotint.models.spec import ModelSpec
+from mezzotint.sampling.denoiser import NetworkDenoiser
+from mezzotint.sampling.schedules import noise_schedule
+from mezzotint.types import Size
+
+__all__ = ["SD3Model", "call_mmdit"]
+
+T5_TOKENS = 256
+
+
+def call_mmdit(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Call an SD3Transformer2DModel with named tensors."""
+    output = module(
+        hidden_states=inputs["sample"],
+        timestep=inputs["timestep"],
+        encoder_hidden_states=inputs["encoder_hidden_states"],
+        pooled_projections=inputs["pooled_projections"],
+        return_dict=False,
+    )
+    return (output[0],)
+
+
+class SD3Model(Model):
+    """An MM-DiT over latents with two CLIP encoders and, where it is there, T5.
+
+    Args:
+        parts: The pieces; ``text_encoder_3`` may be missing, its states are zeros then.
+        placement: Where and in which type networks compute.
+    """
+
+    def __init__(self, parts: Parts, placement: Placement) -> None:
+        transformer = part_of(parts, "transformer")
+        self.networks = {}
+        self._clips = [
+            text_encoder(
+                parts,
+                self.networks,
+                placement,
+                suffix=suffix,
+                call=call_penultimate,
+                chunked=False,
+            )
+            for suffix in ("", "_2")
+        ]
+        self._t5 = (
+            text_encoder(
+                parts,
+                self.networks,
+                placement,
+                suffix="_3",
+                call=call_last,
+                chunked=False,
+                max_length=T5_TOKENS,
+            )
+            if "text_encoder_3" in parts.networks
+            else None
+        )
+        self._width = int(transformer.config["joint_attention_dim"])
+        self._patch = int(transformer.config.get("patch_size", 2))
+        self.networks["denoiser"] = TorchNetwork.of(transformer, call_mmdit, placement)
+        self._autoencoder = Autoencoder(part_of(parts, "vae"), self.networks, placement)
+        scale = self._autoencoder.scale
+        size = default_size(sample_size(transformer.config, 128), scale)
+        side = int(transformer.config.get("pos_embed_max_size", 96)) * self._patch * scale
+        self.spec = ModelSpec(
+            name=parts.name,
+            digest=parts.digest,
+            path=parts.path,
+            family="sd3",
+            prediction_type="flow",
+            scheduler_config=dict(parts.scheduler),
+            latent_channels=self._autoencoder.channels,
+            latent_scale=scale,
+            size_multiple=scale * self._patch,
+            default_size=size,
+            min_size_px=scale * self._patch,
+            max_size_px=side,
+            token_limit=T5_TOKENS if self._t5 else self._clips[0].tokens.max_length,
+            **scheduler_defaults(parts.scheduler, "flow_euler"),
+            **distilled_defaults(parts, steps=28, guidance_scale=7.0),
+        )
+        self.denoiser = NetworkDenoiser(self._predict, noise_schedule(parts.scheduler), "flow")
+
+    def latent_shape(self, size: Size) -> tuple[int, ...]:
+        """Return (C, h, w)."""
+        scale = self.spec.latent_scale
+        return (self.spec.latent_channels, size.height // scale, size.width // scale)
+
+    def sequence_length(self, size: Size) -> int:
+        """Return the number of patches."""
+        _, rows, columns = self.latent_shape(size)
+        return (rows // self._patch) * (columns // self._patch)
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
+        """Turn each prompt into joint hidden states and a pooled vector."""
+        return [self._encode(prompt) for prompt in prompts]
+
+    def _encode(self, prompt: Prompt) -> Conditioning:
+        clips = [encoder.embed(prompt) for encoder in self._clips]
+        hidden = torch.cat([clip.hidden for clip in clips], dim=-1)
+        hidden = pad(hidden, (0, self._width - hidden.shape[-1]))
+        if self._t5 is None:
+            long, notes = torch.zeros(1, T5_TOKENS, self._width), clips[0].notes
+        else:
+            embedding = self._t5.embed(prompt)
+            long, notes = embedding.hidden, embedding.notes
+            if clips[0].notes and not notes:
+                notes = tuple(f"CLIP read less than T5: {note}" for note in clips[0].notes)
+        pooled = torch.cat([clip.pooled for clip in clips if clip.pooled is not None], dim=-1)
+        tensors = {
+            "encoder_hidden_states": torch.cat([hidden, long], dim=1),
+            "pooled_projections": pooled,
+        }
+        return Conditioning(tensors, notes=notes)
+
+    def _predict(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        return self.networks["denoiser"](sample=latents, timestep=timestep, **conditioning)[0]
+
+    def decode(
+        self,
+        latents: Tensor,
+        conditioning: Conditioning | None = None,
+        *,
+        report: Report | None = None,
+    ) -> Tensor:
+        """Decode with the autoencoder; see :meth:`Model.decode`."""
+        return self._autoencoder.decode(latents, report)
+
+    def encode_image(
+        self, images: Tensor, generators: Sequence[torch.Generator | None] | None = None
+    ) -> Tensor:
+        """Encode with the autoencoder; see :meth:`Model.encode_image`."""
+        return self._autoencoder.encode(images, generators)
+
+    @cached_property
+    def _preview(self) -> Tensor:
+        return fit_preview(self._autoencoder.decode, self.spec.latent_channels)
+
+    def preview_matrix(self) -> Tensor:
+        """Return a map fitted to this autoencoder."""
+        return self._preview
