@@ -1,0 +1,482 @@
+"""GANs: a latent vector to a picture in one pass, on the same road as every model.
+
+A GAN is a model without a denoiser: its plan has zero steps, its starting noise is
+the latent vector, ``decode`` is the generator. Two architectures are built from a
+configuration: DCGAN (arXiv:1511.06434, in the layout of PyTorch's tutorial) and a
+plain multilayer perceptron.
+
+A GAN folder holds ``config.json`` and ``generator.safetensors``; the state of a
+DCGAN is named ``main.0.weight`` ... as the tutorial names it, plus
+``class_embedding.weight`` where classes steer it.
+
+Dimensions: B rows, Z latent size, E class embedding size, H and W picture rows and
+columns.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from mezzotint.errors import CardError, InvalidRequest, ShapeError, WeightsError, WorkFailed
+from mezzotint.files import write_atomically
+from mezzotint.models.base import Conditioning, Model, Network, Prompt, Report
+from mezzotint.models.networks import TorchNetwork
+from mezzotint.models.parts import combine_digests, digest_files, read_header, read_json
+from mezzotint.models.spec import ModelSpec
+from mezzotint.plain import Checked, check_range, read
+from mezzotint.types import Size
+
+__all__ = [
+    "CONFIG_FILE",
+    "WEIGHTS_FILE",
+    "GanConfig",
+    "GanModel",
+    "build_generator",
+    "load_gan",
+    "write_gan",
+]
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "generator.safetensors"
+FORMAT = "mezzotint-gan"
+_BUCKETS = (16, 8, 4, 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GanConfig(Checked):
+    """The content of a GAN folder's ``config.json``.
+
+    Args:
+        format: Always ``"mezzotint-gan"``.
+        version: Version of the format, 1.
+        architecture: ``"dcgan"`` or ``"mlp"``.
+        latent_size: Length of the latent vector.
+        image_size: Side of the square picture, pixels. For a DCGAN
+            ``4 * 2**len(channels)``.
+        image_channels: 1 (grey) or 3.
+        channels: Widths of the hidden layers, first to last.
+        num_classes: Class labels, 0 for none.
+        class_names: Names of the classes, or none.
+        class_embedding_size: Length of the class vector that is put behind the
+            latent vector; needed where there are classes.
+        batch_norm: Whether a batch normalisation follows each hidden layer.
+        bias: Whether layers have a bias (a DCGAN has none by default).
+        activation: Between the layers.
+        negative_slope: Slope of ``"leaky_relu"``.
+        licence: SPDX id or a sentence.
+        description: A sentence for people.
+    """
+
+    format: Literal["mezzotint-gan"] = "mezzotint-gan"
+    version: Literal[1] = 1
+    architecture: Literal["dcgan", "mlp"] = "dcgan"
+    latent_size: int = 100
+    image_size: int = 64
+    image_channels: int = 3
+    channels: tuple[int, ...] = (512, 256, 128, 64)
+    num_classes: int = 0
+    class_names: tuple[str, ...] = ()
+    class_embedding_size: int = 0
+    batch_norm: bool = True
+    bias: bool = False
+    activation: Literal["relu", "leaky_relu"] = "relu"
+    negative_slope: float = 0.2
+    licence: str = "unknown"
+    description: str = ""
+
+    def _validate(self) -> None:
+        check_range("latent_size", self.latent_size, 1, 16_384)
+        check_range("image_size", self.image_size, 4, 2048, unit=" px")
+        check_range("num_classes", self.num_classes, 0, 1_000_000)
+        check_range("class_embedding_size", self.class_embedding_size, 0, 16_384)
+        for width in self.channels:
+            check_range("channels", width, 1, 16_384)
+        if self.image_channels not in (1, 3):
+            raise InvalidRequest(
+                f"image_channels must be 1 or 3, got {self.image_channels}", field="image_channels"
+            )
+        if not self.channels:
+            raise InvalidRequest("channels must name at least one layer", field="channels")
+        side = 4 * 2 ** len(self.channels)
+        if self.architecture == "dcgan" and self.image_size != side:
+            raise InvalidRequest(
+                f"a DCGAN with {len(self.channels)} hidden layers draws {side} px, "
+                f"got image_size {self.image_size}",
+                field="image_size",
+            )
+        if bool(self.num_classes) != bool(self.class_embedding_size):
+            raise InvalidRequest(
+                "class_embedding_size belongs to num_classes, got "
+                f"{self.class_embedding_size} for {self.num_classes} classes",
+                field="class_embedding_size",
+            )
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise InvalidRequest(
+                f"class_names must name all {self.num_classes} classes, "
+                f"got {len(self.class_names)} names",
+                field="class_names",
+            )
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return what stands in ``config.json``; every field, in order."""
+        plain = asdict(self)
+        plain["channels"], plain["class_names"] = list(self.channels), list(self.class_names)
+        return plain
+
+    @classmethod
+    def load(cls, folder: Path) -> "GanConfig":
+        """Read a GAN folder's configuration.
+
+        Raises:
+            CardError: If it is missing or cannot be understood.
+        """
+        path = folder / CONFIG_FILE
+        try:
+            return read(cls, read_json(path))
+        except InvalidRequest as error:
+            raise CardError(f"{path}: {error}") from None
+
+
+class Generator(nn.Module):
+    """A generator with classes in front: (B, Z) and labels (B,) to (B, C, H, W).
+
+    Args:
+        config: What to build; weights are random until they are loaded.
+    """
+
+    def __init__(self, config: GanConfig) -> None:
+        super().__init__()
+        self.config = config
+        inputs = config.latent_size + config.class_embedding_size
+        if config.num_classes:
+            self.class_embedding = nn.Embedding(config.num_classes, config.class_embedding_size)
+        layers = _dcgan(config, inputs) if config.architecture == "dcgan" else _mlp(config, inputs)
+        self.main = nn.Sequential(*layers)
+
+    def forward(self, latents: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """Draw pictures in [-1, 1].
+
+        Args:
+            latents: Shape (B, Z).
+            class_labels: Shape (B,), whole numbers; needed where there are classes.
+
+        Returns:
+            Shape (B, image_channels, H, W).
+        """
+        if self.config.num_classes and class_labels is not None:
+            latents = torch.cat([latents, self.class_embedding(class_labels)], dim=1)
+        if self.config.architecture == "dcgan":
+            return self.main(latents[:, :, None, None])
+        side = self.config.image_size
+        return self.main(latents).reshape(-1, self.config.image_channels, side, side)
+
+
+def build_generator(config: GanConfig) -> Generator:
+    """Build a generator with random weights, for training or to load weights into."""
+    return Generator(config)
+
+
+def _activation(config: GanConfig) -> nn.Module:
+    if config.activation == "leaky_relu":
+        return nn.LeakyReLU(config.negative_slope, inplace=True)
+    return nn.ReLU(inplace=True)
+
+
+def _dcgan(config: GanConfig, inputs: int) -> list[nn.Module]:
+    """List the layers of the tutorial's generator: 4x4, then doubled by every layer."""
+    layers: list[nn.Module] = []
+    widths = (inputs, *config.channels)
+    for number, (before, after) in enumerate(itertools.pairwise(widths)):
+        stride, padding = (1, 0) if number == 0 else (2, 1)
+        layers.append(nn.ConvTranspose2d(before, after, 4, stride, padding, bias=config.bias))
+        if config.batch_norm:
+            layers.append(nn.BatchNorm2d(after))
+        layers.append(_activation(config))
+    last = nn.ConvTranspose2d(widths[-1], config.image_channels, 4, 2, 1, bias=config.bias)
+    return [*layers, last, nn.Tanh()]
+
+
+def _mlp(config: GanConfig, inputs: int) -> list[nn.Module]:
+    """List the layers of a perceptron that ends in all pixels at once."""
+    layers: list[nn.Module] = []
+    widths = (inputs, *config.channels)
+    for before, after in itertools.pairwise(widths):
+        layers.append(nn.Linear(before, after, bias=config.bias))
+        if config.batch_norm:
+            layers.append(nn.BatchNorm1d(after))
+        layers.append(_activation(config))
+    pixels = config.image_channels * config.image_size**2
+    return [*layers, nn.Linear(widths[-1], pixels, bias=config.bias), nn.Tanh()]
+
+
+class GanModel(Model):
+    """A generator on the road of every model.
+
+    Without a class label the latent vector decides the class, so that one seed
+    gives one picture whoever asks. Truncation psi scales the latent vector towards
+    its mean: 1 is off, smaller is more typical and less varied.
+
+    Args:
+        config: The GAN's configuration.
+        network: Takes ``latents`` (B, Z) and, with classes, ``class_labels`` (B,);
+            answers pictures (B, C, H, W).
+        name: Store name.
+        digest: sha256 of the folder's content.
+        path: Where it is.
+    """
+
+    def __init__(
+        self, config: GanConfig, network: Network, *, name: str, digest: str = "", path: str = ""
+    ) -> None:
+        self.config = config
+        self.denoiser = None
+        self.networks = {"decoder": network}
+        self.spec = gan_spec(config, name=name, digest=digest, path=path)
+        self._certified: dict[int, bool] = {}
+
+    def latent_shape(self, size: Size) -> tuple[int, ...]:
+        """Return (Z,); a GAN has one size.
+
+        Raises:
+            ShapeError: If ``size`` is not that size.
+        """
+        if size != self.spec.default_size:
+            raise ShapeError(
+                f"{self.spec.name} draws {self.spec.default_size} px only, got {size}",
+                field="width" if size.width != self.spec.default_size.width else "height",
+                value=str(size),
+                allowed=str(self.spec.default_size),
+            )
+        return (self.config.latent_size,)
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
+        """Turn class labels and truncations into conditionings.
+
+        Raises:
+            InvalidRequest: If a class label does not exist.
+        """
+        return [self._encode_one(prompt) for prompt in prompts]
+
+    def _encode_one(self, prompt: Prompt) -> Conditioning:
+        label, count = prompt.class_label, self.config.num_classes
+        if label is not None and not 0 <= label < count:
+            allowed = f"0 to {count - 1}" if count else "no class label"
+            raise InvalidRequest(
+                f"latent.class_label of {self.spec.name} must be {allowed}, got {label}",
+                field="latent.class_label",
+                value=label,
+                allowed=allowed,
+            )
+        tensors = {"truncation": torch.tensor([prompt.truncation], dtype=torch.float32)}
+        if count:
+            tensors["class_labels"] = torch.tensor([-1 if label is None else label])
+        return Conditioning(tensors)
+
+    def decode(
+        self,
+        latents: Tensor,
+        conditioning: Conditioning | None = None,
+        *,
+        report: Report | None = None,
+    ) -> Tensor:
+        """Draw the pictures; see :meth:`mezzotint.models.base.Model.decode`."""
+        if latents.ndim != 2 or latents.shape[1] != self.config.latent_size:
+            raise ShapeError(
+                f"expected latents of shape (B, {self.config.latent_size}), "
+                f"got {tuple(latents.shape)}"
+            )
+        inputs = {"latents": latents.float()}
+        if conditioning is not None and "truncation" in conditioning:
+            inputs["latents"] = inputs["latents"] * conditioning["truncation"][:, None]
+        if self.config.num_classes:
+            labels = conditioning["class_labels"] if conditioning is not None else None
+            inputs["class_labels"] = self._choose_classes(latents, labels)
+        pictures = self._draw(inputs)
+        finite = torch.isfinite(pictures).flatten(1).all(dim=1)
+        if not bool(finite.all()):
+            rows = [k for k, good in enumerate(finite.tolist()) if not good]
+            raise WorkFailed(f"{self.spec.name} drew values that are not finite in rows {rows}")
+        return pictures.expand(-1, 3, -1, -1) if pictures.shape[1] == 1 else pictures
+
+    def _choose_classes(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        """Fill in missing labels: the mean of a latent vector, made uniform, picks one."""
+        mean = latents.double().sum(dim=1) / math.sqrt(latents.shape[1])
+        uniform = 0.5 * (1 + torch.erf(mean / math.sqrt(2)))
+        drawn = (uniform * self.config.num_classes).long().clamp(0, self.config.num_classes - 1)
+        if labels is None:
+            return drawn
+        return torch.where(labels.to(drawn.device) < 0, drawn, labels.to(drawn.device))
+
+    def _draw(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Call the network with as many rows at once as leave each row's bits alone."""
+        network, total = self.networks["decoder"], len(inputs["latents"])
+        pictures: list[Tensor] = []
+        start = 0
+        while start < total:
+            left = total - start
+            rows = next((b for b in _BUCKETS if b <= left and self._is_certified(b)), 1)
+            part = {name: tensor[start : start + rows] for name, tensor in inputs.items()}
+            pictures.append(network(**part)[0])
+            start += rows
+        return torch.cat(pictures)
+
+    def _is_certified(self, rows: int) -> bool:
+        """Find out once whether ``rows`` rows in one call are the same bits as alone."""
+        if rows not in self._certified:
+            generator = torch.Generator().manual_seed(rows)
+            latents = torch.randn(rows, self.config.latent_size, generator=generator)
+            inputs = {"latents": latents}
+            if self.config.num_classes:
+                inputs["class_labels"] = torch.arange(rows) % self.config.num_classes
+            network = self.networks["decoder"]
+            together = network(**inputs)[0]
+            alone = [
+                network(**{name: tensor[k : k + 1] for name, tensor in inputs.items()})[0]
+                for k in range(rows)
+            ]
+            self._certified[rows] = torch.equal(together, torch.cat(alone))
+        return self._certified[rows]
+
+    def use_network(self, role: str, network: Network) -> None:
+        """Let another backend answer, and certify its row counts anew."""
+        super().use_network(role, network)
+        self._certified.clear()
+
+
+def gan_spec(config: GanConfig, *, name: str, digest: str = "", path: str = "") -> ModelSpec:
+    """Return the spec of a GAN."""
+    classes = ("without a class label the seed decides the class",) if config.num_classes else ()
+    return ModelSpec(
+        name=name,
+        digest=digest,
+        family="gan",
+        latent_channels=config.latent_size,
+        latent_scale=1,
+        size_multiple=config.image_size,
+        default_size=Size(config.image_size, config.image_size),
+        min_size_px=config.image_size,
+        max_size_px=config.image_size,
+        fixed_size=True,
+        default_steps=0,
+        default_guidance_scale=1.0,
+        takes_prompt=False,
+        takes_negative_prompt=False,
+        takes_guidance=False,
+        takes_image=False,
+        num_classes=config.num_classes,
+        class_names=config.class_names,
+        token_limit=0,
+        has_steps=False,
+        licence=config.licence,
+        limits=(
+            "takes no text: it draws what it was trained on",
+            f"draws {config.image_size}x{config.image_size} px only",
+            *classes,
+        ),
+        path=path,
+    )
+
+
+def load_gan(
+    folder: Path,
+    *,
+    name: str | None = None,
+    expected: Mapping[str, str] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> GanModel:
+    """Load a GAN folder.
+
+    Args:
+        folder: Holds ``config.json`` and ``generator.safetensors``.
+        name: Store name; the folder's path if None.
+        expected: sha256 by file name, where it is known.
+        dtype: Type to compute in.
+        device: Where to compute.
+
+    Raises:
+        CardError: If the configuration cannot be understood.
+        WeightsError: If the weights are missing, corrupt, or do not fit it.
+    """
+    folder = Path(folder)
+    config = GanConfig.load(folder)
+    weights = folder / WEIGHTS_FILE
+    header = read_header(weights)
+    digests = digest_files(folder, [folder / CONFIG_FILE, weights], expected=expected)
+    digest = combine_digests(digests)
+    with torch.device("meta"):
+        wanted = {k: tuple(v.shape) for k, v in Generator(config).state_dict().items()}
+    _check_fit(weights, wanted, {k: shape for k, (_, shape) in header.tensors.items()})
+
+    def build(dtype: torch.dtype) -> nn.Module:
+        with torch.device("meta"):
+            generator = Generator(config)
+        generator.to_empty(device="cpu")
+        state = load_file(weights)
+        counters = {k: torch.zeros((), dtype=torch.long) for k in wanted if k not in state}
+        generator.load_state_dict({**state, **counters})
+        return generator.to(dtype)
+
+    network = TorchNetwork(
+        build,
+        _call,
+        dtype=dtype,
+        device=device,
+        num_bytes=4 * sum(math.prod(shape) for shape in wanted.values()),
+        digest=digest,
+    )
+    return GanModel(config, network, name=name or str(folder), digest=digest, path=str(folder))
+
+
+def _call(module: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    return (module(inputs["latents"], inputs.get("class_labels")),)
+
+
+def _check_fit(
+    path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuse weights of another shape than the configuration's."""
+    needed = {k for k in wanted if not k.endswith("num_batches_tracked")}
+    for key in sorted(needed | set(found)):
+        if key not in wanted:
+            raise WeightsError(f"{path} has a tensor {key} that {CONFIG_FILE} has no place for")
+        if key not in found:
+            raise WeightsError(f"{path} lacks the tensor {key} that {CONFIG_FILE} asks for")
+        if tuple(found[key]) != wanted[key]:
+            raise WeightsError(
+                f"{path}: {key} has shape {tuple(found[key])}, {CONFIG_FILE} asks for {wanted[key]}"
+            )
+
+
+def write_gan(folder: Path, config: GanConfig, state: Mapping[str, Tensor]) -> Path:
+    """Write a GAN folder; equal weights give equal bytes.
+
+    Args:
+        folder: Made if it is not there.
+        config: What the weights are.
+        state: The generator's state.
+
+    Returns:
+        The folder.
+
+    Raises:
+        WeightsError: If the weights do not fit the configuration.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.device("meta"):
+        wanted = {k: tuple(v.shape) for k, v in Generator(config).state_dict().items()}
+    kept = {k: v.detach().cpu().contiguous() for k, v in sorted(state.items())}
+    _check_fit(folder / WEIGHTS_FILE, wanted, {k: tuple(v.shape) for k, v in kept.items()})
+    write_atomically(folder / WEIGHTS_FILE, save(kept, metadata={"format": "pt"}))
+    text = json.dumps(config.to_plain(), indent=2, ensure_ascii=False) + "\n"
+    write_atomically(folder / CONFIG_FILE, text.encode())
+    return folder
