@@ -41,7 +41,7 @@ def noise(config, rows, seed=1):
     return torch.randn(rows, config.latent_size, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture()
+@pytest.fixture
 def folder(tmp_path):
     return write_gan(tmp_path / "gan", CLASSES, random_state(CLASSES))
 
