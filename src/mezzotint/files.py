@@ -7,12 +7,28 @@ import contextlib
 import hashlib
 import os
 import secrets
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
-__all__ = ["atomic_path", "digest_file", "write_atomically"]
+__all__ = ["atomic_path", "digest_file", "user_home", "write_atomically"]
 
 _CHUNK_BYTES = 1 << 20
+
+
+def user_home() -> Path:
+    """Return the folder of this installation's models, jobs, results and caches.
+
+    ``MEZZOTINT_HOME``, or else the platform's user data folder. The folder need
+    not exist. Two homes are two installations.
+    """
+    if named := os.environ.get("MEZZOTINT_HOME"):
+        return Path(named).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "mezzotint"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "mezzotint"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "mezzotint"
 
 
 @contextlib.contextmanager
