@@ -1,0 +1,269 @@
+"""Batcher: whose turn it is, decided purely from a picture of the world.
+
+Deficit round robin with measured seconds as the currency. A client earns an
+equal share of every second that the device works and pays for the seconds its
+own rows took; who is owed most goes first. The same holds among the requests of
+one client, where a newcomer gets half of its own cost in advance, so a short
+request passes a long one without starving it. Priority classes stand above all
+of that; within a client the earliest deadline goes first.
+
+The batch is then filled with images that can share the call, up to the size
+that gives most rows per measured second.
+"""
+
+import heapq
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+
+from mezzotint.engine.config import EngineConfig
+from mezzotint.engine.costs import CostTable, cost_key
+from mezzotint.engine.memory import Footprint
+from mezzotint.engine.state import ImageId, ImageState, StepBatch
+
+__all__ = ["Credits", "World", "next_batch", "next_joiners", "settle", "welcome"]
+
+_WORTH_WAITING = 1.03  # a larger batch must give this many times the rows per second
+_HOPE = 0.5  # share of the proportional time that an untried batch size is hoped to take
+_NEWCOMER_SHARE = 0.5  # of its own cost, in advance
+_ENCODE_SHARE = 0.125  # of the quantum may go into starting images before the next call
+
+Credits = Mapping[tuple[str, ...], float]
+"""Seconds owed, to a client ``(client,)`` or to a request ``(client, request)``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """All that the batcher may know.
+
+    Args:
+        states: Every image the engine holds, in order of arrival.
+        footprints: Bytes of each.
+        credits: Seconds owed to clients and requests.
+        costs: Measured seconds per call.
+        config: Limits.
+        budget_bytes: Bytes that all tensors of requests may take together.
+        buckets: Call sizes that may be used for each (kind, key), rising.
+    """
+
+    states: Mapping[ImageId, ImageState]
+    footprints: Mapping[ImageId, Footprint]
+    credits: Credits
+    costs: CostTable
+    config: EngineConfig
+    budget_bytes: int
+    buckets: Mapping[tuple[str, Hashable], tuple[int, ...]]
+
+    @property
+    def running(self) -> list[ImageState]:
+        """Images that hold tensors."""
+        return [s for s in self.states.values() if s.status == "running"]
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that running images hold between calls."""
+        return sum(self.footprints[s.id].slot_bytes for s in self.running)
+
+
+def next_batch(world: World) -> StepBatch | None:
+    """Choose the next piece of device work, or None if nothing runs.
+
+    The first image is the one that is owed most; the others share its call.
+    """
+    running = world.running
+    if not running:
+        return None
+    leader = min(running, key=lambda s: _order(s, world.credits))
+    group = [s for s in running if s.kind == leader.kind and s.key == leader.key]
+    buckets = world.buckets.get((leader.kind, leader.key), world.config.buckets)
+    queue = _share_out(group, leader, world)
+    chosen, bucket = _cut(queue, buckets, world)
+    ids = tuple(state.id for state in queue[:chosen])
+    return StepBatch(kind=leader.kind, ids=ids, key=leader.key, bucket=bucket)
+
+
+def next_joiners(world: World) -> tuple[ImageId, ...]:
+    """Choose which waiting images get tensors now, within the memory budget.
+
+    Nobody overtakes an image that does not fit yet, so large ones do not starve.
+    """
+    waiting = [s for s in world.states.values() if s.status == "waiting"]
+    if not waiting:
+        return ()
+    running = world.running
+    count = len(running)
+    held = world.held_bytes
+    activation = max((_activation(world, s) for s in running), default=0)
+    encode_s = world.config.quantum_s * _ENCODE_SHARE
+    joiners: list[ImageId] = []
+    for state in _in_turn(waiting, running, world.credits):
+        footprint = world.footprints[state.id]
+        held += footprint.slot_bytes
+        activation = max(activation, _activation(world, state))
+        encode_s -= world.costs.seconds(cost_key(state.plan), "encode", 1)
+        is_alone = count == 0 and not joiners
+        fits = held + activation <= world.budget_bytes and count < world.config.max_running
+        if not is_alone and (not fits or (joiners and encode_s < 0)):
+            break
+        joiners.append(state.id)
+        count += 1
+    return tuple(joiners)
+
+
+def settle(
+    credits: Credits, states: Iterable[ImageState], paid: Mapping[ImageId, float]
+) -> dict[tuple[str, ...], float]:
+    """Book one piece of work: everyone present earns alike, those who worked pay.
+
+    Clients earn while anything of theirs is held; a request earns, from its own
+    client, while it runs. What is owed at each level sums to zero.
+
+    Args:
+        credits: Seconds owed before.
+        states: Every image the engine held while the work was done.
+        paid: Seconds that each image's rows took.
+
+    Returns:
+        Seconds owed afterwards; whoever is gone is forgotten.
+    """
+    present = list(states)
+    levels: dict[str, set[tuple[str, ...]]] = {"": set()}
+    after: dict[tuple[str, ...], float] = {}
+    for state in present:
+        client, cost = state.claim.client, paid.get(state.id, 0.0)
+        flows: list[tuple[str, ...]] = [(client,)]
+        levels[""].add((client,))
+        if state.status == "running":
+            flows.append((client, state.id.request))
+            levels.setdefault(f"/{client}", set()).add(flows[1])
+        for flow in flows:
+            after[flow] = after.get(flow, credits.get(flow, 0.0)) - cost
+    for members in levels.values():
+        middle = sum(after[flow] for flow in members) / max(len(members), 1)
+        for flow in members:
+            after[flow] -= middle
+    return after
+
+
+def welcome(
+    credits: Credits, state: ImageState, costs: CostTable, footprint: Footprint, limit_s: float
+) -> dict[tuple[str, ...], float]:
+    """Give a newcomer half of its own cost in advance, up to a limit.
+
+    Args:
+        credits: Seconds owed before.
+        state: An image that starts to run; only the first of its request and of its
+            client brings an advance.
+        costs: Measured seconds.
+        footprint: Bytes of the image.
+        limit_s: Seconds of an advance, at most.
+    """
+    advance = min(_NEWCOMER_SHARE * costs.predict(state.plan, footprint).seconds, limit_s)
+    client, request = state.claim.client, state.id.request
+    missing = [flow for flow in ((client,), (client, request)) if flow not in credits]
+    return {**credits, **dict.fromkeys(missing, advance)}
+
+
+def _order(state: ImageState, credits: Credits) -> tuple[float | ImageId, ...]:
+    """Reading order: class, client's due, deadline, request's due, arrival."""
+    claim = state.claim
+    return (
+        -claim.priority,
+        -credits.get((claim.client,), 0.0),
+        claim.deadline_s,
+        -credits.get((claim.client, state.id.request), 0.0),
+        claim.arrived_s,
+        state.id,
+    )
+
+
+def _share_out(group: list[ImageState], leader: ImageState, world: World) -> list[ImageState]:
+    """Order images that can share a call: in turn over clients by what they are owed."""
+    lines: dict[tuple[int, str], list[ImageState]] = defaultdict(list)
+    for state in sorted(group, key=lambda s: _order(s, world.credits), reverse=True):
+        lines[state.claim.priority, state.claim.client].append(state)
+    row_s = world.costs.seconds(cost_key(leader.plan), leader.kind, 2) / 2
+    heap = [(-priority, -world.credits.get((client,), 0.0), client) for priority, client in lines]
+    heapq.heapify(heap)
+    queue: list[ImageState] = []
+    while heap:
+        priority, due, client = heapq.heappop(heap)
+        line = lines[-priority, client]
+        state = line.pop()
+        queue.append(state)
+        if line:
+            heapq.heappush(heap, (priority, due + row_s * state.rows, client))
+    if queue[0].id != leader.id:
+        queue.remove(leader)
+        queue.insert(0, leader)
+    return queue
+
+
+def _cut(queue: list[ImageState], buckets: tuple[int, ...], world: World) -> tuple[int, int]:
+    """Return how many images of the queue to take and the size of their call."""
+    leader = queue[0]
+    key, kind = cost_key(leader.plan), leader.kind
+    measured = world.costs.measured_rows(key, kind)
+    reach = 2 * max(measured, default=1)
+    footprint = world.footprints[leader.id]
+    row_bytes = footprint.row_bytes if kind == "step" else footprint.decode_bytes
+    free = world.budget_bytes - world.held_bytes
+    best, best_bucket, best_rate, rows = 0, 0, 0.0, 0
+    for position, state in enumerate(queue, start=1):
+        rows += state.rows
+        bucket = _bucket(rows, buckets)
+        seconds = world.costs.seconds(key, kind, bucket)
+        if bucket not in measured and position > 1:
+            seconds *= _HOPE
+        if position > 1 and (
+            bucket > buckets[-1]
+            or rows > world.config.max_rows
+            or bucket * row_bytes > free
+            or seconds > world.config.quantum_s
+            or (bucket not in measured and bucket > max(reach, _bucket(leader.rows, buckets)))
+        ):
+            break
+        rate = rows / max(seconds, 1e-9)
+        if best == 0 or rate > best_rate * _WORTH_WAITING:
+            best, best_bucket, best_rate = position, bucket, rate
+    return best, best_bucket
+
+
+def _bucket(rows: int, buckets: tuple[int, ...]) -> int:
+    """Return the smallest allowed call that holds the rows, or a multiple of the largest."""
+    for bucket in buckets:
+        if bucket >= rows:
+            return bucket
+    return -(-rows // buckets[-1]) * buckets[-1]
+
+
+def _activation(world: World, state: ImageState) -> int:
+    """Return the bytes that an image needs inside its widest call."""
+    footprint = world.footprints[state.id]
+    rows = max(max(state.plan.rows, default=1), world.config.min_rows)
+    return max(rows * footprint.row_bytes, footprint.decode_bytes)
+
+
+def _in_turn(
+    waiting: list[ImageState], running: list[ImageState], credits: Credits
+) -> Iterable[ImageState]:
+    """Yield waiting images by class, then client by client, the least served first."""
+    counts: dict[str, int] = defaultdict(int)
+    for state in running:
+        counts[state.claim.client] += 1
+    lines: dict[tuple[int, str], list[ImageState]] = defaultdict(list)
+    for state in waiting:
+        lines[state.claim.priority, state.claim.client].append(state)
+    for line in lines.values():
+        line.sort(key=lambda s: (s.claim.deadline_s, s.claim.arrived_s, s.id), reverse=True)
+    heap = [
+        (-priority, counts[client], -credits.get((client,), 0.0), client)
+        for priority, client in lines
+    ]
+    heapq.heapify(heap)
+    while heap:
+        priority, count, due, client = heapq.heappop(heap)
+        line = lines[-priority, client]
+        yield line.pop()
+        if line:
+            heapq.heappush(heap, (priority, count + 1, due, client))

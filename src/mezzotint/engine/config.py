@@ -1,0 +1,72 @@
+"""Configuration of the engine: budgets, batch sizes, queue and caches."""
+
+import math
+from dataclasses import dataclass
+
+from mezzotint.errors import InvalidRequest
+from mezzotint.plain import Checked, check_range
+
+__all__ = ["EngineConfig"]
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig(Checked):
+    """How the engine shares one device.
+
+    Args:
+        max_rows: Rows of one network call, at most.
+        buckets: Rows that a network call may have; a smaller batch is padded up
+            to the next. Each is used only where its certificate allows it.
+        min_rows: Rows of the smallest call in ``exact``: one row may take another
+            arithmetic path than two (ENGINE.md, exactness).
+        quantum_s: A batch of several images is kept below this predicted time,
+            so that a short request never waits for a long call.
+        max_running: Images that hold tensors at once, at most.
+        max_waiting: Images that wait, at most; more are refused with QueueFull.
+        memory_bytes: Bytes that tensors of requests may take together; 0 is half
+            of the machine's (or the device's) memory.
+        certify: Whether batch sizes are compared bit for bit before use.
+        cache_memory_bytes: Finished pictures kept in memory, in bytes; 0 is none.
+        cache_disk_bytes: Finished pictures kept on disk, in bytes; 0 is none.
+        prompt_cache_bytes: Prompt embeddings kept in memory, in bytes.
+        max_pixels: Pixels of one picture, at most.
+        max_request_pixels: Pixels of all pictures of one request, at most.
+    """
+
+    max_rows: int = 64
+    buckets: tuple[int, ...] = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+    min_rows: int = 2
+    quantum_s: float = 2.0
+    max_running: int = 128
+    max_waiting: int = 4096
+    memory_bytes: int = 0
+    certify: bool = True
+    cache_memory_bytes: int = 256 * _MIB
+    cache_disk_bytes: int = 1024 * _MIB
+    prompt_cache_bytes: int = 64 * _MIB
+    max_pixels: int = 4096 * 4096
+    max_request_pixels: int = 4096 * 4096 * 64
+
+    def _validate(self) -> None:
+        check_range("max_rows", self.max_rows, 2, 4096)
+        check_range("min_rows", self.min_rows, 1, 2)
+        check_range("quantum_s", self.quantum_s, 1e-3, 3600, unit=" s")
+        check_range("max_running", self.max_running, 1, 100_000)
+        check_range("max_waiting", self.max_waiting, 1, 10_000_000)
+        for name in ("memory_bytes", "cache_memory_bytes", "cache_disk_bytes"):
+            check_range(name, getattr(self, name), 0, 2**50)
+        check_range("prompt_cache_bytes", self.prompt_cache_bytes, 0, 2**50)
+        check_range("max_pixels", self.max_pixels, 1, 2**40)
+        check_range("max_request_pixels", self.max_request_pixels, 1, 2**50)
+        rising = all(a < b for a, b in zip((0, *self.buckets), self.buckets, strict=False))
+        if not self.buckets or not rising:
+            raise InvalidRequest(
+                f"buckets must rise and be at least 1, got {list(self.buckets)}", field="buckets"
+            )
+
+    def bucket(self, rows: int) -> int:
+        """Return the smallest allowed call size that holds ``rows`` rows."""
+        fitting = [b for b in self.buckets if b >= max(rows, self.min_rows)]
+        return fitting[0] if fitting else math.ceil(rows / self.buckets[-1]) * self.buckets[-1]

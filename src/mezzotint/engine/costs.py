@@ -1,0 +1,165 @@
+"""Costs: what a network call of so many rows really takes here.
+
+One table for everybody: the batcher chooses batch sizes with it and pays in its
+currency, admission promises times with it, and ``--plan`` prints it. Times are
+measured at warm-up and refreshed while running; before anything is measured a
+rough guess from the model's shape stands in.
+"""
+
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mezzotint.engine.memory import Footprint
+from mezzotint.engine.plan import Plan
+from mezzotint.files import write_atomically
+
+__all__ = ["CostTable", "Prediction", "cost_key"]
+
+Kind = Literal["encode", "step", "decode"]
+
+_KEEP = 0.7  # weight of the past in the running mean
+_OUTLIER = 8.0  # a time this many times the known one is somebody else's noise
+_GUESS_S = {"encode": 0.05, "step": 0.2, "decode": 0.2}
+
+
+def cost_key(plan: Plan) -> str:
+    """Return the name under which a plan's times are kept: model content and size."""
+    return f"{plan.model_digest[:16]} {plan.size} {plan.reproducibility}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a plan will cost alone.
+
+    Args:
+        seconds: From start to decoded picture, waiting not included.
+        model_calls: Rows that networks compute.
+        peak_bytes: Memory at its worst moment, weights not included.
+        measured: Whether the seconds rest on measurements.
+    """
+
+    seconds: float
+    model_calls: int
+    peak_bytes: int
+    measured: bool
+
+
+class CostTable:
+    """Seconds per (key, kind, rows), learnt while running.
+
+    Args:
+        environment: Device and versions; a file of another environment is not read.
+        path: JSON file to remember in, or None.
+    """
+
+    def __init__(self, environment: str = "", path: Path | None = None) -> None:
+        self._environment = environment
+        self._path = path
+        self._seconds: dict[tuple[str, str], dict[int, float]] = {}
+        self._counts: dict[tuple[str, str, int], int] = {}
+        self._load()
+
+    def record(self, key: str, kind: Kind, rows: int, seconds: float) -> None:
+        """Learn from one measurement.
+
+        The first call of a shape pays for warm-up (allocation, kernel choice), so the
+        second replaces it; later ones move a running mean, outliers damped.
+        """
+        times = self._seconds.setdefault((key, kind), {})
+        count = self._counts.get((key, kind, rows), 0)
+        self._counts[key, kind, rows] = count + 1
+        if count == 0 and rows not in times:
+            times[rows] = seconds
+        elif count == 1:
+            times[rows] = min(seconds, times[rows])
+        else:
+            limited = min(seconds, _OUTLIER * times[rows])
+            times[rows] = _KEEP * times[rows] + (1 - _KEEP) * limited
+
+    def is_measured(self, key: str, kind: Kind) -> bool:
+        """Tell whether there is a measurement for any number of rows."""
+        return (key, kind) in self._seconds
+
+    def measured_rows(self, key: str, kind: Kind) -> tuple[int, ...]:
+        """Return the numbers of rows that were measured, rising."""
+        return tuple(sorted(self._seconds.get((key, kind), ())))
+
+    def seconds(self, key: str, kind: Kind, rows: int) -> float:
+        """Predict the seconds of one call.
+
+        Between measured numbers of rows the time is interpolated; beyond them it
+        grows in proportion, below them it is that of the smallest.
+        """
+        times = self._seconds.get((key, kind))
+        if not times:
+            known = [t for (_, k), ts in self._seconds.items() if k == kind for t in ts.values()]
+            return (statistics.median(known) if known else _GUESS_S[kind]) * max(rows, 1) / 2
+        if rows in times:
+            return times[rows]
+        below = max((r for r in times if r < rows), default=None)
+        above = min((r for r in times if r > rows), default=None)
+        if below is None:
+            return times[above or rows] * max(rows / (above or rows), 0.5)
+        if above is None:
+            return times[below] * rows / below
+        share = (rows - below) / (above - below)
+        return times[below] + share * (times[above] - times[below])
+
+    def predict(
+        self, plan: Plan, footprint: Footprint, *, min_rows: int = 2, evaluation: int = 0
+    ) -> Prediction:
+        """Predict what a plan costs alone, from ``evaluation`` on.
+
+        Args:
+            plan: What to make.
+            footprint: Its bytes.
+            min_rows: Rows of the smallest network call.
+            evaluation: Network evaluations that are done.
+        """
+        key = cost_key(plan)
+        steps = sum(self.seconds(key, "step", max(r, min_rows)) for r in plan.rows[evaluation:])
+        decode = self.seconds(key, "decode", 1)
+        encode = self.seconds(key, "encode", 1) if evaluation == 0 else 0.0
+        return Prediction(
+            seconds=encode + steps + decode,
+            model_calls=plan.model_calls,
+            peak_bytes=footprint.peak_bytes(max((*plan.rows, min_rows))),
+            measured=self.is_measured(key, "step" if plan.rows else "decode"),
+        )
+
+    def table(self) -> list[dict[str, float | int | str]]:
+        """Return every measured time as plain data, for people and ``/v1/capabilities``."""
+        return [
+            {"shape": key, "kind": kind, "rows": rows, "seconds": seconds}
+            for (key, kind), times in sorted(self._seconds.items())
+            for rows, seconds in sorted(times.items())
+        ]
+
+    def save(self) -> None:
+        """Write the table to its file; a folder that cannot be written is no error."""
+        if self._path is None:
+            return
+        data = {"environment": self._environment, "times": self.table()}
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path, json.dumps(data).encode())
+        except OSError:
+            return
+
+    def _load(self) -> None:
+        """Read the file if it is there and was written in this environment."""
+        if self._path is None:
+            return
+        try:
+            data: Mapping[str, object] = json.loads(self._path.read_bytes())
+            if data["environment"] != self._environment:
+                return
+            for entry in data["times"]:  # pyright: ignore
+                times = self._seconds.setdefault((entry["shape"], entry["kind"]), {})  # pyright: ignore
+                times[int(entry["rows"])] = float(entry["seconds"])  # pyright: ignore
+        except (OSError, ValueError, KeyError, TypeError):
+            self._seconds.clear()

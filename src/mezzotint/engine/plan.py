@@ -1,0 +1,242 @@
+"""Plan: one image with everything resolved, before any tensor exists.
+
+All defaults, clamps, seeds and refusals happen here, against the model's spec.
+A plan can be printed, priced, cached and replayed. Two equal plans make the
+same picture, and the digest of a plan covers every field by construction, so
+nothing that changes a picture can be forgotten in a cache key.
+
+Pictures that came with the request (a start image, masks, control images) are
+in the plan by their digest; their bytes travel beside it.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from mezzotint.types import MAX_SEED, OutputFormat, Size
+
+__all__ = [
+    "BatchKey",
+    "Plan",
+    "Planned",
+    "PlannedControl",
+    "PlannedLora",
+    "PlannedMember",
+    "PlannedRegion",
+    "Techniques",
+    "WalkPosition",
+    "image_seed",
+]
+
+SCHEMA = 1
+"""Goes into every digest; raised when the same plan means another picture."""
+
+BatchKey = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedLora:
+    """A LoRA by name and content."""
+
+    name: str
+    digest: str
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedControl:
+    """A ControlNet by name and content, its picture by content, its active steps."""
+
+    model: str
+    digest: str
+    image: str
+    scale: float
+    start: float
+    end: float
+    preprocess: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedRegion:
+    """A regional prompt; ``mask`` is the digest of a picture."""
+
+    prompt: str
+    negative_prompt: str
+    mask: str | None
+    box: tuple[float, ...] | None
+    weight: float
+    feather: float
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedMember:
+    """One member of an ensemble: a model by name and content, one weight per step."""
+
+    model: str
+    digest: str
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WalkPosition:
+    """Where on a walk the image stands; ``frame`` 0 is the start, ``frames - 1`` the end."""
+
+    frame: int
+    frames: int
+    mode: str
+    to: str | None
+    to_seed: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Techniques:
+    """What goes beyond prompt, seed and steps.
+
+    Args:
+        image: Digest of the picture to start from.
+        strength: Share of the steps that are run on ``image``; 1 without one.
+        mask: Digest of the mask of the part to repaint.
+        controls: ControlNets.
+        loras: LoRAs of this image alone.
+        regions: Regional prompts.
+        ensemble: Denoisers that answer together with the model.
+        walk: Position on a walk.
+        guidance_rescale: Strength phi of the standard-deviation rescale.
+        distilled_guidance: Guidance that the network takes as an input.
+        truncation: Truncation psi of a GAN.
+        class_label: Class of a class-conditional model.
+        upscale: Factor and model of the enlargement after decoding.
+    """
+
+    image: str | None = None
+    strength: float = 1.0
+    mask: str | None = None
+    controls: tuple[PlannedControl, ...] = ()
+    loras: tuple[PlannedLora, ...] = ()
+    regions: tuple[PlannedRegion, ...] = ()
+    ensemble: tuple[PlannedMember, ...] = ()
+    walk: WalkPosition | None = None
+    guidance_rescale: float = 0.0
+    distilled_guidance: float | None = None
+    truncation: float = 1.0
+    class_label: int | None = None
+    upscale: tuple[float, str | None] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One image, everything resolved.
+
+    Args:
+        model: Name of the model.
+        model_digest: Content of the model.
+        environment: Device, dtype and versions that arithmetic depends on.
+        prompt: Text; "" where the model takes none.
+        negative_prompt: Text of the unconditional rows; "" where there are none.
+        prompt_dialect: How weights in the text are read.
+        size: Pixels.
+        seed: Seed of this image.
+        num_inference_steps: Steps of the whole schedule (0 for a GAN).
+        scheduler: Name of the scheduler.
+        sigma_schedule: Name of the sigma schedule, or None for the scheduler's own.
+        steps: For each network evaluation the step it belongs to, from 1, counted
+            from the first step that is run.
+        rows: For each network evaluation how many rows the image sends.
+        guidance: Guidance scale of each step that is run.
+        techniques: What goes beyond these.
+        output: Format, quality and whether the recipe goes into the file.
+        reproducibility: ``exact``, ``stable`` or ``turbo``.
+    """
+
+    model: str
+    model_digest: str
+    environment: str
+    prompt: str
+    negative_prompt: str
+    prompt_dialect: str
+    size: Size
+    seed: int
+    num_inference_steps: int
+    scheduler: str
+    sigma_schedule: str | None
+    steps: tuple[int, ...]
+    rows: tuple[int, ...]
+    guidance: tuple[float, ...]
+    techniques: Techniques
+    output: tuple[OutputFormat, int, bool]
+    reproducibility: str
+
+    @property
+    def batch_key(self) -> BatchKey:
+        """What changes the forward pass; the conditioning's shape joins it after encoding."""
+        t = self.techniques
+        return (
+            self.model_digest,
+            self.size,
+            self.reproducibility,
+            tuple((lora.name, lora.digest) for lora in t.loras),
+            tuple((control.model, control.digest) for control in t.controls),
+            tuple(member.digest for member in t.ensemble),
+        )
+
+    @property
+    def model_calls(self) -> int:
+        """Rows that networks compute for this image: exact, known before it runs."""
+        return sum(self.rows) or 1
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that are run; fewer than ``num_inference_steps`` on a start image."""
+        return len(self.guidance)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps at the noisy end of the schedule that a start image leaves out."""
+        return self.num_inference_steps - self.num_steps
+
+    @property
+    def canonical(self) -> str:
+        """The one JSON text of this plan; every field is in it by construction."""
+        return json.dumps(
+            {"schema": SCHEMA, **to_plain(self)}, separators=(",", ":"), ensure_ascii=False
+        )
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of :attr:`canonical`, 64 hex digits: the key of the result cache."""
+        return hashlib.sha256(self.canonical.encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the plan as plain data for people, logs and answers."""
+        plain = to_plain(self)
+        plain["model_calls"] = self.model_calls
+        scales = set(self.guidance)
+        plain["guidance_scale"] = scales.pop() if len(scales) == 1 else list(self.guidance)
+        plain["width"], plain["height"] = self.size
+        return plain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """What planning a request gave: one plan per image, and what was changed."""
+
+    plans: tuple[Plan, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def to_plain(value: Any) -> Any:
+    """Turn nested dataclasses and tuples into plain data, every field included."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [to_plain(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+    return value
+
+
+def image_seed(seed: int, index: int) -> int:
+    """Return the seed of image ``index``: seeds count up and wrap at 2**64."""
+    return (seed + index) % (MAX_SEED + 1)

@@ -1,0 +1,461 @@
+"""Planner: a request and a spec become one plan per image, purely.
+
+Every refusal is one line that names the field, what came and what is allowed.
+What is changed instead of refused is a warning for the result.
+"""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mezzotint.engine.guidance_curve import resolve_guidance
+from mezzotint.engine.plan import (
+    Plan,
+    Planned,
+    PlannedControl,
+    PlannedLora,
+    PlannedMember,
+    PlannedRegion,
+    Techniques,
+    WalkPosition,
+    image_seed,
+)
+from mezzotint.engine.schedulers import check_scheduler, evaluation_steps
+from mezzotint.errors import InvalidRequest
+from mezzotint.models.spec import ModelSpec
+from mezzotint.request import GenerationRequest, GuidanceSchedule
+from mezzotint.types import Size
+
+__all__ = ["Abilities", "plan"]
+
+_DEFAULT_STRENGTH = 0.8
+
+
+def _draw_seed() -> int:
+    """Draw a seed; 32 bits, because some clients keep no more."""
+    return secrets.randbits(32)
+
+
+def _no_digest(kind: str, name: str) -> str:
+    """Stand for an engine without adapters."""
+    raise InvalidRequest(f"{kind} {name!r} is not known here", field=kind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
+    """What the engine behind the planner can do, and where it runs.
+
+    Args:
+        techniques: Request fields whose operator is there (``"image"``, ``"mask"``,
+            ``"regions"``, ...); any other technique field is refused.
+        environment: Device, dtype and versions that arithmetic depends on.
+        adapter_digest: ``(kind, name) -> sha256`` of a ``"lora"``, ``"control"``,
+            ``"model"`` or ``"upscaler"``; raises UnknownName where there is none.
+        max_pixels: Pixels of one picture, at most.
+        max_request_pixels: Pixels of all pictures of one request, at most.
+    """
+
+    techniques: frozenset[str] = frozenset()
+    environment: str = ""
+    adapter_digest: Callable[[str, str], str] = field(default=_no_digest, compare=False)
+    max_pixels: int = 4096 * 4096
+    max_request_pixels: int = 4096 * 4096 * 64
+
+
+def plan(
+    request: GenerationRequest,
+    spec: ModelSpec,
+    abilities: Abilities | None = None,
+    *,
+    image_size: Size | None = None,
+    draw_seed: Callable[[], int] = _draw_seed,
+) -> Planned:
+    """Resolve a request against a model.
+
+    Args:
+        request: What the user asked for.
+        spec: The model that was named.
+        abilities: What the engine can do; nothing beyond text to picture if None.
+        image_size: Size of ``request.image`` in pixels, where there is one.
+        draw_seed: Gives the seed where the request has none.
+
+    Returns:
+        One plan per image, in order, and the warnings.
+
+    Raises:
+        InvalidRequest: If the model or the engine cannot honour a field.
+    """
+    abilities = abilities or Abilities()
+    warnings: list[str] = []
+    _check_techniques(request, spec, abilities)
+    size = _resolve_size(request, spec, image_size, warnings)
+    _check_pixels(request, size, abilities)
+    prompt = _resolve_prompt(request, spec, warnings)
+    steps = _resolve_steps(request, spec, warnings)
+    scheduler = request.scheduler or spec.default_scheduler
+    sigma_schedule = request.sigma_schedule or (
+        spec.default_sigma_schedule if request.scheduler in (None, spec.default_scheduler) else None
+    )
+    guidance, techniques = _resolve_guidance(request, spec, len(set(steps)), warnings)
+    techniques = _resolve_techniques(request, spec, abilities, techniques, len(guidance))
+    if spec.has_steps:
+        check_scheduler(scheduler, sigma_schedule, prediction_type=spec.prediction_type)
+    else:
+        scheduler, sigma_schedule = "", None
+    guided = any(scale != 1 for scale in guidance)
+    plan = Plan(
+        model=spec.name,
+        model_digest=spec.digest,
+        environment=abilities.environment,
+        prompt=prompt,
+        negative_prompt=_resolve_negative(request, spec, guided=guided, warnings=warnings),
+        prompt_dialect=request.prompt_dialect,
+        size=size,
+        seed=request.seed if request.seed is not None else draw_seed(),
+        num_inference_steps=_num_steps(request, spec),
+        scheduler=scheduler,
+        sigma_schedule=sigma_schedule,
+        steps=steps,
+        rows=_rows(steps, guidance, techniques),
+        guidance=guidance,
+        techniques=techniques,
+        output=(request.output.format, request.output.quality, request.output.metadata),
+        reproducibility=request.reproducibility,
+    )
+    return Planned(plans=_images(plan, request), warnings=tuple(warnings))
+
+
+def _images(plan: Plan, request: GenerationRequest) -> tuple[Plan, ...]:
+    """Multiply one plan into those of all images."""
+    if request.walk is None:
+        count = range(request.num_images)
+        return tuple(replace(plan, seed=image_seed(plan.seed, k)) for k in count)
+    walk = request.walk
+    to_seed = walk.to_seed
+    if walk.mode in ("seed", "both") and to_seed is None:
+        to_seed = image_seed(plan.seed, 1)
+    frames = [
+        WalkPosition(frame=k, frames=walk.frames, mode=walk.mode, to=walk.to, to_seed=to_seed)
+        for k in range(walk.frames)
+    ]
+    return tuple(replace(plan, techniques=replace(plan.techniques, walk=frame)) for frame in frames)
+
+
+def _check_techniques(request: GenerationRequest, spec: ModelSpec, abilities: Abilities) -> None:
+    """Refuse technique fields that nothing here would honour."""
+    asked = {
+        "image": request.image is not None,
+        "mask": request.mask is not None,
+        "controls": bool(request.controls),
+        "loras": bool(request.loras),
+        "regions": bool(request.regions),
+        "ensemble": bool(request.ensemble),
+        "walk": request.walk is not None,
+        "upscale": request.upscale is not None,
+        "gates": request.gates is not None and bool(request.gates.gates),
+    }
+    for name, is_asked in asked.items():
+        if is_asked and name not in abilities.techniques:
+            there = ", ".join(sorted(abilities.techniques)) or "none"
+            raise InvalidRequest(
+                f"{name} cannot be honoured by this engine; techniques it has: {there}",
+                field=name,
+                allowed=there,
+            )
+    if asked["image"] and not spec.takes_image:
+        raise InvalidRequest(
+            f"image cannot be honoured by {spec.name}: it has no picture encoder",
+            field="image",
+            allowed="no image",
+        )
+    if request.walk is not None and request.num_images != 1:
+        raise InvalidRequest(
+            f"num_images must be 1 with walk, got {request.num_images}; "
+            "walk.frames counts pictures",
+            field="num_images",
+            value=request.num_images,
+            allowed="1",
+        )
+    needs_steps = ("mask", "controls", "loras", "regions", "ensemble")
+    for name in needs_steps:
+        if asked[name] and not (spec.has_steps and spec.stepwise):
+            kind = "it takes no denoising steps" if not spec.has_steps else "it runs whole"
+            raise InvalidRequest(f"{name} cannot be honoured by {spec.name}: {kind}", field=name)
+
+
+def _resolve_size(
+    request: GenerationRequest, spec: ModelSpec, image_size: Size | None, warnings: list[str]
+) -> Size:
+    """Take the asked sides, or the picture's, or the model's own, and check them."""
+    own = spec.default_size
+    if image_size is not None and not spec.fixed_size:
+        own = Size(*(_fit_side(side, spec) for side in image_size))
+        if (request.width, request.height) == (None, None) and own != image_size:
+            warnings.append(f"the picture of {image_size} px was resized to {own} px")
+    size = Size(
+        request.width if request.width is not None else own.width,
+        request.height if request.height is not None else own.height,
+    )
+    for name, side, fixed in zip(("width", "height"), size, spec.default_size, strict=True):
+        if spec.fixed_size and side != fixed:
+            raise InvalidRequest(
+                f"{name} must be {fixed} px for {spec.name}, got {side}",
+                field=name,
+                value=side,
+                allowed=str(fixed),
+            )
+        if not spec.fixed_size:
+            _check_side(name, side, spec)
+    return size
+
+
+def _fit_side(side: int, spec: ModelSpec) -> int:
+    """Round a side to the nearest one that the model can draw."""
+    multiple = spec.size_multiple
+    low = -(-spec.min_size_px // multiple) * multiple
+    high = spec.max_size_px // multiple * multiple
+    return min(max(round(side / multiple) * multiple, low), high)
+
+
+def _check_side(name: str, side: int, spec: ModelSpec) -> None:
+    """Refuse a side outside the limits or off the multiple."""
+    low, high, multiple = spec.min_size_px, spec.max_size_px, spec.size_multiple
+    if not low <= side <= high:
+        raise InvalidRequest(
+            f"{name} must be {low} to {high} px for {spec.name}, got {side}",
+            field=name,
+            value=side,
+            allowed=f"{low} to {high} px",
+        )
+    if side % multiple:
+        below = side // multiple * multiple
+        near = [s for s in (below, below + multiple) if low <= s <= high]
+        nearest = (
+            f"nearest are {near[0]} and {near[1]}" if len(near) > 1 else f"nearest is {near[0]}"
+        )
+        raise InvalidRequest(
+            f"{name} must be a multiple of {multiple} px for {spec.name}, got {side}; {nearest}",
+            field=name,
+            value=side,
+            allowed=f"multiples of {multiple} px, {low} to {high}",
+        )
+
+
+def _check_pixels(request: GenerationRequest, size: Size, abilities: Abilities) -> None:
+    """Refuse more pixels than one picture or one request may have."""
+    pixels = size.width * size.height
+    if pixels > abilities.max_pixels:
+        raise InvalidRequest(
+            f"width x height must be at most {abilities.max_pixels} pixels, got {pixels}",
+            field="width",
+            value=str(size),
+            allowed=f"at most {abilities.max_pixels} pixels",
+        )
+    count = request.walk.frames if request.walk else request.num_images
+    if pixels * count > abilities.max_request_pixels:
+        raise InvalidRequest(
+            f"num_images must keep a request at {abilities.max_request_pixels} pixels or fewer, "
+            f"got {count} pictures of {size}",
+            field="num_images",
+            value=count,
+            allowed=f"at most {abilities.max_request_pixels // pixels}",
+        )
+
+
+def _resolve_prompt(request: GenerationRequest, spec: ModelSpec, warnings: list[str]) -> str:
+    """Refuse a missing prompt; leave out one that means nothing to the model."""
+    label = request.latent.class_label
+    if spec.num_classes and label is None:
+        raise InvalidRequest(
+            f"latent.class_label is needed for {spec.name}: 0 to {spec.num_classes - 1}",
+            field="latent.class_label",
+            allowed=f"0 to {spec.num_classes - 1}",
+        )
+    if label is not None and not 0 <= label < spec.num_classes:
+        allowed = f"0 to {spec.num_classes - 1}" if spec.num_classes else "no class label"
+        raise InvalidRequest(
+            f"latent.class_label must be {allowed} for {spec.name}, got {label}",
+            field="latent.class_label",
+            value=label,
+            allowed=allowed,
+        )
+    if request.latent.truncation != 1 and spec.has_steps:
+        warnings.append(f"latent.truncation has no effect on {spec.name}: it is for GANs")
+    if not spec.takes_prompt:
+        if request.prompt.strip():
+            warnings.append(f"prompt has no effect on {spec.name}: it takes no text")
+        return ""
+    if not request.prompt.strip() and request.image is None and not request.regions:
+        raise InvalidRequest(
+            f"prompt is needed for {spec.name}, got an empty text", field="prompt", allowed="a text"
+        )
+    return request.prompt
+
+
+def _num_steps(request: GenerationRequest, spec: ModelSpec) -> int:
+    """Return the steps of the whole schedule."""
+    if not spec.has_steps:
+        return 0
+    return request.num_inference_steps or spec.default_steps
+
+
+def _resolve_steps(
+    request: GenerationRequest, spec: ModelSpec, warnings: list[str]
+) -> tuple[int, ...]:
+    """Return the step of each network evaluation, those that a start image skips left out."""
+    if not spec.has_steps:
+        for name in ("num_inference_steps", "scheduler", "sigma_schedule"):
+            if getattr(request, name) is not None:
+                warnings.append(f"{name} has no effect on {spec.name}: it takes no steps")
+        return ()
+    total = _num_steps(request, spec)
+    scheduler = request.scheduler or spec.default_scheduler
+    steps = evaluation_steps(scheduler, total, spec.scheduler_config)
+    if request.image is None:
+        if request.strength != _DEFAULT_STRENGTH:
+            warnings.append("strength has no effect without image")
+        return steps
+    run = min(int(total * request.strength), total)
+    if run < 1:
+        raise InvalidRequest(
+            f"strength must be at least {1 / total:g} for {total} steps, got {request.strength:g}",
+            field="strength",
+            value=request.strength,
+            allowed=f"{1 / total:g} to 1",
+        )
+    skipped = total - run
+    return tuple(step - skipped for step in steps if step > skipped)
+
+
+def _resolve_guidance(
+    request: GenerationRequest, spec: ModelSpec, num_steps: int, warnings: list[str]
+) -> tuple[tuple[float, ...], Techniques]:
+    """Return the scale of each step and the techniques that guidance brings."""
+    asked = request.guidance_scale
+    off = (1.0,) * num_steps
+    if not spec.has_steps or not (spec.takes_guidance or spec.takes_distilled_guidance):
+        if asked not in (None, 1.0):
+            warnings.append(f"guidance_scale has no effect on {spec.name}")
+        return off, Techniques()
+    scale = spec.default_guidance_scale if asked is None else asked
+    if spec.takes_distilled_guidance:
+        values = set(resolve_guidance(scale, max(num_steps, 1)))
+        if len(values) > 1:
+            raise InvalidRequest(
+                f"guidance_scale must be one number for {spec.name}: its network takes the "
+                "scale as an input",
+                field="guidance_scale",
+                allowed="a number",
+            )
+        return off, Techniques(distilled_guidance=values.pop())
+    rescale = scale.rescale if isinstance(scale, GuidanceSchedule) else 0.0
+    guidance = resolve_guidance(scale, num_steps)
+    used = rescale if any(s != 1 for s in guidance) else 0.0
+    return guidance, Techniques(guidance_rescale=used)
+
+
+def _resolve_negative(
+    request: GenerationRequest, spec: ModelSpec, *, guided: bool, warnings: list[str]
+) -> str:
+    """Keep the negative prompt only where unconditional rows are computed."""
+    if not request.negative_prompt:
+        return ""
+    if not spec.takes_negative_prompt:
+        warnings.append(f"negative_prompt has no effect on {spec.name}")
+        return ""
+    if not guided:
+        warnings.append("negative_prompt has no effect while guidance is off (guidance_scale 1)")
+        return ""
+    return request.negative_prompt
+
+
+def _resolve_techniques(
+    request: GenerationRequest,
+    spec: ModelSpec,
+    abilities: Abilities,
+    techniques: Techniques,
+    num_steps: int,
+) -> Techniques:
+    """Resolve the technique fields; names become content digests."""
+    values: dict[str, Any] = {}
+    if request.image is not None:
+        values.update(image=request.image.digest, strength=request.strength)
+    if request.mask is not None:
+        values["mask"] = request.mask.digest
+    if not spec.has_steps:
+        values["truncation"] = request.latent.truncation
+    values["class_label"] = request.latent.class_label
+    digest = abilities.adapter_digest
+    values["loras"] = tuple(
+        PlannedLora(name=lora.name, digest=digest("lora", lora.name), scale=lora.scale)
+        for lora in request.loras
+    )
+    values["controls"] = tuple(
+        PlannedControl(
+            model=control.model,
+            digest=digest("control", control.model),
+            image=control.image.digest,
+            scale=control.scale,
+            start=control.start,
+            end=control.end,
+            preprocess=control.preprocess,
+        )
+        for control in request.controls
+    )
+    values["regions"] = tuple(
+        PlannedRegion(
+            prompt=region.prompt,
+            negative_prompt=region.negative_prompt,
+            mask=region.mask.digest if region.mask else None,
+            box=region.box,
+            weight=region.weight,
+            feather=region.feather,
+            start=region.start,
+            end=region.end,
+        )
+        for region in request.regions
+    )
+    values["ensemble"] = tuple(
+        PlannedMember(
+            model=member.model,
+            digest=digest("model", member.model),
+            weights=_member_weights(member.weight, member.weights, position, num_steps),
+        )
+        for position, member in enumerate(request.ensemble)
+    )
+    if request.upscale is not None:
+        values["upscale"] = (request.upscale.factor, request.upscale.model)
+    return replace(techniques, **values)
+
+
+def _member_weights(
+    weight: float, weights: tuple[float, ...], position: int, num_steps: int
+) -> tuple[float, ...]:
+    """Return one weight per step."""
+    if weights and len(weights) != num_steps:
+        raise InvalidRequest(
+            f"ensemble[{position}].weights must have one weight per step that is run, "
+            f"got {len(weights)} for {num_steps} steps",
+            field=f"ensemble[{position}].weights",
+            value=len(weights),
+            allowed=str(num_steps),
+        )
+    return weights or (weight,) * num_steps
+
+
+def _rows(
+    steps: tuple[int, ...], guidance: tuple[float, ...], techniques: Techniques
+) -> tuple[int, ...]:
+    """Count the rows of each evaluation: conditional, regional, unconditional, per denoiser."""
+    last = max(len(guidance) - 1, 1)
+    rows: list[int] = []
+    for step in steps:
+        progress = (step - 1) / last
+        active = [r for r in techniques.regions if r.start <= progress <= r.end]
+        negatives = len({r.negative_prompt for r in active if r.negative_prompt})
+        guided = guidance[step - 1] != 1
+        count = 1 + len(active) + ((1 + negatives) if guided else 0)
+        members = 1 + sum(member.weights[step - 1] != 0 for member in techniques.ensemble)
+        rows.append(count * members)
+    return tuple(rows)

@@ -1,0 +1,170 @@
+import pytest
+from tests.unit.engine.fakes import Bench, make_plan
+
+from mezzotint.engine.batcher import settle, welcome
+from mezzotint.engine.config import EngineConfig
+from mezzotint.engine.costs import CostTable, cost_key
+from mezzotint.engine.memory import Footprint
+from mezzotint.engine.state import Claim, ImageId, ImageState
+
+
+def spent_by_client(bench, until):
+    spent = {}
+    now = 100.0
+    for batch in bench.hands.calls:
+        seconds = (bench.hands.call_s + bench.hands.row_s * batch.bucket) or 0
+        now += seconds
+        if now > until:
+            break
+        for image in batch.ids:
+            client = image.request.partition("-")[0]
+            spent[client] = spent.get(client, 0.0) + seconds / len(batch.ids)
+    return spent
+
+
+@pytest.mark.parametrize("call_s", [0.0, 0.5])
+def test_a_client_with_ten_times_the_load_gets_no_more_than_its_half(call_s):
+    bench = Bench(call_s=call_s, config=EngineConfig(max_running=16))
+    for k in range(100):
+        bench.submit(f"big-{k}", make_plan(steps=10, seed=k), client="big")
+    for k in range(10):
+        bench.submit(f"small-{k}", make_plan(steps=10, seed=k), client="small")
+    bench.run()
+    both_wait_until = max(t for i, t in bench.ended_at.items() if i.request.startswith("small"))
+    spent = spent_by_client(bench, both_wait_until)
+    share = spent["small"] / sum(spent.values())
+    assert 0.45 <= share <= 0.55
+
+
+def test_fairness_is_in_seconds_not_in_turns():
+    bench = Bench(config=EngineConfig(max_running=8))
+    for k in range(6):
+        bench.submit(f"wide-{k}", make_plan(side=128, steps=20), client="wide")
+        bench.submit(f"slim-{k}", make_plan(side=64, steps=80), client="slim")
+    halfway = []
+    while bench.engine.tick():
+        halfway.append({i.request.partition("-")[0] for i in bench.hands.calls[-1].ids}.pop())
+        if len(halfway) == 300:
+            break
+    seconds = {"wide": 0.0, "slim": 0.0}
+    for batch in bench.hands.calls:
+        client = batch.ids[0].request.partition("-")[0]
+        seconds[client] += batch.bucket * (4 if client == "wide" else 1)
+    assert 0.45 <= seconds["slim"] / sum(seconds.values()) <= 0.55
+
+
+@pytest.mark.parametrize("side", [128, 256])
+@pytest.mark.parametrize("same_client", [True, False])
+def test_a_short_request_beside_a_long_one_takes_at_most_two_and_a_half_times_its_own_time(
+    side, same_client
+):
+    solo = Bench()
+    solo.submit("short", make_plan(steps=4, side=128))
+    solo.run()
+    solo_s = solo.ended_at[ImageId("short")] - 100.0
+
+    bench = Bench()
+    bench.submit("long", make_plan(steps=50, side=side), client="a")
+    for _ in range(7):
+        bench.engine.tick()
+    bench.submit("short", make_plan(steps=4, side=128), client="a" if same_client else "b")
+    arrived = bench.clock.now
+    bench.run()
+    assert bench.ended_at[ImageId("short")] - arrived <= 2.5 * solo_s
+
+
+def test_a_higher_priority_goes_first_and_alone():
+    bench = Bench()
+    bench.submit("low", make_plan(steps=20))
+    bench.engine.tick()
+    bench.submit("high", make_plan(steps=5, side=128), priority=5)
+    bench.run()
+    high = [k for k, b in enumerate(bench.hands.calls) if b.ids[0].request == "high"]
+    assert high == list(range(1, 7))
+
+
+def test_within_a_client_the_earliest_deadline_goes_first():
+    bench = Bench(config=EngineConfig(max_running=1))
+    bench.submit("late", deadline_s=900.0)
+    bench.submit("soon", deadline_s=500.0)
+    bench.submit("never")
+    bench.run()
+    order = sorted(bench.ended_at, key=bench.ended_at.__getitem__)
+    assert [i.request for i in order] == ["soon", "late", "never"]
+
+
+def test_batches_grow_where_rows_are_cheap():
+    bench = Bench(call_s=0.5, row_s=0.001)
+    for k in range(8):
+        bench.submit(f"r{k}", make_plan(steps=30, seed=k))
+    bench.run()
+    assert max(b.bucket for b in bench.hands.calls) == 16
+
+
+def test_batches_stay_small_where_rows_cost_in_proportion():
+    bench = Bench(call_s=0.0, row_s=0.05)
+    for k in range(8):
+        bench.submit(f"r{k}", make_plan(steps=30, seed=k))
+    bench.run()
+    small = sum(b.bucket == 2 for b in bench.hands.calls if b.kind == "step")
+    assert small >= 0.9 * sum(b.kind == "step" for b in bench.hands.calls)
+
+
+def test_calls_stay_below_the_quantum():
+    bench = Bench(call_s=0.9, row_s=0.1, config=EngineConfig(quantum_s=1.3))
+    for k in range(8):
+        bench.submit(f"r{k}", make_plan(steps=10, seed=k))
+    bench.run()
+    assert max(b.bucket for b in bench.hands.calls) <= 6
+
+
+def test_a_large_image_waits_for_memory_but_is_not_overtaken_for_ever():
+    small = Footprint(slot_bytes=10, row_bytes=1, decode_bytes=1)
+    large = Footprint(slot_bytes=90, row_bytes=1, decode_bytes=1)
+    bench = Bench(budget_bytes=104)
+    bench.submit("s0", make_plan(steps=3), footprint=small)
+    bench.submit("large", make_plan(steps=3, side=128), footprint=large)
+    for k in range(1, 30):
+        bench.submit(f"s{k}", make_plan(steps=3), footprint=small)
+    bench.run()
+    order = sorted(bench.ended_at, key=bench.ended_at.__getitem__)
+    assert [i.request for i in order].index("large") <= 5
+
+
+def test_settling_keeps_the_sum_of_what_is_owed_at_zero_on_both_levels():
+    states = [
+        ImageState(id=ImageId(r), plan=make_plan(), claim=Claim(client=c), status="running")
+        for r, c in [("a", "x"), ("b", "x"), ("c", "y")]
+    ]
+    credits = settle({}, states, {ImageId("a"): 3.0})
+    assert credits["x",] == pytest.approx(-1.5)
+    assert credits["y",] == pytest.approx(1.5)
+    assert credits["x", "a"] == pytest.approx(-1.5)
+    assert credits["x", "b"] == pytest.approx(1.5)
+    assert settle(credits, states[:2], {}).keys() == {("x",), ("x", "a"), ("x", "b")}
+
+
+def test_a_waiting_request_earns_nothing_from_its_own_client():
+    states = [
+        ImageState(id=ImageId("a"), plan=make_plan(), claim=Claim(), status="running"),
+        ImageState(id=ImageId("b"), plan=make_plan(), claim=Claim()),
+    ]
+    assert settle({}, states, {ImageId("a"): 3.0}) == {("",): 0.0, ("", "a"): 0.0}
+
+
+def test_a_newcomer_gets_half_its_cost_in_advance_once_and_not_more_than_the_limit():
+    state = ImageState(id=ImageId("a"), plan=make_plan(steps=4), claim=Claim())
+    costs, footprint = CostTable(), Footprint(slot_bytes=1, row_bytes=1, decode_bytes=1)
+    costs.record(cost_key(state.plan), "step", 2, 1.0)
+    credits = welcome({}, state, costs, footprint, 1.5)
+    assert credits == {("",): 1.5, ("", "a"): 1.5}
+    assert welcome(credits, state, costs, footprint, 9.0) == credits
+
+
+def test_submissions_of_one_request_share_its_turn():
+    bench = Bench()
+    bench.submit("many", make_plan(steps=10), images=8)
+    bench.submit("single", make_plan(steps=10))
+    bench.run()
+    order = sorted(bench.ended_at, key=bench.ended_at.__getitem__)
+    assert [i.request for i in order].index("single") <= 3

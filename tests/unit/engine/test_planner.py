@@ -1,0 +1,236 @@
+import dataclasses
+
+import pytest
+
+from mezzotint.engine.planner import Abilities, plan
+from mezzotint.errors import InvalidRequest, UnknownName
+from mezzotint.models.spec import ModelSpec
+from mezzotint.request import (
+    GenerationRequest,
+    GuidanceSchedule,
+    LatentInput,
+    Region,
+    Walk,
+)
+from mezzotint.types import ImageInput, Size
+
+SD = ModelSpec(name="sd15", digest="a" * 64, family="sd", prediction_type="epsilon")
+GAN = ModelSpec(
+    name="dcgan", digest="b" * 64, family="gan", latent_channels=100, fixed_size=True,
+    default_size=Size(64, 64), takes_prompt=False, takes_negative_prompt=False,
+    takes_guidance=False, takes_image=False, has_steps=False,
+)  # fmt: skip
+DIT = dataclasses.replace(
+    SD, name="dit", family="dit", takes_prompt=False, takes_negative_prompt=False,
+    num_classes=10, takes_image=False,
+)  # fmt: skip
+FLOW = dataclasses.replace(
+    SD, name="flux", family="flux", prediction_type="flow", default_scheduler="flow_euler",
+    takes_guidance=False, takes_distilled_guidance=True, default_guidance_scale=3.5,
+)  # fmt: skip
+PICTURE = ImageInput(b"picture")
+ALL = Abilities(techniques=frozenset({"image", "mask", "walk", "regions"}))
+
+
+def ask(spec=SD, abilities=ALL, image_size=None, **fields):
+    fields.setdefault("prompt", "a pear" if spec.takes_prompt else "")
+    return plan(GenerationRequest(**fields), spec, abilities, image_size=image_size)
+
+
+def one(spec=SD, **fields):
+    return ask(spec, **fields).plans[0]
+
+
+def refusal(spec=SD, **fields):
+    with pytest.raises(InvalidRequest) as caught:
+        ask(spec, **fields)
+    return caught.value
+
+
+def test_defaults_come_from_the_spec():
+    p = one(seed=7)
+    assert (p.size, p.num_inference_steps, p.scheduler, p.seed) == (Size(512, 512), 20, "euler", 7)
+    assert p.guidance == (7.5,) * 20
+    assert p.model_calls == 40
+
+
+def test_width_off_the_multiple_names_the_nearest():
+    assert str(refusal(width=770)) == (
+        "width must be a multiple of 8 px for sd15, got 770; nearest are 768 and 776"
+    )
+
+
+def test_width_out_of_limits_names_them():
+    error = refusal(height=4096)
+    assert str(error) == "height must be 8 to 2048 px for sd15, got 4096"
+    assert error.field == "height"
+
+
+def test_a_fixed_size_model_draws_no_other_size():
+    assert str(refusal(GAN, width=128)) == "width must be 64 px for dcgan, got 128"
+
+
+def test_seed_none_is_drawn_and_images_count_up_and_wrap():
+    planned = plan(GenerationRequest(prompt="x", num_images=3), SD, draw_seed=lambda: 2**64 - 2)
+    assert [p.seed for p in planned.plans] == [2**64 - 2, 2**64 - 1, 0]
+
+
+def test_drawn_seeds_differ():
+    assert len({one().seed for _ in range(8)}) > 1
+
+
+def test_image_k_equals_the_image_with_seed_plus_k_alone():
+    assert ask(seed=5, num_images=3).plans[2] == one(seed=7)
+
+
+def test_unknown_scheduler_suggests_the_nearest():
+    with pytest.raises(UnknownName, match="did you mean 'euler'"):
+        ask(scheduler="euller")
+
+
+def test_unknown_sigma_schedule_is_refused():
+    assert refusal(sigma_schedule="karass").field == "sigma_schedule"
+
+
+def test_a_diffusion_scheduler_does_not_fit_a_flow_model():
+    assert refusal(FLOW, scheduler="ddim").allowed == "flow_euler, flow_heun"
+    assert refusal(SD, scheduler="flow_euler").field == "scheduler"
+
+
+def test_empty_prompt_is_refused_where_one_is_needed():
+    assert str(refusal(prompt="  ")) == "prompt is needed for sd15, got an empty text"
+
+
+def test_empty_prompt_is_fine_on_a_start_image():
+    assert one(prompt="", image=PICTURE).prompt == ""
+
+
+def test_a_prompt_for_a_gan_is_a_warning():
+    planned = ask(GAN, prompt="a pear")
+    assert planned.plans[0].prompt == ""
+    assert planned.warnings == ("prompt has no effect on dcgan: it takes no text",)
+
+
+def test_a_gan_takes_no_steps_and_one_model_call():
+    planned = ask(GAN, num_inference_steps=30, scheduler="euler", seed=1)
+    p = planned.plans[0]
+    assert (p.steps, p.rows, p.scheduler, p.model_calls) == ((), (), "", 1)
+    assert len(planned.warnings) == 2
+
+
+def test_truncation_reaches_a_gan_only():
+    latent = LatentInput(truncation=0.7)
+    assert one(GAN, latent=latent).techniques.truncation == 0.7
+    assert ask(latent=latent).warnings == (
+        "latent.truncation has no effect on sd15: it is for GANs",
+    )
+
+
+def test_negative_prompt_without_guidance_is_a_warning():
+    planned = ask(negative_prompt="blurry", guidance_scale=1)
+    assert planned.plans[0].negative_prompt == ""
+    assert planned.warnings == (
+        "negative_prompt has no effect while guidance is off (guidance_scale 1)",
+    )
+
+
+def test_guidance_off_computes_one_row_a_step():
+    assert one(guidance_scale=1, num_inference_steps=4).rows == (1, 1, 1, 1)
+
+
+def test_an_interval_computes_unconditional_rows_only_inside():
+    schedule = GuidanceSchedule(schedule="interval", start=6, from_=0.25, until=0.5)
+    p = one(guidance_scale=schedule, num_inference_steps=5)
+    assert p.guidance == (1.0, 6.0, 6.0, 1.0, 1.0)
+    assert p.rows == (1, 2, 2, 1, 1)
+
+
+def test_heun_calls_the_network_twice_a_step_but_the_last():
+    p = one(scheduler="heun", num_inference_steps=30)
+    assert len(p.rows) == 59
+    assert p.model_calls == 118
+
+
+def test_class_label_is_needed_and_checked():
+    assert str(refusal(DIT)) == "latent.class_label is needed for dit: 0 to 9"
+    error = refusal(DIT, latent=LatentInput(class_label=10))
+    assert str(error) == "latent.class_label must be 0 to 9 for dit, got 10"
+    assert one(DIT, latent=LatentInput(class_label=9)).techniques.class_label == 9
+
+
+def test_class_label_without_classes_is_refused():
+    assert refusal(latent=LatentInput(class_label=1)).field == "latent.class_label"
+
+
+def test_strength_runs_the_last_part_of_the_steps():
+    p = one(image=PICTURE, strength=0.5, num_inference_steps=10)
+    assert (p.num_steps, p.skipped_steps, p.steps) == (5, 5, (1, 2, 3, 4, 5))
+    assert p.techniques.image == PICTURE.digest
+
+
+def test_strength_that_runs_no_step_is_refused():
+    error = refusal(image=PICTURE, strength=0.04, num_inference_steps=20)
+    assert str(error) == "strength must be at least 0.05 for 20 steps, got 0.04"
+
+
+def test_strength_without_image_is_a_warning():
+    assert ask(strength=0.3).warnings == ("strength has no effect without image",)
+
+
+def test_a_start_image_gives_its_size_rounded_with_a_warning():
+    planned = ask(image=PICTURE, image_size=Size(515, 300))
+    assert planned.plans[0].size == Size(512, 304)
+    assert planned.warnings == ("the picture of 515x300 px was resized to 512x304 px",)
+
+
+def test_a_model_without_encoder_takes_no_image():
+    assert refusal(DIT, image=PICTURE, latent=LatentInput(class_label=1)).field == "image"
+
+
+def test_a_technique_without_operator_is_refused():
+    with pytest.raises(InvalidRequest, match="regions cannot be honoured by this engine"):
+        plan(
+            GenerationRequest(prompt="x", regions=(Region(prompt="y", box=(0, 0, 1, 1)),)),
+            SD,
+            Abilities(techniques=frozenset({"image"})),
+        )
+
+
+def test_a_walk_makes_one_plan_per_frame():
+    plans = ask(walk=Walk(to="a plum", frames=4), seed=3).plans
+    assert [p.techniques.walk.frame for p in plans] == [0, 1, 2, 3]
+    assert {p.seed for p in plans} == {3}
+
+
+def test_walk_and_num_images_exclude_each_other():
+    assert refusal(walk=Walk(to="a plum"), num_images=2).field == "num_images"
+
+
+def test_regions_cost_one_row_each_and_share_the_unconditional_one():
+    regions = (Region(prompt="a", box=(0, 0, 0.5, 1)), Region(prompt="b", box=(0.5, 0, 1, 1)))
+    assert one(regions=regions, num_inference_steps=2).rows == (4, 4)
+
+
+def test_distilled_guidance_is_an_input_and_costs_no_row():
+    p = one(FLOW, guidance_scale=4)
+    assert p.techniques.distilled_guidance == 4.0
+    assert set(p.rows) == {1}
+
+
+def test_too_many_pixels_in_one_request_are_refused():
+    with pytest.raises(InvalidRequest, match="num_images must keep a request"):
+        plan(
+            GenerationRequest(prompt="x", num_images=1000, width=2048, height=2048),
+            SD,
+            Abilities(max_request_pixels=10**8),
+        )
+
+
+def test_list_guidance_needs_one_value_per_step():
+    schedule = GuidanceSchedule(schedule="list", values=(3.0, 4.0))
+    assert refusal(guidance_scale=schedule, num_inference_steps=3).field == "guidance_scale.values"
+
+
+def test_equal_requests_in_other_words_have_equal_plans():
+    assert one(seed=1, guidance_scale=7.5) == one(seed=1, width=512, num_inference_steps=20)
+    assert one(seed=1, guidance_scale=7).digest == one(seed=1, guidance_scale=7.0).digest
