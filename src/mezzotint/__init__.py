@@ -1,0 +1,85 @@
+"""Mezzotint turns requests into pictures.
+
+Names load when they are first used, so ``import mezzotint`` costs milliseconds
+and loads neither torch nor numpy.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "mezzotint.api": ("Engine", "generate"),
+    "mezzotint.errors": (
+        "ArchiveError",
+        "CardError",
+        "DeadlineExceeded",
+        "GateRejected",
+        "ImageError",
+        "InvalidRequest",
+        "MezzotintError",
+        "ModelError",
+        "ModelNotAllowed",
+        "NotReady",
+        "OutOfMemory",
+        "Overloaded",
+        "QueueFull",
+        "Refused",
+        "ShapeError",
+        "UnknownName",
+        "WeightsError",
+        "WorkFailed",
+    ),
+    "mezzotint.models.base": ("Model",),
+    "mezzotint.request": (
+        "Control",
+        "EnsembleMember",
+        "GateSettings",
+        "Gates",
+        "GenerationRequest",
+        "GuidanceSchedule",
+        "LatentInput",
+        "Lora",
+        "Output",
+        "Region",
+        "Upscale",
+        "Walk",
+    ),
+    "mezzotint.sampling.loop": ("sample",),
+    "mezzotint.train.config": ("TrainConfig",),
+    "mezzotint.train.trainer": ("Trainer",),
+    "mezzotint.types": (
+        "Attempt",
+        "Cancelled",
+        "Failed",
+        "Finished",
+        "GenerationResult",
+        "ImageFinished",
+        "ImageInput",
+        "ImageOutput",
+        "Queued",
+        "Size",
+        "StageTimings",
+        "Started",
+        "Stepped",
+        "Verdict",
+    ),
+}
+_WHERE = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: PLE0604 - sorted and complete by construction
+    *sorted([*_WHERE, "__version__"])
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'mezzotint' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})

@@ -1,0 +1,120 @@
+"""Metrics: every number that Mezzotint publishes, in one catalogue.
+
+A metric exists because it stands in :data:`CATALOGUE`; counting under another
+name is a mistake in our code and raises at once. Numbers live in a registry of
+our own, so that a program which embeds Mezzotint keeps its own apart.
+"""
+
+import threading
+from typing import Literal, NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
+
+__all__ = ["CATALOGUE", "CONTENT_TYPE", "Metric", "Metrics", "count", "measure", "render", "set_to"]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+class Metric(NamedTuple):
+    """What a metric counts, in which unit, by which labels."""
+
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+CATALOGUE: dict[str, Metric] = {
+    "mezzotint_requests_total": Metric(
+        "counter", "Requests by door and how they ended.", ("door", "status")
+    ),
+    "mezzotint_images_total": Metric("counter", "Finished pictures.", ("model",)),
+    "mezzotint_attempts_total": Metric(
+        "counter", "Attempts at pictures that gates judged.", ("model", "accepted")
+    ),
+    "mezzotint_steps_total": Metric("counter", "Solver steps taken by images.", ("model",)),
+    "mezzotint_network_calls_total": Metric("counter", "Calls of denoising networks.", ("model",)),
+    "mezzotint_batch_rows": Metric(
+        "histogram", "Rows of one network call, guidance rows included.", ("model",), _ROWS
+    ),
+    "mezzotint_request_seconds": Metric(
+        "histogram", "Seconds from a request's arrival to its end.", ("model",), _SECONDS
+    ),
+    "mezzotint_stage_seconds": Metric(
+        "histogram", "Seconds one image spent in a stage.", ("stage",), _SECONDS
+    ),
+    "mezzotint_queue_images": Metric("gauge", "Images that wait."),
+    "mezzotint_running_images": Metric("gauge", "Images that hold tensors."),
+    "mezzotint_memory_bytes": Metric("gauge", "Bytes that running images hold.", ("kind",)),
+    "mezzotint_cache_lookups_total": Metric("counter", "Look-ups in a cache.", ("cache", "answer")),
+    "mezzotint_model_load_seconds": Metric(
+        "histogram", "Seconds to load a model.", ("model",), _SECONDS
+    ),
+    "mezzotint_worker_restarts_total": Metric("counter", "Restarts of the engine's process."),
+    "mezzotint_auth_failures_total": Metric("counter", "Requests without a good key.", ("door",)),
+}
+
+
+class Metrics:
+    """The catalogue with numbers behind it; safe to use from any thread.
+
+    Args:
+        catalogue: What may be counted.
+    """
+
+    def __init__(self, catalogue: dict[str, Metric] | None = None) -> None:
+        self._catalogue = CATALOGUE if catalogue is None else catalogue
+        self._registry = CollectorRegistry()
+        self._made: dict[str, MetricWrapperBase] = {}
+        self._lock = threading.Lock()
+
+    def count(self, name: str, amount: float = 1, **labels: str) -> None:
+        """Add to a counter."""
+        metric = self._metric(name, labels)
+        if not isinstance(metric, Counter):
+            raise TypeError(f"{name} is no counter")
+        metric.inc(amount)
+
+    def set_to(self, name: str, value: float, **labels: str) -> None:
+        """Set a gauge."""
+        metric = self._metric(name, labels)
+        if not isinstance(metric, Gauge):
+            raise TypeError(f"{name} is no gauge")
+        metric.set(value)
+
+    def measure(self, name: str, value: float, **labels: str) -> None:
+        """Add an observation to a histogram."""
+        metric = self._metric(name, labels)
+        if not isinstance(metric, Histogram):
+            raise TypeError(f"{name} is no histogram")
+        metric.observe(value)
+
+    def render(self) -> bytes:
+        """Return everything in Prometheus' text format, UTF-8; see :data:`CONTENT_TYPE`."""
+        return generate_latest(self._registry)
+
+    def _metric(self, name: str, labels: dict[str, str]) -> MetricWrapperBase:
+        """Return the metric for one set of labels, made on first use."""
+        with self._lock:
+            if name not in self._made:
+                self._made[name] = self._make(name, self._catalogue[name])
+            metric = self._made[name]
+        return metric.labels(**labels) if self._catalogue[name].labels else metric
+
+    def _make(self, name: str, entry: Metric) -> MetricWrapperBase:
+        if entry.kind == "histogram":
+            return Histogram(
+                name, entry.help, entry.labels, registry=self._registry, buckets=entry.buckets
+            )
+        kind = Counter if entry.kind == "counter" else Gauge
+        return kind(name, entry.help, entry.labels, registry=self._registry)
+
+
+_SHARED = Metrics()
+count = _SHARED.count
+measure = _SHARED.measure
+render = _SHARED.render
+set_to = _SHARED.set_to

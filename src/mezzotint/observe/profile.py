@@ -1,0 +1,125 @@
+"""Profile: a table of stages and a trace that Chrome or Perfetto can show.
+
+A profile listens to spans (:mod:`mezzotint.observe.spans`). With ``operators``
+it also runs torch's profiler and adds its operators to the same trace. This is
+the only file of this room that may load torch, and only for that.
+"""
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mezzotint.files import write_atomically
+from mezzotint.observe.spans import SpanRecord, recording
+
+__all__ = ["Profile", "StageRow"]
+
+
+class StageRow(NamedTuple):
+    """One line of the table; ``share`` is the part of the wall time, 0 to 1 (more with threads)."""
+
+    name: str
+    calls: int
+    total_s: float
+    mean_s: float
+    longest_s: float
+    share: float
+
+
+class Profile:
+    """Collects spans from every thread.
+
+    Args:
+        operators: Whether torch's own operators are recorded too. Makes the run
+            itself slower and the trace much larger.
+
+    Example:
+        >>> from mezzotint.observe.spans import span
+        >>> profile = Profile()
+        >>> with profile.running(), span("decode", images=1):
+        ...     pass
+        >>> [row.name for row in profile.table()]
+        ['decode']
+    """
+
+    def __init__(self, *, operators: bool = False) -> None:
+        self._records: list[SpanRecord] = []
+        self._operators = operators
+        self._torch_events: list[dict[str, Any]] = []
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def running(self) -> Generator["Profile"]:
+        """Record everything that ends meanwhile."""
+        with contextlib.ExitStack() as stack:
+            if self._operators:
+                stack.enter_context(self._recording_operators())
+            stack.enter_context(recording(self.add))
+            yield self
+
+    def add(self, record: SpanRecord) -> None:
+        """Take one finished span."""
+        with self._lock:
+            self._records.append(record)
+
+    def table(self) -> list[StageRow]:
+        """Return one row per span name, the most expensive first."""
+        with self._lock:
+            records = list(self._records)
+        if not records:
+            return []
+        begin = min(r.start_s for r in records)
+        wall = max(r.start_s + r.duration_s for r in records) - begin
+        rows: list[StageRow] = []
+        for name in dict.fromkeys(r.name for r in records):
+            times = [r.duration_s for r in records if r.name == name]
+            total = sum(times)
+            share = total / wall if wall else 0.0
+            rows.append(StageRow(name, len(times), total, total / len(times), max(times), share))
+        return sorted(rows, key=lambda row: -row.total_s)
+
+    def trace(self) -> dict[str, Any]:
+        """Return the trace as Chrome's trace event format; times are microseconds."""
+        with self._lock:
+            records = list(self._records)
+        begin = min((r.start_s for r in records), default=0.0)
+        threads = {t: k for k, t in enumerate(dict.fromkeys(r.thread for r in records))}
+        events: list[dict[str, Any]] = [
+            {
+                "name": r.name,
+                "ph": "X",
+                "ts": (r.start_s - begin) * 1e6,
+                "dur": r.duration_s * 1e6,
+                "pid": os.getpid(),
+                "tid": threads[r.thread],
+                "args": dict(r.attributes),
+            }
+            for r in records
+        ]
+        return {"displayTimeUnit": "ms", "traceEvents": [*events, *self._torch_events]}
+
+    def write_trace(self, path: Path) -> Path:
+        """Write :meth:`trace` as JSON by atomic rename.
+
+        Raises:
+            OSError: If the folder is missing, not writable, or the disk is full.
+        """
+        return write_atomically(path, json.dumps(self.trace(), default=str).encode())
+
+    @contextlib.contextmanager
+    def _recording_operators(self) -> Generator[None]:
+        """Run torch's profiler and keep its events."""
+        import tempfile
+
+        from torch import profiler
+
+        with profiler.profile(acc_events=True) as torch_profile:
+            yield
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.json"
+            torch_profile.export_chrome_trace(str(path))
+            self._torch_events = json.loads(path.read_text())["traceEvents"]

@@ -1,0 +1,37 @@
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "scipy", "fastapi", "openvino")
+
+
+def loaded_by(code):
+    """Return which heavy libraries a fresh interpreter has after running ``code``."""
+    program = f"{code}\nimport sys\nprint(*[m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1].split()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import mezzotint",
+        "import mezzotint as mz; mz.GenerationRequest(prompt='a red apple')",
+        "import mezzotint.settings",
+        "import mezzotint.cli.main",
+        "import mezzotint.observe.log, mezzotint.observe.metrics, mezzotint.observe.spans",
+    ],
+)
+def test_words_load_nothing_heavy(code):
+    assert loaded_by(code) == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["generate", "--help"]])
+def test_help_loads_nothing_heavy(arguments):
+    code = (
+        "from mezzotint.cli import main\n"
+        f"try:\n    main.main({arguments!r})\nexcept SystemExit:\n    pass"
+    )
+    assert loaded_by(code) == []

@@ -1,0 +1,55 @@
+import ast
+from pathlib import Path
+
+import pytest
+
+import mezzotint
+
+
+def test_all_is_sorted_and_without_doubles():
+    assert list(mezzotint.__all__) == sorted(set(mezzotint.__all__))
+
+
+@pytest.mark.parametrize("name", mezzotint.__all__)
+def test_every_public_name_can_be_had(name):
+    assert getattr(mezzotint, name) is not None
+    assert name in dir(mezzotint)
+
+
+def test_all_is_complete():
+    """Every error, every part of a request, every event of a run is public."""
+    from mezzotint import errors, request
+
+    classes = {n for n in (*errors.__all__, *request.__all__) if n[0].isupper()}
+    public = set(mezzotint.__all__)
+    assert classes <= public
+    assert {"Engine", "Model", "TrainConfig", "Trainer", "generate", "sample"} <= public
+    assert {"Started", "Stepped", "Finished", "Failed", "Cancelled"} <= public
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'generat'"):
+        mezzotint.generat  # noqa: B018
+
+
+@pytest.mark.parametrize("path", sorted(Path(mezzotint.__file__).parent.rglob("*.py")), ids=str)
+def test_every_modules_own_list_of_names_is_sorted_and_true(path):
+    tree = ast.parse(path.read_text())
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            if path.parent.name == "mezzotint" and path.name == "__init__.py":
+                return
+            names = ast.literal_eval(node.value)
+            defined = {
+                name
+                for child in ast.walk(tree)
+                for name in (
+                    [child.name]
+                    if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+                    else [t.id for t in ast.walk(child) if isinstance(t, ast.Name)]
+                    if isinstance(child, ast.Assign | ast.AnnAssign)
+                    else []
+                )
+            }
+            assert set(names) <= defined
+            assert len(names) == len(set(names))
