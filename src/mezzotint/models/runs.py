@@ -30,6 +30,7 @@ from mezzotint.models.base import Conditioning, Model, Prompt, Report
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.models.spec import ModelSpec
 from mezzotint.plain import Checked, read
+from mezzotint.sampling.denoiser import NetworkDenoiser
 from mezzotint.sampling.schedules import frame_of, noise_schedule
 from mezzotint.types import Size
 
@@ -261,7 +262,11 @@ class RunModel(Model):
             lambda: network, _call_inputs, device=weight.device, num_bytes=size, digest=digest
         )
         self.networks = {"denoiser": door if exact else _FastNetwork(network)}
-        self.denoiser = RunDenoiser(self)
+        self.denoiser = NetworkDenoiser(
+            self._predict,
+            noise_schedule(description.scheduler),
+            str(description.scheduler.get("prediction_type", "flow")),
+        )
         self._tokenizer = tokenizer
         self._text_encoder = text_encoder.eval() if text_encoder is not None else None
         self._vae = vae.eval().requires_grad_(False) if vae is not None else None
@@ -295,6 +300,11 @@ class RunModel(Model):
             notes = [f"prompt cut after {about.text_tokens} tokens"] if cut else []
             return Conditioning({"prompt_embeds": embeds}, notes=notes)
         return Conditioning(rows=1)
+
+    def _predict(self, latents: Tensor, timestep: Tensor, conditioning: Any) -> Tensor:
+        """Call the network with what the denoiser scaled for it."""
+        inputs = dict(conditioning) if conditioning is not None else {}
+        return self.networks["denoiser"](sample=latents, timestep=timestep, **inputs)[0]
 
     def values(self, latents: Tensor) -> Tensor:
         """Return samples in the units of the training data. Shape (B, *shape)."""
@@ -349,39 +359,6 @@ class RunModel(Model):
                 means = self._vae.encode(images).latent_dist.mode()
             return (means - shift) * config.scaling_factor
         return super().encode_image(images, generators)
-
-
-class RunDenoiser:
-    """Converts what the run's network predicts into the clean sample."""
-
-    def __init__(self, model: RunModel) -> None:
-        config = model.description.scheduler
-        self._model = model
-        self._schedule = noise_schedule(config)
-        self._prediction = str(config.get("prediction_type", "flow"))
-
-    def __call__(
-        self, latents: Tensor, sigma: Tensor, conditioning: Conditioning | None = None
-    ) -> Tensor:
-        """Estimate the clean sample; see :class:`mezzotint.sampling.denoiser.Denoiser`."""
-        level = sigma.to(latents).reshape(-1, *([1] * (latents.ndim - 1)))
-        inputs = dict(conditioning or {})
-        network = self._model.networks["denoiser"]
-        if self._schedule.frame == "flow":
-            (predicted,) = network(sample=latents, timestep=self._timestep(sigma), **inputs)
-            return latents - level * predicted
-        scaled = latents / (level**2 + 1).sqrt()
-        (predicted,) = network(sample=scaled, timestep=self._timestep(sigma), **inputs)
-        if self._prediction == "epsilon":
-            return latents - level * predicted
-        if self._prediction == "sample":
-            return predicted
-        return scaled / (level**2 + 1).sqrt() - level / (level**2 + 1).sqrt() * predicted
-
-    def _timestep(self, sigma: Tensor) -> Tensor:
-        """Find the (fractional) training timestep of each noise level. Shape (B,), float32."""
-        places = [self._schedule.timestep_of(level) for level in sigma.tolist()]
-        return torch.tensor(places, dtype=torch.float32, device=sigma.device)
 
 
 def encode_text(

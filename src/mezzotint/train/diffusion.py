@@ -189,7 +189,7 @@ class DiffusionTask:
 
     def export(self, folder: Path, modules: nn.ModuleDict, training: Mapping[str, Any]) -> None:
         """Write the run as a model."""
-        from mezzotint.train.export import export_pipeline
+        from mezzotint.train.export import export_pipeline, save_part
 
         about = {**self.description.to_plain(), "training": dict(training)}
         if not export_pipeline(self, folder, modules):
@@ -198,8 +198,8 @@ class DiffusionTask:
                 encoder = (
                     modules["text_encoder"] if self.text_side.learns else self.text_side.encoder
                 )
-                encoder.save_pretrained(str(folder / "text_encoder"))
-                self.text_side.tokenizer.save_pretrained(str(folder / "tokenizer"))
+                save_part(encoder, folder / "text_encoder")
+                save_part(self.text_side.tokenizer, folder / "tokenizer")
             if self.latent_space is not None:
                 self.latent_space.vae.save_pretrained(str(folder / "vae"))
         else:
@@ -210,7 +210,7 @@ class DiffusionTask:
 def save_network(network: Any, folder: Path) -> None:
     """Write a network's configuration and weights."""
     if hasattr(network, "save_pretrained"):
-        network.save_pretrained(str(folder), safe_serialization=True)
+        network.save_pretrained(str(folder))
         return
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(network.config, indent=1), "utf-8")

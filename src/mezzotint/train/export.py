@@ -17,8 +17,17 @@ from torch import nn
 
 from mezzotint.models.base import Model
 from mezzotint.models.runs import RUN_FILE
+from mezzotint.sampling.schedules import frame_of
 
-__all__ = ["as_pipeline_model", "export_pipeline", "export_run", "pipeline_parts", "swap_in"]
+__all__ = [
+    "as_pipeline_model",
+    "export_pipeline",
+    "export_run",
+    "pipeline_parts",
+    "save_part",
+    "swap_in",
+    "write_pipeline",
+]
 
 _DESCRIBING = ("model_index.json", "config.json", RUN_FILE)
 
@@ -55,33 +64,31 @@ def swap_in(partial: Path, target: Path) -> None:
 def pipeline_parts(task: Any, modules: nn.ModuleDict) -> tuple[str, dict[str, Any]] | None:
     """Return the diffusers pipeline that a run is, and its parts, or None.
 
-    Free pictures in pixel space are a ``DDPMPipeline``, classes in a latent
+    Free pictures in pixel space are a ``DDIMPipeline``, classes in a latent
     space with a transformer a ``DiTPipeline``, text in a latent space a
-    ``StableDiffusionPipeline``.
+    ``StableDiffusionPipeline``. None of them takes a rectified flow.
     """
     import diffusers
 
     about = task.description
+    if frame_of(about.scheduler) == "flow":
+        return None
     network = modules["network"]
     config = {k: v for k, v in about.scheduler.items() if k != "_class_name"}
     scheduler = getattr(diffusers, str(about.scheduler["_class_name"])).from_config(config)
     if about.data == "pixels" and about.network == "UNet2DModel" and about.conditioning == "none":
-        return ("DDPMPipeline", {"unet": network, "scheduler": scheduler})
+        return ("DDIMPipeline", {"unet": network, "scheduler": scheduler})
     if about.data != "latents":
         return None
     vae = task.latent_space.vae
     if about.network == "DiTTransformer2DModel" and about.conditioning == "class":
-        names = {str(k): name for k, name in enumerate(about.class_names)}
-        return (
-            "DiTPipeline",
-            {"transformer": network, "vae": vae, "scheduler": scheduler, "id2label": names},
-        )
+        return ("DiTPipeline", {"transformer": network, "vae": vae, "scheduler": scheduler})
     if about.conditioning == "text":
         text = task.text_side
         encoder = modules["text_encoder"] if text.learns else text.encoder
         parts = {
             "unet": network, "vae": vae, "text_encoder": encoder, "tokenizer": text.tokenizer,
-            "scheduler": scheduler, "safety_checker": None, "feature_extractor": None,
+            "scheduler": scheduler,
         }  # fmt: skip
         return ("StableDiffusionPipeline", parts)
     return None
@@ -92,22 +99,52 @@ def export_pipeline(task: Any, folder: Path, modules: nn.ModuleDict) -> bool:
     found = pipeline_parts(task, modules)
     if found is None:
         return False
+    name, parts = found
+    extra: dict[str, Any] = {}
+    if name == "DiTPipeline":
+        extra["id2label"] = {str(k): n for k, n in enumerate(task.description.class_names)}
+    write_pipeline(folder, name, parts, extra)
+    return True
+
+
+def write_pipeline(
+    folder: Path, name: str, parts: Mapping[str, Any], extra: Mapping[str, Any]
+) -> None:
+    """Write a standard diffusers folder from its parts.
+
+    Args:
+        folder: Where; must exist.
+        name: Class of the pipeline.
+        parts: Networks, tokenizers and the scheduler by role.
+        extra: Further entries of ``model_index.json``.
+    """
     import diffusers
 
-    name, parts = found
-    options = {"requires_safety_checker": False} if name == "StableDiffusionPipeline" else {}
-    pipeline = getattr(diffusers, name)(**parts, **options)
-    pipeline.save_pretrained(str(folder), safe_serialization=True)
-    if task.description.scheduler["_class_name"] != type(pipeline.scheduler).__name__:
-        path = folder / "scheduler" / "scheduler_config.json"  # diffusers swapped its class
-        path.write_text(json.dumps(dict(task.description.scheduler), indent=1), "utf-8")
-    return True
+    index: dict[str, Any] = {"_class_name": name, "_diffusers_version": diffusers.__version__}
+    for role, part in parts.items():
+        library = type(part).__module__.partition(".")[0]
+        index[role] = [library, type(part).__name__]
+        save_part(part, folder / role)
+    if name == "StableDiffusionPipeline":
+        index |= {"feature_extractor": [None, None], "safety_checker": [None, None]}
+        index |= {"image_encoder": [None, None], "requires_safety_checker": False}
+    (folder / "model_index.json").write_text(json.dumps({**index, **extra}, indent=2), "utf-8")
+
+
+def save_part(part: Any, folder: Path) -> None:
+    """Write one part in its standard layout, without progress bars."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        part.save_pretrained(str(folder))
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def as_pipeline_model(task: Any, modules: nn.ModuleDict) -> Model | None:
     """Return a run that is a diffusers pipeline as a model in memory, or None."""
     found = pipeline_parts(task, modules)
-    if found is None:
-        return None
-    parts = {name: part for name, part in found[1].items() if part is not None}
-    return Model.from_components(**parts)
+    return None if found is None else Model.from_components(**found[1])

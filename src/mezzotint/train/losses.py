@@ -60,7 +60,7 @@ def scheduler_config(objective: ObjectiveConfig) -> dict[str, Any]:
         "prediction_type": _PREDICTION[objective.target],
         "rescale_betas_zero_snr": objective.zero_terminal_snr,
         "timestep_spacing": "trailing",
-        "steps_offset": 0,
+        "steps_offset": 1,  # of no effect with trailing steps; StableDiffusionPipeline insists
         "clip_sample": False,
         "set_alpha_to_one": True,
     }

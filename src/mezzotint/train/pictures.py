@@ -121,7 +121,7 @@ def _find_in_classes(config: DataConfig, folder: Path) -> Iterator[Picture]:
 def _find_in_parquet(config: DataConfig, path: Path) -> Iterator[Picture]:
     """Find pictures in the rows of Parquet files, as bytes or ``{"bytes": ...}``."""
     try:
-        import pyarrow.parquet as parquet
+        from pyarrow import parquet
     except ImportError:
         raise InvalidRequest(
             "data.path is Parquet, which needs the package pyarrow (pip install mezzotint[train])",

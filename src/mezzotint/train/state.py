@@ -108,9 +108,7 @@ class RunState:
         self.ema = Ema(task.modules, config.ema.decays, warmup=config.ema.warmup)
         self.networks: dict[str, Any] = {}
         for name, module in task.modules.items():
-            called: Any = torch.compile(module) if config.loop.compile else module
-            has_weights = any(p.requires_grad for p in module.parameters())
-            self.networks[name] = accelerator.prepare(called) if has_weights else called
+            self.networks[name] = torch.compile(module) if config.loop.compile else module
         self.optimizers = {
             group: accelerator.prepare(self._optimizer(names))
             for group, names in task.groups.items()
@@ -136,6 +134,13 @@ class RunState:
             for parameter in self.task.modules[name].parameters()
             if parameter.requires_grad
         ]
+
+    def average_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """Average gradients over processes, whatever way the modules were called."""
+        if self.accelerator.num_processes > 1:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
 
     def set_rates(self) -> float:
         """Give every optimiser the learning rate of the next step, and return it."""

@@ -7,8 +7,9 @@ each caption is encoded on its own once.
 Dimensions: B captions, T tokens.
 """
 
-import json
+import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,35 +29,76 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 def learn_tokenizer(captions: Sequence[str], *, size: int, tokens: int) -> Any:
     """Learn a CLIP tokenizer from captions.
 
-    Every byte can be written, so no later prompt is unknown.
+    Every byte can be written, so no later prompt is unknown. Equal captions
+    give the equal tokenizer; the learner of the ``tokenizers`` library numbers
+    by hash order, which a resumed run could not repeat.
 
     Args:
         captions: What it is learned from.
         size: Entries of the vocabulary, at most.
         tokens: Longest caption, start and end included.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
     shape = CLIPTokenizer().backend_tokenizer
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.normalizer, learner.pre_tokenizer = shape.normalizer, shape.pre_tokenizer
+    words: Counter[tuple[str, ...]] = Counter()
+    for caption in captions:
+        text = shape.normalizer.normalize_str(caption)
+        for word, _ in shape.pre_tokenizer.pre_tokenize_str(text):
+            words[(*word[:-1], f"{word[-1]}</w>")] += 1
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=size - len(alphabet),
-        special_tokens=[_START, _END],
-        initial_alphabet=alphabet,
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    learner.train_from_iterator(captions, trainer)
-    learned = json.loads(learner.to_str())["model"]
-    vocabulary: dict[str, int] = dict(learned["vocab"])
-    for letter in alphabet:
-        for form in (letter, f"{letter}</w>"):
-            vocabulary.setdefault(form, len(vocabulary))
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned["merges"]]
+    entries = [_START, _END, *alphabet, *(f"{letter}</w>" for letter in alphabet)]
+    merges = learn_merges(words, count=max(0, size - len(entries)))
+    entries += dict.fromkeys(a + b for a, b in merges if a + b not in set(entries))
+    vocabulary = {entry: number for number, entry in enumerate(entries)}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=_END, model_max_length=tokens)
+
+
+def learn_merges(words: Mapping[tuple[str, ...], int], *, count: int) -> list[tuple[str, str]]:
+    """Learn byte-pair merges: again and again the most frequent pair, ties by spelling.
+
+    Args:
+        words: Words as symbols, with how often each occurs.
+        count: Merges, at most.
+
+    Source: arXiv:1508.07909, algorithm 1.
+    """
+    rows = [[list(word), times] for word, times in sorted(words.items())]
+    totals: Counter[tuple[str, str]] = Counter()
+    places: dict[tuple[str, str], set[int]] = {}
+
+    def book(index: int, sign: int) -> None:
+        symbols, times = rows[index]
+        for pair in itertools.pairwise(symbols):
+            totals[pair] += sign * times
+            places.setdefault(pair, set()).add(index)
+
+    for index in range(len(rows)):
+        book(index, 1)
+    merges: list[tuple[str, str]] = []
+    while len(merges) < count:
+        best = min(totals, key=lambda pair: (-totals[pair], pair), default=None)
+        if best is None or totals[best] < 2:
+            break
+        merges.append(best)
+        for index in sorted(places.pop(best)):
+            book(index, -1)
+            rows[index][0] = _join(rows[index][0], best)
+            book(index, 1)
+        del totals[best]
+    return merges
+
+
+def _join(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    """Merge every occurrence of a pair, from the left."""
+    joined: list[str] = []
+    for symbol in symbols:
+        if joined and (joined[-1], symbol) == pair:
+            joined[-1] += symbol
+        else:
+            joined.append(symbol)
+    return joined
 
 
 class TextSide:

@@ -350,6 +350,7 @@ class Trainer:
             total += loss.item() / loop.accumulate
             figures |= {name: float(value) for name, value in more.items()}
         limit = loop.clip_norm or math.inf
+        state.average_gradients(parameters)
         norm = accelerator.clip_grad_norm_(parameters, limit)
         scaled = accelerator.scaler is not None  # fp16: the scaler leaves such a step out itself
         if not math.isfinite(float(norm)) and not scaled:
