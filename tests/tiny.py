@@ -6,6 +6,10 @@ factor 4 or 8, two channel levels.
 """
 
 import contextlib
+import functools
+import shutil
+import tempfile
+from pathlib import Path
 
 import diffusers
 import torch
@@ -402,3 +406,21 @@ def build(name):
         pipeline = BUILDERS[name]()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+_KEPT = []  # temporary folders live as long as the process
+
+
+@functools.cache
+def folder(name):
+    """Save one tiny pipeline and return its folder; built once in a process, never changed."""
+    kept = tempfile.TemporaryDirectory(prefix="tiny-")
+    _KEPT.append(kept)
+    path = Path(kept.name) / name
+    build(name).save_pretrained(path)
+    return path
+
+
+def copy_of(name, target):
+    """Copy a tiny pipeline's folder to ``target``, for tests that damage it."""
+    return Path(shutil.copytree(folder(name), target))

@@ -16,6 +16,7 @@ import torch
 
 from mezzotint.errors import CardError, WeightsError
 from mezzotint.models.base import Model
+from mezzotint.models.fit import misfits
 from mezzotint.models.networks import Placement
 from mezzotint.models.parts import (
     Part,
@@ -163,6 +164,8 @@ def assemble(parts: Parts, placement: Placement) -> Model:
             f"{parts.name} is a {parts.pipeline}, which has no native family; "
             f"native: {', '.join(sorted(FAMILIES))}"
         )
+    if problems := misfits(parts):
+        raise WeightsError(f"{parts.name}: parts do not fit together: {'; '.join(problems)}")
     return FAMILIES[parts.pipeline](parts, placement)
 
 

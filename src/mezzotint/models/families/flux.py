@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mezzotint.errors import ShapeError
 from mezzotint.models.base import Conditioning, Model, Prompt, Report
 from mezzotint.models.families.autoencoder import Autoencoder, fit_preview
 from mezzotint.models.families.common import part_of, scheduler_defaults
@@ -93,12 +92,6 @@ class FluxModel(Model):
         self.networks["denoiser"] = TorchNetwork.of(transformer, call_flux, placement)
         self._autoencoder = Autoencoder(part_of(parts, "vae"), self.networks, placement)
         channels, scale = self._autoencoder.channels, self._autoencoder.scale
-        if int(transformer.config.get("in_channels", 64)) != 4 * channels:
-            raise ShapeError(
-                f"transformer and vae of {parts.name} do not fit: the transformer takes "
-                f"{transformer.config.get('in_channels')} channels, packed latents have "
-                f"{4 * channels}"
-            )
         limits = ["there is no negative prompt: guidance is distilled into the network"]
         if not self._is_guided:
             limits.append("guidance_scale has no effect on this model")

@@ -140,8 +140,7 @@ def text_encoder(
     """Wire ``tokenizer{suffix}`` and ``text_encoder{suffix}`` together.
 
     Raises:
-        WeightsError: If either part is missing, or the tokenizer has ids the
-            encoder has no embedding for.
+        WeightsError: If either part is missing.
     """
     role, tokenizer_role = f"text_encoder{suffix}", f"tokenizer{suffix}"
     for needed, found in ((role, parts.networks), (tokenizer_role, parts.tokenizers)):
@@ -153,12 +152,6 @@ def text_encoder(
     longest = min(max_length or tokens.max_length, int(positions or MAX_POSITIONS))
     if longest != tokens.max_length:
         tokens = tokens.with_length(longest)
-    vocabulary = int(part.config.get("vocab_size") or tokens.vocabulary)
-    if tokens.vocabulary > vocabulary:
-        raise WeightsError(
-            f"{tokenizer_role} and {role} of {parts.name} do not fit: the tokenizer has "
-            f"{tokens.vocabulary} tokens, the encoder knows {vocabulary}"
-        )
     networks[role] = TorchNetwork.of(part, call, placement)
     uses_mask = bool(part.config.get("use_attention_mask"))
     return TextEncoder(tokens, networks, role, uses_mask=uses_mask, chunked=chunked)

@@ -1,0 +1,85 @@
+"""Fit: whether the parts of a model belong together, said before anything is drawn."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mezzotint.models.parts import Parts
+
+__all__ = ["misfits"]
+
+TEXT_WIDTHS = ("hidden_size", "d_model")
+
+
+def misfits(parts: Parts) -> list[str]:
+    """Say what does not fit, one sentence each; empty if all parts fit.
+
+    Only what configurations tell is compared; missing entries are not misfits.
+    """
+    configs = {role: part.config for role, part in parts.networks.items()}
+    network = "unet" if "unet" in configs else "transformer"
+    found = [
+        _latent_channels(configs, network),
+        _text_width(configs),
+        _pooled_width(configs),
+        *(_vocabulary(parts, role) for role in parts.tokenizers),
+    ]
+    return [sentence for sentence in found if sentence]
+
+
+def _latent_channels(configs: Mapping[str, Mapping[str, Any]], network: str) -> str | None:
+    """Compare the channels the network takes with those the autoencoder makes."""
+    taken = configs.get(network, {}).get("in_channels")
+    made = configs.get("vae", {}).get("latent_channels")
+    if taken is None or made is None:
+        return None
+    packed = 4 if "guidance_embeds" in configs[network] else 1  # FLUX packs 2x2 patches
+    if int(taken) == int(made) * packed:
+        return None
+    return (
+        f"{network} takes {taken} latent channels, vae makes {made}"
+        f"{' (packed 2x2)' if packed > 1 else ''}: they were not trained together"
+    )
+
+
+def _text_width(configs: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Compare the width of text states with the U-Net's cross attention."""
+    wanted = configs.get("unet", {}).get("cross_attention_dim")
+    encoders = [role for role in ("text_encoder", "text_encoder_2") if role in configs]
+    widths = [next((configs[r][k] for k in TEXT_WIDTHS if k in configs[r]), None) for r in encoders]
+    if not isinstance(wanted, int) or not widths or any(width is None for width in widths):
+        return None
+    if sum(int(width) for width in widths if width is not None) == wanted:
+        return None
+    made = " + ".join(map(str, widths))
+    return (
+        f"unet reads text states of width {wanted}, {' and '.join(encoders)} "
+        f"make{'s' if len(encoders) == 1 else ''} {made}"
+    )
+
+
+def _pooled_width(configs: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Compare SDXL's pooled text and time ids with what the U-Net was built for."""
+    unet = configs.get("unet", {})
+    wanted, each = (
+        unet.get("projection_class_embeddings_input_dim"),
+        unet.get("addition_time_embed_dim"),
+    )
+    pooled = configs.get("text_encoder_2", {}).get("projection_dim")
+    if unet.get("addition_embed_type") != "text_time" or None in (wanted, each, pooled):
+        return None
+    if int(wanted or 0) == 6 * int(each or 0) + int(pooled or 0):
+        return None
+    return (
+        f"unet adds a vector of {wanted} numbers, text_encoder_2 and 6 time ids make "
+        f"{6 * int(each or 0) + int(pooled or 0)}"
+    )
+
+
+def _vocabulary(parts: Parts, role: str) -> str | None:
+    """Compare the ids a tokenizer gives with those its encoder has embeddings for."""
+    encoder = role.replace("tokenizer", "text_encoder")
+    known = parts.networks[encoder].config.get("vocab_size") if encoder in parts.networks else None
+    tokens = parts.tokenizers[role].vocabulary
+    if known is None or tokens <= int(known):
+        return None
+    return f"{role} has {tokens} tokens, {encoder} knows {known}"
