@@ -39,9 +39,9 @@ from mezzotint.types import (
     ImageFinished,
     ImageOutput,
     Queued,
-    Stepped,
     StageTimings,
     Started,
+    Stepped,
 )
 
 __all__ = ["FakeConfig", "FakeService", "create_fake"]
@@ -355,9 +355,7 @@ class FakeService:
                 self._maybe_crash(request.prompt)
                 wants = preview_every and step % preview_every == 0
                 preview = draw(bytes([step] * 32), 16, 16, "png") if wants else None
-                yield Stepped(
-                    id=request_id, image=index, step=step, steps=steps, preview=preview
-                )
+                yield Stepped(id=request_id, image=index, step=step, steps=steps, preview=preview)
             images.append(self._picture(request, index, plan, timings))
             yield ImageFinished(id=request_id, image=images[-1])
         result = GenerationResult(id=request_id, images=tuple(images), plan=plan)

@@ -83,9 +83,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def _png(
-    colour: bytes, digest: bytes, width: int, height: int, chunks: Mapping[str, str]
-) -> bytes:
+def _png(colour: bytes, digest: bytes, width: int, height: int, chunks: Mapping[str, str]) -> bytes:
     rows = (b"\0" + colour * width) * height
     body = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     body += _chunk(b"tEXt", b"fake\0" + digest.hex().encode())

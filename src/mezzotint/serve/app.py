@@ -1,0 +1,360 @@
+"""App: the ASGI application of each listener.
+
+One door for every exchange: it names the request, identifies the caller, bounds
+the body, routes to a dialect, renders errors in the dialect's words, and writes
+headers, metrics and one access line. Dialects behind it never see an exception
+of the transport.
+"""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import Message, Receive, Scope, Send
+
+from mezzotint.serve import page
+from mezzotint.serve.auth import KeyRing
+from mezzotint.serve.config import is_loopback
+from mezzotint.serve.dialects import a1111, huggingface, native, openai, torchserve
+from mezzotint.serve.errors import (
+    BodyTooSlow,
+    ClientGone,
+    Forbidden,
+    MethodNotAllowed,
+    NotFound,
+    TooLarge,
+    describe,
+)
+from mezzotint.serve.front import Front
+from mezzotint.serve.metrics import ServerMetrics
+from mezzotint.serve.schema import document
+from mezzotint.serve.wire import Dialect, Endpoint, Listener, Visit, json_response
+
+__all__ = ["DIALECTS", "Doorway", "create_app", "endpoints"]
+
+_log = logging.getLogger("mezzotint.serve")
+_access = logging.getLogger("mezzotint.serve.access")
+_REQUEST_ID = re.compile(r"^[\w.:/+=-]{1,128}$", re.ASCII)
+_STAGES = ("queue", "encode", "denoise", "decode", "gate", "write")
+_SECURE = {
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+    b"referrer-policy": b"no-referrer",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"cache-control": b"no-store",
+}
+
+DIALECTS: tuple[Dialect, ...] = (
+    torchserve.DIALECT,
+    openai.DIALECT,
+    a1111.DIALECT,
+    huggingface.DIALECT,
+    native.DIALECT,
+)
+"""In the order in which they may claim a path; native takes what is left."""
+
+
+def endpoints(listener: Listener) -> tuple[Endpoint, ...]:
+    """Return the endpoints of one listener."""
+    return tuple(e for d in DIALECTS for e in d.endpoints if e.listener == listener)
+
+
+async def _openapi(front: Front, http: Request) -> Response:
+    """Answer with the OpenAPI document of the generation listener."""
+    shown = [e for e in endpoints("generation") if e.path != "/"]
+    return json_response(document(shown, title="Mezzotint", version=front.memory["version"]))
+
+
+def _pages() -> tuple[Endpoint, ...]:
+    return (
+        Endpoint(method="GET", path="/", handler=page.index, summary="The web page", scope=None),
+        Endpoint(
+            method="GET", path="/favicon.svg", handler=page.icon, summary="The icon", scope=None
+        ),
+        Endpoint(
+            method="GET", path="/openapi.json", handler=_openapi, summary="This API", scope=None
+        ),
+    )
+
+
+def create_app(
+    front: Front,
+    keys: KeyRing,
+    *,
+    listener: Listener = "generation",
+    metrics: ServerMetrics | None = None,
+) -> "Doorway":
+    """Build the application of one listener.
+
+    Args:
+        front: The desk in front of the service.
+        keys: Who may call.
+        listener: Which endpoints.
+        metrics: Where answers are counted; shared between the listeners.
+    """
+    metrics = metrics or ServerMetrics()
+    front.memory["metrics"] = metrics
+    return Doorway(front, keys, listener, metrics)
+
+
+class Doorway:
+    """The ASGI application of one listener."""
+
+    def __init__(
+        self, front: Front, keys: KeyRing, listener: Listener, metrics: ServerMetrics
+    ) -> None:
+        self._front = front
+        self._keys = keys
+        self._listener: Listener = listener
+        self._metrics = metrics
+        served = endpoints(listener) + (_pages() if listener == "generation" else ())
+        self._router = Router(
+            [Route(e.path, self._handler(e), methods=[e.method]) for e in served],
+            redirect_slashes=False,
+            default=_nothing_here,
+        )
+        self._local = all(is_loopback(h) for h, _ in front.config.listeners().values())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one exchange."""
+        if scope["type"] != "http":
+            await _lifespan(scope, receive, send)
+            return
+        began = time.monotonic()
+        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        offered = headers.get("x-request-id", "")
+        request_id = offered if _REQUEST_ID.match(offered) else f"req-{secrets.token_hex(12)}"
+        here = Visit(request_id=request_id, listener=self._listener)
+        scope["visit"], scope["app"] = here, self
+        dialect = self._dialect(scope["path"])
+        here.dialect = dialect.name
+        body = _Body(receive, self._front, headers)
+        answer = _Answer(send, here, body, self._cors(headers), self._front)
+        try:
+            self._check(headers, scope)
+            if self._preflight(scope, headers):
+                await Response(status_code=204)(scope, body, answer)
+            else:
+                here.caller = self._keys_or_open(headers, scope)
+                await self._router(scope, body, answer)
+        except (ClientGone, ClientDisconnect):
+            answer.status = 499
+        except HTTPException as error:
+            failure = MethodNotAllowed(f"{scope['method']} is not allowed here")
+            failure = failure if error.status_code == 405 else NotFound("nothing is here")
+            await answer.error(dialect, failure, scope, body)
+        except Exception as error:
+            if describe(error).status == 500:
+                _log.exception("request %s failed", request_id)
+            await answer.error(dialect, error, scope, body)
+        finally:
+            seconds = time.monotonic() - began
+            self._metrics.answered(here, answer.status, seconds)
+            self._write_access(scope, here, answer.status, seconds)
+
+    def _handler(self, endpoint: Endpoint) -> Any:
+        """Wrap an endpoint: its scope first, then its handler."""
+
+        async def handle(http: Request) -> Any:
+            here: Visit = http.scope["visit"]
+            if endpoint.scope is not None:
+                if here.caller is None:
+                    address = http.client.host if http.client else ""
+                    here.caller = self._keys.identify(http.headers, address)
+                here.caller.require(endpoint.scope)
+                self._front.meter.count(here.caller)
+            return await endpoint.handler(self._front, http)
+
+        return handle
+
+    def _keys_or_open(self, headers: Mapping[str, str], scope: Scope) -> Any:
+        """Identify the caller where no key is needed; else the endpoint asks for one."""
+        if not self._keys.is_open:
+            return None
+        client = scope.get("client")
+        return self._keys.identify(headers, client[0] if client else "")
+
+    def _dialect(self, path: str) -> Dialect:
+        if self._listener != "generation":
+            return torchserve.DIALECT
+        return next(d for d in DIALECTS if d.pattern.match(path))
+
+    def _check(self, headers: Mapping[str, str], scope: Scope) -> None:
+        """Refuse pages of other origins and names that a page may have rebound to us.
+
+        Raises:
+            Forbidden: If the browser says the page comes from elsewhere.
+        """
+        host = headers.get("host", "")
+        name = urlsplit(f"//{host}").hostname or ""
+        config = self._front.config
+        if self._local and name and not is_loopback(name) and name not in config.trusted_hosts:
+            raise Forbidden(
+                f"this server answers to loopback names only, got Host {host[:80]!r}; "
+                "list other names in trusted_hosts"
+            )
+        origin = headers.get("origin")
+        foreign = origin is not None and origin not in config.cors_origins
+        if foreign and urlsplit(origin or "").netloc != host:
+            raise Forbidden(f"pages of {str(origin)[:80]!r} may not call this server")
+
+    def _cors(self, headers: Mapping[str, str]) -> dict[bytes, bytes]:
+        origin = headers.get("origin", "")
+        if origin not in self._front.config.cors_origins:
+            return {}
+        return {
+            b"access-control-allow-origin": origin.encode("latin-1"),
+            b"vary": b"Origin",
+            b"access-control-allow-methods": b"GET, POST, PUT, DELETE, OPTIONS",
+            b"access-control-allow-headers": b"authorization, content-type, idempotency-key, "
+            b"last-event-id, x-api-key, x-request-id, cache-control",
+            b"access-control-expose-headers": b"x-request-id, server-timing, x-cache, retry-after",
+            b"cross-origin-resource-policy": b"cross-origin",
+        }
+
+    def _preflight(self, scope: Scope, headers: Mapping[str, str]) -> bool:
+        return scope["method"] == "OPTIONS" and "access-control-request-method" in headers
+
+    def _write_access(self, scope: Scope, here: Visit, status: int, seconds: float) -> None:
+        """Write one line; never a prompt, never a key, never a query."""
+        _access.info(
+            "%s %s %d %.3fs",
+            scope["method"],
+            scope["path"],
+            status,
+            seconds,
+            extra={
+                "request_id": here.request_id,
+                "dialect": here.dialect,
+                "status": status,
+                "seconds": round(seconds, 6),
+                "client": here.caller.name if here.caller is not None else "",
+                "model": here.model,
+                "cache": here.cache,
+            },
+        )
+
+
+async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
+    """Start and stop with nothing to do; websockets are not spoken."""
+    if scope["type"] != "lifespan":
+        await send({"type": "websocket.close", "code": 1000})
+        return
+    for moment in ("startup", "shutdown"):
+        await receive()
+        await send({"type": f"lifespan.{moment}.complete"})
+
+
+async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
+    raise NotFound(f"nothing is at {scope['path'][:200]!r}")
+
+
+class _Body:
+    """Bounds the bytes and the seconds of a request body."""
+
+    def __init__(self, receive: Receive, front: Front, headers: Mapping[str, str]) -> None:
+        limits = front.config.limits
+        self._receive = receive
+        self._most = limits.body_bytes
+        self._seconds = limits.body_s
+        self._until = time.monotonic() + limits.body_s
+        self._bytes = 0
+        length = headers.get("content-length", "")
+        self._declared = int(length) if length.isdecimal() else 0
+        has_body = self._declared > 0 or "transfer-encoding" in headers
+        self.is_complete = not has_body
+
+    async def __call__(self) -> Message:
+        """Receive the next message.
+
+        Raises:
+            TooLarge: If the body is longer than allowed, or says it will be.
+            BodyTooSlow: If the client takes too long to send it.
+        """
+        if max(self._declared, self._bytes) > self._most:
+            raise TooLarge(
+                f"the body is too large: at most {self._most} bytes",
+                field="body",
+                value=max(self._declared, self._bytes),
+                allowed=f"at most {self._most} bytes",
+            )
+        if self.is_complete:
+            return await self._receive()
+        try:
+            left = max(0.0, self._until - time.monotonic())
+            message = await asyncio.wait_for(self._receive(), left)
+        except TimeoutError:
+            raise BodyTooSlow(f"the body did not arrive within {self._seconds:g} s") from None
+        self._bytes += len(message.get("body", b""))
+        if self._bytes > self._most:
+            return await self()
+        if not message.get("more_body", False):
+            self.is_complete = True
+        return message
+
+
+class _Answer:
+    """Adds the headers every answer has, and remembers how it went."""
+
+    def __init__(
+        self, send: Send, here: Visit, body: _Body, cors: dict[bytes, bytes], front: Front
+    ) -> None:
+        self._send = send
+        self._here = here
+        self._body = body
+        self._cors = cors
+        self._front = front
+        self.status = 500
+        self.started = False
+
+    async def __call__(self, message: Message) -> None:
+        """Send one message."""
+        if message["type"] == "http.response.start":
+            self.started = True
+            self.status = message["status"]
+            message = {**message, "headers": self._headers(list(message.get("headers", [])))}
+        await self._send(message)
+
+    def _headers(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        present = {name.lower() for name, _ in headers}
+        ours = {
+            **_SECURE,
+            **self._cors,
+            b"x-request-id": self._here.request_id.encode(),
+            b"x-cache": self._here.cache.encode(),
+            b"server-timing": self._timing(),
+        }
+        if not self._body.is_complete:  # what is left of the body will not be read
+            ours[b"connection"] = b"close"
+        return headers + [(k, v) for k, v in ours.items() if k not in present]
+
+    def _timing(self) -> bytes:
+        timings = self._here.timings
+        totals = {stage: sum(getattr(t, f"{stage}_s") for t in timings) * 1000 for stage in _STAGES}
+        if timings:
+            totals["queue"] = max(t.queue_s for t in timings) * 1000
+        return ", ".join(f"{stage};dur={ms:.3f}" for stage, ms in totals.items()).encode()
+
+    async def error(
+        self, dialect: Dialect, error: BaseException, scope: Scope, body: _Body
+    ) -> None:
+        """Answer with an error in the dialect's words, if nothing was sent yet."""
+        if self.started:
+            raise error
+        problem = describe(error)
+        response = dialect.render(problem, self._here.request_id)
+        if problem.retry_after_s is not None:
+            response.headers["Retry-After"] = str(max(1, round(problem.retry_after_s)))
+        if problem.status == 401 and "www-authenticate" not in response.headers:
+            response.headers["WWW-Authenticate"] = 'Bearer realm="mezzotint"'
+        await response(scope, body, self)

@@ -1,0 +1,124 @@
+"""Configuration of the server: listeners, limits, keys. Torch-free."""
+
+import ipaddress
+from dataclasses import dataclass
+
+from mezzotint.errors import InvalidRequest
+from mezzotint.plain import Checked, check_range
+
+__all__ = ["Limits", "ServeConfig", "is_loopback"]
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a listener on ``host`` can be reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits(Checked):
+    """What one request may ask for; everything is refused before any work.
+
+    Args:
+        body_bytes: Bytes of a request body.
+        body_s: Seconds a client may take to send its body.
+        pixels: Pixels of one picture, after upscaling.
+        steps: ``num_inference_steps``.
+        images: Pictures of one request, frames of a walk included.
+        wait_s: Seconds a synchronous client waits at most.
+        requests_per_minute: Requests of one key (or address); 0 is no limit.
+        concurrency: Generations of one key (or address) at once; 0 is no limit.
+        connections: Connections to one listener at once.
+    """
+
+    body_bytes: int = 32 << 20
+    body_s: float = 30.0
+    pixels: int = 2048 * 2048
+    steps: int = 150
+    images: int = 64
+    wait_s: float = 3600.0
+    requests_per_minute: int = 0
+    concurrency: int = 0
+    connections: int = 1024
+
+    def _validate(self) -> None:
+        check_range("limits.body_bytes", self.body_bytes, 1024, 1 << 32)
+        check_range("limits.body_s", self.body_s, 0.1, 86400, unit=" s")
+        check_range("limits.pixels", self.pixels, 64, 1 << 32)
+        check_range("limits.steps", self.steps, 1, 1000)
+        check_range("limits.images", self.images, 1, 1024)
+        check_range("limits.wait_s", self.wait_s, 0.1, 7 * 86400, unit=" s")
+        check_range("limits.requests_per_minute", self.requests_per_minute, 0, 1 << 31)
+        check_range("limits.concurrency", self.concurrency, 0, 1 << 31)
+        check_range("limits.connections", self.connections, 1, 1 << 20)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig(Checked):
+    """How the server listens and whom it serves.
+
+    Args:
+        host: Address of the generation listener.
+        port: Its port; 0 takes a free one.
+        management_host: Address of the management listener; ``host`` if empty.
+        management_port: Its port.
+        metrics_host: Address of the metrics listener; ``host`` if empty.
+        metrics_port: Its port.
+        api_keys: Path of the keys file, "" for none.
+        certificate: Path of a TLS certificate chain (PEM), "" for none.
+        private_key: Path of its private key (PEM).
+        cors_origins: Origins whose pages may call the server; none by default.
+        trusted_hosts: Names a browser may use for a loopback listener beside
+            ``localhost``, e.g. behind a reverse proxy on the same machine.
+        log_prompts: Whether prompts appear in logs.
+        model_api: Whether models can be registered and removed at run time.
+        drain_s: Seconds that running work may take after SIGTERM.
+        limits: What one request may ask for.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    management_host: str = ""
+    management_port: int = 8081
+    metrics_host: str = ""
+    metrics_port: int = 8082
+    api_keys: str = ""
+    certificate: str = ""
+    private_key: str = ""
+    cors_origins: tuple[str, ...] = ()
+    trusted_hosts: tuple[str, ...] = ()
+    log_prompts: bool = False
+    model_api: bool = True
+    drain_s: float = 30.0
+    limits: Limits = Limits()
+
+    def _validate(self) -> None:
+        for name in ("port", "management_port", "metrics_port"):
+            check_range(name, getattr(self, name), 0, 65535)
+        check_range("drain_s", self.drain_s, 0, 3600, unit=" s")
+        if bool(self.certificate) != bool(self.private_key):
+            raise InvalidRequest(
+                "certificate and private_key belong together, got only one of them",
+                field="certificate",
+            )
+        for name, address in self.listeners().items():
+            if not is_loopback(address[0]) and not self.api_keys:
+                raise InvalidRequest(
+                    f"the {name} listener on {address[0]} could be reached from other machines, "
+                    "and there are no API keys. Run `mezzotint keys new`, put the line it prints "
+                    "into a file and start with --api-keys FILE; or listen on 127.0.0.1",
+                    field="api_keys",
+                    allowed="a loopback address, or a keys file",
+                )
+
+    def listeners(self) -> dict[str, tuple[str, int]]:
+        """Return address and port of each listener by its name."""
+        return {
+            "generation": (self.host, self.port),
+            "management": (self.management_host or self.host, self.management_port),
+            "metrics": (self.metrics_host or self.host, self.metrics_port),
+        }

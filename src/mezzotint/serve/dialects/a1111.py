@@ -1,0 +1,572 @@
+"""A1111: ``/sdapi/v1`` as its own clients call it (WIRE, sections 5 and 9).
+
+``sampler_name`` is our ``scheduler``, ``scheduler`` our ``sigma_schedule``; prompts
+are read in the A1111 dialect. Picture i of a request has seed + i. Unknown fields
+are ignored, as A1111 does; what we cannot honour is said in ``info.warnings``.
+An interrupted request answers the pictures that were finished, and says so.
+"""
+
+import base64
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mezzotint import errors
+from mezzotint.errors import ImageError, InvalidRequest, UnknownName
+from mezzotint.request import GenerationRequest, Output
+from mezzotint.serve.dialects.a1111_lists import ENDPOINTS, find_checkpoint, options
+from mezzotint.serve.errors import NotFound, Problem
+from mezzotint.serve.front import Front, new_id
+from mezzotint.serve.wire import Dialect, Endpoint, Fields, json_response, read_json, visit
+from mezzotint.types import (
+    MAX_SEED,
+    Event,
+    GenerationResult,
+    ImageFinished,
+    ImageInput,
+    ImageOutput,
+    Stepped,
+)
+from mezzotint.vocabulary import A1111_SAMPLERS, match_sampler, match_schedule
+
+__all__ = ["DIALECT", "error_body", "from_images", "to_request"]
+
+_NAMES = {
+    "guidance_scale": "cfg_scale",
+    "num_inference_steps": "steps",
+    "scheduler": "sampler_name",
+    "sigma_schedule": "scheduler",
+    "num_images": "batch_size",
+    "strength": "denoising_strength",
+    "image": "init_images",
+    "model": "sd_model_checkpoint",
+    "upscale": "upscaling_resize",
+}
+_NOT_HONOURED: Mapping[str, Any] = {
+    "restore_faces": False,
+    "tiling": False,
+    "subseed_strength": 0,
+    "s_churn": 0,
+    "refiner_checkpoint": None,
+    "hr_checkpoint_name": None,
+}
+
+
+@dataclass(slots=True)
+class _Job:
+    """One txt2img or img2img in progress."""
+
+    owner: str
+    id: str
+    images: int
+    began: float = field(default_factory=time.time)
+    done: int = 0
+    step: int = 0
+    steps: int = 0
+    preview: bytes | None = None
+    interrupted: bool = False
+    skipped: bool = False
+    running: str = ""
+    finished: list[ImageOutput] = field(default_factory=list[ImageOutput])
+
+    @property
+    def progress(self) -> float:
+        part = self.step / self.steps if self.steps else 0.0
+        return min(1.0, (self.done + part) / max(1, self.images))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a body asks for beyond the request: rounds, a second pass, the answer's shape."""
+
+    request: GenerationRequest
+    rounds: int = 1
+    send_images: bool = True
+    second_pass: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def to_request(
+    body: Mapping[str, Any], model: str | None = None, *, is_img2img: bool = False
+) -> Order:
+    """Translate a txt2img or img2img body.
+
+    Args:
+        body: What came.
+        model: The model to use; the default one if None.
+        is_img2img: Whether ``init_images`` is needed.
+
+    Raises:
+        InvalidRequest: If a field is wrong; named in A1111's words.
+    """
+    fields = Fields(body)
+    warnings = [
+        f"{name} is not offered here and was left out"
+        for name, off in _NOT_HONOURED.items()
+        if body.get(name) not in (off, None, "", False, 0)
+    ]
+    native: dict[str, Any] = {
+        "prompt": fields.take("prompt", str, ""),
+        "negative_prompt": fields.take("negative_prompt", str, ""),
+        "prompt_dialect": "a1111",
+        "num_images": fields.number("batch_size", 1, 1024, 1, int),
+        "seed": _seed(fields.take("seed", int, -1)),
+        "num_inference_steps": fields.number("steps", 1, 1000, None, int),
+        "guidance_scale": fields.number("cfg_scale", 0, 1000, None),
+        "width": _side(fields, "width"),
+        "height": _side(fields, "height"),
+    }
+    if model is not None:
+        native["model"] = model
+    native |= _sampler(fields, warnings)
+    if is_img2img:
+        native |= _init(fields, warnings)
+    native["controls"] = _controls(body.get("alwayson_scripts"))
+    if body.get("script_name"):
+        warnings.append(f"script {str(body['script_name'])[:80]!r} is not offered here")
+    native = {k: v for k, v in native.items() if v is not None and v != []}
+    return Order(
+        request=GenerationRequest.from_dict(native),
+        rounds=int(fields.number("n_iter", 1, 1024, 1, int)),
+        send_images=fields.take("send_images", bool, True),
+        second_pass=_second_pass(fields, warnings) if not is_img2img else None,
+        warnings=tuple(warnings),
+        parameters={k: v for k, v in body.items() if k not in ("init_images", "mask")},
+    )
+
+
+def _seed(seed: int) -> int | None:
+    """Read a seed; -1 draws one."""
+    if seed == -1:
+        return None
+    if not 0 <= seed <= MAX_SEED:
+        raise InvalidRequest(
+            f"seed must be -1 or 0 to {MAX_SEED}, got {seed}", field="seed", value=seed
+        )
+    return seed
+
+
+def _side(fields: Fields, name: str) -> int | None:
+    side = fields.take(name, int)
+    return side if side else None
+
+
+def _sampler(fields: Fields, warnings: list[str]) -> dict[str, Any]:
+    """Read sampler and schedule type by A1111's names, other tools' or ours."""
+    native: dict[str, Any] = {}
+    name = fields.take("sampler_name", str) or fields.take("sampler_index", str)
+    if name:
+        match = match_sampler(name)
+        if match is None:
+            raise UnknownName("sampler", name[:80], A1111_SAMPLERS, field="sampler_name")
+        if not match.exact:
+            warnings.append(f"sampler {name!r} is not offered here; {match.scheduler} was used")
+        native |= {"scheduler": match.scheduler, "sigma_schedule": match.sigma_schedule}
+    schedule = fields.take("scheduler", str)
+    if schedule and schedule.lower() != "automatic":
+        found = match_schedule(schedule)
+        if found is None:
+            raise InvalidRequest(
+                f"scheduler {schedule[:80]!r} is no schedule type; see /sdapi/v1/schedulers",
+                field="scheduler",
+                value=schedule[:80],
+            )
+        if not found[1]:
+            warnings.append(f"schedule type {schedule!r} is not offered here; {found[0]} was used")
+        native["sigma_schedule"] = found[0]
+    return native
+
+
+def _init(fields: Fields, warnings: list[str]) -> dict[str, Any]:
+    """Read the pictures of img2img."""
+    pictures = fields.take("init_images", tuple[str, ...], ())
+    if not pictures:
+        raise NotFound("Init image not found")
+    if len(pictures) > 1:
+        warnings.append(f"only the first of {len(pictures)} init_images was used")
+    native: dict[str, Any] = {
+        "image": ImageInput.from_base64(pictures[0], field="init_images"),
+        "strength": fields.number("denoising_strength", 0, 1, 0.75),
+    }
+    mask = fields.take("mask", str)
+    if mask:
+        native["mask"] = ImageInput.from_base64(mask, field="mask")
+    return native
+
+
+def _controls(scripts: Any) -> list[dict[str, Any]]:
+    """Read ControlNet units out of ``alwayson_scripts``."""
+    if not isinstance(scripts, Mapping):
+        return []
+    script = next((v for k, v in scripts.items() if str(k).lower() == "controlnet"), None)
+    units = script.get("args") if isinstance(script, Mapping) else None
+    controls: list[dict[str, Any]] = []
+    for unit in units if isinstance(units, list) else []:
+        if not isinstance(unit, Mapping) or not unit.get("enabled", True):
+            continue
+        image = unit.get("image") or unit.get("input_image")
+        model = str(unit.get("model") or "None")
+        if not image or model == "None":
+            continue
+        control = {
+            "model": model.partition(" [")[0],
+            "image": image["image"] if isinstance(image, Mapping) else image,
+            "scale": unit.get("weight", 1.0),
+            "start": unit.get("guidance_start", 0.0),
+            "end": unit.get("guidance_end", 1.0),
+        }
+        module = str(unit.get("module") or "none")
+        controls.append(control | ({} if module == "none" else {"preprocess": module}))
+    return controls
+
+
+def _second_pass(fields: Fields, warnings: list[str]) -> dict[str, Any] | None:
+    """Read the hires fields: a second pass over the enlarged picture."""
+    if not fields.take("enable_hr", bool, False):
+        return None
+    scale = float(fields.number("hr_scale", 1, 8, 2.0))
+    steps = int(fields.number("hr_second_pass_steps", 0, 1000, 0, int))
+    width, height = fields.take("hr_resize_x", int, 0), fields.take("hr_resize_y", int, 0)
+    return {
+        "scale": scale,
+        "width": width,
+        "height": height,
+        "steps": steps,
+        "strength": fields.number("denoising_strength", 0, 1, 0.75),
+        "prompt": fields.take("hr_prompt", str, ""),
+        "negative_prompt": fields.take("hr_negative_prompt", str, ""),
+    }
+
+
+def from_images(
+    images: list[ImageOutput], order: Order, model: Mapping[str, Any], *, interrupted: bool
+) -> dict[str, Any]:
+    """Write the answer: pictures, parameters, and ``info`` as a JSON text."""
+    request = order.request
+    first = images[0] if images else None
+    seeds = [i.seed for i in images]
+    texts = [str(i.recipe.get("parameters", "")) for i in images]
+    warnings = [*order.warnings, *(w for i in images for w in i.warnings)]
+    info = {
+        "prompt": request.prompt,
+        "all_prompts": [request.prompt] * len(images),
+        "negative_prompt": request.negative_prompt,
+        "all_negative_prompts": [request.negative_prompt] * len(images),
+        "seed": first.seed if first else request.seed,
+        "all_seeds": seeds,
+        "subseed": first.seed if first else request.seed,
+        "all_subseeds": seeds,
+        "subseed_strength": 0,
+        "width": first.width if first else request.width,
+        "height": first.height if first else request.height,
+        "sampler_name": str(order.parameters.get("sampler_name") or request.scheduler or ""),
+        "cfg_scale": request.guidance_scale,
+        "steps": request.num_inference_steps,
+        "batch_size": request.num_images,
+        "restore_faces": False,
+        "sd_model_name": model.get("name", request.model),
+        "sd_model_hash": str(model.get("digest", ""))[:10],
+        "denoising_strength": request.strength if request.image is not None else None,
+        "extra_generation_params": {},
+        "index_of_first_image": 0,
+        "infotexts": texts,
+        "styles": [],
+        "job_timestamp": time.strftime("%Y%m%d%H%M%S"),
+        "clip_skip": 1,
+        "is_using_inpainting_conditioning": False,
+        "interrupted": interrupted,
+        "warnings": list(dict.fromkeys(warnings)),
+    }
+    return {
+        "images": [_b64(i.data) for i in images] if order.send_images else [],
+        "parameters": dict(order.parameters),
+        "info": orjson.dumps(info).decode(),
+    }
+
+
+def _b64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def error_body(problem: Problem) -> dict[str, Any]:
+    """Write an error: a list of places for a wrong field, a sentence otherwise."""
+    theirs = problem.renamed(_NAMES)
+    if problem.status == 422 and theirs.field is not None:
+        place = {"type": problem.code, "loc": ["body", theirs.field], "msg": theirs.detail}
+        return {"detail": [{**place, "input": theirs.value}]}
+    return {"error": problem.cause, "detail": theirs.detail, "body": "", "errors": theirs.detail}
+
+
+def _render(problem: Problem, request_id: str) -> Response:
+    return json_response(error_body(problem), problem.status)
+
+
+def _jobs(front: Front) -> dict[str, _Job]:
+    return front.memory.setdefault("a1111_jobs", {})
+
+
+def _mine(front: Front, http: Request) -> list[_Job]:
+    """Return the caller's jobs, oldest first."""
+    name = visit(http).caller.name
+    return [job for job in _jobs(front).values() if job.owner == name]
+
+
+async def _model(front: Front, body: Mapping[str, Any]) -> str | None:
+    """Return the model that the body's settings or the options name."""
+    settings = body.get("override_settings")
+    title = settings.get("sd_model_checkpoint") if isinstance(settings, Mapping) else None
+    title = title or options(front).get("sd_model_checkpoint")
+    return await find_checkpoint(front, str(title)) if title else None
+
+
+async def txt2img(front: Front, http: Request) -> Response:
+    """Make pictures from a prompt."""
+    return await _make(front, http, is_img2img=False)
+
+
+async def img2img(front: Front, http: Request) -> Response:
+    """Make pictures from pictures."""
+    return await _make(front, http, is_img2img=True)
+
+
+async def _make(front: Front, http: Request, *, is_img2img: bool) -> Response:
+    body = await read_json(http)
+    order = to_request(body, await _model(front, body), is_img2img=is_img2img)
+    if int(body.get("inpainting_mask_invert") or 0) and order.request.mask is not None:
+        warning = "inpainting_mask_invert is not offered here; send the inverted mask"
+        order = replace(order, warnings=(*order.warnings, warning))
+    total = order.request.num_images * order.rounds
+    front.admit(replace(order.request, num_images=min(total, 1024)))
+    job = _Job(visit(http).caller.name, new_id("a1111"), total)
+    _jobs(front)[job.id] = job
+    try:
+        await _rounds(front, http, order, job)
+    finally:
+        del _jobs(front)[job.id]
+    name = order.request.model
+    models = {m["name"]: m for m in await front.service.models()}
+    model = models.get(name.partition("@")[0], {})
+    stopped = job.interrupted or job.skipped
+    return json_response(from_images(job.finished, order, model, interrupted=stopped))
+
+
+async def _rounds(front: Front, http: Request, order: Order, job: _Job) -> None:
+    """Run ``n_iter`` rounds; skip ends one of them, interrupt all."""
+    request = order.request
+    for number in range(order.rounds):
+        if job.interrupted:
+            return
+        if request.seed is not None and number:
+            seed = (request.seed + number * request.num_images) % (MAX_SEED + 1)
+            result = await _round(front, http, replace(request, seed=seed), job)
+        else:
+            result = await _round(front, http, request, job)
+        if result is None:
+            continue
+        if number == 0 and request.seed is None:
+            request = replace(request, seed=result.images[0].seed)
+        images = list(result.images)
+        if order.second_pass is not None:
+            images = await _enlarge(front, http, request, images, second=order.second_pass, job=job)
+        job.finished.extend(images)
+
+
+async def _round(
+    front: Front, http: Request, request: GenerationRequest, job: _Job
+) -> GenerationResult | None:
+    """Run one request; None if it was skipped or interrupted."""
+
+    def observe(event: Event) -> None:
+        job.running = event.id
+        if isinstance(event, Stepped):
+            job.step, job.steps = event.step, event.steps
+            job.preview = event.preview or job.preview
+        elif isinstance(event, ImageFinished):
+            job.done, job.step = job.done + 1, 0
+
+    try:
+        return await front.generate(http, request, observe)
+    except errors.Cancelled:
+        if job.interrupted or job.skipped:
+            return None
+        raise
+
+
+async def _enlarge(
+    front: Front,
+    http: Request,
+    request: GenerationRequest,
+    images: list[ImageOutput],
+    *,
+    second: Mapping[str, Any],
+    job: _Job,
+) -> list[ImageOutput]:
+    """Run the hires pass: image to image at the larger size."""
+    enlarged: list[ImageOutput] = []
+    for image in images:
+        again = replace(
+            request,
+            image=ImageInput(image.data),
+            seed=image.seed,
+            num_images=1,
+            width=second["width"] or round(image.width * second["scale"] / 8) * 8,
+            height=second["height"] or round(image.height * second["scale"] / 8) * 8,
+            strength=second["strength"],
+            num_inference_steps=second["steps"] or request.num_inference_steps,
+            prompt=second["prompt"] or request.prompt,
+            negative_prompt=second["negative_prompt"] or request.negative_prompt,
+        )
+        result = await _round(front, http, again, job)
+        if result is None:
+            break
+        enlarged.append(replace(result.images[0], index=image.index))
+    return enlarged
+
+
+async def progress(front: Front, http: Request) -> Response:
+    """Show how far the caller's oldest request is."""
+    jobs = _mine(front, http)
+    job = jobs[0] if jobs else None
+    wants_image = http.query_params.get("skip_current_image", "false").lower() != "true"
+    preview = job.preview if job is not None and wants_image else None
+    done = job.progress if job is not None else 0.0
+    spent = time.time() - job.began if job is not None else 0.0
+    state = {
+        "skipped": job.skipped if job else False,
+        "interrupted": job.interrupted if job else False,
+        "stopping_generation": False,
+        "job": job.id if job else "",
+        "job_count": sum(j.images - j.done for j in jobs),
+        "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(job.began)) if job else "0",
+        "job_no": job.done if job else 0,
+        "sampling_step": job.step if job else 0,
+        "sampling_steps": job.steps if job else 0,
+    }
+    return json_response(
+        {
+            "progress": round(done, 4),
+            "eta_relative": round(spent / done - spent, 3) if done else 0.0,
+            "state": state,
+            "current_image": _b64(preview) if preview is not None else None,
+            "textinfo": None,
+            "current_task": job.id if job else None,
+        }
+    )
+
+
+async def interrupt(front: Front, http: Request) -> Response:
+    """End the caller's requests; what is finished is answered."""
+    for job in _mine(front, http):
+        job.interrupted = True
+        await front.service.cancel(job.running)
+    return json_response({})
+
+
+async def skip(front: Front, http: Request) -> Response:
+    """End the round the caller's oldest request is in, and go on with the next."""
+    for job in _mine(front, http)[:1]:
+        job.skipped = True
+        await front.service.cancel(job.running)
+    return json_response(None)
+
+
+async def png_info(front: Front, http: Request) -> Response:
+    """Read the parameters inside a picture."""
+    text = (await read_json(http)).get("image")
+    if not isinstance(text, str) or not text.strip():
+        return json_response({"info": "", "items": {}, "parameters": {}})
+    found = await front.service.inspect(ImageInput.from_base64(text).data)
+    return json_response(
+        {
+            "info": found["parameters"],
+            "items": {k: v for k, v in found["items"].items() if isinstance(v, str)},
+            "parameters": found["request"] or {},
+        }
+    )
+
+
+def _factor(body: Mapping[str, Any]) -> tuple[float, str | None]:
+    """Read how much to enlarge, and with what."""
+    fields = Fields(body)
+    if fields.take("resize_mode", int, 0) != 0:
+        raise InvalidRequest(
+            "resize_mode must be 0 (by a factor), resizing to a size is not offered",
+            field="resize_mode",
+            allowed="0",
+        )
+    factor = float(fields.number("upscaling_resize", 1, 8, 2.0))
+    name = fields.take("upscaler_1", str, "None")
+    return factor, None if name in ("None", "Lanczos", "Nearest") else name
+
+
+async def _upscale(front: Front, body: Mapping[str, Any], picture: Any) -> str:
+    if not isinstance(picture, str):
+        raise ImageError("image must be a picture as base64 text", field="image")
+    factor, model = _factor(body)
+    data = ImageInput.from_base64(picture).data
+    image = await front.service.upscale(data, factor=factor, model=model, output=Output())
+    return _b64(image.data)
+
+
+async def extra_single(front: Front, http: Request) -> Response:
+    """Enlarge one picture."""
+    body = await read_json(http)
+    image = await _upscale(front, body, body.get("image"))
+    return json_response({"html_info": "", "image": image})
+
+
+async def extra_batch(front: Front, http: Request) -> Response:
+    """Enlarge several pictures."""
+    body = await read_json(http)
+    entries = body.get("imageList")
+    if not isinstance(entries, list):
+        raise InvalidRequest("imageList must be a list", field="imageList")
+    pictures = [e.get("data") if isinstance(e, Mapping) else e for e in entries]
+    images = [await _upscale(front, body, p) for p in pictures[: front.config.limits.images]]
+    return json_response({"html_info": "", "images": images})
+
+
+async def interrogate(front: Front, http: Request) -> Response:
+    """Describe a picture: not offered, no captioner is built in."""
+    raise NotFound("Model not found")
+
+
+def _post(path: str, handler: Any, summary: str, *, body: bool = True) -> Endpoint:
+    return Endpoint(
+        method="POST",
+        path=f"/sdapi/v1/{path}",
+        handler=handler,
+        summary=f"A1111: {summary}",
+        body={"type": "object"} if body else None,
+    )
+
+
+DIALECT = Dialect(
+    name="a1111",
+    pattern=re.compile(r"^/(sdapi|controlnet)(/|$)"),
+    endpoints=(
+        _post("txt2img", txt2img, "make pictures from a prompt"),
+        _post("img2img", img2img, "make pictures from pictures"),
+        _post("extra-single-image", extra_single, "enlarge a picture"),
+        _post("extra-batch-images", extra_batch, "enlarge pictures"),
+        _post("png-info", png_info, "read the parameters in a picture"),
+        _post("interrogate", interrogate, "not offered"),
+        _post("interrupt", interrupt, "end the caller's requests", body=False),
+        _post("skip", skip, "end the caller's round", body=False),
+        Endpoint(
+            method="GET",
+            path="/sdapi/v1/progress",
+            handler=progress,
+            summary="A1111: how far it is",
+        ),
+        *ENDPOINTS,
+    ),
+    render=_render,
+)

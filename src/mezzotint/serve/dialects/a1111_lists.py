@@ -1,0 +1,288 @@
+"""A1111 lists: what clients ask for at start, in A1111's shapes (WIRE, section 9)."""
+
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mezzotint.errors import InvalidRequest, UnknownName
+from mezzotint.serve.front import Front
+from mezzotint.serve.wire import Endpoint, json_response, read_json
+from mezzotint.vocabulary import (
+    A1111_SAMPLERS,
+    A1111_SCHEDULES,
+    a1111_sampler,
+    match_sampler,
+    match_schedule,
+)
+
+__all__ = ["ENDPOINTS", "find_checkpoint", "model_title", "options"]
+
+_DEFAULTS: Mapping[str, Any] = {
+    "samples_save": False,
+    "samples_format": "png",
+    "grid_save": False,
+    "return_grid": False,
+    "send_seed": True,
+    "send_size": True,
+    "enable_pnginfo": True,
+    "jpeg_quality": 90,
+    "CLIP_stop_at_last_layers": 1,
+    "eta_noise_seed_delta": 0,
+    "randn_source": "CPU",
+    "sd_vae": "Automatic",
+    "live_previews_enable": True,
+    "show_progress_every_n_steps": 1,
+    "live_previews_image_format": "png",
+    "sd_model_checkpoint": "",
+    "sd_checkpoint_hash": "",
+    "upcast_attn": False,
+    "outdir_samples": "",
+}
+_MOST_OPTIONS = 500
+
+
+def model_title(model: Mapping[str, Any]) -> str:
+    """Return a model's name with its short hash, as A1111 shows it."""
+    return f"{_name(model)} [{model['digest'][:10]}]"
+
+
+def _name(model: Mapping[str, Any]) -> str:
+    return model["name"] if model["default"] else f"{model['name']}@{model['version']}"
+
+
+async def find_checkpoint(front: Front, title: str) -> str:
+    """Return the name of the model a client means by title, name or hash.
+
+    Raises:
+        UnknownName: If there is none.
+    """
+    models = await front.service.models()
+    bare = title.partition(" [")[0].removesuffix(".safetensors").removesuffix(".ckpt")
+    for model in models:
+        if bare == _name(model) or title in (model["digest"], model["digest"][:10]):
+            return _name(model)
+    raise UnknownName("model", title[:200], map(_name, models), field="sd_model_checkpoint")
+
+
+def options(front: Front) -> dict[str, Any]:
+    """Return the options as they are set."""
+    return front.memory.setdefault("a1111_options", dict(_DEFAULTS))
+
+
+async def get_options(front: Front, http: Request) -> Response:
+    """Show the options."""
+    values = options(front)
+    if not values["sd_model_checkpoint"]:
+        models = [m for m in await front.service.models() if m["default"]]
+        first = next((m for m in models if m["takes_prompt"]), models[0] if models else None)
+        if first is not None:
+            shown = {
+                "sd_model_checkpoint": model_title(first),
+                "sd_checkpoint_hash": first["digest"],
+            }
+            return json_response({**values, **shown})
+    return json_response(values)
+
+
+async def set_options(front: Front, http: Request) -> Response:
+    """Set options; they live as long as the server."""
+    body = await read_json(http)
+    values = options(front)
+    for name, value in body.items():
+        if value is not None and not isinstance(value, str | int | float | bool | list):
+            raise InvalidRequest(f"{name} must be a plain value", field=name)
+        if len(str(value)) > 1000 or len(name) > 100:
+            raise InvalidRequest(f"{name[:100]} is too long", field=name[:100])
+    if body.get("sd_model_checkpoint"):
+        await find_checkpoint(front, str(body["sd_model_checkpoint"]))
+    if len({*values, *body}) > _MOST_OPTIONS:
+        raise InvalidRequest(f"at most {_MOST_OPTIONS} options are kept", field="options")
+    values.update(body)
+    return json_response(None)
+
+
+async def samplers(front: Front, http: Request) -> Response:
+    """List the samplers by A1111's names, ours among the aliases."""
+    known = await front.service.capabilities()
+    rows: dict[str, list[str]] = {name: [] for name in A1111_SAMPLERS}
+    for ours in known["schedulers"]:
+        rows.setdefault(a1111_sampler(ours), []).append(ours)
+    for name, aliases in rows.items():
+        match = match_sampler(name)
+        if match is not None and match.scheduler and match.scheduler not in aliases:
+            aliases.append(match.scheduler)
+    return json_response(
+        [{"name": name, "aliases": aliases, "options": {}} for name, aliases in rows.items()]
+    )
+
+
+async def schedulers(front: Front, http: Request) -> Response:
+    """List the schedule types by A1111's names."""
+    rows: list[dict[str, Any]] = []
+    for label in A1111_SCHEDULES:
+        match = match_schedule(label)
+        ours = match[0] if match is not None else None
+        rows.append(
+            {
+                "name": label.lower().replace(" ", "_"),
+                "label": label,
+                "aliases": [ours] if ours else None,
+                "default_rho": 7.0 if label == "Karras" else -1.0,
+                "need_inner_model": False,
+            }
+        )
+    return json_response(rows)
+
+
+async def sd_models(front: Front, http: Request) -> Response:
+    """List the models."""
+    return json_response(
+        [
+            {
+                "title": model_title(m),
+                "model_name": _name(m),
+                "hash": m["digest"][:10],
+                "sha256": m["digest"],
+                "filename": m["path"] or _name(m),
+                "config": None,
+            }
+            for m in await front.service.models()
+        ]
+    )
+
+
+async def upscalers(front: Front, http: Request) -> Response:
+    """List the upscalers."""
+    known = (await front.service.capabilities())["upscalers"]
+    empty = {"model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
+    return json_response([{"name": name, **empty} for name in ("None", "Lanczos", *known)])
+
+
+async def loras(front: Front, http: Request) -> Response:
+    """List the LoRAs."""
+    known = (await front.service.capabilities())["loras"]
+    return json_response([{"name": n, "alias": n, "path": n, "metadata": {}} for n in known])
+
+
+async def scripts(front: Front, http: Request) -> Response:
+    """List the scripts; ControlNet is built in."""
+    return json_response({"txt2img": ["controlnet"], "img2img": ["controlnet"]})
+
+
+async def script_info(front: Front, http: Request) -> Response:
+    """Describe the scripts."""
+    common = {"name": "controlnet", "is_alwayson": True, "args": []}
+    return json_response([{**common, "is_img2img": flag} for flag in (False, True)])
+
+
+async def controlnet_models(front: Front, http: Request) -> Response:
+    """List the ControlNets."""
+    return json_response({"model_list": list((await front.service.capabilities())["controls"])})
+
+
+async def cmd_flags(front: Front, http: Request) -> Response:
+    """Show flags that clients look at."""
+    return json_response(
+        {
+            "api": True,
+            "nowebui": False,
+            "listen": False,
+            "port": front.config.port,
+            "api_auth": None,
+            "no_half": True,
+            "use_cpu": [],
+            "ckpt": None,
+            "data_path": "",
+        }
+    )
+
+
+async def memory(front: Front, http: Request) -> Response:
+    """Show memory, as far as the engine tells."""
+    numbers = (await front.service.health()).get("memory", {})
+    ram = {"free": 0, "used": 0, "total": 0, **dict(numbers)}
+    return json_response({"ram": ram, "cuda": {"error": "no cuda device"}})
+
+
+async def embeddings(front: Front, http: Request) -> Response:
+    """List textual inversions: there are none."""
+    return json_response({"loaded": {}, "skipped": {}})
+
+
+async def nothing(front: Front, http: Request) -> Response:
+    """List something that Mezzotint does not have."""
+    return json_response([])
+
+
+async def latent_modes(front: Front, http: Request) -> Response:
+    """List the latent upscale modes."""
+    return json_response([{"name": "Latent"}])
+
+
+async def refresh(front: Front, http: Request) -> Response:
+    """Look for new models: the list is always fresh."""
+    return json_response(None)
+
+
+async def sysinfo(front: Front, http: Request) -> Response:
+    """Show platform and version."""
+    return json_response(
+        {"Platform": platform.platform(), "Version": str(front.memory.get("version", ""))}
+    )
+
+
+def _get(path: str, handler: Any, summary: str) -> Endpoint:
+    return Endpoint(
+        method="GET", path=f"/sdapi/v1/{path}", handler=handler, summary=f"A1111: {summary}"
+    )
+
+
+ENDPOINTS: tuple[Endpoint, ...] = (
+    _get("options", get_options, "options"),
+    Endpoint(
+        method="POST",
+        path="/sdapi/v1/options",
+        handler=set_options,
+        summary="A1111: set options",
+        body={"type": "object"},
+    ),
+    _get("samplers", samplers, "samplers"),
+    _get("schedulers", schedulers, "schedule types"),
+    _get("sd-models", sd_models, "models"),
+    _get("sd-vae", nothing, "VAEs"),
+    _get("sd-modules", nothing, "modules"),
+    _get("loras", loras, "LoRAs"),
+    _get("upscalers", upscalers, "upscalers"),
+    _get("latent-upscale-modes", latent_modes, "latent upscale modes"),
+    _get("hypernetworks", nothing, "hypernetworks"),
+    _get("face-restorers", nothing, "face restorers"),
+    _get("realesrgan-models", nothing, "Real-ESRGAN models"),
+    _get("embeddings", embeddings, "embeddings"),
+    _get("prompt-styles", nothing, "styles"),
+    _get("artist-categories", nothing, "artist categories"),
+    _get("artists", nothing, "artists"),
+    _get("extensions", nothing, "extensions"),
+    _get("scripts", scripts, "scripts"),
+    _get("script-info", script_info, "scripts in detail"),
+    _get("cmd-flags", cmd_flags, "flags"),
+    _get("memory", memory, "memory"),
+    _get("sysinfo", sysinfo, "platform"),
+    Endpoint(
+        method="GET",
+        path="/controlnet/model_list",
+        handler=controlnet_models,
+        summary="A1111: ControlNets",
+    ),
+    *(
+        Endpoint(
+            method="POST",
+            path=f"/sdapi/v1/{path}",
+            handler=refresh,
+            summary="A1111: look for new files",
+        )
+        for path in ("refresh-checkpoints", "refresh-vae", "refresh-loras", "refresh-embeddings")
+    ),
+)

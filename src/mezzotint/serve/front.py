@@ -1,0 +1,257 @@
+"""Front: the desk every dialect comes to with a request of ours.
+
+Checks limits before any work, runs the request on the service, watches for
+clients that go away, and keeps what the answer's headers need.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+from starlette.requests import Request
+
+from mezzotint import errors
+from mezzotint.errors import DeadlineExceeded, ModelNotAllowed, NotReady, WorkFailed
+from mezzotint.request import GenerationRequest
+from mezzotint.serve.auth import Caller, Meter
+from mezzotint.serve.config import ServeConfig, is_loopback
+from mezzotint.serve.errors import ClientGone, TooLarge
+from mezzotint.serve.streaming import until_gone
+from mezzotint.serve.wire import Visit, visit
+from mezzotint.service.base import Service
+from mezzotint.service.jobs import Jobs
+from mezzotint.types import (
+    Cancelled,
+    Event,
+    Failed,
+    Finished,
+    GenerationResult,
+    ImageFinished,
+    Stepped,
+)
+
+__all__ = ["Front", "new_id"]
+
+Observer = Callable[[Event], None]
+
+
+def new_id(prefix: str) -> str:
+    """Return a fresh unguessable id."""
+    return f"{prefix}-{secrets.token_hex(12)}"
+
+
+class Front:
+    """What the dialects share.
+
+    Args:
+        service: The household.
+        config: Limits and listeners.
+        jobs: The durable queue, or None where there is none.
+        meter: Counts per caller.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        config: ServeConfig,
+        *,
+        jobs: Jobs | None = None,
+        meter: Meter | None = None,
+    ) -> None:
+        self.service = service
+        self.config = config
+        self.jobs = jobs
+        self.meter = meter or Meter()
+        self.draining = False
+        self.running = 0
+        self.memory: dict[str, Any] = {}  # what a dialect remembers between requests
+        self._paths_allowed = all(is_loopback(host) for host, _ in config.listeners().values())
+
+    def admit(self, request: GenerationRequest) -> None:
+        """Refuse what is too much, before any work.
+
+        Raises:
+            NotReady: While draining.
+            TooLarge: If steps, pictures or pixels exceed the limits.
+            ModelNotAllowed: If a model is named by path and the server can be
+                reached from other machines.
+        """
+        if self.draining:
+            raise NotReady("the server is shutting down")
+        limits = self.config.limits
+        count = request.walk.frames if request.walk else request.num_images
+        field = "walk.frames" if request.walk else "num_images"
+        _limit(field, count, limits.images, "pictures in one request")
+        _limit("num_inference_steps", request.num_inference_steps, limits.steps, "steps")
+        factor = request.upscale.factor if request.upscale else 1.0
+        for side in ("width", "height"):
+            length = getattr(request, side)
+            if length is not None and length * factor * 8 > limits.pixels:
+                _limit(side, round(length * factor), limits.pixels // 8, "px")
+        if request.width is not None and request.height is not None:
+            pixels = round(request.width * request.height * factor * factor)
+            _limit("width", pixels, limits.pixels, "pixels in one picture (width x height)")
+        if not self._paths_allowed:
+            _refuse_paths(request)
+
+    def check_source(self, source: str, field: str) -> None:
+        """Refuse a path where the server can be reached from other machines.
+
+        Raises:
+            ModelNotAllowed: If ``source`` is more than a name.
+        """
+        if not self._paths_allowed:
+            _refuse_path(source, field)
+
+    async def generate(
+        self, http: Request, request: GenerationRequest, observe: Observer | None = None
+    ) -> GenerationResult:
+        """Run a request to its end; a client that goes away cancels it.
+
+        Raises:
+            ClientGone: If the connection was closed meanwhile.
+            DeadlineExceeded: If it takes longer than anybody may wait.
+            MezzotintError: However the request itself ended, if not well.
+        """
+        preview_every = 1 if observe is not None else 0
+        events = self.stream(http, request, preview_every=preview_every)
+        return await self.watched(http, self.finish(events, observe))
+
+    async def finish(
+        self, events: AsyncGenerator[Event, None], observe: Observer | None = None
+    ) -> GenerationResult:
+        """Follow events to the ending; leaving early cancels the request.
+
+        Raises:
+            MezzotintError: However the request ended, if not well.
+        """
+        try:
+            async for event in events:
+                if observe is not None:
+                    observe(event)
+                if isinstance(event, Finished):
+                    return event.result
+                if isinstance(event, Failed):
+                    raise event.error
+                if isinstance(event, Cancelled):
+                    raise errors.Cancelled("the request was cancelled")
+            raise WorkFailed("the request ended without an ending")
+        finally:
+            await events.aclose()
+
+    async def watched(self, http: Request, work: Awaitable[Any]) -> Any:
+        """Wait for ``work`` while the client is there and time is left.
+
+        Raises:
+            ClientGone: If the connection was closed meanwhile.
+            DeadlineExceeded: If it takes longer than anybody may wait.
+        """
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(until_gone(http.receive))
+        try:
+            done, _ = await asyncio.wait(
+                {task, gone},
+                timeout=self.config.limits.wait_s,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if task in done:
+                return task.result()
+            if gone in done:
+                raise ClientGone("the client closed the connection")
+            raise DeadlineExceeded(f"not done within {self.config.limits.wait_s:g} s")
+        finally:
+            gone.cancel()
+            if not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, errors.MezzotintError):
+                    await task
+
+    async def stream(
+        self, http: Request, request: GenerationRequest, *, preview_every: int = 0
+    ) -> AsyncGenerator[Event, None]:
+        """Run a request and yield its events; closing cancels it.
+
+        Raises:
+            MezzotintError: If the request is refused before it is queued.
+        """
+        self.admit(request)
+        here = visit(http)
+        here.model = request.model
+        caller: Caller = here.caller
+        self.meter.enter(caller)
+        self.running += 1
+        events = self.service.stream(
+            request,
+            request_id=new_id("gen"),
+            client=caller.name,
+            use_cache=use_cache(http),
+            preview_every=preview_every,
+        )
+        try:
+            async for event in events:
+                note(here, event)
+                yield event
+        finally:
+            self.meter.leave(caller)
+            self.running -= 1
+            close = getattr(events, "aclose", None)
+            if close is not None:
+                await close()
+
+
+def use_cache(http: Request) -> bool:
+    """Tell whether the client allows a cached answer."""
+    words = http.headers.get("cache-control", "").lower()
+    return "no-cache" not in words and "no-store" not in words
+
+
+def note(here: Visit, event: Event) -> None:
+    """Keep what the headers of the answer say about the work."""
+    if isinstance(event, Finished):
+        here.cache = event.result.cache
+        here.timings = [image.timings for image in event.result.images]
+
+
+def is_preview(event: Event) -> bool:
+    """Tell whether an event carries a preview picture."""
+    return isinstance(event, Stepped) and event.preview is not None
+
+
+def strip_pixels(event: Event) -> Event:
+    """Return the event without arrays, which no wire carries."""
+    if isinstance(event, ImageFinished):
+        return replace(event, image=replace(event.image, pixels=None))
+    return event
+
+
+def _limit(field: str, value: int | None, most: int, what: str) -> None:
+    if value is not None and value > most:
+        raise TooLarge(
+            f"{field} is too much for this server: got {value}, at most {most} {what}",
+            field=field,
+            value=value,
+            allowed=f"at most {most}",
+        )
+
+
+def _refuse_paths(request: GenerationRequest) -> None:
+    _refuse_path(request.model, "model")
+    for lora in request.loras:
+        _refuse_path(lora.name, "loras.name")
+    for control in request.controls:
+        _refuse_path(control.model, "controls.model")
+    for member in request.ensemble:
+        _refuse_path(member.model, "ensemble.model")
+    if request.upscale is not None and request.upscale.model is not None:
+        _refuse_path(request.upscale.model, "upscale.model")
+
+
+def _refuse_path(name: str, field: str) -> None:
+    if "/" in name or "\\" in name or name.startswith((".", "~")) or "\0" in name:
+        raise ModelNotAllowed(
+            f"{field} must be a name from the model store: this server can be reached from "
+            "other machines, so paths are not allowed"
+        )

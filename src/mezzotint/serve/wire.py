@@ -1,0 +1,253 @@
+"""Wire: what every dialect needs to read bodies and answer, and nothing of any dialect.
+
+An endpoint is data (path, method, handler, words for the OpenAPI document), so
+that routing, the document and the tests read the same table.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import orjson
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mezzotint.errors import InvalidRequest, UnknownName
+from mezzotint.plain import convert
+from mezzotint.serve.errors import Malformed, Problem, UnsupportedMedia
+from mezzotint.types import ImageInput, OutputFormat, StageTimings
+
+__all__ = [
+    "CONTENT_TYPES",
+    "Dialect",
+    "Endpoint",
+    "Fields",
+    "Visit",
+    "json_response",
+    "media_type",
+    "read_form",
+    "read_json",
+    "visit",
+]
+
+CONTENT_TYPES: Mapping[OutputFormat, str] = {
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+}
+_FORM_FILES = 32
+_FORM_FIELDS = 200
+
+Handler = Callable[[Any, Request], Awaitable[Any]]
+Listener = Literal["generation", "management", "metrics"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One path and method, and what the OpenAPI document says about it.
+
+    Args:
+        method: HTTP method.
+        path: Starlette path pattern.
+        handler: ``async (front, http) -> ASGI response``.
+        summary: One line for people.
+        listener: Which port serves it.
+        scope: Scope a key needs, or None for everybody.
+        body: JSON Schema of the request body, or None.
+        answers: Content type -> JSON Schema (empty for bytes) of the 200 answer.
+        status: Status of the good answer.
+        parameters: Query parameters as OpenAPI objects.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    listener: Listener = "generation"
+    scope: str | None = "generate"
+    body: Mapping[str, Any] | None = None
+    answers: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=lambda: {"application/json": {}}
+    )
+    status: int = 200
+    parameters: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """One way to speak: its endpoints, the paths it owns, its error bodies."""
+
+    name: str
+    pattern: re.Pattern[str]
+    endpoints: tuple[Endpoint, ...]
+    render: Callable[[Problem, str], Response]
+
+
+@dataclass(slots=True)
+class Visit:
+    """What is known about one HTTP exchange while it lasts."""
+
+    request_id: str
+    listener: Listener
+    dialect: str = ""
+    caller: Any = None
+    cache: Literal["hit", "miss"] = "miss"
+    timings: list[StageTimings] = field(default_factory=list[StageTimings])
+    model: str = ""
+    queue_s: float = 0.0
+
+
+def visit(http: Request) -> Visit:
+    """Return the visit an HTTP request belongs to."""
+    return http.scope["visit"]
+
+
+def media_type(http: Request) -> str:
+    """Return the content type of the body without its parameters, in lower case."""
+    return http.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_json(http: Request, *, optional: bool = False) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        http: The request.
+        optional: Whether no body at all means an empty object.
+
+    Raises:
+        UnsupportedMedia: If the content type is something else.
+        Malformed: If it is not JSON or not an object.
+    """
+    kind = media_type(http)
+    if kind and kind != "application/json" and not kind.endswith("+json"):
+        raise UnsupportedMedia(f"expected application/json, got {kind}")
+    body = await http.body()
+    if not body and optional:
+        return {}
+    value = parse_json(body)
+    if not isinstance(value, dict):
+        raise Malformed(f"the body must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def parse_json(body: bytes) -> Any:
+    """Parse JSON text.
+
+    Raises:
+        Malformed: If it is not JSON (NaN, lone surrogates and deep nesting included).
+    """
+    if not body:
+        raise Malformed("the body must be a JSON object, got nothing")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Malformed(f"the body is not JSON: {error}") from None
+
+
+async def read_form(http: Request) -> FormData:
+    """Read a multipart or urlencoded form.
+
+    Raises:
+        UnsupportedMedia: If the body is neither.
+        Malformed: If it cannot be parsed or has too many parts.
+    """
+    kind = media_type(http)
+    if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        raise UnsupportedMedia(f"expected a form, got {kind or 'no content type'}")
+    await http.body()
+    try:
+        return await http.form(
+            max_files=_FORM_FILES, max_fields=_FORM_FIELDS, max_part_size=1 << 30
+        )
+    except (MultiPartException, ValueError, KeyError) as error:
+        detail = getattr(error, "message", None) or getattr(error, "detail", None) or error
+        raise Malformed(f"the form cannot be read: {detail}") from None
+    except Exception as error:
+        if type(error).__name__ == "HTTPException":
+            raise Malformed(f"the form cannot be read: {getattr(error, 'detail', '')}") from None
+        raise
+
+
+async def form_image(form: FormData, *names: str) -> ImageInput | None:
+    """Return the first uploaded picture under one of ``names``, or None."""
+    for name in names:
+        for value in form.getlist(name):
+            if isinstance(value, UploadFile):
+                return ImageInput(await value.read())
+            if value:
+                return ImageInput.from_base64(value, field=name)
+    return None
+
+
+def json_response(
+    value: Any,
+    status: int = 200,
+    *,
+    headers: Mapping[str, str] | None = None,
+    media: str = "application/json",
+    indent: bool = False,
+) -> Response:
+    """Answer with JSON."""
+    body = orjson.dumps(value, option=orjson.OPT_INDENT_2 if indent else None)
+    return Response(body, status, headers=dict(headers or {}), media_type=media)
+
+
+class Fields:
+    """Reads the fields of a foreign body one by one, with checked types.
+
+    Args:
+        data: The body.
+
+    What nobody took is left in :meth:`rest`.
+    """
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self._data = dict(data)
+
+    def take(self, name: str, hint: Any, default: Any = None) -> Any:
+        """Take one field; null and absent give ``default``.
+
+        Raises:
+            InvalidRequest: If the value has another type; names the field.
+        """
+        value = self._data.pop(name, None)
+        return default if value is None else convert(value, hint, name)
+
+    def number(
+        self, name: str, low: float, high: float, default: float | None = None, hint: Any = float
+    ) -> Any:
+        """Take a number within [low, high].
+
+        Raises:
+            InvalidRequest: If it is no number or out of range.
+        """
+        value = self.take(name, hint, default)
+        if value is not None and not low <= value <= high:
+            raise InvalidRequest(
+                f"{name} must be {low:g} to {high:g}, got {value}",
+                field=name,
+                value=value,
+                allowed=f"{low:g} to {high:g}",
+            )
+        return value
+
+    def drop(self, *names: str) -> None:
+        """Ignore fields that mean nothing here."""
+        for name in names:
+            self._data.pop(name, None)
+
+    def rest(self) -> dict[str, Any]:
+        """Return what was not taken."""
+        return self._data
+
+    def refuse_rest(self, known: tuple[str, ...]) -> None:
+        """Refuse fields that nobody took.
+
+        Raises:
+            UnknownName: For the first of them; names the nearest known one.
+        """
+        for name in self._data:
+            raise UnknownName("field", name, known, field=name)

@@ -1,0 +1,75 @@
+"""Configuration of the service room: durable jobs and the worker process. Torch-free."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mezzotint.plain import Checked, check_range
+
+__all__ = ["JobsConfig", "WorkerConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobsConfig(Checked):
+    """Where jobs and their pictures are kept, and for how long.
+
+    Args:
+        folder: Folder of the SQLite file and of the pictures.
+        url: SQLAlchemy URL of another database, e.g.
+            ``postgresql+psycopg://...``; "" is SQLite in ``folder``.
+        max_waiting: Jobs that may wait; more are refused with ``QueueFull``.
+        max_running: Jobs given to the engine at once.
+        max_age_s: Seconds after which a finished job's pictures are removed.
+        max_bytes: Bytes of pictures kept; the oldest finished jobs go first.
+        preview_every: A preview picture with every k-th step; 0 for none.
+        lease_s: Seconds after which another server may take over a job whose
+            server fell silent.
+    """
+
+    folder: str = "."
+    url: str = ""
+    max_waiting: int = 1000
+    max_running: int = 8
+    max_age_s: float = 7 * 86400.0
+    max_bytes: int = 10 << 30
+    preview_every: int = 4
+    lease_s: float = 30.0
+
+    def _validate(self) -> None:
+        check_range("jobs.max_waiting", self.max_waiting, 1, 1_000_000)
+        check_range("jobs.max_running", self.max_running, 1, 1024)
+        check_range("jobs.max_age_s", self.max_age_s, 1, 10 * 365 * 86400, unit=" s")
+        check_range("jobs.max_bytes", self.max_bytes, 0, 1 << 60)
+        check_range("jobs.preview_every", self.preview_every, 0, 1000)
+        check_range("jobs.lease_s", self.lease_s, 1, 3600, unit=" s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig(Checked):
+    """How the engine's own process is started and watched.
+
+    Args:
+        factory: ``module:function`` that takes the options and returns the
+            service (or an awaitable of it); called in the worker process.
+        options: Plain JSON data for the factory.
+        start_s: Seconds the process may take until it is ready.
+        silence_s: Seconds without an answer to a ping after which the process
+            counts as hung and is killed.
+        max_crashes: Times a request may be running when the process dies; then
+            it fails, so that one poisonous request cannot keep the worker down.
+        backoff_s: Pause before the second restart in a row; doubles up to 30 s.
+    """
+
+    factory: str = "mezzotint.service.local:create_service"
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
+    start_s: float = 600.0
+    silence_s: float = 120.0
+    max_crashes: int = 8
+    backoff_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check ranges; the options are the factory's own business."""
+        check_range("worker.start_s", self.start_s, 1, 86400, unit=" s")
+        check_range("worker.silence_s", self.silence_s, 1, 86400, unit=" s")
+        check_range("worker.max_crashes", self.max_crashes, 1, 1000)
+        check_range("worker.backoff_s", self.backoff_s, 0, 30, unit=" s")

@@ -1,0 +1,60 @@
+"""Results: finished pictures on disk, each under the sha256 of its bytes.
+
+Equal pictures are one file. A file is whole or absent, and its content is
+checked against its name when it is read.
+"""
+
+import hashlib
+from pathlib import Path
+
+from mezzotint.errors import WorkFailed
+from mezzotint.files import write_atomically
+
+__all__ = ["ResultFiles"]
+
+
+class ResultFiles:
+    """A folder of pictures by digest.
+
+    Args:
+        folder: Where they are; made on first use.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def put(self, data: bytes) -> str:
+        """Keep a picture.
+
+        Returns:
+            Its sha256, 64 hex digits.
+
+        Raises:
+            WorkFailed: If the disk does not take it.
+        """
+        digest = hashlib.sha256(data).hexdigest()
+        path = self.path(digest)
+        if path.is_file() and path.stat().st_size == len(data):
+            return digest
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, data)
+        except OSError as error:
+            raise WorkFailed(f"the picture could not be kept: {error.strerror}") from None
+        return digest
+
+    def get(self, digest: str) -> bytes | None:
+        """Return a picture, or None if it is gone or damaged."""
+        try:
+            data = self.path(digest).read_bytes()
+        except OSError:
+            return None
+        return data if hashlib.sha256(data).hexdigest() == digest else None
+
+    def remove(self, digest: str) -> None:
+        """Forget a picture."""
+        self.path(digest).unlink(missing_ok=True)
+
+    def path(self, digest: str) -> Path:
+        """Return where the picture with this digest belongs."""
+        return self._folder / digest[:2] / digest
