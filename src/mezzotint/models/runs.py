@@ -34,7 +34,15 @@ from mezzotint.sampling.denoiser import NetworkDenoiser
 from mezzotint.sampling.schedules import frame_of, noise_schedule
 from mezzotint.types import Size
 
-__all__ = ["RUN_FILE", "Normalisation", "RunDescription", "RunModel", "load_run"]
+__all__ = [
+    "RUN_FILE",
+    "Normalisation",
+    "RunDescription",
+    "RunModel",
+    "call_network",
+    "load_network",
+    "load_run",
+]
 
 RUN_FILE = "mezzotint_run.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -381,7 +389,7 @@ def load_run(folder: Path, *, name: str = "", digest: str = "0" * 64) -> RunMode
     """
     folder = Path(folder)
     about = RunDescription.load(folder)
-    network = _load_network(about.network, folder / "network")
+    network = load_network(about.network, folder / "network")
     parts: dict[str, Any] = {}
     if about.conditioning == "text":
         from transformers import CLIPTextModel, CLIPTokenizer
@@ -397,7 +405,7 @@ def load_run(folder: Path, *, name: str = "", digest: str = "0" * 64) -> RunMode
     )
 
 
-def _load_network(kind: str, folder: Path) -> nn.Module:
+def load_network(kind: str, folder: Path) -> nn.Module:
     """Rebuild a network from its folder."""
     if kind in ARRAY_NETWORKS:
         try:

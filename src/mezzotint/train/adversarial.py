@@ -231,7 +231,7 @@ class AdversarialTask:
     def after_step(self, step: int) -> None:
         """Nothing follows a step."""
 
-    def model(self, modules: nn.ModuleDict) -> Model:
+    def model(self, modules: nn.ModuleDict, *, exact: bool = True) -> Model:
         """Return the generator as a model, through the files it will be served from."""
         import tempfile
 

@@ -126,7 +126,7 @@ class AutoencoderTask:
     def after_step(self, step: int) -> None:
         """Nothing follows a step."""
 
-    def model(self, modules: nn.ModuleDict) -> Model:
+    def model(self, modules: nn.ModuleDict, *, exact: bool = True) -> Model:
         """Refuse: an autoencoder draws nothing of its own.
 
         Raises:

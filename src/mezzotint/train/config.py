@@ -485,14 +485,15 @@ class LoraConfig(Checked):
         alpha: Scale; None is the rank, so that the change is used as learned.
         modules: Names of the layers changed, as suffixes.
         dropout: Dropout before each change.
-        merge: Also write the whole model with the change merged in.
+        merge: Also write the whole model with the change merged in, so that the
+            run folder is a model; without it the run folder holds the change alone.
     """
 
     rank: int = 8
     alpha: float | None = None
     modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     dropout: float = 0.0
-    merge: bool = False
+    merge: bool = True
 
     def _validate(self) -> None:
         check_range("lora.rank", self.rank, 1, 1024)

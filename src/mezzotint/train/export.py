@@ -5,6 +5,7 @@ end; the describing file goes last, so a reader sees the old model, the new
 one, or none.
 """
 
+import copy
 import json
 import os
 import secrets
@@ -13,21 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import nn
 
 from mezzotint.models.base import Model
-from mezzotint.models.runs import RUN_FILE
+from mezzotint.models.runs import RUN_FILE, WEIGHTS_FILE, RunModel
 from mezzotint.sampling.schedules import frame_of
+from mezzotint.train.ground import Ground
 
-__all__ = [
-    "as_pipeline_model",
-    "export_pipeline",
-    "export_run",
-    "pipeline_parts",
-    "save_part",
-    "swap_in",
-    "write_pipeline",
-]
+__all__ = ["export_ground", "export_run", "model_of", "write_pipeline"]
 
 _DESCRIBING = ("model_index.json", "config.json", RUN_FILE)
 
@@ -44,12 +39,12 @@ def export_run(
     try:
         partial.mkdir(parents=True)
         task.export(partial, modules, training)
-        swap_in(partial, Path(run_dir))
+        _swap_in(partial, Path(run_dir))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def swap_in(partial: Path, target: Path) -> None:
+def _swap_in(partial: Path, target: Path) -> None:
     """Move what is in ``partial`` over what is in ``target``."""
     for name in _DESCRIBING:
         (target / name).unlink(missing_ok=True)
@@ -61,50 +56,92 @@ def swap_in(partial: Path, target: Path) -> None:
         os.replace(entry, place)
 
 
-def pipeline_parts(task: Any, modules: nn.ModuleDict) -> tuple[str, dict[str, Any]] | None:
-    """Return the diffusers pipeline that a run is, and its parts, or None.
+def _pipeline_parts(
+    ground: Ground, modules: nn.ModuleDict
+) -> tuple[str, dict[str, Any], dict[str, Any]] | None:
+    """Return the diffusers pipeline that a run is: class, parts, index entries; or None.
 
     Free pictures in pixel space are a ``DDIMPipeline``, classes in a latent
     space with a transformer a ``DiTPipeline``, text in a latent space a
     ``StableDiffusionPipeline``. None of them takes a rectified flow.
     """
-    import diffusers
-
-    about = task.description
+    about = ground.description
     if frame_of(about.scheduler) == "flow":
         return None
     network = modules["network"]
-    config = {k: v for k, v in about.scheduler.items() if k != "_class_name"}
-    scheduler = getattr(diffusers, str(about.scheduler["_class_name"])).from_config(config)
+    parts = {"scheduler": _scheduler(about.scheduler)}
     if about.data == "pixels" and about.network == "UNet2DModel" and about.conditioning == "none":
-        return ("DDIMPipeline", {"unet": network, "scheduler": scheduler})
-    if about.data != "latents":
+        # DDIMPipeline would put its own scheduler in the place of a distilled model's.
+        name = "DDPMPipeline" if "LCM" in str(about.scheduler["_class_name"]) else "DDIMPipeline"
+        return name, {"unet": network, **parts}, {}
+    if ground.latents is None:
         return None
-    vae = task.latent_space.vae
+    parts["vae"] = copy.deepcopy(ground.latents.vae)
     if about.network == "DiTTransformer2DModel" and about.conditioning == "class":
-        return ("DiTPipeline", {"transformer": network, "vae": vae, "scheduler": scheduler})
-    if about.conditioning == "text":
-        text = task.text_side
-        encoder = modules["text_encoder"] if text.learns else text.encoder
-        parts = {
-            "unet": network, "vae": vae, "text_encoder": encoder, "tokenizer": text.tokenizer,
-            "scheduler": scheduler,
-        }  # fmt: skip
-        return ("StableDiffusionPipeline", parts)
+        names = {str(k): name for k, name in enumerate(about.class_names)}
+        return "DiTPipeline", {"transformer": network, **parts}, {"id2label": names}
+    if ground.text is not None:
+        empty = dict.fromkeys(
+            ("feature_extractor", "safety_checker", "image_encoder"), (None, None)
+        )
+        return (
+            "StableDiffusionPipeline",
+            {"unet": network, **parts, **_text_parts(ground, modules)},
+            {**empty, "requires_safety_checker": False},
+        )
     return None
 
 
-def export_pipeline(task: Any, folder: Path, modules: nn.ModuleDict) -> bool:
-    """Write a run that is a diffusers pipeline as one; False if it is none."""
-    found = pipeline_parts(task, modules)
-    if found is None:
-        return False
-    name, parts = found
-    extra: dict[str, Any] = {}
-    if name == "DiTPipeline":
-        extra["id2label"] = {str(k): n for k, n in enumerate(task.description.class_names)}
-    write_pipeline(folder, name, parts, extra)
-    return True
+def _scheduler(config: Mapping[str, Any]) -> Any:
+    """Return the diffusers scheduler of a configuration."""
+    import diffusers
+
+    kept = {k: v for k, v in config.items() if not k.startswith("_")}
+    return getattr(diffusers, str(config["_class_name"])).from_config(kept)
+
+
+def _text_parts(ground: Ground, modules: nn.ModuleDict) -> dict[str, Any]:
+    """Return tokenizer and text encoder of a run, {} without text."""
+    if ground.text is None:
+        return {}
+    encoder = modules["text_encoder"] if ground.text.learns else copy.deepcopy(ground.text.encoder)
+    return {"tokenizer": ground.text.tokenizer, "text_encoder": encoder}
+
+
+def model_of(ground: Ground, modules: nn.ModuleDict, *, name: str, exact: bool = True) -> Model:
+    """Return a run as a model in memory, the same as its folder would give.
+
+    Args:
+        ground: What stands around the network.
+        modules: Copies of the weights.
+        name: Name of the model.
+        exact: False is faster for thousands of samples of array runs.
+    """
+    found = _pipeline_parts(ground, modules)
+    if found is not None:
+        return Model.from_components(**found[1])
+    parts = _text_parts(ground, modules)
+    if ground.latents is not None:
+        parts["vae"] = copy.deepcopy(ground.latents.vae)
+    return RunModel(ground.description, modules["network"], name=name, exact=exact, **parts)
+
+
+def export_ground(
+    ground: Ground, folder: Path, modules: nn.ModuleDict, training: Mapping[str, Any]
+) -> None:
+    """Write a run as a model: a diffusers folder where one fits, or a run folder."""
+    about = {**ground.description.to_plain(), "training": dict(training)}
+    found = _pipeline_parts(ground, modules)
+    if found is not None:
+        write_pipeline(folder, *found)
+        about["family"] = "pipeline"
+    else:
+        _save_part(modules["network"], folder / "network")
+        for role, part in _text_parts(ground, modules).items():
+            _save_part(part, folder / role)
+        if ground.latents is not None:
+            _save_part(ground.latents.vae, folder / "vae")
+    (folder / RUN_FILE).write_text(json.dumps(about, indent=1), "utf-8")
 
 
 def write_pipeline(
@@ -122,17 +159,19 @@ def write_pipeline(
 
     index: dict[str, Any] = {"_class_name": name, "_diffusers_version": diffusers.__version__}
     for role, part in parts.items():
-        library = type(part).__module__.partition(".")[0]
-        index[role] = [library, type(part).__name__]
-        save_part(part, folder / role)
-    if name == "StableDiffusionPipeline":
-        index |= {"feature_extractor": [None, None], "safety_checker": [None, None]}
-        index |= {"image_encoder": [None, None], "requires_safety_checker": False}
+        index[role] = [type(part).__module__.partition(".")[0], type(part).__name__]
+        _save_part(part, folder / role)
     (folder / "model_index.json").write_text(json.dumps({**index, **extra}, indent=2), "utf-8")
 
 
-def save_part(part: Any, folder: Path) -> None:
+def _save_part(part: Any, folder: Path) -> None:
     """Write one part in its standard layout, without progress bars."""
+    if not hasattr(part, "save_pretrained"):  # a network of ours
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(part.config, indent=1), "utf-8")
+        state = {name: value.contiguous() for name, value in part.state_dict().items()}
+        save_file(state, folder / WEIGHTS_FILE)
+        return
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -142,9 +181,3 @@ def save_part(part: Any, folder: Path) -> None:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def as_pipeline_model(task: Any, modules: nn.ModuleDict) -> Model | None:
-    """Return a run that is a diffusers pipeline as a model in memory, or None."""
-    found = pipeline_parts(task, modules)
-    return None if found is None else Model.from_components(**found[1])

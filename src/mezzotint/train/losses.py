@@ -8,13 +8,14 @@ rectified flow mixes ``noisy = (1 - time) * clean + time * noise``. Both are one
 Dimensions: B samples, then any rank; T timesteps of the schedule.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mezzotint.sampling.schedules import beta_values, noise_schedule
+from mezzotint.sampling.schedules import beta_values, frame_of, noise_schedule
 from mezzotint.train.config import ObjectiveConfig
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 _PREDICTION = {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}
+_TARGETS = {prediction: target for target, prediction in _PREDICTION.items()}
 _BETAS = {
     "linear": ("linear", 1e-4, 0.02),
     "scaled_linear": ("scaled_linear", 0.00085, 0.012),
@@ -69,8 +71,8 @@ def scheduler_config(objective: ObjectiveConfig) -> dict[str, Any]:
     return config
 
 
-def alpha_bar(objective: ObjectiveConfig) -> Tensor:
-    """Return the cumulative signal of each timestep.
+def alpha_bar(config: Mapping[str, Any]) -> Tensor:
+    """Return the cumulative signal of each timestep of a scheduler configuration.
 
     The numbers are those that sampling reads out of the run folder.
 
@@ -78,8 +80,7 @@ def alpha_bar(objective: ObjectiveConfig) -> Tensor:
         Shape (T,), float64, falling, in [0, 1); the last is 0 where the
         terminal signal-to-noise ratio is rescaled to zero.
     """
-    curve = noise_schedule(scheduler_config(objective)).alphas_cumprod
-    return torch.tensor(curve, dtype=torch.float64)
+    return torch.tensor(noise_schedule(config).alphas_cumprod, dtype=torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +107,31 @@ class Mixture:
 
 
 class Noising:
-    """Draws noise levels the way the objective asks, from a given generator."""
+    """Draws noise levels the way a schedule and the objective ask.
 
-    def __init__(self, objective: ObjectiveConfig) -> None:
+    Args:
+        scheduler: The noise schedule as a diffusers scheduler configuration.
+        objective: Times of the rectified flow; weights and shape of the loss.
+    """
+
+    def __init__(self, scheduler: Mapping[str, Any], objective: ObjectiveConfig) -> None:
         self.objective = objective
-        self.is_flow = objective.schedule == "rectified_flow"
-        self.alpha_bar = None if self.is_flow else alpha_bar(objective)
+        self.is_flow = frame_of(scheduler) == "flow"
+        self.alpha_bar = None if self.is_flow else alpha_bar(scheduler)
+        self.num_timesteps = int(scheduler.get("num_train_timesteps", 1000))
+        predicted = str(scheduler.get("prediction_type", "epsilon"))
+        self.target = "flow" if self.is_flow else _TARGETS[predicted]
+
+    @classmethod
+    def of(cls, objective: ObjectiveConfig) -> "Noising":
+        """Return the noise that an objective describes."""
+        return cls(scheduler_config(objective), objective)
+
+    def error(self, predicted: Tensor, clean: Tensor, noise: Tensor, mixture: Mixture) -> Tensor:
+        """Return the weighted error of each sample's prediction. Shape (B,)."""
+        target = target_of(self.target, clean, noise, mixture)
+        error = pointwise_loss(self.objective.loss, predicted, target)
+        return error * loss_weight(self.target, self.objective.min_snr_gamma, mixture)
 
     def draw(self, count: int, generator: torch.Generator) -> Mixture:
         """Draw the noise levels of a training batch.
@@ -121,8 +141,8 @@ class Noising:
         """
         objective = self.objective
         if not self.is_flow:
-            steps = objective.num_train_timesteps
-            return self.at(torch.randint(0, steps, (count,), generator=generator))
+            times = torch.randint(0, self.num_timesteps, (count,), generator=generator)
+            return self.at(times)
         if objective.logit_std > 0:
             normal = torch.randn(count, generator=generator)
             times = torch.sigmoid(objective.logit_mean + objective.logit_std * normal)
@@ -130,15 +150,15 @@ class Noising:
             times = torch.rand(count, generator=generator)
         shift = objective.flow_shift
         times = shift * times / (1 + (shift - 1) * times)
-        return Mixture(times * objective.num_train_timesteps, 1 - times, times)
+        return Mixture(times * self.num_timesteps, 1 - times, times)
 
     def spaced(self, count: int) -> Mixture:
         """Return evenly spaced noise levels, for held-out losses without luck."""
         fractions = (torch.arange(count, dtype=torch.float64) + 0.5) / count
         if self.is_flow:
             times = fractions.float()
-            return Mixture(times * self.objective.num_train_timesteps, 1 - times, times)
-        return self.at((fractions * self.objective.num_train_timesteps).long())
+            return Mixture(times * self.num_timesteps, 1 - times, times)
+        return self.at((fractions * self.num_timesteps).long())
 
     def at(self, timesteps: Tensor) -> Mixture:
         """Return the mixture of whole timesteps of a schedule. Shape (B,), int64."""
@@ -179,20 +199,20 @@ def to_clean(target: str, prediction: Tensor, noisy: Tensor, mixture: Mixture) -
     return signal * noisy - spread * prediction
 
 
-def loss_weight(objective: ObjectiveConfig, mixture: Mixture) -> Tensor:
+def loss_weight(target: str, gamma: float, mixture: Mixture) -> Tensor:
     """Return the weight of each sample's error. Shape (B,), float32.
 
     With ``gamma`` the error of the clean sample weighs ``min(SNR, gamma)``
     whatever the network predicts (arXiv:2303.09556, section 3.4): divided by
     SNR for epsilon and by SNR + 1 for v.
     """
-    if not objective.min_snr_gamma:
+    if not gamma:
         return torch.ones_like(mixture.signal)
     ratio = mixture.signal**2 / (mixture.spread**2).clamp_min(1e-12)
-    capped = ratio.clamp_max(objective.min_snr_gamma)
-    if objective.target == "epsilon":
+    capped = ratio.clamp_max(gamma)
+    if target == "epsilon":
         return capped / ratio.clamp_min(1e-12)
-    if objective.target == "v":
+    if target == "v":
         return capped / (ratio + 1)
     return capped
 

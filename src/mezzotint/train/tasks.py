@@ -77,7 +77,7 @@ class Task(Protocol):
         """Return modules that only help; the trainer moves them to the device."""
         ...
 
-    def model(self, modules: nn.ModuleDict) -> Model:
+    def model(self, modules: nn.ModuleDict, *, exact: bool = True) -> Model:
         """Return the model to sample from, around copies of the weights."""
         ...
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.train.config import TrainConfig
+from mezzotint.train.config import NetworkConfig
 
 __all__ = ["TextSide", "learn_tokenizer"]
 
@@ -105,15 +105,14 @@ class TextSide:
     """The tokenizer and the text encoder of a run.
 
     Args:
-        config: The run.
-        captions: Captions of the data.
+        network: Which text encoder, or how large a learned one.
+        captions: Captions of the data, for a learned one.
 
     Raises:
         InvalidRequest: If ``network.text_encoder`` holds none.
     """
 
-    def __init__(self, config: TrainConfig, captions: Sequence[str]) -> None:
-        network = config.network
+    def __init__(self, network: NetworkConfig, captions: Sequence[str]) -> None:
         self.learns = not network.text_encoder
         self._cache: dict[str, Tensor] = {}
         if self.learns:

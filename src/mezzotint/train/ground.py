@@ -1,0 +1,265 @@
+"""Ground: the network with all that stands around it, fresh or from a model folder.
+
+Diffusion, LoRA and distillation differ in what learns; what a network is told,
+in which space it works and which noise it knows is the same for all of them
+and lives here.
+
+Dimensions: B samples, C channels, T tokens.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mezzotint.errors import InvalidRequest, MezzotintError
+from mezzotint.models.runs import RUN_FILE, RunDescription, call_network, load_network
+from mezzotint.train.config import NetworkConfig, TrainConfig
+from mezzotint.train.data import Dataset
+from mezzotint.train.latents import LatentSpace
+from mezzotint.train.losses import Mixture, Noising, scheduler_config
+from mezzotint.train.networks import build_network, network_kind
+from mezzotint.train.tasks import Batch
+from mezzotint.train.text import TextSide
+
+__all__ = ["Ground", "fresh_ground", "open_ground"]
+
+_PIPELINES = {
+    "StableDiffusionPipeline": ("unet", "text"),
+    "LatentConsistencyModelPipeline": ("unet", "text"),
+    "DDPMPipeline": ("unet", "none"),
+    "DDIMPipeline": ("unet", "none"),
+    "DiTPipeline": ("transformer", "class"),
+}
+
+
+@dataclass(slots=True)
+class Ground:
+    """A network and its surroundings.
+
+    Args:
+        description: What it is, as written into ``mezzotint_run.json``.
+        network: The network.
+        noising: Noise levels and target that it was or will be trained with.
+        text: Text side, or None.
+        latents: Latent space, or None.
+    """
+
+    description: RunDescription
+    network: nn.Module
+    noising: Noising
+    text: TextSide | None = None
+    latents: LatentSpace | None = None
+
+    @property
+    def helpers(self) -> list[nn.Module]:
+        """Modules that only help: the autoencoder and a frozen text encoder."""
+        found: list[nn.Module] = [self.latents.vae] if self.latents is not None else []
+        if self.text is not None and not self.text.learns:
+            found.append(self.text.encoder)
+        return found
+
+    def clean(self, samples: Tensor, generator: torch.Generator) -> Tensor:
+        """Return samples in the space that the network works in."""
+        return samples if self.latents is None else self.latents.encode(samples, generator)
+
+    def steer(
+        self,
+        networks: Mapping[str, Any],
+        batch: Batch,
+        generator: torch.Generator,
+        dropout: float,
+    ) -> dict[str, Tensor]:
+        """Return labels or embeddings, a fraction of them dropped."""
+        rows, device = len(batch.samples), batch.samples.device
+        dropped = torch.rand(rows, generator=generator) < dropout
+        if self.text is not None:
+            pairs = zip(batch.captions, dropped.tolist(), strict=True)
+            texts = ["" if gone else text for text, gone in pairs]
+            return {"prompt_embeds": self.text.embed(texts, networks, device)}
+        about = self.description
+        if about.conditioning == "class":
+            labels = torch.tensor(list(batch.labels))
+            labels = torch.where(dropped, torch.tensor(about.num_classes), labels)
+            return {"class_labels": labels.to(device)}
+        if about.network == "DiTTransformer2DModel":
+            return {"class_labels": torch.zeros(rows, dtype=torch.long, device=device)}
+        return {}
+
+    def unsteered(
+        self, networks: Mapping[str, Any], rows: int, device: torch.device
+    ) -> dict[str, Tensor]:
+        """Return what the network is told where guidance compares with nothing."""
+        nothing = Batch(torch.zeros(rows, 1, device=device), [0] * rows, [""] * rows)
+        return self.steer(networks, nothing, torch.Generator().manual_seed(0), 1.1)
+
+    def predict(
+        self, network: Any, clean: Tensor, noise: Tensor, mixture: Mixture, steering: Any
+    ) -> Tensor:
+        """Return what a network says about a noisy sample. Shape (B, ...)."""
+        noisy = mixture.mix(clean, noise)
+        return call_network(network, sample=noisy, timestep=mixture.time, **steering)
+
+
+def fresh_ground(config: TrainConfig, data: Dataset) -> Ground:
+    """Build a network at random weights and what stands around it.
+
+    Raises:
+        InvalidRequest: If network, data and conditioning do not fit together.
+    """
+    latents = LatentSpace(Path(config.network.vae)) if config.network.vae else None
+    kind: Any = "latents" if latents is not None else data.kind
+    if latents is not None and data.kind != "pixels":
+        raise InvalidRequest(
+            f"network.vae makes latents of pictures, got {data.kind}", field="network.vae"
+        )
+    shape = data.shape if latents is None else latents.shape_of(data.shape)
+    chosen = network_kind(config, kind)
+    classes = len(data.class_names) if config.conditioning.kind == "class" else 0
+    text = TextSide(config.network, data.captions) if config.conditioning.kind == "text" else None
+    network = build_network(
+        config, chosen, shape, num_classes=classes, text_width=text.width if text else 0
+    )
+    description = RunDescription(
+        network=type(network).__name__,
+        data=kind,
+        shape=tuple(shape),
+        scheduler=scheduler_config(config.objective),
+        normalisation=data.normalisation,
+        conditioning=config.conditioning.kind,
+        num_classes=classes,
+        class_names=data.class_names if classes else (),
+        text_tokens=config.network.text_tokens,
+        latent_factor=latents.factor if latents else 1,
+        channels=config.data.channels,
+        default_guidance_scale=3.0 if config.conditioning.kind != "none" else 1.0,
+        licence=config.licence,
+    )
+    return Ground(description, network, Noising.of(config.objective), text, latents)
+
+
+def open_ground(config: TrainConfig, data: Dataset) -> Ground:
+    """Open the model that a run starts from.
+
+    Raises:
+        InvalidRequest: If ``base`` is no model that can be trained further, or
+            does not fit the data.
+    """
+    folder = _base_folder(config.base)
+    try:
+        if (folder / "model_index.json").is_file():
+            ground = _open_pipeline(folder, config, data)
+        elif (folder / RUN_FILE).is_file():
+            ground = _open_run(folder, config)
+        else:
+            raise InvalidRequest(
+                f"base {config.base} is neither a diffusers folder nor a run folder",
+                field="base",
+                value=config.base,
+            )
+    except (OSError, ValueError, MezzotintError) as error:
+        if isinstance(error, InvalidRequest):
+            raise
+        first = str(error).splitlines()[0]
+        raise InvalidRequest(
+            f"base {config.base} cannot be opened: {first}", field="base"
+        ) from None
+    _check_fit(ground, config, data)
+    return ground
+
+
+def _base_folder(base: str) -> Path:
+    """Return the folder of a path or of a name in the store."""
+    if Path(base).is_dir():
+        return Path(base)
+    from mezzotint.models.base import Model
+
+    found = Model.load(base).spec.path
+    if not found or not Path(found).is_dir():
+        raise InvalidRequest(f"base {base} is not a model folder", field="base", value=base)
+    return Path(found)
+
+
+def _open_run(folder: Path, config: TrainConfig) -> Ground:
+    """Open a run of :mod:`mezzotint.models.runs`."""
+    about = RunDescription.load(folder)
+    network = load_network(about.network, folder / "network")
+    return Ground(
+        replace(about, licence=config.licence, training={}),
+        network,
+        Noising(about.scheduler, config.objective),
+        _frozen_text(folder, about.text_tokens) if about.conditioning == "text" else None,
+        LatentSpace(folder) if about.data == "latents" else None,
+    )
+
+
+def _frozen_text(folder: Path, tokens: int) -> TextSide:
+    """Open a model folder's text side, which stays as it is."""
+    return TextSide(NetworkConfig(text_encoder=str(folder), text_tokens=tokens), ())
+
+
+def _open_pipeline(folder: Path, config: TrainConfig, data: Dataset) -> Ground:
+    """Open a diffusers folder."""
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    name = str(index.get("_class_name"))
+    if name not in _PIPELINES:
+        raise InvalidRequest(
+            f"base {config.base} is a {name}; trained further can be {', '.join(_PIPELINES)}",
+            field="base",
+            value=name,
+            allowed=", ".join(_PIPELINES),
+        )
+    role, conditioning = _PIPELINES[name]
+    network = load_network(str(index[role][1]), folder / role)
+    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
+    latents = LatentSpace(folder) if "vae" in index else None
+    text = _frozen_text(folder, 77) if conditioning == "text" else None
+    about: Any = network.config
+    shape = tuple(data.shape)
+    if latents is not None:
+        shape = latents.shape_of(shape)
+    labels: dict[str, str] = dict(index.get("id2label") or {})
+    classes = int(about.get("num_embeds_ada_norm", 0)) if conditioning == "class" else 0
+    description = RunDescription(
+        network=type(network).__name__,
+        data="latents" if latents is not None else "pixels",
+        shape=shape,
+        scheduler=scheduler,
+        conditioning=conditioning,  # type: ignore[arg-type]
+        num_classes=classes,
+        class_names=tuple(labels.get(str(k), str(k)) for k in range(classes)),
+        text_tokens=text.tokens if text else 77,
+        latent_factor=latents.factor if latents else 1,
+        channels=config.data.channels,
+        default_guidance_scale=1.0 if conditioning == "none" else 5.0,
+        licence=config.licence,
+    )
+    return Ground(description, network, Noising(scheduler, config.objective), text, latents)
+
+
+def _check_fit(ground: Ground, config: TrainConfig, data: Dataset) -> None:
+    """Refuse data that the opened model cannot learn from."""
+    about = ground.description
+    wanted = about.conditioning
+    has = {"none": True, "text": bool(data.captions), "class": bool(data.labels)}
+    if not has[wanted]:
+        raise InvalidRequest(
+            f"base {config.base} is steered by {wanted}, which the data does not have",
+            field="data.path",
+        )
+    channels = ground.latents.vae.config.in_channels if ground.latents else about.shape[0]
+    if data.shape[0] != channels:
+        raise InvalidRequest(
+            f"base {config.base} works on {channels} channels, the data has {data.shape[0]}",
+            field="data.channels",
+            value=data.shape[0],
+        )
+    if wanted == "text" and not all(data.captions):
+        raise InvalidRequest(
+            f"base {config.base} is steered by text, and some pictures have no caption",
+            field="data.caption_column",
+        )
