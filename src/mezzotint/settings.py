@@ -15,7 +15,6 @@ import inspect
 import json
 import os
 import re
-import sys
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 from mezzotint.engine.config import EngineConfig
 from mezzotint.errors import InvalidRequest, UnknownName
+from mezzotint.files import user_home
 from mezzotint.images.config import ImageConfig
 from mezzotint.observe.config import LogConfig
 from mezzotint.plain import convert, field_types
@@ -35,7 +35,6 @@ __all__ = [
     "Loaded",
     "Setting",
     "Settings",
-    "default_home",
     "known_settings",
     "load",
     "terminal_pictures",
@@ -84,7 +83,7 @@ class Settings:
     @property
     def home_path(self) -> Path:
         """The home folder, absolute; it need not exist yet."""
-        return Path(self.home or default_home()).expanduser().absolute()
+        return Path(self.home or user_home()).expanduser().absolute()
 
 
 class Setting(NamedTuple):
@@ -120,19 +119,6 @@ class Loaded:
 def known_settings() -> dict[str, tuple[Any, str]]:
     """Return type and doc line of every setting by its path."""
     return dict(_leaves(Settings, ""))
-
-
-def default_home(environment: Mapping[str, str] | None = None) -> Path:
-    """Return the platform's folder for a user's data of this program."""
-    variables = os.environ if environment is None else environment
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "mezzotint"
-    if sys.platform == "win32":
-        return Path(variables.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "mezzotint"
-    shared = variables.get("XDG_DATA_HOME", "")
-    # The base directory specification: a relative path is to be ignored.
-    base = Path(shared) if shared.startswith("/") else Path.home() / ".local" / "share"
-    return base / "mezzotint"
 
 
 def load(
@@ -236,7 +222,7 @@ def _find_file(
     named = file or variables.get(_CONFIG)
     if named:
         return Path(named).expanduser()
-    usual = Path(home or default_home(variables)).expanduser() / "config.toml"
+    usual = Path(home or user_home()).expanduser() / "config.toml"
     return usual if usual.is_file() else None
 
 
@@ -325,7 +311,7 @@ def _build(cls: Any, prefix: str, values: Mapping[str, Any], origins: Mapping[st
             raise
         raise InvalidRequest(
             f"{error} ({path}, from {origins[path]})",
-            field=path,
+            field=origins[path].removeprefix("flag ") if "flag" in origins[path] else path,
             value=error.value,
             allowed=error.allowed,
         ) from None

@@ -56,9 +56,9 @@ def request_id() -> str:
     return _REQUEST.get()
 
 
-def debug(event: str, **fields: Any) -> None:
+def debug(event: str, *, exception: BaseException | None = None, **fields: Any) -> None:
     """Log what only somebody who looks for a fault wants to see."""
-    _write(logging.DEBUG, event, fields)
+    _write(logging.DEBUG, event, fields, exception)
 
 
 def info(event: str, **fields: Any) -> None:

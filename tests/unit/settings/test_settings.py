@@ -3,9 +3,15 @@ import dataclasses
 import pytest
 
 from mezzotint.errors import InvalidRequest, UnknownName
-from mezzotint.settings import Settings, default_home, known_settings, load, terminal_pictures
+from mezzotint.settings import Settings, known_settings, load, terminal_pictures
 
-EMPTY = {"XDG_DATA_HOME": "/nowhere/data"}
+EMPTY: dict[str, str] = {}
+
+
+@pytest.fixture(autouse=True)
+def _no_user_settings(monkeypatch, tmp_path):
+    monkeypatch.delenv("MEZZOTINT_HOME", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "nothing"))
 
 
 def test_defaults_hold_where_nobody_says_anything():
@@ -126,21 +132,6 @@ def test_passwords_are_not_shown():
     assert shown == "postgresql+psycopg://me:********@db/jobs"
     hidden = load(environment={**EMPTY, "MEZZOTINT_WORKER__OPTIONS": '{"api_token": "x"}'}).rows()
     assert next(r.value for r in hidden if r.name == "worker.options") == {"api_token": "********"}
-
-
-def test_the_home_folder_follows_the_platform(monkeypatch):
-    monkeypatch.setattr("sys.platform", "linux")
-    assert default_home({"XDG_DATA_HOME": "/data"}).as_posix() == "/data/mezzotint"
-    assert default_home({"XDG_DATA_HOME": "relative"}).parts[-4:] == (
-        *default_home({}).parts[-4:-3],
-        ".local",
-        "share",
-        "mezzotint",
-    )
-    monkeypatch.setattr("sys.platform", "darwin")
-    assert default_home({}).parts[-3:] == ("Library", "Application Support", "mezzotint")
-    monkeypatch.setattr("sys.platform", "win32")
-    assert default_home({"LOCALAPPDATA": "/local"}).as_posix() == "/local/mezzotint"
 
 
 def test_home_is_absolute_and_expanded(monkeypatch, tmp_path):

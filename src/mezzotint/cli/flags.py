@@ -1,0 +1,314 @@
+"""Flags: short texts of the command line into plain request data.
+
+Every technique of a request has a form that fits into one argument::
+
+    --guidance-scale 5  |  linear:8:2  |  cosine:8:2  |  power:8:2:3  |  interval:6:0.2:0.8
+                     |  list:8,6,4  |  '{"schedule": "linear", "start": 8, "end": 2}'
+    --lora NAME[:SCALE]
+    --control NAME:PICTURE[:SCALE[:START:END]]
+    --region 'PROMPT@X0,Y0,X1,Y1'  |  'PROMPT@MASK.png', then ;weight=2;feather=0.1;negative=TEXT
+    --ensemble MODEL[:WEIGHT]  |  MODEL:W1,W2,...   (one weight per step)
+    --gate NAME[:THRESHOLD[:open|closed]]
+    --upscale FACTOR[:MODEL]
+    --set FIELD=JSON
+
+What is wrong is said with the flag's name.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from mezzotint.errors import InvalidRequest
+from mezzotint.types import ImageInput
+
+__all__ = [
+    "FIELD_FLAGS",
+    "WrongFlag",
+    "flag_of",
+    "merge",
+    "parse_control",
+    "parse_ensemble",
+    "parse_gates",
+    "parse_guidance",
+    "parse_lora",
+    "parse_region",
+    "parse_set",
+    "parse_upscale",
+    "read_picture",
+    "read_request_file",
+    "real_number",
+    "whole_number",
+]
+
+FIELD_FLAGS: dict[str, str] = {
+    "prompt": "PROMPT",
+    "controls": "--control",
+    "loras": "--lora",
+    "regions": "--region",
+    "walk": "--walk-to",
+    "walk.frames": "--frames",
+    "walk.mode": "--walk-mode",
+    "walk.to_seed": "--to-seed",
+    "latent": "--set latent",
+    "latent.truncation": "--truncation",
+    "latent.class_label": "--class-label",
+    "gates": "--gate",
+    "gates.max_attempts": "--max-attempts",
+    "gates.keep": "--keep",
+    "output": "--set output",
+    "output.format": "--output-format",
+    "output.quality": "--quality",
+    "output.metadata": "--no-metadata",
+}
+"""Where a flag is not simply the field's name with dashes."""
+
+_CURVES: dict[str, tuple[str, ...]] = {
+    "constant": ("start",),
+    "linear": ("start", "end"),
+    "cosine": ("start", "end"),
+    "power": ("start", "end", "power"),
+    "interval": ("start", "from", "until"),
+}
+
+
+class WrongFlag(InvalidRequest):
+    """A flag's text cannot be understood; ``field`` is the flag itself."""
+
+    def __init__(self, flag: str, message: str, allowed: str = "") -> None:
+        super().__init__(message, field=flag, allowed=allowed or None)
+
+
+def flag_of(field: str) -> str:
+    """Return the flag that sets a request field, e.g. ``loras[0].scale`` -> ``--lora``."""
+    plain = field.partition("[")[0]
+    for name in (plain, plain.partition(".")[0]):
+        if name in FIELD_FLAGS:
+            return FIELD_FLAGS[name]
+    return "--" + plain.partition(".")[0].replace("_", "-")
+
+
+def whole_number(text: str) -> int:
+    """Read a whole number.
+
+    Raises:
+        BadParameter: With what came; typer puts the flag in front.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"must be a whole number, got {text[:60]!r}") from None
+
+
+def real_number(text: str) -> float:
+    """Read a number.
+
+    Raises:
+        BadParameter: With what came; typer puts the flag in front.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"must be a number, got {text[:60]!r}") from None
+
+
+def parse_guidance(text: str) -> Any:
+    """Read ``--guidance-scale``: a number, a curve, or JSON."""
+    flag = "--guidance-scale"
+    text = text.strip()
+    if text.startswith("{"):
+        return _json(text, flag)
+    name, _, rest = text.partition(":")
+    if name == "list":
+        return {"schedule": "list", "values": _numbers(rest, flag)}
+    if name in _CURVES:
+        parts = rest.split(":") if rest else []
+        keys = _CURVES[name]
+        if not 1 <= len(parts) <= len(keys):
+            shape = ":".join((name, *(k.upper() for k in keys)))
+            raise WrongFlag(flag, f"must look like {shape}, got {text!r}", shape)
+        values = [_number(part, flag) for part in parts]
+        return {"schedule": name, **dict(zip(keys, values, strict=False))}
+    curves = ", ".join((*_CURVES, "list"))
+    return _number(text, flag, f"a number, or a curve ({curves}) such as linear:8:2")
+
+
+def parse_lora(text: str) -> dict[str, Any]:
+    """Read ``--lora NAME[:SCALE]``; the name may be a path and hold colons."""
+    name, scale = _split_number(text)
+    _need(name, "--lora", "NAME[:SCALE]", text)
+    return {"name": name} if scale is None else {"name": name, "scale": scale}
+
+
+def parse_control(text: str) -> dict[str, Any]:
+    """Read ``--control NAME:PICTURE[:SCALE[:START:END]]``, or JSON with a picture path."""
+    flag, shape = "--control", "NAME:PICTURE[:SCALE[:START:END]]"
+    if text.lstrip().startswith("{"):
+        found = dict(_json(text, flag))
+        found["image"] = read_picture(str(found.get("image", "")), flag)
+        return found
+    name, _, rest = text.partition(":")
+    _need(name and rest, flag, shape, text)
+    parts = rest.split(":")
+    numbers: list[float] = []
+    while len(parts) > 1 and _is_number(parts[-1]) and len(numbers) < 3:
+        numbers.insert(0, float(parts.pop()))
+    picture = read_picture(":".join(parts), flag)
+    keys = ("scale", "start", "end")
+    return {"model": name, "image": picture, **dict(zip(keys, numbers, strict=False))}
+
+
+def parse_region(text: str) -> dict[str, Any]:
+    """Read ``--region 'PROMPT@BOX or MASK;key=value'``, or JSON."""
+    flag, shape = "--region", "PROMPT@X0,Y0,X1,Y1 or PROMPT@MASK.png"
+    if text.lstrip().startswith("{"):
+        return dict(_json(text, flag))
+    head, *options = text.split(";")
+    prompt, at, place = head.rpartition("@")
+    _need(at and place, flag, shape, text)
+    found: dict[str, Any] = {"prompt": prompt}
+    numbers = place.split(",")
+    if all(_is_number(n) for n in numbers):
+        found["box"] = [float(n) for n in numbers]
+    else:
+        found["mask"] = read_picture(place, flag)
+    names = {"negative": "negative_prompt", "negative_prompt": "negative_prompt"}
+    for option in options:
+        key, equals, value = option.strip().partition("=")
+        _need(equals, flag, "KEY=VALUE after each semicolon", option)
+        name = names.get(key, key)
+        found[name] = value if name == "negative_prompt" else _number(value, flag)
+    return found
+
+
+def parse_ensemble(text: str) -> dict[str, Any]:
+    """Read ``--ensemble MODEL[:WEIGHT]`` or ``MODEL:W1,W2,...``."""
+    flag = "--ensemble"
+    model, colon, last = text.rpartition(":")
+    if colon and all(_is_number(n) for n in last.split(",")):
+        _need(model, flag, "MODEL[:WEIGHT]", text)
+        weights = _numbers(last, flag)
+        return {"model": model, **({"weights": weights} if "," in last else {"weight": weights[0]})}
+    _need(text, flag, "MODEL[:WEIGHT]", text)
+    return {"model": text}
+
+
+def parse_gates(texts: Sequence[str]) -> dict[str, Any]:
+    """Read every ``--gate NAME[:THRESHOLD[:open|closed]]``, in order."""
+    gates: dict[str, Any] = {}
+    for text in texts:
+        name, *rest = text.split(":")
+        _need(name and len(rest) <= 2, "--gate", "NAME[:THRESHOLD[:open|closed]]", text)
+        settings: dict[str, Any] = {}
+        if rest and rest[0]:
+            settings["threshold"] = _number(rest[0], "--gate")
+        if len(rest) == 2:
+            settings["on_error"] = rest[1]
+        gates[name] = settings
+    return gates
+
+
+def parse_upscale(text: str) -> dict[str, Any]:
+    """Read ``--upscale FACTOR[:MODEL]``."""
+    factor, _, model = text.partition(":")
+    found: dict[str, Any] = {"factor": _number(factor.removesuffix("x"), "--upscale")}
+    return {**found, "model": model} if model else found
+
+
+def parse_set(text: str) -> tuple[str, Any]:
+    """Read ``--set FIELD=JSON``; a text need not be quoted."""
+    field, equals, value = text.partition("=")
+    _need(equals and field, "--set", "FIELD=JSON", text)
+    try:
+        return field.strip(), json.loads(value, parse_constant=float)
+    except ValueError:
+        if value[:1] in '{["':
+            raise WrongFlag("--set", f"{field} must be JSON, got {value[:60]!r}", "JSON") from None
+        return field.strip(), value
+
+
+def read_picture(path: str, flag: str) -> ImageInput:
+    """Read an encoded picture for a flag."""
+    if path[:8].lower().startswith(("http:", "https:", "ftp:")):
+        raise WrongFlag(flag, f"must be a file, got the URL {path[:60]!r}; URLs are never fetched")
+    try:
+        data = Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise WrongFlag(flag, f"cannot read {path}: {error.strerror}", "a picture file") from None
+    if not data:
+        raise WrongFlag(flag, f"{path} is empty", "a picture file")
+    return ImageInput(data)
+
+
+def read_request_file(path: Path) -> dict[str, Any]:
+    """Read ``--request FILE.json``."""
+    flag = "--request"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise WrongFlag(flag, f"cannot read {path}: {error.strerror}", "a JSON file") from None
+    except UnicodeDecodeError:
+        raise WrongFlag(flag, f"{path} is not UTF-8 text", "a JSON file") from None
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WrongFlag(flag, f"{path} is not JSON: {error}", "a JSON file") from None
+    if not isinstance(data, Mapping):
+        kind = type(data).__name__
+        raise WrongFlag(flag, f"{path} must hold an object, got {kind}", "an object")
+    return dict(data)
+
+
+def merge(data: dict[str, Any], path: str, value: Any) -> None:
+    """Set a dotted field in plain data, making the objects between."""
+    *parents, last = path.split(".")
+    branch = data
+    for name in parents:
+        step = branch.get(name)
+        branch[name] = dict(step) if isinstance(step, Mapping) else {}
+        branch = branch[name]
+    branch[last] = value
+
+
+def _json(text: str, flag: str) -> Any:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WrongFlag(flag, f"is not JSON: {error}", "JSON") from None
+    if not isinstance(value, Mapping):
+        raise WrongFlag(flag, f"must be a JSON object, got {text[:40]!r}", "a JSON object")
+    return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _number(text: str, flag: str, expected: str = "a number") -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise WrongFlag(flag, f"must be {expected}, got {text[:60]!r}", expected) from None
+
+
+def _numbers(text: str, flag: str) -> list[float]:
+    read: Callable[[str], float] = lambda part: _number(part, flag)  # noqa: E731
+    return [read(part) for part in text.split(",")]
+
+
+def _split_number(text: str) -> tuple[str, float | None]:
+    """Split ``NAME:NUMBER``; a text without a number at its end is all name."""
+    name, colon, last = text.rpartition(":")
+    return (name, float(last)) if colon and _is_number(last) else (text, None)
+
+
+def _need(condition: object, flag: str, shape: str, text: str) -> None:
+    if not condition:
+        raise WrongFlag(flag, f"must look like {shape}, got {text!r}", shape)

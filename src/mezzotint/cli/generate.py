@@ -1,0 +1,448 @@
+"""The verb ``generate``: words and flags into pictures on disk."""
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mezzotint.cli import flags
+from mezzotint.cli.flags import WrongFlag
+from mezzotint.cli.household import ending, load_settings, new_id, no_ending, open_service, run
+from mezzotint.cli.outputs import Destination, describe
+from mezzotint.errors import InvalidRequest, MezzotintError
+from mezzotint.request import GenerationRequest
+from mezzotint.service.base import Service
+from mezzotint.settings import terminal_pictures
+from mezzotint.types import GenerationResult, ImageFinished, ImageOutput
+
+__all__ = ["Delivery", "deliver", "generate"]
+
+_PICTURE, _TECHNIQUES, _OUTPUT, _RUN = "Picture", "Techniques", "Output", "Run"
+
+Words = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to draw; - reads stdin.")]
+
+
+def _option(panel: str, *names: str, about: str) -> Any:
+    """Return an option of one help panel."""
+    return typer.Option(*names, help=about, rich_help_panel=panel)
+
+
+def _whole(panel: str, *names: str, about: str) -> Any:
+    """Return an option that takes a whole number and says what came if it is none."""
+    return typer.Option(
+        *names, help=about, rich_help_panel=panel, parser=flags.whole_number, metavar="INT"
+    )
+
+
+def _real(panel: str, *names: str, about: str) -> Any:
+    """Return an option that takes a number and says what came if it is none."""
+    return typer.Option(
+        *names, help=about, rich_help_panel=panel, parser=flags.real_number, metavar="NUMBER"
+    )
+
+
+def generate(
+    context: typer.Context,
+    prompt: Words = None,
+    *,
+    # --- the picture
+    model: Annotated[
+        str | None, _option(_PICTURE, "--model", "-m", about="Name, name@version, or path.")
+    ] = None,
+    seed: Annotated[
+        str | None, _option(_PICTURE, "--seed", "-s", about="0 to 2^64-1; drawn if not given.")
+    ] = None,
+    num_images: Annotated[
+        int | None, _whole(_PICTURE, "--num-images", "-n", about="Image k has seed + k.")
+    ] = None,
+    width: Annotated[int | None, _whole(_PICTURE, "--width", about="Pixels.")] = None,
+    height: Annotated[int | None, _whole(_PICTURE, "--height", about="Pixels.")] = None,
+    num_inference_steps: Annotated[
+        int | None, _whole(_PICTURE, "--num-inference-steps", "--steps", about="Solver steps.")
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        _option(_PICTURE, "--scheduler", about="E.g. euler, dpmpp_2m, or a diffusers class."),
+    ] = None,
+    sigma_schedule: Annotated[
+        str | None, _option(_PICTURE, "--sigma-schedule", about="E.g. karras, exponential, beta.")
+    ] = None,
+    guidance_scale: Annotated[
+        str | None,
+        _option(_PICTURE, "--guidance-scale", "-g", about="Number, linear:8:2, list:8,6,4, JSON."),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, _option(_PICTURE, "--negative-prompt", about="What to steer away from.")
+    ] = None,
+    prompt_dialect: Annotated[
+        str | None,
+        _option(_PICTURE, "--prompt-dialect", about="plain, a1111, comfyui or compel."),
+    ] = None,
+    # --- techniques
+    image: Annotated[
+        str | None, _option(_TECHNIQUES, "--image", about="Begin from this picture.")
+    ] = None,
+    strength: Annotated[
+        float | None, _real(_TECHNIQUES, "--strength", about="How far from --image, 0 to 1.")
+    ] = None,
+    mask: Annotated[
+        str | None, _option(_TECHNIQUES, "--mask", about="Repaint where this picture is white.")
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        _option(_TECHNIQUES, "--control", about="NAME:PICTURE[:SCALE[:START:END]]; repeatable."),
+    ] = None,
+    lora: Annotated[
+        list[str] | None, _option(_TECHNIQUES, "--lora", about="NAME[:SCALE]; repeatable.")
+    ] = None,
+    region: Annotated[
+        list[str] | None,
+        _option(_TECHNIQUES, "--region", about="PROMPT@X0,Y0,X1,Y1[;weight=W] or PROMPT@MASK.png."),
+    ] = None,
+    ensemble: Annotated[
+        list[str] | None,
+        _option(_TECHNIQUES, "--ensemble", about="MODEL[:WEIGHT] or MODEL:W1,W2,...; repeatable."),
+    ] = None,
+    walk_to: Annotated[
+        str | None, _option(_TECHNIQUES, "--walk-to", about="Prompt to walk to.")
+    ] = None,
+    frames: Annotated[
+        int | None, _whole(_TECHNIQUES, "--frames", about="Pictures of the walk, ends included.")
+    ] = None,
+    walk_mode: Annotated[
+        str | None, _option(_TECHNIQUES, "--walk-mode", about="prompt, seed or both.")
+    ] = None,
+    to_seed: Annotated[
+        str | None, _option(_TECHNIQUES, "--to-seed", about="Seed to walk to.")
+    ] = None,
+    truncation: Annotated[
+        float | None, _real(_TECHNIQUES, "--truncation", about="Of a GAN's latent.")
+    ] = None,
+    class_label: Annotated[
+        int | None, _whole(_TECHNIQUES, "--class-label", about="For class-conditional models.")
+    ] = None,
+    gate: Annotated[
+        list[str] | None,
+        _option(_TECHNIQUES, "--gate", about="NAME[:THRESHOLD[:open|closed]]; repeatable."),
+    ] = None,
+    max_attempts: Annotated[
+        int | None, _whole(_TECHNIQUES, "--max-attempts", about="Tries until the gates pass.")
+    ] = None,
+    keep: Annotated[
+        str | None, _option(_TECHNIQUES, "--keep", about="first_pass or best of the attempts.")
+    ] = None,
+    upscale: Annotated[
+        str | None, _option(_TECHNIQUES, "--upscale", about="FACTOR[:MODEL].")
+    ] = None,
+    # --- output
+    output: Annotated[
+        Path | None, _option(_OUTPUT, "--output", "-o", about="File to write; - is stdout.")
+    ] = None,
+    output_dir: Annotated[
+        Path, _option(_OUTPUT, "--output-dir", about="Folder for pictures without -o.")
+    ] = Path("outputs"),
+    no_clobber: Annotated[
+        bool, _option(_OUTPUT, "--no-clobber", about="Never replace the file named by -o.")
+    ] = False,
+    output_format: Annotated[
+        str | None, _option(_OUTPUT, "--output-format", about="png, jpeg or webp.")
+    ] = None,
+    quality: Annotated[
+        int | None, _whole(_OUTPUT, "--quality", about="Of JPEG and WebP, 1 to 100.")
+    ] = None,
+    no_metadata: Annotated[
+        bool, _option(_OUTPUT, "--no-metadata", about="Leave the recipe out of the file.")
+    ] = False,
+    as_json: Annotated[bool, _option(_OUTPUT, "--json", about="Print the result as JSON.")] = False,
+    preview: Annotated[
+        bool, _option(_OUTPUT, "--preview", about="Show pictures in the terminal.")
+    ] = False,
+    quiet: Annotated[bool, _option(_OUTPUT, "--quiet", "-q", about="No progress.")] = False,
+    # --- the run
+    request: Annotated[
+        Path | None, _option(_RUN, "--request", about="JSON file with a whole request.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, _option(_RUN, "--set", about="FIELD=JSON, any request field.")
+    ] = None,
+    reproducibility: Annotated[
+        str | None, _option(_RUN, "--reproducibility", about="exact, stable or turbo.")
+    ] = None,
+    priority: Annotated[int | None, _whole(_RUN, "--priority", about="-100 to 100.")] = None,
+    deadline_s: Annotated[
+        float | None, _real(_RUN, "--deadline-s", about="Give up after so many seconds.")
+    ] = None,
+    device: Annotated[
+        str | None, _option(_RUN, "--device", about="auto, cpu, cuda or cuda:N.")
+    ] = None,
+    no_cache: Annotated[
+        bool, _option(_RUN, "--no-cache", about="Make it again even if it is known.")
+    ] = False,
+    plan: Annotated[
+        bool, _option(_RUN, "--plan", about="Print plan and predicted cost; make nothing.")
+    ] = False,
+    profile: Annotated[
+        bool, _option(_RUN, "--profile", about="Print a stage table; write a Chrome trace.")
+    ] = False,
+) -> None:
+    """Draw one or more pictures and print the paths of the files.
+
+    Flags override the fields of --request; --set overrides both.
+    """
+    given: dict[str, Any] = {
+        "prompt": sys.stdin.read().strip() if prompt == "-" else prompt,
+        "model": model,
+        "seed": _seed(seed, "--seed"),
+        "num_images": num_images,
+        "width": width,
+        "height": height,
+        "num_inference_steps": num_inference_steps,
+        "scheduler": scheduler,
+        "sigma_schedule": sigma_schedule,
+        "guidance_scale": flags.parse_guidance(guidance_scale) if guidance_scale else None,
+        "negative_prompt": negative_prompt,
+        "prompt_dialect": prompt_dialect,
+        "image": flags.read_picture(image, "--image") if image else None,
+        "strength": strength,
+        "mask": flags.read_picture(mask, "--mask") if mask else None,
+        "controls": [flags.parse_control(text) for text in control or ()] or None,
+        "loras": [flags.parse_lora(text) for text in lora or ()] or None,
+        "regions": [flags.parse_region(text) for text in region or ()] or None,
+        "ensemble": [flags.parse_ensemble(text) for text in ensemble or ()] or None,
+        "walk.to": walk_to,
+        "walk.frames": frames,
+        "walk.mode": walk_mode,
+        "walk.to_seed": _seed(to_seed, "--to-seed"),
+        "latent.truncation": truncation,
+        "latent.class_label": class_label,
+        "upscale": flags.parse_upscale(upscale) if upscale else None,
+        "output.format": output_format,
+        "output.quality": quality,
+        "output.metadata": False if no_metadata else None,
+        "reproducibility": reproducibility,
+        "priority": priority,
+        "deadline_s": deadline_s,
+        **_gate_fields(gate, max_attempts, keep),
+    }
+    wanted = build_request(given, file=request, overrides=[flags.parse_set(t) for t in set_ or ()])
+    settings = load_settings(context, device=device).settings
+    if plan:
+        run(_print_plan(settings, wanted, as_json=as_json))
+        return
+    num_pictures = wanted.walk.frames if wanted.walk else wanted.num_images
+    destination = Destination(output, output_dir, several=num_pictures > 1, replace=not no_clobber)
+    wanted = _with_format(wanted, destination, given=output_format)
+    delivery = Delivery(
+        destination=destination,
+        as_json=as_json,
+        quiet=quiet,
+        use_cache=not no_cache,
+        pictures_as=terminal_pictures() if preview else None,
+    )
+    with _profiling(delivery) if profile else contextlib.nullcontext():
+        run(_generate(settings, wanted, delivery))
+
+
+@dataclass(kw_only=True)
+class Delivery:
+    """How a request's pictures reach the person, and where they went.
+
+    Args:
+        destination: Where files go.
+        as_json: Print one JSON object in place of paths.
+        quiet: Show no progress.
+        use_cache: Whether known pictures may come from the cache.
+        pictures_as: How this terminal shows pictures, None not to show any.
+        paths: Where each image went, filled while the request runs.
+    """
+
+    destination: Destination
+    as_json: bool = False
+    quiet: bool = False
+    use_cache: bool = True
+    pictures_as: str | None = None
+    paths: dict[int, Path | None] = dataclasses.field(default_factory=dict[int, Path | None])
+
+    def take(self, image: ImageOutput, request: GenerationRequest) -> None:
+        """Write one picture and print its path, once."""
+        if image.index in self.paths:
+            return
+        path = self.paths[image.index] = self.destination.write(image, request)
+        if path is not None and not self.as_json:
+            print(path, flush=True)
+        if self.pictures_as:
+            from mezzotint.cli.progress import show_picture
+
+            show_picture(image.data, self.pictures_as)
+
+
+async def deliver(
+    service: Service, request: GenerationRequest, delivery: Delivery
+) -> GenerationResult:
+    """Run a request, showing progress and writing each picture when it is done.
+
+    Raises:
+        MezzotintError: However the request ended, if not well.
+    """
+    from mezzotint.cli.progress import reporting
+
+    images = request.walk.frames if request.walk else request.num_images
+    quiet = delivery.quiet or (delivery.as_json and not sys.stderr.isatty())
+    shows = delivery.pictures_as is not None and sys.stderr.isatty()
+    events = service.stream(
+        request,
+        request_id=new_id(),
+        use_cache=delivery.use_cache,
+        preview_every=1 if shows else 0,
+    )
+    with reporting(images, quiet=quiet) as report:
+        async for event in events:
+            report(event)
+            if isinstance(event, ImageFinished):
+                delivery.take(event.image, request)
+            result = ending(event)
+            if result is not None:
+                break
+        else:
+            raise no_ending()
+    for image in result.images:
+        delivery.take(image, request)
+    return result
+
+
+async def _generate(settings: Any, request: GenerationRequest, delivery: Delivery) -> None:
+    """Make the pictures and tell what was changed."""
+    async with open_service(settings) as service:
+        result = await deliver(service, request, delivery)
+    for warning in dict.fromkeys(
+        (*result.warnings, *(w for i in result.images for w in i.warnings))
+    ):
+        print(f"warning: {warning}", file=sys.stderr)
+    if delivery.as_json:
+        print(json.dumps(describe(result, delivery.paths), ensure_ascii=False))
+
+
+async def _print_plan(settings: Any, request: GenerationRequest, *, as_json: bool) -> None:
+    """Resolve the request and print what would be done."""
+    async with open_service(settings) as service:
+        answer = await service.plan(request)
+    if as_json:
+        print(json.dumps(dict(answer), ensure_ascii=False, default=str))
+        return
+    for title, value in answer.items():
+        _print_branch(title, value)
+
+
+def _print_branch(title: str, value: Any, indent: str = "") -> None:
+    """Print plain data as an indented list for people."""
+    if isinstance(value, Mapping) and value:
+        print(f"{indent}{title}")
+        for key, item in value.items():
+            _print_branch(str(key), item, indent + "  ")
+    elif isinstance(value, list | tuple) and any(isinstance(v, Mapping) for v in value):
+        for number, item in enumerate(value):
+            _print_branch(f"{title}[{number}]", item, indent)
+    elif isinstance(value, list | tuple) and title == "warnings":
+        for item in value:
+            print(f"{indent}warning: {item}")
+    else:
+        shown = json.dumps(value, ensure_ascii=False, default=str)
+        print(f"{indent}{title}: {value if isinstance(value, str) else shown}")
+
+
+def build_request(
+    given: Mapping[str, Any],
+    *,
+    file: Path | None = None,
+    overrides: list[tuple[str, Any]] | None = None,
+) -> GenerationRequest:
+    """Put a request together: file, then flags, then ``--set``.
+
+    Args:
+        given: Values by dotted field; None is "not given".
+        file: JSON file with a whole request.
+        overrides: What ``--set`` said.
+
+    Raises:
+        InvalidRequest: Named by flag where a flag is at fault.
+    """
+    data = flags.read_request_file(file) if file else {}
+    for field, value in given.items():
+        if value is not None:
+            flags.merge(data, field, value)
+    for field, value in overrides or ():
+        flags.merge(data, field, value)
+    if isinstance(data.get("walk"), dict) and "mode" not in data["walk"]:
+        has_prompt, has_seed = "to" in data["walk"], "to_seed" in data["walk"]
+        mode = "both" if has_prompt and has_seed else "seed" if has_seed else "prompt"
+        data["walk"]["mode"] = mode
+    try:
+        return GenerationRequest.from_dict(data)
+    except InvalidRequest as error:
+        from_flag = {f.partition(".")[0] for f, v in given.items() if v is not None}
+        top = (error.field or "").partition(".")[0].partition("[")[0]
+        if overrides and any(f.partition(".")[0] == top for f, _ in overrides):
+            error.field = "--set"
+        elif file and top not in from_flag:
+            error.field = "--request"
+        raise
+
+
+def _gate_fields(
+    gates: list[str] | None, max_attempts: int | None, keep: str | None
+) -> dict[str, Any]:
+    """Return the fields of the gates' object."""
+    found: dict[str, Any] = {
+        f"gates.{name}": settings for name, settings in flags.parse_gates(gates or ()).items()
+    }
+    return {**found, "gates.max_attempts": max_attempts, "gates.keep": keep}
+
+
+def _seed(text: str | None, flag: str) -> int | None:
+    """Read a seed; larger than what JSON numbers hold is fine."""
+    if text is None:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        allowed = "a whole number 0 to 18446744073709551615"
+        raise WrongFlag(flag, f"must be {allowed}, got {text[:60]!r}", allowed) from None
+
+
+def _with_format(
+    request: GenerationRequest, destination: Destination, *, given: str | None
+) -> GenerationRequest:
+    """Let the file name decide the encoding where no flag did."""
+    named = destination.format
+    if named is None or named == request.output.format:
+        return request
+    if given is not None:
+        raise WrongFlag("--output-format", f"{given} does not fit the name given with -o ({named})")
+    output = dataclasses.replace(request.output, format=named)
+    return dataclasses.replace(request, output=output)
+
+
+@contextlib.contextmanager
+def _profiling(delivery: Delivery) -> Any:
+    """Print a stage table afterwards and write the trace beside the first picture."""
+    from mezzotint.observe.profile import Profile
+
+    profile = Profile()
+    with profile.running():
+        yield
+    print(f"{'stage':24}{'calls':>7}{'total s':>10}{'mean ms':>10}{'share':>8}", file=sys.stderr)
+    for row in profile.table():
+        numbers = f"{row.total_s:10.3f}{row.mean_s * 1000:10.1f}{row.share:8.0%}"
+        print(f"{row.name:24}{row.calls:7}{numbers}", file=sys.stderr)
+    first = next((p for p in delivery.paths.values() if p), Path("mezzotint"))
+    try:
+        path = profile.write_trace(first.with_suffix(".trace.json"))
+    except OSError as error:
+        raise MezzotintError(f"cannot write the trace: {error.strerror}") from None
+    print(f"trace: {path}", file=sys.stderr)

@@ -1,0 +1,89 @@
+"""Household: opens what does the work, for the length of one verb.
+
+The verbs speak to the service port only, so that they are tested against the
+fake. Settings come from the root command's flags, the verb's own, the
+environment and the file.
+"""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from typing import Any, TypeVar
+
+import typer
+
+from mezzotint.errors import Cancelled, WorkFailed
+from mezzotint.observe import log
+from mezzotint.service.base import Service
+from mezzotint.settings import Loaded, Settings, load
+from mezzotint.types import Cancelled as CancelledEvent
+from mezzotint.types import Event, Failed, Finished, GenerationResult
+
+__all__ = ["ending", "load_settings", "new_id", "open_service", "run"]
+
+T = TypeVar("T")
+
+
+def load_settings(context: typer.Context, **flags: Any) -> Loaded:
+    """Read the settings for a verb.
+
+    Args:
+        context: The verb's context; its root holds ``--config``, ``--home``, ``--log-level``.
+        flags: Settings by path with ``__`` for dots, e.g. ``serve__port=9000``;
+            None is "not given". ``config`` beats the root's.
+    """
+    root: Mapping[str, Any] = context.find_root().params
+    file = flags.pop("config", None) or root.get("config")
+    given = {name.replace("__", "."): value for name, value in flags.items()}
+    given |= {"home": root.get("home"), "log.level": root.get("log_level")}
+    loaded = load(file=file, flags=given)
+    log.configure(loaded.settings.log)
+    return loaded
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a verb's body; Ctrl-C cancels it at the next step."""
+    return asyncio.run(work)
+
+
+def new_id() -> str:
+    """Return an id for a request."""
+    return uuid.uuid4().hex
+
+
+@contextlib.asynccontextmanager
+async def open_service(settings: Settings) -> AsyncGenerator[Service]:
+    """Start the service in this process and close it at the end."""
+    service = make_service(settings)
+    try:
+        yield service
+    finally:
+        await service.close()
+
+
+def make_service(settings: Settings) -> Service:
+    """Build the service of this process."""
+    from mezzotint.service.local import create_service
+
+    return create_service({"home": str(settings.home_path), "device": settings.device})
+
+
+def ending(event: Event) -> GenerationResult | None:
+    """Return the result if this event is the good ending, None if it is no ending.
+
+    Raises:
+        MezzotintError: If the request failed or was cancelled.
+    """
+    if isinstance(event, Finished):
+        return event.result
+    if isinstance(event, Failed):
+        raise event.error
+    if isinstance(event, CancelledEvent):
+        raise Cancelled("cancelled")
+    return None
+
+
+def no_ending() -> WorkFailed:
+    """Return the error for a stream that stopped without an ending."""
+    return WorkFailed("the request ended without an ending")

@@ -1,0 +1,145 @@
+"""The command ``mezzotint``: verbs, and how everything that goes wrong is said.
+
+Torch-free and fast: a verb's body loads what it needs when the verb runs. Exit
+codes: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted. An
+error is one line on standard error that names the flag, what came and what is
+allowed; nobody sees a traceback unless the log level is debug.
+"""
+
+import dataclasses
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Annotated, Final, NoReturn
+
+import typer
+from typer.exceptions import TyperException
+
+import mezzotint
+from mezzotint.cli import generate as generate_verb
+from mezzotint.cli.flags import flag_of
+from mezzotint.errors import Cancelled, InvalidRequest, MezzotintError
+from mezzotint.observe import log
+from mezzotint.request import GenerationRequest
+
+__all__ = ["app", "main"]
+
+DONE: Final = 0
+FAILED: Final = 1
+WRONG: Final = 2
+INTERRUPTED: Final = 130
+_REQUEST_FIELDS: Final = frozenset(f.name for f in dataclasses.fields(GenerationRequest))
+
+app = typer.Typer(
+    name="mezzotint",
+    help="Turn words into pictures: generate, serve, train.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mezzotint {mezzotint.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
+    home: Annotated[
+        Path | None, typer.Option(help="Folder of models, jobs, results and caches.")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+) -> None:
+    """Hold the options that every verb shares."""
+
+
+app.command("generate")(generate_verb.generate)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave with its exit code."""
+    sys.excepthook = _report_fault
+    signal.signal(signal.SIGTERM, _leave)
+    sys.exit(_run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def _run(arguments: list[str]) -> int:
+    """Run one verb and turn every expected error into a line and a code."""
+    command = typer.main.get_command(app)
+    try:
+        answer = command.main(args=arguments, prog_name="mezzotint", standalone_mode=False)
+        sys.stdout.flush()
+        return answer if isinstance(answer, int) else DONE
+    except TyperException as error:
+        code = getattr(error, "exit_code", WRONG)
+        return _say(_typer_message(error), code)
+    except (KeyboardInterrupt, Cancelled, typer.Abort):
+        return _say("interrupted", INTERRUPTED)
+    except InvalidRequest as error:
+        return _say(_request_message(error), WRONG)
+    except MezzotintError as error:
+        return _say(str(error), FAILED)
+    except BrokenPipeError:  # the reader of our output left, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"{where}{error.strerror or error}", FAILED)
+
+
+def _say(message: str, code: int) -> int:
+    """Print one line on standard error."""
+    print(f"mezzotint: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return code
+
+
+def _request_message(error: InvalidRequest) -> str:
+    """Name the flag in front of what is wrong with the request."""
+    message, field = str(error), error.field or ""
+    if field.startswith("-"):
+        flag = field
+    elif field.partition(".")[0].partition("[")[0] in _REQUEST_FIELDS:
+        flag = flag_of(field)
+    else:
+        return message
+    return message if message.startswith(flag) else f"{flag}: {message}"
+
+
+def _typer_message(error: TyperException) -> str:
+    """Return typer's message as one line."""
+    text = getattr(error, "format_message", lambda: str(error))()
+    named = re.fullmatch(r"Invalid value for (.+?): (.*)", text, re.DOTALL)
+    if named:
+        names = re.findall(r"'([^']+)'", named[1])
+        return f"{max(names, key=len, default=named[1])}: {named[2]}"
+    context = getattr(error, "ctx", None)
+    verb = context.command_path.removeprefix("mezzotint").strip() if context else ""
+    return f"{verb}: {text}" if verb else text
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """Leave through every ``finally`` when asked to terminate."""
+    raise SystemExit(128 + number)
+
+
+def _report_fault(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Say in one line that we are at fault; the traceback is for debug logs."""
+    log.debug("fault", exception=error.with_traceback(trace))
+    told = " ".join(str(error).split())[:500]
+    _say(f"internal error: {kind.__name__}: {told} (--log-level debug shows where)", FAILED)

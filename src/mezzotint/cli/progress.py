@@ -1,0 +1,204 @@
+"""Progress: what a person sees while a picture is made.
+
+On a terminal a bar with rate and time left, and with ``--preview`` the picture
+as it comes out of the noise. In a pipe a plain line now and then. Everything
+goes to standard error; standard output belongs to results.
+"""
+
+import base64
+import contextlib
+import io
+import sys
+import time
+from collections.abc import Generator
+from typing import Any, Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from mezzotint.types import Event, ImageFinished, Stepped
+
+__all__ = ["Reporter", "reporting", "show_picture"]
+
+_LINE_EVERY_S = 2.0
+_BLOCK_COLUMNS = 48
+
+
+class Reporter(Protocol):
+    """Takes the events of one request."""
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        ...
+
+
+class Counter:
+    """Adds up steps over the images of a request, whatever the order of events."""
+
+    def __init__(self, images: int) -> None:
+        self._images = images
+        self._done: dict[int, int] = {}
+        self.total = 0
+        self.finished = 0
+        self._started = time.monotonic()
+
+    def take(self, event: Event) -> None:
+        """Count one event."""
+        if isinstance(event, Stepped):
+            if not self._done:
+                self._started = time.monotonic()
+            self._done[event.image] = max(event.step, self._done.get(event.image, 0))
+            self.total = max(self.total, event.steps * self._images)
+        elif isinstance(event, ImageFinished):
+            self.finished += 1
+
+    @property
+    def done(self) -> int:
+        """Steps taken by all images together."""
+        return sum(self._done.values())
+
+    def describe(self) -> str:
+        """Return the state as one line with rate and time left."""
+        elapsed = time.monotonic() - self._started
+        rate = (self.done - 1) / elapsed if elapsed > 0 and self.done > 1 else 0.0
+        left = f", {(self.total - self.done) / rate:.0f} s left" if rate else ""
+        speed = f", {rate:.1f} steps/s" if rate else ""
+        return f"step {self.done}/{self.total}{speed}{left}"
+
+
+class _Lines:
+    """Plain lines for pipes and log files."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._last = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        self._counter.take(event)
+        now = time.monotonic()
+        if isinstance(event, Stepped) and now - self._last >= _LINE_EVERY_S:
+            self._last = now
+            print(self._counter.describe(), file=sys.stderr, flush=True)
+
+
+class _Rate(ProgressColumn):
+    """Steps in a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} steps/s" if task.speed else "", style="progress.data.speed")
+
+
+class _Bar:
+    """A bar on a terminal, with the picture above it if previews come."""
+
+    def __init__(self, counter: Counter, live: Live, progress: Progress) -> None:
+        self._counter, self._live, self._progress = counter, live, progress
+        self._task = progress.add_task("loading", total=None)
+        self._pictures: dict[int, Text] = {}
+
+    def __call__(self, event: Event) -> None:
+        counter = self._counter
+        counter.take(event)
+        if counter.total:
+            self._progress.update(
+                self._task, description="drawing", completed=counter.done, total=counter.total
+            )
+        if isinstance(event, Stepped) and event.preview and event.image == 0:
+            picture = half_blocks(event.preview)
+            self._live.update(Group(picture, self._progress))
+
+
+@contextlib.contextmanager
+def reporting(images: int, *, quiet: bool = False) -> Generator[Reporter]:
+    """Show progress until the block ends.
+
+    Args:
+        images: Pictures that the request makes.
+        quiet: Show nothing.
+    """
+    counter = Counter(images)
+    if quiet:
+        yield counter.take
+        return
+    if not sys.stderr.isatty():
+        yield _Lines(counter)
+        return
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    with Live(progress, console=console, transient=True, refresh_per_second=8) as live:
+        yield _Bar(counter, live, progress)
+
+
+def half_blocks(data: bytes, columns: int = _BLOCK_COLUMNS) -> Text:
+    """Draw an encoded picture with two coloured pixels per character."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as opened:
+        picture = opened.convert("RGB")
+    rows = max(1, round(picture.height / picture.width * columns / 2))
+    picture = picture.resize((columns, rows * 2), Image.Resampling.BOX)
+    pixels: Any = picture.load()
+    text = Text(no_wrap=True)
+    for row in range(rows):
+        for column in range(columns):
+            upper, lower = pixels[column, 2 * row], pixels[column, 2 * row + 1]
+            text.append("▀", style=f"rgb({_rgb(upper)}) on rgb({_rgb(lower)})")
+        text.append("\n")
+    return text
+
+
+def show_picture(data: bytes, how: str) -> None:
+    """Show a finished picture on the terminal behind standard error.
+
+    Args:
+        data: PNG, JPEG or WebP.
+        how: ``kitty``, ``iterm`` or ``blocks``.
+    """
+    if not sys.stderr.isatty():
+        return
+    if how == "iterm":
+        body = base64.b64encode(data).decode()
+        print(f"\033]1337;File=inline=1;size={len(data)}:{body}\a", file=sys.stderr)
+    elif how == "kitty":
+        body = base64.b64encode(_as_png(data)).decode()
+        pieces = [body[k : k + 4096] for k in range(0, len(body), 4096)]
+        for number, piece in enumerate(pieces):
+            head = "a=T,f=100," if number == 0 else ""
+            more = int(number < len(pieces) - 1)
+            print(f"\033_G{head}m={more};{piece}\033\\", end="", file=sys.stderr)
+        print(file=sys.stderr)
+    else:
+        Console(stderr=True).print(half_blocks(data), end="")
+
+
+def _as_png(data: bytes) -> bytes:
+    """Return a picture as PNG, which is what kitty's protocol takes."""
+    if data.startswith(b"\x89PNG"):
+        return data
+    from PIL import Image
+
+    stream = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as opened:
+        opened.convert("RGB").save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _rgb(colour: tuple[int, ...]) -> str:
+    return ",".join(map(str, colour[:3]))
