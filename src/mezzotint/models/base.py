@@ -65,6 +65,7 @@ class Prompt:
         num_chunks: Chunks of ``token_limit`` tokens to fill; the two halves of a
             guided image need the same number, see :meth:`Model.align`.
         dialect: How weights in the text are read.
+        lora_scales: One scale per LoRA of the model view, () for a model without.
     """
 
     text: str = ""
@@ -75,6 +76,7 @@ class Prompt:
     truncation: float = 1.0
     num_chunks: int = 1
     dialect: str = "plain"
+    lora_scales: tuple[float, ...] = ()
 
 
 class Conditioning(Mapping[str, Tensor]):

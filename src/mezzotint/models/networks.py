@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.parts import Part
 
-__all__ = ["Call", "Placement", "RowLinear", "TorchNetwork", "use_row_linears"]
+__all__ = ["Call", "Placement", "RowLinear", "TorchNetwork", "align_weights", "use_row_linears"]
 
 Call = Callable[[nn.Module, Mapping[str, Tensor]], tuple[Tensor, ...]]
 """How a module is called with named tensors and what of its answer is the output."""
@@ -94,6 +94,9 @@ class Placement:
         return Placement(self.device, torch.float32)
 
 
+ALIGNMENT = 64  # bytes; what torch's own CPU allocator gives
+
+
 class RowLinear(nn.Linear):
     """A linear layer whose answer for a row does not depend on its neighbours.
 
@@ -105,9 +108,12 @@ class RowLinear(nn.Linear):
     every_row: bool = False
 
     def forward(self, input: Tensor) -> Tensor:
-        """Apply the layer; (R, F) inputs are taken row by row."""
+        """Apply the layer; (R, F) inputs are taken row by row, but not while being exported."""
+        if torch.jit.is_tracing():
+            return F.linear(input, self.weight, self.bias)
         if input.shape[0] > 1 and (input.ndim == 2 or self.every_row):
-            rows = [F.linear(row, self.weight, self.bias) for row in input.split(1)]
+            # A clone starts at an aligned address, as a row alone does.
+            rows = [F.linear(row.clone(), self.weight, self.bias) for row in input.split(1)]
             return torch.cat(rows)
         return F.linear(input, self.weight, self.bias)
 
@@ -120,6 +126,18 @@ def use_row_linears(module: nn.Module) -> nn.Module:
     for layer in module.modules():
         if type(layer) is nn.Linear:
             layer.__class__ = RowLinear
+    return module
+
+
+def align_weights(module: nn.Module) -> nn.Module:
+    """Move weights to addresses that are multiples of 64 bytes.
+
+    A weight mapped from a file lies where the file puts it, and on a CPU the
+    kernel chosen for an address, so the last bit of an answer, depends on it.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
     return module
 
 
@@ -180,13 +198,18 @@ class TorchNetwork:
         with self._lock:
             if self._module is None:
                 module = self._build(self.dtype).to(device=self.device)
-                self._module = use_row_linears(module.eval().requires_grad_(False))
+                align_weights(module.eval().requires_grad_(False))
+                self._module = use_row_linears(module)
             return self._module
 
     @property
     def is_built(self) -> bool:
         """Whether the weights are in memory."""
         return self._module is not None
+
+    def __deepcopy__(self, memo: object) -> "TorchNetwork":
+        """Return itself: a copy of a model shares its weights."""
+        return self
 
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
         """Run the module once over all rows; float32 on the first input's device."""

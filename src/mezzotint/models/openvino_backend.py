@@ -88,6 +88,10 @@ class OpenVINONetwork:
         """The digest of the weights."""
         return self.source.digest
 
+    def __deepcopy__(self, memo: object) -> "OpenVINONetwork":
+        """Return itself: a copy of a model shares its weights."""
+        return self
+
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
         """Run the network once over all rows; float32 on the first input's device."""
         arrays = {name: _plain(tensor) for name, tensor in sorted(inputs.items())}
