@@ -1,0 +1,145 @@
+"""Turn composed pictures and their captions into arrays that training only reads.
+
+Usage: ``python dataset.py DATA RUN captions``, then, once the autoencoder is
+trained, ``python dataset.py DATA RUN latents``. The first writes ``items.json``
+(picture, composition, caption numbers, weight), ``captions.json`` and
+``embeddings.npy``; the second ``latents.npy``. Caption 0 is the empty one.
+
+Each picture appears once as it is, a few times on coloured backgrounds, small in
+some places, and two or three times over; an item's weight says how often it is
+drawn. Foods, animals, plants and hearts weigh double: they are asked for most.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from autoencoder import build_autoencoder, to_pixels
+from captions import RICH_CAPTIONS, can_count, colour_shares, describe
+from compose import COLOURS, POSITIONS, Composition, compose
+from data import GROUPS, Entry, is_depictable
+from text import embed
+
+# How many compositions of each kind a picture gets, and their share of its weight.
+VARIANTS = {
+    "fluent-3d": {"plain": 1, "background": 5, "place": 4, "count": 4, "big": 1},
+    "fluent-flat": {"plain": 1, "background": 2, "place": 1, "count": 2, "big": 0},
+}
+KIND_SHARES = {"plain": 0.36, "background": 0.33, "place": 0.12, "count": 0.16, "big": 0.03}
+STYLE_WEIGHTS = {"fluent-3d": 1.0, "fluent-flat": 0.15}
+DOUBLED_GROUPS = {"animals", "food"}
+HEART_SUBGROUP = 14
+PLAIN_CAPTIONS = 9
+
+
+def compositions(kind: str, count: int, rng: np.random.Generator) -> Iterator[Composition]:
+    """Yield compositions of one kind, without repeating its main property."""
+    backgrounds = rng.choice(COLOURS, size=count, replace=False)
+    positions = rng.choice(list(POSITIONS), size=count, replace=False)
+    for i in range(count):
+        background = str(backgrounds[i]) if rng.random() < 0.4 else "white"
+        if kind == "plain":
+            yield Composition()
+        elif kind == "background":
+            yield Composition(background=str(backgrounds[i]))
+        elif kind == "place":
+            position = None if rng.random() < 0.15 else str(positions[i])
+            yield Composition(background=background, size="small", position=position)
+        elif kind == "count":
+            yield Composition(background=background, count=2 + i % 2)
+        else:
+            yield Composition(background=background, size="big")
+
+
+def weight_of(entry: Entry) -> float:
+    """Return how often a picture is drawn, relative to others."""
+    weight = STYLE_WEIGHTS[entry["style"]]
+    if GROUPS[entry["group"]] in DOUBLED_GROUPS or entry["subgroup"] == HEART_SUBGROUP:
+        weight *= 2
+    if entry["label"] in RICH_CAPTIONS:
+        weight *= 2
+    return weight
+
+
+def build_items(data: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Choose compositions and captions of every learnt picture."""
+    pictures = np.load(data / "pictures.npy", mmap_mode="r")
+    entries: list[Entry] = json.loads((data / "pictures.json").read_text("utf-8"))
+    rng = np.random.default_rng(1)
+    numbers = {"": 0}
+    items = []
+    for index, entry in enumerate(entries):
+        if entry["style"] not in VARIANTS or not is_depictable(entry):
+            continue
+        shares = colour_shares(np.asarray(pictures[index]))
+        for kind, count in VARIANTS[entry["style"]].items():
+            if kind == "count" and not can_count(entry):
+                continue
+            for composition in compositions(kind, count, rng):
+                draws = PLAIN_CAPTIONS if kind == "plain" else 1
+                texts = {describe(entry, composition, shares, rng) for _ in range(draws)}
+                if kind == "plain" and entry["style"] == "fluent-3d":
+                    texts |= set(RICH_CAPTIONS.get(entry["label"], []))
+                items.append(
+                    {
+                        "picture": index,
+                        "composition": asdict(composition),
+                        "captions": [numbers.setdefault(t, len(numbers)) for t in sorted(texts)],
+                        "weight": weight_of(entry) * KIND_SHARES[kind] / count,
+                    }
+                )
+    return items, list(numbers)
+
+
+@torch.no_grad()
+def encode(data: Path, run: Path) -> None:
+    """Write the latents of every item, (N, 8, 16, 16) float16."""
+    items = json.loads((run / "items.json").read_text("utf-8"))
+    pictures = np.load(data / "pictures.npy", mmap_mode="r")
+    model = build_autoencoder().to(memory_format=torch.channels_last)
+    model.load_state_dict(torch.load(run / "autoencoder.pt", weights_only=True))
+    latents = np.lib.format.open_memmap(
+        run / "latents.npy.part", mode="w+", dtype=np.float16, shape=(len(items), 8, 16, 16)
+    )
+    for start in range(0, len(items), 64):
+        drawn = [
+            compose(np.asarray(pictures[item["picture"]]), Composition(**item["composition"]))
+            for item in items[start : start + 64]
+        ]
+        pixels = to_pixels(np.stack(drawn)).to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mean = model.encode(pixels).latent_dist.mean
+        latents[start : start + len(drawn)] = mean.float().numpy()
+    latents.flush()
+    os.replace(run / "latents.npy.part", run / "latents.npy")
+    print(f"{len(items)} latents, mean {latents[::50].mean():.3f} std {latents[::50].std():.3f}")
+
+
+def main() -> None:
+    """Do one of the two steps."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="folder with pictures.npy")
+    parser.add_argument("run", type=Path, help="folder with text_encoder, tokenizer, autoencoder")
+    parser.add_argument("step", choices=("captions", "latents"))
+    arguments = parser.parse_args()
+    if arguments.step == "latents":
+        encode(arguments.data, arguments.run)
+        return
+    items, captions = build_items(arguments.data)
+    print(f"{len(items)} items, {len(captions)} captions", flush=True)
+    (arguments.run / "items.json").write_text(json.dumps(items), "utf-8")
+    path = arguments.run / "captions.json"
+    if path.exists() and json.loads(path.read_text("utf-8")) == captions:
+        return  # their embeddings are there
+    (arguments.run / "captions.json").write_text(json.dumps(captions), "utf-8")
+    embed(arguments.run, captions, arguments.run / "embeddings.npy")
+
+
+if __name__ == "__main__":
+    main()
