@@ -11,6 +11,7 @@ from mezzotint.serve.app import create_app
 from mezzotint.serve.auth import KeyRing
 from mezzotint.serve.config import ServeConfig
 from mezzotint.serve.front import Front
+from mezzotint.serve.metrics import ServerMetrics
 from mezzotint.service.config import JobsConfig
 from mezzotint.service.fake import FakeConfig, FakeService
 from mezzotint.service.jobs import Jobs
@@ -52,8 +53,9 @@ def open_door(
         queue = Jobs(served, jobs or JobsConfig(folder=str(folder)))
     front = Front(served, settings, jobs=queue)
     front.memory["version"] = "0"
+    counted = ServerMetrics()
     apps = {
-        name: create_app(front, keys, listener=name)  # type: ignore[arg-type]
+        name: create_app(front, keys, listener=name, metrics=counted)  # type: ignore[arg-type]
         for name in ("generation", "management", "metrics")
     }
     with contextlib.ExitStack() as stack:

@@ -7,7 +7,6 @@ of the transport.
 """
 
 import asyncio
-import logging
 import re
 import secrets
 import time
@@ -21,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
+from mezzotint.observe import log, spans
 from mezzotint.serve import page
 from mezzotint.serve.auth import KeyRing
 from mezzotint.serve.config import is_loopback
@@ -41,8 +41,6 @@ from mezzotint.serve.wire import Dialect, Endpoint, Listener, Visit, json_respon
 
 __all__ = ["DIALECTS", "Doorway", "create_app", "endpoints"]
 
-_log = logging.getLogger("mezzotint.serve")
-_access = logging.getLogger("mezzotint.serve.access")
 _REQUEST_ID = re.compile(r"^[\w.:/+=-]{1,128}$", re.ASCII)
 _STAGES = ("queue", "encode", "denoise", "decode", "gate", "write")
 _SECURE = {
@@ -130,12 +128,29 @@ class Doorway:
         if scope["type"] != "http":
             await _lifespan(scope, receive, send)
             return
-        began = time.monotonic()
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         offered = headers.get("x-request-id", "")
         request_id = offered if _REQUEST_ID.match(offered) else f"req-{secrets.token_hex(12)}"
         here = Visit(request_id=request_id, listener=self._listener)
         scope["visit"], scope["app"] = here, self
+        with (
+            log.request(request_id),
+            spans.remote_parent(headers),
+            spans.span("http", method=scope["method"], listener=self._listener),
+        ):
+            await self._serve(scope, receive, send, headers=headers, here=here)
+
+    async def _serve(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        headers: Mapping[str, str],
+        here: Visit,
+    ) -> None:
+        """Serve one exchange; every error becomes an answer in the dialect's words."""
+        began = time.monotonic()
         dialect = self._dialect(scope["path"])
         here.dialect = dialect.name
         body = _Body(receive, self._front, headers)
@@ -155,12 +170,12 @@ class Doorway:
             await answer.error(dialect, failure, scope, body)
         except Exception as error:
             if describe(error).status == 500:
-                _log.exception("request %s failed", request_id)
+                log.error("http.failed", exception=error, path=scope["path"])
             await answer.error(dialect, error, scope, body)
         finally:
             seconds = time.monotonic() - began
             self._metrics.answered(here, answer.status, seconds)
-            self._write_access(scope, here, answer.status, seconds)
+            _write_access(scope, here, answer.status, seconds)
 
     def _handler(self, endpoint: Endpoint) -> Any:
         """Wrap an endpoint: its scope first, then its handler."""
@@ -225,24 +240,20 @@ class Doorway:
     def _preflight(self, scope: Scope, headers: Mapping[str, str]) -> bool:
         return scope["method"] == "OPTIONS" and "access-control-request-method" in headers
 
-    def _write_access(self, scope: Scope, here: Visit, status: int, seconds: float) -> None:
-        """Write one line; never a prompt, never a key, never a query."""
-        _access.info(
-            "%s %s %d %.3fs",
-            scope["method"],
-            scope["path"],
-            status,
-            seconds,
-            extra={
-                "request_id": here.request_id,
-                "dialect": here.dialect,
-                "status": status,
-                "seconds": round(seconds, 6),
-                "client": here.caller.name if here.caller is not None else "",
-                "model": here.model,
-                "cache": here.cache,
-            },
-        )
+
+def _write_access(scope: Scope, here: Visit, status: int, seconds: float) -> None:
+    """Write one line; never a prompt, never a key, never a query."""
+    log.info(
+        "http.answered",
+        method=scope["method"],
+        path=scope["path"],
+        status=status,
+        seconds=round(seconds, 6),
+        dialect=here.dialect,
+        client=here.caller.name if here.caller is not None else "",
+        model=here.model,
+        cache=here.cache,
+    )
 
 
 async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:

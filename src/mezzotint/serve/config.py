@@ -74,7 +74,6 @@ class ServeConfig(Checked):
         cors_origins: Origins whose pages may call the server; none by default.
         trusted_hosts: Names a browser may use for a loopback listener beside
             ``localhost``, e.g. behind a reverse proxy on the same machine.
-        log_prompts: Whether prompts appear in logs.
         model_api: Whether models can be registered and removed at run time.
         drain_s: Seconds that running work may take after SIGTERM.
         limits: What one request may ask for.
@@ -91,7 +90,6 @@ class ServeConfig(Checked):
     private_key: str = ""
     cors_origins: tuple[str, ...] = ()
     trusted_hosts: tuple[str, ...] = ()
-    log_prompts: bool = False
     model_api: bool = True
     drain_s: float = 30.0
     limits: Limits = Limits()

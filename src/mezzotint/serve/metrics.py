@@ -1,95 +1,134 @@
 """Metrics of the server, for the metrics listener.
 
 Names with ``ts_`` are those TorchServe's dashboards read; the others are ours.
-What the engine counts comes through the service's ``health`` as plain numbers
-and is shown under its own names.
+The engine's own numbers live in its process and come through the service's
+``health``, as Prometheus text or as plain numbers.
 """
 
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_client import generate_latest as render_registry
 
+from mezzotint.observe import metrics
+from mezzotint.observe.metrics import Metric, Metrics
 from mezzotint.serve.wire import Visit
 
-__all__ = ["ServerMetrics"]
+__all__ = ["CATALOGUE", "ServerMetrics", "merge"]
 
 _SECONDS = (0.005, 0.02, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300)
 _NAME = re.compile(r"^[a-zA-Z_:][a-zA-Z0-9_:]*(\{[^{}\n]*\})?$")
-_STAGES = ("queue", "encode", "denoise", "decode", "gate", "write")
+_MODEL = ("model_name", "model_version", "hostname")
+_HOST = ("Level", "Hostname")
+
+CATALOGUE: dict[str, Metric] = {
+    "mezzotint_http_seconds": Metric(
+        "histogram", "Seconds from request to answer.", ("door",), _SECONDS
+    ),
+    "mezzotint_http_running": Metric("gauge", "Generations that somebody waits for."),
+    "mezzotint_jobs": Metric("gauge", "Durable jobs by status.", ("status",)),
+    "ts_inference_requests_total": Metric("counter", "Inferences.", _MODEL),
+    "ts_inference_latency_microseconds": Metric("counter", "Seconds * 1e6 of inferences.", _MODEL),
+    "ts_queue_latency_microseconds": Metric("counter", "Seconds * 1e6 in the queue.", _MODEL),
+    "Requests2XX": Metric("counter", "Answers with 2xx.", _HOST),
+    "Requests4XX": Metric("counter", "Answers with 4xx.", _HOST),
+    "Requests5XX": Metric("counter", "Answers with 5xx.", _HOST),
+}
 
 
 class ServerMetrics:
     """Counts what goes through the doors."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
-        PlatformCollector(registry=self._registry)
-        at = {"registry": self._registry}
-        self._answers = Counter(
-            "mezzotint_http_answers", "Answers by dialect and status", ["dialect", "status"], **at
-        )
-        self._seconds = Histogram(
-            "mezzotint_http_seconds", "Seconds from request to answer", ["dialect"],
-            buckets=_SECONDS, **at,
-        )  # fmt: skip
-        self._images = Counter("mezzotint_images", "Finished pictures", ["model", "dialect"], **at)
-        self._cache = Counter("mezzotint_result_cache", "Answers by cache", ["cache"], **at)
-        self._stages = Counter(
-            "mezzotint_stage_seconds", "Seconds by stage, summed over pictures", ["stage"], **at
-        )
-        self._running = Gauge("mezzotint_generations_running", "Generations in flight", **at)
-        self._jobs = Gauge("mezzotint_jobs", "Jobs by status", ["status"], **at)
-        labels = ["model_name", "model_version", "hostname"]
-        self._ts_requests = Counter("ts_inference_requests", "Inferences", labels, **at)
-        self._ts_latency = Counter("ts_inference_latency_microseconds", "Latency", labels, **at)
-        self._ts_queue = Counter("ts_queue_latency_microseconds", "Time in the queue", labels, **at)
-        level = ["Level", "Hostname"]
-        self._classes = {
-            kind: Counter(f"Requests{kind}XX", f"Answers {kind}xx", level, **at) for kind in "245"
-        }
-        for counter in self._classes.values():
-            counter.labels("Host", platform.node())
+        self._metrics = Metrics(CATALOGUE)
+        self._process = CollectorRegistry()
+        ProcessCollector(registry=self._process)
+        PlatformCollector(registry=self._process)
+        self._host = platform.node()
+        for kind in "245":
+            self._metrics.count(f"Requests{kind}XX", 0, Level="Host", Hostname=self._host)
 
     def answered(self, here: Visit, status: int, seconds: float) -> None:
         """Count one answer."""
-        dialect = here.dialect or "none"
-        self._answers.labels(dialect, str(status)).inc()
-        self._seconds.labels(dialect).observe(seconds)
-        kind = str(status)[0]
-        if kind in self._classes:
-            self._classes[kind].labels("Host", platform.node()).inc()
+        door = here.dialect or "none"
+        metrics.count("mezzotint_requests_total", door=door, status=str(status))
+        if status == 401:
+            metrics.count("mezzotint_auth_failures_total", door=door)
+        self._metrics.measure("mezzotint_http_seconds", seconds, door=door)
+        if str(status)[0] in "245":
+            name = f"Requests{str(status)[0]}XX"
+            self._metrics.count(name, Level="Host", Hostname=self._host)
         if not here.timings:
             return
-        self._images.labels(here.model, dialect).inc(len(here.timings))
-        self._cache.labels(here.cache).inc()
-        for stage in _STAGES:
-            spent = sum(getattr(t, f"{stage}_s") for t in here.timings)
-            self._stages.labels(stage).inc(max(0.0, spent))
-        name, _, version = here.model.partition("@")
-        labels = (name, version or "default", platform.node())
-        self._ts_requests.labels(*labels).inc()
-        self._ts_latency.labels(*labels).inc(seconds * 1e6)
-        self._ts_queue.labels(*labels).inc(max(t.queue_s for t in here.timings) * 1e6)
+        model, _, version = here.model.partition("@")
+        labels = {
+            "model_name": model,
+            "model_version": version or "default",
+            "hostname": self._host,
+        }
+        queue_s = max(t.queue_s for t in here.timings)
+        self._metrics.count("ts_inference_requests_total", **labels)
+        self._metrics.count("ts_inference_latency_microseconds", seconds * 1e6, **labels)
+        self._metrics.count("ts_queue_latency_microseconds", max(0.0, queue_s) * 1e6, **labels)
 
-    def expose(self, *, running: int, jobs: Mapping[str, int], engine: Mapping[str, Any]) -> bytes:
-        """Return everything in the Prometheus text format."""
-        self._running.set(running)
+    def expose(self, *, running: int, jobs: Mapping[str, int], health: Mapping[str, Any]) -> bytes:
+        """Return everything in the Prometheus text format.
+
+        Args:
+            running: Generations that somebody waits for.
+            jobs: Durable jobs by status.
+            health: The service's health; ``metrics_text`` and ``metrics`` are used.
+        """
+        self._metrics.set_to("mezzotint_http_running", running)
         for status, count in jobs.items():
-            self._jobs.labels(status).set(count)
-        lines = [generate_latest(self._registry).decode().rstrip("\n")]
-        for name, value in sorted(engine.items()):
-            if _NAME.match(name) and isinstance(value, int | float):
-                lines.append(f"{name} {float(value)!r}")
-        return ("\n".join(lines) + "\n").encode()
+            self._metrics.set_to("mezzotint_jobs", count, status=status)
+        numbers = health.get("metrics") or {}
+        lines = [
+            f"{name} {float(value)!r}"
+            for name, value in sorted(numbers.items())
+            if _NAME.match(name) and isinstance(value, int | float)
+        ]
+        texts = [
+            self._metrics.render().decode(),
+            metrics.render().decode(),
+            str(health.get("metrics_text") or ""),
+            render_registry(self._process).decode(),
+            "\n".join([*lines, ""]) if lines else "",
+        ]
+        return merge(texts).encode()
+
+
+def merge(texts: list[str]) -> str:
+    """Join texts of several processes; a family that two of them have is told once.
+
+    The samples of one family stay together, as the format demands.
+    """
+    families: dict[str, list[str]] = {}
+    heads: dict[str, list[str]] = {}
+    for text in texts:
+        for family, head, samples in _families(text):
+            heads.setdefault(family, head)
+            families.setdefault(family, []).extend(
+                s for s in samples if s not in families.get(family, [])
+            )
+    lines = [line for name, samples in families.items() for line in (*heads[name], *samples)]
+    return "\n".join(lines) + "\n"
+
+
+def _families(text: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield name, head lines and samples of each metric family."""
+    name, head, samples = "", list[str](), list[str]()
+    for line in text.splitlines():
+        if line.startswith("# HELP "):
+            if head or samples:
+                yield name, head, samples
+            name, head, samples = line.split(" ", 3)[2], [line], []
+        elif line.startswith("#"):
+            head.append(line)
+        elif line:
+            samples.append(line)
+    if head or samples:
+        yield name, head, samples

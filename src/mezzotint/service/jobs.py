@@ -12,7 +12,6 @@ starts are kept; steps and their previews live in memory as long as the job runs
 import asyncio
 import contextlib
 import json
-import logging
 import secrets
 import time
 from collections import deque
@@ -33,6 +32,7 @@ from mezzotint.errors import (
     QueueFull,
     WorkFailed,
 )
+from mezzotint.observe import log
 from mezzotint.request import GenerationRequest
 from mezzotint.service.base import GenerationService
 from mezzotint.service.config import JobsConfig
@@ -51,7 +51,6 @@ from mezzotint.types import (
 
 __all__ = ["IdempotencyConflict", "JobEvent", "Jobs"]
 
-_log = logging.getLogger("mezzotint.service.jobs")
 _EPOCH = 1_000_000
 _STEPS_KEPT = 512
 _SWEEP_S = 60.0
@@ -324,7 +323,8 @@ class Jobs:
         while not self._stopping:
             self._wake.clear()
             try:
-                while not self._stopping and len(self._live) < self._config.max_running:
+                ready = bool((await self._service.health()).get("ready"))
+                while ready and not self._stopping and len(self._live) < self._config.max_running:
                     job = await self._do(lambda: self._store.claim(self._config.lease_s))
                     if job is None:
                         break
@@ -333,7 +333,7 @@ class Jobs:
                     self._live[job.id] = live
                     live.task = asyncio.create_task(self._run(job, live))
             except sa.exc.SQLAlchemyError as error:
-                _log.error("the job store failed: %s", error)
+                log.error("jobs.store_failed", reason=str(error))
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), 1.0)
 
@@ -352,7 +352,7 @@ class Jobs:
                     swept = time.monotonic()
                     await self.sweep()
             except sa.exc.SQLAlchemyError as error:
-                _log.error("the job store failed: %s", error)
+                log.error("jobs.store_failed", reason=str(error))
             await asyncio.sleep(self._config.lease_s / 3)
 
     async def sweep(self) -> int:
@@ -383,7 +383,7 @@ class Jobs:
             else:
                 await self._fail(job, error)
         except Exception as error:
-            _log.exception("job %s failed", job.id)
+            log.error("jobs.failed", exception=error, job=job.id)
             await self._fail(job, error)
         finally:
             self._live.pop(job.id, None)
@@ -510,7 +510,7 @@ class Jobs:
                 )
                 break
             except sa.exc.OperationalError as error:
-                _log.error("job %s: its ending cannot be written: %s", id_, error.orig)
+                log.error("jobs.ending_unwritten", job=id_, reason=str(error.orig))
                 await asyncio.sleep(1.0)
         if done and live is not None:
             self._publish(id_, live, kind, data)

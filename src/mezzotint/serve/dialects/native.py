@@ -446,7 +446,8 @@ async def live(front: Front, http: Request) -> Response:
 async def ready(front: Front, http: Request) -> Response:
     """Tell whether requests are taken: not before the models are warm, not while draining."""
     health = dict(await front.service.health())
-    health.pop("metrics", None)
+    for name in ("metrics", "metrics_text"):
+        health.pop(name, None)
     ok = bool(health.get("ready")) and not front.draining
     health |= {"ready": ok, "draining": front.draining}
     return json_response(health, 200 if ok else 503)

@@ -481,7 +481,8 @@ def _endpoints() -> tuple[Endpoint, ...]:
         endpoint(
             "OPTIONS", "/", options, "TorchServe: this API", scope=None, listener="management"
         ),
-        endpoint("OPTIONS", "/predictions/{model}", options, "TorchServe: a model's API", scope=None),
+        endpoint("OPTIONS", "/predictions/{model}", options, "TorchServe: a model's API",
+                 scope=None),
         *predictions("/predictions/{model}"),
         *predictions("/predictions/{model}/{version}"),
         endpoint("POST", "/invocations", predict, "SageMaker: make pictures", answers=pictures),

@@ -278,9 +278,7 @@ async def prometheus(front: Front, http: Request) -> Response:
     """Show the metrics; ``name[]`` picks some."""
     health = await front.service.health()
     counts = await front.jobs.counts() if front.jobs is not None else {}
-    text = front.memory["metrics"].expose(
-        running=front.running, jobs=counts, engine=health.get("metrics", {})
-    )
+    text = front.memory["metrics"].expose(running=front.running, jobs=counts, health=health)
     names = http.query_params.getlist("name[]")
     if names:
         pattern = re.compile(rf"^(# (HELP|TYPE) )?({'|'.join(map(re.escape, names))})(_total)?\b")

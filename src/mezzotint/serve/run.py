@@ -1,0 +1,263 @@
+"""Run: three listeners, one worker process, one durable queue, until SIGTERM.
+
+On SIGTERM or SIGINT nothing new is taken, what runs is finished within
+``drain_s``, the rest stays on the durable queue, and the exit code is 0.
+"""
+
+import asyncio
+import contextlib
+import datetime
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from mezzotint.errors import InvalidRequest, MezzotintError
+from mezzotint.observe import log
+from mezzotint.observe.config import LogConfig
+from mezzotint.serve.app import create_app
+from mezzotint.serve.auth import KeyRing
+from mezzotint.serve.config import ServeConfig
+from mezzotint.serve.front import Front
+from mezzotint.serve.metrics import ServerMetrics
+from mezzotint.serve.wire import Listener
+from mezzotint.service.base import Service
+from mezzotint.service.config import JobsConfig, WorkerConfig
+from mezzotint.service.jobs import Jobs
+from mezzotint.service.worker import WorkerService
+
+__all__ = ["run", "serve"]
+
+_HEADERS_S = 15.0
+_NAMES: tuple[Listener, ...] = ("generation", "management", "metrics")
+
+
+def run(
+    config: ServeConfig,
+    jobs: JobsConfig,
+    worker: WorkerConfig,
+    *,
+    log_config: LogConfig | None = None,
+    version: str = "",
+    announce: Callable[[str], None] = print,
+) -> int:
+    """Serve until a signal; the body of ``mezzotint serve``.
+
+    Args:
+        config: Listeners, keys, limits.
+        jobs: The durable queue.
+        worker: The engine's process.
+        log_config: How both processes log.
+        version: Mezzotint's version, for whoever asks.
+        announce: Told one line at a time what is ready.
+
+    Returns:
+        0 after a signal.
+
+    Raises:
+        InvalidRequest: If an address cannot be used or the keys file is wrong.
+        MezzotintError: If the engine cannot start.
+    """
+    log_config = log_config or LogConfig()
+    log.configure(log_config)
+
+    async def main() -> None:
+        service = WorkerService(worker, log_config)
+        await serve(config, jobs, service, version=version, announce=announce)
+
+    asyncio.run(main())
+    return 0
+
+
+async def serve(
+    config: ServeConfig,
+    jobs_config: JobsConfig,
+    service: Service,
+    *,
+    version: str = "",
+    announce: Callable[[str], None] = print,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serve a service until ``stop`` is set or a signal comes.
+
+    A service with ``start`` is started after the listeners, so that
+    ``/health/ready`` answers 503 while models load.
+
+    Raises:
+        InvalidRequest: If an address cannot be used or the keys file is wrong.
+        MezzotintError: If the service cannot start.
+    """
+    keys = KeyRing(Path(config.api_keys) if config.api_keys else None, config.limits)
+    stop = stop or asyncio.Event()
+    jobs = Jobs(service, jobs_config)
+    front = Front(service, config, jobs=jobs)
+    now = datetime.datetime.now(datetime.UTC)
+    front.memory |= {"version": version, "started": now.isoformat(timespec="milliseconds")}
+    sockets = _bind(config)
+    counted = ServerMetrics()
+    servers: dict[Listener, uvicorn.Server] = {
+        name: _server(config, create_app(front, keys, listener=name, metrics=counted))
+        for name in _NAMES
+    }
+    await jobs.start()
+    with _signals(stop):
+        tasks = [
+            asyncio.create_task(servers[name].serve(sockets=[sockets[name]])) for name in _NAMES
+        ]
+        _announce_listeners(config, sockets, jobs_config, announce)
+        try:
+            await _start(service, stop, announce)
+            await stop.wait()
+        finally:
+            await _drain(front, jobs, service, announce)
+            for server in servers.values():
+                server.should_exit = True
+            await asyncio.gather(*tasks)
+
+
+async def _start(service: Service, stop: asyncio.Event, announce: Callable[[str], None]) -> None:
+    """Start the service, unless a signal comes first."""
+    start = getattr(service, "start", None)
+    if start is not None:
+        starting = asyncio.ensure_future(start())
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not starting.done():
+            starting.cancel()
+            return
+        starting.result()
+    models = [m for m in await service.models() if m["ready"]]
+    announce(f"models      {', '.join(m['name'] for m in models) or 'none'} ready")
+
+
+def _announce_listeners(
+    config: ServeConfig,
+    sockets: dict[Listener, socket.socket],
+    jobs: JobsConfig,
+    announce: Callable[[str], None],
+) -> None:
+    scheme = "https" if config.certificate else "http"
+    for name in _NAMES:
+        host, port = sockets[name].getsockname()[:2]
+        host = f"[{host}]" if ":" in host else host
+        note = "  (web page at /)" if name == "generation" else ""
+        announce(f"{name:<11} {scheme}://{host}:{port}{note}")
+    announce(f"keys        {config.api_keys or 'none: loopback only'}")
+    announce(f"jobs        {jobs.url.rpartition('@')[2] or Path(jobs.folder).absolute()}")
+
+
+def _bind(config: ServeConfig) -> dict[Listener, socket.socket]:
+    """Bind every address, or none."""
+    sockets: dict[Listener, socket.socket] = {}
+    for name, (host, port) in config.listeners().items():
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            bound = socket.socket(family, kind, protocol)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+            bound.set_inheritable(False)
+        except OSError as error:
+            for other in sockets.values():
+                other.close()
+            field = "port" if name == "generation" else f"{name}_port"
+            raise InvalidRequest(
+                f"{field}: cannot listen on {host}:{port} for {name}: {error.strerror or error}",
+                field=field,
+                value=port,
+            ) from None
+        sockets[name] = bound  # type: ignore[index]
+    return sockets
+
+
+class _Protocol(H11Protocol):
+    """Closes connections that do not get their headers across in time."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._patience = self.loop.call_later(_HEADERS_S, self._give_up)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._patience.cancel()
+        if self.cycle is None or self.cycle.response_complete:
+            self._patience = self.loop.call_later(_HEADERS_S, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._patience.cancel()
+        super().connection_lost(exc)
+
+    def _give_up(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn server that leaves signals alone."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        """Do nothing: signals belong to :func:`serve`."""
+        yield
+
+
+def _server(config: ServeConfig, app: Any) -> uvicorn.Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            http=_Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=config.limits.connections,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=5,
+            ssl_certfile=config.certificate or None,
+            ssl_keyfile=config.private_key or None,
+        )
+    )
+
+
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event) -> Any:
+    """Set ``stop`` on SIGTERM and SIGINT, where this thread may listen to signals."""
+    loop = asyncio.get_running_loop()
+    heard: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
+            loop.add_signal_handler(number, stop.set)
+            heard.append(number)
+    try:
+        yield
+    finally:
+        for number in heard:
+            loop.remove_signal_handler(number)
+
+
+async def _drain(
+    front: Front, jobs: Jobs, service: Service, announce: Callable[[str], None]
+) -> None:
+    """Finish what runs within ``drain_s``; leave the rest on the queue."""
+    front.draining = True
+    until = time.monotonic() + front.config.drain_s
+    counts = await jobs.counts()
+    if front.running or counts.get("running"):
+        announce(
+            f"stopping    {front.running + counts.get('running', 0)} running, "
+            f"{counts.get('queued', 0)} stay queued"
+        )
+    await jobs.stop(front.config.drain_s)
+    while front.running and time.monotonic() < until:
+        await asyncio.sleep(0.05)
+    with contextlib.suppress(MezzotintError):
+        await service.close()
