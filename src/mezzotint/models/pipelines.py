@@ -278,14 +278,20 @@ def _from_pretrained(found: _Folder, dtype: torch.dtype) -> Any:
     options: dict[str, Any] = {"dtype": dtype}
     if found.variant:
         options["variant"] = found.variant
-    with _quiet_loading():
-        module, report = cls.from_pretrained(
-            found.path,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            **options,
-        )
+    try:
+        with _quiet_loading():
+            module, report = cls.from_pretrained(
+                found.path,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
+    except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise WeightsError(
+            f"{found.path}: weights do not fit {found.class_name}: {reason}"
+        ) from error
     problems = {
         kind: sorted(map(str, report.get(kind) or ()))
         for kind in ("missing_keys", "mismatched_keys", "error_msgs")

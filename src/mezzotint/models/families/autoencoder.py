@@ -83,8 +83,8 @@ class Autoencoder:
         bad = [k for k, image in enumerate(images) if not bool(torch.isfinite(image).all())]
         if bad and network is not self._rescue and bool(torch.isfinite(latents[bad]).all()):
             images = images.clone()
-            images[bad] = self._rescue(latents=scaled[bad])[0]
-            for row in bad:
+            for row in bad:  # two equal rows: the same bits however many are rescued
+                images[row] = self._rescue(latents=scaled[[row, row]])[0][0]
                 if report is not None:
                     report(row, "the decoder overflowed; the picture was decoded again in float32")
             bad = [k for k in bad if not bool(torch.isfinite(images[k]).all())]
