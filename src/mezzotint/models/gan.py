@@ -425,12 +425,13 @@ def load_gan(
         generator.load_state_dict({**state, **counters})
         return generator.to(dtype)
 
+    counted = (shape for key, shape in wanted.items() if not key.endswith("num_batches_tracked"))
     network = TorchNetwork(
         build,
         _call,
         dtype=dtype,
         device=device,
-        num_bytes=4 * sum(math.prod(shape) for shape in wanted.values()),
+        num_bytes=dtype.itemsize * sum(math.prod(shape) for shape in counted),
         digest=digest,
     )
     return GanModel(config, network, name=name or str(folder), digest=digest, path=str(folder))

@@ -35,10 +35,19 @@ _ALLOWED_GLOBALS = re.compile(
     r"|torch (Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
     r"|torch(\.storage)? (Untyped|Typed)Storage"
     r"|torch (float(16|32|64)|bfloat16|int(8|16|32|64)|uint8|bool|Size)"
+    r"|models\.utils\.config BaseConfig"  # see InertConfig
 )
 _LOAD_ERRORS = (EOFError, KeyError, IndexError, AttributeError, OSError, AssertionError)
 # Opcodes by which a pickle reaches a callable in another way than GLOBAL.
-_REFUSED_OPCODES = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
+_REFUSED_OPCODES = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
+_CONFIG_CLASS = "models.utils.config.BaseConfig"  # pytorch_GAN_zoo saves its settings beside
+
+
+class InertConfig:
+    """Stands where a checkpoint holds its author's settings object; keeps nothing."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Forget the settings."""
 
 
 def scan_pickle(data: bytes, *, source: str, count: int = 1) -> None:
@@ -94,7 +103,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     else:
         raise WeightsError(f"{path} is not a torch checkpoint")
     try:
-        data = torch.load(path, weights_only=True, map_location="cpu")
+        with torch.serialization.safe_globals([(InertConfig, _CONFIG_CLASS)]):
+            data = torch.load(path, weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, *_LOAD_ERRORS) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{path} cannot be read as plain weights: {first[:200]}") from None

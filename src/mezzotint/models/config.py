@@ -1,0 +1,90 @@
+"""Config of the model room: where models are, and what may be loaded. Torch-free."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mezzotint.errors import InvalidRequest
+from mezzotint.files import user_home
+from mezzotint.plain import check_range
+
+__all__ = ["ModelsConfig", "PlacementConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementConfig:
+    """Where a model computes, and what it trades for memory.
+
+    Args:
+        device: ``"auto"`` takes CUDA, then MPS, then the CPU; or ``"cpu"``,
+            ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+        dtype: ``"float32"``, ``"float16"``, ``"bfloat16"``; None follows the model
+            and device.
+        offload: ``"model"`` keeps one network at a time on the device,
+            ``"sequential"`` one layer at a time; both need a device that is not
+            the CPU.
+        attention_slicing: Compute attention head by head: less memory, slower.
+        vae_slicing: Decode pictures one at a time.
+        vae_tiling: Decode large pictures in overlapping tiles; changes the picture
+            a little, so it is never ``exact``.
+        channels_last: Lay out convolution weights for faster kernels.
+    """
+
+    device: str = "auto"
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    offload: Literal["none", "model", "sequential"] = "none"
+    attention_slicing: bool = False
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
+            raise InvalidRequest(
+                f"device must be auto, cpu, mps, cuda or cuda:N, got {self.device!r}",
+                field="device",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelsConfig:
+    """Where models are, how many bytes may be loaded, and what is refused.
+
+    Args:
+        home: Folder of the installation; "" is :func:`mezzotint.files.user_home`.
+        max_bytes: Weights kept in memory at once; 0 is no bound. One model may
+            always be loaded.
+        allow_paths: Whether a request may name a model by path or Hub id. Only for
+            the command line, Python, and servers that listen on loopback.
+        allow_downloads: Whether Hub ids may be fetched over the network.
+        allow_handler_code: Whether archives with Python handler code may run at all.
+        allowed_handlers: sha256 of the archives whose handler code may run.
+    """
+
+    home: str = ""
+    max_bytes: int = 8 << 30
+    allow_paths: bool = True
+    allow_downloads: bool = True
+    allow_handler_code: bool = False
+    allowed_handlers: tuple[str, ...] = ()
+    placement: PlacementConfig = PlacementConfig()
+
+    def __post_init__(self) -> None:
+        check_range("models.max_bytes", self.max_bytes, 0, 1 << 50)
+        for digest in self.allowed_handlers:
+            if not re.fullmatch(r"[0-9a-f]{64}", digest):
+                raise InvalidRequest(
+                    f"models.allowed_handlers must hold sha256 digests, got {digest!r}",
+                    field="models.allowed_handlers",
+                )
+
+    @property
+    def home_path(self) -> Path:
+        """The folder of the installation."""
+        return Path(self.home).expanduser() if self.home else user_home()
+
+    @property
+    def models_path(self) -> Path:
+        """The folder of the model store."""
+        return self.home_path / "models"

@@ -1,0 +1,162 @@
+"""Loading: whatever lies at a path becomes a Model.
+
+Each layout is known by one file: ``model_index.json`` (a diffusers folder),
+``mezzotint_run.json`` (a run of our trainer), ``config.json`` of the format
+``mezzotint-gan``, one ``.safetensors`` file, an archive.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mezzotint.errors import UnknownName, WeightsError
+from mezzotint.models.base import Model
+from mezzotint.models.config import PlacementConfig
+from mezzotint.models.parts import combine_digests, digest_files, read_json, refuse_pickle
+
+__all__ = ["ModelLayout", "choose_device", "identify", "load_path"]
+
+ModelLayout = Literal["pipeline", "gan", "run", "single_file", "archive", "mar"]
+
+_MAR_SUFFIXES = (".mar", ".tar.gz", ".tgz")
+
+
+def identify(path: Path) -> ModelLayout:
+    """Tell what kind of model lies at a path, from names alone.
+
+    Raises:
+        UnknownName: If nothing is there.
+        WeightsError: If it is a pickle, or nothing that we know.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UnknownName("model", str(path), (), field="model")
+    if path.is_file():
+        return _identify_file(path)
+    if (path / "model_index.json").is_file():
+        return "pipeline"
+    if (path / "mezzotint_run.json").is_file():
+        return "run"
+    if (path / "MAR-INF" / "MANIFEST.json").is_file():
+        return "mar"
+    if (path / "config.json").is_file():
+        config = read_json(path / "config.json")
+        if config.get("format") == "mezzotint-gan":
+            return "gan"
+        raise WeightsError(
+            f"{path} holds one part of a model ({config.get('_class_name', 'unknown class')}); "
+            "a model is the whole pipeline's folder, with its model_index.json"
+        )
+    raise WeightsError(
+        f"{path} holds no model: expected model_index.json (diffusers), mezzotint_run.json "
+        "(a training run), or config.json with generator.safetensors (a GAN)"
+    )
+
+
+def _identify_file(path: Path) -> ModelLayout:
+    refuse_pickle(path)
+    if path.suffix == ".safetensors":
+        return "single_file"
+    if path.suffix == ".mzt":
+        return "archive"
+    if path.name.endswith(_MAR_SUFFIXES):
+        return "mar"
+    raise WeightsError(
+        f"{path} is no model file: expected .safetensors, .mzt or .mar, got {path.suffix or 'none'}"
+    )
+
+
+def choose_device(wanted: str) -> str:
+    """Return the device to compute on; ``"auto"`` takes the fastest that is there.
+
+    Raises:
+        WeightsError: If the device does not exist here.
+    """
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, index = wanted.partition(":")
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(kind, False):
+        raise WeightsError(f"device {wanted} is not there; use cpu or auto")
+    return wanted
+
+
+def load_path(
+    path: Path,
+    *,
+    name: str | None = None,
+    placement: PlacementConfig | None = None,
+    expected: Mapping[str, str] | None = None,
+    variant: str | None = None,
+    prediction_type: str | None = None,
+) -> Model:
+    """Load the model at a path; archives have to be unpacked before.
+
+    Args:
+        path: Folder or file.
+        name: Store name; the path if None.
+        placement: Where and how to compute.
+        expected: sha256 by path inside the folder (by file name for one file).
+        variant: Set of weights in a diffusers folder.
+        prediction_type: For single files, which do not always say it.
+
+    Raises:
+        UnknownName: If nothing is there.
+        ModelError: If it is no model, or is broken or unsafe.
+    """
+    path = Path(path)
+    placement = placement or PlacementConfig()
+    options: dict[str, Any] = {
+        "name": name or str(path),
+        "device": choose_device(placement.device),
+        "dtype": placement.dtype,
+    }
+    layout = identify(path)
+    if layout == "pipeline":
+        return _load_folder(path, expected=expected, variant=variant, **options)
+    if layout == "single_file":
+        from mezzotint.models.single_file import load_single_file
+
+        digest = (expected or {}).get(path.name)
+        return load_single_file(path, expected=digest, prediction_type=prediction_type, **options)
+    if layout == "gan":
+        from mezzotint.models.gan import load_gan
+        from mezzotint.models.networks import Placement
+
+        place = Placement.choose(options["device"], placement.dtype)
+        return load_gan(
+            path, name=options["name"], expected=expected, dtype=place.dtype, device=place.device
+        )
+    if layout == "run":
+        from mezzotint.models.runs import load_run
+
+        files = [p for p in path.rglob("*") if p.is_file() and _belongs_to_run(p, path)]
+        digest = combine_digests(digest_files(path, files, expected=expected))
+        return load_run(path, name=options["name"], digest=digest)
+    raise WeightsError(f"{path} is an archive; add it to the store first: mezzotint models add")
+
+
+def _belongs_to_run(file: Path, root: Path) -> bool:
+    """Tell whether a file of a run folder is part of its model."""
+    parts = file.relative_to(root).parts
+    folders = ("network", "text_encoder", "tokenizer", "vae")
+    return parts[0] == "mezzotint_run.json" or (len(parts) > 1 and parts[0] in folders)
+
+
+def _load_folder(path: Path, **options: Any) -> Model:
+    """Load a diffusers folder step by step where we know its family, else whole."""
+    from mezzotint.models.pipelines import load_pipeline, native_pipeline
+
+    if native_pipeline(path):
+        return load_pipeline(path, **options)
+    from mezzotint.models.foreign import load_foreign
+
+    return load_foreign(path, **options)
