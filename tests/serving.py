@@ -1,10 +1,14 @@
 """Doors on a fake service, for tests: in this process, or as a real server."""
 
 import contextlib
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 from starlette.testclient import TestClient
 
 from mezzotint.serve.app import create_app
@@ -73,3 +77,50 @@ def open_door(
         finally:
             if queue is not None:
                 first.portal.call(queue.stop)
+
+
+class RunningServer:
+    """A server process and its addresses."""
+
+    def __init__(self, process: subprocess.Popen[str], lines: dict[str, str]) -> None:
+        self.process = process
+        self.lines = lines
+        self.url = lines["generation"]
+        self.management = lines["management"]
+        self.metrics = lines["metrics"]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def worker_pid(self) -> int:
+        return int(httpx.get(f"{self.url}/health/ready").json()["pid"])
+
+
+@contextlib.contextmanager
+def running_server(folder: Path, **given: Any) -> Iterator[RunningServer]:
+    """Start the real server on the fake service and stop it with SIGTERM."""
+    script = Path(__file__).with_name("fake_server.py")
+    argument = json.dumps({"folder": str(folder), **given})
+    process = subprocess.Popen(
+        [sys.executable, str(script), argument], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        lines: dict[str, str] = {}
+        for line in process.stdout:
+            name, _, rest = line.strip().partition(" ")
+            lines[name] = rest.split()[0]
+            if name == "models":
+                break
+        else:
+            raise RuntimeError(f"the server ended with {process.wait()}")
+        yield RunningServer(process, lines)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        process.stdout.close()
+        process.wait()

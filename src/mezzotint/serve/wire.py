@@ -4,13 +4,15 @@ An endpoint is data (path, method, handler, words for the OpenAPI document), so
 that routing, the document and the tests read the same table.
 """
 
+import contextlib
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,7 +20,7 @@ from starlette.responses import Response
 from mezzotint.errors import InvalidRequest, UnknownName
 from mezzotint.plain import convert
 from mezzotint.serve.errors import Malformed, Problem, UnsupportedMedia
-from mezzotint.types import ImageInput, OutputFormat, StageTimings
+from mezzotint.types import OutputFormat, StageTimings
 
 __all__ = [
     "CONTENT_TYPES",
@@ -40,6 +42,7 @@ CONTENT_TYPES: Mapping[OutputFormat, str] = {
 }
 _FORM_FILES = 32
 _FORM_FIELDS = 200
+_FORM_PART_BYTES = 1 << 30  # the body as a whole is bounded before
 
 Handler = Callable[[Any, Request], Awaitable[Any]]
 Listener = Literal["generation", "management", "metrics"]
@@ -147,8 +150,9 @@ def parse_json(body: bytes) -> Any:
         raise Malformed(f"the body is not JSON: {error}") from None
 
 
-async def read_form(http: Request) -> FormData:
-    """Read a multipart or urlencoded form.
+@contextlib.asynccontextmanager
+async def read_form(http: Request) -> AsyncGenerator[FormData, None]:
+    """Read a multipart or urlencoded form; its files are closed afterwards.
 
     Raises:
         UnsupportedMedia: If the body is neither.
@@ -159,27 +163,16 @@ async def read_form(http: Request) -> FormData:
         raise UnsupportedMedia(f"expected a form, got {kind or 'no content type'}")
     await http.body()
     try:
-        return await http.form(
-            max_files=_FORM_FILES, max_fields=_FORM_FIELDS, max_part_size=1 << 30
+        form = await http.form(
+            max_files=_FORM_FILES, max_fields=_FORM_FIELDS, max_part_size=_FORM_PART_BYTES
         )
-    except (MultiPartException, ValueError, KeyError) as error:
-        detail = getattr(error, "message", None) or getattr(error, "detail", None) or error
+    except (HTTPException, MultiPartException, ValueError, KeyError) as error:
+        detail = getattr(error, "detail", None) or getattr(error, "message", None) or error
         raise Malformed(f"the form cannot be read: {detail}") from None
-    except Exception as error:
-        if type(error).__name__ == "HTTPException":
-            raise Malformed(f"the form cannot be read: {getattr(error, 'detail', '')}") from None
-        raise
-
-
-async def form_image(form: FormData, *names: str) -> ImageInput | None:
-    """Return the first uploaded picture under one of ``names``, or None."""
-    for name in names:
-        for value in form.getlist(name):
-            if isinstance(value, UploadFile):
-                return ImageInput(await value.read())
-            if value:
-                return ImageInput.from_base64(value, field=name)
-    return None
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 def json_response(

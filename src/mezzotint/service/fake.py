@@ -50,7 +50,18 @@ MODELS: tuple[dict[str, Any], ...] = (
     {"name": "plate", "family": "sd", "takes_prompt": True, "max_size_px": 512},
     {"name": "plate-gan", "family": "gan", "takes_prompt": False, "max_size_px": 64},
 )
-SCHEDULERS = ("ddim", "ddpm", "dpmpp_2m", "dpmpp_sde", "euler", "euler_ancestral", "heun", "lcm")
+SCHEDULERS = (
+    "PNDMScheduler",
+    "ddim",
+    "ddpm",
+    "dpmpp_2m",
+    "dpmpp_sde",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "lcm",
+    "unipc",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -113,8 +113,9 @@ async def infer(front: Front, http: Request) -> Response:
     """Make one picture."""
     model = http.path_params["model"]
     kind = media_type(http)
-    if kind.startswith("image/") or kind == "application/octet-stream":
-        request = GenerationRequest(model=model, image=ImageInput(await http.body()))
+    body = await http.body()
+    if kind.startswith("image/") or body.startswith(_PICTURE_STARTS):
+        request = GenerationRequest(model=model, image=ImageInput(body))
     else:
         request = to_request(model, await read_json(http))
     return from_result(await front.generate(http, request))

@@ -123,7 +123,7 @@ async def _read(http: Request) -> GenerationRequest:
 async def _read_upload(http: Request) -> dict[str, Any]:
     """Read a form: ``request`` holds JSON; other parts are fields, files are pictures."""
     body: dict[str, Any] = {}
-    async with await read_form(http) as form:
+    async with read_form(http) as form:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 body[name] = ImageInput(await value.read())

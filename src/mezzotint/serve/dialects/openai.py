@@ -240,7 +240,7 @@ async def _read(http: Request, kind: str) -> tuple[GenerationRequest, Answer]:
     if media_type(http) != "multipart/form-data":
         return to_request(await read_json(http), kind)
     body: dict[str, Any] = {}
-    async with await read_form(http) as form:
+    async with read_form(http) as form:
         for name, value in form.multi_items():
             key = name.removesuffix("[]")
             if key == "image" and "image" in body:

@@ -183,7 +183,7 @@ async def _parameters(http: Request) -> dict[str, Any]:
 
 async def _form(http: Request) -> dict[str, Any]:
     body: dict[str, Any] = {}
-    async with await read_form(http) as form:
+    async with read_form(http) as form:
         for name, value in form.multi_items():
             if not isinstance(value, UploadFile):
                 body[name] = value

@@ -78,7 +78,7 @@ async def _arguments(http: Request) -> dict[str, str]:
         body = await read_json(http, optional=True)
         arguments |= {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in body.items()}
     elif kind in ("application/x-www-form-urlencoded", "multipart/form-data"):
-        async with await read_form(http) as form:
+        async with read_form(http) as form:
             arguments |= {k: v for k, v in form.items() if isinstance(v, str)}
     return arguments
 
