@@ -216,10 +216,17 @@ def read_parts(
         },
         tokenizers={role: load_tokens(folder) for role, folder in tokenizers.items()},
         scheduler=scheduler,
-        config={k: v for k, v in index.items() if not _is_component(v) and not k.startswith("_")},
+        config=_settings(index),
         digest=combine_digests(digests),
         path=str(path),
     )
+
+
+def _settings(index: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pipeline's own settings, and the unused parts that are there."""
+    unused = {role: index[role] for role in UNUSED_ROLES if _is_component(index.get(role))}
+    own = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}
+    return {**own, **unused}
 
 
 def _is_component(entry: Any) -> bool:

@@ -5,17 +5,20 @@ Dimensions: B rows, C latent channels, h and w latent rows and columns.
 
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mezzotint.errors import ShapeError, WorkFailed
+from mezzotint.errors import CardError, ShapeError, WorkFailed
 from mezzotint.models.base import Network, Report
 from mezzotint.models.networks import Placement, TorchNetwork
-from mezzotint.models.parts import Part
+from mezzotint.models.parts import Part, read_json
 
-__all__ = ["Autoencoder", "fit_preview"]
+__all__ = ["PREVIEW_FILE", "Autoencoder", "fit_preview", "read_preview"]
+
+PREVIEW_FILE = "preview.json"
 
 
 def _call_decoder(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -140,6 +143,30 @@ def _build_once(part: Part) -> Any:
         return part.build(dtype)
 
     return build
+
+
+def read_preview(path: str, channels: int) -> Tensor | None:
+    """Read the linear map that a model folder brings in ``preview.json``, if it does.
+
+    The file holds ``matrix`` (3 rows of C) and ``bias`` (3), colours in [-1, 1].
+
+    Returns:
+        The map as :func:`fit_preview` gives it, or None.
+
+    Raises:
+        CardError: If the file is there and cannot be understood.
+    """
+    file = Path(path) / PREVIEW_FILE
+    if not path or not file.is_file():
+        return None
+    data = read_json(file)
+    try:
+        matrix = torch.tensor([*zip(*data["matrix"], strict=True), data["bias"]]).float()
+    except (KeyError, TypeError, ValueError) as error:
+        raise CardError(f"{file} needs matrix (3 rows) and bias (3): {error}") from None
+    if matrix.shape != (channels + 1, 3):
+        raise CardError(f"{file} is for {len(matrix) - 1} channels, the model has {channels}")
+    return matrix
 
 
 def fit_preview(decode: Any, channels: int, *, rows: int = 12, side: int = 16) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.base import Conditioning, Model, Prompt, Report
-from mezzotint.models.families.autoencoder import Autoencoder, fit_preview
+from mezzotint.models.families.autoencoder import Autoencoder, fit_preview, read_preview
 from mezzotint.models.families.common import (
     default_size,
     part_of,
@@ -127,8 +127,13 @@ class DiTModel(Model):
 
     @cached_property
     def _preview(self) -> Tensor:
-        return fit_preview(self._autoencoder.decode, self.spec.latent_channels)
+        found = read_preview(self.spec.path, self.spec.latent_channels)
+        return (
+            fit_preview(self._autoencoder.decode, self.spec.latent_channels)
+            if found is None
+            else found
+        )
 
     def preview_matrix(self) -> Tensor:
-        """Return a map fitted to this autoencoder."""
+        """Return the folder's own map, or one fitted to this autoencoder."""
         return self._preview

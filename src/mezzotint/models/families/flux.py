@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.models.base import Conditioning, Model, Prompt, Report
-from mezzotint.models.families.autoencoder import Autoencoder, fit_preview
+from mezzotint.models.families.autoencoder import Autoencoder, fit_preview, read_preview
 from mezzotint.models.families.common import part_of, scheduler_defaults
 from mezzotint.models.families.text import call_last, call_pooled, text_encoder
 from mezzotint.models.networks import Placement, TorchNetwork
@@ -168,8 +168,13 @@ class FluxModel(Model):
 
     @cached_property
     def _preview(self) -> Tensor:
-        return fit_preview(self._autoencoder.decode, self.spec.latent_channels)
+        found = read_preview(self.spec.path, self.spec.latent_channels)
+        return (
+            fit_preview(self._autoencoder.decode, self.spec.latent_channels)
+            if found is None
+            else found
+        )
 
     def preview_matrix(self) -> Tensor:
-        """Return a map fitted to this autoencoder."""
+        """Return the folder's own map, or one fitted to this autoencoder."""
         return self._preview

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.base import Conditioning, Model, Prompt, Report
-from mezzotint.models.families.autoencoder import Autoencoder, fit_preview
+from mezzotint.models.families.autoencoder import Autoencoder, fit_preview, read_preview
 from mezzotint.models.families.common import (
     default_size,
     distilled_defaults,
@@ -117,7 +117,9 @@ class LatentUNetModel(Model):
         scale = self._autoencoder.scale
         levels = len(unet.get("block_out_channels") or (0,) * 4)
         size = default_size(sample_size(unet, 128 if self._is_xl else 64), scale)
-        limits = ["the pipeline's safety checker is not run; use gates"]
+        limits = list[str]()
+        if "safety_checker" in parts.config:
+            limits.append("the pipeline's safety checker is not run; use gates")
         if self._guidance_width:
             limits.append("guidance_scale is an input of the network; there is no negative prompt")
         spec = ModelSpec(
@@ -210,8 +212,13 @@ class LatentUNetModel(Model):
 
     @cached_property
     def _preview(self) -> Tensor:
-        return fit_preview(self._autoencoder.decode, self.spec.latent_channels)
+        found = read_preview(self.spec.path, self.spec.latent_channels)
+        return (
+            fit_preview(self._autoencoder.decode, self.spec.latent_channels)
+            if found is None
+            else found
+        )
 
     def preview_matrix(self) -> Tensor:
-        """Return a map fitted to this autoencoder."""
+        """Return the folder's own map, or one fitted to this autoencoder."""
         return self._preview

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mezzotint.models.base import Conditioning, Model, Prompt, Report
-from mezzotint.models.families.autoencoder import Autoencoder, fit_preview
+from mezzotint.models.families.autoencoder import Autoencoder, fit_preview, read_preview
 from mezzotint.models.families.common import (
     default_size,
     distilled_defaults,
@@ -160,8 +160,13 @@ class SD3Model(Model):
 
     @cached_property
     def _preview(self) -> Tensor:
-        return fit_preview(self._autoencoder.decode, self.spec.latent_channels)
+        found = read_preview(self.spec.path, self.spec.latent_channels)
+        return (
+            fit_preview(self._autoencoder.decode, self.spec.latent_channels)
+            if found is None
+            else found
+        )
 
     def preview_matrix(self) -> Tensor:
-        """Return a map fitted to this autoencoder."""
+        """Return the folder's own map, or one fitted to this autoencoder."""
         return self._preview
