@@ -32,7 +32,11 @@ class LatentSpace:
 
         place = folder / "vae" if (folder / "vae").is_dir() else folder
         try:
-            self.vae = AutoencoderKL.from_pretrained(str(place), use_safetensors=True)
+            if not (place / "config.json").is_file():
+                raise OSError("there is no config.json")
+            self.vae = AutoencoderKL.from_pretrained(
+                str(place), use_safetensors=True, local_files_only=True
+            )
         except (OSError, ValueError) as error:
             raise InvalidRequest(
                 f"network.vae {folder} holds no autoencoder: {str(error).splitlines()[0]}",

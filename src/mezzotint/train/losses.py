@@ -35,8 +35,8 @@ _BETAS = {
     "linear": ("linear", 1e-4, 0.02),
     "scaled_linear": ("scaled_linear", 0.00085, 0.012),
     "cosine": ("squaredcos_cap_v2", 1e-4, 0.02),
-    "sigmoid_beta": ("sigmoid", 1e-4, 0.02),
 }
+_TABLES = {"sigmoid": "sigmoid_alpha_bar", "sigmoid_beta": "sigmoid_beta"}  # unknown to DDIM
 
 
 def scheduler_config(objective: ObjectiveConfig) -> dict[str, Any]:
@@ -66,8 +66,8 @@ def scheduler_config(objective: ObjectiveConfig) -> dict[str, Any]:
         "clip_sample": False,
         "set_alpha_to_one": True,
     }
-    if objective.schedule == "sigmoid":
-        config["trained_betas"] = beta_values("sigmoid_alpha_bar", count=steps)
+    if objective.schedule in _TABLES:
+        config["trained_betas"] = beta_values(_TABLES[objective.schedule], count=steps)
     return config
 
 

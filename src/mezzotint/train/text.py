@@ -174,6 +174,9 @@ def _open_encoder(folder: Path) -> tuple[Any, nn.Module]:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     try:
+        for part in ("tokenizer", "text_encoder"):
+            if not (folder / part).is_dir():
+                raise OSError(f"there is no {part}")
         tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"))
         encoder = CLIPTextModel.from_pretrained(
             str(folder / "text_encoder"), use_safetensors=True, dtype=torch.float32
