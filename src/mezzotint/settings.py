@@ -26,6 +26,7 @@ from mezzotint.engine.config import EngineConfig
 from mezzotint.errors import InvalidRequest, UnknownName
 from mezzotint.files import user_home
 from mezzotint.images.config import ImageConfig
+from mezzotint.models.config import ModelsConfig
 from mezzotint.observe.config import LogConfig
 from mezzotint.plain import convert, field_types
 from mezzotint.serve.config import ServeConfig
@@ -42,6 +43,7 @@ __all__ = [
 
 _PREFIX = "MEZZOTINT_"
 _CONFIG = "MEZZOTINT_CONFIG"
+_FROM_HOME = "models.home"  # no setting of its own: two homes would be two installations
 _SECRET = re.compile(r"(password|secret|token)$")
 _CREDENTIALS = re.compile(r"(://[^:/@\s]*:)[^@/\s]+@")
 
@@ -53,37 +55,28 @@ class Settings:
     Args:
         home: Folder of models, jobs, results and caches; two homes are two
             installations. The platform's user data folder if empty.
-        device: Where models run: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         engine: How the engine shares the device.
         images: Limits on pictures that come from outside.
         jobs: Durable jobs.
         log: What is logged.
+        models: Models, where they run, and what may be loaded.
         serve: The server.
         worker: The engine's own process.
     """
 
     home: str = ""
-    device: str = "auto"
     engine: EngineConfig = field(default_factory=EngineConfig)
     images: ImageConfig = field(default_factory=ImageConfig)
     jobs: JobsConfig = field(default_factory=JobsConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    models: ModelsConfig = field(default_factory=ModelsConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     worker: WorkerConfig = field(default_factory=WorkerConfig)
 
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            raise InvalidRequest(
-                f"device must be auto, cpu, mps, cuda or cuda:N, got {self.device!r}",
-                field="device",
-                value=self.device,
-                allowed="auto, cpu, mps, cuda, cuda:N",
-            )
-
     @property
     def home_path(self) -> Path:
-        """The home folder, absolute; it need not exist yet."""
-        return Path(self.home or user_home()).expanduser().absolute()
+        """The home folder, absolute after :func:`load`; it need not exist yet."""
+        return Path(self.home or user_home())
 
 
 class Setting(NamedTuple):
@@ -118,7 +111,7 @@ class Loaded:
 
 def known_settings() -> dict[str, tuple[Any, str]]:
     """Return type and doc line of every setting by its path."""
-    return dict(_leaves(Settings, ""))
+    return {name: leaf for name, leaf in _leaves(Settings, "") if name != _FROM_HOME}
 
 
 def load(
@@ -158,6 +151,9 @@ def load(
             hint = known[name][0]
             values[name] = _converted(value, hint, name)
             origins[name] = f"flag --{name.rpartition('.')[2].replace('_', '-')}"
+    home_path = Path(values.get("home") or user_home()).expanduser().absolute()
+    values["home"] = values[_FROM_HOME] = str(home_path)
+    values.setdefault("jobs.folder", str(home_path / "jobs"))
     return Loaded(settings=_build(Settings, "", values, origins), origins=origins)
 
 
@@ -328,7 +324,7 @@ def _lookup(settings: Settings, path: str) -> Any:
     value: Any = settings
     for name in path.split("."):
         value = getattr(value, name)
-    return str(settings.home_path) if path == "home" else value
+    return value
 
 
 def _masked(name: str, value: Any) -> Any:

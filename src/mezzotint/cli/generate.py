@@ -231,7 +231,7 @@ def generate(
         **_gate_fields(gate, max_attempts, keep),
     }
     wanted = build_request(given, file=request, overrides=[flags.parse_set(t) for t in set_ or ()])
-    settings = load_settings(context, device=device).settings
+    settings = load_settings(context, models__placement__device=device).settings
     if plan:
         run(_print_plan(settings, wanted, as_json=as_json))
         return

@@ -9,12 +9,14 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncGenerator, Coroutine, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
 
 from mezzotint.errors import Cancelled, WorkFailed
 from mezzotint.observe import log
+from mezzotint.plain import write
 from mezzotint.service.base import Service
 from mezzotint.settings import Loaded, Settings, load
 from mezzotint.types import Cancelled as CancelledEvent
@@ -66,7 +68,33 @@ def make_service(settings: Settings) -> Service:
     """Build the service of this process."""
     from mezzotint.service.local import create_service
 
-    return create_service({"home": str(settings.home_path), "device": settings.device})
+    return create_service(service_options(settings))
+
+
+def service_options(
+    settings: Settings,
+    *,
+    models: Mapping[str, str] | None = None,
+    model_store: Path | None = None,
+) -> dict[str, Any]:
+    """Return what the service's factory takes, as JSON data: a worker process reads it too.
+
+    Args:
+        settings: The tree.
+        models: Models to load at once, by name; with a path where it is not a
+            name of the store.
+        model_store: Folder whose models can be registered by name.
+    """
+    options: dict[str, Any] = {
+        "home": str(settings.home_path),
+        "device": settings.models.placement.device,
+        "engine": write(settings.engine),
+    }
+    if models:
+        options["models"] = dict(models)
+    if model_store is not None:
+        options["model_store"] = str(model_store)
+    return options
 
 
 def ending(event: Event) -> GenerationResult | None:

@@ -20,8 +20,11 @@ import typer
 from typer.exceptions import TyperException
 
 import mezzotint
-from mezzotint.cli import generate as generate_verb
+from mezzotint.cli import bench, generate, pictures, serve, train
+from mezzotint.cli.config import config_app
 from mezzotint.cli.flags import flag_of
+from mezzotint.cli.keys import keys_app
+from mezzotint.cli.models import archive_app, models_app
 from mezzotint.errors import Cancelled, InvalidRequest, MezzotintError
 from mezzotint.observe import log
 from mezzotint.request import GenerationRequest
@@ -32,6 +35,7 @@ DONE: Final = 0
 FAILED: Final = 1
 WRONG: Final = 2
 INTERRUPTED: Final = 130
+_DRAWING: Final = frozenset({"generate", "sample"})  # verbs with a flag for each field
 _REQUEST_FIELDS: Final = frozenset(f.name for f in dataclasses.fields(GenerationRequest))
 
 app = typer.Typer(
@@ -67,7 +71,20 @@ def root(
     """Hold the options that every verb shares."""
 
 
-app.command("generate")(generate_verb.generate)
+app.command("generate")(generate.generate)
+app.command("replay")(pictures.replay)
+app.command("verify")(pictures.verify)
+app.command("inspect")(pictures.inspect)
+app.add_typer(models_app, name="models")
+app.add_typer(keys_app, name="keys")
+app.add_typer(archive_app, name="archive")
+app.command("serve")(serve.serve)
+app.command("train")(train.train)
+app.command("sample")(train.sample)
+app.command("bench", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(
+    bench.bench
+)
+app.add_typer(config_app, name="config")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -90,7 +107,7 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, Cancelled, typer.Abort):
         return _say("interrupted", INTERRUPTED)
     except InvalidRequest as error:
-        return _say(_request_message(error), WRONG)
+        return _say(_request_message(error, arguments), WRONG)
     except MezzotintError as error:
         return _say(str(error), FAILED)
     except BrokenPipeError:  # the reader of our output left, e.g. `| head`
@@ -102,17 +119,19 @@ def _run(arguments: list[str]) -> int:
 
 
 def _say(message: str, code: int) -> int:
-    """Print one line on standard error."""
+    """Print one line on standard error, if there is anything to say."""
+    if not message:
+        return code
     print(f"mezzotint: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return code
 
 
-def _request_message(error: InvalidRequest) -> str:
+def _request_message(error: InvalidRequest, arguments: Sequence[str]) -> str:
     """Name the flag in front of what is wrong with the request."""
     message, field = str(error), error.field or ""
-    if field.startswith("-"):
+    if field.startswith("-") or field.isupper():
         flag = field
-    elif field.partition(".")[0].partition("[")[0] in _REQUEST_FIELDS:
+    elif _DRAWING & set(arguments) and re.split(r"[.[]", field)[0] in _REQUEST_FIELDS:
         flag = flag_of(field)
     else:
         return message
@@ -128,7 +147,7 @@ def _typer_message(error: TyperException) -> str:
         return f"{max(names, key=len, default=named[1])}: {named[2]}"
     context = getattr(error, "ctx", None)
     verb = context.command_path.removeprefix("mezzotint").strip() if context else ""
-    return f"{verb}: {text}" if verb else text
+    return f"{verb}: {text}" if verb and text else text
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

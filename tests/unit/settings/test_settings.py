@@ -16,7 +16,12 @@ def _no_user_settings(monkeypatch, tmp_path):
 
 def test_defaults_hold_where_nobody_says_anything():
     loaded = load(environment=EMPTY)
-    assert loaded.settings == Settings()
+    home = loaded.settings.home_path
+    assert home.is_absolute()
+    assert loaded.settings.models.home == str(home)
+    assert loaded.settings.jobs.folder == str(home / "jobs")
+    assert loaded.settings.engine == Settings().engine
+    assert loaded.settings.serve == Settings().serve
     assert set(loaded.origins.values()) == {"default"}
 
 
@@ -34,18 +39,21 @@ def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(tmp_path)
 
 
 def test_a_flag_that_was_not_given_changes_nothing():
-    loaded = load(environment={"MEZZOTINT_DEVICE": "cpu"}, flags={"device": None})
-    assert loaded.settings.device == "cpu"
+    loaded = load(
+        environment={"MEZZOTINT_MODELS__PLACEMENT__DEVICE": "cpu"},
+        flags={"models.placement.device": None},
+    )
+    assert loaded.settings.models.placement.device == "cpu"
 
 
 def test_the_file_is_found_in_the_environment_and_in_the_home_folder(tmp_path):
-    (tmp_path / "config.toml").write_text('device = "cpu"')
+    (tmp_path / "config.toml").write_text("engine.max_rows = 8")
     other = tmp_path / "other.toml"
-    other.write_text('device = "cuda:1"')
+    other.write_text("engine.max_rows = 9")
     home = {"MEZZOTINT_HOME": str(tmp_path)}
-    assert load(environment=home).settings.device == "cpu"
-    assert load(environment={**home, "MEZZOTINT_CONFIG": str(other)}).settings.device == "cuda:1"
-    assert load(flags={"home": str(tmp_path)}, environment=EMPTY).settings.device == "cpu"
+    assert load(environment=home).settings.engine.max_rows == 8
+    assert load(environment={**home, "MEZZOTINT_CONFIG": str(other)}).settings.engine.max_rows == 9
+    assert load(flags={"home": str(tmp_path)}, environment=EMPTY).settings.engine.max_rows == 8
 
 
 @pytest.mark.parametrize(
@@ -75,7 +83,7 @@ def test_the_text_of_a_variable_becomes_the_type_of_the_setting(variable, text, 
         ("MEZZOTINT_ENGINE__QUANTUM_S", "nan", "quantum_s must be 0.001 to 3600 s, got nan"),
         ("MEZZOTINT_LOG__LEVEL", "loud", "must be one of 'debug'"),
         ("MEZZOTINT_WORKER__OPTIONS", "{", "must be JSON"),
-        ("MEZZOTINT_DEVICE", "toaster", "device must be auto, cpu"),
+        ("MEZZOTINT_MODELS__PLACEMENT__DEVICE", "toaster", "device must be auto, cpu"),
     ],
 )
 def test_a_variable_that_cannot_be_is_refused(variable, text, message):
@@ -156,4 +164,4 @@ def test_terminals_that_show_pictures_are_known(environment, answer):
 
 def test_settings_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Settings().device = "cpu"
+        Settings().home = "x"

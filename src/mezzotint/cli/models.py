@@ -1,0 +1,195 @@
+"""The verbs ``models`` and ``archive``: what is in the store, and how it travels."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mezzotint.cli.household import load_settings
+
+__all__ = ["archive_app", "models_app"]
+
+models_app = typer.Typer(help="The model store.", no_args_is_help=True)
+archive_app = typer.Typer(help="Archives of models.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name, or name@version.")]
+
+
+def _store(context: typer.Context) -> Any:
+    """Open the store of this installation."""
+    from mezzotint.models.store import ModelStore
+
+    return ModelStore(load_settings(context).settings.models)
+
+
+@models_app.command("list")
+def list_models(context: typer.Context, as_json: AsJson = False) -> None:
+    """List every model with family, default size and licence."""
+    rows = [_brief(entry) for entry in _store(context).entries()]
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    width = max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        mark = "*" if row["default"] else " "
+        where = "built in" if row["builtin"] else row["path"]
+        print(f"{mark} {row['name']:{width}}  {row['version']:8} {row['layout']:12} {where}")
+
+
+@models_app.command("show")
+def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
+    """Show path, digest, family, defaults, limits and licence of a model."""
+    found = _store(context).describe(name)
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False, default=str))
+    else:
+        _print_fields(found)
+
+
+@models_app.command("add")
+def add(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name to give it.")],
+    source: Annotated[
+        str, typer.Argument(metavar="PATH_OR_ID", help="Folder, file, archive or Hub id.")
+    ],
+    version: Annotated[str | None, typer.Option(help="Version; 1.0 if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add a model; a folder or file stays where it is."""
+    entry = _store(context).add(name, source, version=version)
+    if as_json:
+        print(json.dumps(_brief(entry), ensure_ascii=False))
+    else:
+        print(f"{entry.full_name}: {entry.path}")
+
+
+@models_app.command("remove")
+def remove(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
+    """Remove a model from the store; files outside of it stay."""
+    from mezzotint.cli.flags import WrongFlag
+
+    store = _store(context)
+    entry = store.entry(name)
+    if entry.is_builtin:
+        raise WrongFlag("NAME", f"{entry.name} is built in and cannot be removed")
+    store.remove(name)
+    if as_json:
+        print(json.dumps({"removed": entry.full_name}))
+    else:
+        print(f"removed {entry.full_name}")
+
+
+@models_app.command("defaults")
+def defaults(
+    context: typer.Context,
+    name: Name,
+    version: Annotated[
+        str | None, typer.Option(help="Make the bare name mean this version.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a request to this model means where it says nothing."""
+    store = _store(context)
+    if version is not None:
+        store.set_default(name, version)
+    found = store.describe(name)["defaults"]
+    if as_json:
+        print(json.dumps(found))
+    else:
+        _print_fields(found)
+
+
+@archive_app.command("pack")
+def pack(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="NAME_OR_PATH", help="Model to pack.")],
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The .mzt to write.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name inside the archive.")] = None,
+    version: Annotated[str, typer.Option(help="Version inside the archive.")] = "1.0",
+    licence: Annotated[str | None, typer.Option(help="SPDX id or a sentence.")] = None,
+    description: Annotated[str, typer.Option(help="A sentence for people.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Pack a model into one file: safetensors and JSON with their digests."""
+    from mezzotint.models.archive import pack as pack_model
+
+    entry = _store(context).entry(source)
+    name = name or Path(entry.name).stem
+    target = output or Path(f"{name}.mzt")
+    manifest = pack_model(
+        entry.path,
+        target,
+        name=name,
+        version=version,
+        licence=licence or entry.card.licence or "unknown",
+        description=description or entry.card.description,
+    )
+    if as_json:
+        print(json.dumps({"path": str(target), **manifest.to_plain()}, ensure_ascii=False))
+    else:
+        print(target)
+
+
+@archive_app.command("inspect")
+def inspect(
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="A .mzt.")],
+    verify: Annotated[bool, typer.Option(help="Compare the digest of every file.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Print the manifest of an archive, after checking it."""
+    from mezzotint.cli.flags import WrongFlag
+    from mezzotint.models.archive import inspect_archive
+
+    if not archive.is_file():
+        raise WrongFlag("ARCHIVE", f"cannot read {archive}: it is no file")
+    found = inspect_archive(archive, verify=verify).to_plain()
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        _print_fields({**found, "files": list(found.get("files", {}))})
+
+
+@archive_app.command("import")
+def import_archive(
+    context: typer.Context,
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="A .mzt or TorchServe .mar.")],
+    name: Annotated[str | None, typer.Option(help="Name in the store.")] = None,
+    version: Annotated[str | None, typer.Option(help="Version in the store.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add an archive to the store; code inside is never run by this."""
+    from mezzotint.cli.flags import WrongFlag
+
+    if not archive.exists():
+        raise WrongFlag("ARCHIVE", f"cannot read {archive}: there is no such file")
+    add(context, name or archive.stem, str(archive), version, as_json)
+
+
+def _brief(entry: Any) -> dict[str, Any]:
+    """Return what is known about a model without reading its weights."""
+    return {
+        "name": entry.name,
+        "version": entry.version,
+        "default": entry.is_default,
+        "builtin": entry.is_builtin,
+        "layout": str(entry.layout) or str(entry.card.repo and "hub"),
+        "path": str(entry.path),
+        "licence": entry.card.licence or "unknown",
+    }
+
+
+def _print_fields(found: dict[str, Any], indent: str = "") -> None:
+    for key, value in found.items():
+        if isinstance(value, dict):
+            print(f"{indent}{key}:")
+            _print_fields(value, indent + "  ")
+        elif isinstance(value, list):
+            print(f"{indent}{key}: {'; '.join(map(str, value))}")
+        else:
+            print(f"{indent}{key}: {value}")

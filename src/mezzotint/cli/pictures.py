@@ -1,0 +1,286 @@
+"""The verbs ``replay``, ``verify`` and ``inspect``: what a picture says about itself."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mezzotint.cli.flags import WrongFlag
+from mezzotint.cli.generate import Delivery, deliver
+from mezzotint.cli.household import load_settings, open_service, run
+from mezzotint.cli.outputs import Destination
+from mezzotint.errors import MezzotintError, WorkFailed
+from mezzotint.request import GenerationRequest
+from mezzotint.settings import Settings
+from mezzotint.types import GenerationResult, ImageOutput
+
+__all__ = ["inspect", "replay", "verify"]
+
+IDENTICAL, DIFFERENT, NO_RECIPE = 0, 1, 2
+
+Picture = Annotated[Path, typer.Argument(metavar="PICTURE", help="PNG, JPEG or WebP.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """How a picture differs from the one its recipe makes here.
+
+    Args:
+        differing_pixels: Pixels that differ in any channel; None where the sizes do.
+        pixels: Pixels of the picture.
+        largest_difference: In levels of 255.
+        environment: ``name -> (then, now)`` of what differs.
+    """
+
+    differing_pixels: int | None
+    pixels: int
+    largest_difference: int
+    environment: Mapping[str, tuple[Any, Any]]
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether every pixel is the same."""
+        return self.differing_pixels == 0
+
+
+def replay(
+    context: typer.Context,
+    picture: Picture,
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; - is stdout.")
+    ] = None,
+    output_dir: Annotated[Path, typer.Option(help="Folder for the picture without -o.")] = Path(
+        "outputs"
+    ),
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Read the recipe inside a picture and make it again."""
+    recipe = _recipe(picture)
+    request = _request(recipe)
+    destination = Destination(output, output_dir)
+    settings = load_settings(context).settings
+    image = _make_again(settings, recipe, request, quiet=quiet)
+    path = destination.write(image, request)
+    if as_json:
+        print(json.dumps({"path": str(path), "seed": image.seed}))
+    elif path is not None:
+        print(path)
+
+
+def verify(
+    context: typer.Context,
+    picture: Picture,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> int:
+    """Make a picture again and compare; exits 0 identical, 1 different, 2 no recipe."""
+    recipe = _recipe(picture)
+    request = _request(recipe)
+    settings = load_settings(context).settings
+    image = _make_again(settings, recipe, request, quiet=quiet)
+    found = compare(picture.read_bytes(), image, recipe)
+    if as_json:
+        print(json.dumps({"identical": found.is_identical, **dataclasses.asdict(found)}))
+    else:
+        _print_comparison(found)
+    return IDENTICAL if found.is_identical else DIFFERENT
+
+
+def inspect(
+    context: typer.Context,
+    picture: Picture,
+    request: Annotated[
+        bool, typer.Option("--request", help="Print the nearest request that can be run.")
+    ] = False,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Show how the model cuts the prompt.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Print the recipe of a picture: ours, A1111, ComfyUI, InvokeAI, Fooocus."""
+    from mezzotint.images.metadata import read_recipe
+    from mezzotint.images.readers import read_foreign
+    from mezzotint.models.store import ModelStore
+
+    data = _read(picture)
+    settings = load_settings(context).settings
+    store = ModelStore(settings.models)
+    recipe = read_recipe(data)
+    if recipe is not None:
+        nearest, lost = _request(recipe), ()
+        shown: dict[str, Any] = {"generator": "Mezzotint", **recipe}
+    else:
+        foreign = read_foreign(data, known_models=store.names())
+        if foreign is None:
+            print(f"mezzotint: {picture} carries no recipe", file=sys.stderr)
+            return NO_RECIPE
+        nearest, lost = foreign.request, foreign.not_honoured
+        shown = {
+            "generator": foreign.generator,
+            "prompt": foreign.prompt,
+            "negative_prompt": foreign.negative_prompt,
+            "parameters": dict(foreign.parameters),
+        }
+    if request:
+        shown = nearest.to_dict()
+        for sentence in () if as_json else lost:
+            print(f"not honoured: {sentence}", file=sys.stderr)
+        if as_json:
+            shown = {"request": shown, "not_honoured": list(lost)}
+    elif lost:
+        shown["not_honoured"] = list(lost)
+    if tokens:
+        shown["tokens"] = count_tokens(store, nearest)
+    if as_json or request:
+        print(json.dumps(shown, indent=None if as_json else 2, ensure_ascii=False, default=str))
+    else:
+        _print_recipe(shown)
+    return 0
+
+
+def compare(data: bytes, image: ImageOutput, recipe: Mapping[str, Any]) -> Comparison:
+    """Compare a picture with the one that was made again from its recipe."""
+    import numpy as np
+
+    from mezzotint.images.codec import decode_image
+
+    before, now = decode_image(data), decode_image(image.data)
+    environment = _differences(recipe.get("environment", {}), image.recipe.get("environment", {}))
+    pixels = before.shape[0] * before.shape[1]
+    if before.shape != now.shape:
+        return Comparison(
+            differing_pixels=None, pixels=pixels, largest_difference=255, environment=environment
+        )
+    distance = np.abs(before.astype(np.int16) - now.astype(np.int16))
+    return Comparison(
+        differing_pixels=int((distance.max(axis=-1) > 0).sum()),
+        pixels=pixels,
+        largest_difference=int(distance.max()),
+        environment=environment,
+    )
+
+
+def count_tokens(store: Any, request: GenerationRequest) -> dict[str, Any]:
+    """Count the tokens of a request's texts for each tokenizer of its model."""
+    from mezzotint.models.prompts import load_tokens
+
+    folder = store.entry(request.model).path
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("tokenizer*")) if folder.is_dir() else ():
+        tokens = load_tokens(path)
+        for name in ("prompt", "negative_prompt"):
+            text = getattr(request, name)
+            chunks, notes = tokens.split(text, request.prompt_dialect)
+            found.setdefault(path.name, {})[name] = {
+                "tokens": tokens.count(text),
+                "window": tokens.window,
+                "chunks": len(chunks),
+                "notes": list(notes),
+            }
+    return found
+
+
+def _read(picture: Path) -> bytes:
+    try:
+        return picture.read_bytes()
+    except OSError as error:
+        raise WrongFlag("PICTURE", f"cannot read {picture}: {error.strerror}") from None
+
+
+def _recipe(picture: Path) -> Mapping[str, Any]:
+    """Read our recipe from a picture."""
+    from mezzotint.images.metadata import read_recipe
+
+    recipe = read_recipe(_read(picture))
+    if recipe is None:
+        raise WrongFlag(
+            "PICTURE", f"{picture} carries no recipe of Mezzotint; try `mezzotint inspect`"
+        )
+    return recipe
+
+
+def _request(recipe: Mapping[str, Any]) -> GenerationRequest:
+    try:
+        return GenerationRequest.from_dict(recipe["request"])
+    except MezzotintError as error:
+        raise WrongFlag("PICTURE", f"its recipe cannot be run here: {error}") from None
+
+
+def _make_again(
+    settings: Settings, recipe: Mapping[str, Any], request: GenerationRequest, *, quiet: bool
+) -> ImageOutput:
+    """Run a recipe, past every cache, and return its picture."""
+    delivery = Delivery(destination=_Nowhere(), quiet=quiet, use_cache=False)
+
+    async def work() -> GenerationResult:
+        async with open_service(settings) as service:
+            return await deliver(service, request, delivery)
+
+    result = run(work())
+    index = int(recipe.get("index", 0))
+    if index >= len(result.images):
+        raise WorkFailed(f"the recipe is of image {index}, and only {len(result.images)} came")
+    return result.images[index]
+
+
+class _Nowhere(Destination):
+    """Keeps pictures in memory: they are compared, or written later."""
+
+    def __init__(self) -> None:
+        """Check nothing, for nothing is written."""
+
+    def write(self, image: ImageOutput, request: GenerationRequest) -> None:
+        """Write nothing."""
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what differs between two environments, nested names dotted."""
+    before, after = _flat(then), _flat(now)
+    names = sorted({*before, *after})
+    return {
+        name: (before.get(name), after.get(name))
+        for name in names
+        if before.get(name) != after.get(name)
+    }
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        found |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found
+
+
+def _print_comparison(found: Comparison) -> None:
+    if found.is_identical:
+        print("identical")
+    elif found.differing_pixels is None:
+        print("different: the sizes differ")
+    else:
+        print(
+            f"different: {found.differing_pixels} of {found.pixels} pixels differ, "
+            f"by at most {found.largest_difference} of 255"
+        )
+    if not found.is_identical:
+        for name, (then, now) in found.environment.items():
+            print(f"  {name}: was {then}, is {now}")
+        if not found.environment:
+            print("  the environment is the same: the picture itself was changed")
+
+
+def _print_recipe(shown: Mapping[str, Any]) -> None:
+    for key, value in _flat(shown).items():
+        if isinstance(value, list):
+            for item in value:
+                text = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
+                print(f"{key}: {text[:200]}")
+        elif value not in (None, ""):
+            print(f"{key}: {value if len(str(value)) <= 2000 else f'{str(value)[:60]}...'}")

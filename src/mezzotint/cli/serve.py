@@ -1,0 +1,83 @@
+"""The verb ``serve``: the server, from flags and settings."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import mezzotint
+from mezzotint.cli import flags
+from mezzotint.cli.flags import WrongFlag
+from mezzotint.cli.household import load_settings, service_options
+
+__all__ = ["serve"]
+
+_PORT: dict[str, Any] = {"parser": flags.whole_number, "metavar": "PORT"}
+
+
+def serve(
+    context: typer.Context,
+    *,
+    host: Annotated[str | None, typer.Option(help="Address of the listeners.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Generation; 0 takes a free one.", **_PORT)
+    ] = None,
+    management_port: Annotated[int | None, typer.Option(help="Management.", **_PORT)] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Metrics.", **_PORT)] = None,
+    model_store: Annotated[
+        Path | None, typer.Option(help="Folder whose models can be registered by name.")
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME or NAME=PATH, several with commas: loaded before it is ready."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
+    api_keys: Annotated[Path | None, typer.Option(help="Keys file, see `keys new`.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+) -> int:
+    """Serve over HTTP on loopback until Ctrl-C or SIGTERM."""
+    loaded = load_settings(
+        context,
+        config=config,
+        serve__host=host,
+        serve__port=port,
+        serve__management_port=management_port,
+        serve__metrics_port=metrics_port,
+        serve__api_keys=str(api_keys) if api_keys else None,
+        models__placement__device=device,
+    )
+    settings = loaded.settings
+    if model_store is not None and not model_store.is_dir():
+        raise WrongFlag("--model-store", f"the folder {model_store} does not exist")
+    wanted = parse_models(models or [])
+    from dataclasses import replace
+
+    from mezzotint.serve.run import run
+
+    options = service_options(settings, models=wanted, model_store=model_store)
+    worker = replace(settings.worker, options={**options, **settings.worker.options})
+    return run(
+        settings.serve,
+        settings.jobs,
+        worker,
+        log_config=settings.log,
+        version=mezzotint.__version__,
+        announce=_announce,
+    )
+
+
+def parse_models(texts: list[str]) -> dict[str, str]:
+    """Read ``--models a,b=PATH``; a name without a path means itself."""
+    found: dict[str, str] = {}
+    for item in (piece.strip() for text in texts for piece in text.split(",")):
+        name, equals, path = item.partition("=")
+        if not name or (equals and not path):
+            raise WrongFlag("--models", f"must look like NAME or NAME=PATH, got {item!r}")
+        if path and not Path(path).expanduser().exists() and "/" not in path:
+            raise WrongFlag("--models", f"{name}: there is nothing at {path}")
+        found[name] = path
+    return found
+
+
+def _announce(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,160 @@
+"""The verbs ``train`` and ``sample``: the trainer from the command line."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from mezzotint.cli import flags
+from mezzotint.cli.generate import build_request
+from mezzotint.cli.outputs import Destination
+
+__all__ = ["sample", "train"]
+
+
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The run.")],
+    *,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Run folder, in place of the file's.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="FIELD=JSON, any field of the file.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Refuse to go on from a checkpoint.")
+    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only read and check the data.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Events as JSON lines.")] = False,
+) -> None:
+    """Train a model; the run folder is a model. Ctrl-C writes a checkpoint first."""
+    from mezzotint.train.config import TrainConfig
+    from mezzotint.train.progress import describe_event
+    from mezzotint.train.trainer import Trainer
+
+    wanted = TrainConfig.from_toml(config)
+    changes = [flags.parse_set(text) for text in set_ or ()]
+    if changes or output_dir:
+        plain = wanted.to_dict()
+        for field, value in changes:
+            flags.merge(plain, field, value)
+        if output_dir:
+            plain["output_dir"] = str(output_dir)
+        wanted = TrainConfig.from_dict(plain)
+
+    def show(event: dict[str, Any]) -> None:
+        print(json.dumps(event) if as_json else describe_event(event), flush=True)
+
+    trainer = Trainer(wanted, on_event=show)
+    if check:
+        print(trainer.check())
+        return
+    stopped = _stop_on_interrupt(trainer)
+    result = trainer.fit(resume=not fresh)
+    if stopped:
+        raise KeyboardInterrupt
+    if not as_json:
+        print(result.run_dir)
+
+
+def _stop_on_interrupt(trainer: Any) -> list[int]:
+    """Let the first Ctrl-C end the run cleanly; the second is an ordinary one."""
+    seen: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        print("stopping after a checkpoint; again to stop at once", file=sys.stderr)
+        trainer.stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, stop)
+    return seen
+
+
+def sample(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")],
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to draw.")] = None,
+    *,
+    seed: Annotated[
+        int | None, typer.Option(parser=flags.whole_number, metavar="INT", help="0 to 2^64-1.")
+    ] = None,
+    num_images: Annotated[
+        int | None, typer.Option("--num-images", "-n", parser=flags.whole_number, metavar="INT")
+    ] = None,
+    num_inference_steps: Annotated[
+        int | None,
+        typer.Option("--num-inference-steps", "--steps", parser=flags.whole_number, metavar="INT"),
+    ] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Solver.")] = None,
+    guidance_scale: Annotated[str | None, typer.Option("--guidance-scale", "-g")] = None,
+    class_label: Annotated[
+        int | None, typer.Option(parser=flags.whole_number, metavar="INT", help="Class.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="FIELD=JSON, any request field.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.")] = None,
+    output_dir: Annotated[Path, typer.Option(help="Folder for pictures without -o.")] = Path(
+        "outputs"
+    ),
+) -> None:
+    """Draw from a run as it stands, with the running mean of the weights."""
+    from mezzotint.train.trainer import Trainer
+
+    given: dict[str, Any] = {
+        "model": str(run_dir),
+        "prompt": prompt,
+        "seed": seed,
+        "num_images": num_images,
+        "num_inference_steps": num_inference_steps,
+        "scheduler": scheduler,
+        "guidance_scale": flags.parse_guidance(guidance_scale) if guidance_scale else None,
+        "latent.class_label": class_label,
+    }
+    request = build_request(given, overrides=[flags.parse_set(text) for text in set_ or ()])
+    if not run_dir.is_dir():
+        raise flags.WrongFlag("RUN_DIR", f"{run_dir} is no folder")
+    destination = Destination(output, output_dir, several=request.num_images > 1)
+    trainer = Trainer.open(run_dir)
+    if not _draws_pictures(trainer):
+        print(_write_values(trainer, request, output or output_dir / f"{run_dir.name}.npy"))
+        return
+    result = trainer.sample(request)
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    for image in result.images:
+        path = destination.write(image, request)
+        if path is not None:
+            print(path)
+
+
+def _draws_pictures(trainer: Any) -> bool:
+    """Tell whether a run makes pictures; others make arrays in their own units."""
+    return trainer.model().spec.family != "denoiser" or trainer.config.data.kind not in (
+        "npy",
+        "npz",
+        "zarr",
+    )
+
+
+def _write_values(trainer: Any, request: Any, path: Path) -> Path:
+    """Draw arrays and write them as ``.npy``."""
+    import io
+
+    import numpy as np
+
+    from mezzotint.files import write_atomically
+
+    values = trainer.draw(
+        request.num_images,
+        seed=request.seed or 0,
+        num_inference_steps=request.num_inference_steps,
+        scheduler=request.scheduler,
+    )
+    stream = io.BytesIO()
+    np.save(stream, values)
+    return write_atomically(path, stream.getvalue())
