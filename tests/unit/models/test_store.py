@@ -171,7 +171,7 @@ def test_files_that_went_missing_are_said_to_be(home, folder):
 @pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "model.bin"])
 def test_pickles_are_refused_with_the_way_out(home, tmp_path, name):
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(WeightsError, match="pickle.*weights_only=True"):
+    with pytest.raises(WeightsError, match=r"pickle.*weights_only=True"):
         open_store(home).load(str(tmp_path / name))
 
 
