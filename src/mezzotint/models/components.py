@@ -152,7 +152,7 @@ def _check_complete(pipeline: str, given: Mapping[str, Any]) -> None:
 
 def _config_of(part: Any) -> dict[str, Any]:
     """Return a component's configuration as plain data."""
-    config = getattr(part, "config", {})
+    config: Any = getattr(part, "config", {})
     return dict(config.to_dict() if hasattr(config, "to_dict") else config)
 
 
