@@ -109,7 +109,7 @@ class RowLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer; (R, F) inputs are taken row by row, but not while being exported."""
-        if torch.jit.is_tracing():
+        if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
             return F.linear(input, self.weight, self.bias)
         if input.shape[0] > 1 and (input.ndim == 2 or self.every_row):
             # A clone starts at an aligned address, as a row alone does.
