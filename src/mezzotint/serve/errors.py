@@ -27,6 +27,7 @@ __all__ = [
     "Unauthorized",
     "Unsupported",
     "UnsupportedMedia",
+    "WrongField",
     "describe",
 ]
 
@@ -84,6 +85,10 @@ class UnsupportedMedia(DoorError):
     """A content type the endpoint does not read."""
 
 
+class WrongField(errors.InvalidRequest):
+    """A field is wrong, and is named in the dialect's own words already."""
+
+
 class TooManyRequests(errors.Overloaded):
     """A rate limit or a concurrency limit of this key is reached."""
 
@@ -116,6 +121,7 @@ TABLE: Mapping[type[Exception], tuple[int, str]] = {
     errors.ArchiveError: (422, "unsafe_or_broken_archive"),
     errors.WeightsError: (500, "weights_error"),
     errors.CardError: (500, "card_error"),
+    WrongField: (422, "invalid_request"),
     DoorError: (400, "malformed"),
     Malformed: (400, "malformed"),
     Unauthorized: (401, "unauthorized"),
@@ -166,7 +172,7 @@ class Problem:
         Args:
             names: Our field -> the dialect's, e.g. ``guidance_scale`` -> ``cfg_scale``.
         """
-        if self.field is None:
+        if self.field is None or self.cause == "WrongField":
             return self
         root, rest = _split(self.field)
         theirs = names.get(root)

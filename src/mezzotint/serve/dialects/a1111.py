@@ -21,7 +21,7 @@ from mezzotint import errors
 from mezzotint.errors import ImageError, InvalidRequest, UnknownName
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.serve.dialects.a1111_lists import ENDPOINTS, find_checkpoint, options
-from mezzotint.serve.errors import NotFound, Problem
+from mezzotint.serve.errors import NotFound, Problem, WrongField
 from mezzotint.serve.front import Front, new_id
 from mezzotint.serve.wire import Dialect, Endpoint, Fields, json_response, read_json, visit
 from mezzotint.types import (
@@ -173,7 +173,7 @@ def _sampler(fields: Fields, warnings: list[str]) -> dict[str, Any]:
     if schedule and schedule.lower() != "automatic":
         found = match_schedule(schedule)
         if found is None:
-            raise InvalidRequest(
+            raise WrongField(
                 f"scheduler {schedule[:80]!r} is no schedule type; see /sdapi/v1/schedulers",
                 field="scheduler",
                 value=schedule[:80],

@@ -43,7 +43,8 @@ def to_request(model: str, body: Mapping[str, Any]) -> GenerationRequest:
     inputs = fields.take("inputs", str)
     if inputs is None:
         raise InvalidRequest("inputs is needed: the prompt, or a picture as base64", field="inputs")
-    parameters = fields.rest().get("parameters") or {}
+    parameters = fields.rest().get("parameters")
+    parameters = {} if parameters is None else parameters
     if not isinstance(parameters, Mapping):
         raise InvalidRequest("parameters must be an object", field="parameters")
     fields.drop("parameters", "options")
