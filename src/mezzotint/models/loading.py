@@ -140,7 +140,7 @@ def load_path(
 
         files = [p for p in path.rglob("*") if p.is_file() and _belongs_to_run(p, path)]
         digest = combine_digests(digest_files(path, files, expected=expected))
-        return load_run(path, name=options["name"], digest=digest)
+        return load_run(path, name=options["name"], digest=digest, device=options["device"])
     raise WeightsError(f"{path} is an archive; add it to the store first: mezzotint models add")
 
 

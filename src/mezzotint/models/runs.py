@@ -139,8 +139,9 @@ class RunDescription:
         """
         try:
             plain = json.loads((folder / RUN_FILE).read_text("utf-8"))
-            if plain.pop("format") != 1 or plain.pop("family") != "denoiser":
-                raise WeightsError(f"{folder / RUN_FILE} describes no denoiser run of format 1")
+            family = plain.pop("family")
+            if plain.pop("format") != 1 or family != "denoiser":
+                raise WeightsError(f"{folder} is a training run of {family}, which draws nothing")
             plain["normalisation"] = read(Normalisation, plain["normalisation"], "normalisation")
             plain["shape"] = tuple(plain["shape"])
             plain["class_names"] = tuple(plain["class_names"])
@@ -267,7 +268,11 @@ class RunModel(Model):
         weight = next(network.parameters())
         size = sum(p.numel() * p.element_size() for p in network.parameters())
         door = TorchNetwork(
-            lambda: network, _call_inputs, device=weight.device, num_bytes=size, digest=digest
+            network.to,
+            _call_inputs,
+            device=weight.device,
+            num_bytes=size,
+            digest=digest,
         )
         self.networks = {"denoiser": door if exact else _FastNetwork(network)}
         self.denoiser = NetworkDenoiser(
@@ -381,8 +386,16 @@ def encode_text(
     return embeds, len(whole) > tokens
 
 
-def load_run(folder: Path, *, name: str = "", digest: str = "0" * 64) -> RunModel:
+def load_run(
+    folder: Path, *, name: str = "", digest: str = "0" * 64, device: str = "cpu"
+) -> RunModel:
     """Load a run folder that holds ``mezzotint_run.json``.
+
+    Args:
+        folder: The run folder.
+        name: Name in the store; the folder's if empty.
+        digest: sha256 over its files.
+        device: Where it computes, in float32.
 
     Raises:
         WeightsError: If a file is missing, corrupt, or does not fit.
@@ -400,6 +413,10 @@ def load_run(folder: Path, *, name: str = "", digest: str = "0" * 64) -> RunMode
         from diffusers import AutoencoderKL
 
         parts["vae"] = AutoencoderKL.from_pretrained(str(folder / "vae"))
+    network.to(device)
+    for part in ("text_encoder", "vae"):
+        if part in parts:
+            parts[part].to(device)
     return RunModel(
         about, network, name=name or folder.name, digest=digest, path=str(folder), **parts
     )

@@ -20,9 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.models.base import Model
-from mezzotint.models.gan import GanConfig, build_generator, load_gan, write_gan
-from mezzotint.models.runs import RUN_FILE
+from mezzotint.models.gan import GanConfig, build_generator, write_gan
 from mezzotint.train.config import TrainConfig
 from mezzotint.train.data import Dataset
 from mezzotint.train.tasks import Batch
@@ -231,18 +229,13 @@ class AdversarialTask:
     def after_step(self, step: int) -> None:
         """Nothing follows a step."""
 
-    def model(self, modules: nn.ModuleDict, *, exact: bool = True) -> Model:
-        """Return the generator as a model, through the files it will be served from."""
-        import tempfile
-
-        with tempfile.TemporaryDirectory() as folder:
-            write_gan(Path(folder), self.gan, modules["generator"].state_dict())
-            model = load_gan(Path(folder), name=Path(self._config.output_dir).name)
-            model.networks["decoder"].module  # noqa: B018  (weights are read while the folder is there)
-        return model
-
-    def export(self, folder: Path, modules: nn.ModuleDict, training: Mapping[str, Any]) -> None:
+    def write_model(
+        self, folder: Path, modules: nn.ModuleDict, training: Mapping[str, Any]
+    ) -> None:
         """Write the generator as a GAN folder."""
         write_gan(folder, self.gan, modules["generator"].state_dict())
-        about = {"format": 1, "family": "gan", "training": training}
-        (folder / RUN_FILE).write_text(json.dumps(about, indent=1), "utf-8")
+        (folder / "training.json").write_text(json.dumps(training, indent=1), "utf-8")
+
+    def export(self, folder: Path, modules: nn.ModuleDict, training: Mapping[str, Any]) -> None:
+        """Write the run folder's content."""
+        self.write_model(folder, modules, training)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.models.base import Model
 from mezzotint.models.runs import RUN_FILE
 from mezzotint.train.config import TrainConfig
 from mezzotint.train.data import Dataset
@@ -126,7 +125,9 @@ class AutoencoderTask:
     def after_step(self, step: int) -> None:
         """Nothing follows a step."""
 
-    def model(self, modules: nn.ModuleDict, *, exact: bool = True) -> Model:
+    def write_model(
+        self, folder: Path, modules: nn.ModuleDict, training: Mapping[str, Any]
+    ) -> None:
         """Refuse: an autoencoder draws nothing of its own.
 
         Raises:

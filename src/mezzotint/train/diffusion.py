@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mezzotint.models.base import Model
 from mezzotint.train.config import TrainConfig
 from mezzotint.train.data import Dataset
-from mezzotint.train.export import export_ground, model_of
+from mezzotint.train.export import export_ground
 from mezzotint.train.ground import fresh_ground, open_ground
 from mezzotint.train.losses import Mixture
 from mezzotint.train.tasks import Batch
@@ -87,11 +86,12 @@ class DiffusionTask:
     def after_step(self, step: int) -> None:
         """Nothing follows a step."""
 
-    def model(self, modules: nn.ModuleDict, *, exact: bool = True) -> Model:
-        """Return the model to sample from."""
-        name = Path(self._config.output_dir).name
-        return model_of(self.ground, modules, name=name, exact=exact)
-
-    def export(self, folder: Path, modules: nn.ModuleDict, training: Mapping[str, Any]) -> None:
+    def write_model(
+        self, folder: Path, modules: nn.ModuleDict, training: Mapping[str, Any]
+    ) -> None:
         """Write the run as a model."""
         export_ground(self.ground, folder, modules, training)
+
+    def export(self, folder: Path, modules: nn.ModuleDict, training: Mapping[str, Any]) -> None:
+        """Write the run folder's content."""
+        self.write_model(folder, modules, training)

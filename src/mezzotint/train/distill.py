@@ -19,11 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.models.base import Model
 from mezzotint.models.runs import call_network
 from mezzotint.train.config import TrainConfig
 from mezzotint.train.data import Dataset
-from mezzotint.train.export import export_ground, model_of
+from mezzotint.train.export import export_ground
 from mezzotint.train.ground import Ground, open_ground
 from mezzotint.train.losses import Mixture, to_clean
 from mezzotint.train.tasks import Batch
@@ -191,11 +190,12 @@ class DistillTask:
         target = list(self.modules["target"].parameters())
         torch._foreach_lerp_(target, student, 1 - self._config.distill.target_decay)
 
-    def model(self, modules: nn.ModuleDict, *, exact: bool = True) -> Model:
-        """Return the student."""
-        name = Path(self._config.output_dir).name
-        return model_of(self.ground, modules, name=name, exact=exact)
+    def write_model(
+        self, folder: Path, modules: nn.ModuleDict, training: Mapping[str, Any]
+    ) -> None:
+        """Write the run as a model."""
+        export_ground(self.ground, folder, modules, training)
 
     def export(self, folder: Path, modules: nn.ModuleDict, training: Mapping[str, Any]) -> None:
-        """Write the student as a model of its own."""
-        export_ground(self.ground, folder, modules, training)
+        """Write the run folder's content."""
+        self.write_model(folder, modules, training)

@@ -17,12 +17,11 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from mezzotint.models.base import Model
-from mezzotint.models.runs import RUN_FILE, WEIGHTS_FILE, RunModel
+from mezzotint.models.runs import RUN_FILE, WEIGHTS_FILE
 from mezzotint.sampling.schedules import frame_of
 from mezzotint.train.ground import Ground
 
-__all__ = ["export_ground", "export_run", "model_of", "write_pipeline"]
+__all__ = ["export_ground", "export_run", "write_pipeline"]
 
 _DESCRIBING = ("model_index.json", "config.json", RUN_FILE)
 
@@ -30,7 +29,7 @@ _DESCRIBING = ("model_index.json", "config.json", RUN_FILE)
 def export_run(
     task: Any, run_dir: Path, modules: nn.ModuleDict, training: Mapping[str, Any]
 ) -> None:
-    """Write a task's model into its run folder.
+    """Write a task's content into its run folder.
 
     Raises:
         OSError: If it cannot be written; the model before stays.
@@ -106,24 +105,6 @@ def _text_parts(ground: Ground, modules: nn.ModuleDict) -> dict[str, Any]:
         return {}
     encoder = modules["text_encoder"] if ground.text.learns else copy.deepcopy(ground.text.encoder)
     return {"tokenizer": ground.text.tokenizer, "text_encoder": encoder}
-
-
-def model_of(ground: Ground, modules: nn.ModuleDict, *, name: str, exact: bool = True) -> Model:
-    """Return a run as a model in memory, the same as its folder would give.
-
-    Args:
-        ground: What stands around the network.
-        modules: Copies of the weights.
-        name: Name of the model.
-        exact: False is faster for thousands of samples of array runs.
-    """
-    found = _pipeline_parts(ground, modules)
-    if found is not None:
-        return Model.from_components(**found[1])
-    parts = _text_parts(ground, modules)
-    if ground.latents is not None:
-        parts["vae"] = copy.deepcopy(ground.latents.vae)
-    return RunModel(ground.description, modules["network"], name=name, exact=exact, **parts)
 
 
 def export_ground(

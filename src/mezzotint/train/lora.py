@@ -17,11 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.models.base import Model
 from mezzotint.models.runs import RUN_FILE
 from mezzotint.train.config import TrainConfig
 from mezzotint.train.data import Dataset
-from mezzotint.train.export import export_ground, model_of
+from mezzotint.train.export import export_ground
 from mezzotint.train.ground import open_ground
 from mezzotint.train.losses import Mixture
 from mezzotint.train.tasks import Batch
@@ -143,15 +142,16 @@ class LoraTask:
                 pairs[name.partition(".lora_A.")[0]] = (down, up * self._scale)
         return pairs
 
-    def model(self, modules: nn.ModuleDict, *, exact: bool = True) -> Model:
-        """Return the base with the change merged in."""
-        name = Path(self._config.output_dir).name
-        return model_of(self.ground, self.merged(modules).eval(), name=name, exact=exact)
+    def write_model(
+        self, folder: Path, modules: nn.ModuleDict, training: Mapping[str, Any]
+    ) -> None:
+        """Write the base with the change merged in."""
+        export_ground(self.ground, folder, self.merged(modules), training)
 
     def export(self, folder: Path, modules: nn.ModuleDict, training: Mapping[str, Any]) -> None:
         """Write the change, and the whole model if asked."""
         if self._config.lora.merge:
-            export_ground(self.ground, folder, self.merged(modules), training)
+            self.write_model(folder, modules, training)
         else:
             about = {"format": 1, "family": "lora", "base": self._config.base, "training": training}
             (folder / RUN_FILE).write_text(json.dumps(about, indent=1), "utf-8")

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mezzotint.models.base import Model
 from mezzotint.train.config import TrainConfig
 from mezzotint.train.data import Dataset
 
@@ -77,12 +76,14 @@ class Task(Protocol):
         """Return modules that only help; the trainer moves them to the device."""
         ...
 
-    def model(self, modules: nn.ModuleDict, *, exact: bool = True) -> Model:
-        """Return the model to sample from, around copies of the weights."""
+    def write_model(
+        self, folder: Path, modules: nn.ModuleDict, training: Mapping[str, Any]
+    ) -> None:
+        """Write what is sampled from, as a model of its own, into an empty folder."""
         ...
 
     def export(self, folder: Path, modules: nn.ModuleDict, training: Mapping[str, Any]) -> None:
-        """Write the run as a model into an empty folder."""
+        """Write everything that the run folder shall hold into an empty folder."""
         ...
 
 

@@ -21,6 +21,7 @@ import errno
 import json
 import math
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -34,6 +35,7 @@ from torch import nn
 from mezzotint.errors import Cancelled, InvalidRequest, WorkFailed
 from mezzotint.files import write_atomically
 from mezzotint.models.base import Model
+from mezzotint.models.runs import RUN_FILE, RunModel
 from mezzotint.request import GenerationRequest
 from mezzotint.train.checkpoint import CheckpointStore, check_same_run
 from mezzotint.train.config import TrainConfig
@@ -89,6 +91,7 @@ class Trainer:
         self._data: tuple[Dataset, DataReport] | None = None
         self._state: RunState | None = None
         self._model: tuple[int, Model] | None = None
+        self._exported = -1
         self._stop = threading.Event()
 
     @classmethod
@@ -204,16 +207,44 @@ class Trainer:
         from mezzotint.train.sampling import draw_values
 
         return draw_values(
-            self.model(), count, seed=seed, num_inference_steps=num_inference_steps,
+            self._array_model(), count, seed=seed, num_inference_steps=num_inference_steps,
             scheduler=scheduler, guidance_scale=guidance_scale, labels=labels,
         )  # fmt: skip
 
     def model(self) -> Model:
-        """Return the run as a model, around copies of the weights as they are."""
+        """Return the run as a model, as its folder would be served.
+
+        The folder itself if it is up to date; otherwise what would be written
+        now goes through a temporary folder, so that both are the same.
+
+        Raises:
+            InvalidRequest: If the run draws nothing (an autoencoder).
+        """
+        from mezzotint.models.config import PlacementConfig
+        from mezzotint.models.loading import load_path
+
         state = self._prepare(resume=True)
-        if self._model is None or self._model[0] != state.counters.step:
-            self._model = (state.counters.step, state.task.model(self._weights(state)))
-        return self._model[1]
+        step = state.counters.step
+        if self._model is not None and self._model[0] == step:
+            return self._model[1]
+        place = PlacementConfig(device=str(state.accelerator.device))
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = self.run_dir if self._exported == step else Path(temporary)
+            if folder != self.run_dir:
+                state.task.write_model(folder, self._weights(state), {})
+            model = load_path(folder, name=str(self.run_dir), placement=place)
+            for network in model.networks.values():
+                getattr(network, "module", None)  # read while the folder is there
+        self._model = (step, model)
+        return model
+
+    def _array_model(self) -> RunModel:
+        """Return the run of an array, made for many samples at once."""
+        state = self._prepare(resume=True)
+        ground = getattr(state.task, "ground", None)
+        if ground is None or ground.description.data in ("pixels", "latents"):
+            raise InvalidRequest("draw answers arrays; use sample for pictures", field="kind")
+        return RunModel(ground.description, self._weights(state)["network"], exact=False)
 
     def _weights(self, state: RunState, index: int = 0) -> nn.ModuleDict:
         """Return copies of the modules holding a running mean, ready to be used."""
@@ -245,6 +276,7 @@ class Trainer:
         state = RunState(self.config, task, accelerator)
         if restored is not None:
             state.load_state_dict(restored.state)
+            self._exported = _exported_steps(self.run_dir)
         if accelerator.is_main_process:
             self._write_about(report, damaged)
         self._state = state
@@ -473,7 +505,9 @@ class Trainer:
             "torch": torch.__version__,
         }
         try:
+            self._exported = -1
             export_run(state.task, self.run_dir, self._weights(state), training)
+            self._exported, self._model = state.counters.step, None
             for index, decay in enumerate(self.config.ema.decays[1:], start=1):
                 folder = self.run_dir / "ema" / f"{decay:g}"
                 shutil.rmtree(folder, ignore_errors=True)
@@ -484,6 +518,17 @@ class Trainer:
                 f"the model could not be written to {self.run_dir}: {error.strerror or error}; "
                 "the checkpoint is whole, make room and run again"
             ) from error
+
+
+def _exported_steps(run_dir: Path) -> int:
+    """Return the step that the model in a run folder is of, -1 if there is none."""
+    for name in (RUN_FILE, "training.json"):
+        try:
+            plain = json.loads((run_dir / name).read_text("utf-8"))
+            return int(plain.get("training", plain)["steps"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return -1
 
 
 def _due(step: int, every: int, bad_steps: int) -> bool:
