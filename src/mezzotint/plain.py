@@ -24,10 +24,14 @@ def check_range(name: str, value: float | None, low: float, high: float, *, unit
     if value is None:
         return
     if not (math.isfinite(value) and low <= value <= high):
-        allowed = f"{low:g} to {high:g}{unit}"
+        allowed = f"{_exact(low)} to {_exact(high)}{unit}"
         raise InvalidRequest(
             f"{name} must be {allowed}, got {value}", field=name, value=value, allowed=allowed
         )
+
+
+def _exact(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 class Checked:
