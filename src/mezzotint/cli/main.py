@@ -100,6 +100,8 @@ def _run(arguments: list[str]) -> int:
     try:
         answer = command.main(args=arguments, prog_name="mezzotint", standalone_mode=False)
         sys.stdout.flush()
+        if answer == INTERRUPTED:  # typer's word for Ctrl-C
+            return _say("interrupted", INTERRUPTED)
         return answer if isinstance(answer, int) else DONE
     except TyperException as error:
         code = getattr(error, "exit_code", WRONG)
