@@ -231,3 +231,26 @@ def test_preview_matrix_is_linear_in_channels(name):
     matrix = model.preview_matrix()
     assert matrix.shape == (model.spec.latent_channels + 1, 3)
     assert bool(torch.isfinite(matrix).all())
+
+
+def test_compel_blends_a_weaker_word_with_the_text_that_lacks_it():
+    model = load_pipeline(tiny.folder("sd1"))
+
+    def states(text, dialect="compel"):
+        return model.encode([Prompt(text=text, dialect=dialect)])[0]["encoder_hidden_states"]
+
+    assert torch.equal(states("a (red)1.5 apple"), states("a (red:1.5) apple", "comfyui"))
+    plain, empty = states("a red apple"), states("")
+    tokens = model._encoders[0].tokens.split("a red apple")[0][0]
+    blind = torch.ones(1, 77, dtype=torch.int64)
+    blind[0, 2] = 0
+    lacking = model.networks["text_encoder"](
+        input_ids=torch.tensor([tokens.ids]), attention_mask=blind
+    )[0]
+    halved = []
+    for hidden in (plain, lacking):
+        hidden = hidden.clone()
+        hidden[:, 2] = empty[:, 2] + 0.5 * (hidden - empty)[:, 2]
+        halved.append(hidden)
+    # a weight of 0.5 gives both an equal share: tan(pi / 4) is 1
+    torch.testing.assert_close(states("a (red)0.5 apple"), (halved[0] + halved[1]) / 2)

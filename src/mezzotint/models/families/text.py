@@ -6,8 +6,10 @@ embedding is a function of the prompt alone and can be cached.
 Dimensions: T tokens of all windows, L tokens of one, D hidden width, P pooled width.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -27,6 +29,9 @@ __all__ = [
     "call_pooled",
     "text_encoder",
 ]
+
+MAX_POSITIONS = 4096
+LEAST_WEIGHT = 1e-9  # a weight of 0 would be an infinite share in a blend
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,27 +109,49 @@ class TextEncoder:
         pooled = outputs[0][1] if len(outputs[0]) > 1 else None
         return Embedding(torch.cat(hidden, dim=1), pooled, notes)
 
-    def _run(self, chunk: Chunk) -> tuple[Tensor, ...]:
-        """Run the encoder over one window."""
+    def _run(self, chunk: Chunk, hidden_tokens: slice | None = None) -> tuple[Tensor, ...]:
+        """Run the encoder over one window, blind to some of its tokens if asked."""
         inputs = {"input_ids": torch.tensor([chunk.ids])}
-        if self._uses_mask:
-            inputs["attention_mask"] = torch.tensor([chunk.mask])
+        if self._uses_mask or hidden_tokens is not None:
+            mask = torch.tensor([chunk.mask]) if self._uses_mask else torch.ones(1, len(chunk.ids))
+            if hidden_tokens is not None:
+                mask[:, hidden_tokens] = 0
+            inputs["attention_mask"] = mask.long()
         return self._networks[self._role](**inputs)
 
     def _weigh(self, hidden: Tensor, chunk: Chunk, dialect: str) -> Tensor:
         """Apply token weights the way the dialect's own tool does.
 
-        A1111 scales the states and restores their mean; ComfyUI and compel move
-        them away from, or towards, the states of an empty text.
+        A1111 scales the states and restores their mean. ComfyUI and compel move
+        them away from, or towards, the states of an empty text; compel blends
+        words that weigh less than 1 with the text that lacks them.
         """
-        weights = torch.tensor(chunk.weights, dtype=hidden.dtype, device=hidden.device)[
-            None, :, None
-        ]
+        weights = torch.tensor(chunk.weights, dtype=hidden.dtype, device=hidden.device)
+        weights = weights[None, :, None]
         if dialect == "a1111":
             weighted = hidden * weights
             return weighted * (hidden.mean() / weighted.mean())
         empty = self._run(self.tokens.split("")[0][0])[0]
-        return torch.where(weights == 1, hidden, (hidden - empty) * weights + empty)
+        weighted = torch.where(weights == 1, hidden, (hidden - empty) * weights + empty)
+        if dialect != "compel":
+            return weighted
+        blended, total = weighted, 1.0
+        for tokens, weight in _weaker_runs(chunk.weights):
+            lacking = self._run(chunk, tokens)[0]
+            lacking = torch.where(weights == 1, lacking, (lacking - empty) * weights + empty)
+            share = math.tan((1 - max(weight, LEAST_WEIGHT)) * math.pi / 2)
+            blended, total = blended + lacking * share, total + share
+        return blended / total
+
+
+def _weaker_runs(weights: Sequence[float]) -> Iterator[tuple[slice, float]]:
+    """Yield neighbouring tokens of one weight below 1, and that weight."""
+    start = 0
+    for weight, run in groupby(weights):
+        stop = start + len(list(run))
+        if weight < 1:
+            yield slice(start, stop), weight
+        start = stop
 
 
 def text_encoder(
@@ -155,6 +182,3 @@ def text_encoder(
     networks[role] = TorchNetwork.of(part, call, placement)
     uses_mask = bool(part.config.get("use_attention_mask"))
     return TextEncoder(tokens, networks, role, uses_mask=uses_mask, chunked=chunked)
-
-
-MAX_POSITIONS = 4096
