@@ -69,16 +69,18 @@ class CostTable:
         The first call of a shape pays for warm-up (allocation, kernel choice), so the
         second replaces it; later ones move a running mean, outliers damped.
         """
-        times = self._seconds.setdefault((key, kind), {})
+        times = self._seconds.get((key, kind), {})
         count = self._counts.get((key, kind, rows), 0)
         self._counts[key, kind, rows] = count + 1
-        if count == 0 and rows not in times:
-            times[rows] = seconds
+        known = times.get(rows)
+        if known is None:
+            learnt = seconds
         elif count == 1:
-            times[rows] = min(seconds, times[rows])
+            learnt = min(seconds, known)
         else:
-            limited = min(seconds, _OUTLIER * times[rows])
-            times[rows] = _KEEP * times[rows] + (1 - _KEEP) * limited
+            learnt = _KEEP * known + (1 - _KEEP) * min(seconds, _OUTLIER * known)
+        # Replaced, never edited: another thread may be reading.
+        self._seconds = {**self._seconds, (key, kind): {**times, rows: learnt}}
 
     def is_measured(self, key: str, kind: Kind) -> bool:
         """Tell whether there is a measurement for any number of rows."""

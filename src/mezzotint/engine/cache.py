@@ -1,0 +1,229 @@
+"""Caches: finished pictures by the digest of their plan, and tensors by bytes.
+
+A picture is found again only if its whole plan is the same: the stored
+canonical plan is compared on every hit, so not even a forged digest gives one
+user another's picture. What is kept is encoded bytes, never a shared object
+that somebody could change. Memory and disk are bounded by bytes; the least
+recently used goes first.
+"""
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from mezzotint.engine.plan import Plan
+from mezzotint.files import write_atomically
+
+__all__ = ["ByteCache", "CachedImage", "ResultCache"]
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+_REMEMBERED_PLANS = 512
+
+
+class ByteCache(Generic[K, V]):
+    """A mapping bounded by bytes that forgets the least recently used.
+
+    Args:
+        max_bytes: Bytes of all values together.
+        size: Bytes of one value.
+    """
+
+    def __init__(self, max_bytes: int, size: Callable[[V], int]) -> None:
+        self._max_bytes = max_bytes
+        self._size = size
+        self._entries: OrderedDict[K, V] = OrderedDict()
+        self.num_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: K) -> V | None:
+        """Return the value and mark it as used, or None."""
+        if key not in self._entries:
+            return None
+        self._entries.move_to_end(key)
+        return self._entries[key]
+
+    def put(self, key: K, value: V) -> None:
+        """Keep a value; one that is larger than everything allowed is not kept."""
+        self.drop(key)
+        size = self._size(value)
+        if size > self._max_bytes:
+            return
+        self._entries[key] = value
+        self.num_bytes += size
+        while self.num_bytes > self._max_bytes:
+            self.drop(next(iter(self._entries)))
+
+    def drop(self, key: K) -> None:
+        """Forget a value if it is there."""
+        value = self._entries.pop(key, None)
+        if value is not None:
+            self.num_bytes -= self._size(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedImage:
+    """A finished picture as it is kept.
+
+    Args:
+        canonical: The plan it was made from, as its canonical text.
+        data: The encoded file.
+        width: Pixels.
+        height: Pixels.
+        recipe: The recipe, as plain data.
+        warnings: What was changed on the way.
+    """
+
+    canonical: str
+    data: bytes = field(repr=False)
+    width: int
+    height: int
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that keeping it takes, roughly."""
+        return len(self.data) + 2 * len(self.canonical) + 512
+
+
+class ResultCache:
+    """Finished pictures in memory and on disk.
+
+    Args:
+        memory_bytes: Bytes kept in memory, 0 for none.
+        disk_bytes: Bytes kept on disk, 0 for none.
+        folder: Where on disk, or None.
+    """
+
+    def __init__(
+        self, *, memory_bytes: int, disk_bytes: int = 0, folder: Path | None = None
+    ) -> None:
+        self._memory: ByteCache[str, CachedImage] = ByteCache(memory_bytes, lambda c: c.num_bytes)
+        self._folder = folder if disk_bytes > 0 else None
+        self._disk_bytes = disk_bytes
+        self._disk: OrderedDict[str, int] = OrderedDict()
+        self._plans: OrderedDict[str, str] = OrderedDict()
+        self._scan()
+
+    def get(self, plan: Plan) -> CachedImage | None:
+        """Return the picture of this very plan, or None."""
+        digest, canonical = plan.digest, plan.canonical
+        found = self._memory.get(digest)
+        if found is None and digest in self._disk:
+            found = self._read(digest)
+            if found is not None:
+                self._memory.put(digest, found)
+        return found if found is not None and found.canonical == canonical else None
+
+    def put(self, plan: Plan, image: CachedImage) -> None:
+        """Keep a picture."""
+        digest = plan.digest
+        self._memory.put(digest, image)
+        self._plans[digest] = image.canonical
+        while len(self._plans) > _REMEMBERED_PLANS:
+            self._plans.popitem(last=False)
+        self._write(digest, image)
+
+    def why_miss(self, plan: Plan) -> str:
+        """Explain a miss: what differs from the most similar picture that is kept.
+
+        Returns:
+            One sentence, naming up to five fields with both values.
+        """
+        wanted = _flatten(json.loads(plan.canonical))
+        best: tuple[int, list[str]] | None = None
+        for canonical in self._plans.values():
+            kept = _flatten(json.loads(canonical))
+            changed = [k for k in sorted({*wanted, *kept}) if wanted.get(k) != kept.get(k)]
+            if best is None or len(changed) < best[0]:
+                sides = [f"{k} {kept.get(k)!r} -> {wanted.get(k)!r}" for k in changed]
+                best = (len(changed), sides)
+        if best is None:
+            return "nothing is kept yet"
+        if best[0] == 0:
+            return "it was kept, but has been forgotten to stay within the cache's bytes"
+        more = f" and {best[0] - 5} more" if best[0] > 5 else ""
+        return f"the most similar kept picture differs in {'; '.join(best[1][:5])}{more}"
+
+    def _scan(self) -> None:
+        """Find what an earlier process left on disk, oldest first."""
+        if self._folder is None or not self._folder.is_dir():
+            return
+        files: list[tuple[float, str, int]] = []
+        for path in self._folder.glob("*.cached"):
+            try:
+                status = path.stat()
+            except OSError:
+                continue
+            files.append((status.st_mtime, path.stem, status.st_size))
+        self._disk.update((stem, size) for _, stem, size in sorted(files))
+
+    def _path(self, digest: str) -> Path:
+        assert self._folder is not None  # noqa: S101 - called only with a folder
+        return self._folder / f"{digest}.cached"
+
+    def _write(self, digest: str, image: CachedImage) -> None:
+        """Write one picture, then remove the oldest beyond the budget; no disk is no error."""
+        if self._folder is None:
+            return
+        head = json.dumps(
+            {
+                "canonical": image.canonical,
+                "width": image.width,
+                "height": image.height,
+                "recipe": image.recipe,
+                "warnings": image.warnings,
+            }
+        ).encode()
+        data = len(head).to_bytes(8, "big") + head + image.data
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path(digest), data)
+        except OSError:
+            return
+        self._disk[digest] = len(data)
+        self._disk.move_to_end(digest)
+        while sum(self._disk.values()) > self._disk_bytes and self._disk:
+            oldest, _ = self._disk.popitem(last=False)
+            self._path(oldest).unlink(missing_ok=True)
+
+    def _read(self, digest: str) -> CachedImage | None:
+        """Read one picture; anything broken counts as not there and is removed."""
+        path = self._path(digest)
+        try:
+            data = path.read_bytes()
+            length = int.from_bytes(data[:8], "big")
+            head = json.loads(data[8 : 8 + length])
+            image = CachedImage(
+                canonical=head["canonical"],
+                data=data[8 + length :],
+                width=int(head["width"]),
+                height=int(head["height"]),
+                recipe=head["recipe"],
+                warnings=tuple(head["warnings"]),
+            )
+            os.utime(path)
+        except (OSError, ValueError, KeyError, TypeError):
+            self._disk.pop(digest, None)
+            path.unlink(missing_ok=True)
+            return None
+        self._disk.move_to_end(digest)
+        return image
+
+
+def _flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """Turn nested plain data into one level with dotted names."""
+    if isinstance(value, dict):
+        flat: dict[str, Any] = {}
+        for key, item in value.items():  # pyright: ignore[reportUnknownVariableType]
+            flat.update(_flatten(item, f"{path}.{key}" if path else str(key)))  # pyright: ignore
+        return flat
+    return {path: value}

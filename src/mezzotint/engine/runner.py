@@ -1,0 +1,438 @@
+"""Runner: the hands. Owns every tensor, one slot per image.
+
+Each step gathers the rows of all images of a batch, pads them to a certified
+call size, calls the network once, lets each image make one estimate of its own
+rows, and moves all images one evaluation down. Nothing is changed until the
+whole step has succeeded, so a step that raises can be repeated image by image.
+
+Dimensions: B images, R rows, C latent channels, h and w latent rows and columns.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mezzotint.engine.cache import ByteCache
+from mezzotint.engine.certify import Certificates, Rows, random_rows
+from mezzotint.engine.config import EngineConfig
+from mezzotint.engine.engine import Decoded, Encoded, Worked
+from mezzotint.engine.operators import ClassifierFree
+from mezzotint.engine.plan import Plan
+from mezzotint.engine.slots import Inpainting, Slot, draw_noise
+from mezzotint.engine.solving import advance_together, make_solver
+from mezzotint.engine.state import ImageId, StepBatch
+from mezzotint.errors import OutOfMemory, WorkFailed
+from mezzotint.models.base import Conditioning, Model, Prompt
+from mezzotint.models.networks import TorchNetwork
+from mezzotint.observe import metrics
+from mezzotint.observe.spans import span
+
+__all__ = ["ModelSource", "Runner"]
+
+_GAN_ROWS = (1, 2, 4, 8, 16, 32, 64)
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+class ModelSource(Protocol):
+    """Who has models; the model store does."""
+
+    def use(self, name: str) -> contextlib.AbstractContextManager[Model]:
+        """Give a model that stays in memory for the length of the block."""
+        ...
+
+
+class Runner:
+    """Carries out what the mind decided.
+
+    Args:
+        config: Limits.
+        models: Where models come from.
+        certificates: Which call sizes may be used.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        models: ModelSource,
+        *,
+        certificates: Certificates,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._config = config
+        self._models = models
+        self._certificates = certificates
+        self._clock = clock
+        self._slots: dict[ImageId, Slot] = {}
+        self._keys: dict[Hashable, ImageId] = {}
+        self._prompts: ByteCache[tuple[str, Prompt], Conditioning] = ByteCache(
+            config.prompt_cache_bytes, lambda c: c.num_bytes + 1024
+        )
+
+    @property
+    def num_slots(self) -> int:
+        """Images that hold tensors."""
+        return len(self._slots)
+
+    def encode(self, image: ImageId, plan: Plan, assets: Mapping[str, Any]) -> Encoded:
+        """Make an image's tensors; see :class:`~mezzotint.engine.engine.Hands`."""
+        with span("encode", image=image.index), torch.no_grad(), self._translated():
+            pin = contextlib.ExitStack()
+            try:
+                model = pin.enter_context(self._models.use(plan.model))
+                slot = self._fill(plan, model, pin, assets)
+            except BaseException:
+                pin.close()
+                raise
+            self._slots[image] = slot
+        key = (plan.batch_key, slot.conditioning.shape_key)
+        self._keys[key] = image
+        return Encoded(key=key, warnings=slot.conditioning.notes)
+
+    def step(self, batch: StepBatch) -> Worked:
+        """Take one evaluation for every image of a batch."""
+        slots = [self._slots[image] for image in batch.ids]
+        with (
+            span("denoise", rows=batch.bucket, images=len(slots)),
+            torch.no_grad(),
+            self._translated(),
+        ):
+            rows, counts = _gather(slots)
+            answers, seconds = self._call(batch, slots[0], rows)
+            estimates = [
+                _operator(slot).combine(_step_of(slot), part, slot.solver.latents)
+                for slot, part in zip(slots, answers.split(counts), strict=True)
+            ]
+            moved = advance_together([slot.solver for slot in slots], estimates)
+            faults = _find_faults(batch.ids, slots, moved)
+            for image, slot, estimate, move in zip(batch.ids, slots, estimates, moved, strict=True):
+                if image not in faults:
+                    _commit(slot, estimate, move)
+        metrics.count("mezzotint_network_calls_total", model=slots[0].plan.model)
+        metrics.measure("mezzotint_batch_rows", sum(counts), model=slots[0].plan.model)
+        return Worked(faults=faults, seconds=seconds)
+
+    def decode(self, batch: StepBatch) -> Worked:
+        """Turn finished latents into pictures: one by one, or a GAN's all at once."""
+        slots = [self._slots[image] for image in batch.ids]
+        notes: dict[int, list[str]] = {}
+        with (
+            span("decode", images=len(slots)),
+            torch.no_grad(),
+            self._translated(),
+        ):
+            began = self._clock()
+            pictures = slots[0].model.decode(
+                torch.cat([_final(slot) for slot in slots]),
+                Conditioning.stack([slot.conditioning for slot in slots]),
+                report=lambda row, text: notes.setdefault(row, []).append(text),
+            )
+            arrays = pictures.float().cpu().numpy()
+            seconds = self._clock() - began
+        return Worked(
+            decoded={
+                image: Decoded(picture=arrays[k], warnings=tuple(notes.get(k, ())))
+                for k, image in enumerate(batch.ids)
+            },
+            seconds=seconds,
+        )
+
+    def preview(self, image: ImageId) -> Any:
+        """Return a rough picture of the last estimate (float, (3, h, w)), or None."""
+        slot = self._slots[image]
+        if slot.denoised is None:
+            return None
+        with torch.no_grad():
+            latents = slot.denoised[0].float().cpu()
+            matrix = slot.model.preview_matrix()
+            if matrix is None:
+                return latents.numpy() if latents.ndim == 3 and latents.shape[0] == 3 else None
+            colours = torch.einsum("chw,cr->rhw", latents, matrix[:-1]) + matrix[-1][:, None, None]
+            return colours.numpy()
+
+    def release(self, image: ImageId) -> None:
+        """Free an image's tensors and let go of its model."""
+        slot = self._slots.pop(image, None)
+        if slot is not None:
+            slot.pin.close()
+
+    def buckets(self, kind: str, key: Hashable) -> tuple[int, ...]:
+        """Return the call sizes that may be used."""
+        if kind == "decode":
+            slot = self._slots.get(self._keys.get(key, ImageId("")))
+            is_gan = slot is not None and slot.operator is None
+            return _GAN_ROWS if is_gan else (1,)
+        if not self._must_certify(key):
+            return self._config.buckets
+        return self._certificates.allowed(key, _label(key), self._config.buckets)
+
+    def _must_certify(self, key: Hashable) -> bool:
+        """Whether rows have to come out bit for bit the same at every size."""
+        assert isinstance(key, tuple)  # noqa: S101 - made in encode()
+        return self._config.certify and key[0][2] == "exact"
+
+    def _fill(
+        self, plan: Plan, model: Model, pin: contextlib.ExitStack, assets: Mapping[str, Any]
+    ) -> Slot:
+        """Encode the prompts, draw the noise, prepare the solver."""
+        generator = torch.Generator().manual_seed(plan.seed)
+        device = _device_of(model)
+        shape = model.latent_shape(plan.size)
+        positive, negative = self._encode_prompts(plan, model)
+        positive = positive.to(device)
+        if not plan.rows:
+            noise = draw_noise(shape, generator, device)
+            return Slot(plan=plan, model=model, pin=pin, conditioning=positive, latents=noise)
+        clean = _encode_picture(plan, model, assets, generator, device)
+        noise = draw_noise(shape, generator, device)
+        solver = make_solver(plan, model, noise=noise, clean=clean, generator=generator)
+        operator = ClassifierFree(
+            positive=positive,
+            negative=negative.to(device) if negative is not None else None,
+            scales=plan.guidance,
+            rescale=plan.techniques.guidance_rescale,
+        )
+        return Slot(
+            plan=plan,
+            model=model,
+            pin=pin,
+            conditioning=positive,
+            latents=noise,
+            operator=operator,
+            solver=solver,
+            inpainting=_keep_outside(plan, model, assets, clean, noise),
+        )
+
+    def _encode_prompts(self, plan: Plan, model: Model) -> tuple[Conditioning, Conditioning | None]:
+        """Return the conditioning of the prompt and, where guided, of the negative one."""
+        t = plan.techniques
+        positive = Prompt(
+            text=plan.prompt,
+            size=plan.size,
+            class_label=t.class_label,
+            distilled_guidance=t.distilled_guidance,
+            truncation=t.truncation,
+            dialect=plan.prompt_dialect,
+        )
+        prompts = [positive]
+        if any(scale != 1 for scale in plan.guidance):
+            negative = Prompt(
+                text=plan.negative_prompt,
+                size=plan.size,
+                negative=True,
+                dialect=plan.prompt_dialect,
+            )
+            prompts.append(negative)
+        encoded = [self._encode(model, prompt) for prompt in model.align(prompts)]
+        return encoded[0], encoded[1] if len(encoded) > 1 else None
+
+    def _encode(self, model: Model, prompt: Prompt) -> Conditioning:
+        """Encode one prompt, or find it in the cache."""
+        key = (model.spec.digest, prompt)
+        found = self._prompts.get(key)
+        metrics.count(
+            "mezzotint_cache_lookups_total", cache="prompts", answer="hit" if found else "miss"
+        )
+        if found is None:
+            (found,) = model.encode([prompt])
+            if model.spec.digest:
+                self._prompts.put(key, found)
+        return found
+
+    def _call(self, batch: StepBatch, slot: Slot, rows: Rows) -> tuple[Tensor, float | None]:
+        """Call the network with all rows, in a call size that is certified.
+
+        Returns:
+            The estimates, and the seconds of the call or None if they measure nothing.
+        """
+        denoise = _caller(slot.model)
+        buckets = (batch.bucket,)
+        is_first = False
+        if self._must_certify(batch.key):
+            is_first = self._certify(batch, slot, rows, denoise)
+            if not self._certificates.passed(batch.key, _label(batch.key), batch.bucket):
+                tried = self._certificates.allowed(
+                    batch.key, _label(batch.key), self._config.buckets
+                )
+                buckets = tuple(b for b in tried if b < batch.bucket and self._is_good(batch, b))
+        size = max(buckets)
+        began = self._clock()
+        parts = [
+            denoise(_pad(rows.pick(list(range(k, min(k + size, len(rows))))), size))
+            for k in range(0, len(rows), size)
+        ]
+        answers = torch.cat(parts)[: len(rows)] if len(parts) > 1 else parts[0][: len(rows)]
+        if answers.is_cuda:
+            torch.cuda.synchronize(answers.device)
+        seconds = self._clock() - began
+        return answers, None if is_first or size != batch.bucket else seconds
+
+    def _is_good(self, batch: StepBatch, bucket: int) -> bool:
+        return self._certificates.passed(batch.key, _label(batch.key), bucket)
+
+    def _certify(
+        self, batch: StepBatch, slot: Slot, rows: Rows, denoise: Callable[[Rows], Tensor]
+    ) -> bool:
+        """Try a call size that has not been tried; tell whether it was tried here."""
+        key, label = batch.key, _label(batch.key)
+        if self._certificates.is_tried(key, label, batch.bucket):
+            return False
+        with span("certify", rows=batch.bucket):
+            self._certificates.prepare(key, label, slot.model)
+            self._certificates.try_bucket(
+                key,
+                label,
+                batch.bucket,
+                model=slot.model,
+                call=denoise,
+                rows=random_rows(rows, batch.bucket),
+            )
+        return True
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn the many ways of running out of memory into one."""
+        try:
+            yield
+        except MemoryError as error:
+            raise OutOfMemory(f"the machine ran out of memory: {error}") from error
+        except RuntimeError as error:
+            if any(mark in str(error).lower() for mark in _OUT_OF_MEMORY):
+                raise OutOfMemory(f"the device ran out of memory: {error}") from error
+            raise
+
+
+def _operator(slot: Slot) -> Any:
+    assert slot.operator is not None  # noqa: S101 - only images with steps are stepped
+    return slot.operator
+
+
+def _step_of(slot: Slot) -> int:
+    """Return the step, from 1, of a slot's next evaluation."""
+    return slot.plan.steps[slot.solver.position]
+
+
+def _gather(slots: Sequence[Slot]) -> tuple[Rows, list[int]]:
+    """Put the rows of all images under each other."""
+    latents: list[Tensor] = []
+    sigmas: list[float] = []
+    timesteps: list[float] = []
+    conditionings: list[Conditioning] = []
+    counts: list[int] = []
+    for slot in slots:
+        rows = _operator(slot).rows(_step_of(slot))
+        counts.append(len(rows))
+        conditionings += rows
+        latents += [slot.solver.latents] * len(rows)
+        sigmas += [slot.solver.sigma] * len(rows)
+        timesteps += [slot.solver.timestep] * len(rows)
+    device = latents[0].device
+    stacked = Rows(
+        torch.cat(latents),
+        torch.tensor(sigmas, dtype=torch.float64, device=device),
+        torch.tensor(timesteps, dtype=torch.float32, device=device),
+        Conditioning.stack(conditionings),
+    )
+    return stacked, counts
+
+
+def _pad(rows: Rows, size: int) -> Rows:
+    """Fill a call up with copies of its first row."""
+    missing = size - len(rows)
+    return rows.pick([*range(len(rows)), *([0] * missing)]) if missing > 0 else rows
+
+
+def _caller(model: Model) -> Callable[[Rows], Tensor]:
+    """Return the network call of a model."""
+    denoiser = model.denoiser
+    assert denoiser is not None  # noqa: S101 - a GAN is never stepped
+
+    def call(rows: Rows) -> Tensor:
+        return denoiser(rows.latents, rows.sigma, rows.conditioning, timestep=rows.timestep)
+
+    return call
+
+
+def _find_faults(
+    ids: Sequence[ImageId], slots: Sequence[Slot], moved: Sequence[Tensor | Exception]
+) -> dict[ImageId, Exception]:
+    """Find images whose state is not finite any more, or whose scheduler raised."""
+    faults: dict[ImageId, Exception] = {}
+    good = [k for k, move in enumerate(moved) if not isinstance(move, Exception)]
+    for k, move in enumerate(moved):
+        if isinstance(move, Exception):
+            faults[ids[k]] = move
+    flags = [torch.isfinite(move).all() for move in moved if isinstance(move, Tensor)]
+    finite = torch.stack(flags).tolist() if flags else []
+    for k, is_finite in zip(good, finite, strict=True):
+        if not is_finite:
+            step, name = _step_of(slots[k]), slots[k].plan.model
+            faults[ids[k]] = WorkFailed(
+                f"the model {name} answered values that are not finite at step {step}"
+            )
+    return faults
+
+
+def _commit(slot: Slot, estimate: Tensor, move: Tensor | Exception) -> None:
+    """Make a step that succeeded the state of its image."""
+    assert isinstance(move, Tensor)  # noqa: S101 - faults were sorted out before
+    slot.solver.commit(move)
+    slot.denoised = estimate
+    if slot.inpainting is not None:
+        slot.solver.blend(slot.inpainting.apply(slot.solver.latents, slot.solver.sigma))
+    if slot.solver.is_done:
+        slot.latents = slot.solver.latents
+
+
+def _final(slot: Slot) -> Tensor:
+    """Return what the decoder gets. Shape (1, ...)."""
+    return slot.latents
+
+
+def _label(key: Hashable) -> str:
+    """Name a batch key for people: model, size, tokens."""
+    assert isinstance(key, tuple)  # noqa: S101 - made in encode()
+    plan_key, shapes = key
+    shown = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes)
+    return f"{str(plan_key[0])[:12]} {plan_key[1]} ({shown})"
+
+
+def _device_of(model: Model) -> torch.device:
+    """Return where a model's networks compute."""
+    for network in model.networks.values():
+        if isinstance(network, TorchNetwork):
+            return network.device
+    return torch.device("cpu")
+
+
+def _encode_picture(
+    plan: Plan,
+    model: Model,
+    assets: Mapping[str, Any],
+    generator: torch.Generator,
+    device: torch.device,
+) -> Tensor | None:
+    """Return the clean latents of the start image. Shape (1, ...), or None without one."""
+    digest = plan.techniques.image
+    if digest is None:
+        return None
+    picture = torch.from_numpy(assets[digest])[None].to(device)
+    return model.encode_image(picture, [generator]).float()
+
+
+def _keep_outside(
+    plan: Plan, model: Model, assets: Mapping[str, Any], clean: Tensor | None, noise: Tensor
+) -> Inpainting | None:
+    """Return what stays outside the mask, or None without one."""
+    digest = plan.techniques.mask
+    if digest is None or clean is None:
+        return None
+    pixels = torch.from_numpy(assets[digest])[None, None].to(noise.device)
+    mask = torch.nn.functional.interpolate(pixels, size=noise.shape[-2:], mode="area")
+    return Inpainting(
+        mask=mask, clean=clean, noise=noise, is_flow=model.spec.prediction_type == "flow"
+    )

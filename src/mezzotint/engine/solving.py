@@ -1,0 +1,175 @@
+"""Solving: one image's solver state, and one update for a whole mixed batch.
+
+Native solvers are tables of coefficients over registers, so images at different
+steps of different solvers move together in one elementwise update. Any other
+diffusers scheduler is an object of the image's own, stepped by itself.
+
+Dimensions: B images, K registers, E evaluations, then the shape of the latents.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mezzotint.engine.plan import Plan
+from mezzotint.errors import WorkFailed
+from mezzotint.models.base import Model
+from mezzotint.sampling.solvers import REGISTERS, SolverTable, advance, clip_denoised, plan_table
+
+__all__ = ["NativeSolver", "advance_together", "make_solver"]
+
+
+class NativeSolver:
+    """A solver table and one image's registers on their way through it.
+
+    Args:
+        table: The whole run.
+        noise: Standard noise. Shape (1, ...), float32.
+        clean: Clean latents of a start image, or None.
+        generator: The image's own; draws the noise of stochastic solvers.
+    """
+
+    def __init__(
+        self, table: SolverTable, *, noise: Tensor, clean: Tensor | None, generator: torch.Generator
+    ) -> None:
+        self._table = table
+        self._generator = generator
+        self._coefficients = torch.stack([e.tensor() for e in table.evaluations]).to(noise.device)
+        self._drawn: Tensor | None = None
+        self.position = 0
+        self.registers = noise.new_zeros((1, REGISTERS, *noise.shape[1:]))
+        self.registers[:, 0] = self._start(noise, clean)
+
+    def _start(self, noise: Tensor, clean: Tensor | None) -> Tensor:
+        """Return the latents of the first evaluation."""
+        if clean is None:
+            return noise * self._table.init_noise_sigma
+        sigma = self._table.evaluations[0].sigma
+        if self._table.frame == "flow":
+            return (1 - sigma) * clean + sigma * noise
+        return clean + sigma * noise
+
+    @property
+    def latents(self) -> Tensor:
+        """What the network sees next. Shape (1, ...)."""
+        return self.registers[:, 0]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no evaluation is left."""
+        return self.position >= len(self._table.evaluations)
+
+    @property
+    def sigma(self) -> float:
+        """Noise level of the next evaluation; 0 after the last."""
+        return 0.0 if self.is_done else self._table.evaluations[self.position].sigma
+
+    @property
+    def timestep(self) -> float:
+        """What the network is told about the noise level."""
+        return self._table.evaluations[self.position].timestep
+
+    @property
+    def coefficients(self) -> Tensor:
+        """Coefficients of the next update. Shape (K, K + 3)."""
+        return self._coefficients[self.position]
+
+    def clip(self, denoised: Tensor) -> Tensor:
+        """Do to an estimate what the model's scheduler does to it."""
+        return clip_denoised(denoised, self._table.clip)
+
+    def noise(self) -> Tensor | None:
+        """Return the noise of the next update, drawn once even if the update is repeated."""
+        if not self._table.evaluations[self.position].draws_noise:
+            return None
+        if self._drawn is None:
+            latents = self.latents
+            drawn = torch.randn(latents.shape, generator=self._generator, dtype=torch.float32)
+            self._drawn = drawn.to(latents.device)
+        return self._drawn
+
+    def commit(self, registers: Tensor) -> None:
+        """Make an update the state."""
+        self.registers = registers
+        self._drawn = None
+        self.position += 1
+
+    def blend(self, latents: Tensor) -> None:
+        """Replace what the network sees next."""
+        self.registers = torch.cat([latents[:, None], self.registers[:, 1:]], dim=1)
+
+
+def make_solver(
+    plan: Plan, model: Model, *, noise: Tensor, clean: Tensor | None, generator: torch.Generator
+) -> Any:
+    """Return the solver of a plan at its first evaluation.
+
+    Raises:
+        InvalidRequest: If scheduler, sigma schedule and model do not go together.
+    """
+    config = model.spec.scheduler_config
+    measure = getattr(model, "sequence_length", None)
+    length = int(measure(plan.size)) if measure is not None else 0
+    table = plan_table(
+        plan.scheduler,
+        config,
+        plan.num_inference_steps,
+        plan.sigma_schedule,
+        first=plan.skipped_steps,
+        sequence_length=length,
+    )
+    steps = tuple(evaluation.step for evaluation in table.evaluations)
+    if steps != plan.steps:
+        raise WorkFailed(
+            f"scheduler {plan.scheduler} makes {len(steps)} network calls, the plan counted "
+            f"{len(plan.steps)}"
+        )
+    return NativeSolver(table, noise=noise, clean=clean, generator=generator)
+
+
+def advance_together(
+    solvers: Sequence[Any], estimates: Sequence[Tensor]
+) -> list[Tensor | Exception]:
+    """Compute the next state of every image; nothing is changed yet.
+
+    Args:
+        solvers: One per image.
+        estimates: Each image's estimate of its clean latents. Each (1, ...).
+
+    Returns:
+        For each image what its ``commit`` takes, or why it cannot go on.
+    """
+    moved: list[Tensor | Exception] = [WorkFailed("not moved")] * len(solvers)
+    native = [k for k, solver in enumerate(solvers) if isinstance(solver, NativeSolver)]
+    if native:
+        chosen = [solvers[k] for k in native]
+        registers = _advance_native(chosen, [estimates[k] for k in native])
+        for row, k in enumerate(native):
+            moved[k] = registers[row : row + 1]
+    for k, solver in enumerate(solvers):
+        if not isinstance(solver, NativeSolver):
+            try:
+                moved[k] = solver.step(estimates[k])
+            except Exception as error:  # part of the tick: this image fails, alone
+                moved[k] = error
+    return moved
+
+
+def _advance_native(solvers: Sequence[NativeSolver], estimates: Sequence[Tensor]) -> Tensor:
+    """Move images with tables together. Shape (B, K, ...)."""
+    raw = torch.cat(list(estimates))
+    clipped = torch.cat([s.clip(e) for s, e in zip(solvers, estimates, strict=True)])
+    drawn = [solver.noise() for solver in solvers]
+    noise = None
+    if any(n is not None for n in drawn):
+        still = torch.zeros_like(estimates[0])
+        noise = torch.cat([still if n is None else n for n in drawn])
+    return advance(
+        torch.cat([solver.registers for solver in solvers]),
+        clipped,
+        torch.stack([solver.coefficients for solver in solvers]),
+        raw=raw,
+        noise=noise,
+    )

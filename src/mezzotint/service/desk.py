@@ -1,0 +1,574 @@
+"""Desk: one thread that takes orders, hands images to the engine, gives pictures back.
+
+It owns every open order, the result cache and the single flights, so none of
+them needs a lock. Device work happens in the device thread, encoding and
+judging in a writer thread; both answer here. The bend in the road is here too:
+a picture that gates refuse becomes a new plan with a derived seed.
+"""
+
+import contextlib
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mezzotint.engine.admission import Load, admit
+from mezzotint.engine.cache import CachedImage, ResultCache
+from mezzotint.engine.config import EngineConfig
+from mezzotint.engine.costs import CostTable, Prediction
+from mezzotint.engine.engine import Engine, Submission
+from mezzotint.engine.plan import Plan
+from mezzotint.engine.state import (
+    Claim,
+    EngineEvent,
+    ImageCancelled,
+    ImageDone,
+    ImageFailed,
+    ImageId,
+    ImageStarted,
+    ImageStepped,
+)
+from mezzotint.errors import DeadlineExceeded, GateRejected, InvalidRequest, NotReady
+from mezzotint.gates.policy import Accept, Reject, Retry, decide
+from mezzotint.images.previews import encode_preview
+from mezzotint.observe import metrics
+from mezzotint.observe.spans import span
+from mezzotint.service.device_thread import Cancel, DeviceThread, Drain, Stop
+from mezzotint.service.orders import Attempted, Judge, Order, Run, derive_seed
+from mezzotint.service.pictures import Finisher
+from mezzotint.types import (
+    Attempt,
+    Event,
+    Failed,
+    Finished,
+    ImageFinished,
+    ImageOutput,
+    Queued,
+    StageTimings,
+    Started,
+    Stepped,
+)
+from mezzotint.types import Cancelled as CancelledEvent
+
+__all__ = ["Desk"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Accept:
+    order: Order
+    answer: "Future[float]"
+
+
+@dataclass(frozen=True, slots=True)
+class _CancelOrder:
+    id: str
+    answer: "Future[bool]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    image: ImageId
+    plan: Plan
+    outcome: ImageOutput | Exception | Retry
+
+
+@dataclass(frozen=True, slots=True)
+class _Close:
+    answer: "Future[None]"
+
+
+@dataclass(slots=True)
+class _Flight:
+    """One computation and the other images that wait for the same picture."""
+
+    leader: ImageId
+    followers: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
+
+
+class Desk:
+    """Takes orders from any thread.
+
+    Args:
+        config: Limits.
+        build: Makes the engine inside the device thread.
+        finisher: Turns decoded pictures into finished ones.
+        results: Kept pictures.
+        costs: Measured seconds, learnt by the engine.
+        budget_bytes: Bytes that tensors of requests may take together.
+        judge: Scores pictures, or None if there are no gates.
+        clock: Seconds, the engine's own.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        build: Callable[[Callable[[EngineEvent], None]], Engine],
+        *,
+        finisher: Finisher,
+        results: ResultCache,
+        costs: CostTable,
+        budget_bytes: int,
+        judge: Judge | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._finisher = finisher
+        self._results = results
+        self._costs = costs
+        self._budget_bytes = budget_bytes
+        self._judge = judge
+        self._clock = clock
+        self._runs: dict[str, Run] = {}
+        self._flights: dict[str, _Flight] = {}
+        self._held: dict[ImageId, tuple[str, float]] = {}  # client, seconds still needed
+        self._plans: dict[ImageId, Plan] = {}
+        self._closing: list[Future[None]] = []
+        self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="mezzotint-writer")
+        self.device = DeviceThread(build, self._messages.put)
+        self._thread = threading.Thread(target=self._work, name="mezzotint-desk", daemon=True)
+        self._thread.start()
+
+    def accept(self, order: Order) -> "Future[float]":
+        """Hand in an order; the future gives the predicted seconds, or raises the refusal."""
+        answer: Future[float] = Future()
+        self._messages.put(_Accept(order, answer))
+        return answer
+
+    def cancel(self, order_id: str) -> "Future[bool]":
+        """Cancel an order at its next step; the future says whether there was one."""
+        answer: Future[bool] = Future()
+        self._messages.put(_CancelOrder(order_id, answer))
+        return answer
+
+    def close(self) -> "Future[None]":
+        """Finish what is being stepped, refuse the rest, end all threads."""
+        answer: Future[None] = Future()
+        self._messages.put(_Close(answer))
+        return answer
+
+    @property
+    def num_held(self) -> int:
+        """Images accepted and not ended; a glance from another thread."""
+        return len(self._held)
+
+    @property
+    def load(self) -> Load:
+        """What the engine has before it; a glance from another thread."""
+        held = list(self._held.values())
+        return Load(
+            images=len(held),
+            seconds=sum(s for _, s in held),
+            clients=len({c for c, _ in held}),
+        )
+
+    def why_miss(self, plan: Plan) -> str:
+        """Explain why a plan is not in the result cache."""
+        return self._results.why_miss(plan)
+
+    def _work(self) -> None:
+        """Take messages until closed."""
+        while True:
+            message = self._messages.get()
+            match message:
+                case _Accept():
+                    self._take(message)
+                case _CancelOrder():
+                    message.answer.set_result(self._cancel(message.id))
+                case _Written():
+                    self._take_written(message)
+                case _Close():
+                    self._closing.append(message.answer)
+                    if len(self._closing) == 1:
+                        self.device.send(Drain())
+                case _:
+                    self._hear(message)
+            if self._closing and not self._runs and not self._held:
+                break
+        self.device.send(Stop())
+        self.device.join()
+        self._writer.shutdown(wait=True)
+        self._refuse_rest()
+        for answer in self._closing:
+            answer.set_result(None)
+
+    def _refuse_rest(self) -> None:
+        """Answer whoever came while the desk was closing."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                match self._messages.get_nowait():
+                    case _Accept() as late:
+                        late.answer.set_exception(NotReady("the engine is closed"))
+                    case _CancelOrder() as late:
+                        late.answer.set_result(False)
+                    case _Close() as late:
+                        late.answer.set_result(None)
+                    case _:
+                        pass
+
+    def _take(self, message: _Accept) -> None:
+        """Accept an order or refuse it."""
+        order = message.order
+        try:
+            eta_s = self._admit(order)
+        except Exception as error:  # the refusal belongs to whoever asked
+            message.answer.set_exception(error)
+            return
+        run = self._runs[order.id] = Run(order)
+        self._tell(run, Queued(id=order.id, position=len(self._held), eta_s=eta_s))
+        message.answer.set_result(eta_s)
+        for index in range(len(order.planned.plans)):
+            self._start(run, index)
+        self._end_if_over(run)
+
+    def _admit(self, order: Order) -> float:
+        """Return the predicted seconds of an order that may come in."""
+        if self._closing:
+            raise NotReady("the engine is draining and takes no more requests")
+        if order.id in self._runs:
+            raise InvalidRequest(f"request id {order.id!r} is in use", field="id")
+        work = [
+            self._predict(plan, order, index)
+            for index, plan in enumerate(order.planned.plans)
+            if not self._is_known(plan, order)
+        ]
+        load = replace(
+            self.load, own_seconds=sum(s for c, s in self._held.values() if c == order.client)
+        )
+        if not work:
+            return 0.0
+        return admit(
+            load,
+            work,
+            config=self._config,
+            budget_bytes=self._budget_bytes,
+            deadline_s=order.request.deadline_s,
+        )
+
+    def _predict(self, plan: Plan, order: Order, index: int) -> Prediction:
+        footprint = order.footprints[index]
+        return self._costs.predict(plan, footprint, min_rows=self._config.min_rows)
+
+    def _is_known(self, plan: Plan, order: Order) -> bool:
+        """Whether a picture is kept or being made, for an order that may share it."""
+        if not self._shares(plan, order):
+            return False
+        return plan.digest in self._flights or self._results.get(plan) is not None
+
+    def _shares(self, plan: Plan, order: Order) -> bool:
+        """Whether kept pictures may answer: exact ones, unjudged, where nobody said no."""
+        return order.use_cache and order.policy is None and plan.reproducibility == "exact"
+
+    def _start(self, run: Run, index: int) -> None:
+        """Answer an image from the cache, let it follow a flight, or make it."""
+        order, plan = run.order, run.order.planned.plans[index]
+        if self._shares(plan, order):
+            digest = plan.digest
+            kept = self._results.get(plan)
+            metrics.count(
+                "mezzotint_cache_lookups_total", cache="results", answer="hit" if kept else "miss"
+            )
+            if kept is not None:
+                run.hits += 1
+                self._deliver(run, index, _from_cache(kept, plan, index))
+                return
+            if digest in self._flights:
+                self._flights[digest].followers.append((order.id, index))
+                return
+            self._flights[digest] = _Flight(leader=ImageId(order.id, index))
+        self._submit(run, ImageId(order.id, index), plan)
+
+    def _submit(self, run: Run, image: ImageId, plan: Plan) -> None:
+        """Hand an image to the engine."""
+        order = run.order
+        now = self._clock()
+        deadline = order.request.deadline_s
+        footprint = order.footprints[image.index]
+        seconds = self._predict(plan, order, image.index).seconds
+        self._held[image] = (order.client, seconds)
+        self._plans[image] = plan
+        self.device.send(
+            Submission(
+                id=image,
+                plan=plan,
+                claim=Claim(
+                    client=order.client,
+                    priority=order.request.priority,
+                    deadline_s=math.inf if deadline is None else now + deadline,
+                    arrived_s=now,
+                    preview_every=order.preview_every,
+                ),
+                footprint=footprint,
+                assets=order.assets,
+            )
+        )
+        metrics.set_to("mezzotint_queue_images", len(self._held))
+
+    def _cancel(self, order_id: str) -> bool:
+        """Cancel an order: followers at once, what the engine holds at its next step."""
+        run = self._runs.get(order_id)
+        if run is None:
+            return False
+        run.is_cancelled = True
+        self.device.send(Cancel(order_id))
+        held = {image.index for image in self._held if image.request == order_id}
+        for flight in self._flights.values():
+            flight.followers = [f for f in flight.followers if f[0] != order_id]
+        for index in list(run.open):
+            if index not in held:
+                run.close_image(index, None)
+        self._end_if_over(run)
+        return True
+
+    def _hear(self, event: EngineEvent) -> None:
+        """Pass an engine event on to its order."""
+        image = event.id
+        run = self._runs.get(image.request)
+        match event:
+            case ImageStarted():
+                if run is not None and not run.is_started:
+                    run.is_started = True
+                    self._tell(run, Started(id=image.request))
+            case ImageStepped():
+                self._hear_step(event, run)
+            case ImageDone():
+                self._write(event, run)
+            case ImageFailed() | ImageCancelled():
+                plan = self._let_go(image)
+                error = event.error if isinstance(event, ImageFailed) else None
+                self._settle(image, plan, error)
+
+    def _hear_step(self, event: ImageStepped, run: Run | None) -> None:
+        """Tell progress, and how much is left, to whoever waits for this image."""
+        image = event.id
+        plan = self._plans.get(image)
+        if plan is None:
+            return
+        if image in self._held and run is not None:
+            whole = self._predict(plan, run.order, image.index).seconds
+            left = whole * max(1 - event.step / max(event.steps, 1), 0.05)
+            self._held[image] = (self._held[image][0], left)
+        metrics.count("mezzotint_steps_total", model=plan.model)
+        preview = encode_preview(event.preview) if event.preview is not None else None
+        for order_id, index in self._audience(image, plan):
+            waiting = self._runs.get(order_id)
+            if waiting is not None:
+                if not waiting.is_started:
+                    waiting.is_started = True
+                    self._tell(waiting, Started(id=order_id))
+                self._tell(
+                    waiting,
+                    Stepped(
+                        id=order_id,
+                        image=index,
+                        step=event.step,
+                        steps=event.steps,
+                        preview=preview if waiting.order.preview_every else None,
+                    ),
+                )
+
+    def _audience(self, image: ImageId, plan: Plan) -> list[tuple[str, int]]:
+        """Return who waits for an image: its own order and the followers of its flight."""
+        flight = self._flights.get(plan.digest)
+        followers = flight.followers if flight is not None and flight.leader == image else []
+        return [(image.request, image.index), *followers]
+
+    def _let_go(self, image: ImageId) -> Plan:
+        """Take an image off the books."""
+        self._held.pop(image, None)
+        metrics.set_to("mezzotint_queue_images", len(self._held))
+        return self._plans.pop(image)
+
+    def _write(self, done: ImageDone, run: Run | None) -> None:
+        """Let the writer encode (and judge) a picture."""
+        plan = self._plans[done.id]
+        if run is None:
+            self._let_go(done.id)
+            self._settle(done.id, plan, None)
+            return
+        attempts = run.attempts.setdefault(done.id.index, [])
+        work = self._writer.submit(self._finish, done, plan, run.order, attempts)
+        work.add_done_callback(
+            lambda future: self._messages.put(_Written(done.id, plan, _outcome(future)))
+        )
+
+    def _finish(
+        self, done: ImageDone, plan: Plan, order: Order, attempts: list[Attempted]
+    ) -> ImageOutput | Retry:
+        """Round, judge and encode one picture; in the writer thread."""
+        with span("write", width=plan.size.width, height=plan.size.height):
+            pixels = self._finisher.pixels(done.picture)
+            timings, warnings, records = done.timings, done.warnings, ()
+            kept_plan = plan
+            if order.policy is not None and self._judge is not None:
+                began = time.monotonic()
+                verdicts = self._judge.judge(pixels, order.policy)
+                timings = replace(timings, gate_s=time.monotonic() - began)
+                attempts.append(
+                    Attempted(
+                        plan=plan,
+                        verdicts=verdicts,
+                        pixels=pixels,
+                        timings=timings,
+                        warnings=warnings,
+                    )
+                )
+                decision = decide([a.verdicts for a in attempts], order.policy)
+                if isinstance(decision, Retry):
+                    return decision
+                if isinstance(decision, Reject):
+                    raise GateRejected(decision.reason)
+                kept = attempts[decision.attempt]
+                kept_plan, pixels = kept.plan, kept.pixels
+                timings, warnings = kept.timings, kept.warnings
+                records = _records(attempts, decision)
+                if not decision.passed:
+                    warnings += ("no attempt passed every gate; the best one was kept",)
+            output = self._finisher.finish(
+                pixels,
+                request=order.request,
+                plan=kept_plan,
+                index=done.id.index,
+                timings=timings,
+                warnings=warnings,
+            )
+            return replace(output, attempts=records)
+
+    def _take_written(self, message: _Written) -> None:
+        """Deliver what the writer made, or try again with another seed."""
+        plan = self._let_go(message.image)
+        run = self._runs.get(message.image.request)
+        if isinstance(message.outcome, Retry) and run is not None and not run.is_cancelled:
+            image = message.image._replace(attempt=message.outcome.attempt)
+            base = run.order.planned.plans[image.index]
+            seed = derive_seed(base.seed, image.attempt)
+            self._submit(run, image, replace(base, seed=seed))
+            return
+        outcome = None if isinstance(message.outcome, Retry) else message.outcome
+        self._settle(message.image, plan, outcome)
+
+    def _settle(self, image: ImageId, plan: Plan, outcome: ImageOutput | Exception | None) -> None:
+        """Close an image, and with it everybody who waited for the same picture."""
+        if isinstance(outcome, ImageOutput):
+            self._observe(plan, outcome.timings)
+            if plan.reproducibility == "exact" and not outcome.attempts:
+                self._results.put(plan, _to_cache(outcome, plan))
+        followers: list[tuple[str, int]] = []
+        flight = self._flights.get(plan.digest)
+        if flight is not None and flight.leader == image:
+            followers = self._flights.pop(plan.digest).followers
+        run = self._runs.get(image.request)
+        if run is not None:
+            self._deliver(run, image.index, outcome)
+            self._end_if_over(run)
+        self._land(followers, plan, outcome)
+
+    def _land(
+        self,
+        followers: list[tuple[str, int]],
+        plan: Plan,
+        outcome: ImageOutput | Exception | None,
+    ) -> None:
+        """Give followers the picture, or let the first of them make it if the leader left."""
+        left_early = outcome is None or isinstance(outcome, DeadlineExceeded | NotReady)
+        for order_id, index in followers:
+            run = self._runs.get(order_id)
+            if run is None:
+                continue
+            if left_early and not self._closing:
+                self._start(run, index)
+                continue
+            if isinstance(outcome, ImageOutput):
+                run.hits += 1
+                outcome_here: ImageOutput | Exception = _from_cache(
+                    _to_cache(outcome, plan), plan, index
+                )
+            else:
+                outcome_here = outcome or NotReady("the engine is draining")
+            self._deliver(run, index, outcome_here)
+            self._end_if_over(run)
+
+    def _deliver(self, run: Run, index: int, outcome: ImageOutput | Exception | None) -> None:
+        """Book an image's outcome and tell of a finished picture."""
+        if not run.close_image(index, outcome):
+            return
+        if isinstance(outcome, ImageOutput) and not run.is_cancelled:
+            self._tell(run, ImageFinished(id=run.order.id, image=outcome))
+
+    def _end_if_over(self, run: Run) -> None:
+        """Tell the one ending of an order whose images are all closed."""
+        if run.is_over and self._runs.get(run.order.id) is run:
+            del self._runs[run.order.id]
+            self._tell(run, run.ending())
+
+    def _tell(self, run: Run, event: Event) -> None:
+        """Tell an order's sink; one that raises costs its order, nobody else's."""
+        try:
+            run.order.sink(event)
+        except Exception as error:  # a listener's fault ends its own order
+            if not isinstance(event, Finished | Failed | CancelledEvent):
+                run.order = replace(run.order, sink=_ignore)
+                for index in list(run.open):
+                    run.failures.setdefault(index, error)
+                self._cancel(run.order.id)
+
+    def _observe(self, plan: Plan, timings: StageTimings) -> None:
+        """Publish the numbers of a finished picture."""
+        metrics.count("mezzotint_images_total", model=plan.model)
+        for stage in ("queue", "encode", "denoise", "decode", "gate", "write"):
+            metrics.measure("mezzotint_stage_seconds", getattr(timings, f"{stage}_s"), stage=stage)
+
+
+def _ignore(_event: Event) -> None:
+    """Stand for a sink that raised."""
+
+
+def _outcome(future: "Future[ImageOutput | Retry]") -> ImageOutput | Exception | Retry:
+    """Return what a piece of writing came to."""
+    error = future.exception()
+    if isinstance(error, Exception):
+        return error
+    return future.result()
+
+
+def _records(attempts: list[Attempted], decision: Accept) -> tuple[Attempt, ...]:
+    """Return the attempt log of an image."""
+    return tuple(
+        Attempt(
+            number=number,
+            seed=attempt.plan.seed,
+            verdicts=attempt.verdicts,
+            accepted=number == decision.attempt and decision.passed,
+        )
+        for number, attempt in enumerate(attempts)
+    )
+
+
+def _to_cache(output: ImageOutput, plan: Plan) -> CachedImage:
+    """Return a finished picture as it is kept."""
+    return CachedImage(
+        canonical=plan.canonical,
+        data=output.data,
+        width=output.width,
+        height=output.height,
+        recipe=output.recipe,
+        warnings=output.warnings,
+    )
+
+
+def _from_cache(kept: CachedImage, plan: Plan, index: int) -> ImageOutput:
+    """Return a kept picture as an answer."""
+    return ImageOutput(
+        index=index,
+        seed=plan.seed,
+        data=kept.data,
+        format=plan.output[0],
+        width=kept.width,
+        height=kept.height,
+        recipe=kept.recipe,
+        warnings=kept.warnings,
+    )

@@ -1,0 +1,596 @@
+"""Local: the engine in this process, behind the service port and behind ``mz.Engine``.
+
+Here the road closes: a request is planned in the caller's thread, taken by the
+desk, worked on by the device thread, encoded by the writer, and comes back as
+events. Asyncio and plain threads meet it in the same way.
+"""
+
+import asyncio
+import dataclasses
+import json
+import queue
+import secrets
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import mezzotint
+from mezzotint.engine.cache import ResultCache
+from mezzotint.engine.config import EngineConfig
+from mezzotint.engine.costs import CostTable
+from mezzotint.engine.engine import Engine as Mind
+from mezzotint.engine.memory import measure
+from mezzotint.engine.planner import Abilities, plan
+from mezzotint.engine.schedulers import SIGMA_SCHEDULES, scheduler_names
+from mezzotint.errors import Cancelled, DeadlineExceeded, UnknownName, WorkFailed
+from mezzotint.images.codec import decode_image, decode_mask, to_images
+from mezzotint.images.config import ImageConfig
+from mezzotint.images.resize import fit
+from mezzotint.models.base import Model
+from mezzotint.models.config import ModelsConfig, PlacementConfig
+from mezzotint.models.spec import ModelSpec
+from mezzotint.plain import Checked, read
+from mezzotint.request import GenerationRequest, Output
+from mezzotint.service import tools
+from mezzotint.service.desk import Desk
+from mezzotint.service.orders import Judge, Order
+from mezzotint.service.pictures import Finisher, with_pixels
+from mezzotint.service.shelf import Shelf, cache_folder, describe_environment, memory_budget
+from mezzotint.types import (
+    Cancelled as CancelledEvent,
+)
+from mezzotint.types import (
+    Event,
+    Failed,
+    Finished,
+    GenerationResult,
+    ImageOutput,
+    Size,
+)
+
+__all__ = ["Engine", "Job", "LocalConfig", "LocalService", "create_service"]
+
+_ENDINGS = (Finished, Failed, CancelledEvent)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalConfig(Checked):
+    """What a local service is made of.
+
+    Args:
+        home: Folder of models, results and caches; the user's own if empty.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        dtype: One type for all networks, or None for the model's own policy.
+        backend: Who computes networks on a CPU.
+        models: Names of models to have ready; the others load when first asked for.
+        allow_paths: Whether a request may name a model by path or Hub id.
+        allow_downloads: Whether Hub ids may be fetched.
+        max_model_bytes: Weights kept in memory at once.
+        engine: How the engine shares the device.
+        images: Limits on pictures that come from outside.
+    """
+
+    home: str = ""
+    device: str = "auto"
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    backend: Literal["auto", "torch", "openvino"] = "auto"
+    models: tuple[str, ...] = ()
+    allow_paths: bool = True
+    allow_downloads: bool = True
+    max_model_bytes: int = 8 << 30
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    images: ImageConfig = field(default_factory=ImageConfig)
+
+    @property
+    def store(self) -> ModelsConfig:
+        """The configuration of the model store."""
+        return ModelsConfig(
+            home=self.home,
+            max_bytes=self.max_model_bytes,
+            allow_paths=self.allow_paths,
+            allow_downloads=self.allow_downloads,
+            placement=PlacementConfig(device=self.device, dtype=self.dtype),
+        )
+
+
+def create_service(options: Mapping[str, Any]) -> "LocalService":
+    """Build a service from plain options; the factory that a worker process calls."""
+    return LocalService(read(LocalConfig, options))
+
+
+class LocalService:
+    """The household in one process; see :class:`~mezzotint.service.base.Service`.
+
+    Args:
+        config: What it is made of.
+        models: Models that are in memory already.
+        judge: Scores pictures; the gates room's own if None.
+    """
+
+    def __init__(
+        self,
+        config: LocalConfig | None = None,
+        *,
+        models: Sequence[Model] = (),
+        judge: Judge | None = None,
+    ) -> None:
+        self.config = config or LocalConfig()
+        store = self.config.store
+        self.shelf = Shelf(store, backend=self.config.backend, extra=models)
+        self.environment = describe_environment(self.shelf, self.config.dtype)
+        self._environment_text = json.dumps(self.environment, sort_keys=True)
+        engine, home = self.config.engine, store.home_path
+        self.budget_bytes = memory_budget(engine.memory_bytes, self.shelf.device)
+        self.costs = CostTable(self._environment_text, cache_folder(home, "costs") / "costs.json")
+        self._certificates: Any = None
+        self._home = home
+        self._judge = judge or _gates()
+        self._is_closed = False
+        self._desk = Desk(
+            engine,
+            self._build_mind,
+            finisher=Finisher(
+                environment=self.environment, program=f"mezzotint {mezzotint.__version__}"
+            ),
+            results=ResultCache(
+                memory_bytes=engine.cache_memory_bytes,
+                disk_bytes=engine.cache_disk_bytes,
+                folder=cache_folder(home, "results"),
+            ),
+            costs=self.costs,
+            budget_bytes=self.budget_bytes,
+            judge=self._judge,
+        )
+
+    def _build_mind(self, emit: Callable[[Any], None]) -> Mind:
+        """Make the engine, inside its own thread."""
+        from mezzotint.engine.certify import Certificates
+        from mezzotint.engine.runner import Runner
+
+        folder = cache_folder(self._home, "certificates")
+        self._certificates = Certificates(self._environment_text, folder)
+        runner = Runner(self.config.engine, self.shelf, certificates=self._certificates)
+        return Mind(
+            self.config.engine,
+            runner,
+            emit,
+            costs=self.costs,
+            budget_bytes=self.budget_bytes,
+        )
+
+    def submit(
+        self,
+        request: GenerationRequest,
+        sink: Callable[[Event], None],
+        *,
+        request_id: str,
+        client: str = "",
+        use_cache: bool = True,
+        preview_every: int = 0,
+    ) -> float:
+        """Plan and hand in a request; events go to ``sink`` from another thread.
+
+        Returns:
+            Predicted seconds until it is done.
+
+        Raises:
+            MezzotintError: If it is refused.
+        """
+        order = self._prepare(
+            request,
+            sink,
+            request_id=request_id,
+            client=client,
+            use_cache=use_cache,
+            preview_every=preview_every,
+        )
+        return self._desk.accept(order).result()
+
+    def _prepare(
+        self,
+        request: GenerationRequest,
+        sink: Callable[[Event], None],
+        *,
+        request_id: str,
+        client: str = "",
+        use_cache: bool = True,
+        preview_every: int = 0,
+    ) -> Order:
+        """Resolve a request: spec, pictures, plan, bytes, gates."""
+        spec = self.shelf.spec(request.model)
+        limits = self.config.images
+        image = (
+            decode_image(request.image.data, config=limits) if request.image is not None else None
+        )
+        size = Size(image.shape[1], image.shape[0]) if image is not None else None
+        planned = plan(request, spec, self._abilities(request), image_size=size)
+        first = planned.plans[0]
+        assets: dict[str, Any] = {}
+        if request.image is not None and image is not None:
+            assets[request.image.digest] = to_images(fit(image, first.size))
+        if request.mask is not None:
+            mask = decode_mask(request.mask.data, config=limits)
+            assets[request.mask.digest] = fit(mask, first.size)
+        policy = None
+        if request.gates is not None and request.gates.gates and self._judge is not None:
+            policy = self._judge.policy(request.gates)
+        return Order(
+            id=request_id,
+            request=request,
+            planned=planned,
+            footprints=tuple(measure(p, spec) for p in planned.plans),
+            sink=sink,
+            assets=assets,
+            client=client,
+            use_cache=use_cache,
+            preview_every=preview_every,
+            policy=policy,
+        )
+
+    def _abilities(self, request: GenerationRequest) -> Abilities:
+        """Return what this engine can do; refuses an upscaler that is not there."""
+        if request.upscale is not None and request.upscale.model is not None:
+            raise UnknownName("upscaler", request.upscale.model, (), field="upscale.model")
+        engine = self.config.engine
+        gates = {"gates"} if self._judge is not None else set[str]()
+        return Abilities(
+            techniques=frozenset({"image", "mask", "upscale"} | gates),
+            environment=self._environment_text,
+            max_pixels=engine.max_pixels,
+            max_request_pixels=engine.max_request_pixels,
+        )
+
+    async def stream(
+        self,
+        request: GenerationRequest,
+        *,
+        request_id: str,
+        client: str = "",
+        use_cache: bool = True,
+        preview_every: int = 0,
+    ) -> AsyncIterator[Event]:
+        """Run one request and yield its events; closing early cancels it."""
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event] = asyncio.Queue()
+
+        def sink(event: Event) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        await asyncio.to_thread(
+            self.submit,
+            request,
+            sink,
+            request_id=request_id,
+            client=client,
+            use_cache=use_cache,
+            preview_every=preview_every,
+        )
+        is_over = False
+        try:
+            while not is_over:
+                event = await events.get()
+                is_over = isinstance(event, _ENDINGS)
+                yield event
+        finally:
+            if not is_over:
+                self._desk.cancel(request_id)
+
+    async def generate(
+        self,
+        request: GenerationRequest,
+        *,
+        request_id: str,
+        client: str = "",
+        use_cache: bool = True,
+    ) -> GenerationResult:
+        """Run one request to its end.
+
+        Raises:
+            MezzotintError: The one way in which the request ended, if not well.
+        """
+        async for event in self.stream(
+            request, request_id=request_id, client=client, use_cache=use_cache
+        ):
+            result = _result(event)
+            if result is not None:
+                return result
+        raise WorkFailed("the request ended without an ending")
+
+    async def cancel(self, request_id: str) -> bool:
+        """Cancel at the next step; False if there is no such running request."""
+        return await asyncio.wrap_future(self._desk.cancel(request_id))
+
+    async def plan(self, request: GenerationRequest) -> Mapping[str, Any]:
+        """Resolve a request without running it: plan, warnings, predicted cost."""
+        return await asyncio.to_thread(self.describe_plan, request)
+
+    def describe_plan(self, request: GenerationRequest) -> dict[str, Any]:
+        """Return plan, warnings and predicted cost of a request as plain data."""
+        order = self._prepare(request, _no_sink, request_id="plan")
+        min_rows = self.config.engine.min_rows
+        costs = [
+            self.costs.predict(p, footprint, min_rows=min_rows)
+            for p, footprint in zip(order.planned.plans, order.footprints, strict=True)
+        ]
+        first = order.planned.plans[0]
+        return {
+            "plan": first.describe(),
+            "seeds": [p.seed for p in order.planned.plans],
+            "warnings": list(order.planned.warnings),
+            "cost": {
+                "seconds": sum(c.seconds for c in costs),
+                "model_calls": sum(c.model_calls for c in costs),
+                "bytes": max(c.peak_bytes for c in costs),
+                "measured": all(c.measured for c in costs),
+            },
+            "digest": first.digest,
+            "cache": self._desk.why_miss(first),
+        }
+
+    async def models(self) -> tuple[Mapping[str, Any], ...]:
+        """List the models as plain data."""
+        return await asyncio.to_thread(self.shelf.describe)
+
+    async def capabilities(self) -> Mapping[str, Any]:
+        """List every name a request may use, and what is certified and measured."""
+        return {
+            "schedulers": list(scheduler_names()),
+            "sigma_schedules": list(SIGMA_SCHEDULES),
+            "guidance_schedules": ["constant", "cosine", "interval", "linear", "list", "power"],
+            "gates": list(_gate_names()) if self._judge is not None else [],
+            "loras": [],
+            "controls": [],
+            "upscalers": [],
+            "prompt_dialects": ["plain", "a1111", "comfyui", "compel"],
+            "output_formats": ["png", "jpeg", "webp"],
+            "environment": dict(self.environment),
+            "certificates": self._certificates.table() if self._certificates else [],
+            "costs": self.costs.table(),
+        }
+
+    async def health(self) -> Mapping[str, Any]:
+        """Tell how the service is, without waiting."""
+        load = self._desk.load
+        return {
+            "ready": not self._is_closed,
+            "live": True,
+            "queue": load.images,
+            "backlog_s": load.seconds,
+            "device": self.shelf.device,
+        }
+
+    async def register(
+        self, source: str, *, name: str | None = None, version: str | None = None
+    ) -> Mapping[str, Any]:
+        """Add a model from a folder, file or archive."""
+
+        def add() -> Mapping[str, Any]:
+            chosen = name or Path(source).stem
+            entry = self.shelf.store.add(chosen, source, version=version, keep=False)
+            return self.shelf.store.describe(entry.full_name)
+
+        return await asyncio.to_thread(add)
+
+    async def unregister(self, name: str, version: str | None = None) -> None:
+        """Remove one version of a model from the service; files stay where they are."""
+        await asyncio.to_thread(self.shelf.store.remove, name, version, delete=False)
+
+    async def set_default(self, name: str, version: str) -> None:
+        """Make the bare ``name`` mean this version."""
+        await asyncio.to_thread(self.shelf.store.set_default, name, version, keep=False)
+
+    async def inspect(self, data: bytes) -> Mapping[str, Any]:
+        """Read the recipe inside a picture."""
+        return await asyncio.to_thread(tools.inspect, data, self.shelf.names())
+
+    async def upscale(
+        self, data: bytes, *, factor: float, model: str | None = None, output: Output
+    ) -> ImageOutput:
+        """Enlarge a picture; ``model`` None is Lanczos."""
+        return await asyncio.to_thread(
+            tools.upscale,
+            data,
+            factor=factor,
+            model=model,
+            output=output,
+            limits=self.config.images,
+        )
+
+    async def grid(
+        self, images: Sequence[bytes], *, columns: int, padding_px: int = 2, output: Output
+    ) -> bytes:
+        """Lay encoded pictures of one size out in a grid."""
+        return await asyncio.to_thread(
+            tools.grid, images, columns=columns, padding_px=padding_px, output=output
+        )
+
+    async def close(self) -> None:
+        """Finish what is being stepped, refuse the rest, free everything."""
+        await asyncio.to_thread(self.shut)
+
+    def shut(self) -> None:
+        """Do what :meth:`close` does, from a plain thread."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._desk.close().result()
+            self.costs.save()
+
+    def cancel_now(self, request_id: str) -> bool:
+        """Cancel at the next step, from a plain thread."""
+        return self._desk.cancel(request_id).result()
+
+
+class Job:
+    """One request on its way through an :class:`Engine`.
+
+    Attributes:
+        id: The request's id.
+        eta_s: Seconds predicted when it was accepted.
+    """
+
+    def __init__(self, service: LocalService, request_id: str) -> None:
+        self._service = service
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._ending: Event | None = None
+        self._over = threading.Event()
+        self.id = request_id
+        self.eta_s = 0.0
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, _ENDINGS):
+            self._ending = event
+        self._events.put(event)
+        if self._ending is not None:
+            self._over.set()
+
+    def events(self) -> Iterator[Event]:
+        """Yield events as they come; the last one is the ending."""
+        while True:
+            event = self._events.get()
+            yield event
+            if isinstance(event, _ENDINGS):
+                self._events.put(event)  # for whoever iterates again
+                return
+
+    def cancel(self) -> bool:
+        """Cancel at the next step; False if it has ended."""
+        return self._service.cancel_now(self.id)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has ended."""
+        return self._over.is_set()
+
+    def result(self, timeout_s: float | None = None) -> GenerationResult:
+        """Wait for the end.
+
+        Raises:
+            DeadlineExceeded: If it takes longer than ``timeout_s``; it goes on.
+            MezzotintError: The one way in which the request ended, if not well.
+        """
+        if not self._over.wait(timeout_s):
+            raise DeadlineExceeded(f"the request was not done within {timeout_s:g} s; it goes on")
+        assert self._ending is not None  # noqa: S101 - set before the event
+        result = _result(self._ending)
+        assert result is not None  # noqa: S101 - an ending gives a result or raises
+        return dataclasses.replace(result, images=tuple(with_pixels(i) for i in result.images))
+
+
+class Engine:
+    """Many requests at once, from any thread or from asyncio.
+
+    Args:
+        models: Models to have ready: store names, paths, or loaded models.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        home: Folder of models, results and caches; the user's own if empty.
+        options: Further fields of :class:`LocalConfig`.
+
+    Example::
+
+        with mz.Engine(models=["plate"]) as engine:
+            result = engine.submit(mz.GenerationRequest(prompt="a pear")).result()
+    """
+
+    def __init__(
+        self,
+        models: Sequence[str | Path | Model] = (),
+        *,
+        device: str = "auto",
+        home: str | Path = "",
+        **options: Any,
+    ) -> None:
+        loaded = [model for model in models if isinstance(model, Model)]
+        names = tuple(str(model) for model in models if not isinstance(model, Model))
+        config = read(LocalConfig, {"home": str(home), "device": device, **options})
+        self.service = LocalService(dataclasses.replace(config, models=names), models=loaded)
+        for name in names:
+            self.service.shelf.spec(name)  # an unknown model is an error here, not later
+
+    def submit(
+        self, request: GenerationRequest, *, client: str = "", preview_every: int = 0
+    ) -> Job:
+        """Hand in a request.
+
+        Raises:
+            MezzotintError: If it is refused.
+        """
+        return self._submit(request, client=client, preview_every=preview_every)
+
+    def generate(self, request: GenerationRequest) -> GenerationResult:
+        """Run one request to its end.
+
+        Raises:
+            MezzotintError: The one way in which the request ended, if not well.
+        """
+        return self.submit(request).result()
+
+    async def stream(
+        self, request: GenerationRequest, *, client: str = "", preview_every: int = 0
+    ) -> AsyncIterator[Event]:
+        """Run one request and yield its events; closing early cancels it."""
+        events = self.service.stream(
+            request,
+            request_id=secrets.token_hex(8),
+            client=client,
+            preview_every=preview_every,
+        )
+        async for event in events:
+            yield event
+
+    def plan(self, request: GenerationRequest) -> Mapping[str, Any]:
+        """Resolve a request without running it: plan, warnings, predicted cost."""
+        return self.service.describe_plan(request)
+
+    def spec(self, name: str) -> ModelSpec:
+        """Return a model's spec."""
+        return self.service.shelf.spec(name)
+
+    def close(self) -> None:
+        """Finish what is being stepped, refuse the rest, free everything."""
+        self.service.shut()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _submit(self, request: GenerationRequest, *, client: str, preview_every: int) -> Job:
+        job = Job(self.service, secrets.token_hex(8))
+        job.eta_s = self.service.submit(
+            request, job._hear, request_id=job.id, client=client, preview_every=preview_every
+        )
+        return job
+
+
+def _result(event: Event) -> GenerationResult | None:
+    """Return the result of a good ending, None for what is no ending.
+
+    Raises:
+        MezzotintError: For a bad ending.
+    """
+    if isinstance(event, Finished):
+        return event.result
+    if isinstance(event, Failed):
+        raise event.error
+    if isinstance(event, CancelledEvent):
+        raise Cancelled("the request was cancelled")
+    return None
+
+
+def _no_sink(_event: Event) -> None:
+    """Stand for nobody who listens."""
+
+
+def _gates() -> Judge:
+    from mezzotint.gates.judge import GateJudge
+
+    return GateJudge()
+
+
+def _gate_names() -> tuple[str, ...]:
+    from mezzotint.gates.base import GATES
+
+    return GATES.names()

@@ -1,0 +1,192 @@
+"""Orders: one accepted request, from its plans to its one ending.
+
+Plain data and rules without threads. An order is open while any of its images
+is; when the last one closes it has exactly one ending: Finished if there is a
+picture (what failed is a warning), Failed if there is none or its own deadline
+passed, Cancelled if somebody asked for it.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from mezzotint.engine.memory import Footprint
+from mezzotint.engine.plan import Plan, Planned
+from mezzotint.errors import DeadlineExceeded, NotReady, WorkFailed
+from mezzotint.request import Gates, GenerationRequest, GuidanceSchedule, LatentInput
+from mezzotint.types import (
+    Cancelled,
+    Event,
+    Failed,
+    Finished,
+    GenerationResult,
+    ImageOutput,
+    StageTimings,
+    Verdict,
+)
+
+__all__ = ["Attempted", "Judge", "Order", "Run", "alone", "derive_seed"]
+
+_DEFAULT_STRENGTH = 0.8
+
+
+class Judge(Protocol):
+    """Who scores pictures; the gates room has one."""
+
+    def policy(self, gates: Gates) -> Any:
+        """Resolve the gates of a request; raises for unknown or missing ones."""
+        ...
+
+    def judge(self, pixels: Any, policy: Any) -> tuple[Verdict, ...]:
+        """Measure one picture (uint8, (H, W, 3)) with every gate of the policy."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A planned request on its way into the desk.
+
+    Args:
+        id: The request's id.
+        request: What was asked.
+        planned: One plan per image, and warnings.
+        footprints: Bytes of each image.
+        sink: Told every event; must not block.
+        assets: Decoded pictures of the request by digest.
+        client: Who asks.
+        use_cache: Whether kept pictures may answer.
+        preview_every: Steps between previews, 0 for none.
+        policy: The gates' policy, or None.
+    """
+
+    id: str
+    request: GenerationRequest
+    planned: Planned
+    footprints: tuple[Footprint, ...]
+    sink: Callable[[Event], None]
+    assets: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    client: str = ""
+    use_cache: bool = True
+    preview_every: int = 0
+    policy: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempted:
+    """One attempt at an image that gates judged."""
+
+    plan: Plan
+    verdicts: tuple[Verdict, ...]
+    pixels: Any
+    timings: StageTimings
+    warnings: tuple[str, ...]
+
+
+class Run:
+    """An order that was accepted: what is open, what is done, what failed."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.open = set(range(len(order.planned.plans)))
+        self.outputs: dict[int, ImageOutput] = {}
+        self.failures: dict[int, Exception] = {}
+        self.attempts: dict[int, list[Attempted]] = {}
+        self.is_started = False
+        self.is_cancelled = False
+        self.hits = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no image is open any more."""
+        return not self.open
+
+    def close_image(self, index: int, outcome: ImageOutput | Exception | None) -> bool:
+        """Book the outcome of an image; False if it had one already."""
+        if index not in self.open:
+            return False
+        self.open.discard(index)
+        if isinstance(outcome, ImageOutput):
+            self.outputs[index] = outcome
+        elif outcome is not None:
+            self.failures[index] = outcome
+        return True
+
+    def ending(self, cost: Mapping[str, Any] | None = None) -> Finished | Failed | Cancelled:
+        """Return the one ending, once every image is closed."""
+        order = self.order
+        if self.is_cancelled:
+            return Cancelled(id=order.id)
+        fatal = next(
+            (e for e in self.failures.values() if isinstance(e, DeadlineExceeded | NotReady)), None
+        )
+        if fatal is not None or not self.outputs:
+            error = fatal or next(
+                iter(self.failures.values()), WorkFailed("the request came to nothing")
+            )
+            return Failed(id=order.id, error=error)
+        lost = tuple(f"image {k} failed: {e}" for k, e in sorted(self.failures.items()))
+        plan = {**order.planned.plans[0].describe(), **({"cost": dict(cost)} if cost else {})}
+        result = GenerationResult(
+            id=order.id,
+            images=tuple(self.outputs[k] for k in sorted(self.outputs)),
+            plan=plan,
+            cache="hit" if self.hits == len(self.outputs) else "miss",
+            warnings=order.planned.warnings + lost,
+        )
+        return Finished(id=order.id, result=result)
+
+
+def derive_seed(seed: int, attempt: int) -> int:
+    """Return the seed of another attempt at an image: derived, 32 bits, reported.
+
+    Example:
+        >>> derive_seed(7, 0), derive_seed(7, 1) == derive_seed(7, 1)
+        (7, True)
+    """
+    if attempt == 0:
+        return seed
+    digest = hashlib.sha256(f"mezzotint attempt {seed} {attempt}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def alone(request: GenerationRequest, plan: Plan) -> GenerationRequest:
+    """Return the request that makes one image again by itself, everything resolved.
+
+    Requests in other words that came to the same plan come to the same request, so
+    the bytes of a picture, its recipe included, depend on its plan alone.
+    """
+    techniques = plan.techniques
+    return replace(
+        request,
+        model=plan.model,
+        prompt=plan.prompt,
+        negative_prompt=plan.negative_prompt,
+        width=plan.size.width,
+        height=plan.size.height,
+        num_images=1,
+        seed=plan.seed,
+        num_inference_steps=plan.num_inference_steps or None,
+        scheduler=plan.scheduler or None,
+        sigma_schedule=plan.sigma_schedule,
+        guidance_scale=_guidance(plan),
+        strength=request.strength if techniques.image else _DEFAULT_STRENGTH,
+        latent=LatentInput(truncation=techniques.truncation, class_label=techniques.class_label),
+        gates=None,
+        priority=0,
+        deadline_s=None,
+    )
+
+
+def _guidance(plan: Plan) -> float | GuidanceSchedule | None:
+    """Return the guidance of a plan as a request field."""
+    techniques = plan.techniques
+    if techniques.distilled_guidance is not None:
+        return techniques.distilled_guidance
+    if not plan.guidance:
+        return None
+    rescale = techniques.guidance_rescale
+    if len(set(plan.guidance)) > 1:
+        return GuidanceSchedule(schedule="list", values=plan.guidance, rescale=rescale)
+    scale = plan.guidance[0]
+    return GuidanceSchedule(start=scale, rescale=rescale) if rescale else scale

@@ -1,0 +1,108 @@
+"""Pictures: from what the engine decoded to an encoded file with its recipe.
+
+CPU work that runs beside the device: rounding to 8 bits, enlargement, recipe,
+encoding. The bytes of a picture depend on its plan and environment alone, not
+on who asked, in which words, or beside whom it was made.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mezzotint.engine.plan import Plan
+from mezzotint.images.codec import decode_image, encode, to_pixels
+from mezzotint.images.metadata import build_recipe, canonical_json, make_infotext
+from mezzotint.images.resize import upscale_lanczos
+from mezzotint.request import GenerationRequest
+from mezzotint.service.orders import alone
+from mezzotint.types import ImageOutput, StageTimings
+
+__all__ = ["Finisher", "with_pixels"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finisher:
+    """Turns decoded pictures into finished ones.
+
+    Args:
+        environment: Device, dtype and versions, for the recipe.
+        program: Name and version of this program.
+    """
+
+    environment: Mapping[str, Any]
+    program: str
+
+    def pixels(self, picture: np.ndarray) -> np.ndarray:
+        """Round a picture in [-1, 1], (3, H, W), to uint8, (H, W, 3).
+
+        Raises:
+            WorkFailed: If a value is not finite.
+        """
+        return to_pixels(picture)
+
+    def finish(
+        self,
+        pixels: np.ndarray,
+        *,
+        request: GenerationRequest,
+        plan: Plan,
+        index: int,
+        timings: StageTimings,
+        warnings: tuple[str, ...],
+    ) -> ImageOutput:
+        """Enlarge if asked, write the recipe, encode.
+
+        Args:
+            pixels: The model's own picture. Shape (H, W, 3), uint8.
+            request: What was asked.
+            plan: What was made.
+            index: Position within the request.
+            timings: Where the time went before.
+            warnings: What was changed on the way.
+        """
+        began = time.monotonic()
+        if plan.techniques.upscale is not None:
+            pixels = upscale_lanczos(pixels, plan.techniques.upscale[0])
+        recipe = self.recipe(request, plan)
+        file_format, quality, has_metadata = plan.output
+        data = encode(
+            pixels,
+            file_format,
+            quality=quality,
+            parameters=make_infotext(recipe, has_steps=bool(plan.steps), version=self.program)
+            if has_metadata
+            else "",
+            recipe=canonical_json(recipe) if has_metadata else "",
+        )
+        return ImageOutput(
+            index=index,
+            seed=plan.seed,
+            data=data,
+            format=file_format,
+            width=pixels.shape[1],
+            height=pixels.shape[0],
+            recipe=recipe,
+            warnings=warnings,
+            timings=replace(timings, write_s=time.monotonic() - began),
+            pixels=pixels,
+        )
+
+    def recipe(self, request: GenerationRequest, plan: Plan) -> dict[str, Any]:
+        """Return the recipe of one image: its request alone, resolved, and where it was made."""
+        walk = plan.techniques.walk
+        return build_recipe(
+            alone(request, plan).to_dict(),
+            resolved={"model": plan.model, "width": plan.size.width, "height": plan.size.height},
+            environment={**self.environment, "model_digest": plan.model_digest},
+            index=walk.frame if walk else 0,
+        )
+
+
+def with_pixels(image: ImageOutput) -> ImageOutput:
+    """Return the image with its pixels, decoded from the file where they are not at hand."""
+    if image.pixels is not None:
+        return image
+    return replace(image, pixels=decode_image(image.data))

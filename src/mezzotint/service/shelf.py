@@ -1,0 +1,163 @@
+"""Shelf: models as the engine wants them: by name, on a backend, with their arithmetic named.
+
+On a CPU, OpenVINO answers for every network that it can take over; torch answers
+for the rest. Which of them it is changes bits, so it is part of the environment
+that goes into every plan and recipe.
+"""
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import mezzotint
+from mezzotint.errors import InvalidRequest
+from mezzotint.models.base import Model
+from mezzotint.models.config import ModelsConfig
+from mezzotint.models.loading import choose_device
+from mezzotint.models.spec import ModelSpec
+from mezzotint.models.store import ModelStore
+
+__all__ = ["Backend", "Shelf", "describe_environment"]
+
+Backend = Literal["auto", "torch", "openvino"]
+
+
+class Shelf:
+    """Models for the engine and their specs for the planner.
+
+    Args:
+        config: Where models are.
+        backend: Who computes networks on a CPU.
+        extra: Models that are in memory already; their names hide the store's.
+    """
+
+    def __init__(
+        self,
+        config: ModelsConfig,
+        *,
+        backend: Backend = "auto",
+        extra: Sequence[Model] = (),
+    ) -> None:
+        self.store = ModelStore(config)
+        self.device = choose_device(config.placement.device)
+        self.backend: Literal["torch", "openvino"] = _choose_backend(backend, self.device)
+        self._cache = config.home_path / "cache" / "openvino"
+        self._extra = {model.spec.name: model for model in extra}
+        self._dressed: weakref.WeakSet[Model] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def use(self, name: str) -> Iterator[Model]:
+        """Give a model on its backend, pinned in memory for the length of the block."""
+        if name in self._extra:
+            yield self._dress(self._extra[name])
+            return
+        with self.store.use(name) as model:
+            yield self._dress(model)
+
+    def spec(self, name: str) -> ModelSpec:
+        """Return a model's spec; weights are not read for it."""
+        return self._extra[name].spec if name in self._extra else self.store.spec(name)
+
+    def names(self) -> tuple[str, ...]:
+        """Return every name, sorted."""
+        return tuple(sorted({*self._extra, *self.store.names()}))
+
+    def describe(self) -> tuple[Mapping[str, Any], ...]:
+        """Return every model as plain data; one that is broken says why."""
+        found: list[Mapping[str, Any]] = []
+        for entry in self.store.entries():
+            try:
+                found.append(self.store.describe(entry.full_name))
+            except mezzotint.MezzotintError as error:
+                found.append(_broken(entry.name, entry.version, str(entry.path), error))
+        return tuple(found)
+
+    def _dress(self, model: Model) -> Model:
+        """Put a model on the backend once."""
+        with self._lock:
+            if model not in self._dressed:
+                self._dressed.add(model)
+                if self.backend == "openvino":
+                    from mezzotint.models.openvino_backend import use_openvino
+
+                    use_openvino(model, cache=self._cache)
+        return model
+
+
+def _broken(name: str, version: str, path: str, error: Exception) -> dict[str, Any]:
+    return {
+        "name": name,
+        "version": version,
+        "default": True,
+        "ready": False,
+        "path": path,
+        "digest": "",
+        "family": "",
+        "licence": "unknown",
+        "takes_prompt": False,
+        "size_multiple": 1,
+        "min_size_px": 1,
+        "max_size_px": 1,
+        "defaults": {},
+        "limits": [str(error)],
+    }
+
+
+def _choose_backend(wanted: Backend, device: str) -> Literal["torch", "openvino"]:
+    """Return who computes; OpenVINO serves the CPU alone."""
+    if wanted == "openvino" and device != "cpu":
+        raise InvalidRequest(
+            f"backend must be auto or torch on {device}, got openvino; it serves the cpu",
+            field="backend",
+            value=wanted,
+            allowed="auto, torch",
+        )
+    if wanted == "auto":
+        return "openvino" if device == "cpu" else "torch"
+    return wanted
+
+
+def describe_environment(shelf: Shelf, placement_dtype: str | None) -> dict[str, Any]:
+    """Return what arithmetic depends on: device, type, backend, versions, threads."""
+    is_cpu = shelf.device == "cpu"
+    found: dict[str, Any] = {
+        "mezzotint": mezzotint.__version__,
+        "torch": torch.__version__,
+        "device": shelf.device if is_cpu else _accelerator(shelf.device),
+        "dtype": placement_dtype or ("float32" if is_cpu else "as stored"),
+        "backend": shelf.backend,
+    }
+    if is_cpu:
+        found["cpu"] = torch.backends.cpu.get_cpu_capability()
+        found["threads"] = torch.get_num_threads()
+    if shelf.backend == "openvino":
+        found["openvino"] = metadata.version("openvino")
+    return found
+
+
+def _accelerator(device: str) -> str:
+    if device.startswith("cuda"):
+        return f"{device.partition(':')[0]} {torch.cuda.get_device_name(device)}"
+    return device
+
+
+def memory_budget(config_bytes: int, device: str) -> int:
+    """Return the bytes that tensors of requests may take: as configured, or half of all."""
+    if config_bytes:
+        return config_bytes
+    if device.startswith("cuda"):
+        return int(torch.cuda.get_device_properties(device).total_memory) // 2
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def cache_folder(home: Path, name: str) -> Path:
+    """Return a folder for caches below the home folder; it need not exist."""
+    return home / "cache" / name

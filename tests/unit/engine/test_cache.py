@@ -1,0 +1,80 @@
+from dataclasses import replace
+
+from mezzotint.engine.cache import ByteCache, CachedImage, ResultCache
+from tests.unit.engine.fakes import make_plan
+
+
+def image(plan, data=b"picture"):
+    return CachedImage(
+        canonical=plan.canonical, data=data, width=64, height=64, recipe={"digest": "d"}
+    )
+
+
+def test_the_same_plan_is_found_and_another_seed_is_not():
+    cache = ResultCache(memory_bytes=10_000)
+    cache.put(make_plan(seed=1), image(make_plan(seed=1)))
+    assert cache.get(make_plan(seed=1)).data == b"picture"
+    assert cache.get(make_plan(seed=2)) is None
+
+
+def test_a_digest_with_another_canonical_text_is_no_hit():
+    cache = ResultCache(memory_bytes=10_000)
+    cache.put(make_plan(seed=1), image(make_plan(seed=2)))
+    assert cache.get(make_plan(seed=1)) is None
+
+
+def test_memory_is_bounded_by_bytes_and_forgets_the_least_recently_used():
+    size = image(make_plan(seed=0)).num_bytes
+    cache = ResultCache(memory_bytes=2 * size + 100)
+    for seed in (0, 1):
+        cache.put(make_plan(seed=seed), image(make_plan(seed=seed)))
+    cache.get(make_plan(seed=0))
+    cache.put(make_plan(seed=2), image(make_plan(seed=2)))
+    assert cache.get(make_plan(seed=0)) is not None
+    assert cache.get(make_plan(seed=1)) is None
+
+
+def test_pictures_survive_a_restart_on_disk(tmp_path):
+    plan = make_plan(seed=3)
+    ResultCache(memory_bytes=0, disk_bytes=10_000, folder=tmp_path).put(plan, image(plan))
+    found = ResultCache(memory_bytes=0, disk_bytes=10_000, folder=tmp_path).get(plan)
+    assert found == image(plan)
+
+
+def test_disk_is_bounded_by_bytes(tmp_path):
+    cache = ResultCache(memory_bytes=0, disk_bytes=5_000, folder=tmp_path)
+    for seed in range(8):
+        cache.put(make_plan(seed=seed), image(make_plan(seed=seed), b"x" * 1000))
+    assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= 5_000
+    assert cache.get(make_plan(seed=7)) is not None
+    assert cache.get(make_plan(seed=0)) is None
+
+
+def test_a_broken_file_is_a_miss_and_is_removed(tmp_path):
+    plan = make_plan()
+    ResultCache(memory_bytes=0, disk_bytes=10_000, folder=tmp_path).put(plan, image(plan))
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(b"\0\0")
+    cache = ResultCache(memory_bytes=0, disk_bytes=10_000, folder=tmp_path)
+    assert cache.get(plan) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_miss_is_explained_by_the_field_that_differs():
+    cache = ResultCache(memory_bytes=10_000)
+    plan = make_plan(seed=1)
+    assert cache.why_miss(plan) == "nothing is kept yet"
+    cache.put(plan, image(plan))
+    other = replace(plan, scheduler="ddim")
+    assert cache.why_miss(other) == (
+        "the most similar kept picture differs in scheduler 'euler' -> 'ddim'"
+    )
+
+
+def test_a_value_larger_than_the_cache_is_not_kept():
+    cache = ByteCache(10, len)
+    cache.put("a", b"x" * 11)
+    cache.put("b", b"x" * 6)
+    cache.put("c", b"x" * 6)
+    assert (cache.get("a"), cache.get("b"), cache.get("c")) == (None, None, b"x" * 6)
+    assert cache.num_bytes == 6
