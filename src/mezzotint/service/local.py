@@ -64,7 +64,9 @@ class LocalConfig(Checked):
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         dtype: One type for all networks, or None for the model's own policy.
         backend: Who computes networks on a CPU.
-        models: Names of models to have ready; the others load when first asked for.
+        models: Names of models to have ready, ``name`` or ``name=path``; the others
+            load when first asked for.
+        model_store: Folder whose files can be registered by their names, "" for none.
         allow_paths: Whether a request may name a model by path or Hub id.
         allow_downloads: Whether Hub ids may be fetched.
         max_model_bytes: Weights kept in memory at once.
@@ -77,6 +79,7 @@ class LocalConfig(Checked):
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     backend: Literal["auto", "torch", "openvino"] = "auto"
     models: tuple[str, ...] = ()
+    model_store: str = ""
     allow_paths: bool = True
     allow_downloads: bool = True
     max_model_bytes: int = 8 << 30
@@ -97,7 +100,13 @@ class LocalConfig(Checked):
 
 def create_service(options: Mapping[str, Any]) -> "LocalService":
     """Build a service from plain options; the factory that a worker process calls."""
-    return LocalService(read(LocalConfig, options))
+    service = LocalService(read(LocalConfig, options))
+    for item in service.config.models:
+        name, has_path, path = item.partition("=")
+        if has_path:
+            service.shelf.store.add(name, service.find_source(path), keep=False)
+        service.shelf.spec(name)  # an unknown or broken model is an error here, not later
+    return service
 
 
 class LocalService:
@@ -367,11 +376,20 @@ class LocalService:
         """Add a model from a folder, file or archive."""
 
         def add() -> Mapping[str, Any]:
-            chosen = name or Path(source).stem
-            entry = self.shelf.store.add(chosen, source, version=version, keep=False)
+            chosen, found = name or Path(source).stem, self.find_source(source)
+            entry = self.shelf.store.add(chosen, found, version=version, keep=False)
             return self.shelf.store.describe(entry.full_name)
 
         return await asyncio.to_thread(add)
+
+    def find_source(self, source: str) -> str:
+        """Return the path of a file or folder in the model store, or the source as it is."""
+        store = self.config.model_store
+        if not store or Path(source).is_absolute():
+            return source
+        root = Path(store).expanduser().resolve()
+        path = (root / source).resolve()
+        return str(path) if path.is_relative_to(root) and path.exists() else source
 
     async def unregister(self, name: str, version: str | None = None) -> None:
         """Remove one version of a model from the service; files stay where they are."""
