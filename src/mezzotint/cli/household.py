@@ -66,8 +66,13 @@ async def open_service(settings: Settings) -> AsyncGenerator[Service]:
 
 def make_service(settings: Settings) -> Service:
     """Build the service of this process."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
     from mezzotint.service.local import create_service
 
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()  # what they warn about is ours to say
     return create_service(service_options(settings))
 
 
@@ -85,13 +90,19 @@ def service_options(
             name of the store.
         model_store: Folder whose models can be registered by name.
     """
+    placement = settings.models.placement
     options: dict[str, Any] = {
         "home": str(settings.home_path),
-        "device": settings.models.placement.device,
+        "device": placement.device,
+        "dtype": placement.dtype,
+        "allow_paths": settings.models.allow_paths,
+        "allow_downloads": settings.models.allow_downloads,
+        "max_model_bytes": settings.models.max_bytes,
         "engine": write(settings.engine),
+        "images": write(settings.images),
     }
     if models:
-        options["models"] = dict(models)
+        options["models"] = [f"{name}={path}" if path else name for name, path in models.items()]
     if model_store is not None:
         options["model_store"] = str(model_store)
     return options
