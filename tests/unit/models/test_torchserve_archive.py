@@ -6,13 +6,13 @@ import zipfile
 
 import pytest
 import torch
+from tests import tiny
 
 from mezzotint.errors import ArchiveError, ModelNotAllowed
 from mezzotint.models.config import ModelsConfig
 from mezzotint.models.gan import GanConfig, build_generator, load_gan, write_gan
 from mezzotint.models.store import ModelStore
 from mezzotint.models.torchserve_archive import inspect_mar, unpack_mar
-from tests import tiny
 
 CONFIG = GanConfig(latent_size=4, image_size=8, channels=(4,))
 HANDLER = "def handle(data, context):\n    return ['hello']\n"
