@@ -241,7 +241,9 @@ class FunctionDenoiser:
         """Estimate the clean latents; conditioning and timestep are not passed on."""
         denoised = self.function(latents, sigma)
         if not isinstance(denoised, Tensor) or denoised.shape != latents.shape:
-            came = tuple(denoised.shape) if isinstance(denoised, Tensor) else type(denoised).__name__
+            came = (
+                tuple(denoised.shape) if isinstance(denoised, Tensor) else type(denoised).__name__
+            )
             raise ShapeError(
                 f"denoiser must answer latents of shape {tuple(latents.shape)}, got {came}",
                 field="denoiser",

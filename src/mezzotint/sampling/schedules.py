@@ -26,9 +26,9 @@ from mezzotint.errors import InvalidRequest, UnknownName
 
 __all__ = [
     "BETA_SCHEDULES",
+    "TERMINAL_ALPHA_BAR",
     "Frame",
     "NoiseSchedule",
-    "TERMINAL_ALPHA_BAR",
     "beta_values",
     "cumulate",
     "frame_of",
@@ -67,10 +67,7 @@ def _from_alpha_bar(
 ) -> list[float]:
     """Return betas whose cumulative product follows ``alpha_bar`` over [0, 1]."""
     return _float32(
-        [
-            min(1 - alpha_bar((i + 1) / count) / alpha_bar(i / count), max_beta)
-            for i in range(count)
-        ]
+        [min(1 - alpha_bar((i + 1) / count) / alpha_bar(i / count), max_beta) for i in range(count)]
     )
 
 

@@ -1,0 +1,354 @@
+"""Inference schedules: which noise levels a run visits, and what the network is told there.
+
+Given a model's scheduler configuration, a scheduler's name and a number of
+steps, these are the noise levels and timesteps that diffusers' class of that
+name visits. Plain arithmetic; the names of classes are strings.
+
+Dimensions: N steps; there are N timesteps and N + 1 noise levels, the last one
+usually 0.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mezzotint.errors import InvalidRequest, UnknownName
+from mezzotint.sampling.schedules import Frame, NoiseSchedule, noise_schedule
+
+__all__ = [
+    "SIGMA_SCHEDULES",
+    "Schedule",
+    "SchedulerInfo",
+    "beta_sigmas",
+    "exponential_sigmas",
+    "inference_schedule",
+    "karras_sigmas",
+    "spaced_timesteps",
+]
+
+SPACINGS = {"linear": "linspace", "leading": "leading", "trailing": "trailing"}
+SIGMA_SCHEDULES = ("beta", "exponential", "karras", "leading", "linear", "trailing")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerInfo:
+    """What is particular about one scheduler's noise levels.
+
+    Args:
+        equals: Name of the diffusers class with the same schedule and solver.
+        overrides: Settings of that class that make it so.
+        spacing: Its own default of ``timestep_spacing``.
+        rounds: Whether its timesteps are whole numbers.
+        counts_ends: Whether it spaces one more timestep and leaves out the last.
+        from_spaced: Whether karras and the like span the spaced levels instead
+            of the whole training table.
+        uses_alpha_bar: Whether it steps on training timesteps alone.
+        starts_at_sigma: Whether the start noise is scaled by the first sigma
+            alone (diffusers' ``init_noise_sigma`` in the variance-exploding frame).
+    """
+
+    equals: str
+    overrides: tuple[tuple[str, Any], ...] = ()
+    spacing: str = "linspace"
+    rounds: bool = False
+    counts_ends: bool = False
+    from_spaced: bool = True
+    uses_alpha_bar: bool = False
+    starts_at_sigma: bool = True
+    frame: Frame = "ve"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """The noise levels of one run.
+
+    Args:
+        frame: Frame of the noise levels.
+        timesteps: What the network is told at each step, N numbers.
+        sigmas: Noise level before each step and after the last one, N + 1
+            numbers, falling.
+        init_noise_sigma: What standard noise is multiplied with to start.
+    """
+
+    frame: Frame
+    timesteps: tuple[float, ...]
+    sigmas: tuple[float, ...]
+    init_noise_sigma: float
+
+    @property
+    def num_steps(self) -> int:
+        """Number of solver steps, N."""
+        return len(self.timesteps)
+
+
+def spaced_timesteps(
+    spacing: str,
+    num_steps: int,
+    *,
+    num_train_timesteps: int = 1000,
+    steps_offset: int = 0,
+    rounds: bool = False,
+    counts_ends: bool = False,
+) -> list[float]:
+    """Spread steps over the training timesteps, noisiest first.
+
+    Args:
+        spacing: ``"linspace"``, ``"leading"`` or ``"trailing"``.
+        num_steps: N >= 1.
+        num_train_timesteps: T.
+        steps_offset: Added to leading timesteps.
+        rounds: Round linspace timesteps to whole numbers.
+        counts_ends: Space N + 1 timesteps and leave out the cleanest one.
+
+    Source: Lin et al. 2023 (arXiv:2305.08891), table 2; ``counts_ends`` as in
+    the multistep solvers of diffusers.
+    """
+    total, count = num_train_timesteps, num_steps + counts_ends
+    if spacing == "linspace":
+        gap = (total - 1) / (count - 1) if count > 1 else 0.0
+        points = [gap * k for k in range(count)]
+        points = [float(round(p)) for p in points] if rounds else points
+    elif spacing == "leading":
+        points = [float(k * (total // count) + steps_offset) for k in range(count)]
+    elif spacing == "trailing":
+        points = [float(round(total - k * (total / num_steps)) - 1) for k in range(num_steps)]
+        return points
+    else:
+        raise UnknownName("timestep_spacing", spacing, ("leading", "linspace", "trailing"))
+    points.reverse()
+    return points[:-1] if counts_ends else points
+
+
+def karras_sigmas(
+    num_steps: int, sigma_min: float, sigma_max: float, *, rho: float = 7.0
+) -> list[float]:
+    """Space noise levels evenly in ``sigma ** (1 / rho)``, without the final 0.
+
+    Source: Karras et al. 2022 (arXiv:2206.00364), equation 5.
+    """
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return [(high + ramp * (low - high)) ** rho for ramp in _ramp(num_steps)]
+
+
+def exponential_sigmas(num_steps: int, sigma_min: float, sigma_max: float) -> list[float]:
+    """Space noise levels evenly in their logarithm, without the final 0."""
+    low, high = math.log(sigma_min), math.log(sigma_max)
+    return [math.exp(high + ramp * (low - high)) for ramp in _ramp(num_steps)]
+
+
+def beta_sigmas(
+    num_steps: int, sigma_min: float, sigma_max: float, *, alpha: float = 0.6, beta: float = 0.6
+) -> list[float]:
+    """Space noise levels by quantiles of a Beta distribution, without the final 0.
+
+    Source: Lee et al. 2024, Beta Sampling is All You Need (arXiv:2407.12173).
+    """
+    return [
+        sigma_min + _beta_quantile(1 - ramp, alpha, beta) * (sigma_max - sigma_min)
+        for ramp in _ramp(num_steps)
+    ]
+
+
+def _ramp(count: int) -> list[float]:
+    return [k / (count - 1) for k in range(count)] if count > 1 else [0.0]
+
+
+def _beta_quantile(probability: float, a: float, b: float) -> float:
+    """Invert the regularised incomplete beta function by bisection."""
+    if probability <= 0 or probability >= 1:
+        return float(probability >= 1)
+    low, high = 0.0, 1.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _beta_cdf(middle, a, b) < probability else (low, middle)
+    return (low + high) / 2
+
+
+def _beta_cdf(x: float, a: float, b: float) -> float:
+    """Regularised incomplete beta function by Lentz's continued fraction."""
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):
+        return 1 - _beta_cdf(1 - x, b, a)
+    front = math.exp(
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    )
+    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
+    result = d
+    for m in range(1, 300):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for numerator in (even, odd):
+            d = 1 / (1 + numerator * d)
+            c = 1 + numerator / c
+            result *= c * d
+        if abs(c * d - 1) < 1e-15:
+            break
+    return front * result / a
+
+
+_CURVES: dict[str, Callable[[int, float, float], list[float]]] = {
+    "karras": karras_sigmas,
+    "exponential": exponential_sigmas,
+    "beta": beta_sigmas,
+}
+_FLAGS = {
+    "use_karras_sigmas": "karras",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta",
+}
+
+
+def inference_schedule(
+    info: SchedulerInfo,
+    config: Mapping[str, Any],
+    num_steps: int,
+    sigma_schedule: str | None = None,
+    *,
+    sequence_length: int = 0,
+) -> Schedule:
+    """Return the noise levels and timesteps of a run.
+
+    Args:
+        info: Which scheduler it is for.
+        config: The model's scheduler configuration.
+        num_steps: Steps asked for, N >= 1.
+        sigma_schedule: One of ``SIGMA_SCHEDULES``, or None for what the
+            configuration says.
+        sequence_length: Tokens of the picture, for flow models whose shift
+            depends on it.
+
+    Raises:
+        UnknownName: If the sigma schedule does not exist.
+        InvalidRequest: If the steps do not fit the training schedule.
+    """
+    if sigma_schedule is not None and sigma_schedule not in SIGMA_SCHEDULES:
+        raise UnknownName("sigma_schedule", sigma_schedule, SIGMA_SCHEDULES, field="sigma_schedule")
+    training = noise_schedule(config)
+    if not 1 <= num_steps <= training.num_train_timesteps:
+        raise InvalidRequest(
+            f"num_inference_steps must be 1 to {training.num_train_timesteps} for this model, "
+            f"got {num_steps}",
+            field="num_inference_steps",
+            value=num_steps,
+            allowed=f"1 to {training.num_train_timesteps}",
+        )
+    if sigma_schedule is None:
+        sigma_schedule = next((c for flag, c in _FLAGS.items() if config.get(flag)), None)
+    if training.frame == "flow":
+        return _flow_schedule(config, training, num_steps, sigma_schedule, sequence_length)
+    return _ve_schedule(info, config, training, num_steps, sigma_schedule)
+
+
+def _ve_schedule(
+    info: SchedulerInfo,
+    config: Mapping[str, Any],
+    training: NoiseSchedule,
+    num_steps: int,
+    sigma_schedule: str | None,
+) -> Schedule:
+    if info.equals == "LCMScheduler":
+        return _lcm_schedule(config, training, num_steps)
+    spacing = SPACINGS.get(sigma_schedule or "") or str(
+        config.get("timestep_spacing", info.spacing)
+    )
+    timesteps = spaced_timesteps(
+        spacing,
+        num_steps,
+        num_train_timesteps=training.num_train_timesteps,
+        steps_offset=int(config.get("steps_offset", 0)),
+        rounds=info.rounds,
+        counts_ends=info.counts_ends,
+    )
+    timesteps = [min(t, training.num_train_timesteps - 1.0) for t in timesteps]
+    sigmas = [
+        training.exact_sigma_of(int(t)) if info.uses_alpha_bar else training.sigma_of(t)
+        for t in timesteps
+    ]
+    if sigma_schedule in _CURVES and not info.uses_alpha_bar:
+        ends = (sigmas[-1], sigmas[0]) if info.from_spaced else _ends(training)
+        sigmas = _CURVES[sigma_schedule](num_steps, *ends)
+        timesteps = [training.timestep_of(sigma, snap=0) for sigma in sigmas]
+        if info.rounds:
+            whole = sigma_schedule == "karras" and (
+                config.get("beta_schedule") != "squaredcos_cap_v2"
+            )
+            timesteps = [float(round(t) if whole else int(t + 1e-3)) for t in timesteps]
+    last = training.sigmas[0] if config.get("final_sigmas_type") == "sigma_min" else 0.0
+    is_plain = spacing in ("linspace", "trailing") and info.starts_at_sigma
+    start = sigmas[0] if is_plain else math.sqrt(sigmas[0] ** 2 + 1)
+    return Schedule(
+        frame="ve", timesteps=tuple(timesteps), sigmas=(*sigmas, last), init_noise_sigma=start
+    )
+
+
+def _ends(training: NoiseSchedule) -> tuple[float, float]:
+    return training.sigmas[0], training.sigmas[-1]
+
+
+def _lcm_schedule(config: Mapping[str, Any], training: NoiseSchedule, num_steps: int) -> Schedule:
+    """Take N of the timesteps that the consistency model was distilled on."""
+    original = int(config.get("original_inference_steps", 50))
+    if num_steps > original:
+        raise InvalidRequest(
+            f"num_inference_steps must be 1 to {original} for scheduler lcm, got {num_steps}",
+            field="num_inference_steps",
+            value=num_steps,
+            allowed=f"1 to {original}",
+        )
+    gap = training.num_train_timesteps // original
+    known = [(k + 1) * gap - 1 for k in range(original)][::-1]
+    chosen = [known[int(k * original / num_steps)] for k in range(num_steps)]
+    sigmas = [training.exact_sigma_of(t) for t in chosen]
+    return Schedule(
+        frame="ve",
+        timesteps=tuple(float(t) for t in chosen),
+        sigmas=(*sigmas, 0.0),
+        init_noise_sigma=math.sqrt(sigmas[0] ** 2 + 1),
+    )
+
+
+def _flow_schedule(
+    config: Mapping[str, Any],
+    training: NoiseSchedule,
+    num_steps: int,
+    sigma_schedule: str | None,
+    sequence_length: int,
+) -> Schedule:
+    """Space a flow model's noise levels, then shift them towards noise.
+
+    Source: Esser et al. 2024 (arXiv:2403.03206), section 5.3.2, for the shift.
+    """
+    total = training.num_train_timesteps
+    shift = float(config.get("shift", 1.0))
+    dynamic = bool(config.get("use_dynamic_shifting"))
+    mu = _dynamic_mu(config, sequence_length) if dynamic else 0.0
+
+    def shifted(sigma: float) -> float:
+        factor = math.exp(mu) if dynamic else shift
+        if dynamic and config.get("time_shift_type", "exponential") == "linear":
+            factor = mu
+        return factor * sigma / (1 + (factor - 1) * sigma)
+
+    low = 1 / num_steps if dynamic else shifted(1 / total)  # diffusers' pipelines differ here
+    sigmas = [shifted(1 + ramp * (low - 1)) for ramp in _ramp(num_steps)]
+    if terminal := config.get("shift_terminal"):
+        stretch = (1 - sigmas[-1]) / (1 - float(terminal))
+        sigmas = [1 - (1 - sigma) / stretch for sigma in sigmas]
+    if sigma_schedule in _CURVES:
+        sigmas = _CURVES[sigma_schedule](num_steps, sigmas[-1], sigmas[0])
+    return Schedule(
+        frame="flow",
+        timesteps=tuple(sigma * total for sigma in sigmas),
+        sigmas=(*sigmas, 0.0),
+        init_noise_sigma=1.0,
+    )
+
+
+def _dynamic_mu(config: Mapping[str, Any], sequence_length: int) -> float:
+    """Return the shift of a picture with so many tokens, on the line the model was tuned on."""
+    base, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = float(config.get("base_shift", 0.5)), float(config.get("max_shift", 1.15))
+    slope = (high - low) / (most - base)
+    return slope * sequence_length + (low - slope * base)
