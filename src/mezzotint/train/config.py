@@ -623,7 +623,10 @@ class TrainConfig(Checked):
         """
         found = dict(_flatten(self, ""))
         silent = ("output_dir", "licence", "samples.", "checkpoint.", "loop.log_every")
-        silent += ("data.cache_mb", "loop.max_", "loop.patience")
+        silent += ("data.cache_mb", "loop.max_", "loop.patience", "lora.merge")
+        rooms = {"autoencoder": "autoencoder", "gan": "adversarial", "lora": "lora"}
+        rooms["distill"] = "distill"
+        silent += tuple(f"{room}." for kind, room in rooms.items() if kind != self.kind)
         if self.optimizer.decay == "constant":
             silent += ("loop.steps",)
         return {k: v for k, v in found.items() if not k.startswith(silent)}
