@@ -24,6 +24,7 @@ __all__ = [
     "exponential_sigmas",
     "inference_schedule",
     "karras_sigmas",
+    "sigma_curve",
     "spaced_timesteps",
 ]
 
@@ -69,12 +70,14 @@ class Schedule:
         sigmas: Noise level before each step and after the last one, N + 1
             numbers, falling.
         init_noise_sigma: What standard noise is multiplied with to start.
+        is_bare: True for noise levels without a training schedule behind them.
     """
 
     frame: Frame
     timesteps: tuple[float, ...]
     sigmas: tuple[float, ...]
     init_noise_sigma: float
+    is_bare: bool = False
 
     @property
     def num_steps(self) -> int:
@@ -198,6 +201,39 @@ _FLAGS = {
     "use_exponential_sigmas": "exponential",
     "use_beta_sigmas": "beta",
 }
+
+
+def sigma_curve(name: str, num_steps: int, sigma_min: float, sigma_max: float) -> list[float]:
+    """Return N noise levels between two ends, and the final 0.
+
+    Args:
+        name: ``karras``, ``exponential``, ``beta`` or ``linear``.
+        num_steps: N >= 1.
+        sigma_min: Lowest level above 0.
+        sigma_max: Highest level, > ``sigma_min`` where there is more than one step.
+
+    Raises:
+        UnknownName: If the name is none of these.
+        InvalidRequest: If a number is out of range.
+    """
+    curves = {**_CURVES, "linear": _linear_sigmas}
+    if name not in curves:
+        raise UnknownName("sigma_schedule", name, curves, field="sigma_schedule")
+    if not 1 <= num_steps <= 100_000:
+        raise InvalidRequest(
+            f"num_inference_steps must be 1 to 100000, got {num_steps}", field="num_inference_steps"
+        )
+    if not (0 < sigma_min < sigma_max < math.inf):
+        raise InvalidRequest(
+            f"sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, got {sigma_min} "
+            f"and {sigma_max}",
+            field="sigma_min",
+        )
+    return [*curves[name](num_steps, sigma_min, sigma_max), 0.0]
+
+
+def _linear_sigmas(num_steps: int, sigma_min: float, sigma_max: float) -> list[float]:
+    return [sigma_max + ramp * (sigma_min - sigma_max) for ramp in _ramp(num_steps)]
 
 
 def inference_schedule(
@@ -331,7 +367,10 @@ def _flow_schedule(
             factor = mu
         return factor * sigma / (1 + (factor - 1) * sigma)
 
-    low = 1 / num_steps if dynamic else shifted(1 / total)  # diffusers' pipelines differ here
+    if config.get("spaced_per_step", dynamic):  # FLUX's pipeline; SD3's goes down to 1 / total
+        low = 1 / num_steps
+    else:
+        low = 1 / total if dynamic else shifted(1 / total)
     sigmas = [shifted(1 + ramp * (low - 1)) for ramp in _ramp(num_steps)]
     if terminal := config.get("shift_terminal"):
         stretch = (1 - sigmas[-1]) / (1 - float(terminal))

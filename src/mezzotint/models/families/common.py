@@ -63,8 +63,10 @@ def scheduler_defaults(scheduler: Mapping[str, Any], fallback: str) -> dict[str,
     name = str(scheduler.get("_class_name") or "")
     native = NATIVE_SCHEDULERS.get(name)
     if name == "DPMSolverMultistepScheduler":
-        is_2m = scheduler.get("algorithm_type", "dpmsolver++") == "dpmsolver++"
-        native = "dpmpp_2m" if is_2m and scheduler.get("solver_order", 2) == 2 else None
+        kinds = {"dpmsolver++": "dpmpp_2m", "sde-dpmsolver++": "dpmpp_sde"}
+        is_second_order = scheduler.get("solver_order", 2) == 2
+        kind = str(scheduler.get("algorithm_type", "dpmsolver++"))
+        native = kinds.get(kind) if is_second_order else None
     sigmas = next(
         (k for k in ("karras", "exponential", "beta") if scheduler.get(f"use_{k}_sigmas")), None
     )

@@ -101,7 +101,7 @@ class FluxModel(Model):
             path=parts.path,
             family="flux",
             prediction_type="flow",
-            scheduler_config=dict(parts.scheduler),
+            scheduler_config={**parts.scheduler, "spaced_per_step": True},
             latent_channels=channels,
             latent_scale=scale,
             size_multiple=2 * scale,

@@ -94,7 +94,7 @@ class SD3Model(Model):
             path=parts.path,
             family="sd3",
             prediction_type="flow",
-            scheduler_config=dict(parts.scheduler),
+            scheduler_config={**parts.scheduler, "spaced_per_step": False},
             latent_channels=self._autoencoder.channels,
             latent_scale=scale,
             size_multiple=scale * self._patch,
