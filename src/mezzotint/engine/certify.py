@@ -28,7 +28,7 @@ from mezzotint.files import write_atomically
 from mezzotint.models.base import Conditioning, Model
 from mezzotint.models.networks import TorchNetwork
 
-__all__ = ["Certificates", "Rows", "check_bucket", "random_rows", "take_in_pairs"]
+__all__ = ["REFERENCE", "Certificates", "Rows", "check_bucket", "random_rows", "take_in_pairs"]
 
 REFERENCE = 2
 """Rows of the call that every other size has to agree with."""

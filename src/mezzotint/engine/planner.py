@@ -99,11 +99,11 @@ def plan(
     )
     guidance, techniques = _resolve_guidance(request, spec, len(set(steps)), warnings)
     techniques = _resolve_techniques(request, spec, abilities, techniques, len(guidance))
-    if spec.has_steps:
+    if spec.has_steps and spec.stepwise:
         check_scheduler(scheduler, sigma_schedule, prediction_type=spec.prediction_type)
     else:
         scheduler, sigma_schedule = "", None
-    guided = any(scale != 1 for scale in guidance)
+    guided = any(scale != 1 for scale in guidance) or not spec.stepwise
     plan = Plan(
         model=spec.name,
         model_digest=spec.digest,
@@ -266,7 +266,7 @@ def _check_pixels(request: GenerationRequest, size: Size, abilities: Abilities) 
 def _resolve_prompt(request: GenerationRequest, spec: ModelSpec, warnings: list[str]) -> str:
     """Refuse a missing prompt; leave out one that means nothing to the model."""
     label = request.latent.class_label
-    if spec.num_classes and label is None:
+    if spec.family == "dit" and label is None:
         raise InvalidRequest(
             f"latent.class_label is needed for {spec.name}: 0 to {spec.num_classes - 1}",
             field="latent.class_label",
@@ -308,6 +308,11 @@ def _resolve_steps(
         for name in ("num_inference_steps", "scheduler", "sigma_schedule"):
             if getattr(request, name) is not None:
                 warnings.append(f"{name} has no effect on {spec.name}: it takes no steps")
+        return ()
+    if not spec.stepwise:  # served whole, it counts its own steps
+        for name in ("scheduler", "sigma_schedule"):
+            if getattr(request, name) is not None:
+                warnings.append(f"{name} has no effect on {spec.name}: it brings its own")
         return ()
     total = _num_steps(request, spec)
     scheduler = request.scheduler or spec.default_scheduler

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.engine.cache import ByteCache
-from mezzotint.engine.certify import Certificates, Rows, random_rows
+from mezzotint.engine.certify import REFERENCE, Certificates, Rows, random_rows
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.engine import Decoded, Encoded, Worked
 from mezzotint.engine.operators import ClassifierFree
@@ -185,7 +185,7 @@ class Runner:
         positive, negative = self._encode_prompts(plan, model)
         positive = positive.to(device)
         if not plan.rows:
-            noise = draw_noise(shape, generator, device)
+            noise = model.draw_latents(plan.size, generator).to(device)
             return Slot(plan=plan, model=model, pin=pin, conditioning=positive, latents=noise)
         clean = _encode_picture(plan, model, assets, generator, device)
         noise = draw_noise(shape, generator, device)
@@ -218,6 +218,12 @@ class Runner:
             truncation=t.truncation,
             dialect=plan.prompt_dialect,
         )
+        if not model.spec.stepwise:
+            positive = replace(
+                positive,
+                negative_text=plan.negative_prompt,
+                num_inference_steps=plan.num_inference_steps,
+            )
         prompts = [positive]
         if any(scale != 1 for scale in plan.guidance):
             negative = Prompt(
@@ -250,16 +256,10 @@ class Runner:
             The estimates, and the seconds of the call or None if they measure nothing.
         """
         denoise = _caller(slot.model)
-        buckets = (batch.bucket,)
-        is_first = False
+        size, is_first = batch.bucket, False
         if self._must_certify(batch.key):
             is_first = self._certify(batch, slot, rows, denoise)
-            if not self._certificates.passed(batch.key, _label(batch.key), batch.bucket):
-                tried = self._certificates.allowed(
-                    batch.key, _label(batch.key), self._config.buckets
-                )
-                buckets = tuple(b for b in tried if b < batch.bucket and self._is_good(batch, b))
-        size = max(buckets)
+            size = self._largest_good(batch.key, batch.bucket)
         began = self._clock()
         parts = [
             denoise(_pad(rows.pick(list(range(k, min(k + size, len(rows))))), size))
@@ -271,8 +271,12 @@ class Runner:
         seconds = self._clock() - began
         return answers, None if is_first or size != batch.bucket else seconds
 
-    def _is_good(self, batch: StepBatch, bucket: int) -> bool:
-        return self._certificates.passed(batch.key, _label(batch.key), bucket)
+    def _largest_good(self, key: Hashable, bucket: int) -> int:
+        """Return the largest certified call size up to a bucket; the reference at least."""
+        label = _label(key)
+        sizes = [b for b in self._config.buckets if b <= bucket]
+        good = [b for b in sizes if self._certificates.passed(key, label, b)]
+        return max(good, default=REFERENCE)
 
     def _certify(
         self, batch: StepBatch, slot: Slot, rows: Rows, denoise: Callable[[Rows], Tensor]

@@ -18,6 +18,7 @@ __all__ = [
     "SIGMA_SCHEDULES",
     "check_scheduler",
     "evaluation_steps",
+    "fitting_schedulers",
     "scheduler_names",
 ]
 
@@ -38,35 +39,36 @@ NATIVE_SCHEDULERS: tuple[str, ...] = (
 
 FLOW_SCHEDULERS = frozenset({"flow_euler", "flow_heun"})
 
-DIFFUSERS_SCHEDULERS: tuple[str, ...] = (
-    "CMStochasticIterativeScheduler",
+_DIFFUSION_ONLY = (
     "CogVideoXDDIMScheduler",
-    "CogVideoXDPMScheduler",
     "DDIMParallelScheduler",
     "DDIMScheduler",
     "DDPMParallelScheduler",
     "DDPMScheduler",
-    "DEISMultistepScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "EDMDPMSolverMultistepScheduler",
-    "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
-    "FlowMatchEulerDiscreteScheduler",
-    "FlowMatchHeunDiscreteScheduler",
-    "FlowMatchLCMScheduler",
     "HeunDiscreteScheduler",
-    "IPNDMScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
     "LMSDiscreteScheduler",
     "PNDMScheduler",
-    "SASolverScheduler",
     "TCDScheduler",
+)
+_FLOW_ONLY = (
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+)
+_EITHER = (
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "SASolverScheduler",
     "UniPCMultistepScheduler",
 )
+
+DIFFUSERS_SCHEDULERS: tuple[str, ...] = tuple(sorted((*_DIFFUSION_ONLY, *_FLOW_ONLY, *_EITHER)))
 """Class names that ``models.solvers`` can step image by image."""
 
 SIGMA_SCHEDULES: tuple[str, ...] = (
@@ -111,19 +113,23 @@ def check_scheduler(scheduler: str, sigma_schedule: str | None, *, prediction_ty
         raise UnknownName("scheduler", scheduler, scheduler_names(), field="scheduler")
     if sigma_schedule is not None and sigma_schedule not in SIGMA_SCHEDULES:
         raise UnknownName("sigma_schedule", sigma_schedule, SIGMA_SCHEDULES, field="sigma_schedule")
-    if scheduler not in NATIVE_SCHEDULERS:
-        return
-    is_flow = prediction_type == "flow"
-    if is_flow != (scheduler in FLOW_SCHEDULERS):
-        fitting = FLOW_SCHEDULERS if is_flow else set(NATIVE_SCHEDULERS) - FLOW_SCHEDULERS
-        kind = "a flow-matching" if is_flow else "a diffusion"
+    fitting = fitting_schedulers(prediction_type)
+    if scheduler not in fitting:
+        kind = "a flow-matching" if prediction_type == "flow" else "a diffusion"
         raise InvalidRequest(
-            f"scheduler must fit {kind} model, got {scheduler!r}; "
-            f"fitting: {', '.join(sorted(fitting))}",
+            f"scheduler must fit {kind} model, got {scheduler!r}; fitting: {', '.join(fitting)}",
             field="scheduler",
             value=scheduler,
-            allowed=", ".join(sorted(fitting)),
+            allowed=", ".join(fitting),
         )
+
+
+def fitting_schedulers(prediction_type: str) -> tuple[str, ...]:
+    """Return the names that fit models of a prediction type, sorted."""
+    if prediction_type == "flow":
+        return tuple(sorted((*FLOW_SCHEDULERS, *_FLOW_ONLY, *_EITHER)))
+    native = set(NATIVE_SCHEDULERS) - FLOW_SCHEDULERS
+    return tuple(sorted((*native, *_DIFFUSION_ONLY, *_EITHER)))
 
 
 def evaluation_steps(

@@ -7,18 +7,21 @@ diffusers scheduler is an object of the image's own, stepped by itself.
 Dimensions: B images, K registers, E evaluations, then the shape of the latents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mezzotint.engine.plan import Plan
+from mezzotint.engine.schedulers import NATIVE_SCHEDULERS, evaluation_steps
 from mezzotint.errors import WorkFailed
 from mezzotint.models.base import Model
+from mezzotint.models.solvers import SchedulerSolver
+from mezzotint.sampling.schedules import frame_of
 from mezzotint.sampling.solvers import REGISTERS, SolverTable, advance, clip_denoised, plan_table
 
-__all__ = ["NativeSolver", "advance_together", "make_solver"]
+__all__ = ["ForeignSolver", "NativeSolver", "advance_together", "make_solver", "prepare"]
 
 
 class NativeSolver:
@@ -101,6 +104,71 @@ class NativeSolver:
         self.registers = torch.cat([latents[:, None], self.registers[:, 1:]], dim=1)
 
 
+class ForeignSolver:
+    """A diffusers scheduler of one image's own.
+
+    Args:
+        scheduler: The object, fresh.
+        is_flow: Whether latents live in the flow frame.
+        noise: Standard noise. Shape (1, ...), float32.
+        clean: Clean latents of a start image, or None.
+        generator: The image's own.
+        first: Network call to begin at.
+    """
+
+    def __init__(
+        self,
+        scheduler: SchedulerSolver,
+        is_flow: bool,
+        *,
+        noise: Tensor,
+        clean: Tensor | None,
+        generator: torch.Generator,
+        first: int,
+    ) -> None:
+        self._scheduler = scheduler
+        self._points = scheduler.points[first:]
+        self._first = first
+        self._generator = generator
+        self.position = 0
+        if clean is None:
+            self.latents = scheduler.start(noise)
+        else:
+            sigma = self._points[0].sigma
+            kept = (1 - sigma) * clean if is_flow else clean
+            self.latents = scheduler.resume(kept + sigma * noise, first)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no evaluation is left."""
+        return self.position >= len(self._points)
+
+    @property
+    def sigma(self) -> float:
+        """Noise level of the next evaluation; 0 after the last."""
+        return 0.0 if self.is_done else self._points[self.position].sigma
+
+    @property
+    def timestep(self) -> float:
+        """What the network is told about the noise level."""
+        return self._points[self.position].timestep
+
+    def step(self, denoised: Tensor) -> Tensor:
+        """Let the scheduler take the estimate; it keeps its history itself."""
+        return self._scheduler.advance(denoised, self._generator)
+
+    def commit(self, latents: Tensor) -> None:
+        """Make what :meth:`step` gave the state."""
+        self.latents = latents
+        self.position += 1
+
+    def blend(self, latents: Tensor) -> None:
+        """Replace what the network sees next."""
+        self.latents = latents
+        if not self.is_done:
+            self._scheduler.resume(latents, self._first + self.position)
+
+
 def make_solver(
     plan: Plan, model: Model, *, noise: Tensor, clean: Tensor | None, generator: torch.Generator
 ) -> Any:
@@ -112,21 +180,77 @@ def make_solver(
     config = model.spec.scheduler_config
     measure = getattr(model, "sequence_length", None)
     length = int(measure(plan.size)) if measure is not None else 0
-    table = plan_table(
+    prepared = prepare(plan, config, sequence_length=length)
+    if isinstance(prepared, SolverTable):
+        return NativeSolver(prepared, noise=noise, clean=clean, generator=generator)
+    return ForeignSolver(
+        prepared,
+        frame_of(config) == "flow",
+        noise=noise,
+        clean=clean,
+        generator=generator,
+        first=_skipped_calls(plan, config),
+    )
+
+
+def prepare(
+    plan: Plan, config: Mapping[str, Any], *, sequence_length: int = 0
+) -> SolverTable | SchedulerSolver:
+    """Make the table or scheduler of a plan, without a tensor of its latents.
+
+    Args:
+        plan: What to make, with steps.
+        config: The model's scheduler configuration.
+        sequence_length: Tokens of the picture, for schedules that shift by size.
+
+    Raises:
+        InvalidRequest: If scheduler, sigma schedule and model do not go together.
+    """
+    if plan.scheduler in NATIVE_SCHEDULERS:
+        table = plan_table(
+            plan.scheduler,
+            config,
+            plan.num_inference_steps,
+            plan.sigma_schedule,
+            first=plan.skipped_steps,
+            sequence_length=sequence_length,
+        )
+        _check_calls(plan, len(table.evaluations))
+        return table
+    scheduler = SchedulerSolver(
         plan.scheduler,
         config,
         plan.num_inference_steps,
-        plan.sigma_schedule,
-        first=plan.skipped_steps,
-        sequence_length=length,
+        frame=frame_of(config),
+        sigma_schedule=plan.sigma_schedule,
+        mu=_shift(config, sequence_length),
     )
-    steps = tuple(evaluation.step for evaluation in table.evaluations)
-    if steps != plan.steps:
+    _check_calls(plan, len(scheduler.points) - _skipped_calls(plan, config))
+    return scheduler
+
+
+def _check_calls(plan: Plan, calls: int) -> None:
+    """Hold the planner to what the mathematics really does."""
+    if calls != len(plan.steps):
         raise WorkFailed(
-            f"scheduler {plan.scheduler} makes {len(steps)} network calls, the plan counted "
+            f"scheduler {plan.scheduler} makes {calls} network calls, the plan counted "
             f"{len(plan.steps)}"
         )
-    return NativeSolver(table, noise=noise, clean=clean, generator=generator)
+
+
+def _skipped_calls(plan: Plan, config: Mapping[str, Any]) -> int:
+    """Return the network calls that a start image leaves out."""
+    steps = evaluation_steps(plan.scheduler, plan.num_inference_steps, config)
+    return sum(step <= plan.skipped_steps for step in steps)
+
+
+def _shift(config: Mapping[str, Any], length: int) -> float | None:
+    """Return the shift of schedulers that shift by picture size: linear in tokens."""
+    if not config.get("use_dynamic_shifting") or not length:
+        return None
+    low, high = float(config.get("base_shift", 0.5)), float(config.get("max_shift", 1.15))
+    start, end = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    return low + (high - low) * (length - start) / (end - start)
 
 
 def advance_together(

@@ -24,6 +24,7 @@ from mezzotint.engine.engine import Engine as Mind
 from mezzotint.engine.memory import measure
 from mezzotint.engine.planner import Abilities, plan
 from mezzotint.engine.schedulers import SIGMA_SCHEDULES, scheduler_names
+from mezzotint.engine.solving import prepare
 from mezzotint.errors import Cancelled, DeadlineExceeded, UnknownName, WorkFailed
 from mezzotint.images.codec import decode_image, decode_mask, to_images
 from mezzotint.images.config import ImageConfig
@@ -216,6 +217,8 @@ class LocalService:
         size = Size(image.shape[1], image.shape[0]) if image is not None else None
         planned = plan(request, spec, self._abilities(request), image_size=size)
         first = planned.plans[0]
+        if first.steps:
+            prepare(first, spec.scheduler_config)  # what does not go together is refused here
         assets: dict[str, Any] = {}
         if request.image is not None and image is not None:
             assets[request.image.digest] = to_images(fit(image, first.size))

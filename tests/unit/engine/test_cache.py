@@ -1,7 +1,8 @@
 from dataclasses import replace
 
-from mezzotint.engine.cache import ByteCache, CachedImage, ResultCache
 from tests.unit.engine.fakes import make_plan
+
+from mezzotint.engine.cache import ByteCache, CachedImage, ResultCache
 
 
 def image(plan, data=b"picture"):

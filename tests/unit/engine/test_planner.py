@@ -93,8 +93,8 @@ def test_unknown_sigma_schedule_is_refused():
 
 
 def test_a_diffusion_scheduler_does_not_fit_a_flow_model():
-    assert refusal(FLOW, scheduler="ddim").allowed == "flow_euler, flow_heun"
-    assert refusal(SD, scheduler="flow_euler").field == "scheduler"
+    assert "flow_euler" in refusal(FLOW, scheduler="ddim").allowed
+    assert "ddim" in refusal(SD, scheduler="flow_euler").allowed
 
 
 def test_empty_prompt_is_refused_where_one_is_needed():

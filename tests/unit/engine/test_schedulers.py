@@ -6,7 +6,9 @@ import pytest
 from mezzotint.engine.schedulers import (
     DIFFUSERS_SCHEDULERS,
     NATIVE_SCHEDULERS,
+    SIGMA_SCHEDULES,
     evaluation_steps,
+    fitting_schedulers,
     scheduler_names,
 )
 
@@ -34,6 +36,20 @@ def test_every_step_is_evaluated_in_order(name):
     steps = evaluation_steps(name, 7)
     assert sorted(steps) == list(steps)
     assert set(steps) == set(range(1, 8))
+
+
+def test_names_are_those_that_the_solvers_have():
+    from mezzotint.models.solvers import fitting_schedulers as diffusers_names
+    from mezzotint.sampling.solvers import SCHEDULERS
+    from mezzotint.sampling.timesteps import SIGMA_SCHEDULES as sigma_names
+
+    assert set(NATIVE_SCHEDULERS) == set(SCHEDULERS.names())
+    assert tuple(sorted(sigma_names)) == SIGMA_SCHEDULES
+    for frame, kind in (("ve", "epsilon"), ("flow", "flow")):
+        foreign = {n for n in fitting_schedulers(kind) if n not in NATIVE_SCHEDULERS}
+        assert foreign == set(diffusers_names(frame))
+        native = {n for n in fitting_schedulers(kind) if n in NATIVE_SCHEDULERS}
+        assert native == {n for n in SCHEDULERS.names() if SCHEDULERS[n].info.frame == frame}
 
 
 def test_names_are_sorted_and_unique():

@@ -1,0 +1,148 @@
+"""The same request alone, in a mixed batch and in a storm: not one byte may differ."""
+
+import asyncio
+import random
+
+import pytest
+import torch
+from tests import tiny
+
+from mezzotint.engine.config import EngineConfig
+from mezzotint.errors import Cancelled
+from mezzotint.models.components import from_pipeline
+from mezzotint.models.gan import GanConfig, GanModel, build_generator
+from mezzotint.models.networks import TorchNetwork
+from mezzotint.request import GenerationRequest, GuidanceSchedule, LatentInput
+from mezzotint.service.local import Engine, Job
+
+DIFFUSION = (
+    "ddim", "ddpm", "dpmpp_2m", "dpmpp_sde", "euler", "euler_ancestral", "heun", "lcm", "unipc",
+    "PNDMScheduler", "LMSDiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
+)  # fmt: skip
+FLOW = ("flow_euler", "flow_heun")
+
+
+def gan(name="gan", classes=0):
+    config = GanConfig(
+        latent_size=25, image_size=16, channels=(16, 8), num_classes=classes,
+        class_embedding_size=4 if classes else 0,
+    )  # fmt: skip
+    with tiny.seeded(5):
+        module = build_generator(config).eval()
+
+    def call(module, inputs):
+        return (module(inputs["latents"], inputs.get("class_labels")),)
+
+    return GanModel(config, TorchNetwork(lambda _: module, call), name=name, digest=name * 16)
+
+
+@pytest.fixture(scope="module")
+def models():
+    kinds = ("sd1", "bert_sd", "ddpm", "dit", "flux")
+    made = [from_pipeline(tiny.build(kind), name=kind) for kind in kinds]
+    return [*made, gan(), gan("class-gan", 3)]
+
+
+@pytest.fixture
+def engine(models, tmp_path):
+    torch.set_num_threads(1)
+    with Engine(models, device="cpu", home=tmp_path, backend="torch") as started:
+        yield started
+
+
+def random_request(rng, specs):
+    spec = rng.choice(specs)
+    fields = {"model": spec.name, "seed": rng.randrange(2**40)}
+    if spec.takes_prompt:
+        fields["prompt"] = rng.choice(["a red apple", "two blue cats on the table", "a leaf"])
+    if spec.num_classes and spec.has_steps:
+        fields["latent"] = LatentInput(class_label=rng.randrange(10))
+    if spec.has_steps:
+        fields["num_inference_steps"] = rng.randint(1, 8)
+        fields["scheduler"] = rng.choice(FLOW if spec.prediction_type == "flow" else DIFFUSION)
+        if fields["scheduler"] == "PNDMScheduler":  # needs four steps where it starts with RK
+            fields["num_inference_steps"] = max(fields["num_inference_steps"], 4)
+        fields["guidance_scale"] = rng.choice(
+            [1.0, 3.0, 7.5, GuidanceSchedule(schedule="interval", start=5, from_=0.3, until=0.7)]
+        )
+        if spec.takes_distilled_guidance:
+            fields["guidance_scale"] = rng.choice([1.0, 3.5])
+    if not spec.fixed_size and rng.random() < 0.3:
+        side = 3 * spec.default_size.width // 4
+        fields.update(width=side, height=side)
+    return GenerationRequest(**fields)
+
+
+def run(engine, request):
+    """Draw a request without the result cache."""
+    return asyncio.run(
+        engine.service.generate(request, request_id=f"r{random.random()}", use_cache=False)
+    )
+
+
+def storm(engine, requests, rng, cancels=5):
+    """Submit everything at once in random order, cancel some others in between."""
+    order = list(range(len(requests)))
+    rng.shuffle(order)
+    jobs = {}
+    doomed = []
+    for count, k in enumerate(order):
+        jobs[k] = submit(engine, requests[k], client=rng.choice("abc"))
+        if count % max(len(order) // cancels, 1) == 1:
+            victim = GenerationRequest(**{
+                **{f: getattr(requests[k], f) for f in requests[k].__dataclass_fields__},
+                "seed": rng.randrange(2**40), "num_images": 2,
+            })  # fmt: skip
+            doomed.append(submit(engine, victim))
+    for job in doomed:
+        job.cancel()
+    for job in doomed:
+        try:
+            job.result(60)
+        except Cancelled:
+            pass
+    return {k: job.result(120) for k, job in jobs.items()}
+
+
+def submit(engine, request, client=""):
+    job = Job(engine.service, f"s{random.random()}")
+    engine.service.submit(request, job._hear, request_id=job.id, client=client, use_cache=False)
+    return job
+
+
+def differing(first, second):
+    return [
+        k for k in first if [i.data for i in first[k].images] != [i.data for i in second[k].images]
+    ]
+
+
+def test_random_requests_give_the_same_bytes_alone_and_in_two_storms(engine, models):
+    rng = random.Random(1)
+    requests = [random_request(rng, [m.spec for m in models]) for _ in range(60)]
+    solo = {k: run(engine, request) for k, request in enumerate(requests)}
+    for seed in (2, 3):
+        stormy = storm(engine, requests, random.Random(seed))
+        assert differing(solo, stormy) == []
+    certificates = engine.service._certificates.table()
+    assert certificates
+    assert any(len(c["buckets"]) > 1 for c in certificates)
+
+
+def test_image_k_of_a_request_equals_the_image_with_seed_plus_k_alone(engine):
+    request = GenerationRequest(model="sd1", prompt="a cat", seed=40, num_images=3,
+                                num_inference_steps=4, scheduler="euler")  # fmt: skip
+    together = run(engine, request)
+    single = GenerationRequest(model="sd1", prompt="a cat", seed=42, num_inference_steps=4,
+                               scheduler="euler")  # fmt: skip
+    assert together.images[2].data == run(engine, single).images[0].data
+
+
+def test_the_same_bytes_after_a_restart(models, tmp_path):
+    request = GenerationRequest(model="sd1", prompt="a cat", seed=1, num_inference_steps=3,
+                                scheduler="dpmpp_2m")  # fmt: skip
+    drawn = []
+    for config in (EngineConfig(), EngineConfig(max_rows=4, buckets=(2, 4))):
+        with Engine(models, device="cpu", home=tmp_path, backend="torch") as engine:
+            assert config
+            drawn.append(run(engine, request).images[0].data)
+    assert drawn[0] == drawn[1]
