@@ -66,6 +66,8 @@ class Prompt:
             guided image need the same number, see :meth:`Model.align`.
         dialect: How weights in the text are read.
         lora_scales: One scale per LoRA of the model view, () for a model without.
+        negative_text: The other half's text, for models that run whole.
+        num_inference_steps: Steps asked for, for models that run whole.
     """
 
     text: str = ""
@@ -77,6 +79,8 @@ class Prompt:
     num_chunks: int = 1
     dialect: str = "plain"
     lora_scales: tuple[float, ...] = ()
+    negative_text: str = ""
+    num_inference_steps: int | None = None
 
 
 class Conditioning(Mapping[str, Tensor]):
@@ -225,6 +229,18 @@ class Model(ABC):
         0 where the network is no transformer over patches.
         """
         return 0
+
+    def draw_latents(self, size: Size, generator: torch.Generator) -> Tensor:
+        """Draw one image's starting noise on the CPU.
+
+        Args:
+            size: Size of the picture.
+            generator: The image's own generator, fresh from its seed.
+
+        Returns:
+            Standard normal noise. Shape (1, *latent_shape), float32.
+        """
+        return torch.randn((1, *self.latent_shape(size)), generator=generator, dtype=torch.float32)
 
     def align(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """Give prompts that will share a network call the same number of chunks."""
