@@ -4,6 +4,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,12 @@ class RunningServer:
         return int(self.url.rpartition(":")[2])
 
     def worker_pid(self) -> int:
-        return int(httpx.get(f"{self.url}/health/ready").json()["pid"])
+        """Return the pid of the worker, waiting for it if it is being restarted."""
+        while True:
+            health = httpx.get(f"{self.url}/health/ready").json()
+            if health["ready"] and health["pid"]:
+                return int(health["pid"])
+            time.sleep(0.02)
 
 
 @contextlib.contextmanager

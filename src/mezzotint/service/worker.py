@@ -209,7 +209,8 @@ class WorkerService:
     async def health(self) -> Mapping[str, Any]:
         """Tell what the process last said, without waiting."""
         ready = self._ready.is_set() and bool(self._health.get("ready"))
-        pid = self._process.pid if self._process is not None else 0
+        process = self._process
+        pid = process.pid if process is not None and process.returncode is None else 0
         waiting = {"queue": len(self._streams)} if not self._ready.is_set() else {}
         return {
             "queue": 0,

@@ -1,0 +1,206 @@
+"""Nothing is lost: the worker killed, the server killed, SIGTERM in mid-load, a full disk."""
+
+import asyncio
+import base64
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.serving import RunningServer, running_server
+
+from mezzotint.request import GenerationRequest
+from mezzotint.service.fake import FakeService
+
+
+def expected(prompt: str, seed: int) -> bytes:
+    request = GenerationRequest(prompt=prompt, seed=seed)
+    return asyncio.run(FakeService().generate(request, request_id="x")).images[0].data
+
+
+def kill_worker(server: RunningServer) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(server.worker_pid(), signal.SIGKILL)
+
+
+def test_a_waiting_client_gets_its_picture_though_the_worker_was_killed(tmp_path):
+    with running_server(tmp_path, fake={"step_s": 0.2}) as server:
+        answers = []
+        thread = threading.Thread(
+            target=lambda: answers.append(
+                httpx.post(
+                    f"{server.url}/v1/generations", json={"prompt": "a", "seed": 5}, timeout=30
+                )
+            )
+        )
+        thread.start()
+        time.sleep(0.4)
+        kill_worker(server)
+        thread.join()
+        (image,) = answers[0].json()["images"]
+        assert base64.b64decode(image["b64"]) == expected("a", 5)
+        health = httpx.get(f"{server.url}/health/ready").json()
+        assert (health["ready"], health["restarts"]) == (True, 1)
+        metrics = httpx.get(f"{server.metrics}/metrics").text
+        assert "mezzotint_worker_restarts_total 1.0" in metrics
+
+
+def test_a_request_that_always_kills_the_worker_fails_and_the_others_live(tmp_path):
+    options = {"always_crash": "poison", "step_s": 0.02}
+    with running_server(tmp_path, fake=options, worker={"max_crashes": 2}) as server:
+        poison = httpx.post(f"{server.url}/v1/generations", json={"prompt": "poison"}, timeout=30)
+        assert poison.status_code == 500
+        assert "died 2 times" in poison.json()["detail"]
+        good = httpx.post(f"{server.url}/v1/generations", json={"prompt": "good"}, timeout=30)
+        assert good.status_code == 200
+
+
+def submit(client: httpx.Client, count: int) -> dict[str, int]:
+    jobs = {}
+    for seed in range(count):
+        body = {"prompt": f"job {seed}", "seed": seed}
+        headers = {"Idempotency-Key": f"key-{seed}"}
+        answer = client.post("/v1/jobs", json=body, headers=headers)
+        assert answer.status_code == 202
+        jobs[answer.json()["id"]] = seed
+    return jobs
+
+
+def wait_for(client: httpx.Client, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        left = sum(
+            len(client.get("/v1/jobs", params={"status": s, "limit": 100}).json()["jobs"])
+            for s in ("queued", "running")
+        )
+        if not left:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{left} jobs never ended")
+
+
+def check(client: httpx.Client, jobs: dict[str, int]) -> None:
+    for id_, seed in jobs.items():
+        job = client.get(f"/v1/jobs/{id_}").json()
+        assert job["status"] == "succeeded", job
+        data = client.get(job["images"][0]["url"]).content
+        assert data == expected(f"job {seed}", seed)
+        text = client.get(f"/v1/jobs/{id_}/events").text
+        kinds = [line[7:] for line in text.splitlines() if line.startswith("event: ")]
+        endings = [k for k in kinds if k in ("finished", "failed", "cancelled")]
+        assert endings == ["finished"]
+        ids = [int(line[4:]) for line in text.splitlines() if line.startswith("id: ")]
+        assert ids == sorted(set(ids))
+
+
+def test_forty_jobs_survive_five_dead_workers(tmp_path):
+    with (
+        running_server(tmp_path, fake={"step_s": 0.05}) as server,
+        httpx.Client(base_url=server.url, timeout=30) as client,
+    ):
+        jobs = submit(client, 40)
+        for _ in range(5):
+            time.sleep(0.25)
+            kill_worker(server)
+        wait_for(client, 60)
+        check(client, jobs)
+
+
+def test_forty_jobs_survive_five_dead_servers(tmp_path):
+    chance = random.Random(7)
+    jobs: dict[str, int] = {}
+    for round_ in range(6):
+        with (
+            running_server(tmp_path, fake={"step_s": 0.05}) as server,
+            httpx.Client(base_url=server.url, timeout=30) as client,
+        ):
+            if not round_:
+                jobs = submit(client, 40)
+            if round_ < 5:
+                time.sleep(chance.uniform(0.05, 0.5))
+                server.process.kill()
+                server.process.wait()
+                continue
+            wait_for(client, 60)
+            check(client, jobs)
+            again = submit(client, 1)  # idempotency keys survive as well
+            assert set(again) <= set(jobs)
+
+
+def test_sigterm_in_mid_load_finishes_what_runs_loses_nothing_and_exits_0(tmp_path):
+    with (
+        running_server(
+            tmp_path, fake={"step_s": 0.2, "slots": 2}, serve={"drain_s": 20},
+            jobs={"max_running": 2},
+        ) as server,
+        httpx.Client(base_url=server.url, timeout=30) as client,
+    ):  # fmt: skip
+        jobs = submit(client, 8)
+        answers = []
+        thread = threading.Thread(
+            target=lambda: answers.append(
+                httpx.post(f"{server.url}/v1/generations", json={"seed": 1}, timeout=30)
+            )
+        )
+        thread.start()
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        assert client.get("/health/ready").status_code == 503
+        assert client.post("/v1/jobs", json={}).status_code == 503
+        thread.join()
+        assert answers[0].status_code == 200
+        assert server.process.wait(30) == 0
+    with (
+        running_server(tmp_path, fake={"step_s": 0.01}) as server,
+        httpx.Client(base_url=server.url, timeout=30) as client,
+    ):
+        wait_for(client, 30)
+        check(client, jobs)
+
+
+def test_a_client_that_goes_away_cancels_its_request(tmp_path):
+    with running_server(tmp_path, fake={"step_s": 0.1}) as server:
+        body = {"prompt": "long", "num_inference_steps": 140}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/v1/generations", json=body, timeout=0.5)
+        until = time.monotonic() + 5
+        while time.monotonic() < until:
+            if httpx.get(f"{server.url}/health/ready").json()["queue"] == 0:
+                break
+            time.sleep(0.1)
+        metrics = httpx.get(f"{server.metrics}/metrics").text
+        assert "mezzotint_http_running 0.0" in metrics
+        assert 'mezzotint_requests_total{door="native",status="499"} 1.0' in metrics
+
+
+def test_a_full_disk_is_said_and_recovered_from(tmp_path):
+    with (
+        running_server(tmp_path) as server,
+        httpx.Client(base_url=server.url, timeout=30) as client,
+    ):
+        results = Path(tmp_path) / "results"
+        results.write_text("a file where the folder should be")  # nothing can be kept
+        id_ = client.post("/v1/jobs", json={"seed": 1}).json()["id"]
+        wait_for(client, 10)
+        job = client.get(f"/v1/jobs/{id_}").json()
+        assert job["status"] == "failed"
+        assert "could not be kept" in job["error"]["detail"]
+        results.unlink()
+        id_ = client.post("/v1/jobs", json={"seed": 1}).json()["id"]
+        wait_for(client, 10)
+        assert client.get(f"/v1/jobs/{id_}").json()["status"] == "succeeded"
+
+
+def test_the_server_process_loads_no_torch(tmp_path):
+    with running_server(tmp_path) as server:
+        maps = Path(f"/proc/{server.process.pid}/maps")
+        if not maps.exists():
+            pytest.skip("no /proc here")
+        assert "libtorch" not in maps.read_text()
+        assert server.worker_pid() != server.process.pid
