@@ -11,6 +11,7 @@ Dimensions: B images, R rows, C latent channels, h and w latent rows and columns
 import contextlib
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
