@@ -20,6 +20,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Literal
 
 from mezzotint.errors import InvalidRequest, UnknownName
@@ -147,7 +148,7 @@ def beta_values(name: str, *, start: float = 1e-4, end: float = 0.02, count: int
 
     Example:
         >>> [round(b, 4) for b in beta_values("linear", count=3)]
-        [0.0001, 0.0101, 0.02]
+        [0.0001, 0.01, 0.02]
     """
     if name not in BETA_SCHEDULES:
         raise UnknownName("beta schedule", name, BETA_SCHEDULES, field="beta_schedule")
@@ -180,7 +181,7 @@ def rescale_zero_terminal_snr(betas: Sequence[float]) -> list[float]:
     factor = _float32([first / _float32([first - last])[0]])[0]
     scaled = _float32([root * factor for root in shifted])
     bars = _float32([root * root for root in scaled])
-    alphas = [bars[0], *_float32([b / a for a, b in zip(bars, bars[1:], strict=False)])]
+    alphas = [bars[0], *_float32([b / a for a, b in pairwise(bars)])]
     return _float32([1 - alpha for alpha in alphas])
 
 
@@ -292,7 +293,7 @@ def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
 
 
 @lru_cache(maxsize=32)
-def _cached_schedule(
+def _cached_schedule(  # noqa: PLR0917 - lru_cache keys are positional
     frame: Frame,
     name: str,
     start: float,

@@ -313,33 +313,40 @@ def _unipc_corrected(schedule: Schedule, k: int, order: int) -> tuple[float, ...
     )
 
 
-def _alpha_bars(config: Mapping[str, Any]) -> tuple[Callable[[int], float], int]:
-    """Return alpha_bar of a whole timestep (below 0: what is after the last step)."""
-    training = noise_schedule(config)
-    final = 1.0 if config.get("set_alpha_to_one", True) else training.alphas_cumprod[0]
-
-    def alpha_bar(timestep: int) -> float:
-        if timestep < 0:
-            return final
-        return max(training.alphas_cumprod[timestep], TERMINAL_ALPHA_BAR)
-
-    return alpha_bar, training.num_train_timesteps
+def _alpha_bar_of(sigma: float) -> float:
+    return 1 / (1 + sigma**2)
 
 
 def _at_alpha_bar(alpha_bar: float) -> float:
     return math.sqrt((1 - alpha_bar) / alpha_bar)
 
 
-def _next_root(schedule: Schedule, k: int, alpha_bar: Callable[[int], float]) -> float:
-    """Return sqrt(alpha_bar) of the timestep that the network sees next.
+def _trained_alpha_bar(config: Mapping[str, Any], timestep: int) -> float:
+    """Return alpha_bar of a whole timestep; below 0, of what is after the last step."""
+    training = noise_schedule(config)
+    if timestep < 0:
+        return 1.0 if config.get("set_alpha_to_one", True) else training.alphas_cumprod[0]
+    return max(training.alphas_cumprod[timestep], TERMINAL_ALPHA_BAR)
 
-    Solvers on timesteps reach ``timestep - T // N``, which is not always the next
-    timestep of the schedule; the state is handed on in the next one's frame, and
-    after the last step as it is.
+
+def _reached_alpha_bar(schedule: Schedule, config: Mapping[str, Any], k: int) -> float:
+    """Return the alpha_bar that DDIM's step k reaches: that of ``timestep - T // N``."""
+    if schedule.is_bare:
+        return _alpha_bar_of(schedule.sigmas[k + 1])
+    gap = noise_schedule(config).num_train_timesteps // schedule.num_steps
+    return _trained_alpha_bar(config, int(schedule.timesteps[k]) - gap)
+
+
+def _next_root(schedule: Schedule, k: int) -> float:
+    """Return sqrt(alpha_bar) of the level that the network sees next.
+
+    DDIM reaches ``timestep - T // N``, which is not always the next timestep of
+    the schedule; the state is handed on in the next one's frame, and after the
+    last step as it is.
     """
     if k + 1 == schedule.num_steps:
         return 1.0
-    return math.sqrt(alpha_bar(int(schedule.timesteps[k + 1])))
+    return math.sqrt(_alpha_bar_of(schedule.sigmas[k + 1]))
 
 
 def _ddim(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Evaluation]:
@@ -348,16 +355,15 @@ def _ddim(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Eva
     The direction uses what the network said before clipping, as the paper's
     code does.
     """
-    alpha_bar, total = _alpha_bars(config)
     eta = float(config.get("eta", 0.0))
     result: list[Evaluation] = []
     for k in range(first, schedule.num_steps):
-        timestep = int(schedule.timesteps[k])
-        here, there = alpha_bar(timestep), alpha_bar(timestep - total // schedule.num_steps)
+        here = _alpha_bar_of(schedule.sigmas[k])
+        there = _reached_alpha_bar(schedule, config, k)
         variance = (1 - there) / (1 - here) * (1 - here / there)
         deviation = eta * math.sqrt(max(variance, 0.0))
-        root = _next_root(schedule, k, alpha_bar)
-        slope = math.sqrt(max(1 - there - deviation**2, 0.0)) / root / _at_alpha_bar(here)
+        root = _next_root(schedule, k)
+        slope = math.sqrt(max(1 - there - deviation**2, 0.0)) / root / schedule.sigmas[k]
         row = _row(raw_gap=slope, d=math.sqrt(there) / root, n=deviation / root)
         result.append(_evaluation(schedule, k, row, first=first, draws_noise=eta > 0))
     return result
@@ -365,7 +371,6 @@ def _ddim(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Eva
 
 def _ddpm(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Evaluation]:
     """DDPM. Ho et al. 2020 (arXiv:2006.11239), equations 6 and 7."""
-    alpha_bar, _ = _alpha_bars({**config, "set_alpha_to_one": True})
     kind = str(config.get("variance_type", "fixed_small"))
     if kind not in ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"):
         raise InvalidRequest(
@@ -375,41 +380,37 @@ def _ddpm(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Eva
         )
     result: list[Evaluation] = []
     for k in range(first, schedule.num_steps):
-        timestep = int(schedule.timesteps[k])
         is_last = k + 1 == schedule.num_steps
-        here = alpha_bar(timestep)
-        there = 1.0 if is_last else alpha_bar(int(schedule.timesteps[k + 1]))
+        here = _alpha_bar_of(schedule.sigmas[k])
+        there = 1.0 if is_last else _alpha_bar_of(schedule.sigmas[k + 1])
         current = here / there
         variance = max((1 - there) / (1 - here) * (1 - current), 1e-20)
         if kind.startswith("fixed_large"):
             variance = 1 - current
-        root = _next_root(schedule, k, alpha_bar)
+        draws = not is_last if schedule.is_bare else int(schedule.timesteps[k]) > 0
         row = _row(
-            d=math.sqrt(there) * (1 - current) / (1 - here) / root,
-            r0=math.sqrt(current) * (1 - there) / (1 - here) * math.sqrt(here) / root,
-            n=math.sqrt(variance) / root if timestep > 0 else 0.0,
+            d=(1 - current) / (1 - here),
+            r0=current * (1 - there) / (1 - here),
+            n=math.sqrt(variance / there) if draws else 0.0,
         )
-        result.append(_evaluation(schedule, k, row, first=first, draws_noise=timestep > 0))
+        result.append(_evaluation(schedule, k, row, first=first, draws_noise=draws))
     return result
 
 
 def _lcm(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Evaluation]:
     """Latent consistency sampling. Luo et al. 2023 (arXiv:2310.04378), algorithm 3."""
-    alpha_bar, _ = _alpha_bars(config)
     scaling, data = float(config.get("timestep_scaling", 10.0)), 0.5
     result: list[Evaluation] = []
     for k in range(first, schedule.num_steps):
-        timestep = int(schedule.timesteps[k])
-        scaled = timestep * scaling
-        skip = data**2 / (scaled**2 + data**2)
-        out = scaled / math.sqrt(scaled**2 + data**2)
-        keep = skip * math.sqrt(alpha_bar(timestep))  # the paper's state is ours times this root
-        if k + 1 < schedule.num_steps:
-            there = alpha_bar(int(schedule.timesteps[k + 1]))
-            row = _row(d=out, r0=keep, n=_at_alpha_bar(there))
-        else:
-            row = _row(d=out, r0=keep)
+        skip, out = 0.0, 1.0  # a bare denoiser is its own consistency function
+        if not schedule.is_bare:
+            scaled = int(schedule.timesteps[k]) * scaling
+            skip = data**2 / (scaled**2 + data**2)
+            out = scaled / math.sqrt(scaled**2 + data**2)
+        keep = skip * math.sqrt(_alpha_bar_of(schedule.sigmas[k]))  # the paper's state is smaller
         draws = k + 1 < schedule.num_steps
+        # the paper's sqrt(alpha_bar) x + sqrt(1 - alpha_bar) n, in the next level's frame
+        row = _row(d=out, r0=keep, n=schedule.sigmas[k + 1] if draws else 0.0)
         result.append(_evaluation(schedule, k, row, first=first, draws_noise=draws))
     return result
 

@@ -1,0 +1,100 @@
+"""Guidance: combine what the network said with and without the prompt.
+
+Nothing here calls a network: the rows of an image ride in one batch with
+everybody else's, and are combined afterwards. The convention is
+``uncond + scale * (cond - uncond)``: 1 is off and needs no unconditional row.
+
+Dimensions: B images, then any rank.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mezzotint.errors import ShapeError
+from mezzotint.sampling.denoiser import denoised_from_prediction, prediction_from_denoised
+
+__all__ = ["GuidanceCurve", "guide", "log_snr_progress", "rescaled"]
+
+GuidanceCurve = Callable[[float], float]
+"""A guidance scale as a function of progress: 0 at the noisiest level, 1 at the last."""
+
+
+def guide(cond: Tensor, uncond: Tensor, scale: Tensor) -> Tensor:
+    """Combine two estimates of each image.
+
+    Args:
+        cond: Estimates with the prompt. Shape (B, ...).
+        uncond: Estimates with the negative prompt. Same shape.
+        scale: Guidance scale of each image. Shape (B,).
+
+    Returns:
+        ``uncond + scale * (cond - uncond)``; bitwise ``cond`` where the scale is 1.
+
+    Raises:
+        ShapeError: If the shapes differ or there is not one scale per image.
+
+    Source: Ho and Salimans 2022 (arXiv:2207.12598), equation 6, shifted by one.
+    It holds for epsilon, v and denoised alike, since each is an affine function
+    of the others at one noise level.
+    """
+    if cond.shape != uncond.shape or scale.shape != cond.shape[:1]:
+        raise ShapeError(
+            f"cond {tuple(cond.shape)}, uncond {tuple(uncond.shape)} and scale "
+            f"{tuple(scale.shape)} do not fit together"
+        )
+    weight = scale.to(cond).reshape(-1, *([1] * (cond.ndim - 1)))
+    return torch.where(weight == 1, cond, uncond + weight * (cond - uncond))
+
+
+def rescaled(
+    guided: Tensor,
+    cond: Tensor,
+    *,
+    latents: Tensor,
+    sigma: Tensor,
+    prediction_type: str,
+    phi: Tensor,
+) -> Tensor:
+    """Pull the spread of a guided prediction back towards the unguided one.
+
+    Args:
+        guided: Guided estimates of the clean latents. Shape (B, ...).
+        cond: Estimates with the prompt alone. Same shape.
+        latents: What the network saw, in the model's frame. Same shape.
+        sigma: Noise level of each image. Shape (B,).
+        prediction_type: What the network predicts; the spread is that of the
+            network's own output, as in the paper and in diffusers.
+        phi: Strength of each image, 0 off to 1 full. Shape (B,).
+
+    Returns:
+        Estimates of the clean latents. Same shape.
+
+    Source: Lin et al. 2023 (arXiv:2305.08891), section 3.4, equations 14 to 16.
+    """
+    said = prediction_from_denoised(guided, latents, sigma, prediction_type)
+    plain = prediction_from_denoised(cond, latents, sigma, prediction_type)
+    dims = tuple(range(1, said.ndim))
+    spread = plain.std(dim=dims, keepdim=True) / said.std(dim=dims, keepdim=True)
+    weight = phi.to(said).reshape(-1, *([1] * (said.ndim - 1)))
+    mixed = weight * (said * spread) + (1 - weight) * said
+    changed = denoised_from_prediction(mixed, latents, sigma, prediction_type)
+    return torch.where(weight == 0, guided, changed)
+
+
+def log_snr_progress(sigma: Tensor, first: float, last: float) -> Tensor:
+    """Return how far a noise level is on the way from the first to the last, in log sigma.
+
+    Args:
+        sigma: Noise levels, > 0. Any shape.
+        first: Noisiest level of the run.
+        last: Cleanest level at which the network is called, > 0.
+
+    Returns:
+        0 at ``first``, 1 at ``last``, clamped between. Same shape.
+    """
+    span = torch.log(torch.tensor(first / last, dtype=torch.float64))
+    if float(span) == 0:
+        return torch.ones_like(sigma, dtype=torch.float64)
+    return (torch.log(first / sigma.double()) / span).clamp(0, 1)
