@@ -38,6 +38,7 @@ from mezzotint.models.cards import (
 from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.models.digests import DIGESTS
 from mezzotint.models.loading import ModelLayout, identify, load_path
+from mezzotint.models.placement import place
 from mezzotint.models.spec import ModelSpec
 
 __all__ = ["ModelEntry", "ModelStore", "load_model"]
@@ -414,7 +415,7 @@ class ModelStore:
             prediction_type=card.prediction_type,
         )
         model.spec = apply_card(model.spec, card)
-        return model
+        return place(model, placement)
 
     def _refuse_handler(self, entry: ModelEntry) -> ModelNotAllowed:
         """Say why an archive of handler code is no model here."""
