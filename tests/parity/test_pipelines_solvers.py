@@ -8,6 +8,7 @@ diffusers' own network, scheduler and decoder.
 import functools
 import inspect
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
@@ -26,10 +28,14 @@ from diffusers import (
 )
 from tests import tiny
 
+import mezzotint
 from mezzotint.models.base import Conditioning, Prompt
 from mezzotint.models.components import from_pipeline
 from mezzotint.models.pipelines import load_pipeline
-from mezzotint.sampling.solvers import advance, clip_denoised, plan_table
+from mezzotint.sampling.guidance import guide
+from mezzotint.sampling.latents import draw_noise
+from mezzotint.sampling.loop import denoise
+from mezzotint.sampling.solvers import plan_table
 from mezzotint.types import Size
 
 # diffusers converts torch tensors with numpy, which numpy 2 warns of
@@ -63,21 +69,33 @@ CASES = [
 
 
 def size_of(name):
-    return {"ddpm": Size(32, 32), "dit": Size(64, 64)}.get(name, Size(64, 48))
+    sizes = {"ddpm": Size(32, 32), "dit": Size(64, 64), "plate": Size(128, 128)}
+    return sizes.get(name, Size(64, 48))
 
 
 def generators(batch):
     return [torch.Generator().manual_seed(7 + k) for k in range(batch)]
 
 
+PLATE = Path(mezzotint.__file__).parent / "models/builtin/plate"
+
+
+def folder_of(name):
+    return PLATE if name == "plate" else tiny.folder(name)
+
+
 @functools.cache
 def model_of(name):
-    return load_pipeline(tiny.folder(name))
+    return load_pipeline(folder_of(name))
 
 
 @functools.cache
 def pipeline_of(name):
-    return tiny.build(name)
+    if name != "plate":
+        return tiny.build(name)
+    pipeline = DiffusionPipeline.from_pretrained(PLATE, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def scheduler_for(name, solver, **settings):
@@ -87,7 +105,7 @@ def scheduler_for(name, solver, **settings):
     latent model means; the Stable Diffusion pipeline's constructor turns it off, as we do.
     """
     cls, options = {**VE, **FLOW}[solver]
-    config = json.loads((tiny.folder(name) / "scheduler/scheduler_config.json").read_text())
+    config = json.loads((folder_of(name) / "scheduler/scheduler_config.json").read_text())
     return cls.from_config({**options, **config, **settings}, **PRIORITY.get(solver, {}))
 
 
@@ -138,7 +156,7 @@ def written_out(pipeline, name, *, batch, guidance):
 
 
 def ours(model, name, solver, *, batch, guidance):
-    """The same with our model and our tables, written as plainly as they allow."""
+    """The same with our model, our tables and our loop."""
     size, spec = size_of(name), model.spec
     prompts = [
         Prompt(
@@ -156,27 +174,19 @@ def ours(model, name, solver, *, batch, guidance):
     )
     owned = generators(batch)
 
-    def draw():
-        shape = (1, *model.latent_shape(size))
-        return torch.cat([torch.randn(shape, generator=g) for g in owned])
+    told = iter(table.evaluations)
 
-    latents = draw() * table.init_noise_sigma
-    registers = torch.stack([latents, *[torch.zeros_like(latents)] * 3], dim=1)
-    for evaluation in table.evaluations:
-        sigma = torch.full((batch,), evaluation.sigma, dtype=torch.float64)
-        told = {"timestep": torch.full((batch,), evaluation.timestep, dtype=torch.float32)}
-        raw = model.denoiser(registers[:, 0], sigma, cond, **told)
-        if guidance != 1 and spec.takes_guidance:
-            other = model.denoiser(registers[:, 0], sigma, uncond, **told)
-            raw = other + guidance * (raw - other)
-        registers = advance(
-            registers,
-            clip_denoised(raw, table.clip),
-            evaluation.tensor().expand(batch, -1, -1),
-            raw=raw,
-            noise=draw() if evaluation.draws_noise else None,
-        )
-    images = model.decode(registers[:, 0])
+    def estimate(latents, sigma, step):
+        timestep = torch.full((batch,), next(told).timestep, dtype=torch.float32)
+        denoised = model.denoiser(latents, sigma, cond, timestep=timestep)
+        if guidance == 1 or not spec.takes_guidance:
+            return denoised
+        other = model.denoiser(latents, sigma, uncond, timestep=timestep)
+        return guide(denoised, other, torch.full((batch,), guidance))
+
+    latents = draw_noise(model.latent_shape(size), owned) * table.init_noise_sigma
+    clean = denoise(estimate, latents, table, generators=owned)
+    images = model.decode(clean)
     return images.permute(0, 2, 3, 1).numpy() / 2 + 0.5
 
 
@@ -195,6 +205,17 @@ def test_pictures_equal_those_of_diffusers_within_a_level(name, solver, batch, g
 @pytest.mark.parametrize(("name", "solver"), CASES)
 def test_pictures_equal_those_of_diffusers_in_the_other_corners(name, solver, batch, guidance):
     check(name, solver, batch, guidance)
+
+
+@pytest.mark.parametrize(("solver", "batch", "guidance"), [("dpmpp_2m", 1, 5.0), ("ddim", 2, 1.0)])
+def test_pictures_of_plate_equal_those_of_plain_diffusers(solver, batch, guidance):
+    check("plate", solver, batch, guidance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", VE)
+def test_pictures_of_plate_equal_those_of_plain_diffusers_with_every_solver(solver):
+    check("plate", solver, 3, 5.0)
 
 
 def check(name, solver, batch, guidance):
