@@ -371,7 +371,7 @@ def _ddim(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Eva
 
 def _ddpm(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Evaluation]:
     """DDPM. Ho et al. 2020 (arXiv:2006.11239), equations 6 and 7."""
-    kind = str(config.get("variance_type", "fixed_small"))
+    kind = str(config.get("variance_type") or "fixed_small")
     if kind not in ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"):
         raise InvalidRequest(
             f"scheduler ddpm needs a fixed variance, this model learned its own ({kind}); "
