@@ -70,6 +70,8 @@ def random_request(rng, specs):
     if not spec.fixed_size and rng.random() < 0.3:
         side = 3 * spec.default_size.width // 4
         fields.update(width=side, height=side)
+    if spec.name == "flux":  # its own size is 512 px
+        fields.update(width=64, height=64)
     return GenerationRequest(**fields)
 
 

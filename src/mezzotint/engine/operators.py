@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from mezzotint.models.base import Conditioning
+from mezzotint.sampling.guidance import guide, rescaled
 
 __all__ = ["ClassifierFree", "Operator"]
 
@@ -25,13 +27,14 @@ class Operator(Protocol):
         """Return the conditioning of each row of a step (from 1), each of one row."""
         ...
 
-    def combine(self, step: int, denoised: Tensor, latents: Tensor) -> Tensor:
+    def combine(self, step: int, denoised: Tensor, latents: Tensor, sigma: float) -> Tensor:
         """Make one estimate of the answers.
 
         Args:
             step: As for :meth:`rows`.
             denoised: The rows' estimates, in the order of :meth:`rows`. Shape (R, ...).
             latents: What the network saw. Shape (1, ...).
+            sigma: Noise level of ``latents``.
 
         Returns:
             Shape (1, ...).
@@ -47,14 +50,15 @@ class ClassifierFree:
         positive: Conditioning of the prompt.
         negative: Conditioning of the negative prompt; None while guidance is never on.
         scales: Scale of each step; 1 sends no negative row.
-        rescale: Strength phi of the standard-deviation rescale, 0 is off
-            (arXiv:2305.08891, section 3.4).
+        rescale: Strength phi of the standard-deviation rescale, 0 is off.
+        prediction_type: What the network predicts; the rescale is defined on it.
     """
 
     positive: Conditioning
     negative: Conditioning | None
     scales: tuple[float, ...]
     rescale: float = 0.0
+    prediction_type: str = "epsilon"
 
     def rows(self, step: int) -> Sequence[Conditioning]:
         """Return the positive row, and the negative one where guidance is on."""
@@ -62,14 +66,19 @@ class ClassifierFree:
             return (self.positive,)
         return (self.positive, self.negative)
 
-    def combine(self, step: int, denoised: Tensor, latents: Tensor) -> Tensor:
+    def combine(self, step: int, denoised: Tensor, latents: Tensor, sigma: float) -> Tensor:
         """Guide; see :class:`Operator`."""
         if denoised.shape[0] == 1:
             return denoised
         positive, negative = denoised[:1], denoised[1:2]
-        guided = negative + self.scales[step - 1] * (positive - negative)
+        guided = guide(positive, negative, torch.tensor([self.scales[step - 1]]))
         if self.rescale == 0:
             return guided
-        dims = tuple(range(1, guided.ndim))
-        spread = positive.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True)
-        return self.rescale * (guided * spread) + (1 - self.rescale) * guided
+        return rescaled(
+            guided,
+            positive,
+            latents=latents,
+            sigma=torch.tensor([sigma], dtype=torch.float64, device=latents.device),
+            prediction_type=self.prediction_type,
+            phi=torch.tensor([self.rescale]),
+        )

@@ -109,7 +109,9 @@ def plan(
         model_digest=spec.digest,
         environment=abilities.environment,
         prompt=prompt,
-        negative_prompt=_resolve_negative(request, spec, guided=guided, warnings=warnings),
+        negative_prompt=_resolve_negative(
+            request, spec, guided=guided or not spec.stepwise, warnings=warnings
+        ),
         prompt_dialect=request.prompt_dialect,
         size=size,
         seed=request.seed if request.seed is not None else draw_seed(),
@@ -177,7 +179,12 @@ def _check_techniques(request: GenerationRequest, spec: ModelSpec, abilities: Ab
             value=request.num_images,
             allowed="1",
         )
-    needs_steps = ("mask", "controls", "loras", "regions", "ensemble")
+    if request.walk is not None and not spec.takes_prompt and request.walk.mode != "seed":
+        raise InvalidRequest(
+            f'walk.mode must be "seed" for {spec.name}: it takes no text', field="walk.mode"
+        )
+    needs_steps = ["mask", "controls", "loras", "regions", "ensemble"]
+    needs_steps += ["walk"] if spec.has_steps and not spec.stepwise else []
     for name in needs_steps:
         if asked[name] and not (spec.has_steps and spec.stepwise):
             kind = "it takes no denoising steps" if not spec.has_steps else "it runs whole"
@@ -293,6 +300,11 @@ def _resolve_prompt(request: GenerationRequest, spec: ModelSpec, warnings: list[
     return request.prompt
 
 
+def _is_stepped(spec: ModelSpec) -> bool:
+    """Whether the engine itself takes the model's steps: no GAN, no pipeline run whole."""
+    return spec.has_steps and spec.stepwise
+
+
 def _num_steps(request: GenerationRequest, spec: ModelSpec) -> int:
     """Return the steps of the whole schedule."""
     if not spec.has_steps:
@@ -304,10 +316,16 @@ def _resolve_steps(
     request: GenerationRequest, spec: ModelSpec, warnings: list[str]
 ) -> tuple[int, ...]:
     """Return the step of each network evaluation, those that a start image skips left out."""
-    if not spec.has_steps:
-        for name in ("num_inference_steps", "scheduler", "sigma_schedule"):
+    if not _is_stepped(spec):
+        names = (
+            "scheduler",
+            "sigma_schedule",
+            *(() if spec.has_steps else ("num_inference_steps",)),
+        )
+        reason = "it runs whole" if spec.has_steps else "it takes no steps"
+        for name in names:
             if getattr(request, name) is not None:
-                warnings.append(f"{name} has no effect on {spec.name}: it takes no steps")
+                warnings.append(f"{name} has no effect on {spec.name}: {reason}")
         return ()
     if not spec.stepwise:  # served whole, it counts its own steps
         for name in ("scheduler", "sigma_schedule"):

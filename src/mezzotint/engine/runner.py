@@ -21,16 +21,22 @@ from mezzotint.engine.cache import ByteCache
 from mezzotint.engine.certify import REFERENCE, Certificates, Rows, random_rows
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.engine import Decoded, Encoded, Worked
-from mezzotint.engine.operators import ClassifierFree
+from mezzotint.engine.operators import ClassifierFree, Operator
 from mezzotint.engine.plan import Plan
-from mezzotint.engine.slots import Inpainting, Slot, draw_noise
-from mezzotint.engine.solving import advance_together, make_solver
+from mezzotint.engine.slots import Inpainting, Slot
+from mezzotint.engine.solving import (
+    ForeignSolver,
+    NativeSolver,
+    advance_together,
+    make_solver,
+)
 from mezzotint.engine.state import ImageId, StepBatch
 from mezzotint.errors import OutOfMemory, WorkFailed
 from mezzotint.models.base import Conditioning, Model, Prompt
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.observe import metrics
 from mezzotint.observe.spans import span
+from mezzotint.sampling.latents import make_generator, slerp, slerp_embeddings
 
 __all__ = ["ModelSource", "Runner"]
 
@@ -105,10 +111,12 @@ class Runner:
             rows, counts = _gather(slots)
             answers, seconds = self._call(batch, slots[0], rows)
             estimates = [
-                _operator(slot).combine(_step_of(slot), part, slot.solver.latents)
+                _operator(slot).combine(
+                    _step_of(slot), part, _solver(slot).latents, _solver(slot).sigma
+                )
                 for slot, part in zip(slots, answers.split(counts), strict=True)
             ]
-            moved = advance_together([slot.solver for slot in slots], estimates)
+            moved = advance_together([_solver(slot) for slot in slots], estimates)
             faults = _find_faults(batch.ids, slots, moved)
             for image, slot, estimate, move in zip(batch.ids, slots, estimates, moved, strict=True):
                 if image not in faults:
@@ -128,7 +136,7 @@ class Runner:
         ):
             began = self._clock()
             pictures = slots[0].model.decode(
-                torch.cat([_final(slot) for slot in slots]),
+                torch.cat([slot.latents for slot in slots]),
                 Conditioning.stack([slot.conditioning for slot in slots]),
                 report=lambda row, text: notes.setdefault(row, []).append(text),
             )
@@ -180,22 +188,22 @@ class Runner:
         self, plan: Plan, model: Model, pin: contextlib.ExitStack, assets: Mapping[str, Any]
     ) -> Slot:
         """Encode the prompts, draw the noise, prepare the solver."""
-        generator = torch.Generator().manual_seed(plan.seed)
+        generator = make_generator(plan.seed)
         device = _device_of(model)
-        shape = model.latent_shape(plan.size)
         positive, negative = self._encode_prompts(plan, model)
         positive = positive.to(device)
         if not plan.rows:
             noise = model.draw_latents(plan.size, generator).to(device)
             return Slot(plan=plan, model=model, pin=pin, conditioning=positive, latents=noise)
         clean = _encode_picture(plan, model, assets, generator, device)
-        noise = draw_noise(shape, generator, device)
+        noise = _draw(plan, model, generator).to(device)
         solver = make_solver(plan, model, noise=noise, clean=clean, generator=generator)
         operator = ClassifierFree(
             positive=positive,
             negative=negative.to(device) if negative is not None else None,
             scales=plan.guidance,
             rescale=plan.techniques.guidance_rescale,
+            prediction_type=model.spec.prediction_type,
         )
         return Slot(
             plan=plan,
@@ -226,7 +234,8 @@ class Runner:
                 num_inference_steps=plan.num_inference_steps,
             )
         prompts = [positive]
-        if any(scale != 1 for scale in plan.guidance):
+        guided = any(scale != 1 for scale in plan.guidance)
+        if guided:
             negative = Prompt(
                 text=plan.negative_prompt,
                 size=plan.size,
@@ -234,8 +243,14 @@ class Runner:
                 dialect=plan.prompt_dialect,
             )
             prompts.append(negative)
+        walk = t.walk
+        if walk is not None and walk.to is not None and walk.mode != "seed":
+            prompts.append(replace(positive, text=walk.to))
         encoded = [self._encode(model, prompt) for prompt in model.align(prompts)]
-        return encoded[0], encoded[1] if len(encoded) > 1 else None
+        first = encoded[0]
+        if walk is not None and walk.to is not None and walk.mode != "seed":
+            first = _between(first, encoded.pop(), walk.frame / (walk.frames - 1))
+        return first, encoded[1] if guided else None
 
     def _encode(self, model: Model, prompt: Prompt) -> Conditioning:
         """Encode one prompt, or find it in the cache."""
@@ -311,14 +326,43 @@ class Runner:
             raise
 
 
-def _operator(slot: Slot) -> Any:
+def _operator(slot: Slot) -> Operator:
     assert slot.operator is not None  # noqa: S101 - only images with steps are stepped
     return slot.operator
 
 
+def _solver(slot: Slot) -> NativeSolver | ForeignSolver:
+    assert slot.solver is not None  # noqa: S101 - only images with steps are stepped
+    return slot.solver
+
+
+def _draw(plan: Plan, model: Model, generator: torch.Generator) -> Tensor:
+    """Draw the starting noise; on a seed walk, between the noises of both ends."""
+    noise = model.draw_latents(plan.size, generator)
+    walk = plan.techniques.walk
+    if walk is None or walk.mode == "prompt" or walk.to_seed is None:
+        return noise
+    end = model.draw_latents(plan.size, make_generator(walk.to_seed))
+    return slerp(noise, end, walk.frame / (walk.frames - 1))
+
+
+def _between(start: Conditioning, end: Conditioning, t: float) -> Conditioning:
+    """Return the conditioning a part ``t`` of the way between two prompts, token by token."""
+    if t in (0.0, 1.0):
+        return end if t else start
+    mixed = {
+        name: slerp_embeddings(start[name], end[name], t)
+        if start[name].is_floating_point() and not torch.equal(start[name], end[name])
+        else start[name]
+        for name in start
+    }
+    notes = tuple(dict.fromkeys((*start.notes, *end.notes)))
+    return Conditioning(mixed, rows=start.rows, notes=notes)
+
+
 def _step_of(slot: Slot) -> int:
     """Return the step, from 1, of a slot's next evaluation."""
-    return slot.plan.steps[slot.solver.position]
+    return slot.plan.steps[_solver(slot).position]
 
 
 def _gather(slots: Sequence[Slot]) -> tuple[Rows, list[int]]:
@@ -332,9 +376,10 @@ def _gather(slots: Sequence[Slot]) -> tuple[Rows, list[int]]:
         rows = _operator(slot).rows(_step_of(slot))
         counts.append(len(rows))
         conditionings += rows
-        latents += [slot.solver.latents] * len(rows)
-        sigmas += [slot.solver.sigma] * len(rows)
-        timesteps += [slot.solver.timestep] * len(rows)
+        solver = _solver(slot)
+        latents += [solver.latents] * len(rows)
+        sigmas += [solver.sigma] * len(rows)
+        timesteps += [solver.timestep] * len(rows)
     device = latents[0].device
     stacked = Rows(
         torch.cat(latents),
@@ -385,17 +430,13 @@ def _find_faults(
 def _commit(slot: Slot, estimate: Tensor, move: Tensor | Exception) -> None:
     """Make a step that succeeded the state of its image."""
     assert isinstance(move, Tensor)  # noqa: S101 - faults were sorted out before
-    slot.solver.commit(move)
+    solver = _solver(slot)
+    solver.commit(move)
     slot.denoised = estimate
     if slot.inpainting is not None:
-        slot.solver.blend(slot.inpainting.apply(slot.solver.latents, slot.solver.sigma))
-    if slot.solver.is_done:
-        slot.latents = slot.solver.latents
-
-
-def _final(slot: Slot) -> Tensor:
-    """Return what the decoder gets. Shape (1, ...)."""
-    return slot.latents
+        solver.blend(slot.inpainting.apply(solver.latents, solver.sigma))
+    if solver.is_done:
+        slot.latents = solver.latents
 
 
 def _label(key: Hashable) -> str:

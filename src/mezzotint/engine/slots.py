@@ -8,47 +8,18 @@ Dimensions: K registers, then the shape of one image's latents.
 """
 
 import contextlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mezzotint.engine.operators import Operator
 from mezzotint.engine.plan import Plan
+from mezzotint.engine.solving import ForeignSolver, NativeSolver
 from mezzotint.models.base import Conditioning, Model
+from mezzotint.sampling.latents import blend_inpainting
 
-__all__ = ["Inpainting", "Slot", "Solver"]
-
-
-class Solver(Protocol):
-    """One image's way from noise to clean, evaluation by evaluation.
-
-    Attributes:
-        latents: What the network sees next. Shape (1, ...), float32.
-    """
-
-    latents: Tensor
-
-    @property
-    def is_done(self) -> bool:
-        """Whether no evaluation is left."""
-        ...
-
-    @property
-    def sigma(self) -> float:
-        """Noise level of the next evaluation; 0 after the last."""
-        ...
-
-    @property
-    def timestep(self) -> float:
-        """What the network is told about the noise level."""
-        ...
-
-    def blend(self, latents: Tensor) -> None:
-        """Replace what the network sees next, e.g. outside a mask."""
-        ...
+__all__ = ["Inpainting", "Slot"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +40,14 @@ class Inpainting:
 
     def apply(self, latents: Tensor, sigma: float) -> Tensor:
         """Put the picture back, as noisy as ``sigma``, where the mask is 0."""
-        if sigma == 0:
-            kept = self.clean
-        elif self.is_flow:
-            kept = (1 - sigma) * self.clean + sigma * self.noise
-        else:
-            kept = self.clean + sigma * self.noise
-        return self.mask * latents + (1 - self.mask) * kept
+        return blend_inpainting(
+            latents,
+            self.clean,
+            self.noise,
+            self.mask,
+            torch.tensor([sigma], dtype=torch.float64, device=latents.device),
+            frame="flow" if self.is_flow else "ve",
+        )
 
 
 @dataclass(slots=True)
@@ -87,6 +59,7 @@ class Slot:
         model: Who makes it; pinned in memory until the slot is released.
         pin: Lets go of the model.
         conditioning: Of the prompt, for the decoder.
+        latents: What the decoder gets in the end. Shape (1, ...).
         operator: Rows and guidance; None for a GAN.
         solver: The way to clean latents; None for a GAN.
         denoised: The last estimate, for previews.
@@ -99,13 +72,6 @@ class Slot:
     conditioning: Conditioning
     latents: Tensor
     operator: Operator | None = None
-    solver: Any = None
+    solver: NativeSolver | ForeignSolver | None = None
     denoised: Tensor | None = None
     inpainting: Inpainting | None = None
-    extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
-def draw_noise(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
-    """Draw one image's noise on the CPU in float32, then move it. Shape (1, *shape)."""
-    noise = torch.randn((1, *shape), generator=generator, dtype=torch.float32)
-    return noise.to(device)

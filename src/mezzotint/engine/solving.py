@@ -178,8 +178,7 @@ def make_solver(
         InvalidRequest: If scheduler, sigma schedule and model do not go together.
     """
     config = model.spec.scheduler_config
-    measure = getattr(model, "sequence_length", None)
-    length = int(measure(plan.size)) if measure is not None else 0
+    length = model.sequence_length(plan.size)
     prepared = prepare(plan, config, sequence_length=length)
     if isinstance(prepared, SolverTable):
         return NativeSolver(prepared, noise=noise, clean=clean, generator=generator)

@@ -37,8 +37,9 @@ from mezzotint.gates.policy import Accept, Reject, Retry, decide
 from mezzotint.images.previews import encode_preview
 from mezzotint.observe import metrics
 from mezzotint.observe.spans import span
+from mezzotint.sampling.latents import derive
 from mezzotint.service.device_thread import Cancel, DeviceThread, Drain, Stop
-from mezzotint.service.orders import Attempted, Judge, Order, Run, derive_seed
+from mezzotint.service.orders import Attempted, Judge, Order, Run
 from mezzotint.service.pictures import Finisher
 from mezzotint.types import (
     Attempt,
@@ -444,9 +445,9 @@ class Desk:
         run = self._runs.get(message.image.request)
         if isinstance(message.outcome, Retry) and run is not None and not run.is_cancelled:
             image = message.image._replace(attempt=message.outcome.attempt)
-            base = run.order.planned.plans[image.index]
-            seed = derive_seed(base.seed, image.attempt)
-            self._submit(run, image, replace(base, seed=seed))
+            plans = run.order.planned.plans
+            seed = derive(plans[0].seed, image.index, image.attempt)
+            self._submit(run, image, replace(plans[image.index], seed=seed))
             return
         outcome = None if isinstance(message.outcome, Retry) else message.outcome
         self._settle(message.image, plan, outcome)

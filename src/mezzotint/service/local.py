@@ -248,7 +248,7 @@ class LocalService:
         engine = self.config.engine
         gates = {"gates"} if self._judge is not None else set[str]()
         return Abilities(
-            techniques=frozenset({"image", "mask", "upscale"} | gates),
+            techniques=frozenset({"image", "mask", "upscale", "walk"} | gates),
             environment=self._environment_text,
             max_pixels=engine.max_pixels,
             max_request_pixels=engine.max_request_pixels,

@@ -6,7 +6,6 @@ picture (what failed is a warning), Failed if there is none or its own deadline
 passed, Cancelled if somebody asked for it.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -26,7 +25,7 @@ from mezzotint.types import (
     Verdict,
 )
 
-__all__ = ["Attempted", "Judge", "Order", "Run", "alone", "derive_seed"]
+__all__ = ["Attempted", "Judge", "Order", "Run", "alone"]
 
 _DEFAULT_STRENGTH = 0.8
 
@@ -135,19 +134,6 @@ class Run:
             warnings=order.planned.warnings + lost,
         )
         return Finished(id=order.id, result=result)
-
-
-def derive_seed(seed: int, attempt: int) -> int:
-    """Return the seed of another attempt at an image: derived, 32 bits, reported.
-
-    Example:
-        >>> derive_seed(7, 0), derive_seed(7, 1) == derive_seed(7, 1)
-        (7, True)
-    """
-    if attempt == 0:
-        return seed
-    digest = hashlib.sha256(f"mezzotint attempt {seed} {attempt}".encode()).digest()
-    return int.from_bytes(digest[:4], "big")
 
 
 def alone(request: GenerationRequest, plan: Plan) -> GenerationRequest:
