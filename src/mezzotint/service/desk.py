@@ -129,6 +129,7 @@ class Desk:
         self._plans: dict[ImageId, Plan] = {}
         self._closing: list[Future[None]] = []
         self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._has_ended = False
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="mezzotint-writer")
         self.device = DeviceThread(build, self._messages.put)
         self._thread = threading.Thread(target=self._work, name="mezzotint-desk", daemon=True)
@@ -137,20 +138,26 @@ class Desk:
     def accept(self, order: Order) -> "Future[float]":
         """Hand in an order; the future gives the predicted seconds, or raises the refusal."""
         answer: Future[float] = Future()
-        self._messages.put(_Accept(order, answer))
+        self._send(_Accept(order, answer))
         return answer
 
     def cancel(self, order_id: str) -> "Future[bool]":
         """Cancel an order at its next step; the future says whether there was one."""
         answer: Future[bool] = Future()
-        self._messages.put(_CancelOrder(order_id, answer))
+        self._send(_CancelOrder(order_id, answer))
         return answer
 
     def close(self) -> "Future[None]":
         """Finish what is being stepped, refuse the rest, end all threads."""
         answer: Future[None] = Future()
-        self._messages.put(_Close(answer))
+        self._send(_Close(answer))
         return answer
+
+    def _send(self, message: Any) -> None:
+        """Queue a message; once the desk's thread has ended, it is answered here."""
+        self._messages.put(message)
+        if self._has_ended:
+            self._refuse_rest()
 
     @property
     def num_held(self) -> int:
@@ -193,6 +200,7 @@ class Desk:
         self.device.send(Stop())
         self.device.join()
         self._writer.shutdown(wait=True)
+        self._has_ended = True  # before the last look: nobody is left without an answer
         self._refuse_rest()
         for answer in self._closing:
             answer.set_result(None)

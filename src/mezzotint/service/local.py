@@ -270,15 +270,22 @@ class LocalService:
         def sink(event: Event) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        await asyncio.to_thread(
-            self.submit,
-            request,
-            sink,
-            request_id=request_id,
-            client=client,
-            use_cache=use_cache,
-            preview_every=preview_every,
+        submitting = asyncio.ensure_future(
+            asyncio.to_thread(
+                self.submit,
+                request,
+                sink,
+                request_id=request_id,
+                client=client,
+                use_cache=use_cache,
+                preview_every=preview_every,
+            )
         )
+        try:
+            await asyncio.shield(submitting)
+        except asyncio.CancelledError:  # the thread cannot be stopped; what it hands in can
+            submitting.add_done_callback(lambda task: self._forget(task, request_id))
+            raise
         is_over = False
         try:
             while not is_over:
@@ -288,6 +295,11 @@ class LocalService:
         finally:
             if not is_over:
                 self._desk.cancel(request_id)
+
+    def _forget(self, submitting: "asyncio.Future[float]", request_id: str) -> None:
+        """Cancel a request that nobody waits for any more."""
+        if not submitting.cancelled() and submitting.exception() is None:
+            self._desk.cancel(request_id)
 
     async def generate(
         self,
