@@ -242,7 +242,7 @@ def generate(
         destination=destination,
         as_json=as_json,
         quiet=quiet,
-        use_cache=not no_cache,
+        use_cache=not (no_cache or profile),
         pictures_as=terminal_pictures() if preview else None,
     )
     with _profiling(delivery) if profile else contextlib.nullcontext():

@@ -7,9 +7,14 @@ environment and the file.
 
 import asyncio
 import contextlib
+import os
+import signal
+import sys
+import threading
 import uuid
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import typer
@@ -25,6 +30,7 @@ from mezzotint.types import Event, Failed, Finished, GenerationResult
 __all__ = ["ending", "load_settings", "new_id", "open_service", "run"]
 
 T = TypeVar("T")
+PATIENCE_S = 2.0
 
 
 def load_settings(context: typer.Context, **flags: Any) -> Loaded:
@@ -45,8 +51,55 @@ def load_settings(context: typer.Context, **flags: Any) -> Loaded:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a verb's body; Ctrl-C cancels it at the next step."""
-    return asyncio.run(work)
+    """Run a verb's body; Ctrl-C cancels it at the next step.
+
+    Who presses Ctrl-C while a model loads does not wait for it: after
+    :data:`PATIENCE_S` the process ends where it is, and a second Ctrl-C ends it at
+    once. Files are whole or absent either way.
+
+    Raises:
+        KeyboardInterrupt: If it was interrupted.
+    """
+
+    async def interruptible() -> T:
+        with _interrupts(asyncio.get_running_loop(), asyncio.ensure_future(work)) as task:
+            return await task
+
+    try:
+        return asyncio.run(interruptible())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+@contextlib.contextmanager
+def _interrupts(
+    loop: asyncio.AbstractEventLoop, task: "asyncio.Future[T]"
+) -> Generator["asyncio.Future[T]"]:
+    """Let Ctrl-C cancel ``task`` while the block runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield task  # signals belong to the main thread
+        return
+    patience = threading.Timer(PATIENCE_S, _leave_now)
+    patience.daemon = True
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if patience.is_alive():
+            _leave_now()
+        patience.start()
+        loop.call_soon_threadsafe(task.cancel)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield task
+    finally:
+        signal.signal(signal.SIGINT, before)
+        patience.cancel()
+
+
+def _leave_now() -> None:
+    """End the process without waiting for what a library is doing."""
+    print("mezzotint: interrupted", file=sys.stderr, flush=True)
+    os._exit(130)
 
 
 def new_id() -> str:
