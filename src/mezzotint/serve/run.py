@@ -132,8 +132,13 @@ async def _start(service: Service, stop: asyncio.Event, announce: Callable[[str]
             starting.cancel()
             return
         starting.result()
-    models = [m for m in await service.models() if m["ready"]]
-    announce(f"models      {', '.join(m['name'] for m in models) or 'none'} ready")
+    models = await service.models()
+    ready = [m["name"] for m in models if m["ready"]]
+    later = [m["name"] for m in models if not m["ready"]]
+    text = f"{', '.join(ready)} ready" if ready else ""
+    if later:
+        text += f"{'; ' if ready else ''}{', '.join(later)} when first asked for"
+    announce(f"models      {text or 'none: add one with `mezzotint models add`'}")
 
 
 def _announce_listeners(

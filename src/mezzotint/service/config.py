@@ -63,7 +63,7 @@ class WorkerConfig(Checked):
     factory: str = "mezzotint.service.local:create_service"
     options: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
     start_s: float = 600.0
-    silence_s: float = 120.0
+    silence_s: float = 300.0
     max_crashes: int = 8
     backoff_s: float = 0.5
 
