@@ -128,7 +128,7 @@ def fresh_ground(config: TrainConfig, data: Dataset) -> Ground:
         network=type(network).__name__,
         data=kind,
         shape=tuple(shape),
-        scheduler=scheduler_config(config.objective),
+        scheduler=scheduler_config(config.objective, limit=_limit(kind, data)),
         normalisation=data.normalisation,
         conditioning=config.conditioning.kind,
         num_classes=classes,
@@ -140,6 +140,17 @@ def fresh_ground(config: TrainConfig, data: Dataset) -> Ground:
         licence=config.licence,
     )
     return Ground(description, network, Noising.of(config.objective), text, latents)
+
+
+def _limit(kind: str, data: Dataset) -> float | None:
+    """Return the largest value that the network sees of the data; None for latents."""
+    norm = data.normalisation
+    if kind == "latents":
+        return None
+    if not norm.shift:
+        return 1.0
+    pairs = zip(norm.low, norm.high, norm.shift, norm.scale, strict=True)
+    return max(max(high - shift, shift - low) / scale for low, high, shift, scale in pairs)
 
 
 def open_ground(config: TrainConfig, data: Dataset) -> Ground:

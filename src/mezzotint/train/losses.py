@@ -39,11 +39,18 @@ _BETAS = {
 _TABLES = {"sigmoid": "sigmoid_alpha_bar", "sigmoid_beta": "sigmoid_beta"}  # unknown to DDIM
 
 
-def scheduler_config(objective: ObjectiveConfig) -> dict[str, Any]:
+def scheduler_config(objective: ObjectiveConfig, *, limit: float | None = None) -> dict[str, Any]:
     """Describe the noise schedule as a diffusers scheduler configuration.
 
     It is written into the run folder, so that sampling uses exactly the noise
     levels that were trained, in Mezzotint and in diffusers alike.
+
+    Args:
+        objective: Schedule and target.
+        limit: Largest value of the data as the network sees it, if it is known.
+            A small error in epsilon is a huge one in the clean estimate where
+            there is almost no signal (at the last step of ``cosine`` by a factor
+            of 20 000), so estimates from epsilon are clipped to it.
     """
     steps = objective.num_train_timesteps
     if objective.schedule == "rectified_flow":
@@ -63,9 +70,11 @@ def scheduler_config(objective: ObjectiveConfig) -> dict[str, Any]:
         "rescale_betas_zero_snr": objective.zero_terminal_snr,
         "timestep_spacing": "trailing",
         "steps_offset": 1,  # of no effect with trailing steps; StableDiffusionPipeline insists
-        "clip_sample": False,
+        "clip_sample": objective.target == "epsilon" and limit is not None,
         "set_alpha_to_one": True,
     }
+    if config["clip_sample"]:
+        config["clip_sample_range"] = limit
     if objective.schedule in _TABLES:
         config["trained_betas"] = beta_values(_TABLES[objective.schedule], count=steps)
     return config

@@ -4,7 +4,7 @@ A picture is drawn alone, with a generator of its own, from the same tables,
 noise and guidance as the engine draws it, and encoded with the same recipe. What
 goes beyond prompt, class, steps and guidance is the engine's business.
 
-Dimensions: B samples, R registers.
+Dimensions: B samples.
 """
 
 import secrets
@@ -24,14 +24,8 @@ from mezzotint.models.base import Conditioning, Model, Prompt
 from mezzotint.models.runs import RunModel
 from mezzotint.models.spec import ModelSpec
 from mezzotint.request import GenerationRequest, GuidanceSchedule, LatentInput
-from mezzotint.sampling.solvers import (
-    REGISTERS,
-    SCHEDULERS,
-    SolverTable,
-    advance,
-    clip_denoised,
-    plan_table,
-)
+from mezzotint.sampling.loop import denoise
+from mezzotint.sampling.solvers import SCHEDULERS, SolverTable, plan_table
 from mezzotint.types import MAX_SEED, GenerationResult, ImageOutput, Size
 
 __all__ = ["draw_values", "sample_model", "walk"]
@@ -73,24 +67,17 @@ def walk(
     Raises:
         WorkFailed: If they are not finite.
     """
-    rows = len(noise)
-    registers = torch.zeros(rows, REGISTERS, *noise.shape[1:], device=noise.device)
-    registers[:, 0] = noise * table.init_noise_sigma
-    for evaluation in table.evaluations:
-        sigma = torch.full((rows,), evaluation.sigma, dtype=torch.float64, device=noise.device)
-        timestep = torch.full((rows,), evaluation.timestep, device=noise.device)
-        raw = estimate(registers[:, 0], sigma, timestep)
-        fresh = None
-        if evaluation.draws_noise:
-            drawn = [torch.randn(noise.shape[1:], generator=g)[None] for g in generators]
-            fresh = torch.cat(drawn).to(noise.device)
-        coefficients = evaluation.tensor().to(noise.device).expand(rows, -1, -1)
-        registers = advance(
-            registers, clip_denoised(raw, table.clip), coefficients, raw=raw, noise=fresh
-        )
-    if not torch.isfinite(registers[:, 0]).all():
+    rows, device = len(noise), noise.device
+    places = iter(table.evaluations)
+
+    def at(latents: Tensor, sigma: Tensor, _step: int) -> Tensor:
+        timestep = torch.full((rows,), next(places).timestep, device=device)
+        return estimate(latents, sigma.to(device), timestep)
+
+    clean = denoise(at, noise * table.init_noise_sigma, table, generators=generators)
+    if not torch.isfinite(clean).all():
         raise WorkFailed("the model answered values that are not finite")
-    return registers[:, 0]
+    return clean
 
 
 def sample_model(model: Model, request: GenerationRequest) -> GenerationResult:
