@@ -12,7 +12,9 @@ weights there.
 
 Afterwards `standardise` folds each latent channel's mean and deviation into the
 1x1 convolutions on either side of the latents, so that ``scaling_factor`` is 1
-and latents have zero mean and unit variance by construction.
+and latents have zero mean and unit variance by construction. With ``--decoder-only``
+the latents stay what they are and the decoder alone learns on, from whole pictures:
+that can be done after, or while, another network learns the latents.
 
 Dimensions: B pictures, pixels (B, 3, H, W) in [-1, 1], latents (B, 8, H/8, W/8).
 """
@@ -77,12 +79,12 @@ def build_bank(data: Path, rng: np.random.Generator) -> NDArray[np.uint8]:
     )
 
 
-def draw_crops(bank: NDArray[np.uint8], count: int, rng: np.random.Generator) -> Tensor:
-    """Cut random crops, seldom empty ones."""
+def draw_crops(bank: NDArray[np.uint8], count: int, side: int, rng: np.random.Generator) -> Tensor:
+    """Cut random square crops, seldom empty ones."""
     crops = []
     while len(crops) < count:
-        top, left = rng.integers(0, bank.shape[1] - CROP_PX + 1, size=2)
-        crop = bank[rng.integers(len(bank)), top : top + CROP_PX, left : left + CROP_PX]
+        top, left = rng.integers(0, bank.shape[1] - side + 1, size=2)
+        crop = bank[rng.integers(len(bank)), top : top + side, left : left + side]
         if crop.std(axis=(0, 1)).max() > 8 or rng.random() < 0.05:
             crops.append(crop)
     return to_pixels(np.stack(crops))
@@ -138,10 +140,18 @@ def train(rank: int, workers: int, data: Path, run: Path, options: dict[str, flo
         model.load_state_dict(torch.load(path, weights_only=True))
     model.to(memory_format=torch.channels_last)
     average = deepcopy(model).requires_grad_(requires_grad=False)
+    side = CROP_PX
+    if options["decoder_only"]:
+        side = bank.shape[1]
+        model.encoder.requires_grad_(requires_grad=False)
+        model.quant_conv.requires_grad_(requires_grad=False)
     optimizer = torch.optim.AdamW(
         model.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
-    ours, theirs = list(average.parameters()), list(model.parameters())
+    theirs = [p for p in model.parameters() if p.requires_grad]
+    ours = [
+        p for p, q in zip(average.parameters(), model.parameters(), strict=True) if q.requires_grad
+    ]
     buffer = torch.empty(sum(p.numel() for p in theirs))
     rng = np.random.default_rng([int(options["seed"]), rank])
     torch.manual_seed(rank)  # noqa: TID251 - the posterior's noise, different in each process
@@ -150,7 +160,7 @@ def train(rank: int, workers: int, data: Path, run: Path, options: dict[str, flo
         fall = max(0.02, math.cos(spent_s / seconds * math.pi / 2))
         for group in optimizer.param_groups:
             group["lr"] = options["learning_rate"] * min(1, step / 100) * fall
-        pixels = draw_crops(bank, batch_size, rng).to(memory_format=torch.channels_last)
+        pixels = draw_crops(bank, batch_size, side, rng).to(memory_format=torch.channels_last)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             posterior = model.encode(pixels).latent_dist
             output = model.decode(posterior.sample()).sample
@@ -176,7 +186,8 @@ def train(rank: int, workers: int, data: Path, run: Path, options: dict[str, flo
             print(f"psnr {psnr(average, held_out[:32]):.2f} dB", flush=True)
             save_checkpoint(path, average.state_dict())
     if rank == 0:
-        standardise(average, to_pixels(bank[:1024]))
+        if not options["decoder_only"]:
+            standardise(average, to_pixels(bank[:1024]))
         save_checkpoint(path, average.state_dict())
         crops = step * batch_size * workers
         print(f"{crops} crops, psnr {psnr(average, held_out):.2f} dB, done", flush=True)
@@ -192,6 +203,9 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument(
+        "--decoder-only", action="store_true", help="leave latents as they are; whole pictures"
+    )
     arguments = parser.parse_args()
     arguments.run.mkdir(parents=True, exist_ok=True)
     options = {
@@ -199,6 +213,7 @@ def main() -> None:
         "batch_size": arguments.batch_size,
         "learning_rate": arguments.learning_rate,
         "seed": arguments.seed,
+        "decoder_only": arguments.decoder_only,
     }
     run_workers(train, arguments.workers, arguments.data, arguments.run, options)
 

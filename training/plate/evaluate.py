@@ -103,22 +103,18 @@ def measure(data: Path, pipe: DiffusionPipeline, count: int, **options: float) -
     rng = np.random.default_rng(7)
     reference = shrink(np.stack([compose(np.asarray(pictures[i]), Composition()) for i in learnt]))
     asked = rng.choice(len(learnt), size=count, replace=False)
-    drawn = shrink(
-        draw(pipe, [with_article(entries[learnt[k]]["label"]) for k in asked], **options)
-    )
+    labels = [with_article(entries[learnt[k]]["label"]) for k in asked]
+    drawn = shrink(draw(pipe, labels, **options))
     distances = ((drawn[:, None] - reference[None]) ** 2).mean(axis=2)
     order = distances.argsort(axis=1)
     groups = np.array([entries[i]["group"] for i in learnt])
 
     colours = [str(c) for c in rng.choice(COLOURS, size=count)]
     prompts = [
-        f"{with_article(entries[learnt[k]]['label'])} on a {colour} background"
-        for k, colour in zip(asked, colours, strict=True)
+        f"{label} on a {colour} background" for label, colour in zip(labels, colours, strict=True)
     ]
     backed = draw(pipe, prompts, **options).astype(np.float32)
-    border = np.concatenate(
-        [backed[:, :3].reshape(count, -1, 3), backed[:, -3:].reshape(count, -1, 3)], axis=1
-    )
+    border = backed[:, [0, 1, 2, -3, -2, -1]].reshape(count, -1, 3)
     palette = np.array(list(BACKGROUNDS.values()), dtype=np.float32)
     nearest = ((np.median(border, axis=1)[:, None] - palette) ** 2).sum(axis=2).argmin(axis=1)
     right = [list(BACKGROUNDS)[n] == c for n, c in zip(nearest, colours, strict=True)]

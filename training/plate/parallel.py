@@ -29,6 +29,7 @@ def _enter(
 ) -> None:
     """Join the group, work, leave the group."""
     torch.set_num_threads(1)
+    os.setsid()  # Linux shares processors among sessions first: one each, not one for all
     distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=workers)
     work(rank, workers, *arguments)
     distributed.destroy_process_group()
