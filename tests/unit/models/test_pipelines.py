@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -254,3 +255,16 @@ def test_compel_blends_a_weaker_word_with_the_text_that_lacks_it():
         halved.append(hidden)
     # a weight of 0.5 gives both an equal share: tan(pi / 4) is 1
     torch.testing.assert_close(states("a (red)0.5 apple"), (halved[0] + halved[1]) / 2)
+
+
+def test_threads_may_share_a_model():
+    model = load_pipeline(tiny.folder("sdxl"))
+    prompts = [Prompt(text=f"{word} apple", size=Size(64, 64)) for word in tiny.WORDS]
+    alone = [model.encode([prompt])[0]["encoder_hidden_states"] for prompt in prompts]
+
+    def encode(k):
+        return model.encode([prompts[k % len(prompts)]])[0]["encoder_hidden_states"]
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(encode, range(4 * len(prompts))))
+    assert all(torch.equal(t, alone[k % len(prompts)]) for k, t in enumerate(together))
