@@ -69,8 +69,10 @@ def endpoints(listener: Listener) -> tuple[Endpoint, ...]:
 
 async def _openapi(front: Front, http: Request) -> Response:
     """Answer with the OpenAPI document of the generation listener."""
-    shown = [e for e in endpoints("generation") if e.path != "/"]
-    return json_response(document(shown, title="Mezzotint", version=front.memory["version"]))
+    version = str(front.memory.get("version", ""))
+    shown = endpoints("generation")
+    secured = bool(front.memory.get("secured"))
+    return json_response(document(shown, title="Mezzotint", version=version, secured=secured))
 
 
 def _pages() -> tuple[Endpoint, ...]:
@@ -101,7 +103,7 @@ def create_app(
         metrics: Where answers are counted; shared between the listeners.
     """
     metrics = metrics or ServerMetrics()
-    front.memory["metrics"] = metrics
+    front.memory |= {"metrics": metrics, "secured": not keys.is_open}
     return Doorway(front, keys, listener, metrics)
 
 

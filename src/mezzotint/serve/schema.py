@@ -120,8 +120,17 @@ _PROBLEM = {
 }
 
 
-def document(endpoints: Iterable[Endpoint], *, title: str, version: str) -> dict[str, Any]:
-    """Return the OpenAPI 3.1 document of the endpoints."""
+def document(
+    endpoints: Iterable[Endpoint], *, title: str, version: str, secured: bool = False
+) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of the endpoints.
+
+    Args:
+        endpoints: What to describe.
+        title: Name of the API.
+        version: Mezzotint's version.
+        secured: Whether keys are needed where an endpoint has a scope.
+    """
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in endpoints:
         path = re.sub(r"{(\w+):\w+}", r"{\1}", endpoint.path)
@@ -153,7 +162,7 @@ def document(endpoints: Iterable[Endpoint], *, title: str, version: str) -> dict
         if endpoint.body is not None:
             content = {"application/json": {"schema": endpoint.body}}
             operation["requestBody"] = {"required": True, "content": content}
-        if endpoint.scope is not None:
+        if secured and endpoint.scope is not None:
             operation["security"] = [{"bearer": []}]
         paths.setdefault(path, {})[endpoint.method.lower()] = operation
     return {

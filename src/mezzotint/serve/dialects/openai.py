@@ -419,20 +419,22 @@ async def get_model(front: Front, http: Request) -> Response:
 
 
 def _endpoints() -> tuple[Endpoint, ...]:
-    string, integer = {"type": "string"}, {"type": "integer"}
+    def nullable(kind: str, **limits: Any) -> dict[str, Any]:
+        return {"type": [kind, "null"], **limits}
+
     body = {
         "type": "object",
         "required": ["prompt"],
         "properties": {
-            "prompt": string,
-            "model": string,
-            "n": {**integer, "minimum": 1, "maximum": 10},
-            "size": {**string, "pattern": r"^(auto|[1-9][0-9]{1,4}x[1-9][0-9]{1,4})$"},
-            "response_format": {"enum": ["b64_json", "url"]},
-            "output_format": {"enum": ["png", "jpeg", "webp"]},
-            "output_compression": {**integer, "minimum": 0, "maximum": 100},
-            "stream": {"type": "boolean"},
-            "partial_images": {**integer, "minimum": 0, "maximum": 3},
+            "prompt": {"type": "string"},
+            "model": nullable("string"),
+            "n": nullable("integer", minimum=1, maximum=10),
+            "size": nullable("string", pattern=r"^(auto|[1-9][0-9]{1,4}x[1-9][0-9]{1,4})$"),
+            "response_format": {"enum": ["b64_json", "url", None]},
+            "output_format": {"enum": ["png", "jpeg", "webp", None]},
+            "output_compression": nullable("integer", minimum=0, maximum=100),
+            "stream": nullable("boolean"),
+            "partial_images": nullable("integer", minimum=0, maximum=3),
         },
     }
     answers = {"application/json": ANY_OBJECT, "text/event-stream": {}}
