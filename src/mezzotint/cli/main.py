@@ -20,7 +20,7 @@ import typer
 from typer.exceptions import TyperException
 
 import mezzotint
-from mezzotint.cli import bench, generate, pictures, serve, train
+from mezzotint.cli import bench, generate, lab, pictures, serve, train
 from mezzotint.cli.config import config_app
 from mezzotint.cli.flags import flag_of
 from mezzotint.cli.keys import keys_app
@@ -84,6 +84,7 @@ app.command("sample")(train.sample)
 app.command("bench", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(
     bench.bench
 )
+app.command("lab")(lab.lab)
 app.add_typer(config_app, name="config")
 
 
