@@ -58,8 +58,8 @@ def fit(pixels: np.ndarray, size: Size, mode: Literal["stretch", "crop"] = "stre
         return pixels
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     if mode == "crop":
-        picture = ImageOps.fit(picture, tuple(size), Image.Resampling.LANCZOS)
+        picture = ImageOps.fit(picture, (size.width, size.height), Image.Resampling.LANCZOS)
     else:
-        picture = picture.resize(tuple(size), Image.Resampling.LANCZOS)
+        picture = picture.resize((size.width, size.height), Image.Resampling.LANCZOS)
     array = np.array(picture)
     return array.clip(0, 1) if array.dtype == np.float32 else array

@@ -242,10 +242,11 @@ def load_foreign(
 def _pipeline_class(path: Path, index: Mapping[str, Any]) -> Any:
     """Find the pipeline's class in diffusers, and nowhere else."""
     import diffusers
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     class_name = index.get("_class_name")
     cls = getattr(diffusers, class_name, None) if isinstance(class_name, str) else None
-    if not (inspect.isclass(cls) and issubclass(cls, diffusers.DiffusionPipeline)):
+    if not (inspect.isclass(cls) and issubclass(cls, DiffusionPipeline)):
         raise CardError(
             f"{path} is a {class_name}, which this diffusers ({diffusers.__version__}) has not; "
             "code inside a model folder never runs"

@@ -60,7 +60,10 @@ class Entry:
 class Contents(Protocol):
     """An opened archive: its files in order, and their bytes."""
 
-    entries: tuple[Entry, ...]
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The files, in order."""
+        ...
 
     def open(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         """Open one file for reading."""

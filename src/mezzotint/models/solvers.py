@@ -265,11 +265,11 @@ class SchedulerSolver:
             self._scheduler.scale_model_input(sample, timestep)
         options = {"generator": generator} if "generator" in self._step_arguments else {}
         answer = self._scheduler.step(output, timestep, sample, return_dict=False, **options)
-        self._sample = answer[0].float()
+        moved = self._sample = answer[0].float()
         self._position += 1
         if self._position == len(self.points):
-            return self._sample
-        return self._sample / self._alpha(self.points[self._position].sigma)
+            return moved
+        return moved / self._alpha(self.points[self._position].sigma)
 
 
 def _check_fit(name: str, frame: str) -> None:
