@@ -24,7 +24,7 @@ __all__ = ["Trial", "lab", "run_trials"]
 SIGMA_MIN, SIGMA_MAX = 0.002, 10.0
 _SPREAD = 0.25
 _MEANS = ((1.0, 0.0), (-0.5, 0.9), (-0.5, -0.9))
-_EXACT_STEPS = 800
+_EXACT_STEPS = 400
 _SCHEDULES = {"ve": ("karras", "exponential", "beta", "linear"), "flow": ("linear",)}
 
 Denoise = Callable[[Any, Any], Any]

@@ -168,7 +168,7 @@ def compare(data: bytes, image: ImageOutput, recipe: Mapping[str, Any]) -> Compa
 
 
 def count_tokens(store: Any, request: GenerationRequest) -> dict[str, Any]:
-    """Count the tokens of a request's texts for each tokenizer of its model."""
+    """Show how each tokenizer of a request's model cuts and weighs its texts."""
     from mezzotint.models.prompts import load_tokens
 
     folder = store.entry(request.model).path
@@ -178,13 +178,22 @@ def count_tokens(store: Any, request: GenerationRequest) -> dict[str, Any]:
         for name in ("prompt", "negative_prompt"):
             text = getattr(request, name)
             chunks, notes = tokens.split(text, request.prompt_dialect)
+            if not text:
+                continue
             found.setdefault(path.name, {})[name] = {
-                "tokens": tokens.count(text),
+                "count": tokens.count(text),
                 "window": tokens.window,
-                "chunks": len(chunks),
+                "chunks": [_spelt(tokens, chunk) for chunk in chunks],
                 "notes": list(notes),
             }
     return found
+
+
+def _spelt(tokens: Any, chunk: Any) -> list[list[Any]]:
+    """Return each token of a window with its weight; start, end and filling left out."""
+    outer = {*tokens.start, *tokens.end, tokens.pad}
+    triples = zip(chunk.ids, chunk.mask, chunk.weights, strict=True)
+    return [[tokens.spell(t), round(w, 4)] for t, m, w in triples if m and t not in outer]
 
 
 def _read(picture: Path) -> bytes:

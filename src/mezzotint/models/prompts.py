@@ -93,6 +93,10 @@ class Tokens:
         """Return the same tokenizer for a window of another length."""
         return Tokens(self._tokenizer, kind=self.kind, max_length=max_length, pad=self.pad)
 
+    def spell(self, token: int) -> str:
+        """Return a token as its vocabulary writes it, e.g. ``apple</w>``."""
+        return self._tokenizer.id_to_token(token) or f"<{token}>"
+
     def count(self, text: str) -> int:
         """Count the tokens of a text, start and end left out."""
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
