@@ -1,6 +1,7 @@
 """The same request alone, in a mixed batch and in a storm: not one byte may differ."""
 
 import asyncio
+import contextlib
 import random
 
 import pytest
@@ -99,10 +100,8 @@ def storm(engine, requests, rng, cancels=5):
     for job in doomed:
         job.cancel()
     for job in doomed:
-        try:
+        with contextlib.suppress(Cancelled):
             job.result(60)
-        except Cancelled:
-            pass
     return {k: job.result(120) for k, job in jobs.items()}
 
 

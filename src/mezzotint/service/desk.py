@@ -128,6 +128,7 @@ class Desk:
         self._held: dict[ImageId, tuple[str, float]] = {}  # client, seconds still needed
         self._plans: dict[ImageId, Plan] = {}
         self._closing: list[Future[None]] = []
+        self._is_over = False
         self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._has_ended = False
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="mezzotint-writer")

@@ -1,0 +1,443 @@
+import asyncio
+import io
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests import tiny
+from tests.roads.test_exactness import gan
+
+from mezzotint import errors
+from mezzotint.engine.config import EngineConfig
+from mezzotint.gates.policy import GatePolicy, GateRule
+from mezzotint.images.metadata import read_recipe
+from mezzotint.models.base import Prompt
+from mezzotint.models.components import from_pipeline
+from mezzotint.models.networks import TorchNetwork
+from mezzotint.request import (
+    Gates,
+    GateSettings,
+    GenerationRequest,
+    Output,
+    Region,
+    Upscale,
+    Walk,
+)
+from mezzotint.service.local import Engine, Job, LocalConfig, LocalService
+from mezzotint.types import (
+    Finished,
+    ImageFinished,
+    ImageInput,
+    Queued,
+    Size,
+    Started,
+    Stepped,
+)
+
+
+@pytest.fixture(scope="module")
+def models():
+    torch.set_num_threads(1)
+    return [from_pipeline(tiny.build("sd1"), name="sd"), gan()]
+
+
+class Counting:
+    """A network that counts its calls and can be told to fail or to wait."""
+
+    def __init__(self, network):
+        self.network, self.rows, self.calls = network, 0, 0
+        self.device, self.dtype = network.device, network.dtype
+        self.gate = threading.Event()
+        self.gate.set()
+        self.poison = None
+
+    def __call__(self, **inputs):
+        self.gate.wait(20)
+        self.calls += 1
+        outputs = self.network(**inputs)
+        if self.poison is not None:
+            outputs = self.poison(inputs, outputs)
+        return outputs
+
+    @property
+    def num_bytes(self):
+        return self.network.num_bytes
+
+
+@pytest.fixture
+def counting(models):
+    model = models[0]
+    network = model.networks["denoiser"]
+    counter = model.networks["denoiser"] = Counting(network)
+    yield counter
+    model.networks["denoiser"] = network
+
+
+def config(tmp_path, **engine):
+    return LocalConfig(
+        home=str(tmp_path), device="cpu", backend="torch", engine=EngineConfig(**engine)
+    )
+
+
+@pytest.fixture
+def service(models, tmp_path):
+    started = LocalService(config(tmp_path), models=models)
+    yield started
+    started.shut()
+
+
+def ask(**fields):
+    defaults = {
+        "model": "sd", "prompt": "a red apple", "seed": 7, "num_inference_steps": 3,
+        "scheduler": "euler",
+    }  # fmt: skip
+    return GenerationRequest(**{**defaults, **fields})
+
+
+def png(side=64, level=90):
+    stream = io.BytesIO()
+    picture = np.full((side, side, 3), level, np.uint8)
+    picture[: side // 2] = 200
+    Image.fromarray(picture).save(stream, "PNG")
+    return ImageInput(stream.getvalue())
+
+
+def submit(service, request, **options):
+    job = Job(service, options.pop("id", f"job{time.monotonic_ns()}"))
+    service.submit(request, job._hear, request_id=job.id, **options)
+    return job
+
+
+def generate(service, request, **options):
+    return asyncio.run(service.generate(request, request_id=f"g{time.monotonic_ns()}", **options))
+
+
+def test_events_come_in_order_and_end_once(service):
+    async def collect():
+        return [e async for e in service.stream(ask(), request_id="a", preview_every=1)]
+
+    events = asyncio.run(collect())
+    kinds = [type(e) for e in events]
+    assert kinds == [Queued, Started, Stepped, Stepped, Stepped, ImageFinished, Finished]
+    assert [e.step for e in events if isinstance(e, Stepped)] == [1, 2, 3]
+    assert events[2].preview.startswith(b"\xff\xd8")
+    assert events[-1].result.images[0].timings.model_calls == 6
+
+
+def test_the_recipe_inside_the_picture_makes_it_again(service):
+    first = generate(service, ask(num_images=2, guidance_scale=4, negative_prompt="blue"))
+    recipe = read_recipe(first.images[1].data)
+    assert recipe["request"]["seed"] == 8
+    assert recipe["environment"]["backend"] == "torch"
+    again = generate(service, GenerationRequest.from_dict(recipe["request"]), use_cache=False)
+    assert again.images[0].data == first.images[1].data
+
+
+def test_equal_requests_in_other_words_have_equal_bytes(service):
+    one = generate(service, ask(guidance_scale=1, negative_prompt="unused"), use_cache=False)
+    two = generate(service, ask(guidance_scale=1, width=64), use_cache=False)
+    assert one.images[0].data == two.images[0].data
+    assert one.warnings == (
+        "negative_prompt has no effect while guidance is off (guidance_scale 1)",
+    )
+
+
+def test_the_second_time_is_a_hit_and_no_cache_makes_it_again(service, counting):
+    request = ask(seed=101)
+    first = generate(service, request)
+    calls = counting.calls
+    second = generate(service, request)
+    assert (first.cache, second.cache, counting.calls) == ("miss", "hit", calls)
+    assert second.images[0].data == first.images[0].data
+    assert generate(service, request, use_cache=False).cache == "miss"
+    assert counting.calls > calls
+
+
+def test_twenty_identical_requests_at_once_cost_one_computation(service, counting):
+    generate(service, ask(seed=1))
+    counting.calls = 0
+    counting.gate.clear()
+    jobs = [submit(service, ask(seed=202), client=str(k % 3)) for k in range(20)]
+    counting.gate.set()
+    pictures = {job.result(60).images[0].data for job in jobs}
+    assert len(pictures) == 1
+    assert counting.calls == 3
+
+
+def test_when_the_leader_of_a_flight_is_cancelled_a_follower_takes_over(service, counting):
+    counting.gate.clear()
+    leader = submit(service, ask(seed=303))
+    follower = submit(service, ask(seed=303))
+    leader.cancel()
+    counting.gate.set()
+    assert follower.result(60).images[0].seed == 303
+    with pytest.raises(errors.Cancelled):
+        leader.result(60)
+
+
+def test_cancel_ends_a_request_at_the_next_step_and_frees_it(service, counting):
+    job = submit(service, ask(num_inference_steps=500, seed=9))
+    for event in job.events():
+        if isinstance(event, Stepped):
+            break
+    calls = counting.calls
+    assert job.cancel()
+    with pytest.raises(errors.Cancelled):
+        job.result(30)
+    assert counting.calls <= calls + 3
+    deadline = time.monotonic() + 10
+    while service._desk.num_held and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert service._desk.num_held == 0
+    assert not job.cancel()
+
+
+def test_leaving_a_stream_early_cancels_the_request(service):
+    async def leave():
+        async for event in service.stream(ask(num_inference_steps=500), request_id="x"):
+            if isinstance(event, Stepped):
+                break
+        await asyncio.sleep(0)
+
+    asyncio.run(leave())
+    deadline = time.monotonic() + 20
+    while service._desk.num_held and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert service._desk.num_held == 0
+
+
+def test_a_deadline_that_passes_ends_the_request(models, tmp_path, counting):
+    service = LocalService(config(tmp_path), models=models)
+    counting.poison = lambda inputs, outputs: time.sleep(0.05) or outputs
+    job = submit(service, ask(num_inference_steps=200, deadline_s=0.5))
+    with pytest.raises(errors.DeadlineExceeded):
+        job.result(30)
+    service.shut()
+
+
+def test_a_network_that_answers_nan_fails_that_image_alone(service, counting):
+    good = generate(service, ask(seed=11), use_cache=False).images[0].data
+    bad_text = generate(service, ask(seed=12, prompt="two blue cats"), use_cache=False)
+    assert bad_text.images
+
+    def poison(inputs, outputs):
+        first = outputs[0].clone()
+        marked = inputs["encoder_hidden_states"][:, 2, 0]
+        for row, value in enumerate(marked.tolist()):
+            if abs(value - mark) < 1e-6:
+                first[row] = torch.nan
+        return (first,)
+
+    model = service.shelf._extra["sd"]
+    (encoded,) = model.encode([Prompt(text="two blue cats", size=Size(64, 64))])
+    mark = float(encoded["encoder_hidden_states"][0, 2, 0])
+    counting.poison = poison
+    failing = submit(service, ask(seed=12, prompt="two blue cats"), use_cache=False)
+    passing = submit(service, ask(seed=11), use_cache=False)
+    assert passing.result(60).images[0].data == good
+    with pytest.raises(errors.WorkFailed, match="not finite at step 1"):
+        failing.result(60)
+
+
+def test_running_out_of_memory_fails_that_request_alone(service, counting):
+    def poison(inputs, outputs):
+        if inputs["sample"].shape[-1] > 16:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return outputs
+
+    counting.poison = poison
+    large = submit(service, ask(width=96, height=96))
+    small = submit(service, ask(seed=77))
+    assert small.result(60).images
+    with pytest.raises(errors.OutOfMemory):
+        large.result(60)
+
+
+def test_a_listener_that_raises_costs_its_own_request_only(service):
+    def bad_sink(event):
+        if isinstance(event, Stepped):
+            raise RuntimeError("listener")
+
+    service.submit(ask(seed=21), bad_sink, request_id="bad")
+    assert submit(service, ask(seed=22)).result(60).images
+
+
+def test_a_full_queue_refuses_with_a_time(models, tmp_path, counting):
+    service = LocalService(config(tmp_path, max_waiting=2), models=models)
+    counting.gate.clear()
+    jobs = [submit(service, ask(seed=k)) for k in (1, 2)]
+    with pytest.raises(errors.QueueFull) as caught:
+        submit(service, ask(seed=3))
+    assert caught.value.retry_after_s > 0
+    counting.gate.set()
+    assert all(job.result(60).images for job in jobs)
+    service.shut()
+
+
+def test_a_picture_that_never_fits_is_refused(models, tmp_path):
+    service = LocalService(config(tmp_path, memory_bytes=1 << 20), models=models)
+    with pytest.raises(errors.OutOfMemory, match="ask for a smaller one"):
+        submit(service, ask(width=1024, height=1024))
+    service.shut()
+
+
+def test_closing_finishes_what_runs_and_refuses_what_comes(models, tmp_path):
+    service = LocalService(config(tmp_path), models=models)
+    running = submit(service, ask(num_inference_steps=20))
+    for event in running.events():
+        if isinstance(event, Stepped):
+            break
+    service.shut()
+    assert running.result(1).images
+    with pytest.raises(errors.NotReady):
+        submit(service, ask())
+
+
+def test_what_does_not_go_together_is_refused_before_any_work(service):
+    for fields, field in (
+        ({"num_inference_steps": 1000, "scheduler": "lcm"}, "num_inference_steps"),
+        ({"width": 66}, "width"),
+        ({"scheduler": "flow_euler"}, "scheduler"),
+        ({"regions": (Region(prompt="x", box=(0, 0, 1, 1)),)}, "regions"),
+        ({"upscale": Upscale(model="esrgan")}, "upscale.model"),
+        ({"model": "nobody"}, "model"),
+        ({"prompt": ""}, "prompt"),
+    ):
+        with pytest.raises(errors.InvalidRequest) as caught:
+            submit(service, ask(**fields))
+        assert caught.value.field == field, fields
+
+
+def test_a_gan_goes_the_same_road(service):
+    result = generate(service, GenerationRequest(model="gan", seed=3, num_images=5))
+    assert [i.seed for i in result.images] == [3, 4, 5, 6, 7]
+    single = generate(service, GenerationRequest(model="gan", seed=5), use_cache=False)
+    assert single.images[0].data == result.images[2].data
+    assert single.images[0].timings.model_calls == 1
+
+
+def test_a_start_image_of_its_own_size_gives_that_size(service):
+    result = generate(service, ask(image=png(96), strength=0.7, num_inference_steps=4))
+    assert (result.images[0].width, result.images[0].height) == (96, 96)
+    assert result.plan["steps"] == [1, 2]
+
+
+def test_repainting_leaves_the_rest_close_to_the_picture(service):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, 32:] = 255
+    stream = io.BytesIO()
+    Image.fromarray(mask).save(stream, "PNG")
+    kept = ask(image=png(), mask=ImageInput(stream.getvalue()), strength=1, seed=1)
+    other = ask(image=png(), mask=ImageInput(stream.getvalue()), strength=1, seed=2)
+    drawn = [submit(service, r).result(60).images[0].pixels.astype(int) for r in (kept, other)]
+    left = abs(drawn[0][:, :16] - drawn[1][:, :16]).mean()
+    right = abs(drawn[0][:, 40:] - drawn[1][:, 40:]).mean()
+    assert left < right / 2
+
+
+def test_the_ends_of_a_walk_are_the_plain_pictures(service):
+    walk = ask(walk=Walk(to="two blue cats", frames=3, mode="both", to_seed=50))
+    frames = generate(service, walk).images
+    start = submit(service, ask()).result(60).images[0]
+    end = submit(service, ask(prompt="two blue cats", seed=50)).result(60).images[0]
+    pixels = [image.pixels for image in frames]
+    assert np.array_equal(pixels[0], start.pixels)
+    assert np.array_equal(pixels[2], end.pixels)
+    assert not np.array_equal(pixels[1], pixels[0])
+
+
+def test_upscaling_is_part_of_the_plan(service):
+    result = generate(service, ask(upscale=Upscale(factor=2)))
+    assert (result.images[0].width, result.images[0].height) == (128, 128)
+    assert result.plan["size"] == [64, 64]
+
+
+@pytest.mark.parametrize(("name", "magic"), [("jpeg", b"\xff\xd8"), ("webp", b"RIFF")])
+def test_other_formats_are_written(service, name, magic):
+    image = generate(service, ask(output=Output(format=name))).images[0]
+    assert image.data.startswith(magic)
+    assert image.format == name
+
+
+class FakeJudge:
+    """Passes the third attempt."""
+
+    def __init__(self):
+        self.seen = 0
+
+    def policy(self, gates):
+        rule = GateRule(gate="fake", threshold=0.5, blocks=gates.keep == "best")
+        return GatePolicy(rules=(rule,), max_attempts=gates.max_attempts)
+
+    def judge(self, pixels, policy):
+        self.seen += 1
+        assert pixels.dtype == np.uint8
+        score = 0.1 if self.seen == 3 else 0.9
+        return tuple(rule.judge(score) for rule in policy.rules)
+
+
+def test_a_refused_picture_is_tried_again_with_a_derived_reported_seed(models, tmp_path):
+    judge = FakeJudge()
+    service = LocalService(config(tmp_path), models=models, judge=judge)
+    gates = Gates(gates=(("fake", GateSettings()),), max_attempts=4)
+    image = generate(service, ask(gates=gates)).images[0]
+    assert [a.accepted for a in image.attempts] == [False, False, True]
+    assert len({a.seed for a in image.attempts}) == 3
+    assert image.attempts[0].seed == 7
+    assert image.seed == image.attempts[2].seed
+    plain = generate(service, ask(seed=image.seed))
+    assert plain.images[0].data == image.data
+    service.shut()
+
+
+def test_a_blocking_gate_ends_the_image_at_once(models, tmp_path):
+    service = LocalService(config(tmp_path), models=models, judge=FakeJudge())
+    gates = Gates(gates=(("fake", GateSettings()),), max_attempts=4, keep="best")
+    with pytest.raises(errors.GateRejected, match="gate fake blocked"):
+        generate(service, ask(gates=gates))
+    service.shut()
+
+
+def test_the_plan_predicts_calls_exactly(service):
+    request = ask(scheduler="heun", num_inference_steps=6, guidance_scale=3)
+    described = asyncio.run(service.plan(request))
+    result = generate(service, request)
+    assert described["cost"]["model_calls"] == 22 == result.images[0].timings.model_calls
+    assert described["plan"]["guidance_scale"] == 3
+    assert described["digest"]
+
+
+def test_capabilities_show_certificates_and_costs(service):
+    jobs = [submit(service, ask(seed=k, num_inference_steps=6)) for k in range(900, 904)]
+    for job in jobs:
+        job.result(60)
+    shown = asyncio.run(service.capabilities())
+    assert "euler" in shown["schedulers"]
+    assert shown["costs"]
+    assert shown["environment"]["device"] == "cpu"
+    assert asyncio.run(service.health())["ready"]
+
+
+def test_the_engine_face_serves_threads_and_asyncio(models, tmp_path):
+    with Engine(models, device="cpu", home=tmp_path, backend="torch") as engine:
+        results = []
+        threads = [
+            threading.Thread(target=lambda k=k: results.append(engine.generate(ask(seed=k))))
+            for k in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+
+        async def stream():
+            return [type(e) async for e in engine.stream(ask(seed=9))][-1]
+
+        assert asyncio.run(stream()) is Finished
+        for thread in threads:
+            thread.join()
+        assert sorted(r.images[0].seed for r in results) == [0, 1, 2]
+        assert results[0].images[0].pixels.shape == (64, 64, 3)
+        assert engine.generate(ask(seed=0)).images[0].pixels.shape == (64, 64, 3)
+    assert isinstance(models[0].networks["denoiser"], TorchNetwork)
