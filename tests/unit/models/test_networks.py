@@ -3,7 +3,13 @@ import torch
 from torch import nn
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.models.networks import Placement, RowLinear, TorchNetwork, use_row_linears
+from mezzotint.models.networks import (
+    Placement,
+    RowLinear,
+    TorchNetwork,
+    linear_by_row,
+    use_row_linears,
+)
 
 
 def test_rows_of_a_pooled_linear_do_not_depend_on_their_number():
@@ -15,6 +21,14 @@ def test_rows_of_a_pooled_linear_do_not_depend_on_their_number():
         alone = torch.cat([layer(row[None]) for row in rows])
         assert torch.equal(together, alone)
         torch.testing.assert_close(together, nn.functional.linear(rows, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_one_launch_for_all_rows_gives_what_the_layer_gives(biased):
+    layer = nn.Linear(40, 24, bias=biased)
+    rows = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(linear_by_row(rows, layer.weight, layer.bias), layer(rows))
 
 
 def test_layers_of_other_classes_and_weights_stay_as_they_are():
