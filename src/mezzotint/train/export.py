@@ -68,14 +68,16 @@ def _pipeline_parts(
     if frame_of(about.scheduler) == "flow":
         return None
     network = modules["network"]
-    parts = {"scheduler": _scheduler(about.scheduler)}
     if about.data == "pixels" and about.network == "UNet2DModel" and about.conditioning == "none":
         # DDIMPipeline would put its own scheduler in the place of a distilled model's.
         name = "DDPMPipeline" if "LCM" in str(about.scheduler["_class_name"]) else "DDIMPipeline"
-        return name, {"unet": network, **parts}, {}
+        return name, {"unet": network, "scheduler": _scheduler(about.scheduler)}, {}
     if ground.latents is None:
         return None
-    parts["vae"] = copy.deepcopy(ground.latents.vae)
+    parts = {
+        "scheduler": _scheduler(about.scheduler),
+        "vae": copy.deepcopy(ground.latents.vae),
+    }
     if about.network == "DiTTransformer2DModel" and about.conditioning == "class":
         names = {str(k): name for k, name in enumerate(about.class_names)}
         return "DiTPipeline", {"transformer": network, **parts}, {"id2label": names}
