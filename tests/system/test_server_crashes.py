@@ -204,3 +204,14 @@ def test_the_server_process_loads_no_torch(tmp_path):
             pytest.skip("no /proc here")
         assert "libtorch" not in maps.read_text()
         assert server.worker_pid() != server.process.pid
+
+
+def test_the_worker_ends_when_its_server_is_killed(tmp_path):
+    with running_server(tmp_path) as server:
+        pid = server.worker_pid()
+        server.process.kill()
+        server.process.wait()
+        until = time.monotonic() + 10
+        while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not Path(f"/proc/{pid}").exists()

@@ -76,6 +76,8 @@ class FakeConfig(Checked):
         crashes: Prompt -> path of a marker file: the process kills itself with
             SIGKILL in the middle of the request while the file does not exist.
         always_crash: A prompt that kills the process every time.
+        hangs: Prompt -> path of a marker file: the whole process stands still in
+            the middle of the request while the file does not exist.
     """
 
     step_s: float = 0.0
@@ -84,6 +86,7 @@ class FakeConfig(Checked):
     always_crash: str = ""
     failures: Any = field(default_factory=dict[str, str], hash=False)
     crashes: Any = field(default_factory=dict[str, str], hash=False)
+    hangs: Any = field(default_factory=dict[str, str], hash=False)
 
     def __post_init__(self) -> None:
         """Take the fields as they are; only tests write them."""
@@ -375,11 +378,15 @@ class FakeService:
         yield Finished(id=request_id, result=result)
 
     def _maybe_crash(self, prompt: str) -> None:
-        """Die as a segfault would, if a test asked for it."""
+        """Die as a segfault would, or stand still, if a test asked for it."""
         marker = self.config.crashes.get(prompt)
         if marker and not Path(marker).exists():
             Path(marker).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        marker = self.config.hangs.get(prompt)
+        if marker and not Path(marker).exists():
+            Path(marker).touch()
+            time.sleep(600)
         if self.config.always_crash and prompt == self.config.always_crash:
             os.kill(os.getpid(), signal.SIGKILL)
 

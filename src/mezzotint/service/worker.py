@@ -275,6 +275,7 @@ class WorkerService:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
+        await self._bury()  # the supervisor may have been cancelled in the middle of it
 
     def _check(self) -> None:
         """Refuse work before the first start and after the close."""
@@ -333,7 +334,8 @@ class WorkerService:
     async def _live(self) -> None:
         """Start one process and serve it until it dies."""
         ours, theirs = socket.socketpair()
-        with theirs:
+        with contextlib.ExitStack() as on_failure, theirs:
+            on_failure.callback(ours.close)
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -343,6 +345,7 @@ class WorkerService:
                 stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C on a terminal is the parent's to hear
             )
+            on_failure.pop_all()
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=_STREAM_LIMIT)
         hello = {
             "factory": self._config.factory,
