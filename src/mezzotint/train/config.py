@@ -402,7 +402,7 @@ class SamplesConfig(Checked):
         guidance_scale: Guidance; None is the model's own.
         scheduler: Solver; None is the model's own.
         history: Keep each grid beside the refreshed one.
-        tensorboard: Also write curves and grids for TensorBoard.
+        tensorboard: Also write curves and grids for TensorBoard into ``tensorboard/``.
     """
 
     every: int = 0

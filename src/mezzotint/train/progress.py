@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mezzotint.errors import InvalidRequest
 from mezzotint.files import write_atomically
+from mezzotint.images.codec import decode_image
 
-__all__ = ["Progress", "TrainEvent", "describe_event", "format_duration"]
+__all__ = ["Board", "Progress", "TrainEvent", "describe_event", "format_duration"]
 
 TrainEvent = dict[str, Any]
 """``{"event": "started" | "step" | "held_out" | "samples" | "checkpoint" | "rollback" | "skipped"
@@ -50,12 +52,18 @@ class Progress:
         path: The file; None writes nothing (ranks other than the first).
         steps: Steps of the whole run.
         listener: Called with every event.
+        board: Where figures go besides, or None.
     """
 
     def __init__(
-        self, path: Path | None, *, steps: int, listener: Callable[[TrainEvent], None] | None
+        self,
+        path: Path | None,
+        *,
+        steps: int,
+        listener: Callable[[TrainEvent], None] | None,
+        board: "Board | None" = None,
     ) -> None:
-        self._path, self._steps, self._listener = path, steps, listener
+        self._path, self._steps, self._listener, self._board = path, steps, listener, board
         self._mark: tuple[float, int] | None = None
         self._rate = 0.0
 
@@ -82,6 +90,8 @@ class Progress:
                     stream.write(json.dumps(record) + "\n")
             except OSError as error:
                 record["unwritten"] = str(error)
+        if self._board is not None:
+            self._board.add(record)
         if self._listener is not None:
             self._listener(record)
         return record
@@ -102,3 +112,37 @@ class Progress:
     def start_clock(self, step: int) -> None:
         """Begin to measure the rate at ``step``."""
         self._mark = (time.perf_counter(), step)
+
+
+class Board:
+    """Figures and grids for TensorBoard.
+
+    Args:
+        folder: Where its files go.
+
+    Raises:
+        InvalidRequest: If the package tensorboard is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise InvalidRequest(
+                "samples.tensorboard needs the package tensorboard (pip install mezzotint[train])",
+                field="samples.tensorboard",
+            ) from None
+        self._writer: Any = SummaryWriter(str(folder))
+
+    def add(self, record: TrainEvent) -> None:
+        """Write every figure of an event, and its grid if it has one."""
+        step = int(record["step"])
+        left_out = ("event", "step", "time", "steps")
+        for name, value in record.items():
+            if isinstance(value, int | float) and name not in left_out:
+                self._writer.add_scalar(f"{record['event']}/{name}", value, step)
+        if record["event"] == "samples":
+            pixels = decode_image(Path(str(record["path"])).read_bytes())
+            self._writer.add_image("samples", pixels, step, dataformats="HWC")
+        if record["event"] == "finished":
+            self._writer.close()

@@ -41,7 +41,7 @@ from mezzotint.train.checkpoint import CheckpointStore, check_same_run
 from mezzotint.train.config import TrainConfig
 from mezzotint.train.data import BatchPlan, DataReport, Dataset, augment, derive, load_data
 from mezzotint.train.networks import seeded
-from mezzotint.train.progress import Progress, TrainEvent
+from mezzotint.train.progress import Board, Progress, TrainEvent
 from mezzotint.train.state import RunState, create_accelerator
 from mezzotint.train.tasks import Batch, create_task
 from mezzotint.types import GenerationResult
@@ -310,10 +310,12 @@ class Trainer:
 
     def _progress(self, state: RunState) -> Progress:
         main = state.accelerator.is_main_process
+        board = Board(self.run_dir / "tensorboard") if self.config.samples.tensorboard else None
         return Progress(
             self.run_dir / "metrics.jsonl" if main else None,
             steps=self.config.loop.steps,
             listener=self._on_event if main else None,
+            board=board if main else None,
         )
 
     def _batch(self, state: RunState, indices: list[int], number: int | None) -> Batch:
