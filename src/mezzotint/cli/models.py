@@ -158,7 +158,13 @@ def inspect(
 @archive_app.command("import")
 def import_archive(
     context: typer.Context,
-    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="A .mzt or TorchServe .mar.")],
+    archive: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ARCHIVE",
+            help="A .mzt, a TorchServe .mar, or a DCGAN's checkpoint (.pt, .tar).",
+        ),
+    ],
     name: Annotated[str | None, typer.Option(help="Name in the store.")] = None,
     version: Annotated[str | None, typer.Option(help="Version in the store.")] = None,
     as_json: AsJson = False,
@@ -168,6 +174,10 @@ def import_archive(
 
     if not archive.exists():
         raise WrongFlag("ARCHIVE", f"cannot read {archive}: there is no such file")
+    if archive.is_file() and archive.suffix in (".pt", ".pth", ".tar"):
+        entry = _store(context).import_checkpoint(name or archive.stem, archive, version=version)
+        print(json.dumps(_brief(entry)) if as_json else f"added {entry.full_name} from {archive}")
+        return
     add(context, name or archive.stem, str(archive), version, as_json)
 
 

@@ -21,7 +21,9 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mezzotint.errors import CardError, InvalidRequest
@@ -180,10 +182,11 @@ def apply_card(spec: ModelSpec, card: Card) -> ModelSpec:
     return replace(spec, **changes)
 
 
-def builtin_cards() -> dict[str, Card]:
+@cache
+def builtin_cards() -> Mapping[str, Card]:
     """Return the cards that come with the program, by name."""
     cards = (read_card(path) for path in sorted(CARDS_FOLDER.glob("*.toml")))
-    return {card.name: card for card in cards}
+    return MappingProxyType({card.name: card for card in cards})
 
 
 def measure_card(path: Path) -> Card:

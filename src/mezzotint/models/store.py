@@ -12,6 +12,7 @@ not there, it is loaded once.
 
 import contextlib
 import re
+import secrets
 import shutil
 import threading
 from collections.abc import Iterator
@@ -261,6 +262,33 @@ class ModelStore:
             else:
                 self._registered[name, entry.version] = entry
         return entry
+
+    def import_checkpoint(
+        self, name: str, path: str | Path, *, version: str | None = None, **config: Any
+    ) -> ModelEntry:
+        """Convert a foreign GAN checkpoint, a pickle, and add the result to the store.
+
+        Args:
+            name: Name to give it.
+            path: A DCGAN's or perceptron's checkpoint.
+            version: Version; ``"1.0"`` if None.
+            config: Fields of :class:`~mezzotint.models.gan.GanConfig` that weights
+                cannot tell (``licence``, ``description``, ...).
+
+        Raises:
+            InvalidRequest: If the name is no name, or name and version are taken.
+            WeightsError: If the file is unsafe or holds no generator that we know.
+        """
+        from mezzotint.models.gan_import import import_gan
+
+        cache = self.config.home_path / "cache" / "archives"
+        cache.mkdir(parents=True, exist_ok=True)
+        folder = cache / f"checkpoint-{secrets.token_hex(8)}"
+        try:
+            import_gan(Path(path), folder, **config)
+            return self.add(name, folder, version=version)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _inspect_source(self, name: str, source: str) -> ModelEntry:
         """Find out what a source is, and check it as far as can be without loading."""

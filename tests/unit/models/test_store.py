@@ -121,6 +121,19 @@ def test_an_archive_is_unpacked_into_the_store_and_goes_with_it(home, folder, tm
     assert not (home / "models" / "mine").exists()
 
 
+def test_a_foreign_checkpoint_is_converted_into_the_store(home, tmp_path):
+    state = build_generator(CONFIG).state_dict()
+    torch.save({"netG_state_dict": state}, tmp_path / "weights.tar")
+    store = open_store(home)
+    entry = store.import_checkpoint("faces", tmp_path / "weights.tar", licence="MIT")
+    assert Path(entry.path).is_relative_to(home / "models" / "faces")
+    assert open_store(home).load("faces").spec.licence == "MIT"
+    (tmp_path / "bad.pt").write_bytes(b"x")
+    with pytest.raises(WeightsError, match="not a torch checkpoint"):
+        store.import_checkpoint("bad", tmp_path / "bad.pt")
+    assert not list((home / "cache" / "archives").iterdir())
+
+
 def test_a_registration_that_is_not_kept_is_gone_after_a_restart(home, folder):
     store = open_store(home)
     store.add("tiny", folder, keep=False)
