@@ -142,7 +142,14 @@ def reporting(images: int, *, quiet: bool = False) -> Generator[Reporter]:
         TimeRemainingColumn(),
         console=console,
     )
-    with Live(progress, console=console, transient=True, refresh_per_second=8) as live:
+    live = Live(
+        progress,
+        console=console,
+        transient=True,
+        refresh_per_second=8,
+        redirect_stdout=sys.stdout.isatty(),  # a pipe must get the paths themselves
+    )
+    with live:
         yield _Bar(counter, live, progress)
 
 

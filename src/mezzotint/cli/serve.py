@@ -53,9 +53,12 @@ def serve(
     from dataclasses import replace
 
     from mezzotint.serve.run import run
+    from mezzotint.service.config import WorkerConfig
 
-    options = service_options(settings, models=wanted, model_store=model_store)
-    worker = replace(settings.worker, options={**options, **settings.worker.options})
+    worker = settings.worker
+    if worker.factory == WorkerConfig().factory:  # another factory has options of its own
+        options = service_options(settings, models=wanted, model_store=model_store)
+        worker = replace(worker, options={**options, **worker.options})
     return run(
         settings.serve,
         settings.jobs,

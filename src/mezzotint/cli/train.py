@@ -50,8 +50,10 @@ def train(
         print(json.dumps(event) if as_json else describe_event(event), flush=True)
 
     trainer = Trainer(wanted, on_event=show)
+    report = trainer.check()
+    if check or not as_json:
+        print("\n".join(report.lines()), flush=True)
     if check:
-        print(trainer.check())
         return
     stopped = _stop_on_interrupt(trainer)
     result = trainer.fit(resume=not fresh)
@@ -120,7 +122,7 @@ def sample(
         raise flags.WrongFlag("RUN_DIR", f"{run_dir} is no folder")
     destination = Destination(output, output_dir, several=request.num_images > 1)
     trainer = Trainer.open(run_dir)
-    if not _draws_pictures(trainer):
+    if trainer.draws_arrays:
         print(_write_values(trainer, request, output or output_dir / f"{run_dir.name}.npy"))
         return
     result = trainer.sample(request)
@@ -132,15 +134,6 @@ def sample(
             print(path)
 
 
-def _draws_pictures(trainer: Any) -> bool:
-    """Tell whether a run makes pictures; others make arrays in their own units."""
-    return trainer.model().spec.family != "denoiser" or trainer.config.data.kind not in (
-        "npy",
-        "npz",
-        "zarr",
-    )
-
-
 def _write_values(trainer: Any, request: Any, path: Path) -> Path:
     """Draw arrays and write them as ``.npy``."""
     import io
@@ -149,11 +142,14 @@ def _write_values(trainer: Any, request: Any, path: Path) -> Path:
 
     from mezzotint.files import write_atomically
 
+    label = request.latent.class_label
     values = trainer.draw(
         request.num_images,
         seed=request.seed or 0,
         num_inference_steps=request.num_inference_steps,
         scheduler=request.scheduler,
+        guidance_scale=request.guidance_scale,
+        labels=None if label is None else [label] * request.num_images,
     )
     stream = io.BytesIO()
     np.save(stream, values)

@@ -13,6 +13,7 @@ import re
 import shutil
 import threading
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -246,9 +247,12 @@ def inspect_archive(
         manifest = _read_manifest(contents, str(path))
         for name in manifest.files if verify else ():
             found = hashlib.sha256()
-            with contents.open(name) as stream:
-                while chunk := stream.read(1 << 20):
-                    found.update(chunk)
+            try:
+                with contents.open(name) as stream:
+                    while chunk := stream.read(1 << 20):
+                        found.update(chunk)
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise ArchiveError(f"{path}: {name!r} is corrupt: {error}") from None
             _check_digest(str(path), name, str(manifest.files[name]["sha256"]), found.hexdigest())
         return manifest
 

@@ -1,0 +1,90 @@
+import json
+
+import pytest
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A real, tiny, unconditional pipeline on disk."""
+    path = tmp_path_factory.mktemp("tiny") / "model"
+    tiny.ddpm().save_pretrained(path)
+    return path
+
+
+def test_the_list_has_the_built_in_models(cli):
+    done = cli("models", "list")
+    assert done.code == 0
+    assert "* plate " in done.out
+    names = [row["name"] for row in json.loads(cli("models", "list", "--json").out)]
+    assert names == ["plate", "plate-gan"]
+
+
+def test_a_model_is_added_shown_and_removed(cli, folder):
+    assert cli("models", "add", "tiny", folder).out == f"tiny@1.0: {folder}\n"
+    shown = json.loads(cli("models", "show", "tiny", "--json").out)
+    assert shown["path"] == str(folder)
+    assert shown["family"] == "unconditional"
+    assert len(shown["digest"]) == 64
+    assert set(shown) >= {"defaults", "limits", "licence"}
+    assert cli("models", "remove", "tiny").out == "removed tiny@1.0\n"
+    assert cli("models", "show", "tiny").code == 2
+    assert (folder / "model_index.json").is_file()
+
+
+def test_show_is_readable_for_people(cli):
+    done = cli("models", "show", "plate")
+    assert "family: sd" in done.out
+    assert "  num_inference_steps: " in done.out
+
+
+def test_defaults_are_those_of_the_model(cli):
+    found = json.loads(cli("models", "defaults", "plate", "--json").out)
+    assert (found["width"], found["height"]) == (128, 128)
+    assert set(found) >= {"num_inference_steps", "guidance_scale", "scheduler"}
+
+
+def test_the_same_name_twice_is_refused(cli, folder):
+    cli("models", "add", "tiny", folder)
+    done = cli("models", "add", "tiny", folder)
+    assert done.code == 2
+    assert "exists already" in done.err
+
+
+def test_an_archive_travels_from_store_to_store(cli, folder, tmp_path, monkeypatch):
+    cli("models", "add", "tiny", folder)
+    digest = json.loads(cli("models", "show", "tiny", "--json").out)["digest"]
+    packed = cli("archive", "pack", "tiny", "-o", "tiny.mzt", "--licence", "MIT")
+    assert (packed.code, packed.out) == (0, "tiny.mzt\n")
+    manifest = json.loads(cli("archive", "inspect", "tiny.mzt", "--json").out)
+    assert (manifest["name"], manifest["licence"]) == ("tiny", "MIT")
+    assert all(len(entry["sha256"]) == 64 for entry in manifest["files"].values())
+    monkeypatch.setenv("MEZZOTINT_HOME", str(tmp_path / "other"))
+    assert cli("archive", "import", "tiny.mzt").code == 0
+    shown = json.loads(cli("models", "show", "tiny", "--json").out)
+    assert shown["path"].startswith(str(tmp_path / "other"))
+    assert shown["licence"] == "MIT"
+    assert len(shown["digest"]) == len(digest)
+
+
+def test_a_corrupt_archive_names_the_file(cli, folder):
+    cli("archive", "pack", folder, "-o", "tiny.mzt", "--name", "tiny")
+    from pathlib import Path
+
+    data = bytearray(Path("tiny.mzt").read_bytes())
+    at = data.rindex(b'"sha256": "') + len('"sha256": "') if b'"sha256": "' in data else 3000
+    data[at] ^= 1
+    Path("tiny.mzt").write_bytes(data)
+    done = cli("archive", "inspect", "tiny.mzt")
+    assert done.code == 1
+    assert done.err.count("\n") == 1
+
+
+def test_a_pickle_is_refused_with_how_to_convert(cli, tmp_path):
+    import pickle
+
+    (tmp_path / "model.ckpt").write_bytes(pickle.dumps({"a": 1}))
+    done = cli("models", "add", "bad", "model.ckpt")
+    assert done.code in (1, 2)
+    assert "safetensors" in done.err
+    assert done.err.count("\n") == 1

@@ -1,0 +1,205 @@
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from mezzotint.cli import household
+from mezzotint.images.codec import decode_image, encode
+from mezzotint.images.metadata import build_recipe, canonical_json, make_infotext
+from mezzotint.service.fake import FakeService
+from mezzotint.types import Finished, GenerationResult, ImageOutput
+
+ENVIRONMENT = {
+    "device": "cpu",
+    "dtype": "float32",
+    "model_digest": "ab",
+    "versions": {"torch": "2"},
+}
+
+
+class Studio(FakeService):
+    """Makes pictures of the seed's colour with a real recipe inside."""
+
+    environment = ENVIRONMENT
+
+    async def stream(self, request, *, request_id, client="", use_cache=True, preview_every=0):
+        self.use_cache = use_cache
+        count = request.walk.frames if request.walk else request.num_images
+        images = tuple(self._image(request, (request.seed or 0) + k, k) for k in range(count))
+        yield Finished(id=request_id, result=GenerationResult(id=request_id, images=images))
+
+    def _image(self, request, seed, index):
+        pixels = np.full((8, 8, 3), seed % 256, np.uint8)
+        frame = index if request.walk else 0
+        plain = {**request.to_dict(), "seed": seed if not request.walk else request.seed}
+        recipe = build_recipe(plain, environment=self.environment, index=frame)
+        data = encode(
+            pixels,
+            request.output.format,
+            parameters=make_infotext(recipe),
+            recipe=canonical_json(recipe),
+        )
+        return ImageOutput(
+            index=index, seed=seed, data=data, format=request.output.format, width=8, height=8,
+            recipe=recipe,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def studio(monkeypatch):
+    made = []
+
+    def make(settings):
+        made.append(Studio())
+        return made[-1]
+
+    monkeypatch.setattr(household, "make_service", make)
+    return made
+
+
+@pytest.fixture
+def picture(cli, studio, tmp_path):
+    assert cli("generate", "a red apple", "--seed", 7, "-o", "a.png", "-q").code == 0
+    return tmp_path / "a.png"
+
+
+def retouch(picture, count):
+    """Change ``count`` pixels and keep the recipe."""
+    with Image.open(picture) as opened:
+        texts = dict(opened.text)
+        pixels = np.array(opened.convert("RGB"))
+    pixels.reshape(-1, 3)[:count, 0] += 3
+    kept = PngInfo()
+    for key, text in texts.items():
+        kept.add_itxt(key, text)
+    Image.fromarray(pixels).save(picture, pnginfo=kept)
+
+
+def test_verify_says_identical_and_exits_0(cli, picture, studio):
+    done = cli("verify", picture)
+    assert (done.code, done.out) == (0, "identical\n")
+    assert studio[-1].use_cache is False
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
+def test_verify_works_for_every_encoding(cli, studio, name):
+    cli("generate", "a red apple", "--seed", 7, "-o", name, "-q")
+    assert cli("verify", name).out == "identical\n"
+
+
+def test_verify_counts_the_pixels_of_a_retouched_picture_and_exits_1(cli, picture):
+    retouch(picture, 5)
+    done = cli("verify", picture)
+    assert done.code == 1
+    assert "5 of 64 pixels differ, by at most 3 of 255" in done.out
+    assert "the environment is the same" in done.out
+
+
+def test_verify_names_what_differs_in_the_environment(cli, picture, monkeypatch):
+    retouch(picture, 1)
+    now = {**ENVIRONMENT, "device": "cuda", "versions": {"torch": "3"}}
+    monkeypatch.setattr(Studio, "environment", now)
+    done = cli("verify", picture)
+    assert done.code == 1
+    assert "device: was cpu, is cuda" in done.out
+    assert "versions.torch: was 2, is 3" in done.out
+    assert "dtype" not in done.out
+
+
+def test_verify_tells_of_another_size(cli, picture):
+    with Image.open(picture) as opened:
+        texts, small = dict(opened.text), opened.resize((4, 4))
+    kept = PngInfo()
+    for key, text in texts.items():
+        kept.add_itxt(key, text)
+    small.save(picture, pnginfo=kept)
+    done = cli("verify", picture)
+    assert done.code == 1
+    assert "the sizes differ" in done.out
+
+
+def test_verify_answers_in_json(cli, picture):
+    answer = json.loads(cli("verify", picture, "--json").out)
+    assert answer["identical"] is True
+    assert (answer["differing_pixels"], answer["pixels"]) == (0, 64)
+
+
+def test_verify_refuses_a_recipe_that_was_changed(cli, picture):
+    with Image.open(picture) as opened:
+        texts, pixels = dict(opened.text), opened.copy()
+    kept = PngInfo()
+    for key, text in texts.items():
+        kept.add_itxt(key, text.replace('"seed":7', '"seed":8'))
+    pixels.save(picture, pnginfo=kept)
+    done = cli("verify", picture)
+    assert done.code == 2
+    assert "was changed" in done.err
+
+
+def test_a_picture_of_a_walk_is_verified_as_that_picture(cli, studio):
+    done = cli("generate", "a", "--seed", 7, "--walk-to", "b", "--frames", 3, "-q")
+    third = done.out.split()[2]
+    assert cli("verify", third).out == "identical\n"
+
+
+def test_replay_makes_the_same_bytes_in_another_file(cli, picture, tmp_path):
+    done = cli("replay", picture, "-o", "b.png")
+    assert (done.code, done.out) == (0, "b.png\n")
+    assert (tmp_path / "b.png").read_bytes() == picture.read_bytes()
+
+
+def test_inspect_prints_our_recipe(cli, picture):
+    done = cli("inspect", picture)
+    assert "generator: Mezzotint" in done.out
+    assert "request.prompt: a red apple" in done.out
+    assert json.loads(cli("inspect", picture, "--json").out)["request"]["seed"] == 7
+
+
+def test_inspect_request_can_be_given_back_to_generate(cli, picture, tmp_path):
+    (tmp_path / "r.json").write_text(cli("inspect", picture, "--request").out)
+    done = cli("generate", "--request", "r.json", "-o", "b.png", "-q")
+    assert done.code == 0, done.err
+    assert decode_image((tmp_path / "b.png").read_bytes())[0, 0, 0] == 7
+
+
+A1111 = (
+    "a red apple\nNegative prompt: blur\n"
+    "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 965400086, "
+    "Size: 512x512, Model hash: 45dee52b, Model: dreamshaper, Clip skip: 2, Version: v1.10.1"
+)
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    kept = PngInfo()
+    kept.add_text("parameters", A1111)
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "PNG", pnginfo=kept)
+    path = tmp_path / "foreign.png"
+    path.write_bytes(stream.getvalue())
+    return path
+
+
+def test_inspect_reads_the_recipes_of_others(cli, foreign):
+    done = cli("inspect", foreign)
+    assert "generator: AUTOMATIC1111" in done.out
+    assert "prompt: a red apple" in done.out
+
+
+def test_inspect_request_is_the_nearest_that_runs_and_names_what_is_lost(cli, foreign):
+    done = cli("inspect", foreign, "--request")
+    request = json.loads(done.out)
+    assert request["scheduler"] == "dpmpp_2m"
+    assert request["sigma_schedule"] == "karras"
+    assert (request["seed"], request["width"]) == (965400086, 512)
+    assert "not honoured: Clip skip (2)" in done.err
+    assert "not honoured: model dreamshaper is not in the store" in done.err
+
+
+def test_verify_of_a_foreign_picture_exits_2(cli, foreign):
+    done = cli("verify", foreign)
+    assert done.code == 2
+    assert "carries no recipe of Mezzotint" in done.err

@@ -1,0 +1,89 @@
+import io
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from rich.text import Text
+
+from mezzotint.cli.progress import Counter, half_blocks, show_picture
+from mezzotint.types import ImageFinished, ImageOutput, Stepped
+
+
+def picture(colours, size=(2, 2)):
+    image = Image.new("RGB", size)
+    image.putdata(colours)
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_steps_add_up_over_images_in_any_order():
+    counter = Counter(2)
+    for image, step in ((0, 1), (1, 1), (0, 2), (1, 3), (0, 2)):
+        counter.take(Stepped(id="a", image=image, step=step, steps=4))
+    assert (counter.done, counter.total) == (5, 8)
+    image = ImageOutput(index=0, seed=1, data=b"x", format="png", width=1, height=1)
+    counter.take(ImageFinished(id="a", image=image))
+    assert counter.finished == 1
+
+
+def test_two_pixels_share_one_character():
+    red, blue = (255, 0, 0), (0, 0, 255)
+    text = half_blocks(picture([red, red, blue, blue]), columns=2)
+    assert isinstance(text, Text)
+    assert text.plain == "▀▀\n"
+    assert str(text.spans[0].style) == "rgb(255,0,0) on rgb(0,0,255)"
+
+
+def test_a_pipe_is_spared_pictures(capsys):
+    show_picture(picture([(0, 0, 0)] * 4), "kitty")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("how", "mark"),
+    [("kitty", "\033_Ga=T,f=100,"), ("iterm", "\033]1337;File=inline=1"), ("blocks", "▀")],
+)
+def test_a_terminal_gets_the_picture_in_its_own_way(capsys, monkeypatch, how, mark):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    show_picture(picture([(0, 0, 0)] * 4), how)
+    assert mark in capsys.readouterr().err
+
+
+def test_a_terminal_shows_a_bar_and_previews_and_a_clean_path(tmp_path):
+    code = (
+        "from mezzotint.cli import household, main\n"
+        "from mezzotint.service.fake import FakeConfig, FakeService\n"
+        "household.make_service = lambda settings: FakeService(FakeConfig(step_s=0.15))\n"
+        "main.main(['generate', 'x', '--seed', '7', '--preview', '-n', '2'])"
+    )
+    master, slave = pty.openpty()
+    environment = {**os.environ, "MEZZOTINT_HOME": str(tmp_path), "TERM": "xterm-256color",
+                   "COLORTERM": "truecolor", "COLUMNS": "100", "LINES": "40"}  # fmt: skip
+    for name in ("NO_COLOR", "TERM_PROGRAM", "KITTY_WINDOW_ID"):
+        environment.pop(name, None)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=slave, stdin=slave,
+        cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(master, 65536)
+        except OSError:
+            break
+        if not piece:
+            break
+        shown += piece
+    out, _ = process.communicate(timeout=30)
+    os.close(master)
+    assert process.returncode == 0
+    assert out.decode().split() == ["outputs/x-7.png", "outputs/x-8.png"]
+    text = shown.decode()
+    assert "drawing" in text
+    assert "steps/s" in text
+    assert "▀" in text

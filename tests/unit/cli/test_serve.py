@@ -1,0 +1,100 @@
+import json
+
+import pytest
+
+from mezzotint.cli.flags import WrongFlag
+from mezzotint.cli.serve import parse_models
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Catch what the server would be started with."""
+    calls = []
+
+    def run(config, jobs, worker, **options):
+        calls.append((config, jobs, worker, options))
+        return 0
+
+    monkeypatch.setattr("mezzotint.serve.run.run", run)
+    return calls
+
+
+def test_flags_reach_listeners_jobs_and_the_worker(cli, started, tmp_path):
+    (tmp_path / "keys").write_text("secret\n")
+    (tmp_path / "store").mkdir()
+    done = cli(
+        "serve", "--host", "0.0.0.0", "--port", 9000, "--management-port", 9001,
+        "--metrics-port", 9002, "--api-keys", "keys", "--model-store", "store",
+        "--models", "plate,mine=some/folder", "--device", "cpu",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    config, jobs, worker, _ = started[0]
+    assert (config.host, config.port, config.management_port, config.metrics_port) == (
+        "0.0.0.0", 9000, 9001, 9002,
+    )  # fmt: skip
+    assert config.api_keys == "keys"
+    assert jobs.folder == str(tmp_path / "home" / "jobs")
+    assert worker.options["home"] == str(tmp_path / "home")
+    assert worker.options["models"] == ["plate", "mine=some/folder"]
+    assert worker.options["model_store"] == "store"
+    assert worker.options["device"] == "cpu"
+    json.dumps(worker.options)  # another process reads them
+
+
+def test_a_settings_file_is_read(cli, started, tmp_path):
+    (tmp_path / "s.toml").write_text("[serve]\nport = 9100\n[serve.limits]\nsteps = 10\n")
+    cli("serve", "--config", "s.toml", "--metrics-port", 9102)
+    config = started[0][0]
+    assert (config.port, config.metrics_port, config.limits.steps) == (9100, 9102, 10)
+
+
+def test_another_factory_gets_only_its_own_options(cli, started, monkeypatch):
+    monkeypatch.setenv("MEZZOTINT_WORKER__FACTORY", "mezzotint.service.fake:create_fake")
+    monkeypatch.setenv("MEZZOTINT_WORKER__OPTIONS", '{"step_s": 0.1}')
+    cli("serve")
+    assert started[0][2].options == {"step_s": 0.1}
+
+
+def test_the_workers_options_are_what_the_service_takes(cli, started, tmp_path):
+    from mezzotint.plain import read
+    from mezzotint.service.local import LocalConfig
+
+    cli("serve", "--models", "plate")
+    config = read(LocalConfig, started[0][2].options)
+    assert config.home == str(tmp_path / "home")
+    assert config.models == ("plate",)
+
+
+def test_models_are_names_with_or_without_paths():
+    assert parse_models(["a, b=/x", "c@2"]) == {"a": "", "b": "/x", "c@2": ""}
+    with pytest.raises(WrongFlag, match="nothing at nowhere"):
+        parse_models(["a=nowhere"])
+
+
+def test_a_new_key_fits_the_keys_file(cli):
+    from mezzotint.serve.auth import read_keys
+    from mezzotint.serve.config import Limits
+
+    answer = json.loads(cli("keys", "new", "--name", "ann", "--scopes", "generate", "--json").out)
+    (caller,) = read_keys(answer["line"], Limits()).values()
+    assert caller.name == "ann"
+    assert set(caller.scopes) == {"generate"}
+    assert answer["key"] not in answer["line"]
+
+
+def test_config_show_has_value_origin_and_meaning(cli, monkeypatch):
+    monkeypatch.setenv("MEZZOTINT_SERVE__PORT", "9000")
+    line = next(x for x in cli("config", "show").out.splitlines() if x.startswith("serve.port "))
+    assert "9000  [env MEZZOTINT_SERVE__PORT]" in line
+    rows = json.loads(cli("config", "show", "--json").out)
+    assert all(set(row) == {"name", "value", "origin", "doc"} for row in rows)
+
+
+def test_config_show_masks_passwords(cli, monkeypatch):
+    monkeypatch.setenv("MEZZOTINT_JOBS__URL", "postgresql+psycopg://me:hunter2@db/jobs")
+    assert "hunter2" not in cli("config", "show").out
+
+
+def test_bench_lists_what_the_checkout_has(cli):
+    done = cli("bench")
+    assert done.code == 0
