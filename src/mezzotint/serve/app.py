@@ -353,7 +353,9 @@ class _Answer:
 
     def _timing(self) -> bytes:
         timings = self._here.timings
-        totals = {stage: sum(getattr(t, f"{stage}_s") for t in timings) * 1000 for stage in _STAGES}
+        totals: dict[str, float] = {
+            stage: sum(getattr(t, f"{stage}_s") for t in timings) * 1000.0 for stage in _STAGES
+        }
         if timings:
             totals["queue"] = max(t.queue_s for t in timings) * 1000
         return ", ".join(f"{stage};dur={ms:.3f}" for stage, ms in totals.items()).encode()

@@ -70,7 +70,7 @@ class ServerMetrics:
             "hostname": self._host,
         }
         queue_s = max(t.queue_s for t in here.timings)
-        self._metrics.count("ts_inference_requests_total", **labels)
+        self._metrics.count("ts_inference_requests_total", 1, **labels)
         self._metrics.count("ts_inference_latency_microseconds", seconds * 1e6, **labels)
         self._metrics.count("ts_queue_latency_microseconds", max(0.0, queue_s) * 1e6, **labels)
 

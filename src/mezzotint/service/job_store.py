@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import sqlalchemy as sa
+from sqlalchemy import event as sa_event
+from sqlalchemy import exc
 
 from mezzotint.errors import UnknownName
 
@@ -120,7 +122,7 @@ class JobStore:
         self.is_sqlite = url.startswith("sqlite")
         self._engine = sa.create_engine(url, pool_pre_ping=not self.is_sqlite)
         if self.is_sqlite:
-            sa.event.listen(self._engine, "connect", _tune_sqlite)
+            sa_event.listen(self._engine, "connect", _tune_sqlite)
         _META.create_all(self._engine)
 
     def close(self) -> None:
@@ -134,7 +136,7 @@ class JobStore:
             with self._engine.begin() as db:
                 db.execute(sa.insert(_JOBS).values(row))
                 db.execute(sa.insert(_EVENTS).values(_event_row(values["id"], event)))
-        except sa.exc.IntegrityError:
+        except exc.IntegrityError:
             return None
         return self.get(values["id"])
 
@@ -386,7 +388,7 @@ def _event_row(id_: str, event: StoredEvent) -> dict[str, Any]:
     return {"job": id_, "id": event.id, "kind": event.kind, "data": json.dumps(event.data)}
 
 
-def _image(row: Mapping[str, Any]) -> JobImage:
+def _image(row: Any) -> JobImage:
     return JobImage(
         index=row["position"],
         digest=row["digest"],
@@ -395,7 +397,7 @@ def _image(row: Mapping[str, Any]) -> JobImage:
     )
 
 
-def _job(row: Mapping[str, Any], images: tuple[JobImage, ...]) -> Job:
+def _job(row: Any, images: tuple[JobImage, ...]) -> Job:
     names = (
         "id", "seq", "client", "status", "priority", "request", "body_digest",
         "use_cache", "created", "started", "finished", "runs", "cancel",

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import sqlalchemy as sa
+from sqlalchemy import exc
 
 from mezzotint import errors
 from mezzotint.errors import (
@@ -126,7 +126,7 @@ class Jobs:
             cancelled = await self._do(
                 lambda: self._store.reclaim(everything=self._store.is_sqlite)
             )
-        except (OSError, sa.exc.SQLAlchemyError) as error:
+        except (OSError, exc.SQLAlchemyError) as error:
             raise NotReady(f"the job store cannot be opened: {error}") from None
         for id_ in cancelled:
             await self._end(id_, "cancelled", {}, "cancelled", {"id": id_})
@@ -200,7 +200,7 @@ class Jobs:
         event = StoredEvent(id=1, kind="queued", data={"id": id_, "position": waiting})
         try:
             job = await self._do(lambda: self._store.add(values, event))
-        except sa.exc.OperationalError as error:
+        except exc.OperationalError as error:
             raise NotReady(f"the job store cannot be written: {error.orig}") from None
         if job is None:  # the same key arrived twice at once
             known = await self._do(lambda: self._store.by_key(client, str(idempotency_key)))
@@ -332,7 +332,7 @@ class Jobs:
                     live.images = {image.index for image in job.images}
                     self._live[job.id] = live
                     live.task = asyncio.create_task(self._run(job, live))
-            except sa.exc.SQLAlchemyError as error:
+            except exc.SQLAlchemyError as error:
                 log.error("jobs.store_failed", reason=str(error))
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), 1.0)
@@ -351,7 +351,7 @@ class Jobs:
                 if time.monotonic() - swept > _SWEEP_S:
                     swept = time.monotonic()
                     await self.sweep()
-            except sa.exc.SQLAlchemyError as error:
+            except exc.SQLAlchemyError as error:
                 log.error("jobs.store_failed", reason=str(error))
             await asyncio.sleep(self._config.lease_s / 3)
 
@@ -509,7 +509,7 @@ class Jobs:
                     lambda: self._store.finish(id_, status, outcome, event, only_from=only_from)
                 )
                 break
-            except sa.exc.OperationalError as error:
+            except exc.OperationalError as error:
                 log.error("jobs.ending_unwritten", job=id_, reason=str(error.orig))
                 await asyncio.sleep(1.0)
         if done and live is not None:
