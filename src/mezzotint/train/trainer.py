@@ -35,11 +35,19 @@ from torch import nn
 from mezzotint.errors import Cancelled, InvalidRequest, WorkFailed
 from mezzotint.files import write_atomically
 from mezzotint.models.base import Model
-from mezzotint.models.runs import RUN_FILE, RunModel
+from mezzotint.models.runs import RUN_FILE, RunDescription, RunModel, load_network
 from mezzotint.request import GenerationRequest
 from mezzotint.train.checkpoint import CheckpointStore, check_same_run
 from mezzotint.train.config import TrainConfig
-from mezzotint.train.data import BatchPlan, DataReport, Dataset, augment, derive, load_data
+from mezzotint.train.data import (
+    BatchPlan,
+    DataReport,
+    Dataset,
+    augment,
+    data_kind,
+    derive,
+    load_data,
+)
 from mezzotint.train.networks import seeded
 from mezzotint.train.progress import Board, Progress, TrainEvent
 from mezzotint.train.state import RunState, create_accelerator
@@ -223,14 +231,18 @@ class Trainer:
         from mezzotint.models.config import PlacementConfig
         from mezzotint.models.loading import load_path
 
-        state = self._prepare(resume=True)
-        step = state.counters.step
+        if self._is_exported():
+            step, device = self._exported, self.config.loop.device
+        else:
+            state = self._prepare(resume=True)
+            step, device = state.counters.step, str(state.accelerator.device)
         if self._model is not None and self._model[0] == step:
             return self._model[1]
-        place = PlacementConfig(device=str(state.accelerator.device))
+        place = PlacementConfig(device=device)
         with tempfile.TemporaryDirectory() as temporary:
             folder = self.run_dir if self._exported == step else Path(temporary)
             if folder != self.run_dir:
+                state = self._prepare(resume=True)
                 state.task.write_model(folder, self._weights(state), {})
             model = load_path(folder, name=str(self.run_dir), placement=place)
             for network in model.networks.values():
@@ -238,13 +250,40 @@ class Trainer:
         self._model = (step, model)
         return model
 
+    @property
+    def draws_arrays(self) -> bool:
+        """Whether the run answers points, series or fields: :meth:`draw`, not :meth:`sample`."""
+        if self.config.kind != "diffusion" or self.config.network.vae:
+            return False
+        if self._is_exported():
+            about = json.loads((self.run_dir / RUN_FILE).read_text("utf-8"))
+            return about["data"] not in ("pixels", "latents")
+        return data_kind(self.config) == "arrays"
+
+    def _is_exported(self) -> bool:
+        """Whether the folder's model is of the newest step, so that no data is needed."""
+        whole = self.config.kind != "autoencoder" and (
+            self.config.kind != "lora" or self.config.lora.merge
+        )
+        if self._state is not None or not whole:
+            return False
+        self._exported = _exported_steps(self.run_dir)
+        return self._exported >= max(self._store.steps(), default=0) and self._exported > 0
+
     def _array_model(self) -> RunModel:
         """Return the run of an array, made for many samples at once."""
-        state = self._prepare(resume=True)
-        ground = getattr(state.task, "ground", None)
-        if ground is None or ground.description.data in ("pixels", "latents"):
+        if self._is_exported():
+            about = RunDescription.load(self.run_dir)
+            network = load_network(about.network, self.run_dir / "network")
+        else:
+            state = self._prepare(resume=True)
+            ground = getattr(state.task, "ground", None)
+            if ground is None:
+                raise InvalidRequest("draw answers arrays; use sample for pictures", field="kind")
+            about, network = ground.description, self._weights(state)["network"]
+        if about.data in ("pixels", "latents"):
             raise InvalidRequest("draw answers arrays; use sample for pictures", field="kind")
-        return RunModel(ground.description, self._weights(state)["network"], exact=False)
+        return RunModel(about, network, exact=False)
 
     def _weights(self, state: RunState, index: int = 0) -> nn.ModuleDict:
         """Return copies of the modules holding a running mean, ready to be used."""

@@ -144,3 +144,10 @@ def test_a_terminal_picture_has_two_pixels_to_a_character():
     lines = terminal_picture(pixels).split("\n")
     assert len(lines) == 2
     assert lines[0].startswith("\x1b[38;2;255;1;2m\x1b[48;2;0;0;0m▀")
+
+
+def test_a_finished_run_is_sampled_without_its_data(tmp_path):
+    first = train(points_config(tmp_path)).draw(3, num_inference_steps=4)
+    (tmp_path / "points.npy").unlink()
+    second = Trainer.open(tmp_path / "run").draw(3, num_inference_steps=4)
+    np.testing.assert_array_equal(first, second)
