@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.errors import CardError, WeightsError
-from mezzotint.files import digest_file
+from mezzotint.models.digests import DIGESTS
 
 __all__ = [
     "Part",
@@ -232,7 +232,7 @@ def check_digest(path: Path, *, expected: str | None) -> str:
     Raises:
         WeightsError: If the digests differ; names both.
     """
-    found = digest_file(path)
+    found = DIGESTS.digest(path)
     blob = path.resolve().name
     wanted = expected or (blob if re.fullmatch(r"[0-9a-f]{64}", blob) else found)
     if wanted != found:
