@@ -9,22 +9,31 @@ Dimensions: R rows of one image, then the shape of its latents.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from mezzotint.models.base import Conditioning
+from mezzotint.sampling import ensemble
+from mezzotint.sampling.compose import mix, region_weights
 from mezzotint.sampling.guidance import guide, rescaled
 
-__all__ = ["ClassifierFree", "Operator"]
+__all__ = ["ClassifierFree", "Ensemble", "Operator", "Region", "Regions", "Row"]
+
+
+class Row(NamedTuple):
+    """One row of an image: its conditioning (one row) and which denoiser it is for."""
+
+    conditioning: Conditioning
+    member: int = 0
 
 
 class Operator(Protocol):
     """Rows in, one estimate out; a pure function of its own image."""
 
-    def rows(self, step: int) -> Sequence[Conditioning]:
-        """Return the conditioning of each row of a step (from 1), each of one row."""
+    def rows(self, step: int) -> Sequence[Row]:
+        """Return the rows of a step (from 1)."""
         ...
 
     def combine(self, step: int, denoised: Tensor, latents: Tensor, sigma: float) -> Tensor:
@@ -60,17 +69,22 @@ class ClassifierFree:
     rescale: float = 0.0
     prediction_type: str = "epsilon"
 
-    def rows(self, step: int) -> Sequence[Conditioning]:
+    def rows(self, step: int) -> Sequence[Row]:
         """Return the positive row, and the negative one where guidance is on."""
         if self.scales[step - 1] == 1 or self.negative is None:
-            return (self.positive,)
-        return (self.positive, self.negative)
+            return (Row(self.positive),)
+        return (Row(self.positive), Row(self.negative))
 
     def combine(self, step: int, denoised: Tensor, latents: Tensor, sigma: float) -> Tensor:
         """Guide; see :class:`Operator`."""
         if denoised.shape[0] == 1:
             return denoised
-        positive, negative = denoised[:1], denoised[1:2]
+        return self.guide(step, denoised[:1], denoised[1:2], latents, sigma)
+
+    def guide(
+        self, step: int, positive: Tensor, negative: Tensor, latents: Tensor, sigma: float
+    ) -> Tensor:
+        """Combine an estimate with the prompt and one without. Each of shape (1, ...)."""
         guided = guide(positive, negative, torch.tensor([self.scales[step - 1]]))
         if self.rescale == 0:
             return guided
@@ -82,3 +96,108 @@ class ClassifierFree:
             prediction_type=self.prediction_type,
             phi=torch.tensor([self.rescale]),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One region of a picture.
+
+    Args:
+        positive: Conditioning of its prompt.
+        negative: Position of its negative prompt among the regions' own, or None
+            for the base's.
+        mask: Where it acts. Shape (1, h, w), 0 to 1.
+        weight: Relative weight where regions overlap.
+        start: Progress at which it begins to act.
+        end: Progress at which it stops.
+    """
+
+    positive: Conditioning
+    negative: int | None
+    mask: Tensor
+    weight: float
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """Regional prompts over a base prompt: N + 1 rows, and one unconditional for all.
+
+    Args:
+        base: Guidance of the base prompt.
+        regions: The regions.
+        negatives: Conditionings of the regions' own negative prompts, each once.
+    """
+
+    base: ClassifierFree
+    regions: tuple[Region, ...]
+    negatives: tuple[Conditioning, ...]
+
+    def _active(self, step: int) -> list[Region]:
+        last = max(len(self.base.scales) - 1, 1)
+        progress = (step - 1) / last
+        return [r for r in self.regions if r.start <= progress <= r.end]
+
+    def _own_negatives(self, active: Sequence[Region]) -> list[int]:
+        """Return which of the regions' own negative prompts are needed, in order."""
+        return sorted({r.negative for r in active if r.negative is not None})
+
+    def rows(self, step: int) -> Sequence[Row]:
+        """Return base and regions, then the negatives where guidance is on."""
+        active = self._active(step)
+        rows = [Row(self.base.positive), *(Row(r.positive) for r in active)]
+        if self.base.scales[step - 1] != 1 and self.base.negative is not None:
+            rows.append(Row(self.base.negative))
+            rows += [Row(self.negatives[k]) for k in self._own_negatives(active)]
+        return rows
+
+    def combine(self, step: int, denoised: Tensor, latents: Tensor, sigma: float) -> Tensor:
+        """Mix the regions per pixel, then guide; see :class:`Operator`."""
+        active = self._active(step)
+        count = 1 + len(active)
+        if not active:
+            return self.base.combine(step, denoised, latents, sigma)
+        masks = torch.stack([r.mask for r in active])
+        shares = region_weights(masks, [r.weight for r in active]).to(denoised)
+        positive = mix(denoised[:count], shares)
+        if denoised.shape[0] == count:
+            return positive
+        own = {k: count + 1 + place for place, k in enumerate(self._own_negatives(active))}
+        places = [count, *(count if r.negative is None else own[r.negative] for r in active)]
+        negative = mix(denoised[places], shares)
+        return self.base.guide(step, positive, negative, latents, sigma)
+
+
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """Several denoisers as one; each member has an operator and conditionings of its own.
+
+    Args:
+        members: One operator per denoiser.
+        weights: For each step the weights of the members, summing to 1.
+    """
+
+    members: tuple[Operator, ...]
+    weights: tuple[tuple[float, ...], ...]
+
+    def _asked(self, step: int) -> list[int]:
+        return [k for k, weight in enumerate(self.weights[step - 1]) if weight != 0]
+
+    def rows(self, step: int) -> Sequence[Row]:
+        """Return the rows of every member whose weight is not 0."""
+        return [
+            Row(row.conditioning, member)
+            for member in self._asked(step)
+            for row in self.members[member].rows(step)
+        ]
+
+    def combine(self, step: int, denoised: Tensor, latents: Tensor, sigma: float) -> Tensor:
+        """Return the weighted mean of the members' estimates; see :class:`Operator`."""
+        asked = self._asked(step)
+        counts = [len(self.members[member].rows(step)) for member in asked]
+        estimates = [
+            self.members[member].combine(step, part, latents, sigma)
+            for member, part in zip(asked, denoised.split(counts), strict=True)
+        ]
+        return ensemble.combine(estimates, [self.weights[step - 1][member] for member in asked])

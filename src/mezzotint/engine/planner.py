@@ -24,7 +24,7 @@ from mezzotint.engine.plan import (
 from mezzotint.engine.schedulers import check_scheduler, evaluation_steps
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.spec import ModelSpec
-from mezzotint.request import GenerationRequest, GuidanceSchedule
+from mezzotint.request import EnsembleMember, GenerationRequest, GuidanceSchedule
 from mezzotint.types import Size
 
 __all__ = ["Abilities", "plan"]
@@ -439,32 +439,48 @@ def _resolve_techniques(
         )
         for region in request.regions
     )
-    values["ensemble"] = tuple(
-        PlannedMember(
-            model=member.model,
-            digest=digest("model", member.model),
-            weights=_member_weights(member.weight, member.weights, position, num_steps),
-        )
-        for position, member in enumerate(request.ensemble)
-    )
+    values["ensemble"] = _resolve_ensemble(request, num_steps, digest)
     if request.upscale is not None:
         values["upscale"] = (request.upscale.factor, request.upscale.model)
     return replace(techniques, **values)
 
 
-def _member_weights(
-    weight: float, weights: tuple[float, ...], position: int, num_steps: int
-) -> tuple[float, ...]:
+def _resolve_ensemble(
+    request: GenerationRequest, num_steps: int, digest: Callable[[str, str], str]
+) -> tuple[PlannedMember, ...]:
+    """Normalise the weights of an ensemble; its members are all the denoisers there are."""
+    if not request.ensemble:
+        return ()
+    weights = [
+        _weights_of(member, position, num_steps) for position, member in enumerate(request.ensemble)
+    ]
+    totals = [sum(step) for step in zip(*weights, strict=True)]
+    if not all(total > 0 for total in totals):
+        step = next(k for k, total in enumerate(totals, start=1) if total <= 0)
+        raise InvalidRequest(
+            f"ensemble weights must not all be 0, but they are at step {step}", field="ensemble"
+        )
+    return tuple(
+        PlannedMember(
+            model=member.model,
+            digest=digest("model", member.model),
+            weights=tuple(w / total for w, total in zip(own, totals, strict=True)),
+        )
+        for member, own in zip(request.ensemble, weights, strict=True)
+    )
+
+
+def _weights_of(member: EnsembleMember, position: int, num_steps: int) -> tuple[float, ...]:
     """Return one weight per step."""
-    if weights and len(weights) != num_steps:
+    if member.weights and len(member.weights) != num_steps:
         raise InvalidRequest(
             f"ensemble[{position}].weights must have one weight per step that is run, "
-            f"got {len(weights)} for {num_steps} steps",
+            f"got {len(member.weights)} for {num_steps} steps",
             field=f"ensemble[{position}].weights",
-            value=len(weights),
+            value=len(member.weights),
             allowed=str(num_steps),
         )
-    return weights or (weight,) * num_steps
+    return member.weights or (member.weight,) * num_steps
 
 
 def _rows(
@@ -479,6 +495,6 @@ def _rows(
         negatives = len({r.negative_prompt for r in active if r.negative_prompt})
         guided = guidance[step - 1] != 1
         count = 1 + len(active) + ((1 + negatives) if guided else 0)
-        members = 1 + sum(member.weights[step - 1] != 0 for member in techniques.ensemble)
-        rows.append(count * members)
+        members = sum(member.weights[step - 1] != 0 for member in techniques.ensemble)
+        rows.append(count * max(members, 1))
     return tuple(rows)

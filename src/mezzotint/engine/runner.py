@@ -21,8 +21,8 @@ from mezzotint.engine.cache import ByteCache
 from mezzotint.engine.certify import REFERENCE, Certificates, Rows, random_rows
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.engine import Decoded, Encoded, Worked
-from mezzotint.engine.operators import ClassifierFree, Operator
-from mezzotint.engine.plan import Plan
+from mezzotint.engine.operators import ClassifierFree, Ensemble, Operator, Region, Regions
+from mezzotint.engine.plan import Plan, PlannedLora, PlannedRegion
 from mezzotint.engine.slots import Inpainting, Slot
 from mezzotint.engine.solving import (
     ForeignSolver,
@@ -36,7 +36,10 @@ from mezzotint.models.base import Conditioning, Model, Prompt
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.observe import metrics
 from mezzotint.observe.spans import span
+from mezzotint.sampling.compose import box_mask, soften, to_latent
+from mezzotint.sampling.ensemble import check_members
 from mezzotint.sampling.latents import make_generator, slerp, slerp_embeddings
+from mezzotint.sampling.schedules import frame_of
 
 __all__ = ["ModelSource", "Runner"]
 
@@ -47,8 +50,10 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 class ModelSource(Protocol):
     """Who has models; the model store does."""
 
-    def use(self, name: str) -> contextlib.AbstractContextManager[Model]:
-        """Give a model that stays in memory for the length of the block."""
+    def use(
+        self, name: str, loras: tuple[PlannedLora, ...] = ()
+    ) -> contextlib.AbstractContextManager[Model]:
+        """Give a model, with LoRAs if asked, that stays in memory for the length of the block."""
         ...
 
 
@@ -90,15 +95,16 @@ class Runner:
         with span("encode", image=image.index), torch.no_grad(), self._translated():
             pin = contextlib.ExitStack()
             try:
-                model = pin.enter_context(self._models.use(plan.model))
+                model = pin.enter_context(self._models.use(plan.model, plan.techniques.loras))
                 slot = self._fill(plan, model, pin, assets)
             except BaseException:
                 pin.close()
                 raise
             self._slots[image] = slot
-        key = (plan.batch_key, slot.conditioning.shape_key)
+        key = (plan.batch_key, _shapes(slot))
         self._keys[key] = image
-        return Encoded(key=key, warnings=slot.conditioning.notes)
+        notes = (*slot.conditioning.notes, *_backend_notes(slot.model))
+        return Encoded(key=key, warnings=tuple(dict.fromkeys(notes)))
 
     def step(self, batch: StepBatch) -> Worked:
         """Take one evaluation for every image of a batch."""
@@ -108,8 +114,8 @@ class Runner:
             torch.no_grad(),
             self._translated(),
         ):
-            rows, counts = _gather(slots)
-            answers, seconds = self._call(batch, slots[0], rows)
+            rows, members, counts = _gather(slots)
+            answers, seconds = self._ask(batch, slots[0], rows, members)
             estimates = [
                 _operator(slot).combine(
                     _step_of(slot), part, _solver(slot).latents, _solver(slot).sigma
@@ -181,8 +187,7 @@ class Runner:
 
     def _must_certify(self, key: Hashable) -> bool:
         """Whether rows have to come out bit for bit the same at every size."""
-        assert isinstance(key, tuple)  # noqa: S101 - made in encode()
-        return self._config.certify and key[0][2] == "exact"
+        return self._config.certify and _batch_key(key)[0][2] == "exact"
 
     def _fill(
         self, plan: Plan, model: Model, pin: contextlib.ExitStack, assets: Mapping[str, Any]
@@ -190,67 +195,110 @@ class Runner:
         """Encode the prompts, draw the noise, prepare the solver."""
         generator = make_generator(plan.seed)
         device = _device_of(model)
-        positive, negative = self._encode_prompts(plan, model)
-        positive = positive.to(device)
         if not plan.rows:
-            noise = model.draw_latents(plan.size, generator).to(device)
+            (positive,) = self._encode_prompts(plan, model, device)[:1]
+            noise = _draw(plan, model, generator).to(device)
             return Slot(plan=plan, model=model, pin=pin, conditioning=positive, latents=noise)
         clean = _encode_picture(plan, model, assets, generator, device)
         noise = _draw(plan, model, generator).to(device)
-        solver = make_solver(plan, model, noise=noise, clean=clean, generator=generator)
-        operator = ClassifierFree(
-            positive=positive,
-            negative=negative.to(device) if negative is not None else None,
-            scales=plan.guidance,
-            rescale=plan.techniques.guidance_rescale,
-            prediction_type=model.spec.prediction_type,
-        )
+        members = self._members(plan, model, pin)
+        operators = [self._operator(plan, member, assets, noise) for member in members]
+        shares = tuple(zip(*(m.weights for m in plan.techniques.ensemble), strict=True))
+        operator = Ensemble(tuple(operators), shares) if shares else operators[0]
         return Slot(
             plan=plan,
             model=model,
             pin=pin,
-            conditioning=positive,
+            conditioning=operator.rows(1)[0].conditioning,
             latents=noise,
+            members=members,
             operator=operator,
-            solver=solver,
+            solver=make_solver(plan, model, noise=noise, clean=clean, generator=generator),
             inpainting=_keep_outside(plan, model, assets, clean, noise),
         )
 
-    def _encode_prompts(self, plan: Plan, model: Model) -> tuple[Conditioning, Conditioning | None]:
-        """Return the conditioning of the prompt and, where guided, of the negative one."""
+    def _members(self, plan: Plan, model: Model, pin: contextlib.ExitStack) -> tuple[Model, ...]:
+        """Return whose denoisers are asked, pinned: the model's own or an ensemble's."""
+        planned = plan.techniques.ensemble
+        if not planned:
+            return (model,)
+        members = tuple(pin.enter_context(self._models.use(member.model)) for member in planned)
+        spaces = [
+            (m.spec.name, m.latent_shape(plan.size), frame_of(m.spec.scheduler_config))
+            for m in (model, *members)
+        ]
+        check_members(spaces)
+        return members
+
+    def _operator(
+        self, plan: Plan, model: Model, assets: Mapping[str, Any], noise: Tensor
+    ) -> ClassifierFree | Regions:
+        """Encode all prompts for one denoiser."""
+        positive, negative, *rest = self._encode_prompts(plan, model, noise.device)
+        base = ClassifierFree(
+            positive=positive,
+            negative=negative if any(scale != 1 for scale in plan.guidance) else None,
+            scales=plan.guidance,
+            rescale=plan.techniques.guidance_rescale,
+            prediction_type=model.spec.prediction_type,
+        )
+        planned = plan.techniques.regions
+        if not planned:
+            return base
+        texts = _region_negatives(planned)
+        regions = tuple(
+            Region(
+                positive=rest[k],
+                negative=texts.index(r.negative_prompt) if r.negative_prompt else None,
+                mask=_region_mask(r, plan, assets, noise),
+                weight=r.weight,
+                start=r.start,
+                end=r.end,
+            )
+            for k, r in enumerate(planned)
+        )
+        return Regions(base=base, regions=regions, negatives=tuple(rest[len(planned) :]))
+
+    def _encode_prompts(self, plan: Plan, model: Model, device: torch.device) -> list[Conditioning]:
+        """Encode an image's prompts to one shape.
+
+        Returns:
+            The prompt's conditioning, the negative prompt's, the regions', and the
+            regions' own negative ones.
+        """
         t = plan.techniques
-        positive = Prompt(
-            text=plan.prompt,
+        base = Prompt(
             size=plan.size,
             class_label=t.class_label,
             distilled_guidance=t.distilled_guidance,
             truncation=t.truncation,
             dialect=plan.prompt_dialect,
+            lora_scales=tuple(lora.scale for lora in t.loras),
         )
         if not model.spec.stepwise:
-            positive = replace(
-                positive,
+            base = replace(
+                base,
                 negative_text=plan.negative_prompt,
                 num_inference_steps=plan.num_inference_steps,
             )
-        prompts = [positive]
+        unguided = replace(
+            base, negative=True, class_label=None, distilled_guidance=None, truncation=1.0
+        )
         guided = any(scale != 1 for scale in plan.guidance)
-        if guided:
-            negative = Prompt(
-                text=plan.negative_prompt,
-                size=plan.size,
-                negative=True,
-                dialect=plan.prompt_dialect,
-            )
-            prompts.append(negative)
+        prompts = [replace(base, text=plan.prompt)]
+        if guided or t.regions:
+            prompts.append(replace(unguided, text=plan.negative_prompt))
+        prompts += [replace(base, text=region.prompt) for region in t.regions]
+        prompts += [replace(unguided, text=text) for text in _region_negatives(t.regions)]
         walk = t.walk
-        if walk is not None and walk.to is not None and walk.mode != "seed":
-            prompts.append(replace(positive, text=walk.to))
-        encoded = [self._encode(model, prompt) for prompt in model.align(prompts)]
-        first = encoded[0]
-        if walk is not None and walk.to is not None and walk.mode != "seed":
-            first = _between(first, encoded.pop(), walk.frame / (walk.frames - 1))
-        return first, encoded[1] if guided else None
+        is_walking = walk is not None and walk.to is not None and walk.mode != "seed"
+        if walk is not None and walk.to is not None and is_walking:
+            prompts.append(replace(base, text=walk.to))
+        encoded = [self._encode(model, p).to(device) for p in model.align(prompts)]
+        if walk is not None and is_walking:
+            end = encoded.pop()
+            encoded[0] = _between(encoded[0], end, walk.frame / (walk.frames - 1))
+        return encoded if len(encoded) > 1 else [*encoded, encoded[0]]
 
     def _encode(self, model: Model, prompt: Prompt) -> Conditioning:
         """Encode one prompt, or find it in the cache."""
@@ -265,17 +313,37 @@ class Runner:
                 self._prompts.put(key, found)
         return found
 
-    def _call(self, batch: StepBatch, slot: Slot, rows: Rows) -> tuple[Tensor, float | None]:
-        """Call the network with all rows, in a call size that is certified.
+    def _ask(
+        self, batch: StepBatch, slot: Slot, rows: Rows, members: Sequence[int]
+    ) -> tuple[Tensor, float | None]:
+        """Ask every denoiser for its rows; see :meth:`_call`."""
+        if len(slot.members) == 1:
+            return self._call(slot.members[0], batch.key, batch.bucket, rows)
+        answers: dict[int, Tensor] = {}
+        for member, model in enumerate(slot.members):
+            places = [k for k, m in enumerate(members) if m == member]
+            if not places:
+                continue
+            key = (batch.key, member)
+            own = replace(rows.pick(places), timestep=None)  # each looks up its own schedule
+            bucket = self._config.bucket(len(places))
+            part, _ = self._call(model, key, bucket, own)
+            answers.update(zip(places, part.split(1), strict=True))
+        return torch.cat([answers[k] for k in range(len(members))]), None
+
+    def _call(
+        self, model: Model, key: Hashable, bucket: int, rows: Rows
+    ) -> tuple[Tensor, float | None]:
+        """Call a network with all rows, in a call size that is certified.
 
         Returns:
             The estimates, and the seconds of the call or None if they measure nothing.
         """
-        denoise = _caller(slot.model)
-        size, is_first = batch.bucket, False
-        if self._must_certify(batch.key):
-            is_first = self._certify(batch, slot, rows, denoise)
-            size = self._largest_good(batch.key, batch.bucket)
+        denoise = _caller(model)
+        size, is_first = bucket, False
+        if self._must_certify(key):
+            is_first = self._certify(model, key, bucket, rows, denoise)
+            size = self._largest_good(key, bucket)
         began = self._clock()
         parts = [
             denoise(_pad(rows.pick(list(range(k, min(k + size, len(rows))))), size))
@@ -285,7 +353,7 @@ class Runner:
         if answers.is_cuda:
             torch.cuda.synchronize(answers.device)
         seconds = self._clock() - began
-        return answers, None if is_first or size != batch.bucket else seconds
+        return answers, None if is_first or size != bucket else seconds
 
     def _largest_good(self, key: Hashable, bucket: int) -> int:
         """Return the largest certified call size up to a bucket; the reference at least."""
@@ -295,21 +363,26 @@ class Runner:
         return max(good, default=REFERENCE)
 
     def _certify(
-        self, batch: StepBatch, slot: Slot, rows: Rows, denoise: Callable[[Rows], Tensor]
+        self,
+        model: Model,
+        key: Hashable,
+        bucket: int,
+        rows: Rows,
+        denoise: Callable[[Rows], Tensor],
     ) -> bool:
         """Try a call size that has not been tried; tell whether it was tried here."""
-        key, label = batch.key, _label(batch.key)
-        if self._certificates.is_tried(key, label, batch.bucket):
+        label = _label(key)
+        if self._certificates.is_tried(key, label, bucket):
             return False
-        with span("certify", rows=batch.bucket):
-            self._certificates.prepare(key, label, slot.model)
+        with span("certify", rows=bucket):
+            self._certificates.prepare(key, label, model)
             self._certificates.try_bucket(
                 key,
                 label,
-                batch.bucket,
-                model=slot.model,
+                bucket,
+                model=model,
                 call=denoise,
-                rows=random_rows(rows, batch.bucket),
+                rows=random_rows(rows, bucket),
             )
         return True
 
@@ -365,18 +438,24 @@ def _step_of(slot: Slot) -> int:
     return slot.plan.steps[_solver(slot).position]
 
 
-def _gather(slots: Sequence[Slot]) -> tuple[Rows, list[int]]:
-    """Put the rows of all images under each other."""
+def _gather(slots: Sequence[Slot]) -> tuple[Rows, list[int], list[int]]:
+    """Put the rows of all images under each other.
+
+    Returns:
+        The rows, the denoiser of each, and how many each image has.
+    """
     latents: list[Tensor] = []
     sigmas: list[float] = []
     timesteps: list[float] = []
     conditionings: list[Conditioning] = []
+    members: list[int] = []
     counts: list[int] = []
     for slot in slots:
         rows = _operator(slot).rows(_step_of(slot))
-        counts.append(len(rows))
-        conditionings += rows
         solver = _solver(slot)
+        counts.append(len(rows))
+        conditionings += [row.conditioning for row in rows]
+        members += [row.member for row in rows]
         latents += [solver.latents] * len(rows)
         sigmas += [solver.sigma] * len(rows)
         timesteps += [solver.timestep] * len(rows)
@@ -387,7 +466,37 @@ def _gather(slots: Sequence[Slot]) -> tuple[Rows, list[int]]:
         torch.tensor(timesteps, dtype=torch.float32, device=device),
         Conditioning.stack(conditionings),
     )
-    return stacked, counts
+    return stacked, members, counts
+
+
+def _shapes(slot: Slot) -> tuple[Any, ...]:
+    """Return the shapes of a row's conditioning, for every denoiser that is asked."""
+    if isinstance(slot.operator, Ensemble):
+        rows = [member.rows(1)[0] for member in slot.operator.members]
+        return tuple(shape for row in rows for shape in row.conditioning.shape_key)
+    return slot.conditioning.shape_key
+
+
+def _region_negatives(regions: Sequence[PlannedRegion]) -> list[str]:
+    """Return the regions' own negative prompts, each once, in order."""
+    return list(dict.fromkeys(r.negative_prompt for r in regions if r.negative_prompt))
+
+
+def _region_mask(
+    region: PlannedRegion, plan: Plan, assets: Mapping[str, Any], noise: Tensor
+) -> Tensor:
+    """Return where a region acts, softened in pixels. Shape (1, h, w)."""
+    if region.box is not None:
+        mask = box_mask(region.box, plan.size.height, plan.size.width)
+    else:
+        mask = torch.from_numpy(assets[region.mask or ""])
+    rows, columns = noise.shape[-2:]
+    return to_latent(soften(mask, region.feather), rows, columns).to(noise.device)
+
+
+def _backend_notes(model: Model) -> list[str]:
+    """Return what a backend could not take over."""
+    return [n for network in model.networks.values() for n in getattr(network, "notes", ())]
 
 
 def _pad(rows: Rows, size: int) -> Rows:
@@ -439,10 +548,15 @@ def _commit(slot: Slot, estimate: Tensor, move: Tensor | Exception) -> None:
         slot.latents = solver.latents
 
 
+def _batch_key(key: Hashable) -> tuple[Any, Any]:
+    """Return what :meth:`Runner.encode` made; an ensemble's member stands behind it."""
+    assert isinstance(key, tuple)  # noqa: S101 - made in encode()
+    return key[0] if isinstance(key[1], int) else key
+
+
 def _label(key: Hashable) -> str:
     """Name a batch key for people: model, size, tokens."""
-    assert isinstance(key, tuple)  # noqa: S101 - made in encode()
-    plan_key, shapes = key
+    plan_key, shapes = _batch_key(key)
     shown = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes)
     return f"{str(plan_key[0])[:12]} {plan_key[1]} ({shown})"
 

@@ -57,6 +57,7 @@ class Slot:
     Args:
         plan: What is made.
         model: Who makes it; pinned in memory until the slot is released.
+        members: Whose denoisers are asked: the model's own, or an ensemble's.
         pin: Lets go of the model.
         conditioning: Of the prompt, for the decoder.
         latents: What the decoder gets in the end. Shape (1, ...).
@@ -71,6 +72,7 @@ class Slot:
     pin: contextlib.ExitStack
     conditioning: Conditioning
     latents: Tensor
+    members: tuple[Model, ...] = ()
     operator: Operator | None = None
     solver: NativeSolver | ForeignSolver | None = None
     denoised: Tensor | None = None

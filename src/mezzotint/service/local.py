@@ -53,6 +53,7 @@ from mezzotint.types import (
 
 __all__ = ["Engine", "Job", "LocalConfig", "LocalService", "create_service"]
 
+_TECHNIQUES = frozenset({"ensemble", "image", "loras", "mask", "regions", "upscale", "walk"})
 _ENDINGS = (Finished, Failed, CancelledEvent)
 
 
@@ -225,6 +226,10 @@ class LocalService:
         if request.mask is not None:
             mask = decode_mask(request.mask.data, config=limits)
             assets[request.mask.digest] = fit(mask, first.size)
+        for region in request.regions:
+            if region.mask is not None:
+                mask = decode_mask(region.mask.data, field="regions.mask", config=limits)
+                assets[region.mask.digest] = fit(mask, first.size)
         policy = None
         if request.gates is not None and request.gates.gates and self._judge is not None:
             policy = self._judge.policy(request.gates)
@@ -248,8 +253,9 @@ class LocalService:
         engine = self.config.engine
         gates = {"gates"} if self._judge is not None else set[str]()
         return Abilities(
-            techniques=frozenset({"image", "mask", "upscale", "walk"} | gates),
+            techniques=_TECHNIQUES | gates,
             environment=self._environment_text,
+            adapter_digest=self.shelf.adapter_digest,
             max_pixels=engine.max_pixels,
             max_request_pixels=engine.max_request_pixels,
         )
@@ -364,7 +370,7 @@ class LocalService:
             "sigma_schedules": list(SIGMA_SCHEDULES),
             "guidance_schedules": ["constant", "cosine", "interval", "linear", "list", "power"],
             "gates": list(_gate_names()) if self._judge is not None else [],
-            "loras": [],
+            "loras": list(self.shelf.lora_names()),
             "controls": [],
             "upscalers": [],
             "prompt_dialects": ["plain", "a1111", "comfyui", "compel"],

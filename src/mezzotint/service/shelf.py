@@ -17,14 +17,20 @@ from typing import Any, Literal
 import torch
 
 import mezzotint
-from mezzotint.errors import InvalidRequest
+from mezzotint.engine.plan import PlannedLora
+from mezzotint.errors import InvalidRequest, UnknownName
+from mezzotint.files import digest_file
 from mezzotint.models.base import Model
 from mezzotint.models.config import ModelsConfig
 from mezzotint.models.loading import choose_device
+from mezzotint.models.lora import read_lora, with_loras
 from mezzotint.models.spec import ModelSpec
 from mezzotint.models.store import ModelStore
 
 __all__ = ["Backend", "Shelf", "describe_environment"]
+
+_MAX_VIEWS = 8
+"""Models with LoRAs kept at once; each holds the LoRA's own weights only."""
 
 Backend = Literal["auto", "torch", "openvino"]
 
@@ -50,17 +56,66 @@ class Shelf:
         self.backend: Literal["torch", "openvino"] = _choose_backend(backend, self.device)
         self._cache = config.home_path / "cache" / "openvino"
         self._extra = {model.spec.name: model for model in extra}
+        self._loras = config.home_path / "loras"
+        self._views: dict[tuple[int, tuple[str, ...]], tuple[Model, Model]] = {}
         self._dressed: weakref.WeakSet[Model] = weakref.WeakSet()
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def use(self, name: str) -> Iterator[Model]:
+    def use(self, name: str, loras: tuple[PlannedLora, ...] = ()) -> Iterator[Model]:
         """Give a model on its backend, pinned in memory for the length of the block."""
         if name in self._extra:
-            yield self._dress(self._extra[name])
+            yield self._with_loras(self._dress(self._extra[name]), loras)
             return
         with self.store.use(name) as model:
-            yield self._dress(model)
+            yield self._with_loras(self._dress(model), loras)
+
+    def _with_loras(self, model: Model, loras: tuple[PlannedLora, ...]) -> Model:
+        """Return a view of a model with LoRAs, kept for the next request with the same."""
+        if not loras:
+            return model
+        key = (id(model), tuple(lora.digest for lora in loras))
+        with self._lock:
+            if key not in self._views:
+                weights = [
+                    read_lora(self._lora_path(lora.name), name=lora.name, family=model.spec.family)
+                    for lora in loras
+                ]
+                while len(self._views) >= _MAX_VIEWS:
+                    del self._views[next(iter(self._views))]
+                self._views[key] = (model, with_loras(model, weights))
+            return self._views[key][1]
+
+    def adapter_digest(self, kind: str, name: str) -> str:
+        """Return the content digest of an adapter or of another model.
+
+        Args:
+            kind: ``"lora"`` or ``"model"``.
+            name: Its name, or a path where paths are allowed.
+
+        Raises:
+            UnknownName: If there is none of that name.
+            InvalidRequest: If there are no adapters of that kind here.
+        """
+        if kind == "model":
+            return self.spec(name).digest
+        if kind == "lora":
+            return digest_file(self._lora_path(name))
+        raise InvalidRequest(f"{kind} {name!r} cannot be used here", field=kind)
+
+    def lora_names(self) -> tuple[str, ...]:
+        """Return the LoRAs of the store: files in ``HOME/loras``, sorted."""
+        found = self._loras.glob("*.safetensors") if self._loras.is_dir() else ()
+        return tuple(sorted(path.stem for path in found))
+
+    def _lora_path(self, name: str) -> Path:
+        """Return the file of a LoRA, by name or, where allowed, by path."""
+        if name in self.lora_names():
+            return self._loras / f"{name}.safetensors"
+        path = Path(name).expanduser()
+        if self.store.config.allow_paths and path.suffix == ".safetensors" and path.is_file():
+            return path
+        raise UnknownName("lora", name, self.lora_names(), field="loras")
 
     def spec(self, name: str) -> ModelSpec:
         """Return a model's spec; weights are not read for it."""
