@@ -33,6 +33,7 @@ from mezzotint.models.parts import (
     read_header,
     read_json,
 )
+from mezzotint.models.pipelines import quiet_loading
 from mezzotint.models.spec import ModelSpec
 from mezzotint.types import Size
 
@@ -87,13 +88,14 @@ class _WholePipeline:
 
     def _load(self) -> Any:
         try:
-            pipeline = self._cls.from_pretrained(
-                self._path,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                dtype=self._placement.dtype,
-            )
+            with quiet_loading():
+                pipeline = self._cls.from_pretrained(
+                    self._path,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    dtype=self._placement.dtype,
+                )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise WeightsError(
                 f"{self._path} cannot be loaded as {self._cls.__name__}: {error}"

@@ -29,7 +29,15 @@ from mezzotint.models.parts import (
 )
 from mezzotint.models.prompts import load_tokens
 
-__all__ = ["FAMILIES", "assemble", "is_pipeline", "load_pipeline", "native_pipeline", "read_parts"]
+__all__ = [
+    "FAMILIES",
+    "assemble",
+    "is_pipeline",
+    "load_pipeline",
+    "native_pipeline",
+    "quiet_loading",
+    "read_parts",
+]
 
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")
@@ -259,7 +267,7 @@ def _folder_part(role: str, found: _Folder, *, digests: Mapping[str, str], root:
 
 
 @contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """Load one network at a time, without the libraries' progress bars."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -286,7 +294,7 @@ def _from_pretrained(found: _Folder, dtype: torch.dtype) -> Any:
     if found.variant:
         options["variant"] = found.variant
     try:
-        with _quiet_loading():
+        with quiet_loading():
             module, report = cls.from_pretrained(
                 found.path,
                 use_safetensors=True,
