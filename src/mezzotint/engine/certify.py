@@ -247,7 +247,7 @@ def take_in_pairs(layer: nn.Module) -> None:
         return torch.cat(parts)
 
     layer.forward = in_pairs  # pyright: ignore[reportAttributeAccessIssue]
-    layer.mezzotint_in_pairs = True  # pyright: ignore[reportAttributeAccessIssue]
+    layer.__dict__["mezzotint_in_pairs"] = True
 
 
 def _leaves(model: Model) -> Iterator[tuple[str, nn.Module]]:
