@@ -20,6 +20,11 @@ RUNS = {
         {"conditioning": {"kind": "text"}, "network": {"attention": [0, 1]}},
         {"prompt": "a red square", "negative_prompt": "blue", "guidance_scale": 2.5},
     ),
+    "text in latents": (
+        picture_config,
+        {"conditioning": {"kind": "text"}, "network": {"attention": [0, 1]}},
+        {"prompt": "a green square", "guidance_scale": 2.0, "scheduler": "unipc"},
+    ),
     "classes": (
         picture_config,
         {"conditioning": {"kind": "class"}},
@@ -41,6 +46,9 @@ def test_a_run_draws_the_same_bytes_in_the_trainer_and_in_the_engine(tmp_path, k
     if kind == "classes":
         for name in ("cat", "dog"):
             save_pictures(tmp_path / "pictures" / name, count=4, captions=False)
+    if kind == "text in latents":
+        train(picture_config(tmp_path, "vae", kind="autoencoder"))
+        changes = {**changes, "network": {**changes["network"], "vae": str(tmp_path / "vae")}}
     trainer = train(maker(tmp_path, **changes, loop={"steps": 2}))
     steps = {} if kind == "gan" else {"num_inference_steps": 3}
     request = GenerationRequest(

@@ -142,6 +142,13 @@ class RunState:
                 if parameter.grad is not None:
                     parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
 
+    def everywhere(self, fact: bool) -> bool:
+        """Say whether something holds in every process, so that all go the same way."""
+        if self.accelerator.num_processes == 1:
+            return fact
+        count = torch.tensor(float(fact), device=self.accelerator.device)
+        return float(self.accelerator.reduce(count, "mean")) == 1.0
+
     def set_rates(self) -> float:
         """Give every optimiser the learning rate of the next step, and return it."""
         counters, config = self.counters, self.config

@@ -417,7 +417,7 @@ class Trainer:
             with seeded(derive(self.config.seed, "dropout", group, number)):
                 with accelerator.autocast():
                     loss, more = state.task.loss(group, state.networks, batch, generator)
-                if not math.isfinite(loss.item()):
+                if not state.everywhere(math.isfinite(loss.item())):
                     return False
                 accelerator.backward(loss / loop.accumulate)
             total += loss.item() / loop.accumulate
