@@ -26,7 +26,7 @@ _lock = threading.Lock()
 _engines: list[Engine] = []  # at most one
 
 
-def generate(prompt: str | GenerationRequest | None = None, **fields: Any) -> GenerationResult:
+def generate(prompt: str | GenerationRequest | None = None, /, **fields: Any) -> GenerationResult:
     """Make pictures and wait for them; safe from any thread.
 
     Args:
@@ -76,10 +76,11 @@ def shared_engine() -> Engine:
 
 def _picture(value: Any, field: str) -> Any:
     """Turn what people hold in their hands into an encoded picture."""
-    if isinstance(value, str | Path) and len(str(value)) < 4096 and Path(value).is_file():
-        return ImageInput.from_file(value, field=field)
     if isinstance(value, Path):
-        return ImageInput.from_file(value, field=field)  # says that it is not there
+        return ImageInput.from_file(value, field=field)
+    if isinstance(value, str):
+        is_path = len(value) < 4096 and Path(value).is_file()
+        return ImageInput.from_file(value, field=field) if is_path else value
     if hasattr(value, "save") and hasattr(value, "mode"):
         stream = io.BytesIO()
         value.save(stream, "PNG")

@@ -53,3 +53,16 @@ def test_every_modules_own_list_of_names_is_sorted_and_true(path):
             }
             assert set(names) <= defined
             assert len(names) == len(set(names))
+
+
+def test_type_checkers_see_the_same_names():
+    stub = Path(mezzotint.__file__).with_name("__init__.pyi")
+    seen = {
+        alias.asname: node.module
+        for node in ast.walk(ast.parse(stub.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert {**seen, "__version__": None}.keys() == set(mezzotint.__all__)
+    assert all(mezzotint._WHERE[name] == module for name, module in seen.items())
+    assert stub.with_name("py.typed").is_file()

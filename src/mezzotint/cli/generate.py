@@ -17,8 +17,7 @@ from mezzotint.cli.household import ending, load_settings, new_id, no_ending, op
 from mezzotint.cli.outputs import Destination, describe
 from mezzotint.errors import InvalidRequest, MezzotintError
 from mezzotint.request import GenerationRequest
-from mezzotint.service.base import Service
-from mezzotint.settings import terminal_pictures
+from mezzotint.settings import Settings, terminal_pictures
 from mezzotint.types import GenerationResult, ImageFinished, ImageOutput
 
 __all__ = ["Delivery", "deliver", "generate"]
@@ -283,9 +282,9 @@ class Delivery:
 
 
 async def deliver(
-    service: Service, request: GenerationRequest, delivery: Delivery
+    settings: Settings, request: GenerationRequest, delivery: Delivery
 ) -> GenerationResult:
-    """Run a request, showing progress and writing each picture when it is done.
+    """Run a request in this process, showing progress, writing each picture when it is done.
 
     Raises:
         MezzotintError: However the request ended, if not well.
@@ -295,31 +294,31 @@ async def deliver(
     images = request.walk.frames if request.walk else request.num_images
     quiet = delivery.quiet or (delivery.as_json and not sys.stderr.isatty())
     shows = delivery.pictures_as is not None and sys.stderr.isatty()
-    events = service.stream(
-        request,
-        request_id=new_id(),
-        use_cache=delivery.use_cache,
-        preview_every=1 if shows else 0,
-    )
     with reporting(images, quiet=quiet) as report:
-        async for event in events:
-            report(event)
-            if isinstance(event, ImageFinished):
-                delivery.take(event.image, request)
-            result = ending(event)
-            if result is not None:
-                break
-        else:
-            raise no_ending()
+        async with open_service(settings) as service:
+            events = service.stream(
+                request,
+                request_id=new_id(),
+                use_cache=delivery.use_cache,
+                preview_every=1 if shows else 0,
+            )
+            async for event in events:
+                report(event)
+                if isinstance(event, ImageFinished):
+                    delivery.take(event.image, request)
+                result = ending(event)
+                if result is not None:
+                    break
+            else:
+                raise no_ending()
     for image in result.images:
         delivery.take(image, request)
     return result
 
 
-async def _generate(settings: Any, request: GenerationRequest, delivery: Delivery) -> None:
+async def _generate(settings: Settings, request: GenerationRequest, delivery: Delivery) -> None:
     """Make the pictures and tell what was changed."""
-    async with open_service(settings) as service:
-        result = await deliver(service, request, delivery)
+    result = await deliver(settings, request, delivery)
     for warning in dict.fromkeys(
         (*result.warnings, *(w for i in result.images for w in i.warnings))
     ):
@@ -328,7 +327,7 @@ async def _generate(settings: Any, request: GenerationRequest, delivery: Deliver
         print(json.dumps(describe(result, delivery.paths), ensure_ascii=False))
 
 
-async def _print_plan(settings: Any, request: GenerationRequest, *, as_json: bool) -> None:
+async def _print_plan(settings: Settings, request: GenerationRequest, *, as_json: bool) -> None:
     """Resolve the request and print what would be done."""
     async with open_service(settings) as service:
         answer = await service.plan(request)

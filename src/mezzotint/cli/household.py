@@ -98,6 +98,8 @@ def _interrupts(
 
 def _leave_now() -> None:
     """End the process without waiting for what a library is doing."""
+    if sys.stderr.isatty():  # a live display hid the cursor and stands in the middle of a line
+        print("\033[?25h", file=sys.stderr)
     print("mezzotint: interrupted", file=sys.stderr, flush=True)
     os._exit(130)
 

@@ -36,7 +36,10 @@ FAILED: Final = 1
 WRONG: Final = 2
 INTERRUPTED: Final = 130
 _DRAWING: Final = frozenset({"generate", "sample"})  # verbs with a flag for each field
-_REQUEST_FIELDS: Final = frozenset(f.name for f in dataclasses.fields(GenerationRequest))
+# Registries name what they hold in the singular: "gate" stands for the field gates.
+_REQUEST_FIELDS: Final = frozenset(
+    {"gate", "lora", *(f.name for f in dataclasses.fields(GenerationRequest))}
+)
 
 app = typer.Typer(
     name="mezzotint",

@@ -11,12 +11,12 @@ import typer
 
 from mezzotint.cli.flags import WrongFlag
 from mezzotint.cli.generate import Delivery, deliver
-from mezzotint.cli.household import load_settings, open_service, run
+from mezzotint.cli.household import load_settings, run
 from mezzotint.cli.outputs import Destination
 from mezzotint.errors import MezzotintError, WorkFailed
 from mezzotint.request import GenerationRequest
 from mezzotint.settings import Settings
-from mezzotint.types import GenerationResult, ImageOutput
+from mezzotint.types import ImageOutput
 
 __all__ = ["inspect", "replay", "verify"]
 
@@ -227,12 +227,7 @@ def _make_again(
 ) -> ImageOutput:
     """Run a recipe, past every cache, and return its picture."""
     delivery = Delivery(destination=_Nowhere(), quiet=quiet, use_cache=False)
-
-    async def work() -> GenerationResult:
-        async with open_service(settings) as service:
-            return await deliver(service, request, delivery)
-
-    result = run(work())
+    result = run(deliver(settings, request, delivery))
     index = int(recipe.get("index", 0))
     if index >= len(result.images):
         raise WorkFailed(f"the recipe is of image {index}, and only {len(result.images)} came")

@@ -1,0 +1,145 @@
+"""The command line on the built-in model: the main job, as a person does it."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from mezzotint.cli import main
+from mezzotint.observe import log
+from mezzotint.observe.config import LogConfig
+
+PROGRAM = Path(sys.executable).with_name("mezzotint")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def cli(monkeypatch, tmp_path, capfd, home):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MEZZOTINT_HOME", str(home))
+
+    def run(*arguments):
+        code = main._run([str(a) for a in arguments])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    yield run
+    log.configure(LogConfig(), io.StringIO())
+
+
+def test_a_picture_is_drawn_verified_replayed_and_told_from_a_retouched_one(cli, tmp_path):
+    code, out, err = cli("generate", "a red apple", "--seed", 7, "--steps", 3, "-q")
+    assert code == 0, err
+    path = tmp_path / out.strip()
+    with Image.open(path) as picture:
+        assert (picture.format, picture.size) == ("PNG", (128, 128))
+        assert "Steps: 3" in picture.text["parameters"]
+        texts, pixels = dict(picture.text), np.array(picture.convert("RGB"))
+    assert cli("verify", path, "-q")[:2] == (0, "identical\n")
+    assert cli("replay", path, "-o", "again.png", "-q")[0] == 0
+    assert (tmp_path / "again.png").read_bytes() == path.read_bytes()
+    pixels[:4, :4] ^= 1
+    kept = PngInfo()
+    for key, text in texts.items():
+        kept.add_itxt(key, text)
+    Image.fromarray(pixels).save("retouched.png", pnginfo=kept)
+    code, out, _ = cli("verify", "retouched.png", "-q")
+    assert code == 1
+    assert "16 of 16384 pixels differ" in out
+
+
+def test_the_command_line_and_python_draw_the_same_bytes(cli, tmp_path, home):
+    import mezzotint as mz
+
+    code, out, err = cli("generate", "a cat", "--seed", 5, "--steps", 2, "-n", 2, "--json")
+    assert code == 0, err
+    answer = json.loads(out)
+    assert answer["images"][0]["timings"]["model_calls"] >= 2
+    request = mz.GenerationRequest(prompt="a cat", seed=6, num_inference_steps=2)
+    with mz.Engine(home=home, engine={"cache_memory_bytes": 0, "cache_disk_bytes": 0}) as engine:
+        image = engine.generate(request).images[0]
+    assert (tmp_path / answer["images"][1]["path"]).read_bytes() == image.data
+    assert image.pixels.shape == (128, 128, 3)
+
+
+def test_the_plan_says_what_it_will_cost(cli):
+    code, out, _ = cli("generate", "a cat", "--plan", "--json", "--steps", 7)
+    answer = json.loads(out)
+    assert code == 0
+    assert answer["plan"]["model"] == "plate"
+    assert set(answer["cost"]) >= {"seconds", "bytes", "model_calls"}
+    assert answer["cost"]["model_calls"] >= 14
+
+
+def test_profile_shows_the_stages_and_chrome_can_read_the_trace(cli, tmp_path):
+    code, out, err = cli("generate", "a dog", "--seed", 3, "--steps", 2, "--profile", "-q")
+    assert code == 0
+    for stage in ("encode", "denoise", "decode"):
+        assert stage in err
+    trace = json.loads((tmp_path / out.strip()).with_suffix(".trace.json").read_text())
+    assert {event["ph"] for event in trace["traceEvents"]} == {"X"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--width", 131], "--width: width must be"),
+        (["--width", 100_000], "--width: width must be"),
+        (["--scheduler", "eular"], "--scheduler: unknown scheduler 'eular'"),
+        (["--class-label", 3], "--class-label"),
+        (["--lora", "nothing"], "--lora"),
+        (["--gate", "nothing"], "--gate"),
+        (["--upscale", "2:nothing"], "--upscale"),
+    ],
+)
+def test_what_the_model_cannot_do_is_one_line_and_code_two(cli, arguments, message, tmp_path):
+    code, out, err = cli("generate", "a cat", *arguments, "-q")
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.rglob("*.p*"))
+
+
+def test_an_empty_prompt_is_refused_where_one_is_needed(cli):
+    code, _, err = cli("generate", "-q")
+    assert code == 2
+    assert "prompt" in err
+
+
+def test_ctrl_c_in_mid_step_leaves_nothing_and_exits_130(tmp_path, home):
+    environment = {**os.environ, "MEZZOTINT_HOME": str(home)}
+    process = subprocess.Popen(
+        [PROGRAM, "generate", "a slow pear", "--seed", "3", "--steps", "1000"],
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert "step" in process.stderr.readline()
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (out, err.splitlines()[-1]) == ("", "mezzotint: interrupted")
+    assert time.monotonic() - began < 20
+    assert list((tmp_path / "outputs").iterdir()) == []
+
+
+def test_standard_error_has_no_chatter_of_libraries(tmp_path, home):
+    done = subprocess.run(
+        [PROGRAM, "generate", "a cat", "--seed", "1", "--steps", "1", "-q"],
+        cwd=tmp_path, env={**os.environ, "MEZZOTINT_HOME": str(home)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / done.stdout.strip()).is_file()
