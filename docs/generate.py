@@ -14,11 +14,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from mezzotint import errors, request
+from mezzotint import errors, request, settings, vocabulary
+from mezzotint.engine.schedulers import DIFFUSERS_SCHEDULERS, NATIVE_SCHEDULERS, SIGMA_SCHEDULES
+from mezzotint.gates.base import GATES
 
 PAGES = Path(__file__).resolve().parent
 ROOT = PAGES.parent
-BLOCK = re.compile(r"(<!-- generated: (?P<name>[a-z_]+) -->\n).*?(<!-- /generated -->)", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- generated: (?P<name>[a-z0-9_]+) -->\n).*?(<!-- /generated -->)", re.DOTALL
+)
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -48,9 +52,60 @@ def request_fields() -> str:
     return table(("field", "type", "default"), rows)
 
 
+def settings_table() -> str:
+    """Every setting with its default and what it means."""
+    loaded = settings.load(environment={})
+    home = str(loaded.settings.home)
+    rows = []
+    for name, value, _, doc in loaded.rows():
+        shown = f"`{value}`"
+        if name == "home":
+            shown = "the platform's user data folder"
+        elif home in str(value):
+            shown = f"`{str(value).replace(home, 'HOME')}`"
+        rows.append((f"`{name}`", shown, " ".join(doc.split())))
+    return table(("setting", "default", "meaning"), rows)
+
+
+def schedulers_table() -> str:
+    """The built-in schedulers, the sigma schedules and the other classes."""
+    lines = [
+        "Built in, stepped together in one batch: "
+        + ", ".join(f"`{name}`" for name in NATIVE_SCHEDULERS)
+        + ".",
+        "",
+        "Sigma schedules: " + ", ".join(f"`{name}`" for name in SIGMA_SCHEDULES) + ".",
+        "",
+        "Other diffusers schedulers, by class name, one object per image: "
+        + ", ".join(f"`{name}`" for name in DIFFUSERS_SCHEDULERS)
+        + ".",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def a1111_samplers() -> str:
+    """What A1111's sampler names mean here."""
+    rows = []
+    for name in vocabulary.A1111_SAMPLERS:
+        match = vocabulary.match_sampler(name)
+        if match is not None:
+            rows.append((name, f"`{match.scheduler}`", "" if match.exact else "nearest"))
+    return table(("A1111", "ours", ""), rows)
+
+
+def gates_table() -> str:
+    """The gates that are built in."""
+    return ", ".join(f"`{name}`" for name in GATES.names()) + "\n"
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     "error_tree": error_tree,
     "request_fields": request_fields,
+    "settings_table": settings_table,
+    "schedulers_table": schedulers_table,
+    "a1111_samplers": a1111_samplers,
+    "gates_table": gates_table,
 }
 
 

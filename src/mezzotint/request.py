@@ -286,7 +286,7 @@ class Output(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest(Checked):
-    """Everything a user can ask for; INTERFACE section 4 gives each meaning.
+    """Everything a user can ask for.
 
     Raises:
         InvalidRequest: If a field is out of range or fields exclude each other.

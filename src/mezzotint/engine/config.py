@@ -20,7 +20,7 @@ class EngineConfig(Checked):
         buckets: Rows that a network call may have; a smaller batch is padded up
             to the next. Each is used only where its certificate allows it.
         min_rows: Rows of the smallest call in ``exact``: one row may take another
-            arithmetic path than two (ENGINE.md, exactness).
+            arithmetic path than two.
         quantum_s: A batch of several images is kept below this predicted time,
             so that a short request never waits for a long call.
         max_running: Images that hold tensors at once, at most.

@@ -6,7 +6,7 @@ mode, needs no gradients and is not changed by a call.
 
 Rows: a linear layer over (rows, features), as in time and pooled embeddings, is
 the one place where torch's answer for a row depends on how many rows share the
-call (ENGINE.md, Exactness). :class:`RowLinear` takes such rows one by one.
+call. :class:`RowLinear` takes such rows one by one.
 
 Dimensions: R rows, F features.
 """

@@ -15,9 +15,11 @@ from mezzotint.models.pipelines import load_pipeline
 @pytest.fixture(
     scope="module",
     params=[
-        "bert_sd",
         "ddpm",
-        *(pytest.param(f, marks=pytest.mark.slow) for f in ("sd1", "sdxl", "dit", "sd3", "flux")),
+        *(
+            pytest.param(f, marks=pytest.mark.slow)
+            for f in ("bert_sd", "sd1", "sdxl", "dit", "sd3", "flux")
+        ),
     ],
 )
 def folder(request, tmp_path_factory):

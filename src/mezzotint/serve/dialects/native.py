@@ -1,4 +1,4 @@
-"""Native: our own JSON, jobs and events (INTERFACE, sections 3 and 4).
+"""Native: our own JSON, jobs and events.
 
 The request's names are those of :class:`mezzotint.GenerationRequest`; errors are
 problem details (RFC 9457). The same work can be waited for, streamed, or left
