@@ -39,12 +39,12 @@ def identify(path: Path) -> ModelLayout:
         return "pipeline"
     if (path / "mezzotint_run.json").is_file():
         return "run"
+    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    if config.get("format") == "mezzotint-gan":
+        return "gan"
     if (path / "MAR-INF" / "MANIFEST.json").is_file():
         return "mar"
-    if (path / "config.json").is_file():
-        config = read_json(path / "config.json")
-        if config.get("format") == "mezzotint-gan":
-            return "gan"
+    if config:
         raise WeightsError(
             f"{path} holds one part of a model ({config.get('_class_name', 'unknown class')}); "
             "a model is the whole pipeline's folder, with its model_index.json"
