@@ -228,7 +228,7 @@ def _open_pipeline(folder: Path, config: TrainConfig, data: Dataset) -> Ground:
     network = load_network(str(index[role][1]), folder / role)
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
     latents = LatentSpace(folder) if "vae" in index else None
-    text = _frozen_text(folder, 77) if conditioning == "text" else None
+    text = _frozen_text(folder, 512) if conditioning == "text" else None
     about: Any = network.config
     shape = tuple(data.shape)
     if latents is not None:

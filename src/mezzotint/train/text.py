@@ -8,6 +8,7 @@ Dimensions: B captions, T tokens.
 """
 
 import itertools
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from mezzotint.train.config import NetworkConfig
 __all__ = ["TextSide", "learn_tokenizer"]
 
 _CACHED_CAPTIONS = 8192
+_ENCODERS = {"CLIPTextModel": "CLIPTokenizer", "BertModel": "BertTokenizerFast"}
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -149,36 +151,47 @@ class TextSide:
     ) -> Tensor:
         """Return the embeddings of captions. Shape (B, T, width)."""
         if self.learns:
-            return networks["text_encoder"](self._ids(texts).to(device))[0]
+            return networks["text_encoder"](self._tokens(texts)["input_ids"].to(device))[0]
         return torch.cat([self._embed_once(text, device) for text in texts]).to(device)
 
-    def _ids(self, texts: Sequence[str]) -> Tensor:
-        """Return token ids. Shape (B, T), int64."""
+    def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Return token ids and their mask. Shapes (B, T), int64."""
         found = self.tokenizer(
             list(texts), padding="max_length", max_length=self.tokens, truncation=True
         )
-        return torch.tensor(found["input_ids"])
+        return {name: torch.tensor(found[name]) for name in ("input_ids", "attention_mask")}
 
     @torch.no_grad()
     def _embed_once(self, text: str, device: torch.device) -> Tensor:
-        """Encode one caption alone, and keep it."""
+        """Encode one caption alone, and keep it.
+
+        The mask is used where the encoder's configuration asks for it, as
+        Stable Diffusion's pipeline does.
+        """
         if text not in self._cache:
             if len(self._cache) >= _CACHED_CAPTIONS:
                 self._cache.clear()
-            self._cache[text] = self.encoder(self._ids([text]).to(device))[0].float().cpu()
+            tokens = self._tokens([text])
+            masked = bool(getattr(self.encoder.config, "use_attention_mask", False))
+            mask = tokens["attention_mask"].to(device) if masked else None
+            answer = self.encoder(tokens["input_ids"].to(device), attention_mask=mask)[0]
+            self._cache[text] = answer.float().cpu()
         return self._cache[text]
 
 
 def _open_encoder(folder: Path) -> tuple[Any, nn.Module]:
-    """Open the tokenizer and the text encoder of a model folder."""
-    from transformers import CLIPTextModel, CLIPTokenizer
+    """Open the tokenizer and the text encoder of a model folder: CLIP's or BERT's."""
+    import transformers
 
     try:
-        for part in ("tokenizer", "text_encoder"):
-            if not (folder / part).is_dir():
-                raise OSError(f"there is no {part}")
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"))
-        encoder = CLIPTextModel.from_pretrained(
+        config = json.loads((folder / "text_encoder" / "config.json").read_text("utf-8"))
+        kind = (config.get("architectures") or [""])[0]
+        if kind not in _ENCODERS:
+            raise ValueError(f"{kind or 'an unnamed class'} is none of {', '.join(_ENCODERS)}")
+        tokenizer = getattr(transformers, _ENCODERS[kind]).from_pretrained(
+            str(folder / "tokenizer")
+        )
+        encoder = getattr(transformers, kind).from_pretrained(
             str(folder / "text_encoder"), use_safetensors=True, dtype=torch.float32
         )
     except (OSError, ValueError) as error:
