@@ -1,0 +1,146 @@
+"""The golden thread over HTTP: one request through every door gives the same pixels."""
+
+import base64
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.serving import Door, open_door
+
+from mezzotint.request import GenerationRequest
+from mezzotint.service.local import LocalConfig, LocalService
+
+COMMON = {"num_inference_steps": 2, "guidance_scale": 3.0, "width": 64, "height": 64}
+PROMPT, SEED = "a red apple", 11
+
+
+def pixels(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    folder = tmp_path_factory.mktemp("roads")
+    service = LocalService(LocalConfig(home=str(folder), device="cpu", backend="torch"))
+    with open_door(folder / "jobs", service=service) as opened:
+        yield opened
+        opened.do(service.close)
+
+
+@pytest.fixture(scope="module")
+def expected(door: Door) -> np.ndarray:
+    request = GenerationRequest(prompt=PROMPT, seed=SEED, scheduler="euler", **COMMON)
+    result = door.do(lambda: door.service.generate(request, request_id="direct", use_cache=False))
+    return pixels(result.images[0].data)
+
+
+def native(door: Door) -> bytes:
+    body = {"prompt": PROMPT, "seed": SEED, "scheduler": "euler", **COMMON}
+    return door.http.post(
+        "/v1/generations", json=body, headers={"accept": "image/png", "cache-control": "no-cache"}
+    ).content
+
+
+def job(door: Door) -> bytes:
+    body = {"prompt": PROMPT, "seed": SEED, "scheduler": "euler", **COMMON}
+    id_ = door.http.post("/v1/jobs", json=body).json()["id"]
+    door.http.get(f"/v1/jobs/{id_}/events")
+    return door.http.get(f"/v1/jobs/{id_}/images/0").content
+
+
+def openai(door: Door) -> bytes:
+    body = {
+        "model": "plate", "prompt": PROMPT, "size": "64x64", "seed": SEED, "scheduler": "euler",
+        "num_inference_steps": 2, "guidance_scale": 3.0,
+    }  # fmt: skip
+    answer = door.http.post("/v1/images/generations", json=body)
+    return base64.b64decode(answer.json()["data"][0]["b64_json"])
+
+
+def a1111(door: Door) -> bytes:
+    body = {
+        "prompt": PROMPT, "seed": SEED, "steps": 2, "cfg_scale": 3, "width": 64, "height": 64,
+        "sampler_name": "Euler",
+    }  # fmt: skip
+    answer = door.http.post("/sdapi/v1/txt2img", json=body)
+    return base64.b64decode(answer.json()["images"][0])
+
+
+def huggingface(door: Door) -> bytes:
+    parameters = {"seed": SEED, "scheduler": "euler", **COMMON}
+    return door.http.post("/hf/plate", json={"inputs": PROMPT, "parameters": parameters}).content
+
+
+def torchserve(door: Door) -> bytes:
+    body = {"data": PROMPT, "seed": SEED, "scheduler": "euler", **COMMON}
+    return door.http.post("/predictions/plate", json=body).content
+
+
+def kserve_v1(door: Door) -> bytes:
+    instance = {"prompt": PROMPT, "seed": SEED, "scheduler": "euler", **COMMON}
+    answer = door.http.post("/v1/models/plate:predict", json={"instances": [instance, instance]})
+    return base64.b64decode(answer.json()["predictions"][1]["b64"])
+
+
+def kserve_v2(door: Door) -> bytes:
+    body = {
+        "inputs": [
+            {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": [PROMPT]},
+            {"name": "seed", "datatype": "UINT64", "shape": [1], "data": [SEED]},
+        ],
+        "parameters": {"scheduler": "euler", **COMMON},
+    }
+    answer = door.http.post("/v2/models/plate/infer", json=body)
+    return base64.b64decode(answer.json()["outputs"][0]["data"][0])
+
+
+DOORS = (native, job, openai, a1111, huggingface, torchserve, kserve_v1, kserve_v2)
+
+
+@pytest.mark.parametrize("ask", DOORS, ids=lambda f: f.__name__)
+def test_every_door_gives_the_pixels_of_the_engine(door, expected, ask):
+    assert np.array_equal(pixels(ask(door)), expected)
+
+
+def test_a_picture_from_any_door_is_restored_by_inspect_and_made_again(door, expected):
+    picture = a1111(door)
+    found = door.http.post(
+        "/v1/inspect", content=picture, headers={"content-type": "image/png"}
+    ).json()
+    assert "Seed: 11" in found["parameters"]
+    again = door.http.post("/v1/generations", json=found["request"]).json()
+    assert np.array_equal(pixels(base64.b64decode(again["images"][0]["b64"])), expected)
+
+
+def test_gan_answers_a_grid_of_its_own_pictures(door):
+    grid = door.http.post("/predictions/plate-gan", json={"number_of_images": 2, "seed": 3})
+    assert grid.headers["content-type"] == "image/jpeg"
+    one = door.http.post(
+        "/v1/generations", json={"model": "plate-gan", "seed": 4}, headers={"accept": "image/png"}
+    )
+    single = pixels(one.content).astype(int)
+    side = single.shape[0]
+    sheet = pixels(grid.content).astype(int)
+    assert sheet.shape[:2] == (side + 4, 2 * side + 6)
+    second = sheet[2 : 2 + side, side + 4 : 2 * side + 4]
+    assert np.abs(second - single).mean() < 6  # JPEG
+
+
+def test_what_the_model_cannot_do_is_a_422_that_names_the_field(door):
+    answer = door.http.post("/v1/generations", json={"prompt": "x", "width": 65, "height": 64})
+    assert answer.status_code in (200, 422)
+    if answer.status_code == 422:
+        assert answer.json()["field"] == "width"
+    gan = door.http.post("/v1/generations", json={"model": "plate-gan", "prompt": "x"})
+    assert gan.status_code in (200, 422)
+    for body, field in (
+        ({"scheduler": "nope"}, "scheduler"),
+        ({"width": 8192, "height": 64}, "width"),
+        ({"image": "AAAA"}, "image"),
+    ):
+        answer = door.http.post("/v1/generations", json={"prompt": "x", **body})
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["field"] == field
