@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mezzotint.errors import InvalidRequest, ShapeError
 from mezzotint.registry import Registry
-from mezzotint.sampling.schedules import TERMINAL_ALPHA_BAR, noise_schedule
+from mezzotint.sampling.schedules import TERMINAL_ALPHA_BAR, Frame, noise_schedule
 from mezzotint.sampling.timesteps import Schedule, SchedulerInfo, inference_schedule
 
 __all__ = [
@@ -415,46 +415,57 @@ def _lcm(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Eval
     return result
 
 
-_MULTISTEP = {"rounds": True, "counts_ends": True, "from_spaced": False, "starts_at_sigma": False}
-_TIMESTEP = {"rounds": True, "uses_alpha_bar": True, "starts_at_sigma": False}
+def _multistep(equals: str, **overrides: str) -> SchedulerInfo:
+    """Describe a solver that keeps history over whole timesteps of the training table."""
+    return SchedulerInfo(
+        equals=equals,
+        overrides=tuple(overrides.items()),
+        rounds=True,
+        counts_ends=True,
+        from_spaced=False,
+        starts_at_sigma=False,
+    )
+
+
+def _by_timestep(equals: str) -> SchedulerInfo:
+    """Describe a solver that is written in training timesteps."""
+    return SchedulerInfo(
+        equals=equals,
+        spacing="leading",
+        rounds=True,
+        uses_alpha_bar=True,
+        starts_at_sigma=False,
+    )
+
+
+def _by_sigma(equals: str, frame: Frame = "ve") -> SchedulerInfo:
+    """Describe a solver that is written in noise levels."""
+    return SchedulerInfo(equals=equals, frame=frame)
+
 
 SCHEDULERS: Registry[Scheduler] = Registry(
     "scheduler",
     {
-        "ddim": Scheduler(
-            info=SchedulerInfo(equals="DDIMScheduler", spacing="leading", **_TIMESTEP), rule=_ddim
-        ),
-        "ddpm": Scheduler(
-            info=SchedulerInfo(equals="DDPMScheduler", spacing="leading", **_TIMESTEP), rule=_ddpm
-        ),
-        "dpmpp_2m": Scheduler(
-            info=SchedulerInfo(equals="DPMSolverMultistepScheduler", **_MULTISTEP), rule=_dpmpp_2m
-        ),
+        "ddim": Scheduler(info=_by_timestep("DDIMScheduler"), rule=_ddim),
+        "ddpm": Scheduler(info=_by_timestep("DDPMScheduler"), rule=_ddpm),
+        "dpmpp_2m": Scheduler(info=_multistep("DPMSolverMultistepScheduler"), rule=_dpmpp_2m),
         "dpmpp_sde": Scheduler(
-            info=SchedulerInfo(
-                equals="DPMSolverMultistepScheduler",
-                overrides=(("algorithm_type", "sde-dpmsolver++"),),
-                **_MULTISTEP,
-            ),
+            info=_multistep("DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++"),
             rule=_dpmpp_sde,
         ),
-        "euler": Scheduler(info=SchedulerInfo(equals="EulerDiscreteScheduler"), rule=_euler),
+        "euler": Scheduler(info=_by_sigma("EulerDiscreteScheduler"), rule=_euler),
         "euler_ancestral": Scheduler(
-            info=SchedulerInfo(equals="EulerAncestralDiscreteScheduler"), rule=_euler_ancestral
+            info=_by_sigma("EulerAncestralDiscreteScheduler"), rule=_euler_ancestral
         ),
         "flow_euler": Scheduler(
-            info=SchedulerInfo(equals="FlowMatchEulerDiscreteScheduler", frame="flow"), rule=_euler
+            info=_by_sigma("FlowMatchEulerDiscreteScheduler", "flow"), rule=_euler
         ),
         "flow_heun": Scheduler(
-            info=SchedulerInfo(equals="FlowMatchHeunDiscreteScheduler", frame="flow"), rule=_heun
+            info=_by_sigma("FlowMatchHeunDiscreteScheduler", "flow"), rule=_heun
         ),
-        "heun": Scheduler(info=SchedulerInfo(equals="HeunDiscreteScheduler"), rule=_heun),
-        "lcm": Scheduler(
-            info=SchedulerInfo(equals="LCMScheduler", spacing="leading", **_TIMESTEP), rule=_lcm
-        ),
-        "unipc": Scheduler(
-            info=SchedulerInfo(equals="UniPCMultistepScheduler", **_MULTISTEP), rule=_unipc
-        ),
+        "heun": Scheduler(info=_by_sigma("HeunDiscreteScheduler"), rule=_heun),
+        "lcm": Scheduler(info=_by_timestep("LCMScheduler"), rule=_lcm),
+        "unipc": Scheduler(info=_multistep("UniPCMultistepScheduler"), rule=_unipc),
     },
     group="mezzotint.schedulers",
 )
