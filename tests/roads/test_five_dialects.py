@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from tests.serving import Door, open_door
 
+from mezzotint.engine.config import EngineConfig
 from mezzotint.request import GenerationRequest
 from mezzotint.service.local import LocalConfig, LocalService
 
@@ -24,7 +25,9 @@ def pixels(data: bytes) -> np.ndarray:
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     folder = tmp_path_factory.mktemp("roads")
-    service = LocalService(LocalConfig(home=str(folder), device="cpu", backend="torch"))
+    engine = EngineConfig(buckets=(2, 4))  # two sizes to certify are enough here
+    config = LocalConfig(home=str(folder), device="cpu", backend="torch", engine=engine)
+    service = LocalService(config)
     with open_door(folder / "jobs", service=service) as opened:
         yield opened
         opened.do(service.close)
