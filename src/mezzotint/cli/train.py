@@ -48,6 +48,11 @@ def train(
 
     def show(event: dict[str, Any]) -> None:
         print(json.dumps(event) if as_json else describe_event(event), flush=True)
+        if event["event"] == "samples" and not as_json and sys.stdout.isatty():
+            from mezzotint.images.codec import decode_image
+            from mezzotint.train.grids import terminal_picture
+
+            print(terminal_picture(decode_image(Path(event["path"]).read_bytes())), flush=True)
 
     trainer = Trainer(wanted, on_event=show)
     report = trainer.check()

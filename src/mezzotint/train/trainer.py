@@ -26,7 +26,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -43,15 +42,14 @@ from mezzotint.train.data import (
     BatchPlan,
     DataReport,
     Dataset,
-    augment,
     data_kind,
     derive,
     load_data,
 )
-from mezzotint.train.networks import seeded
 from mezzotint.train.progress import Board, Progress, TrainEvent
 from mezzotint.train.state import RunState, create_accelerator
-from mezzotint.train.tasks import Batch, create_task
+from mezzotint.train.stepping import Stepper
+from mezzotint.train.tasks import create_task
 from mezzotint.types import GenerationResult
 
 __all__ = ["FitResult", "Trainer"]
@@ -148,18 +146,23 @@ class Trainer:
         """
         state = self._prepare(resume=resume)
         state.accelerator.wait_for_everyone()
-        plan = self._batch_plan()
         progress = self._progress(state)
         progress.rewind(state.counters.step)
         progress.tell("started", state.counters.step, steps=self.config.loop.steps)
         if not self._store.steps():
             self._checkpoint(state, progress)
+        assert self._data is not None  # noqa: S101  (_prepare reads it)
+        stepper = Stepper(
+            self.config, self._data[0], state, plan=self._batch_plan(), store=self._store,
+            progress=progress,
+        )  # fmt: skip
         self._stop.clear()
-        loss, early = math.nan, False
+        loss, patience = math.nan, self.config.loop.patience
+        early = patience > 0 and state.counters.stale >= patience
         progress.start_clock(state.counters.step)
         while state.counters.step < self.config.loop.steps and not early:
-            loss = self._advance(state, plan, progress, loss)
-            early = self._periodic(state, plan, progress)
+            loss = stepper.advance(loss)
+            early = self._periodic(state, stepper, progress)
             if self._stop.is_set():
                 self._checkpoint(state, progress)
                 raise Cancelled(f"training was stopped at step {state.counters.step}")
@@ -240,7 +243,8 @@ class Trainer:
             return self._model[1]
         place = PlacementConfig(device=device)
         with tempfile.TemporaryDirectory() as temporary:
-            folder = self.run_dir if self._exported == step else Path(temporary)
+            is_current = self._exported == step and self._is_model
+            folder = self.run_dir if is_current else Path(temporary)
             if folder != self.run_dir:
                 state = self._prepare(resume=True)
                 state.task.write_model(folder, self._weights(state), {})
@@ -260,12 +264,15 @@ class Trainer:
             return about["data"] not in ("pixels", "latents")
         return data_kind(self.config) == "arrays"
 
+    @property
+    def _is_model(self) -> bool:
+        """Whether the run folder is a model: not an autoencoder, not a LoRA alone."""
+        kind = self.config.kind
+        return kind != "autoencoder" and (kind != "lora" or self.config.lora.merge)
+
     def _is_exported(self) -> bool:
         """Whether the folder's model is of the newest step, so that no data is needed."""
-        whole = self.config.kind != "autoencoder" and (
-            self.config.kind != "lora" or self.config.lora.merge
-        )
-        if self._state is not None or not whole:
+        if self._state is not None or not self._is_model:
             return False
         self._exported = _exported_steps(self.run_dir)
         return self._exported >= max(self._store.steps(), default=0) and self._exported > 0
@@ -357,120 +364,13 @@ class Trainer:
             board=board if main else None,
         )
 
-    def _batch(self, state: RunState, indices: list[int], number: int | None) -> Batch:
-        """Read a batch; a training batch (with a number) is augmented."""
-        assert self._data is not None  # noqa: S101
-        data = self._data[0]
-        samples = data.read(indices)
-        if number is not None:
-            generator = derive(self.config.seed, "augmentation", number)
-            samples = augment(samples, self.config.data, generator)
-        return Batch(
-            samples.to(state.accelerator.device),
-            [data.labels[k] for k in indices] if data.labels else (),
-            [data.captions[k] for k in indices] if data.captions else (),
-        )
-
-    def _advance(
-        self, state: RunState, plan: BatchPlan, progress: Progress, last_loss: float
-    ) -> float:
-        """Take one optimiser step of every group, or leave out one that is not finite."""
-        counters, loop = state.counters, self.config.loop
-        rate = state.set_rates()
-        figures: dict[str, float] = {}
-        finite = True
-        state.task.modules.train()
-        for group, names in state.task.groups.items():
-            finite = self._step_group(state, plan, group, names, figures) and finite
-            if not finite:
-                break
-        if not finite:
-            self._handle_bad_step(state, progress)
-            return last_loss
-        counters.bad_steps = 0
-        counters.step += 1
-        state.ema.update(state.task.modules)
-        state.task.after_step(counters.step)
-        loss = sum(figures[group] for group in state.task.groups)
-        if counters.step % loop.log_every == 0 or counters.step == loop.steps:
-            progress.tell_step(counters.step, loss=loss, learning_rate=rate, **figures)
-        return loss
-
-    def _step_group(
-        self,
-        state: RunState,
-        plan: BatchPlan,
-        group: str,
-        names: Any,
-        figures: dict[str, float],
-    ) -> bool:
-        """Accumulate gradients of one group and step; False if they are not finite."""
-        accelerator, loop = state.accelerator, self.config.loop
-        optimizer, parameters = state.optimizers[group], state.parameters(names)
-        optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        for micro in range(loop.accumulate):
-            number = state.counters.step * loop.accumulate + micro + state.counters.skipped
-            number = number * accelerator.num_processes + accelerator.process_index
-            batch = self._batch(state, plan.batch(number), number)
-            generator = derive(self.config.seed, "noise", group, number)
-            with seeded(derive(self.config.seed, "dropout", group, number)):
-                with accelerator.autocast():
-                    loss, more = state.task.loss(group, state.networks, batch, generator)
-                if not state.everywhere(math.isfinite(loss.item())):
-                    return False
-                accelerator.backward(loss / loop.accumulate)
-            total += loss.item() / loop.accumulate
-            figures |= {name: float(value) for name, value in more.items()}
-        limit = loop.clip_norm or math.inf
-        state.average_gradients(parameters)
-        norm = accelerator.clip_grad_norm_(parameters, limit)
-        scaled = accelerator.scaler is not None  # fp16: the scaler leaves such a step out itself
-        if not math.isfinite(float(norm)) and not scaled:
-            optimizer.zero_grad(set_to_none=True)
-            return False
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        figures[group] = total
-        figures[f"{group}_norm"] = float(norm)
-        return True
-
-    def _handle_bad_step(self, state: RunState, progress: Progress) -> None:
-        """Pass over a step that is not finite; after several, go back."""
-        counters, loop = state.counters, self.config.loop
-        counters.bad_steps += 1
-        counters.skipped += loop.accumulate
-        progress.tell("skipped", counters.step, message="the loss or its gradient is not finite")
-        if counters.bad_steps < loop.max_bad_steps:
-            return
-        if counters.rollbacks >= loop.max_rollbacks:
-            raise WorkFailed(
-                f"the loss is not finite at step {counters.step} after {counters.rollbacks} "
-                "rollbacks; lower optimizer.learning_rate or loop.clip_norm, or look at the data"
-            )
-        restored, _ = self._store.load_newest()
-        if restored is None:
-            raise WorkFailed(
-                f"the loss is not finite at step {counters.step} and there is no checkpoint"
-            )
-        moved = counters.step - restored.step
-        skipped, rollbacks, scale = counters.skipped, counters.rollbacks, counters.rate_scale
-        state.load_state_dict(restored.state)
-        state.counters.skipped = skipped + moved * loop.accumulate
-        state.counters.rollbacks = rollbacks + 1
-        state.counters.rate_scale = scale * loop.rollback_scale
-        progress.tell(
-            "rollback", restored.step, from_step=restored.step + moved,
-            learning_rate_scale=state.counters.rate_scale,
-        )  # fmt: skip
-
-    def _periodic(self, state: RunState, plan: BatchPlan, progress: Progress) -> bool:
+    def _periodic(self, state: RunState, stepper: Stepper, progress: Progress) -> bool:
         """Do what is due after a step; True ends the run."""
         step, config = state.counters.step, self.config
         last = step >= config.loop.steps
         early = False
         if _due(step, config.loop.evaluate_every, state.counters.bad_steps):
-            early = self._evaluate(state, plan, progress)
+            early = stepper.evaluate()
         if _due(step, config.samples.every, state.counters.bad_steps):
             self._write_samples(state, progress)
         if _due(step, config.checkpoint.every, state.counters.bad_steps) and not last:
@@ -478,27 +378,6 @@ class Trainer:
         if _due(step, config.checkpoint.export_every, state.counters.bad_steps) and not last:
             self._export(state)
         return early
-
-    @torch.no_grad()
-    def _evaluate(self, state: RunState, plan: BatchPlan, progress: Progress) -> bool:
-        """Measure the held-out loss with the running mean; True if it stopped falling."""
-        counters, loop = state.counters, self.config.loop
-        state.task.modules.eval()
-        losses, weights = [], []
-        assert self._data is not None  # noqa: S101
-        buckets = self._data[0].buckets
-        with state.ema.applied(state.task.modules), state.accelerator.autocast():
-            for number, indices in enumerate(_chunks(plan.held_out, buckets, loop.batch_size)):
-                generator = derive(self.config.seed, "held out noise", number)
-                batch = self._batch(state, indices, None)
-                loss = state.task.held_out_loss(state.networks, batch, generator)
-                losses.append(float(loss) * len(indices))
-                weights.append(len(indices))
-        value = sum(losses) / sum(weights)
-        counters.stale = 0 if value < counters.best else counters.stale + 1
-        counters.best = min(counters.best, value)
-        progress.tell("held_out", counters.step, loss=value, best=counters.best)
-        return bool(loop.patience) and counters.stale >= loop.patience
 
     def _checkpoint(self, state: RunState, progress: Progress) -> None:
         """Write a checkpoint; a full disk is told and the run goes on."""
@@ -575,11 +454,3 @@ def _exported_steps(run_dir: Path) -> int:
 def _due(step: int, every: int, bad_steps: int) -> bool:
     """Say whether something that happens every so many steps is due."""
     return every > 0 and step > 0 and step % every == 0 and not bad_steps
-
-
-def _chunks(indices: list[int], buckets: list[int], size: int) -> list[list[int]]:
-    """Cut held-out samples into batches of one bucket each."""
-    groups: dict[int, list[int]] = {}
-    for index in indices:
-        groups.setdefault(buckets[index], []).append(index)
-    return [g[k : k + size] for g in groups.values() for k in range(0, len(g), size)]

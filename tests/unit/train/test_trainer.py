@@ -10,6 +10,7 @@ from mezzotint.train import trainer as trainer_module
 from mezzotint.train.config import OptimizerConfig
 from mezzotint.train.diffusion import DiffusionTask
 from mezzotint.train.state import learning_rate
+from mezzotint.train.stepping import Stepper
 from mezzotint.train.trainer import Trainer
 
 
@@ -108,10 +109,11 @@ def test_accumulated_gradients_equal_those_of_one_large_batch(tmp_path):
     trainer = Trainer(small)
     state = trainer._prepare(resume=True)
     plan = trainer._batch_plan()
+    stepper = Stepper(small, trainer._data[0], state, plan=plan, store=None, progress=None)
     task = state.task
     grads = []
     for number in range(4):
-        batch = trainer._batch(state, plan.batch(number), number)
+        batch = stepper.batch(plan.batch(number), number)
         generator = trainer_module.derive(0, "noise", "denoiser", number)
         grads.append(
             torch.autograd.grad(
@@ -264,7 +266,7 @@ def test_a_run_folder_opens_again_wherever_it_was_moved(tmp_path):
     first = train(points_config(tmp_path))
     (tmp_path / "run").rename(tmp_path / "moved")
     second = Trainer.open(tmp_path / "moved")
-    second.model()
+    second.fit()
     assert same(weights(first), weights(second))
     with pytest.raises(InvalidRequest, match="is no run folder"):
         Trainer.open(tmp_path)
