@@ -1,24 +1,71 @@
 """Guidance curve: a schedule resolved to one scale per step, without tensors.
 
-Progress runs from 0 at the first (noisiest) step to 1 at the last one, so a
-curve ends exactly where it says it ends, whatever the number of steps and
-however often the solver calls the network within a step.
+Progress runs from 0 at the first (noisiest) step to 1 at the last one, in log-SNR
+in between: a curve means the same at the same noise level, whatever the number
+of steps, their spacing and how often the solver calls the network, and ends
+exactly where it says it ends.
 """
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.request import GuidanceSchedule
+from mezzotint.sampling.timesteps import (
+    SCHEDULER_INFO,
+    SchedulerInfo,
+    inference_schedule,
+    noise_progress,
+)
 
-__all__ = ["resolve_guidance"]
+__all__ = ["resolve_guidance", "run_progress"]
 
 
-def resolve_guidance(schedule: float | GuidanceSchedule, num_steps: int) -> tuple[float, ...]:
+def run_progress(
+    scheduler: str,
+    config: Mapping[str, Any],
+    num_steps: int,
+    sigma_schedule: str | None = None,
+    *,
+    first: int = 0,
+) -> tuple[float, ...]:
+    """Tell how far each step of a run is on its way from noise to picture.
+
+    Args:
+        scheduler: A known scheduler; of the ones without a table of ours, the
+            noise levels of the training schedule in equal steps stand in.
+        config: The model's scheduler configuration.
+        num_steps: Steps of the whole run.
+        sigma_schedule: Name of the request field, resolved.
+        first: Step that the run begins at, counted from 0.
+
+    Returns:
+        One number in [0, 1] for each step that is run.
+
+    Raises:
+        InvalidRequest: If the steps do not fit the training schedule.
+
+    Example:
+        >>> [round(p, 2) for p in run_progress("euler", {}, 5)]
+        [0.0, 0.19, 0.37, 0.51, 1.0]
+    """
+    info = SCHEDULER_INFO.get(scheduler) or next(
+        (known for known in SCHEDULER_INFO.values() if known.equals == scheduler),
+        SchedulerInfo(equals=scheduler),
+    )
+    return noise_progress(inference_schedule(info, config, num_steps, sigma_schedule), first=first)
+
+
+def resolve_guidance(
+    schedule: float | GuidanceSchedule, num_steps: int, progress: Sequence[float] | None = None
+) -> tuple[float, ...]:
     """Return the guidance scale of every step.
 
     Args:
         schedule: One scale, or a curve.
         num_steps: Steps that are really run, >= 0.
+        progress: What :func:`run_progress` tells of each of them; equal steps if None.
 
     Returns:
         ``num_steps`` scales; 1 means that the step computes no unconditional row.
@@ -42,8 +89,9 @@ def resolve_guidance(schedule: float | GuidanceSchedule, num_steps: int) -> tupl
                 allowed=str(num_steps),
             )
         return schedule.values
-    last = max(num_steps - 1, 1)
-    return tuple(_scale(schedule, step / last) for step in range(num_steps))
+    if progress is None:
+        progress = [step / max(num_steps - 1, 1) for step in range(num_steps)]
+    return tuple(_scale(schedule, done) for done in progress)
 
 
 def _scale(schedule: GuidanceSchedule, progress: float) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mezzotint.engine.guidance_curve import resolve_guidance
+from mezzotint.engine.guidance_curve import resolve_guidance, run_progress
 from mezzotint.engine.plan import (
     Plan,
     Planned,
@@ -97,12 +97,19 @@ def plan(
     sigma_schedule = request.sigma_schedule or (
         spec.default_sigma_schedule if request.scheduler in (None, spec.default_scheduler) else None
     )
-    guidance, techniques = _resolve_guidance(request, spec, len(set(steps)), warnings)
-    techniques = _resolve_techniques(request, spec, abilities, techniques, len(guidance))
     if spec.has_steps and spec.stepwise:
         check_scheduler(scheduler, sigma_schedule, prediction_type=spec.prediction_type)
     else:
         scheduler, sigma_schedule = "", None
+    guidance, techniques = _resolve_guidance(
+        request,
+        spec,
+        len(set(steps)),
+        warnings,
+        scheduler=scheduler,
+        sigma_schedule=sigma_schedule,
+    )
+    techniques = _resolve_techniques(request, spec, abilities, techniques, len(guidance))
     guided = any(scale != 1 for scale in guidance) or not spec.stepwise
     plan = Plan(
         model=spec.name,
@@ -352,7 +359,13 @@ def _resolve_steps(
 
 
 def _resolve_guidance(
-    request: GenerationRequest, spec: ModelSpec, num_steps: int, warnings: list[str]
+    request: GenerationRequest,
+    spec: ModelSpec,
+    num_steps: int,
+    warnings: list[str],
+    *,
+    scheduler: str,
+    sigma_schedule: str | None,
 ) -> tuple[tuple[float, ...], Techniques]:
     """Return the scale of each step and the techniques that guidance brings."""
     asked = request.guidance_scale
@@ -373,7 +386,13 @@ def _resolve_guidance(
             )
         return off, Techniques(distilled_guidance=values.pop())
     rescale = scale.rescale if isinstance(scale, GuidanceSchedule) else 0.0
-    guidance = resolve_guidance(scale, num_steps)
+    progress = None
+    if isinstance(scale, GuidanceSchedule) and scheduler and num_steps:
+        total = _num_steps(request, spec)
+        progress = run_progress(
+            scheduler, spec.scheduler_config, total, sigma_schedule, first=total - num_steps
+        )
+    guidance = resolve_guidance(scale, num_steps, progress)
     used = rescale if any(s != 1 for s in guidance) else 0.0
     return guidance, Techniques(guidance_rescale=used)
 

@@ -213,7 +213,13 @@ class Runner:
             latents=noise,
             members=members,
             operator=operator,
-            solver=make_solver(plan, model, noise=noise, clean=clean, generator=generator),
+            solver=make_solver(
+                plan,
+                model,
+                noise=noise,
+                clean=None if _repaints_all(plan) else clean,
+                generator=generator,
+            ),
             inpainting=_keep_outside(plan, model, assets, clean, noise),
         )
 
@@ -582,6 +588,11 @@ def _encode_picture(
         return None
     picture = torch.from_numpy(assets[digest])[None].to(device)
     return model.encode_image(picture, [generator]).float()
+
+
+def _repaints_all(plan: Plan) -> bool:
+    """Whether the repainted part starts from pure noise, as diffusers' inpainting does."""
+    return plan.techniques.mask is not None and plan.techniques.strength == 1
 
 
 def _keep_outside(

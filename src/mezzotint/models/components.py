@@ -77,10 +77,7 @@ def from_components(
         pipeline=pipeline,
         networks=networks,
         tokenizers={r: tokens_of(given[r]) for r in TOKENIZER_ROLES if r in given},
-        scheduler={
-            "_class_name": type(given["scheduler"]).__name__,
-            **_config_of(given["scheduler"]),
-        },
+        scheduler=_scheduler_config(given["scheduler"]),
         config=dict(config or {}),
         digest=combine_digests(digests),
     )
@@ -154,6 +151,17 @@ def _config_of(part: Any) -> dict[str, Any]:
     """Return a component's configuration as plain data."""
     config: Any = getattr(part, "config", {})
     return dict(config.to_dict() if hasattr(config, "to_dict") else config)
+
+
+def _scheduler_config(scheduler: Any) -> dict[str, Any]:
+    """Return a scheduler's configuration without what its class filled in by default.
+
+    Another class has other defaults; diffusers' ``from_config`` does the same.
+    """
+    config = _config_of(scheduler)
+    defaulted = {"_use_default_values", *config.get("_use_default_values", ())}
+    kept = {key: value for key, value in config.items() if key not in defaulted}
+    return {"_class_name": type(scheduler).__name__, **kept}
 
 
 def _module_part(role: str, module: Any) -> Part:

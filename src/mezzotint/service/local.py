@@ -32,8 +32,9 @@ from mezzotint.images.resize import fit
 from mezzotint.models.base import Model
 from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.models.spec import ModelSpec
+from mezzotint.observe import log
 from mezzotint.plain import Checked, read
-from mezzotint.request import GenerationRequest, Output
+from mezzotint.request import GenerationRequest, LatentInput, Output
 from mezzotint.service import tools
 from mezzotint.service.desk import Desk
 from mezzotint.service.orders import Judge, Order
@@ -54,6 +55,7 @@ from mezzotint.types import (
 __all__ = ["Engine", "Job", "LocalConfig", "LocalService", "create_service"]
 
 _TECHNIQUES = frozenset({"ensemble", "image", "loras", "mask", "regions", "upscale", "walk"})
+_WARM_UP_STEPS = 4
 _ENDINGS = (Finished, Failed, CancelledEvent)
 
 
@@ -154,6 +156,47 @@ class LocalService:
             budget_bytes=self.budget_bytes,
             judge=self._judge,
         )
+        self._not_ready: dict[str, str] = {}
+        try:
+            self._warm_up(self._name_models())
+        except BaseException:
+            self.shut()
+            raise
+
+    def _name_models(self) -> list[str]:
+        """Register what was given as ``name=path``; return the names of all wanted models."""
+        names: list[str] = []
+        for entry in self.config.models:
+            name, _, path = entry.partition("=")
+            if path:
+                self.shelf.store.add(name, path, keep=False)
+            names.append(name)
+        return names
+
+    def _warm_up(self, names: Sequence[str]) -> None:
+        """Draw one small picture with each model, so that it is loaded, compiled and timed."""
+        self._not_ready = dict.fromkeys(names, "is being loaded")
+        for name in names:
+            spec = self.shelf.spec(name)
+            request = GenerationRequest(
+                model=name,
+                prompt="warm-up" if spec.takes_prompt else "",
+                seed=0,
+                num_inference_steps=_WARM_UP_STEPS if spec.has_steps else None,
+                latent=LatentInput(class_label=0 if spec.family == "dit" else None),
+                priority=100,
+            )
+
+            def hear(event: Event, name: str = name) -> None:
+                if isinstance(event, Finished):
+                    self._not_ready.pop(name, None)
+                elif isinstance(event, Failed):
+                    self._not_ready[name] = str(event.error)
+                    log.error("model.warm_up_failed", model=name, error=str(event.error))
+
+            self.submit(
+                request, hear, request_id=f"warm-up {secrets.token_hex(4)}", use_cache=False
+            )
 
     def _build_mind(self, emit: Callable[[Any], None]) -> Mind:
         """Make the engine, inside its own thread."""
@@ -384,7 +427,8 @@ class LocalService:
         """Tell how the service is, without waiting."""
         load = self._desk.load
         return {
-            "ready": not self._is_closed,
+            "ready": not self._is_closed and not self._not_ready,
+            "waiting_for": dict(self._not_ready),
             "live": True,
             "queue": load.images,
             "backlog_s": load.seconds,
@@ -411,6 +455,22 @@ class LocalService:
         root = Path(store).expanduser().resolve()
         path = (root / source).resolve()
         return str(path) if path.is_relative_to(root) and path.exists() else source
+
+    def _find_source(self, source: str) -> str:
+        """Return the path of a source: in the model store, or as it is where that is allowed.
+
+        Raises:
+            UnknownName: If there is nothing of that name in the model store.
+        """
+        folder = Path(self.config.model_store).absolute() if self.config.model_store else None
+        if folder is not None:
+            path = (folder / source).absolute()
+            if path.is_relative_to(folder) and ".." not in Path(source).parts and path.exists():
+                return str(path)
+        if self.config.allow_paths:
+            return source
+        known = sorted(p.name for p in folder.iterdir()) if folder and folder.is_dir() else []
+        raise UnknownName("model source", source, known, field="url")
 
     async def unregister(self, name: str, version: str | None = None) -> None:
         """Remove one version of a model from the service; files stay where they are."""
@@ -544,8 +604,6 @@ class Engine:
         names = tuple(str(model) for model in models if not isinstance(model, Model))
         config = read(LocalConfig, {"home": str(home), "device": device, **options})
         self.service = LocalService(dataclasses.replace(config, models=names), models=loaded)
-        for name in names:
-            self.service.shelf.spec(name)  # an unknown model is an error here, not later
 
     def submit(
         self, request: GenerationRequest, *, client: str = "", preview_every: int = 0

@@ -410,6 +410,32 @@ def test_the_plan_predicts_calls_exactly(service):
     assert described["digest"]
 
 
+def test_models_that_are_to_be_ready_are_warm_before_ready(tmp_path):
+    tiny.build("sd1").save_pretrained(tmp_path / "folder")
+    settings = LocalConfig(
+        home=str(tmp_path / "home"),
+        device="cpu",
+        backend="torch",
+        models=(f"mine={tmp_path / 'folder'}",),
+    )
+    service = LocalService(settings)
+    assert not asyncio.run(service.health())["ready"]
+    deadline = time.monotonic() + 60
+    while not asyncio.run(service.health())["ready"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert asyncio.run(service.health())["ready"]
+    plan = asyncio.run(service.plan(ask(model="mine")))
+    assert plan["cost"]["measured"]
+    listed = {m["name"]: m for m in asyncio.run(service.models())}
+    assert listed["mine"]["ready"]
+    service.shut()
+
+
+def test_an_unknown_model_to_be_ready_is_an_error_at_once(tmp_path):
+    with pytest.raises(errors.UnknownName):
+        Engine(["nobody"], device="cpu", home=tmp_path, backend="torch")
+
+
 def test_capabilities_show_certificates_and_costs(service):
     jobs = [submit(service, ask(seed=k, num_inference_steps=6)) for k in range(900, 904)]
     for job in jobs:
