@@ -116,7 +116,8 @@ def _run(arguments: list[str]) -> int:
         return _say(_request_message(error, arguments), WRONG)
     except MezzotintError as error:
         return _say(str(error), FAILED)
-    except BrokenPipeError:  # the reader of our output left, e.g. `| head`
+    except BrokenPipeError as error:  # the reader of our output left, e.g. `| head`
+        log.debug("broken_pipe", exception=error)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:

@@ -7,8 +7,11 @@ stands in its card, so that a name means the same bytes tomorrow.
 
 import os
 import re
+import socket
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from mezzotint.errors import ModelNotAllowed, WeightsError
 from mezzotint.models.cards import CARDS_FOLDER, Card, read_card
@@ -78,6 +81,7 @@ def fetch(repo: str, revision: str | None = None, *, allow: bool = True) -> tupl
                 f"{repo} is not on this machine, and fetching models is not allowed here"
             ) from None
     try:
+        _look_up_hub()
         path = snapshot_download(
             **wanted, allow_patterns=list(_PATTERNS), ignore_patterns=list(_LEFT_OUT)
         )
@@ -96,6 +100,20 @@ def fetch(repo: str, revision: str | None = None, *, allow: bool = True) -> tupl
             "the folder here and name it by its path, or set HF_ENDPOINT to a mirror"
         ) from None
     return _at_commit(path)
+
+
+def _look_up_hub() -> None:
+    """Find the Hub's address once: without a network the library would ask for over a minute.
+
+    Raises:
+        OSError: If its name cannot be resolved.
+    """
+    from huggingface_hub import constants
+
+    if getproxies():  # then the proxy resolves names
+        return
+    address = urlsplit(constants.ENDPOINT)
+    socket.getaddrinfo(address.hostname, address.port or 443)
 
 
 def _at_commit(path: str) -> tuple[Path, str]:
