@@ -166,6 +166,13 @@ def test_every_step_equals_diffusers_on_other_noise_levels(name, curve):
         check(name, SD, 9, curve)
 
 
+@pytest.mark.parametrize("name", VE)
+def test_settings_that_a_class_does_not_know_change_nothing(name):
+    # e.g. Euler never thresholds, and only some classes may end above sigma 0
+    odd = {"thresholding": True, "sample_max_value": 1.5, "final_sigmas_type": "sigma_min"}
+    check(name, {**PIXELS, "clip_sample": False, **odd}, 4)
+
+
 @pytest.mark.parametrize("name", [n for n in VE if n != "lcm"])
 def test_a_run_that_starts_late_equals_diffusers(name):
     check(name, SD, 10, begin=4)

@@ -7,18 +7,13 @@ everybody else's, and are combined afterwards. The convention is
 Dimensions: B images, then any rank.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from mezzotint.errors import ShapeError
 from mezzotint.sampling.denoiser import denoised_from_prediction, prediction_from_denoised
 
-__all__ = ["GuidanceCurve", "guide", "log_snr_progress", "rescaled"]
-
-GuidanceCurve = Callable[[float], float]
-"""A guidance scale as a function of progress: 0 at the noisiest level, 1 at the last."""
+__all__ = ["guide", "rescaled"]
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: Tensor) -> Tensor:
@@ -75,26 +70,11 @@ def rescaled(
     """
     said = prediction_from_denoised(guided, latents, sigma, prediction_type)
     plain = prediction_from_denoised(cond, latents, sigma, prediction_type)
-    dims = tuple(range(1, said.ndim))
-    spread = plain.std(dim=dims, keepdim=True) / said.std(dim=dims, keepdim=True)
-    weight = phi.to(said).reshape(-1, *([1] * (said.ndim - 1)))
+    shape = (-1, *([1] * (said.ndim - 1)))
+    # row by row: a reduction over a whole batch may add up in another order than one alone
+    ratios = [p.std() / s.std() for p, s in zip(plain, said, strict=True)]
+    spread = torch.stack(ratios).reshape(shape)
+    weight = phi.to(said).reshape(shape)
     mixed = weight * (said * spread) + (1 - weight) * said
     changed = denoised_from_prediction(mixed, latents, sigma, prediction_type)
     return torch.where(weight == 0, guided, changed)
-
-
-def log_snr_progress(sigma: Tensor, first: float, last: float) -> Tensor:
-    """Return how far a noise level is on the way from the first to the last, in log sigma.
-
-    Args:
-        sigma: Noise levels, > 0. Any shape.
-        first: Noisiest level of the run.
-        last: Cleanest level at which the network is called, > 0.
-
-    Returns:
-        0 at ``first``, 1 at ``last``, clamped between. Same shape.
-    """
-    span = torch.log(torch.tensor(first / last, dtype=torch.float64))
-    if float(span) == 0:
-        return torch.ones_like(sigma, dtype=torch.float64)
-    return (torch.log(first / sigma.double()) / span).clamp(0, 1)

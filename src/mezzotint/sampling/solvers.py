@@ -15,7 +15,7 @@ Dimensions: B images, R registers, E evaluations, then any rank.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,13 @@ from torch import Tensor
 
 from mezzotint.errors import InvalidRequest, ShapeError
 from mezzotint.registry import Registry
-from mezzotint.sampling.schedules import TERMINAL_ALPHA_BAR, Frame, noise_schedule
-from mezzotint.sampling.timesteps import Schedule, SchedulerInfo, inference_schedule
+from mezzotint.sampling.schedules import TERMINAL_ALPHA_BAR, noise_schedule
+from mezzotint.sampling.timesteps import (
+    SCHEDULER_INFO,
+    Schedule,
+    SchedulerInfo,
+    inference_schedule,
+)
 
 __all__ = [
     "REGISTERS",
@@ -97,12 +102,16 @@ class SolverTable:
     clip: Clip = Clip()
 
 
+Rule = Callable[[Schedule, Mapping[str, Any], int], list[Evaluation]]
+"""Fills a table: ``(noise levels, scheduler configuration, first step) -> evaluations``."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheduler:
     """A scheduler by name: its noise levels and the rule that fills its table."""
 
     info: SchedulerInfo
-    rule: Callable[[Schedule, Mapping[str, Any], int], list[Evaluation]]
+    rule: Rule
 
 
 def _row(**coefficients: float) -> tuple[float, ...]:
@@ -415,61 +424,36 @@ def _lcm(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Eval
     return result
 
 
-def _multistep(equals: str, **overrides: str) -> SchedulerInfo:
-    """Describe a solver that keeps history over whole timesteps of the training table."""
-    return SchedulerInfo(
-        equals=equals,
-        overrides=tuple(overrides.items()),
-        rounds=True,
-        counts_ends=True,
-        from_spaced=False,
-        starts_at_sigma=False,
-    )
-
-
-def _by_timestep(equals: str) -> SchedulerInfo:
-    """Describe a solver that is written in training timesteps."""
-    return SchedulerInfo(
-        equals=equals,
-        spacing="leading",
-        rounds=True,
-        uses_alpha_bar=True,
-        starts_at_sigma=False,
-    )
-
-
-def _by_sigma(equals: str, frame: Frame = "ve") -> SchedulerInfo:
-    """Describe a solver that is written in noise levels."""
-    return SchedulerInfo(equals=equals, frame=frame)
-
+_RULES: Mapping[str, Rule] = {
+    "ddim": _ddim,
+    "ddpm": _ddpm,
+    "dpmpp_2m": _dpmpp_2m,
+    "dpmpp_sde": _dpmpp_sde,
+    "euler": _euler,
+    "euler_ancestral": _euler_ancestral,
+    "flow_euler": _euler,
+    "flow_heun": _heun,
+    "heun": _heun,
+    "lcm": _lcm,
+    "unipc": _unipc,
+}
 
 SCHEDULERS: Registry[Scheduler] = Registry(
     "scheduler",
-    {
-        "ddim": Scheduler(info=_by_timestep("DDIMScheduler"), rule=_ddim),
-        "ddpm": Scheduler(info=_by_timestep("DDPMScheduler"), rule=_ddpm),
-        "dpmpp_2m": Scheduler(info=_multistep("DPMSolverMultistepScheduler"), rule=_dpmpp_2m),
-        "dpmpp_sde": Scheduler(
-            info=_multistep("DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++"),
-            rule=_dpmpp_sde,
-        ),
-        "euler": Scheduler(info=_by_sigma("EulerDiscreteScheduler"), rule=_euler),
-        "euler_ancestral": Scheduler(
-            info=_by_sigma("EulerAncestralDiscreteScheduler"), rule=_euler_ancestral
-        ),
-        "flow_euler": Scheduler(
-            info=_by_sigma("FlowMatchEulerDiscreteScheduler", "flow"), rule=_euler
-        ),
-        "flow_heun": Scheduler(
-            info=_by_sigma("FlowMatchHeunDiscreteScheduler", "flow"), rule=_heun
-        ),
-        "heun": Scheduler(info=_by_sigma("HeunDiscreteScheduler"), rule=_heun),
-        "lcm": Scheduler(info=_by_timestep("LCMScheduler"), rule=_lcm),
-        "unipc": Scheduler(info=_multistep("UniPCMultistepScheduler"), rule=_unipc),
-    },
+    {name: Scheduler(info=SCHEDULER_INFO[name], rule=rule) for name, rule in _RULES.items()},
     group="mezzotint.schedulers",
 )
 """Built-in schedulers by name; plug-ins add theirs as :class:`Scheduler` objects."""
+
+
+_CLIPPING = ("DDIMScheduler", "DDPMScheduler", "HeunDiscreteScheduler", "LCMScheduler")
+_THRESHOLDING = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "LCMScheduler",
+    "UniPCMultistepScheduler",
+)
 
 
 def tabulate(
@@ -523,18 +507,13 @@ def plan_table(
 
 
 def _clip_of(info: SchedulerInfo, config: Mapping[str, Any]) -> Clip:
-    """Read what the model's scheduler does to denoised; only some classes know clip_sample."""
-    if config.get("thresholding"):
+    """Read what the model's scheduler does to denoised, if its class does anything."""
+    if config.get("thresholding") and info.equals in _THRESHOLDING:
         return Clip(
             quantile=float(config.get("dynamic_thresholding_ratio", 0.995)),
             maximum=float(config.get("sample_max_value", 1.0)),
         )
-    if config.get("clip_sample") and info.equals in (
-        "DDIMScheduler",
-        "DDPMScheduler",
-        "LCMScheduler",
-        "HeunDiscreteScheduler",
-    ):
+    if config.get("clip_sample") and info.equals in _CLIPPING:
         return Clip(limit=float(config.get("clip_sample_range", 1.0)))
     return Clip()
 
@@ -601,13 +580,3 @@ def advance(
             total = total + torch.where(weight.reshape(shape) != 0, product, 0.0)
         rows.append(total)
     return torch.stack(rows, dim=1)
-
-
-def noise_levels(sigmas: Sequence[float]) -> Schedule:
-    """Make a schedule of bare noise levels for a denoiser that needs no timestep."""
-    return Schedule(
-        frame="ve",
-        timesteps=tuple(sigmas[:-1]),
-        sigmas=tuple(sigmas),
-        init_noise_sigma=sigmas[0],
-    )

@@ -17,6 +17,7 @@ from mezzotint.errors import InvalidRequest, UnknownName
 from mezzotint.sampling.schedules import Frame, NoiseSchedule, noise_schedule
 
 __all__ = [
+    "SCHEDULER_INFO",
     "SIGMA_SCHEDULES",
     "Schedule",
     "SchedulerInfo",
@@ -24,6 +25,7 @@ __all__ = [
     "exponential_sigmas",
     "inference_schedule",
     "karras_sigmas",
+    "noise_progress",
     "sigma_curve",
     "spaced_timesteps",
 ]
@@ -58,6 +60,61 @@ class SchedulerInfo:
     uses_alpha_bar: bool = False
     starts_at_sigma: bool = True
     frame: Frame = "ve"
+
+
+def _multistep(equals: str, **overrides: str) -> SchedulerInfo:
+    """Describe a solver that keeps history over whole timesteps of the training table."""
+    return SchedulerInfo(
+        equals=equals,
+        overrides=tuple(overrides.items()),
+        rounds=True,
+        counts_ends=True,
+        from_spaced=False,
+        starts_at_sigma=False,
+    )
+
+
+def _by_timestep(equals: str) -> SchedulerInfo:
+    """Describe a solver that is written in training timesteps."""
+    return SchedulerInfo(
+        equals=equals,
+        spacing="leading",
+        rounds=True,
+        uses_alpha_bar=True,
+        starts_at_sigma=False,
+    )
+
+
+def _by_sigma(equals: str, frame: Frame = "ve") -> SchedulerInfo:
+    """Describe a solver that is written in noise levels."""
+    return SchedulerInfo(equals=equals, frame=frame)
+
+
+SCHEDULER_INFO: Mapping[str, SchedulerInfo] = {
+    "ddim": _by_timestep("DDIMScheduler"),
+    "ddpm": _by_timestep("DDPMScheduler"),
+    "dpmpp_2m": _multistep("DPMSolverMultistepScheduler"),
+    "dpmpp_sde": _multistep("DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++"),
+    "euler": _by_sigma("EulerDiscreteScheduler"),
+    "euler_ancestral": _by_sigma("EulerAncestralDiscreteScheduler"),
+    "flow_euler": _by_sigma("FlowMatchEulerDiscreteScheduler", "flow"),
+    "flow_heun": _by_sigma("FlowMatchHeunDiscreteScheduler", "flow"),
+    "heun": _by_sigma("HeunDiscreteScheduler"),
+    "lcm": _by_timestep("LCMScheduler"),
+    "unipc": _multistep("UniPCMultistepScheduler"),
+}
+"""The noise levels of every built-in scheduler, by name."""
+
+# Classes of diffusers that may end at the lowest trained level instead of 0.
+_MAY_END_ABOVE_ZERO = (
+    "DPMSolverMultistepScheduler",
+    "EulerDiscreteScheduler",
+    "UniPCMultistepScheduler",
+)
+
+# Levels beyond these say nothing about data of unit size; the ends of a flow and of
+# zero terminal SNR would otherwise be infinitely far away in log-SNR.
+_CLEANEST, _NOISIEST = 1e-3, 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,7 +368,9 @@ def _ve_schedule(
                 config.get("beta_schedule") != "squaredcos_cap_v2"
             )
             timesteps = [float(round(t) if whole else int(t + 1e-3)) for t in timesteps]
-    last = training.sigmas[0] if config.get("final_sigmas_type") == "sigma_min" else 0.0
+    may_stay = info.equals in _MAY_END_ABOVE_ZERO
+    stays = may_stay and config.get("final_sigmas_type") == "sigma_min"
+    last = training.sigmas[0] if stays else 0.0
     is_plain = spacing in ("linspace", "trailing") and info.starts_at_sigma
     start = sigmas[0] if is_plain else math.sqrt(sigmas[0] ** 2 + 1)
     return Schedule(
@@ -391,3 +450,35 @@ def _dynamic_mu(config: Mapping[str, Any], sequence_length: int) -> float:
     low, high = float(config.get("base_shift", 0.5)), float(config.get("max_shift", 1.15))
     slope = (high - low) / (most - base)
     return slope * sequence_length + (low - slope * base)
+
+
+def noise_progress(schedule: Schedule, *, first: int = 0) -> tuple[float, ...]:
+    """Tell how far each step of a run is on its way, in log-SNR.
+
+    A curve over this progress means the same at the same noise level, whatever
+    the number of steps, their spacing and how often a solver calls the network.
+
+    Args:
+        schedule: The noise levels of the whole run.
+        first: Step that the run begins at, counted from 0.
+
+    Returns:
+        One number for each step that is run: exactly 0 at the first, exactly 1 at
+        the last, rising between; 0 for a single step.
+
+    Example:
+        >>> levels = Schedule(
+        ...     frame="ve", timesteps=(0,) * 3, sigmas=(10, 1, 0.1, 0), init_noise_sigma=10
+        ... )
+        >>> noise_progress(levels)
+        (0.0, 0.5, 1.0)
+    """
+    levels = schedule.sigmas[first : schedule.num_steps]
+    if schedule.frame == "flow":  # noise over signal, which is sigma in the other frame
+        levels = tuple(s / (1 - s) if s < 1 else math.inf for s in levels)
+    logs = [math.log(min(max(level, _CLEANEST), _NOISIEST)) for level in levels]
+    if not logs or logs[0] <= logs[-1]:
+        last = max(len(logs) - 1, 1)
+        return tuple(k / last for k in range(len(logs)))
+    way = [(logs[0] - log) / (logs[0] - logs[-1]) for log in logs]
+    return (0.0, *way[1:-1], 1.0)

@@ -4,7 +4,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 
 from mezzotint.errors import ShapeError
 from mezzotint.sampling.denoiser import denoised_from_prediction
-from mezzotint.sampling.guidance import guide, log_snr_progress, rescaled
+from mezzotint.sampling.guidance import guide, rescaled
 from mezzotint.sampling.latents import make_generator
 from mezzotint.sampling.mixtures import GaussianMixture
 
@@ -64,11 +64,21 @@ def test_guidance_of_exact_posteriors_is_their_exact_combination():
     assert float(guide(a(x, sigma), both(x, sigma), torch.tensor([3.0]))) == pytest.approx(expected)
 
 
-def test_progress_is_told_in_log_noise_levels_whatever_the_steps():
-    sigma = torch.tensor([10.0, 1.0, 0.1, 100.0, 0.01])
-    assert log_snr_progress(sigma, 10.0, 0.1).tolist() == pytest.approx([0, 0.5, 1, 0, 1])
-
-
 def test_shapes_that_do_not_fit_are_named():
     with pytest.raises(ShapeError, match="do not fit"):
         guide(torch.ones(2, 3), torch.ones(2, 3), torch.ones(3))
+
+
+def test_rescaling_an_image_does_not_depend_on_its_neighbours():
+    g = torch.Generator().manual_seed(5)
+    cond, guided, latents = (torch.randn((3, 4, 24, 24), generator=g) for _ in range(3))
+    sigma, phi = torch.tensor([9.0, 1.0, 0.2]), torch.tensor([0.7, 0.5, 1.0])
+
+    def at(rows):
+        return rescaled(
+            guided[rows], cond[rows], latents=latents[rows], sigma=sigma[rows],
+            prediction_type="v_prediction", phi=phi[rows],
+        )  # fmt: skip
+
+    for k in range(3):
+        assert torch.equal(at(slice(None))[k : k + 1], at(slice(k, k + 1)))
