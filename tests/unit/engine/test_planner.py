@@ -12,6 +12,7 @@ from mezzotint.request import (
     Region,
     Walk,
 )
+from mezzotint.sampling.timesteps import SCHEDULER_INFO, inference_schedule
 from mezzotint.types import ImageInput, Size
 
 SD = ModelSpec(name="sd15", digest="a" * 64, family="sd", prediction_type="epsilon")
@@ -141,8 +142,27 @@ def test_guidance_off_computes_one_row_a_step():
 def test_an_interval_computes_unconditional_rows_only_inside():
     schedule = GuidanceSchedule(schedule="interval", start=6, from_=0.25, until=0.5)
     p = one(guidance_scale=schedule, num_inference_steps=5)
-    assert p.guidance == (1.0, 6.0, 6.0, 1.0, 1.0)
-    assert p.rows == (1, 2, 2, 1, 1)
+    # sigma is 157 (counted as 100), 17.3, 3.43, 0.95, 0.01: progress 0, .19, .37, .51, 1
+    assert p.guidance == (1.0, 1.0, 6.0, 1.0, 1.0)
+    assert p.rows == (1, 1, 2, 1, 1)
+
+
+def test_an_interval_means_the_same_noise_levels_at_any_step_count_and_spacing():
+    schedule = GuidanceSchedule(schedule="interval", start=6, from_=0.25, until=0.75)
+    for scheduler, curve in (("euler", None), ("heun", None), ("euler", "karras")):
+        shares = []
+        for steps in (25, 100):
+            p = one(
+                guidance_scale=schedule, num_inference_steps=steps,
+                scheduler=scheduler, sigma_schedule=curve,
+            )  # fmt: skip
+            levels = inference_schedule(SCHEDULER_INFO[scheduler], {}, steps, curve).sigmas
+            guided = [s for s, scale in zip(levels, p.guidance, strict=False) if scale != 1]
+            shares.append((guided[0], guided[-1]))
+        # a quarter and three quarters of the way from 100 to 0.01, in the logarithm
+        for noisiest, cleanest in shares:
+            assert 6 < noisiest <= 10.1
+            assert 0.099 <= cleanest < 0.3  # 25 steps are coarse there
 
 
 def test_heun_calls_the_network_twice_a_step_but_the_last():
