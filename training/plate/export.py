@@ -34,7 +34,7 @@ MODEL_INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-PREVIEW_PICTURES = 512
+PREVIEW_PICTURES = 96
 PREVIEW_DIGITS = 5
 
 
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder with the trained parts")
     parser.add_argument("out", type=Path, help="folder to write")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     export(arguments.run, arguments.out, Path(__file__).parent / "plate_card.md")
 
 

@@ -216,7 +216,7 @@ def measure_statistics(generator: nn.Module, labels: Tensor) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over all batches
     generator.train()
-    for _ in range(64):
+    for _ in range(16):
         drawn = labels[torch.randint(len(labels), (128,))]
         generator(torch.randn(128, CONFIG.latent_size), drawn)
     generator.eval()
