@@ -355,7 +355,7 @@ class TestTorchServe:
                  "Model version: 1.3.1 does not exist for model: plate"),
             ),
             (
-                "DELETE", "/predictions/plate", None,
+                "PATCH", "/v2/health/live", None,
                 (405, "MethodNotAllowedException",
                  "Requested method is not allowed, please refer to API document."),
             ),
@@ -416,7 +416,7 @@ class TestTorchServeManagement:
             "InvalidModelVersionException",
         )
         switched = http.put("/models/sq/2.0/set-default").json()["status"]
-        assert switched == 'Default vesion succesfully updated for model "sq" to "2.0"'
+        assert switched == 'Default version successfully updated for model "sq" to "2.0"'
         assert http.get("/models/sq").json()[0]["modelVersion"] == "2.0"
         gone = http.delete("/models/sq/1.0")
         assert gone.json() == {"status": 'Model "sq" unregistered'}

@@ -160,7 +160,7 @@ def _render(problem: Problem, request_id: str) -> Response:
 async def _parameters(http: Request) -> dict[str, Any]:
     """Read a body of any kind into named parameters."""
     kind = media_type(http)
-    if http.method == "GET":
+    if http.method in ("GET", "DELETE") and not await http.body():
         return _typed(dict(http.query_params))
     if kind == "application/json" or kind.endswith("+json"):
         value = parse_json(await http.body())
@@ -466,7 +466,7 @@ def _endpoints() -> tuple[Endpoint, ...]:
     def predictions(path: str) -> tuple[Endpoint, ...]:
         return tuple(
             endpoint(m, path, predict, "TorchServe: make pictures", answers={**pictures, **plain})
-            for m in ("POST", "PUT", "GET")
+            for m in ("POST", "PUT", "GET", "DELETE", "PATCH")  # TorchServe takes any
         )
 
     v1 = {

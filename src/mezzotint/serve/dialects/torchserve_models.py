@@ -157,7 +157,7 @@ async def scale(front: Front, http: Request) -> Response:
     least = _whole(arguments, "min_worker", 1)
     most = _whole(arguments, "max_worker", least)
     if least > most:
-        raise InvalidRequest("min_worker cannot be greater than max_worker.", field="min_worker")
+        raise InvalidRequest("max_worker cannot be less than min_worker.", field="max_worker")
     _workers(front)[f"{model['name']}@{model['version']}"] = (least, most)
     if not _is_synchronous(arguments):
         return json_response({"status": "Processing worker updates..."}, 202, indent=True)
@@ -170,9 +170,14 @@ async def set_default(front: Front, http: Request) -> Response:
     """Make one version the default."""
     _changeable(front)
     name, version = http.path_params["model"], http.path_params["version"]
-    await find_model(front, name, version)
+    try:
+        await find_model(front, name, version)
+    except ModelVersionNotFound:
+        raise ModelVersionNotFound(
+            f"Model version {version[:80]} does not exist for model {name[:200]}"
+        ) from None
     await front.service.set_default(name, version)
-    text = f'Default vesion succesfully updated for model "{name}" to "{version}"'
+    text = f'Default version successfully updated for model "{name}" to "{version}"'
     return json_response({"status": text}, indent=True)
 
 
@@ -183,7 +188,7 @@ async def list_models(front: Front, http: Request) -> Response:
     for name, text in (("limit", limit), ("next_page_token", start)):
         if not re.fullmatch(r"-?[0-9]{1,9}", text):
             raise InvalidRequest(f"{name} must be a whole number, got {text[:40]!r}", field=name)
-    size = int(limit) if 0 < int(limit) <= 100 else 100
+    size = int(limit) if 0 <= int(limit) <= 100 else 100
     first = max(0, int(start))
     models = [m for m in await front.service.models() if m["default"]]
     body: dict[str, Any] = {}
