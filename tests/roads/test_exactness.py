@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import random
 
+import psutil
 import pytest
 import torch
 from tests import tiny
@@ -51,7 +53,7 @@ def engine(models, tmp_path):
         yield started
 
 
-def random_request(rng, specs):
+def random_request(rng, specs, most=8):
     spec = rng.choice(specs)
     fields = {"model": spec.name, "seed": rng.randrange(2**40)}
     if spec.takes_prompt:
@@ -59,7 +61,7 @@ def random_request(rng, specs):
     if spec.num_classes and spec.has_steps:
         fields["latent"] = LatentInput(class_label=rng.randrange(10))
     if spec.has_steps:
-        fields["num_inference_steps"] = rng.randint(1, 8)
+        fields["num_inference_steps"] = rng.randint(1, most)
         fields["scheduler"] = rng.choice(FLOW if spec.prediction_type == "flow" else DIFFUSION)
         if fields["scheduler"] == "PNDMScheduler":  # needs four steps where it starts with RK
             fields["num_inference_steps"] = max(fields["num_inference_steps"], 4)
@@ -127,6 +129,30 @@ def test_random_requests_give_the_same_bytes_alone_and_in_two_storms(engine, mod
     certificates = engine.service._certificates.table()
     assert certificates
     assert any(len(c["buckets"]) > 1 for c in certificates)
+
+
+@pytest.mark.slow
+def test_three_hundred_random_requests_give_the_same_bytes_in_three_storms(engine, models):
+    rng = random.Random(100)
+    requests = [random_request(rng, [m.spec for m in models], most=30) for _ in range(300)]
+    solo = {k: run(engine, request) for k, request in enumerate(requests)}
+    for seed in (101, 102, 103):
+        assert differing(solo, storm(engine, requests, random.Random(seed), cancels=20)) == []
+
+
+@pytest.mark.slow
+def test_a_thousand_mixed_requests_leave_memory_where_it_stood(engine, models):
+    process = psutil.Process()
+    rng = random.Random(7)
+    specs = [m.spec for m in models if m.spec.name in ("gan", "class-gan", "ddpm")]
+    after_first = 0
+    for batch in range(10):
+        requests = [random_request(rng, specs, most=3) for _ in range(100)]
+        storm(engine, requests, rng, cancels=10)
+        gc.collect()
+        if batch == 0:
+            after_first = process.memory_info().rss
+    assert process.memory_info().rss <= 1.05 * after_first
 
 
 def test_image_k_of_a_request_equals_the_image_with_seed_plus_k_alone(engine):

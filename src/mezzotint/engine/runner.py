@@ -180,7 +180,7 @@ class Runner:
         if kind == "decode":
             slot = self._slots.get(self._keys.get(key, ImageId("")))
             is_gan = slot is not None and slot.operator is None
-            return _GAN_ROWS if is_gan else (1,)
+            return _GAN_ROWS if is_gan and slot is not None and slot.model.spec.stepwise else (1,)
         if not self._must_certify(key):
             return self._config.buckets
         return self._certificates.allowed(key, _label(key), self._config.buckets)
