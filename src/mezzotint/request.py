@@ -13,7 +13,7 @@ field ``from_``. Pictures are base64 text in JSON and :class:`ImageInput` here.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,7 +58,9 @@ class GuidanceSchedule(Checked):
         rescale: Strength phi in [0, 1] of the standard-deviation rescale
             (arXiv:2305.08891, section 3.4); 0 is off.
 
-    Scales follow ``uncond + scale * (cond - uncond)``; 1 is off.
+    Scales follow ``uncond + scale * (cond - uncond)``; 1 is off. Progress is 0 at the
+    first step, 1 at the last, and goes with the logarithm of the noise level in
+    between, so a curve does not depend on the number of steps or their spacing.
     """
 
     schedule: Literal["constant", "linear", "cosine", "power", "interval", "list"] = "constant"
@@ -69,6 +71,29 @@ class GuidanceSchedule(Checked):
     from_: float = 0.0
     until: float = 1.0
     rescale: float = 0.0
+
+    @classmethod
+    def from_function(
+        cls, function: Callable[[float], float], num_steps: int, *, rescale: float = 0.0
+    ) -> "GuidanceSchedule":
+        """Write a Python function of progress down as a list, one scale for each step.
+
+        Args:
+            function: Scale at a share of the steps: 0 at the first, 1 at the last.
+            num_steps: Steps that are run, >= 1.
+            rescale: As of the class.
+
+        Raises:
+            InvalidRequest: If there is no step, or a scale is out of range.
+
+        Example:
+            >>> GuidanceSchedule.from_function(lambda done: 8 - 6 * done, 3).values
+            (8.0, 5.0, 2.0)
+        """
+        check_range("num_inference_steps", num_steps, 1, MAX_STEPS)
+        last = max(num_steps - 1, 1)
+        values = tuple(float(function(step / last)) for step in range(num_steps))
+        return cls(schedule="list", values=values, rescale=rescale)
 
     def _validate(self) -> None:
         check_range("guidance_scale.start", self.start, 0, MAX_GUIDANCE)

@@ -48,7 +48,7 @@ def run_progress(
 
     Example:
         >>> [round(p, 2) for p in run_progress("euler", {}, 5)]
-        [0.0, 0.19, 0.37, 0.51, 1.0]
+        [0.0, 0.19, 0.37, 0.5, 1.0]
     """
     info = SCHEDULER_INFO.get(scheduler) or next(
         (known for known in SCHEDULER_INFO.values() if known.equals == scheduler),

@@ -189,3 +189,12 @@ def test_a_guidance_list_and_other_shapes_do_not_mix():
     assert GuidanceSchedule(schedule="list", values=(1, 2)).values == (1.0, 2.0)
     with pytest.raises(InvalidRequest, match="belongs to schedule"):
         GuidanceSchedule(schedule="linear", values=(1, 2))
+
+
+def test_a_function_becomes_a_list_that_reaches_both_ends():
+    curve = GuidanceSchedule.from_function(lambda done: 2 + 10 * done**2, 5, rescale=0.5)
+    assert curve.values == (2.0, 2.625, 4.5, 7.625, 12.0)
+    assert (curve.schedule, curve.rescale) == ("list", 0.5)
+    assert GuidanceSchedule.from_function(lambda done: 3 - done, 1).values == (3.0,)
+    with pytest.raises(InvalidRequest, match=r"guidance_scale\.values"):
+        GuidanceSchedule.from_function(lambda done: float("nan"), 2)
