@@ -206,7 +206,7 @@ class SeriesUNet(nn.Module):
         return self.leave(stream)
 
 
-def _walk(steps: nn.ModuleList, stream: Tensor, vector: Tensor) -> Tensor:
+def _walk(steps: Any, stream: Tensor, vector: Tensor) -> Tensor:
     """Send a stream through the blocks of one level."""
     for step in steps:
         stream = step(stream, vector) if isinstance(step, _Residual1d) else step(stream)
