@@ -1,0 +1,96 @@
+from dataclasses import replace
+
+import pytest
+from tests.unit.engine.fakes import make_plan
+
+from mezzotint import errors
+from mezzotint.engine.plan import Planned, Techniques
+from mezzotint.request import Gates, GateSettings, GenerationRequest, GuidanceSchedule
+from mezzotint.service.orders import Order, Run, alone
+from mezzotint.types import Cancelled, Failed, Finished, ImageOutput
+
+
+def order(images=2, warnings=()):
+    plans = tuple(make_plan(seed=k) for k in range(images))
+    return Order(
+        id="r", request=GenerationRequest(prompt="a pear"),
+        planned=Planned(plans=plans, warnings=warnings), footprints=(), sink=lambda event: None,
+    )  # fmt: skip
+
+
+def output(index):
+    return ImageOutput(index=index, seed=index, data=b"x", format="png", width=1, height=1)
+
+
+def test_a_run_is_over_when_every_image_has_an_outcome_and_only_the_first_counts():
+    run = Run(order())
+    assert run.close_image(0, output(0))
+    assert not run.close_image(0, ValueError("late"))
+    assert not run.is_over
+    run.close_image(1, output(1))
+    ending = run.ending()
+    assert run.is_over
+    assert isinstance(ending, Finished)
+    assert [i.index for i in ending.result.images] == [0, 1]
+
+
+def test_one_lost_image_is_a_warning_where_others_came():
+    run = Run(order(warnings=("first",)))
+    run.close_image(0, errors.WorkFailed("NaN"))
+    run.close_image(1, output(1))
+    assert run.ending().result.warnings == ("first", "image 0 failed: NaN")
+
+
+def test_no_image_at_all_is_a_failure_with_its_reason():
+    run = Run(order(images=1))
+    run.close_image(0, errors.WorkFailed("NaN"))
+    ending = run.ending()
+    assert isinstance(ending, Failed)
+    assert str(ending.error) == "NaN"
+
+
+@pytest.mark.parametrize("error", [errors.DeadlineExceeded("late"), errors.NotReady("draining")])
+def test_a_deadline_or_a_closing_engine_fails_the_whole_request(error):
+    run = Run(order())
+    run.close_image(0, output(0))
+    run.close_image(1, error)
+    assert run.ending().error is error
+
+
+def test_cancelled_wins_over_everything():
+    run = Run(order(images=1))
+    run.is_cancelled = True
+    run.close_image(0, output(0))
+    assert isinstance(run.ending(), Cancelled)
+
+
+def test_a_result_is_a_hit_only_if_every_picture_was_kept():
+    run = Run(order())
+    run.hits = 1
+    for k in range(2):
+        run.close_image(k, output(k))
+    assert run.ending().result.cache == "miss"
+    run.hits = 2
+    assert run.ending().result.cache == "hit"
+
+
+def test_alone_resolves_everything_and_drops_what_is_no_part_of_the_picture():
+    request = GenerationRequest(
+        prompt="a pear", num_images=4, priority=3, deadline_s=9, negative_prompt="unused",
+        gates=Gates(gates=(("nsfw", GateSettings()),)),
+    )  # fmt: skip
+    single = alone(request, make_plan(seed=9, steps=5, guidance=1.0))
+    assert (single.seed, single.num_images, single.num_inference_steps) == (9, 1, 5)
+    assert (single.priority, single.deadline_s, single.gates) == (0, None, None)
+    assert (single.width, single.scheduler, single.guidance_scale) == (64, "euler", 1.0)
+    assert single.negative_prompt == ""
+
+
+def test_alone_writes_a_curve_as_a_list_and_a_rescale_as_a_constant_with_phi():
+    request, plan = GenerationRequest(prompt="a pear"), make_plan(steps=3)
+    curve = alone(request, replace(plan, guidance=(9.0, 7.0, 5.0)))
+    assert curve.guidance_scale == GuidanceSchedule(schedule="list", values=(9.0, 7.0, 5.0))
+    rescaled = alone(request, replace(plan, techniques=Techniques(guidance_rescale=0.7)))
+    assert rescaled.guidance_scale == GuidanceSchedule(start=5.0, rescale=0.7)
+    distilled = alone(request, replace(plan, techniques=Techniques(distilled_guidance=3.5)))
+    assert distilled.guidance_scale == 3.5
