@@ -410,7 +410,7 @@ def load_run(
         parts["tokenizer"] = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"))
         parts["text_encoder"] = CLIPTextModel.from_pretrained(str(folder / "text_encoder"))
     if about.data == "latents":
-        from diffusers.models import AutoencoderKL
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
         parts["vae"] = AutoencoderKL.from_pretrained(str(folder / "vae"))
     network.to(device)
