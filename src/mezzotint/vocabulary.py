@@ -36,8 +36,8 @@ class SchedulerMatch(NamedTuple):
 # A1111 name, ours, exact, other tools' names for the same thing
 _SAMPLERS: tuple[tuple[str, str, bool, tuple[str, ...]], ...] = (
     ("DPM++ 2M", "dpmpp_2m", True, ("k_dpmpp_2m", "dpm++_2m")),
-    ("DPM++ SDE", "dpmpp_sde", True, ("k_dpmpp_sde", "dpm++_sde")),
-    ("DPM++ 2M SDE", "dpmpp_sde", False, ("dpmpp_2m_sde", "k_dpmpp_2m_sde", "dpm++_2m_sde")),
+    ("DPM++ SDE", "dpmpp_sde", False, ("k_dpmpp_sde", "dpm++_sde")),
+    ("DPM++ 2M SDE", "dpmpp_sde", True, ("dpmpp_2m_sde", "k_dpmpp_2m_sde", "dpm++_2m_sde")),
     ("DPM++ 2M SDE Heun", "dpmpp_sde", False, ("dpmpp_2m_sde_heun",)),
     ("DPM++ 2S a", "DPMSolverSinglestepScheduler", False, ("dpmpp_2s_ancestral", "dpmpp_2s")),
     ("DPM++ 3M SDE", "dpmpp_sde", False, ("dpmpp_3m_sde", "dpmpp_3m")),

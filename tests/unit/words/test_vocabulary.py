@@ -19,7 +19,7 @@ from mezzotint.vocabulary import (
         ("k_euler_ancestral", "euler_ancestral", None, True),
         ("DPM++ 2M Karras", "dpmpp_2m", "karras", True),
         ("dpmpp_2m_k", "dpmpp_2m", "karras", True),
-        ("dpmpp_2m_sde_gpu", "dpmpp_sde", None, False),
+        ("dpmpp_2m_sde_gpu", "dpmpp_sde", None, True),
         ("uni_pc", "unipc", None, True),
         ("PLMS", "PNDMScheduler", None, True),
         ("KDPM2DiscreteScheduler", "KDPM2DiscreteScheduler", None, True),
