@@ -239,7 +239,7 @@ def _signals(stop: asyncio.Event) -> Any:
     loop = asyncio.get_running_loop()
     heard: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
+        with contextlib.suppress(ValueError, RuntimeError):  # no signals here
             loop.add_signal_handler(number, stop.set)
             heard.append(number)
     try:
