@@ -109,7 +109,11 @@ def sample(
         "outputs"
     ),
 ) -> None:
-    """Draw from a run as it stands, with the running mean of the weights."""
+    """Draw from a run as it stands, with the running mean of the weights.
+
+    A run of arrays writes numbers in the units of its data, as .npy; with a
+    picture's name after -o it draws them.
+    """
     from mezzotint.train.trainer import Trainer
 
     given: dict[str, Any] = {
@@ -125,11 +129,17 @@ def sample(
     request = build_request(given, overrides=[flags.parse_set(text) for text in set_ or ()])
     if not run_dir.is_dir():
         raise flags.WrongFlag("RUN_DIR", f"{run_dir} is no folder")
-    destination = Destination(output, output_dir, several=request.num_images > 1)
     trainer = Trainer.open(run_dir)
-    if trainer.draws_arrays:
-        print(_write_values(trainer, request, output or output_dir / f"{run_dir.name}.npy"))
+    wants_numbers = output is None or output.suffix == ".npy"
+    if trainer.draws_arrays and wants_numbers:
+        target = output or output_dir / f"{run_dir.name}.npy"
+        if output is None:
+            output_dir.mkdir(parents=True, exist_ok=True)
+        elif not target.absolute().parent.is_dir():
+            raise flags.WrongFlag("--output", f"the folder {target.parent} does not exist")
+        print(_write_values(trainer, request, target))
         return
+    destination = Destination(output, output_dir, several=request.num_images > 1)
     result = trainer.sample(request)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -147,13 +157,13 @@ def _write_values(trainer: Any, request: Any, path: Path) -> Path:
 
     from mezzotint.files import write_atomically
 
-    label = request.latent.class_label
+    guidance, label = request.guidance_scale, request.latent.class_label
     values = trainer.draw(
         request.num_images,
         seed=request.seed or 0,
         num_inference_steps=request.num_inference_steps,
         scheduler=request.scheduler,
-        guidance_scale=request.guidance_scale,
+        guidance_scale=guidance if isinstance(guidance, float) else None,
         labels=None if label is None else [label] * request.num_images,
     )
     stream = io.BytesIO()

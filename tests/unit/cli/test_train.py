@@ -1,0 +1,63 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+CONFIG = """
+output_dir = "run"
+[data]
+path = "ring.npy"
+[network]
+kind = "mlp"
+hidden = 16
+depth = 1
+[loop]
+steps = 4
+batch_size = 16
+"""
+
+
+@pytest.fixture
+def trained(cli, tmp_path):
+    angles = np.linspace(0, 2 * np.pi, 64)
+    np.save(tmp_path / "ring.npy", np.stack([np.cos(angles), np.sin(angles)], 1).astype("f4"))
+    (tmp_path / "run.toml").write_text(CONFIG)
+    return cli("train", "run.toml", "--json", "--set", "loop.steps=3")
+
+
+def test_train_reports_events_and_leaves_a_run_folder(trained, tmp_path):
+    assert trained.code == 0, trained.err
+    events = [json.loads(line) for line in trained.out.splitlines()]
+    assert events[-1]["event"] == "finished"
+    assert events[-1]["step"] == 3
+    assert (tmp_path / "run" / "train_config.json").is_file()
+
+
+def test_sample_writes_numbers_in_the_units_of_the_data(trained, cli, tmp_path):
+    done = cli("sample", "run", "-n", 5, "--seed", 1, "-o", "out.npy")
+    assert (done.code, done.out) == (0, "out.npy\n")
+    values = np.load(tmp_path / "out.npy")
+    assert (values.shape, values.dtype) == ((5, 2), np.float32)
+
+
+def test_sample_draws_pictures_of_a_run(trained, cli, tmp_path):
+    done = cli("sample", "run", "--seed", 1, "-o", "out.png")
+    assert (done.code, done.out) == (0, "out.png\n"), done.err
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--set", "loop.stepz=3"], "loop.stepz"),
+        (["--set", "loop.steps=0"], "loop.steps"),
+        (["--set", "data.path=nowhere.npy"], "nowhere.npy"),
+        (["--set", "loop.batch_size=100"], "loop.batch_size must be at most the 64 samples"),
+    ],
+)
+def test_a_wrong_run_is_one_line_and_code_two(trained, cli, change, message):
+    done = cli("train", "run.toml", "--output-dir", "other", *change)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert message in done.err
+    assert not list(Path("other").rglob("*")) if Path("other").exists() else True
