@@ -186,6 +186,12 @@ def generate(
     plan: Annotated[
         bool, _option(_RUN, "--plan", about="Print plan and predicted cost; make nothing.")
     ] = False,
+    grid_x: Annotated[
+        str | None, _option(_RUN, "--grid-x", about="FIELD=V1,V2,...: a sheet, values across.")
+    ] = None,
+    grid_y: Annotated[
+        str | None, _option(_RUN, "--grid-y", about="FIELD=V1,V2,...: values down the sheet.")
+    ] = None,
     profile: Annotated[
         bool, _option(_RUN, "--profile", about="Print a stage table; write a Chrome trace.")
     ] = False,
@@ -229,10 +235,21 @@ def generate(
         "deadline_s": deadline_s,
         **_gate_fields(gate, max_attempts, keep),
     }
-    wanted = build_request(given, file=request, overrides=[flags.parse_set(t) for t in set_ or ()])
+    overrides = [flags.parse_set(text) for text in set_ or ()]
+    wanted = build_request(given, file=request, overrides=overrides)
     settings = load_settings(context, models__placement__device=device).settings
     if plan:
         run(_print_plan(settings, wanted, as_json=as_json))
+        return
+    if grid_x or grid_y:
+        from mezzotint.cli.grid import draw_grid, parse_axis
+
+        def cell(changes: list[tuple[str, Any]]) -> GenerationRequest:
+            return build_request(given, file=request, overrides=[*overrides, *changes])
+
+        axes = (parse_axis(grid_x, "--grid-x"), parse_axis(grid_y, "--grid-y"))
+        sheet = draw_grid(settings, cell, axes, Destination(output, output_dir))
+        print(sheet or "")
         return
     num_pictures = wanted.walk.frames if wanted.walk else wanted.num_images
     destination = Destination(output, output_dir, several=num_pictures > 1, replace=not no_clobber)
