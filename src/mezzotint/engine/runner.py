@@ -101,6 +101,7 @@ class Runner:
                 pin.close()
                 raise
             self._slots[image] = slot
+            metrics.set_to("mezzotint_running_images", len(self._slots))
         key = (plan.batch_key, _shapes(slot))
         self._keys[key] = image
         notes = (*slot.conditioning.notes, *_backend_notes(slot.model))
@@ -173,6 +174,7 @@ class Runner:
         """Free an image's tensors and let go of its model."""
         slot = self._slots.pop(image, None)
         if slot is not None:
+            metrics.set_to("mezzotint_running_images", len(self._slots))
             slot.pin.close()
 
     def buckets(self, kind: str, key: Hashable) -> tuple[int, ...]:

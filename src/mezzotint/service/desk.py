@@ -427,6 +427,8 @@ class Desk:
                         warnings=warnings,
                     )
                 )
+                accepted = str(all(v.passed for v in verdicts)).lower()
+                metrics.count("mezzotint_attempts_total", model=plan.model, accepted=accepted)
                 decision = decide([a.verdicts for a in attempts], order.policy)
                 if isinstance(decision, Retry):
                     return decision

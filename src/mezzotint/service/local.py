@@ -32,7 +32,7 @@ from mezzotint.images.resize import fit
 from mezzotint.models.base import Model
 from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.models.spec import ModelSpec
-from mezzotint.observe import log
+from mezzotint.observe import log, metrics
 from mezzotint.plain import Checked, read
 from mezzotint.request import GenerationRequest, LatentInput, Output
 from mezzotint.service import tools
@@ -433,6 +433,7 @@ class LocalService:
             "queue": load.images,
             "backlog_s": load.seconds,
             "device": self.shelf.device,
+            "metrics_text": metrics.render().decode(),
         }
 
     async def register(

@@ -18,11 +18,11 @@ from mezzotint.models.base import Prompt
 from mezzotint.models.components import from_pipeline
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.request import (
+    Control,
     Gates,
     GateSettings,
     GenerationRequest,
     Output,
-    Region,
     Upscale,
     Walk,
 )
@@ -301,7 +301,7 @@ def test_what_does_not_go_together_is_refused_before_any_work(service):
         ({"num_inference_steps": 1000, "scheduler": "lcm"}, "num_inference_steps"),
         ({"width": 66}, "width"),
         ({"scheduler": "flow_euler"}, "scheduler"),
-        ({"regions": (Region(prompt="x", box=(0, 0, 1, 1)),)}, "regions"),
+        ({"controls": (Control(model="canny", image=png()),)}, "controls"),
         ({"upscale": Upscale(model="esrgan")}, "upscale.model"),
         ({"model": "nobody"}, "model"),
         ({"prompt": ""}, "prompt"),
