@@ -15,7 +15,6 @@ as another cat counts as wrong.
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +137,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--scale", type=float, default=4.0)
     arguments = parser.parse_args()
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
     pipe = DiffusionPipeline.from_pretrained(arguments.model)
     pipe.set_progress_bar_config(disable=True)
