@@ -174,7 +174,10 @@ class AdversarialTask:
             "discriminator": ("discriminator",),
             "generator": ("generator",),
         }
-        self.rates = {"discriminator": options.discriminator_rate, "generator": 1.0}
+        self.rates: Mapping[str, float] = {
+            "discriminator": options.discriminator_rate,
+            "generator": 1.0,
+        }
 
     def frozen(self) -> Sequence[nn.Module]:
         """Nothing only helps."""

@@ -9,6 +9,7 @@ Dimensions: B pictures, C latent channels, h and w latent rows and columns.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,16 +69,16 @@ class AutoencoderTask:
                 )
         self.modules = nn.ModuleDict({"vae": self._build(data.shape)})
         self.groups: Mapping[str, Sequence[str]] = {"autoencoder": ("vae",)}
-        self.rates = {"autoencoder": 1.0}
+        self.rates: Mapping[str, float] = {"autoencoder": 1.0}
 
     def _build(self, shape: tuple[int, ...]) -> nn.Module:
         """Build the autoencoder at random weights."""
-        import math
+        import diffusers
 
-        from diffusers import AutoencoderKL
+        kinds: Any = diffusers  # loads its names when they are asked for
 
         network = self._config.network
-        return AutoencoderKL(
+        return kinds.AutoencoderKL(
             in_channels=shape[0],
             out_channels=shape[0],
             down_block_types=("DownEncoderBlock2D",) * len(network.channels),
@@ -103,9 +104,10 @@ class AutoencoderTask:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the error of drawn reconstructions and the pull of the latents."""
         options = self._config.autoencoder
-        mean, log_variance = _posterior(self.modules["vae"], batch.samples)
+        vae: Any = self.modules["vae"]
+        mean, log_variance = _posterior(vae, batch.samples)
         noise = torch.randn(mean.shape, generator=generator).to(mean)
-        made = self.modules["vae"].decode(mean + (0.5 * log_variance).exp() * noise).sample
+        made = vae.decode(mean + (0.5 * log_variance).exp() * noise).sample
         error = reconstruction_error(
             made,
             batch.samples,
@@ -119,8 +121,9 @@ class AutoencoderTask:
         self, networks: Mapping[str, Any], batch: Batch, generator: torch.Generator
     ) -> Tensor:
         """Return the mean absolute error of reconstructions from the latents' means."""
-        mean, _ = _posterior(self.modules["vae"], batch.samples)
-        return (self.modules["vae"].decode(mean).sample - batch.samples).abs().mean()
+        vae: Any = self.modules["vae"]
+        mean, _ = _posterior(vae, batch.samples)
+        return (vae.decode(mean).sample - batch.samples).abs().mean()
 
     def after_step(self, step: int) -> None:
         """Nothing follows a step."""

@@ -41,7 +41,7 @@ class DiffusionTask:
         if text is not None and text.learns:
             self.modules["text_encoder"] = text.encoder
         self.groups: Mapping[str, Sequence[str]] = {"denoiser": tuple(self.modules)}
-        self.rates = {"denoiser": 1.0}
+        self.rates: Mapping[str, float] = {"denoiser": 1.0}
 
     def frozen(self) -> Sequence[nn.Module]:
         """Return the modules that only help."""

@@ -80,7 +80,7 @@ class DistillTask:
         self.ground = self._student_ground(ground)
         self.modules = nn.ModuleDict({"network": ground.network, "target": target})
         self.groups: Mapping[str, Sequence[str]] = {"student": ("network",)}
-        self.rates = {"student": 1.0}
+        self.rates: Mapping[str, float] = {"student": 1.0}
 
     def _student_ground(self, ground: Ground) -> Ground:
         """Return the surroundings of the student: its scheduler and its defaults."""
@@ -186,9 +186,10 @@ class DistillTask:
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         """Move the target network towards the student."""
-        student = list(self.modules["network"].parameters())
-        target = list(self.modules["target"].parameters())
-        torch._foreach_lerp_(target, student, 1 - self._config.distill.target_decay)
+        weight = 1 - self._config.distill.target_decay
+        student = self.modules["network"].parameters()
+        for mean, value in zip(self.modules["target"].parameters(), student, strict=True):
+            mean.lerp_(value, weight)
 
     def write_model(
         self, folder: Path, modules: nn.ModuleDict, training: Mapping[str, Any]

@@ -46,7 +46,8 @@ class Ema:
         fresh = [state[name].detach() for name in floats]
         for decay, mean in zip(self.decays, self.means, strict=True):
             weight = 1 - effective_decay(decay, self.step, warmup=self.warmup)
-            torch._foreach_lerp_([mean[name] for name in floats], fresh, weight)
+            for name, value in zip(floats, fresh, strict=True):
+                mean[name].lerp_(value, weight)
             for name in others:
                 mean[name].copy_(state[name])
 

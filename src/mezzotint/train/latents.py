@@ -7,6 +7,7 @@ Dimensions: B pictures, C latent channels, h and w latent rows and columns.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,13 +29,14 @@ class LatentSpace:
     """
 
     def __init__(self, folder: Path) -> None:
-        from diffusers import AutoencoderKL
+        import diffusers
 
+        kinds: Any = diffusers  # loads its names when they are asked for
         place = folder / "vae" if (folder / "vae").is_dir() else folder
         try:
             if not (place / "config.json").is_file():
                 raise OSError("there is no config.json")
-            self.vae = AutoencoderKL.from_pretrained(
+            self.vae: Any = kinds.AutoencoderKL.from_pretrained(
                 str(place), use_safetensors=True, local_files_only=True
             )
         except (OSError, ValueError) as error:

@@ -43,7 +43,7 @@ class LoraTask:
         self._config = config
         self.ground = open_ground(config, data)
         options = config.lora
-        network = self.ground.network.requires_grad_(False)
+        network: Any = self.ground.network.requires_grad_(False)
         if config.loop.gradient_checkpointing and hasattr(network, "enable_gradient_checkpointing"):
             network.enable_gradient_checkpointing()
         self._original = copy.deepcopy(network)
@@ -52,7 +52,7 @@ class LoraTask:
             inject_adapter_in_model(
                 LoraConfig(
                     r=options.rank,
-                    lora_alpha=options.alpha or options.rank,
+                    lora_alpha=options.alpha or options.rank,  # type: ignore[arg-type]
                     lora_dropout=options.dropout,
                     target_modules=list(options.modules),
                 ),
@@ -73,7 +73,7 @@ class LoraTask:
         weights = nn.ParameterDict({name.replace(".", "/"): p for name, p in learned.items()})
         self.modules = nn.ModuleDict({"lora": weights})
         self.groups: Mapping[str, Sequence[str]] = {"lora": ("lora",)}
-        self.rates = {"lora": 1.0}
+        self.rates: Mapping[str, float] = {"lora": 1.0}
 
     def frozen(self) -> Sequence[nn.Module]:
         """Return the modules that only help, the base among them."""

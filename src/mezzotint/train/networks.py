@@ -134,9 +134,10 @@ def build_network(
 
 def _build_dit(network: NetworkConfig, shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Build a transformer over patches (arXiv:2212.09748)."""
-    from diffusers import DiTTransformer2DModel
+    import diffusers
 
-    model = DiTTransformer2DModel(
+    kinds: Any = diffusers  # loads its names when they are asked for
+    model = kinds.DiTTransformer2DModel(
         num_attention_heads=network.heads,
         attention_head_dim=network.hidden // network.heads,
         in_channels=shape[0],
@@ -158,8 +159,9 @@ def _build_unet(
     network: NetworkConfig, kind: str, shape: tuple[int, ...], rows: int, text_width: int
 ) -> nn.Module:
     """Build a U-Net for pictures, fields or latents."""
-    from diffusers import UNet2DConditionModel, UNet2DModel
+    import diffusers
 
+    kinds: Any = diffusers  # loads its names when they are asked for
     widths = tuple(network.channels)
     common: dict[str, Any] = {
         "sample_size": shape[1] if shape[1] == shape[2] else (shape[1], shape[2]),
@@ -173,7 +175,7 @@ def _build_unet(
     levels = range(len(widths))
     if kind == "unet2d_condition":
         plain, attended = "DownBlock2D", "CrossAttnDownBlock2D"
-        return UNet2DConditionModel(
+        return kinds.UNet2DConditionModel(
             **common,
             down_block_types=tuple(attended if k in network.attention else plain for k in levels),
             up_block_types=tuple(
@@ -183,7 +185,7 @@ def _build_unet(
             cross_attention_dim=text_width,
             attention_head_dim=network.heads,
         )
-    return UNet2DModel(
+    return kinds.UNet2DModel(
         **common,
         down_block_types=tuple(
             "AttnDownBlock2D" if k in network.attention else "DownBlock2D" for k in levels

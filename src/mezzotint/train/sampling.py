@@ -346,17 +346,18 @@ def draw_values(
 
 def _many(model: RunModel, labels: Tensor | None, scale: float, device: torch.device) -> Estimate:
     """Return the estimate of many samples at once."""
-    empty = model.description.num_classes
+    empty, denoiser = model.description.num_classes, model.denoiser
+    assert denoiser is not None  # noqa: S101  (a run has one)
     if labels is None:
-        return lambda x, sigma, timestep: model.denoiser(x, sigma, None, timestep=timestep)
+        return lambda x, sigma, timestep: denoiser(x, sigma, None, timestep=timestep)
     wanted = Conditioning({"class_labels": labels.to(device)})
     nothing = Conditioning({"class_labels": torch.full_like(labels, empty).to(device)})
 
     def estimate(latents: Tensor, sigma: Tensor, timestep: Tensor) -> Tensor:
-        said = model.denoiser(latents, sigma, wanted, timestep=timestep)
+        said = denoiser(latents, sigma, wanted, timestep=timestep)
         if scale == 1:
             return said
-        other = model.denoiser(latents, sigma, nothing, timestep=timestep)
+        other = denoiser(latents, sigma, nothing, timestep=timestep)
         return other + scale * (said - other)
 
     return estimate

@@ -140,14 +140,16 @@ class RunState:
         if self.accelerator.num_processes > 1:
             for parameter in parameters:
                 if parameter.grad is not None:
-                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+                    summed: Any = self.accelerator.reduce(parameter.grad, "mean")
+                    parameter.grad = summed
 
     def everywhere(self, fact: bool) -> bool:
         """Say whether something holds in every process, so that all go the same way."""
         if self.accelerator.num_processes == 1:
             return fact
         count = torch.tensor(float(fact), device=self.accelerator.device)
-        return float(self.accelerator.reduce(count, "mean")) == 1.0
+        share: Any = self.accelerator.reduce(count, "mean")
+        return float(share) == 1.0
 
     def set_rates(self) -> float:
         """Give every optimiser the learning rate of the next step, and return it."""

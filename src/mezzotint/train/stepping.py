@@ -6,6 +6,7 @@ every random draw by the batch it is for.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -133,7 +134,7 @@ class Stepper:
             figures |= {name: float(value) for name, value in more.items()}
         limit = loop.clip_norm or math.inf
         state.average_gradients(parameters)
-        norm = accelerator.clip_grad_norm_(parameters, limit)
+        norm: Any = accelerator.clip_grad_norm_(parameters, limit)
         scaled = accelerator.scaler is not None  # fp16: the scaler leaves such a step out itself
         if not math.isfinite(float(norm)) and not scaled:
             optimizer.zero_grad(set_to_none=True)

@@ -54,7 +54,8 @@ def learn_tokenizer(captions: Sequence[str], *, size: int, tokens: int) -> Any:
     merges = learn_merges(words, count=max(0, size - len(entries)))
     entries += dict.fromkeys(a + b for a, b in merges if a + b not in set(entries))
     vocabulary = {entry: number for number, entry in enumerate(entries)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=_END, model_max_length=tokens)
+    pairs: Any = merges  # annotated as texts there, read as pairs
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs, pad_token=_END, model_max_length=tokens)
 
 
 def learn_merges(words: Mapping[tuple[str, ...], int], *, count: int) -> list[tuple[str, str]]:
