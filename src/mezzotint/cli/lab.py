@@ -144,7 +144,7 @@ class _Bench:
         import torch
 
         from mezzotint.sampling.loop import sample
-        from mezzotint.sampling.timesteps import sigma_curve
+        from mezzotint.sampling.sigma_curves import sigma_curve
 
         calls = 0
 
@@ -206,7 +206,7 @@ def _follow(denoise: Denoise, noise: Any, frame: str) -> Any:
     """Follow the exact path in float64 with many steps of Heun's method."""
     import torch
 
-    from mezzotint.sampling.timesteps import sigma_curve
+    from mezzotint.sampling.sigma_curves import sigma_curve
 
     top = SIGMA_MAX if frame == "ve" else 1.0
     levels = sigma_curve("karras", _EXACT_STEPS, 1e-5, top)

@@ -18,6 +18,7 @@ from torch import Tensor
 from mezzotint.errors import InvalidRequest, ShapeError
 from mezzotint.sampling.denoiser import Denoiser, FunctionDenoiser
 from mezzotint.sampling.latents import draw_noise
+from mezzotint.sampling.sigma_curves import sigma_curve
 from mezzotint.sampling.solvers import (
     REGISTERS,
     SCHEDULERS,
@@ -26,7 +27,7 @@ from mezzotint.sampling.solvers import (
     clip_denoised,
     tabulate,
 )
-from mezzotint.sampling.timesteps import Schedule, sigma_curve
+from mezzotint.sampling.timesteps import Schedule
 
 __all__ = ["Callback", "Combine", "denoise", "sample"]
 

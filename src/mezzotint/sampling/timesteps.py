@@ -9,24 +9,21 @@ usually 0.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mezzotint.errors import InvalidRequest, UnknownName
 from mezzotint.sampling.schedules import Frame, NoiseSchedule, noise_schedule
+from mezzotint.sampling.sigma_curves import CURVES, ramp
 
 __all__ = [
     "SCHEDULER_INFO",
     "SIGMA_SCHEDULES",
     "Schedule",
     "SchedulerInfo",
-    "beta_sigmas",
-    "exponential_sigmas",
     "inference_schedule",
-    "karras_sigmas",
     "noise_progress",
-    "sigma_curve",
     "spaced_timesteps",
 ]
 
@@ -180,117 +177,11 @@ def spaced_timesteps(
     return points[:-1] if counts_ends else points
 
 
-def karras_sigmas(
-    num_steps: int, sigma_min: float, sigma_max: float, *, rho: float = 7.0
-) -> list[float]:
-    """Space noise levels evenly in ``sigma ** (1 / rho)``, without the final 0.
-
-    Source: Karras et al. 2022 (arXiv:2206.00364), equation 5.
-    """
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return [(high + ramp * (low - high)) ** rho for ramp in _ramp(num_steps)]
-
-
-def exponential_sigmas(num_steps: int, sigma_min: float, sigma_max: float) -> list[float]:
-    """Space noise levels evenly in their logarithm, without the final 0."""
-    low, high = math.log(sigma_min), math.log(sigma_max)
-    return [math.exp(high + ramp * (low - high)) for ramp in _ramp(num_steps)]
-
-
-def beta_sigmas(
-    num_steps: int, sigma_min: float, sigma_max: float, *, alpha: float = 0.6, beta: float = 0.6
-) -> list[float]:
-    """Space noise levels by quantiles of a Beta distribution, without the final 0.
-
-    Source: Lee et al. 2024, Beta Sampling is All You Need (arXiv:2407.12173).
-    """
-    return [
-        sigma_min + _beta_quantile(1 - ramp, alpha, beta) * (sigma_max - sigma_min)
-        for ramp in _ramp(num_steps)
-    ]
-
-
-def _ramp(count: int) -> list[float]:
-    return [k / (count - 1) for k in range(count)] if count > 1 else [0.0]
-
-
-def _beta_quantile(probability: float, a: float, b: float) -> float:
-    """Invert the regularised incomplete beta function by bisection."""
-    if probability <= 0 or probability >= 1:
-        return float(probability >= 1)
-    low, high = 0.0, 1.0
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _beta_cdf(middle, a, b) < probability else (low, middle)
-    return (low + high) / 2
-
-
-def _beta_cdf(x: float, a: float, b: float) -> float:
-    """Regularised incomplete beta function by Lentz's continued fraction."""
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):
-        return 1 - _beta_cdf(1 - x, b, a)
-    front = math.exp(
-        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    )
-    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
-    result = d
-    for m in range(1, 300):
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        for numerator in (even, odd):
-            d = 1 / (1 + numerator * d)
-            c = 1 + numerator / c
-            result *= c * d
-        if abs(c * d - 1) < 1e-15:
-            break
-    return front * result / a
-
-
-_CURVES: dict[str, Callable[[int, float, float], list[float]]] = {
-    "karras": karras_sigmas,
-    "exponential": exponential_sigmas,
-    "beta": beta_sigmas,
-}
 _FLAGS = {
     "use_karras_sigmas": "karras",
     "use_exponential_sigmas": "exponential",
     "use_beta_sigmas": "beta",
 }
-
-
-def sigma_curve(name: str, num_steps: int, sigma_min: float, sigma_max: float) -> list[float]:
-    """Return N noise levels between two ends, and the final 0.
-
-    Args:
-        name: ``karras``, ``exponential``, ``beta`` or ``linear``.
-        num_steps: N >= 1.
-        sigma_min: Lowest level above 0.
-        sigma_max: Highest level, > ``sigma_min`` where there is more than one step.
-
-    Raises:
-        UnknownName: If the name is none of these.
-        InvalidRequest: If a number is out of range.
-    """
-    curves = {**_CURVES, "linear": _linear_sigmas}
-    if name not in curves:
-        raise UnknownName("sigma_schedule", name, curves, field="sigma_schedule")
-    if not 1 <= num_steps <= 100_000:
-        raise InvalidRequest(
-            f"num_inference_steps must be 1 to 100000, got {num_steps}", field="num_inference_steps"
-        )
-    if not (0 < sigma_min < sigma_max < math.inf):
-        raise InvalidRequest(
-            f"sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, got {sigma_min} "
-            f"and {sigma_max}",
-            field="sigma_min",
-        )
-    return [*curves[name](num_steps, sigma_min, sigma_max), 0.0]
-
-
-def _linear_sigmas(num_steps: int, sigma_min: float, sigma_max: float) -> list[float]:
-    return [sigma_max + ramp * (sigma_min - sigma_max) for ramp in _ramp(num_steps)]
 
 
 def inference_schedule(
@@ -359,9 +250,9 @@ def _ve_schedule(
         training.exact_sigma_of(int(t)) if info.uses_alpha_bar else training.sigma_of(t)
         for t in timesteps
     ]
-    if sigma_schedule in _CURVES and not info.uses_alpha_bar:
+    if sigma_schedule in CURVES and not info.uses_alpha_bar:
         ends = (sigmas[-1], sigmas[0]) if info.from_spaced else _ends(training)
-        sigmas = _CURVES[sigma_schedule](num_steps, *ends)
+        sigmas = CURVES[sigma_schedule](num_steps, *ends)
         timesteps = [training.timestep_of(sigma, snap=0) for sigma in sigmas]
         if info.rounds:
             whole = sigma_schedule == "karras" and (
@@ -430,12 +321,12 @@ def _flow_schedule(
         low = 1 / num_steps
     else:
         low = 1 / total if dynamic else shifted(1 / total)
-    sigmas = [shifted(1 + ramp * (low - 1)) for ramp in _ramp(num_steps)]
+    sigmas = [shifted(1 + part * (low - 1)) for part in ramp(num_steps)]
     if terminal := config.get("shift_terminal"):
         stretch = (1 - sigmas[-1]) / (1 - float(terminal))
         sigmas = [1 - (1 - sigma) / stretch for sigma in sigmas]
-    if sigma_schedule in _CURVES:
-        sigmas = _CURVES[sigma_schedule](num_steps, sigmas[-1], sigmas[0])
+    if sigma_schedule in CURVES:
+        sigmas = CURVES[sigma_schedule](num_steps, sigmas[-1], sigmas[0])
     return Schedule(
         frame="flow",
         timesteps=tuple(sigma * total for sigma in sigmas),

@@ -7,8 +7,8 @@ import mezzotint as mz
 from mezzotint.errors import InvalidRequest, ShapeError, UnknownName
 from mezzotint.sampling.latents import make_generator
 from mezzotint.sampling.mixtures import GaussianMixture
+from mezzotint.sampling.sigma_curves import sigma_curve
 from mezzotint.sampling.solvers import SCHEDULERS
-from mezzotint.sampling.timesteps import sigma_curve
 
 SPREAD = 0.5
 

@@ -107,7 +107,7 @@ def test_the_frame_is_read_from_the_configuration(config, frame):
 
 
 def test_beta_levels_are_scipys_quantiles():
-    from mezzotint.sampling.timesteps import beta_sigmas
+    from mezzotint.sampling.sigma_curves import beta_sigmas
 
     wanted = 0.1 + scipy.stats.beta.ppf(1 - np.linspace(0, 1, 9), 0.6, 0.6) * 9.9
     assert beta_sigmas(9, 0.1, 10.0) == pytest.approx(wanted.tolist(), rel=1e-9)
