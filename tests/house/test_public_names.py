@@ -40,17 +40,14 @@ def test_every_modules_own_list_of_names_is_sorted_and_true(path):
             if path.parent.name == "mezzotint" and path.name == "__init__.py":
                 return
             names = ast.literal_eval(node.value)
-            defined = {
-                name
-                for child in ast.walk(tree)
-                for name in (
-                    [child.name]
-                    if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-                    else [t.id for t in ast.walk(child) if isinstance(t, ast.Name)]
-                    if isinstance(child, ast.Assign | ast.AnnAssign)
-                    else []
-                )
-            }
+            defined = set()
+            for child in ast.walk(tree):
+                if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                    defined.add(child.name)
+                elif isinstance(child, ast.Assign | ast.AnnAssign):
+                    defined |= {t.id for t in ast.walk(child) if isinstance(t, ast.Name)}
+                elif isinstance(child, ast.ImportFrom):
+                    defined |= {alias.asname or alias.name for alias in child.names}
             assert set(names) <= defined
             assert len(names) == len(set(names))
 
