@@ -20,7 +20,7 @@ def test_every_import_contract_holds():
 
 
 def test_nothing_in_src_is_left_for_later():
-    marks = re.compile(r"\b(TODO|FIXME|XXX|NotImplementedError)\b")
+    marks = re.compile(r"\b(TODO|FIXME|XXX)\b|raise NotImplementedError")
     found = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in SOURCES
