@@ -111,6 +111,7 @@ class Jobs:
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
         self._seconds = 1.0  # moving average of one job
+        self._has_run = False
 
     async def start(self) -> None:
         """Open the store, queue again what was left running, begin to work.
@@ -238,6 +239,11 @@ class Jobs:
             return 0, self._seconds if job.status == "running" else 0.0
         position = await self._do(lambda: self._store.position(job))
         return position, self._seconds * (1 + position / self._config.max_running)
+
+    def expect(self, seconds: float) -> None:
+        """Take a planner's prediction for the average as long as no job has run."""
+        if not self._has_run and seconds > 0:
+            self._seconds = seconds
 
     def progress(self, job: Job) -> tuple[int, int]:
         """Return steps done and steps in all of a running job, (0, 0) if not known."""
@@ -370,7 +376,9 @@ class Jobs:
         began = time.monotonic()
         try:
             await self._follow(job, live)
-            self._seconds += 0.2 * (time.monotonic() - began - self._seconds)
+            spent = time.monotonic() - began
+            self._seconds += (0.2 if self._has_run else 1.0) * (spent - self._seconds)
+            self._has_run = True
         except asyncio.CancelledError:
             await self._do(lambda: self._store.requeue(job.id))
             raise

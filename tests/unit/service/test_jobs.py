@@ -293,3 +293,21 @@ def test_job_rows_survive_a_second_store_on_the_same_file(tmp_path):
             assert first.claim(30) is None
             assert first.reclaim(everything=False) == []
             assert first.get("j1").status == "running"
+
+
+def test_eta_begins_with_the_planners_prediction_and_learns_from_what_ran(tmp_path):
+    async def body(jobs: Jobs, service: FakeService) -> None:
+        jobs.expect(40.0)
+        slow = GenerationRequest(num_inference_steps=900)
+        running = await jobs.submit(slow)
+        waiting = await jobs.submit(slow)
+        while (await jobs.get(running.id)).status != "running":
+            await asyncio.sleep(0.01)
+        assert await jobs.place(waiting) == (0, 40.0)
+        await jobs.cancel(running.id)
+        await jobs.cancel(waiting.id)
+        await jobs.wait((await jobs.submit(GenerationRequest(num_inference_steps=1))).id)
+        jobs.expect(40.0)
+        assert jobs._seconds < 10
+
+    using(tmp_path, body, fake=FakeConfig(step_s=0.01), max_running=1)

@@ -297,7 +297,9 @@ async def _submit(front: Front, http: Request, request: GenerationRequest) -> Jo
     """Put a request onto the queue."""
     front.admit(request)
     visit(http).model = request.model
-    await front.service.plan(request)  # refused now rather than when its turn comes
+    planned = await front.service.plan(request)  # refused now rather than when its turn comes
+    cost = planned.get("cost") or {}
+    _jobs(front).expect(float(cost.get("seconds") or 0.0))
     key = http.headers.get("idempotency-key")
     if key is not None and not 1 <= len(key) <= 255:
         raise Malformed("Idempotency-Key must have 1 to 255 characters")
