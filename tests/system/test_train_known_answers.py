@@ -109,7 +109,8 @@ def check_waves(tmp_path, objective, *, steps, loose):
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ALL)
 def test_waves_have_the_spectrum_of_the_data(tmp_path, objective):
-    check_waves(tmp_path, objective, steps=800, loose=1.0)
+    steps = 1600 if objective[1] == "epsilon" else 800  # epsilon learns the shape of waves last
+    check_waves(tmp_path, objective, steps=steps, loose=1.0)
 
 
 def test_every_schedule_meets_every_target_that_it_can():
