@@ -46,7 +46,7 @@ def main():
     chance = random.Random(int(sys.argv[3]))
     kills = 0
     for _ in range(int(sys.argv[2])):
-        kills += not attempt(config, chance.uniform(0.0, 0.35))
+        kills += not attempt(config, chance.uniform(0.0, 0.15))
     attempt(config, None)
     print(json.dumps({"kills": kills}))
 
