@@ -2,7 +2,7 @@
 
 Points of three Gaussians: mean and covariance of the whole, weight, mean and
 deviation of each part. Sine waves of two frequencies: the spectrum. One thread,
-float32; the bounds are about twice what was measured.
+float32; the bounds are stated beside each case, two to six times what was measured.
 """
 
 import itertools
