@@ -10,7 +10,7 @@ import argparse
 import threading
 import time
 
-from _report import interleave, ratios, write
+from bench._report import interleave, ratios, write
 
 STEPS, SCALE = 20, 5.0
 WORDS = ("a red apple", "a yellow sun", "a house", "a fish", "a red car", "a green tree", "a rose")
