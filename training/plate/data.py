@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import resvg_py
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -97,6 +96,8 @@ def webp_pictures(folder: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
 
 def svg_pictures(folder: Path, wanted: set[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Yield (code points, picture) of an iconify set, for the wanted code points."""
+    import resvg_py  # here, so that who only reads the array does without
+
     icons = json.loads((folder / "icons.json").read_text("utf-8"))
     slugs = json.loads((folder / "chars.json").read_text("utf-8"))
     for code_points, slug in sorted(slugs.items()):

