@@ -5,9 +5,12 @@ import base64
 import contextlib
 import os
 import random
+import resource
 import signal
+import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -179,7 +182,7 @@ def test_a_client_that_goes_away_cancels_its_request(tmp_path):
         assert 'mezzotint_requests_total{door="native",status="499"} 1.0' in metrics
 
 
-def test_a_full_disk_is_said_and_recovered_from(tmp_path):
+def test_a_folder_that_cannot_be_written_fails_the_job_and_nothing_else(tmp_path):
     with (
         running_server(tmp_path) as server,
         httpx.Client(base_url=server.url, timeout=30) as client,
@@ -195,6 +198,100 @@ def test_a_full_disk_is_said_and_recovered_from(tmp_path):
         id_ = client.post("/v1/jobs", json={"seed": 1}).json()["id"]
         wait_for(client, 10)
         assert client.get(f"/v1/jobs/{id_}").json()["status"] == "succeeded"
+
+
+@contextlib.contextmanager
+def no_room_to_write(server: RunningServer) -> Iterator[None]:
+    """Let every write to a file of the server fail, as on a full disk."""
+    limits = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, limits)
+
+
+def full_disk_story(server: RunningServer, full: contextlib.AbstractContextManager[None]) -> None:
+    """Jobs in mid-work on a full disk end well when there is room again; new ones get a 503."""
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        jobs = submit(client, 6)
+        with full:
+            time.sleep(1.5)
+            refused = client.post("/v1/jobs", json={"seed": 99})
+            assert refused.status_code == 503, refused.text
+            assert int(refused.headers["retry-after"]) >= 1
+            assert any(word in refused.json()["detail"] for word in ("disk", "store"))
+            for id_ in jobs:  # reading goes on, and nothing is lost
+                assert client.get(f"/v1/jobs/{id_}").json()["status"] in (
+                    "queued", "running", "succeeded",
+                )  # fmt: skip
+            assert client.post("/v1/generations", json={"seed": 1}).status_code == 200
+            assert client.get("/health/ready").status_code == 200
+        wait_for(client, 30)
+        check(client, jobs)
+        until = time.monotonic() + 10
+        while client.post("/v1/jobs", json={"seed": 99}).status_code != 202:
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        wait_for(client, 10)
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs prlimit")
+def test_a_full_disk_delays_jobs_and_loses_none(tmp_path):
+    with running_server(tmp_path, fake={"step_s": 0.05}, jobs={"max_running": 3}) as server:
+        full_disk_story(server, no_room_to_write(server))
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs prlimit")
+def test_sigterm_on_a_full_disk_still_exits_0_and_the_next_start_goes_on(tmp_path):
+    with running_server(tmp_path, fake={"step_s": 0.05}, serve={"drain_s": 1.0}) as server:
+        with httpx.Client(base_url=server.url, timeout=30) as client:
+            jobs = submit(client, 6)
+        with no_room_to_write(server):
+            time.sleep(1.0)
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(15) == 0
+    with (
+        running_server(tmp_path) as server,
+        httpx.Client(base_url=server.url, timeout=30) as client,
+    ):
+        wait_for(client, 30)
+        check(client, jobs)
+
+
+@contextlib.contextmanager
+def filled(folder: Path) -> Iterator[None]:
+    """Fill the disk that a folder lies on."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as stream:
+        for size in (1 << 16, 4096, 512, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    if stream.write(b"x" * size) < size:
+                        break
+    try:
+        yield
+    finally:
+        ballast.unlink()
+
+
+@pytest.mark.parametrize("place", ["everything", "results"])
+def test_a_small_disk_that_is_really_full(tmp_path, place):
+    disk = tmp_path / "jobs" if place == "everything" else tmp_path / "jobs" / "results"
+    disk.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no small disk can be mounted here")
+    try:
+        with running_server(
+            tmp_path / "jobs", fake={"step_s": 0.05}, jobs={"max_running": 3}
+        ) as server:
+            full_disk_story(server, filled(disk))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_the_server_process_loads_no_torch(tmp_path):

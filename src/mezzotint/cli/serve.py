@@ -1,7 +1,9 @@
 """The verb ``serve``: the server, from flags and settings."""
 
+import signal
 from pathlib import Path
-from typing import Annotated, Any
+from types import FrameType
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -36,6 +38,7 @@ def serve(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
 ) -> int:
     """Serve over HTTP on loopback until Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, _leave)  # until the server listens to it itself
     loaded = load_settings(
         context,
         config=config,
@@ -80,6 +83,11 @@ def parse_models(texts: list[str]) -> dict[str, str]:
             raise WrongFlag("--models", f"{name}: there is nothing at {path}")
         found[name] = path
     return found
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """Leave with 0: nothing has begun yet."""
+    raise SystemExit(0)
 
 
 def _announce(line: str) -> None:

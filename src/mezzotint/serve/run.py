@@ -104,8 +104,8 @@ async def serve(
         name: _server(config, create_app(front, keys, listener=name, metrics=counted))
         for name in _NAMES
     }
-    await jobs.start()
     with _signals(stop):
+        await jobs.start()
         tasks = [
             asyncio.create_task(servers[name].serve(sockets=[sockets[name]])) for name in _NAMES
         ]
@@ -132,6 +132,8 @@ async def _start(service: Service, stop: asyncio.Event, announce: Callable[[str]
             starting.cancel()
             return
         starting.result()
+    if stop.is_set():
+        return
     models = await service.models()
     ready = [m["name"] for m in models if m["ready"]]
     later = [m["name"] for m in models if not m["ready"]]
@@ -255,7 +257,9 @@ async def _drain(
     """Finish what runs within ``drain_s``; leave the rest on the queue."""
     front.draining = True
     until = time.monotonic() + front.config.drain_s
-    counts = await jobs.counts()
+    counts: dict[str, int] = {}
+    with contextlib.suppress(MezzotintError):  # a store that cannot be read is no reason to stay
+        counts = await jobs.counts()
     if front.running or counts.get("running"):
         announce(
             f"stopping    {front.running + counts.get('running', 0)} running, "

@@ -78,6 +78,12 @@ class _Written:
 
 
 @dataclass(frozen=True, slots=True)
+class _Animated:
+    order_id: str
+    outcome: ImageOutput | Exception
+
+
+@dataclass(frozen=True, slots=True)
 class _Close:
     answer: "Future[None]"
 
@@ -190,6 +196,8 @@ class Desk:
                     message.answer.set_result(self._cancel(message.id))
                 case _Written():
                     self._take_written(message)
+                case _Animated():
+                    self._take_animated(message)
                 case _Close():
                     self._closing.append(message.answer)
                     if len(self._closing) == 1:
@@ -508,14 +516,33 @@ class Desk:
         """Book an image's outcome and tell of a finished picture."""
         if not run.close_image(index, outcome):
             return
-        if isinstance(outcome, ImageOutput) and not run.is_cancelled:
+        is_frame = run.order.request.output.animation is not None
+        if isinstance(outcome, ImageOutput) and not run.is_cancelled and not is_frame:
             self._tell(run, ImageFinished(id=run.order.id, image=outcome))
 
     def _end_if_over(self, run: Run) -> None:
         """Tell the one ending of an order whose images are all closed."""
-        if run.is_over and self._runs.get(run.order.id) is run:
-            del self._runs[run.order.id]
-            self._tell(run, run.ending())
+        if not run.is_over or self._runs.get(run.order.id) is not run or run.is_animating:
+            return
+        if run.wants_animation:
+            run.is_animating = True
+            frames = [run.outputs[k] for k in sorted(run.outputs)]
+            work = self._writer.submit(self._finisher.animate, run.order, frames)
+            work.add_done_callback(
+                lambda future: self._messages.put(_Animated(run.order.id, _outcome(future)))
+            )
+            return
+        del self._runs[run.order.id]
+        self._tell(run, run.ending())
+
+    def _take_animated(self, message: _Animated) -> None:
+        """Deliver the file that the frames of an order became."""
+        run = self._runs[message.order_id]
+        run.is_animating = False
+        run.animate(message.outcome)
+        if isinstance(message.outcome, ImageOutput) and not run.is_cancelled:
+            self._tell(run, ImageFinished(id=run.order.id, image=message.outcome))
+        self._end_if_over(run)
 
     def _tell(self, run: Run, event: Event) -> None:
         """Tell an order's sink; one that raises costs its order, nobody else's."""
@@ -539,7 +566,7 @@ def _ignore(_event: Event) -> None:
     """Stand for a sink that raised."""
 
 
-def _outcome(future: "Future[ImageOutput | Retry]") -> ImageOutput | Exception | Retry:
+def _outcome(future: "Future[Any]") -> Any:
     """Return what a piece of writing came to."""
     error = future.exception()
     if isinstance(error, Exception):

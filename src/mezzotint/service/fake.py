@@ -69,6 +69,7 @@ class FakeConfig(Checked):
     """How the fake behaves.
 
     Args:
+        load_s: Seconds for which the process stands still before it is ready.
         step_s: Seconds that one solver step takes.
         slots: Requests that run at once; the others wait.
         max_waiting: Requests that may wait before ``QueueFull``.
@@ -80,6 +81,7 @@ class FakeConfig(Checked):
             the middle of the request while the file does not exist.
     """
 
+    load_s: float = 0.0
     step_s: float = 0.0
     slots: int = 4
     max_waiting: int = 64
@@ -94,7 +96,9 @@ class FakeConfig(Checked):
 
 def create_fake(options: Mapping[str, Any]) -> "FakeService":
     """Build a fake from plain options; the factory a worker process calls."""
-    return FakeService(FakeConfig(**options))
+    config = FakeConfig(**options)
+    time.sleep(config.load_s)
+    return FakeService(config)
 
 
 class FakeService:

@@ -311,8 +311,10 @@ class JobStore:
         return bool(changed)
 
     def add_event(self, id_: str, event: StoredEvent, image: JobImage | None = None) -> None:
-        """Keep an event, and the picture it is about; a picture kept before is not repeated."""
+        """Keep an event, and the picture it is about; doing it again changes nothing."""
         with self._engine.begin() as db:
+            same = (_EVENTS.c.job == id_) & (_EVENTS.c.id == event.id)
+            db.execute(sa.delete(_EVENTS).where(same))
             if image is not None:
                 where = (_IMAGES.c.job == id_) & (_IMAGES.c.position == image.index)
                 db.execute(sa.delete(_IMAGES).where(where))

@@ -37,7 +37,8 @@ from mezzotint.request import GenerationRequest
 from mezzotint.service.base import GenerationService
 from mezzotint.service.config import JobsConfig
 from mezzotint.service.job_store import ENDED, Job, JobImage, JobStore, Status, StoredEvent
-from mezzotint.service.results import ResultFiles
+from mezzotint.service.patience import Patience
+from mezzotint.service.results import NoRoom, ResultFiles
 from mezzotint.service.wire import describe_error, describe_image
 from mezzotint.types import (
     Cancelled,
@@ -54,6 +55,7 @@ __all__ = ["IdempotencyConflict", "JobEvent", "Jobs"]
 _EPOCH = 1_000_000
 _STEPS_KEPT = 512
 _SWEEP_S = 60.0
+_AWAY = (exc.OperationalError, exc.InterfaceError, exc.InternalError)
 T = TypeVar("T")
 
 
@@ -112,6 +114,7 @@ class Jobs:
         self._tasks: list[asyncio.Task[None]] = []
         self._seconds = 1.0  # moving average of one job
         self._has_run = False
+        self._patience = Patience()
 
     async def start(self) -> None:
         """Open the store, queue again what was left running, begin to work.
@@ -127,7 +130,7 @@ class Jobs:
             cancelled = await self._do(
                 lambda: self._store.reclaim(everything=self._store.is_sqlite)
             )
-        except (OSError, exc.SQLAlchemyError) as error:
+        except (OSError, exc.SQLAlchemyError, NotReady) as error:
             raise NotReady(f"the job store cannot be opened: {error}") from None
         for id_ in cancelled:
             await self._end(id_, "cancelled", {}, "cancelled", {"id": id_})
@@ -139,6 +142,7 @@ class Jobs:
     async def stop(self, drain_s: float = 0.0) -> None:
         """Take nothing new, let running jobs finish for a while, queue the others again."""
         self._stopping = True
+        self._patience.end()
         self._wake.set()
         running = [live.task for live in self._live.values() if live.task is not None]
         if running:
@@ -146,7 +150,7 @@ class Jobs:
         for task in [*running, *self._tasks]:
             task.cancel()
         for task in [*running, *self._tasks]:
-            with contextlib.suppress(asyncio.CancelledError):
+            with contextlib.suppress(asyncio.CancelledError, MezzotintError):
                 await task
         await self._do(self._store.close)
         self._thread.shutdown(wait=True)
@@ -172,10 +176,13 @@ class Jobs:
         Raises:
             IdempotencyConflict: If the key came with another request before.
             QueueFull: If too many jobs wait.
-            NotReady: If the store cannot be written, or the server is stopping.
+            NotReady: If the store or a picture cannot be written (a full disk), or
+                the server is stopping.
         """
         if self._stopping:
             raise NotReady("the server is shutting down")
+        if self._patience.trouble:
+            raise NotReady(f"no job can be taken now: {self._patience.trouble}")
         body_digest = request.digest
         if idempotency_key is not None:
             known = await self._do(lambda: self._store.by_key(client, idempotency_key))
@@ -199,10 +206,7 @@ class Jobs:
             "created": time.time(),
         }
         event = StoredEvent(id=1, kind="queued", data={"id": id_, "position": waiting})
-        try:
-            job = await self._do(lambda: self._store.add(values, event))
-        except exc.OperationalError as error:
-            raise NotReady(f"the job store cannot be written: {error.orig}") from None
+        job = await self._do(lambda: self._store.add(values, event))
         if job is None:  # the same key arrived twice at once
             known = await self._do(lambda: self._store.by_key(client, str(idempotency_key)))
             return _same(known, body_digest, str(idempotency_key))
@@ -257,7 +261,7 @@ class Jobs:
     async def cancel(self, id_: str) -> Job:
         """Cancel a job: at once while it waits, at the next step while it runs."""
         ended = await self._end(
-            id_, "cancelled", {}, "cancelled", {"id": id_}, only_from=("queued",)
+            id_, "cancelled", {}, "cancelled", {"id": id_}, only_from=("queued",), insist=False
         )
         if not ended:
             await self._do(lambda: self._store.ask_cancel(id_))
@@ -321,8 +325,23 @@ class Jobs:
         raise errors.UnknownName("job", f"{job.id}/images/{index}", (), field="k")
 
     async def _do(self, work: Callable[[], T]) -> T:
-        """Run blocking database work in its own thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        """Run blocking database work in its own thread.
+
+        Raises:
+            NotReady: If the database does not answer, or takes nothing (a full disk).
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except _AWAY as error:
+            raise NotReady(f"the job store cannot be used: {error.orig}") from None
+
+    async def _insist(self, work: Callable[[], T]) -> T:
+        """Run database work of a job under way until it succeeds.
+
+        Raises:
+            NotReady: If the server stops before it does.
+        """
+        return await self._patience.insist(lambda: self._do(work), NotReady)
 
     async def _pump(self) -> None:
         """Start queued jobs while there is room."""
@@ -338,7 +357,7 @@ class Jobs:
                     live.images = {image.index for image in job.images}
                     self._live[job.id] = live
                     live.task = asyncio.create_task(self._run(job, live))
-            except exc.SQLAlchemyError as error:
+            except NotReady as error:
                 log.error("jobs.store_failed", reason=str(error))
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), 1.0)
@@ -357,7 +376,7 @@ class Jobs:
                 if time.monotonic() - swept > _SWEEP_S:
                     swept = time.monotonic()
                     await self.sweep()
-            except exc.SQLAlchemyError as error:
+            except (NotReady, OSError) as error:
                 log.error("jobs.store_failed", reason=str(error))
             await asyncio.sleep(self._config.lease_s / 3)
 
@@ -380,14 +399,14 @@ class Jobs:
             self._seconds += (0.2 if self._has_run else 1.0) * (spent - self._seconds)
             self._has_run = True
         except asyncio.CancelledError:
-            await self._do(lambda: self._store.requeue(job.id))
+            await self._requeue(job.id)
             raise
         except MezzotintError as error:
             if self._stopping and isinstance(error, NotReady | errors.Cancelled):
-                await self._do(lambda: self._store.requeue(job.id))
+                await self._requeue(job.id)
             elif isinstance(error, errors.Overloaded | NotReady):
                 await asyncio.sleep(min(getattr(error, "retry_after_s", 1.0), 5.0))
-                await self._do(lambda: self._store.requeue(job.id))
+                await self._requeue(job.id)
             else:
                 await self._fail(job, error)
         except Exception as error:
@@ -397,6 +416,11 @@ class Jobs:
             self._live.pop(job.id, None)
             self._announce(job.id)
             self._wake.set()
+
+    async def _requeue(self, id_: str) -> None:
+        """Put a job back; where that cannot be written the next start finds it running."""
+        with contextlib.suppress(NotReady):
+            await self._insist(lambda: self._store.requeue(id_))
 
     async def _follow(self, job: Job, live: _Live) -> None:
         """Turn the service's events into the job's."""
@@ -433,7 +457,7 @@ class Jobs:
             if not self._stopping:
                 await self._end(job.id, "cancelled", {}, "cancelled", {"id": job.id}, live=live)
             else:
-                await self._do(lambda: self._store.requeue(job.id))
+                await self._requeue(job.id)
             return True
         elif isinstance(event, Finished):
             for image in event.result.images:
@@ -452,7 +476,9 @@ class Jobs:
         image = event.image
         if image.index in live.images:
             return
-        digest = await asyncio.to_thread(self.results.put, image.data)
+        digest = await self._patience.insist(
+            lambda: asyncio.to_thread(self.results.put, image.data), NoRoom
+        )
         about = describe_image(image)
         kept = JobImage(index=image.index, digest=digest, bytes=len(image.data), about=about)
         await self._keep(id_, live, "image", about, kept)
@@ -468,7 +494,7 @@ class Jobs:
     ) -> None:
         """Keep an event in the store, then tell whoever listens."""
         event = StoredEvent(id=live.next_id, kind=kind, data=data)
-        await self._do(lambda: self._store.add_event(id_, event, image))
+        await self._insist(lambda: self._store.add_event(id_, event, image))
         self._publish(id_, live, kind, data)
 
     def _publish(
@@ -506,20 +532,16 @@ class Jobs:
         *,
         live: _Live | None = None,
         only_from: tuple[str, ...] = ("running",),
+        insist: bool = True,
     ) -> bool:
         """Write the ending, once; a store that cannot be written is tried again."""
-        job = await self._do(lambda: self._store.get(id_))
+        do = self._insist if insist else self._do
+        job = await do(lambda: self._store.get(id_))
         last = live.next_id if live is not None else job.runs * _EPOCH + _EPOCH - 1
         event = StoredEvent(id=last, kind=kind, data=data)
-        while True:
-            try:
-                done = await self._do(
-                    lambda: self._store.finish(id_, status, outcome, event, only_from=only_from)
-                )
-                break
-            except exc.OperationalError as error:
-                log.error("jobs.ending_unwritten", job=id_, reason=str(error.orig))
-                await asyncio.sleep(1.0)
+        done = await do(
+            lambda: self._store.finish(id_, status, outcome, event, only_from=only_from)
+        )
         if done and live is not None:
             self._publish(id_, live, kind, data)
         self._announce(id_)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from mezzotint.engine.memory import Footprint
 from mezzotint.engine.plan import Plan, Planned
 from mezzotint.errors import DeadlineExceeded, NotReady, WorkFailed
-from mezzotint.request import Gates, GenerationRequest, GuidanceSchedule, LatentInput
+from mezzotint.request import Gates, GenerationRequest, GuidanceSchedule, LatentInput, Output
 from mezzotint.types import (
     Cancelled,
     Event,
@@ -93,12 +93,27 @@ class Run:
         self.attempts: dict[int, list[Attempted]] = {}
         self.is_started = False
         self.is_cancelled = False
+        self.is_animating = False
+        self.is_animated = False
         self.hits = 0
 
     @property
     def is_over(self) -> bool:
         """Whether no image is open any more."""
         return not self.open
+
+    @property
+    def wants_animation(self) -> bool:
+        """Whether the frames still have to become one file."""
+        wanted = self.order.request.output.animation is not None and not self.is_animated
+        return wanted and bool(self.outputs) and not self.failures and not self.is_cancelled
+
+    def animate(self, outcome: ImageOutput | Exception) -> None:
+        """Put the animation in the place of its frames."""
+        self.is_animated = True
+        self.outputs = {0: outcome} if isinstance(outcome, ImageOutput) else {}
+        if isinstance(outcome, Exception):
+            self.failures[0] = outcome
 
     def close_image(self, index: int, outcome: ImageOutput | Exception | None) -> bool:
         """Book the outcome of an image; False if it had one already."""
@@ -124,13 +139,15 @@ class Run:
                 iter(self.failures.values()), WorkFailed("the request came to nothing")
             )
             return Failed(id=order.id, error=error)
+        if order.request.output.animation is not None and self.failures:
+            return Failed(id=order.id, error=next(iter(self.failures.values())))
         lost = tuple(f"image {k} failed: {e}" for k, e in sorted(self.failures.items()))
         plan = {**order.planned.plans[0].describe(), **({"cost": dict(cost)} if cost else {})}
         result = GenerationResult(
             id=order.id,
             images=tuple(self.outputs[k] for k in sorted(self.outputs)),
             plan=plan,
-            cache="hit" if self.hits == len(self.outputs) else "miss",
+            cache="hit" if self.hits == len(order.planned.plans) else "miss",
             warnings=order.planned.warnings + lost,
         )
         return Finished(id=order.id, result=result)
@@ -143,6 +160,7 @@ def alone(request: GenerationRequest, plan: Plan) -> GenerationRequest:
     the bytes of a picture, its recipe included, depend on its plan alone.
     """
     techniques = plan.techniques
+    file_format, quality, has_metadata = plan.output
     return replace(
         request,
         model=plan.model,
@@ -159,6 +177,7 @@ def alone(request: GenerationRequest, plan: Plan) -> GenerationRequest:
         strength=request.strength if techniques.image else _DEFAULT_STRENGTH,
         latent=LatentInput(truncation=techniques.truncation, class_label=techniques.class_label),
         gates=None,
+        output=Output(format=file_format, quality=quality, metadata=has_metadata),
         priority=0,
         deadline_s=None,
     )

@@ -6,18 +6,19 @@ on who asked, in which words, or beside whom it was made.
 """
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from mezzotint.engine.plan import Plan
+from mezzotint.images.animation import encode_animation, order_frames
 from mezzotint.images.codec import decode_image, encode, to_pixels
 from mezzotint.images.metadata import build_recipe, canonical_json, make_infotext
 from mezzotint.images.resize import upscale_lanczos
 from mezzotint.request import GenerationRequest
-from mezzotint.service.orders import alone
+from mezzotint.service.orders import Order, alone
 from mezzotint.types import ImageOutput, StageTimings
 
 __all__ = ["Finisher", "with_pixels"]
@@ -88,6 +89,56 @@ class Finisher:
             warnings=warnings,
             timings=replace(timings, write_s=time.monotonic() - began),
             pixels=pixels,
+        )
+
+    def animate(self, order: Order, frames: Sequence[ImageOutput]) -> ImageOutput:
+        """Make one moving file of the pictures of a walk.
+
+        Args:
+            order: What was asked, with ``output.animation``.
+            frames: The finished pictures, in order.
+
+        Raises:
+            WorkFailed: If the file cannot be written.
+        """
+        began = time.monotonic()
+        output = order.request.output
+        animation = output.animation
+        assert animation is not None  # noqa: S101 - asked for by orders with one
+        pictures = [with_pixels(frame).pixels for frame in frames]
+        plan = order.planned.plans[0]
+        whole = alone(order.request, plan)
+        recipe = build_recipe(
+            replace(whole, output=output).to_dict(),
+            resolved={"model": plan.model, "width": plan.size.width, "height": plan.size.height},
+            environment={**self.environment, "model_digest": plan.model_digest},
+        )
+        texts = {
+            "parameters": make_infotext(recipe, has_steps=bool(plan.steps), version=self.program),
+            "recipe": canonical_json(recipe),
+        }
+        data = encode_animation(
+            pictures,
+            animation,
+            quality=output.quality,
+            **(texts if output.metadata else {}),
+        )
+        spent = [frame.timings for frame in frames]
+        total = {f.name: sum(getattr(t, f.name) for t in spent) for f in fields(StageTimings)}
+        timings = StageTimings(**total)
+        return ImageOutput(
+            index=0,
+            seed=plan.seed,
+            data=data,
+            format=animation.format,
+            width=pictures[0].shape[1],
+            height=pictures[0].shape[0],
+            recipe=recipe,
+            warnings=tuple(dict.fromkeys(w for frame in frames for w in frame.warnings)),
+            attempts=tuple(a for frame in frames for a in frame.attempts),
+            timings=replace(timings, write_s=timings.write_s + time.monotonic() - began),
+            pixels=pictures[0],
+            frames=len(order_frames(pictures, animation)),
         )
 
     def recipe(self, request: GenerationRequest, plan: Plan) -> dict[str, Any]:

@@ -4,13 +4,20 @@ Equal pictures are one file. A file is whole or absent, and its content is
 checked against its name when it is read.
 """
 
+import errno
 import hashlib
 from pathlib import Path
 
 from mezzotint.errors import WorkFailed
 from mezzotint.files import write_atomically
 
-__all__ = ["ResultFiles"]
+__all__ = ["NoRoom", "ResultFiles"]
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class NoRoom(WorkFailed):
+    """The disk is full; the same picture can be kept when there is room again."""
 
 
 class ResultFiles:
@@ -30,7 +37,8 @@ class ResultFiles:
             Its sha256, 64 hex digits.
 
         Raises:
-            WorkFailed: If the disk does not take it.
+            NoRoom: If the disk is full.
+            WorkFailed: If the disk does not take it for another reason.
         """
         digest = hashlib.sha256(data).hexdigest()
         path = self.path(digest)
@@ -40,6 +48,8 @@ class ResultFiles:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, data)
         except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise NoRoom(f"the disk has no room for a picture: {error.strerror}") from None
             raise WorkFailed(f"the picture could not be kept: {error.strerror}") from None
         return digest
 

@@ -44,6 +44,7 @@ from mezzotint.types import (
 __all__ = ["WorkerService"]
 
 _PING_S = 1.0
+_CLOSE_S = 5.0  # who drains has waited before; what is left is to write the tables of costs
 _MAX_BACKOFF_S = 30.0
 _LONG_ENOUGH_S = 30.0  # a process that lived this long starts with a fresh backoff
 _STREAM_LIMIT = 1 << 20
@@ -262,12 +263,20 @@ class WorkerService:
         )
 
     async def close(self) -> None:
-        """Let the process finish what is being stepped, then end it."""
+        """Let the process finish what is being stepped, then end it.
+
+        A process that is still loading or compiling has nothing to finish and is
+        killed; so is one that does not close within seconds.
+        """
         if self._closing:
             return
-        if self._ready.is_set():
+        is_warm = self._ready.is_set() and bool(self._health.get("ready"))
+        if is_warm:
             with contextlib.suppress(MezzotintError, TimeoutError):
-                await asyncio.wait_for(self._ask("close"), 30.0)
+                await asyncio.wait_for(self._ask("close"), _CLOSE_S)
+        elif self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
         self._closing = True
         self._ready.clear()
         self._lose("the server is shutting down")
