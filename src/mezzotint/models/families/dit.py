@@ -4,15 +4,14 @@ Dimensions: R rows, C latent channels, h and w latent rows and columns.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.models.base import Conditioning, Model, Prompt, Report
-from mezzotint.models.families.autoencoder import Autoencoder, fit_preview, read_preview
+from mezzotint.models.base import Conditioning, Prompt
+from mezzotint.models.families.autoencoder import Autoencoder
 from mezzotint.models.families.common import (
     default_size,
     part_of,
@@ -20,12 +19,12 @@ from mezzotint.models.families.common import (
     sample_size,
     scheduler_defaults,
 )
+from mezzotint.models.families.latent import LatentModel
 from mezzotint.models.networks import Placement, TorchNetwork
 from mezzotint.models.parts import Parts
 from mezzotint.models.spec import ModelSpec
 from mezzotint.sampling.denoiser import NetworkDenoiser
 from mezzotint.sampling.schedules import noise_schedule
-from mezzotint.types import Size
 
 __all__ = ["DiTModel", "call_dit"]
 
@@ -41,7 +40,7 @@ def call_dit(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     return (output[0],)
 
 
-class DiTModel(Model):
+class DiTModel(LatentModel):
     """A DiT with its autoencoder; the label after the last class means "no class".
 
     Args:
@@ -84,11 +83,6 @@ class DiTModel(Model):
             self._predict, noise_schedule(parts.scheduler), self.spec.prediction_type
         )
 
-    def latent_shape(self, size: Size) -> tuple[int, ...]:
-        """Return (C, h, w)."""
-        scale = self.spec.latent_scale
-        return (self.spec.latent_channels, size.height // scale, size.width // scale)
-
     def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
         """Turn each prompt into its class label; the negative half has none."""
         return [self._encode(prompt) for prompt in prompts]
@@ -105,35 +99,3 @@ class DiTModel(Model):
                 allowed=f"0 to {self._null - 1}",
             )
         return Conditioning({"class_labels": torch.tensor([label])})
-
-    def _predict(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.networks["denoiser"](sample=latents, timestep=timestep, **conditioning)[0]
-
-    def decode(
-        self,
-        latents: Tensor,
-        conditioning: Conditioning | None = None,
-        *,
-        report: Report | None = None,
-    ) -> Tensor:
-        """Decode with the autoencoder; see :meth:`Model.decode`."""
-        return self._autoencoder.decode(latents, report)
-
-    def encode_image(
-        self, images: Tensor, generators: Sequence[torch.Generator | None] | None = None
-    ) -> Tensor:
-        """Encode with the autoencoder; see :meth:`Model.encode_image`."""
-        return self._autoencoder.encode(images, generators)
-
-    @cached_property
-    def _preview(self) -> Tensor:
-        found = read_preview(self.spec.path, self.spec.latent_channels)
-        return (
-            fit_preview(self._autoencoder.decode, self.spec.latent_channels)
-            if found is None
-            else found
-        )
-
-    def preview_matrix(self) -> Tensor:
-        """Return the folder's own map, or one fitted to this autoencoder."""
-        return self._preview

@@ -8,15 +8,15 @@ tokens (h/2 * w/2), T text tokens, D hidden width, P pooled width.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mezzotint.models.base import Conditioning, Model, Prompt, Report
-from mezzotint.models.families.autoencoder import Autoencoder, fit_preview, read_preview
+from mezzotint.models.base import Conditioning, Prompt
+from mezzotint.models.families.autoencoder import Autoencoder
 from mezzotint.models.families.common import part_of, scheduler_defaults
+from mezzotint.models.families.latent import LatentModel
 from mezzotint.models.families.text import call_last, call_pooled, text_encoder
 from mezzotint.models.networks import Placement, TorchNetwork
 from mezzotint.models.parts import Parts
@@ -67,7 +67,7 @@ def call_flux(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     return (unpack(output[0], height, width),)
 
 
-class FluxModel(Model):
+class FluxModel(LatentModel):
     """A FLUX transformer with CLIP (pooled) and T5 (tokens).
 
     Args:
@@ -146,35 +146,3 @@ class FluxModel(Model):
             scale = self.spec.default_guidance_scale if scale is None else scale
             tensors["guidance"] = torch.tensor([float(scale)])
         return Conditioning(tensors, notes=t5.notes)
-
-    def _predict(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.networks["denoiser"](sample=latents, timestep=timestep, **conditioning)[0]
-
-    def decode(
-        self,
-        latents: Tensor,
-        conditioning: Conditioning | None = None,
-        *,
-        report: Report | None = None,
-    ) -> Tensor:
-        """Decode with the autoencoder; see :meth:`Model.decode`."""
-        return self._autoencoder.decode(latents, report)
-
-    def encode_image(
-        self, images: Tensor, generators: Sequence[torch.Generator | None] | None = None
-    ) -> Tensor:
-        """Encode with the autoencoder; see :meth:`Model.encode_image`."""
-        return self._autoencoder.encode(images, generators)
-
-    @cached_property
-    def _preview(self) -> Tensor:
-        found = read_preview(self.spec.path, self.spec.latent_channels)
-        return (
-            fit_preview(self._autoencoder.decode, self.spec.latent_channels)
-            if found is None
-            else found
-        )
-
-    def preview_matrix(self) -> Tensor:
-        """Return the folder's own map, or one fitted to this autoencoder."""
-        return self._preview

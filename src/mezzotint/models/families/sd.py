@@ -9,15 +9,14 @@ D hidden width, P pooled width.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.models.base import Conditioning, Model, Prompt, Report
-from mezzotint.models.families.autoencoder import Autoencoder, fit_preview, read_preview
+from mezzotint.models.base import Conditioning, Prompt
+from mezzotint.models.families.autoencoder import Autoencoder
 from mezzotint.models.families.common import (
     default_size,
     distilled_defaults,
@@ -26,13 +25,13 @@ from mezzotint.models.families.common import (
     sample_size,
     scheduler_defaults,
 )
+from mezzotint.models.families.latent import LatentModel
 from mezzotint.models.families.text import TextEncoder, call_penultimate, text_encoder
 from mezzotint.models.networks import Placement, TorchNetwork
 from mezzotint.models.parts import Parts
 from mezzotint.models.spec import ModelSpec
 from mezzotint.sampling.denoiser import NetworkDenoiser
 from mezzotint.sampling.schedules import noise_schedule
-from mezzotint.types import Size
 
 __all__ = ["LatentUNetModel", "call_unet", "guidance_embedding"]
 
@@ -81,7 +80,7 @@ def guidance_embedding(scale: float, width: int) -> Tensor:
     return torch.nn.functional.pad(embedding, (0, width - embedding.shape[1]))
 
 
-class LatentUNetModel(Model):
+class LatentUNetModel(LatentModel):
     """A U-Net over latents, one or two text encoders, an autoencoder.
 
     Args:
@@ -151,11 +150,6 @@ class LatentUNetModel(Model):
             spec = replace(spec, default_guidance_scale=8.5)
         return spec
 
-    def latent_shape(self, size: Size) -> tuple[int, ...]:
-        """Return (C, h, w)."""
-        scale = self.spec.latent_scale
-        return (self.spec.latent_channels, size.height // scale, size.width // scale)
-
     def align(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """Give prompts that will share a call the chunks that the longest needs."""
         most = max(
@@ -190,35 +184,3 @@ class LatentUNetModel(Model):
             scale = self.spec.default_guidance_scale if scale is None else scale
             tensors["timestep_cond"] = guidance_embedding(scale, self._guidance_width)
         return Conditioning(tensors, notes=tuple(notes))
-
-    def _predict(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.networks["denoiser"](sample=latents, timestep=timestep, **conditioning)[0]
-
-    def decode(
-        self,
-        latents: Tensor,
-        conditioning: Conditioning | None = None,
-        *,
-        report: Report | None = None,
-    ) -> Tensor:
-        """Decode with the autoencoder; see :meth:`Model.decode`."""
-        return self._autoencoder.decode(latents, report)
-
-    def encode_image(
-        self, images: Tensor, generators: Sequence[torch.Generator | None] | None = None
-    ) -> Tensor:
-        """Encode with the autoencoder; see :meth:`Model.encode_image`."""
-        return self._autoencoder.encode(images, generators)
-
-    @cached_property
-    def _preview(self) -> Tensor:
-        found = read_preview(self.spec.path, self.spec.latent_channels)
-        return (
-            fit_preview(self._autoencoder.decode, self.spec.latent_channels)
-            if found is None
-            else found
-        )
-
-    def preview_matrix(self) -> Tensor:
-        """Return the folder's own map, or one fitted to this autoencoder."""
-        return self._preview

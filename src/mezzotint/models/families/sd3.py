@@ -5,15 +5,14 @@ D hidden width.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mezzotint.models.base import Conditioning, Model, Prompt, Report
-from mezzotint.models.families.autoencoder import Autoencoder, fit_preview, read_preview
+from mezzotint.models.base import Conditioning, Prompt
+from mezzotint.models.families.autoencoder import Autoencoder
 from mezzotint.models.families.common import (
     default_size,
     distilled_defaults,
@@ -21,6 +20,7 @@ from mezzotint.models.families.common import (
     sample_size,
     scheduler_defaults,
 )
+from mezzotint.models.families.latent import LatentModel
 from mezzotint.models.families.text import call_last, call_penultimate, text_encoder
 from mezzotint.models.networks import Placement, TorchNetwork
 from mezzotint.models.parts import Parts
@@ -46,7 +46,7 @@ def call_mmdit(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     return (output[0],)
 
 
-class SD3Model(Model):
+class SD3Model(LatentModel):
     """An MM-DiT over latents with two CLIP encoders and, where it is there, T5.
 
     Args:
@@ -107,11 +107,6 @@ class SD3Model(Model):
         )
         self.denoiser = NetworkDenoiser(self._predict, noise_schedule(parts.scheduler), "flow")
 
-    def latent_shape(self, size: Size) -> tuple[int, ...]:
-        """Return (C, h, w)."""
-        scale = self.spec.latent_scale
-        return (self.spec.latent_channels, size.height // scale, size.width // scale)
-
     def sequence_length(self, size: Size) -> int:
         """Return the number of patches."""
         _, rows, columns = self.latent_shape(size)
@@ -138,35 +133,3 @@ class SD3Model(Model):
             "pooled_projections": pooled,
         }
         return Conditioning(tensors, notes=notes)
-
-    def _predict(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.networks["denoiser"](sample=latents, timestep=timestep, **conditioning)[0]
-
-    def decode(
-        self,
-        latents: Tensor,
-        conditioning: Conditioning | None = None,
-        *,
-        report: Report | None = None,
-    ) -> Tensor:
-        """Decode with the autoencoder; see :meth:`Model.decode`."""
-        return self._autoencoder.decode(latents, report)
-
-    def encode_image(
-        self, images: Tensor, generators: Sequence[torch.Generator | None] | None = None
-    ) -> Tensor:
-        """Encode with the autoencoder; see :meth:`Model.encode_image`."""
-        return self._autoencoder.encode(images, generators)
-
-    @cached_property
-    def _preview(self) -> Tensor:
-        found = read_preview(self.spec.path, self.spec.latent_channels)
-        return (
-            fit_preview(self._autoencoder.decode, self.spec.latent_channels)
-            if found is None
-            else found
-        )
-
-    def preview_matrix(self) -> Tensor:
-        """Return the folder's own map, or one fitted to this autoencoder."""
-        return self._preview
