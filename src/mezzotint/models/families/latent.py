@@ -1,0 +1,64 @@
+"""Latent models: what every family over an autoencoder's latents does in the same way.
+
+Dimensions: B rows, C latent channels, h and w latent rows and columns.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mezzotint.models.base import Conditioning, Model, Report
+from mezzotint.models.families.autoencoder import Autoencoder, fit_preview, read_preview
+from mezzotint.types import Size
+
+__all__ = ["LatentModel"]
+
+
+class LatentModel(Model):
+    """A denoiser between the two ends of an autoencoder.
+
+    A family sets ``networks``, ``spec``, ``denoiser`` and ``_autoencoder``, and says
+    how prompts become conditionings.
+    """
+
+    _autoencoder: Autoencoder
+
+    def latent_shape(self, size: Size) -> tuple[int, ...]:
+        """Return (C, h, w)."""
+        scale = self.spec.latent_scale
+        return (self.spec.latent_channels, size.height // scale, size.width // scale)
+
+    def _predict(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        """Ask the network; the family's denoiser makes an estimate of the answer."""
+        return self.networks["denoiser"](sample=latents, timestep=timestep, **conditioning)[0]
+
+    def decode(
+        self,
+        latents: Tensor,
+        conditioning: Conditioning | None = None,
+        *,
+        report: Report | None = None,
+    ) -> Tensor:
+        """Decode with the autoencoder; see :meth:`Model.decode`."""
+        return self._autoencoder.decode(latents, report)
+
+    def encode_image(
+        self, images: Tensor, generators: Sequence[torch.Generator | None] | None = None
+    ) -> Tensor:
+        """Encode with the autoencoder; see :meth:`Model.encode_image`."""
+        return self._autoencoder.encode(images, generators)
+
+    @cached_property
+    def _preview(self) -> Tensor:
+        found = read_preview(self.spec.path, self.spec.latent_channels)
+        return (
+            fit_preview(self._autoencoder.decode, self.spec.latent_channels)
+            if found is None
+            else found
+        )
+
+    def preview_matrix(self) -> Tensor:
+        """Return the folder's own map, or one fitted to this autoencoder."""
+        return self._preview
