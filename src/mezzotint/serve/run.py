@@ -1,4 +1,4 @@
-"""Run: three listeners, one worker process, one durable queue, until SIGTERM.
+"""Run: three listeners, the worker processes, one durable queue, until SIGTERM.
 
 On SIGTERM or SIGINT nothing new is taken, what runs is finished within
 ``drain_s``, the rest stays on the durable queue, and the exit code is 0.
@@ -28,8 +28,8 @@ from mezzotint.serve.metrics import ServerMetrics
 from mezzotint.serve.wire import Listener
 from mezzotint.service.base import Service
 from mezzotint.service.config import JobsConfig, WorkerConfig
+from mezzotint.service.crew import create_workers
 from mezzotint.service.jobs import Jobs
-from mezzotint.service.worker import WorkerService
 
 __all__ = ["run", "serve"]
 
@@ -67,7 +67,7 @@ def run(
     log.configure(log_config)
 
     async def main() -> None:
-        service = WorkerService(worker, log_config)
+        service = create_workers(worker, log_config)
         await serve(config, jobs, service, version=version, announce=announce)
 
     asyncio.run(main())

@@ -1,9 +1,11 @@
 """Configuration of the service room: durable jobs and the worker process. Torch-free."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mezzotint.errors import InvalidRequest
 from mezzotint.plain import Checked, check_range
 
 __all__ = ["JobsConfig", "WorkerConfig"]
@@ -58,6 +60,9 @@ class WorkerConfig(Checked):
         max_crashes: Times a request may be running when the process dies; then
             it fails, so that one poisonous request cannot keep the worker down.
         backoff_s: Pause before the second restart in a row; doubles up to 30 s.
+        devices: A worker of its own for each of these devices, e.g. ``cuda:0`` and
+            ``cuda:1``; empty is one on ``models.placement.device``.
+        count: Workers on each device; on a CPU they share the cores evenly.
     """
 
     factory: str = "mezzotint.service.local:create_service"
@@ -66,6 +71,8 @@ class WorkerConfig(Checked):
     silence_s: float = 300.0
     max_crashes: int = 8
     backoff_s: float = 0.5
+    devices: tuple[str, ...] = ()
+    count: int = 1
 
     def __post_init__(self) -> None:
         """Check ranges; the options are the factory's own business."""
@@ -73,3 +80,17 @@ class WorkerConfig(Checked):
         check_range("worker.silence_s", self.silence_s, 1, 86400, unit=" s")
         check_range("worker.max_crashes", self.max_crashes, 1, 1000)
         check_range("worker.backoff_s", self.backoff_s, 0, 30, unit=" s")
+        check_range("worker.count", self.count, 1, 64)
+        for device in self.devices:
+            if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", device):
+                raise InvalidRequest(
+                    f"worker.devices must hold cpu, mps, cuda or cuda:N, got {device!r}",
+                    field="worker.devices",
+                    value=device,
+                    allowed="cpu, mps, cuda, cuda:N",
+                )
+        if len(set(self.devices)) < len(self.devices):
+            raise InvalidRequest(
+                "worker.devices names a device twice; worker.count gives each several workers",
+                field="worker.devices",
+            )

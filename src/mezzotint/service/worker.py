@@ -16,7 +16,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -52,8 +52,9 @@ _STREAM_LIMIT = 1 << 20
 
 @dataclass(slots=True)
 class _Stream:
-    """One request under way, and what its client has seen."""
+    """One request under way, who works on it, and what its client has seen."""
 
+    owner: "WorkerService"
     request_id: str
     message: dict[str, Any]
     events: "asyncio.Queue[Event | MezzotintError]" = field(default_factory=asyncio.Queue)
@@ -78,12 +79,24 @@ class WorkerService:
     Args:
         config: Which factory to call there, and how patiently.
         log_config: How the process logs.
+        cores: CPU cores the process may use; empty is all of them.
+        on_death: Told that the process died, before it is started again.
 
     Use it between :meth:`start` and :meth:`close`.
     """
 
-    def __init__(self, config: WorkerConfig, log_config: LogConfig | None = None) -> None:
+    def __init__(
+        self,
+        config: WorkerConfig,
+        log_config: LogConfig | None = None,
+        *,
+        cores: Sequence[int] = (),
+        on_death: Callable[["WorkerService"], Awaitable[None]] | None = None,
+    ) -> None:
         self._config = config
+        self._cores = tuple(cores)
+        self._on_death = on_death
+        self._journal: list[dict[str, Any]] = []
         self._log = log_config or LogConfig()
         self._streams: dict[int, _Stream] = {}
         self._calls: dict[int, _Call] = {}
@@ -168,7 +181,7 @@ class WorkerService:
             "use_cache": use_cache,
             "preview_every": preview_every,
         }
-        stream = self._streams[call] = _Stream(request_id, message)
+        stream = self._streams[call] = _Stream(self, request_id, message)
         ended = False
         try:
             await self._send(message)
@@ -179,10 +192,33 @@ class WorkerService:
                     raise event
                 ended = isinstance(event, Finished | Failed | Cancelled)
                 yield event
-        finally:
-            self._streams.pop(call, None)
+        finally:  # another worker may have it by now, under another number
+            owner, call = stream.owner, stream.message["call"]
+            owner._streams.pop(call, None)
             if not ended:
-                await self._send({"kind": "stop", "call": call})
+                await owner._send({"kind": "stop", "call": call})
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the process runs and takes requests."""
+        return self._ready.is_set()
+
+    @property
+    def num_streams(self) -> int:
+        """Requests under way."""
+        return len(self._streams)
+
+    async def hand_over(self, other: "WorkerService") -> int:
+        """Let another worker go on with everything under way; return how many requests."""
+        streams = list(self._streams.values())
+        self._streams.clear()
+        for stream in streams:
+            stream.owner = other
+            stream.message = {**stream.message, "call": other._number()}
+            other._streams[stream.message["call"]] = stream
+        for stream in streams:
+            await other._send(stream.message)
+        return len(streams)
 
     async def cancel(self, request_id: str) -> bool:
         """Cancel at the next step; while the process restarts, at once."""
@@ -227,15 +263,15 @@ class WorkerService:
         self, source: str, *, name: str | None = None, version: str | None = None
     ) -> Mapping[str, Any]:
         """Add a model."""
-        return await self._ask("register", source=source, name=name, version=version)
+        return await self._change("register", source=source, name=name, version=version)
 
     async def unregister(self, name: str, version: str | None = None) -> None:
         """Remove one version of a model."""
-        await self._ask("unregister", name=name, version=version)
+        await self._change("unregister", name=name, version=version)
 
     async def set_default(self, name: str, version: str) -> None:
         """Make the bare name mean this version."""
-        await self._ask("set_default", name=name, version=version)
+        await self._change("set_default", name=name, version=version)
 
     async def inspect(self, data: bytes) -> Mapping[str, Any]:
         """Read the recipe inside a picture."""
@@ -310,6 +346,26 @@ class WorkerService:
         finally:
             self._calls.pop(call, None)
 
+    async def _change(self, method: str, **arguments: Any) -> Any:
+        """Change the list of models, in this process and in those that follow it."""
+        answer = await self._ask(method, **arguments)
+        self._journal.append(
+            {"kind": "call", "call": self._number(), "method": method, "arguments": arguments}
+        )
+        return answer
+
+    async def _replay(self, reader: asyncio.StreamReader) -> None:
+        """Repeat changes of the list of models in a fresh process, before anything else."""
+        for message in self._journal:
+            if self._writer is None:
+                return
+            self._writer.write(pack(message))
+            while (answer := await read_message(reader))["call"] != message["call"]:
+                pass
+            if answer["kind"] == "error":
+                reason = answer["error"].get("message")
+                log.error("worker.model_lost", method=message["method"], reason=reason)
+
     async def _send(self, message: Mapping[str, Any]) -> None:
         """Send now, or leave it to the next start (a stop is moot then)."""
         if self._writer is None or not self._ready.is_set():
@@ -337,6 +393,8 @@ class WorkerService:
             code = self._process.returncode if self._process is not None else None
             log.error("worker.died", code=code, restarts=self.restarts, requests=len(self._streams))
             self._count_crashes()
+            if self._on_death is not None:
+                await self._on_death(self)
             await asyncio.sleep(backoff_s)
             backoff_s = backoff_s or self._config.backoff_s
 
@@ -360,6 +418,7 @@ class WorkerService:
             "factory": self._config.factory,
             "options": dict(self._config.options),
             "log": write(self._log),
+            "cores": list(self._cores),
         }
         self._writer.write(pack(hello))
         watch: asyncio.Task[None] | None = None
@@ -369,6 +428,7 @@ class WorkerService:
                 self._refuse(read_error(greeting["error"]))
                 return
             self._heard = time.monotonic()
+            await self._replay(reader)
             self._ready.set()
             self._was_ready = True
             await self._resend()

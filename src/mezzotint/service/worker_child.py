@@ -81,6 +81,8 @@ class _Child:
         """Build the service, then answer until the parent is gone."""
         hello = await read_message(self._reader)
         log.configure(convert(hello["log"], LogConfig, "log"))
+        if hello["cores"] and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, hello["cores"])  # before any library counts them
         try:
             self._service = await build(hello["factory"], hello["options"])
         except MezzotintError as error:
