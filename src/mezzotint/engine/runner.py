@@ -12,49 +12,33 @@ import contextlib
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mezzotint.engine.cache import ByteCache
 from mezzotint.engine.certify import REFERENCE, Certificates, Rows, random_rows
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.engine import Decoded, Encoded, Worked
-from mezzotint.engine.operators import ClassifierFree, Ensemble, Operator, Region, Regions
-from mezzotint.engine.plan import Plan, PlannedLora, PlannedRegion
-from mezzotint.engine.slots import Inpainting, Slot
+from mezzotint.engine.filling import Filler, ModelSource
+from mezzotint.engine.operators import Ensemble, Operator
+from mezzotint.engine.plan import Plan
+from mezzotint.engine.slots import Slot
 from mezzotint.engine.solving import (
     ForeignSolver,
     NativeSolver,
     advance_together,
-    make_solver,
 )
 from mezzotint.engine.state import ImageId, StepBatch
 from mezzotint.errors import OutOfMemory, WorkFailed
-from mezzotint.models.base import Conditioning, Model, Prompt
-from mezzotint.models.networks import TorchNetwork
+from mezzotint.models.base import Conditioning, Model
 from mezzotint.observe import metrics
 from mezzotint.observe.spans import span
-from mezzotint.sampling.compose import box_mask, soften, to_latent
-from mezzotint.sampling.ensemble import check_members
-from mezzotint.sampling.latents import make_generator, slerp, slerp_embeddings
-from mezzotint.sampling.schedules import frame_of
 
-__all__ = ["ModelSource", "Runner"]
+__all__ = ["Runner"]
 
 _GAN_ROWS = (1, 2, 4, 8, 16, 32, 64)
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-
-
-class ModelSource(Protocol):
-    """Who has models; the model store does."""
-
-    def use(
-        self, name: str, loras: tuple[PlannedLora, ...] = ()
-    ) -> contextlib.AbstractContextManager[Model]:
-        """Give a model, with LoRAs if asked, that stays in memory for the length of the block."""
-        ...
 
 
 class Runner:
@@ -64,6 +48,7 @@ class Runner:
         config: Limits.
         models: Where models come from.
         certificates: Which call sizes may be used.
+        filler: Makes the tensors of an image; one of its own if None.
         clock: Seconds.
     """
 
@@ -73,6 +58,7 @@ class Runner:
         models: ModelSource,
         *,
         certificates: Certificates,
+        filler: Filler | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._config = config
@@ -81,9 +67,7 @@ class Runner:
         self._clock = clock
         self._slots: dict[ImageId, Slot] = {}
         self._keys: dict[Hashable, ImageId] = {}
-        self._prompts: ByteCache[tuple[str, Prompt], Conditioning] = ByteCache(
-            config.prompt_cache_bytes, lambda c: c.num_bytes + 1024
-        )
+        self._filler = filler or Filler(models, config.prompt_cache_bytes)
 
     @property
     def num_slots(self) -> int:
@@ -95,8 +79,10 @@ class Runner:
         with span("encode", image=image.index), torch.no_grad(), self._translated():
             pin = contextlib.ExitStack()
             try:
-                model = pin.enter_context(self._models.use(plan.model, plan.techniques.loras))
-                slot = self._fill(plan, model, pin, assets)
+                model = pin.enter_context(
+                    self._models.use(plan.model, plan.techniques.loras, tier=plan.reproducibility)
+                )
+                slot = self._filler.fill(plan, model, pin, assets)
             except BaseException:
                 pin.close()
                 raise
@@ -190,136 +176,6 @@ class Runner:
     def _must_certify(self, key: Hashable) -> bool:
         """Whether rows have to come out bit for bit the same at every size."""
         return self._config.certify and _batch_key(key)[0][2] == "exact"
-
-    def _fill(
-        self, plan: Plan, model: Model, pin: contextlib.ExitStack, assets: Mapping[str, Any]
-    ) -> Slot:
-        """Encode the prompts, draw the noise, prepare the solver."""
-        generator = make_generator(plan.seed)
-        device = _device_of(model)
-        if not plan.rows:
-            (positive,) = self._encode_prompts(plan, model, device)[:1]
-            noise = _draw(plan, model, generator).to(device)
-            return Slot(plan=plan, model=model, pin=pin, conditioning=positive, latents=noise)
-        clean = _encode_picture(plan, model, assets, generator, device)
-        noise = _draw(plan, model, generator).to(device)
-        members = self._members(plan, model, pin)
-        operators = [self._operator(plan, member, assets, noise) for member in members]
-        shares = tuple(zip(*(m.weights for m in plan.techniques.ensemble), strict=True))
-        operator = Ensemble(tuple(operators), shares) if shares else operators[0]
-        return Slot(
-            plan=plan,
-            model=model,
-            pin=pin,
-            conditioning=operator.rows(1)[0].conditioning,
-            latents=noise,
-            members=members,
-            operator=operator,
-            solver=make_solver(
-                plan,
-                model,
-                noise=noise,
-                clean=None if _repaints_all(plan) else clean,
-                generator=generator,
-            ),
-            inpainting=_keep_outside(plan, model, assets, clean, noise),
-        )
-
-    def _members(self, plan: Plan, model: Model, pin: contextlib.ExitStack) -> tuple[Model, ...]:
-        """Return whose denoisers are asked, pinned: the model's own or an ensemble's."""
-        planned = plan.techniques.ensemble
-        if not planned:
-            return (model,)
-        members = tuple(pin.enter_context(self._models.use(member.model)) for member in planned)
-        spaces = [
-            (m.spec.name, m.latent_shape(plan.size), frame_of(m.spec.scheduler_config))
-            for m in (model, *members)
-        ]
-        check_members(spaces)
-        return members
-
-    def _operator(
-        self, plan: Plan, model: Model, assets: Mapping[str, Any], noise: Tensor
-    ) -> ClassifierFree | Regions:
-        """Encode all prompts for one denoiser."""
-        positive, negative, *rest = self._encode_prompts(plan, model, noise.device)
-        base = ClassifierFree(
-            positive=positive,
-            negative=negative if any(scale != 1 for scale in plan.guidance) else None,
-            scales=plan.guidance,
-            rescale=plan.techniques.guidance_rescale,
-            prediction_type=model.spec.prediction_type,
-        )
-        planned = plan.techniques.regions
-        if not planned:
-            return base
-        texts = _region_negatives(planned)
-        regions = tuple(
-            Region(
-                positive=rest[k],
-                negative=texts.index(r.negative_prompt) if r.negative_prompt else None,
-                mask=_region_mask(r, plan, assets, noise),
-                weight=r.weight,
-                start=r.start,
-                end=r.end,
-            )
-            for k, r in enumerate(planned)
-        )
-        return Regions(base=base, regions=regions, negatives=tuple(rest[len(planned) :]))
-
-    def _encode_prompts(self, plan: Plan, model: Model, device: torch.device) -> list[Conditioning]:
-        """Encode an image's prompts to one shape.
-
-        Returns:
-            The prompt's conditioning, the negative prompt's, the regions', and the
-            regions' own negative ones.
-        """
-        t = plan.techniques
-        base = Prompt(
-            size=plan.size,
-            class_label=t.class_label,
-            distilled_guidance=t.distilled_guidance,
-            truncation=t.truncation,
-            dialect=plan.prompt_dialect,
-            lora_scales=tuple(lora.scale for lora in t.loras),
-        )
-        if not model.spec.stepwise:
-            base = replace(
-                base,
-                negative_text=plan.negative_prompt,
-                num_inference_steps=plan.num_inference_steps,
-            )
-        unguided = replace(
-            base, negative=True, class_label=None, distilled_guidance=None, truncation=1.0
-        )
-        guided = any(scale != 1 for scale in plan.guidance)
-        prompts = [replace(base, text=plan.prompt)]
-        if guided or t.regions:
-            prompts.append(replace(unguided, text=plan.negative_prompt))
-        prompts += [replace(base, text=region.prompt) for region in t.regions]
-        prompts += [replace(unguided, text=text) for text in _region_negatives(t.regions)]
-        walk = t.walk
-        is_walking = walk is not None and walk.to is not None and walk.mode != "seed"
-        if walk is not None and walk.to is not None and is_walking:
-            prompts.append(replace(base, text=walk.to))
-        encoded = [self._encode(model, p).to(device) for p in model.align(prompts)]
-        if walk is not None and is_walking:
-            end = encoded.pop()
-            encoded[0] = _between(encoded[0], end, walk.frame / (walk.frames - 1))
-        return encoded if len(encoded) > 1 else [*encoded, encoded[0]]
-
-    def _encode(self, model: Model, prompt: Prompt) -> Conditioning:
-        """Encode one prompt, or find it in the cache."""
-        key = (model.spec.digest, prompt)
-        found = self._prompts.get(key)
-        metrics.count(
-            "mezzotint_cache_lookups_total", cache="prompts", answer="hit" if found else "miss"
-        )
-        if found is None:
-            (found,) = model.encode([prompt])
-            if model.spec.digest:
-                self._prompts.put(key, found)
-        return found
 
     def _ask(
         self, batch: StepBatch, slot: Slot, rows: Rows, members: Sequence[int]
@@ -417,30 +273,6 @@ def _solver(slot: Slot) -> NativeSolver | ForeignSolver:
     return slot.solver
 
 
-def _draw(plan: Plan, model: Model, generator: torch.Generator) -> Tensor:
-    """Draw the starting noise; on a seed walk, between the noises of both ends."""
-    noise = model.draw_latents(plan.size, generator)
-    walk = plan.techniques.walk
-    if walk is None or walk.mode == "prompt" or walk.to_seed is None:
-        return noise
-    end = model.draw_latents(plan.size, make_generator(walk.to_seed))
-    return slerp(noise, end, walk.frame / (walk.frames - 1))
-
-
-def _between(start: Conditioning, end: Conditioning, t: float) -> Conditioning:
-    """Return the conditioning a part ``t`` of the way between two prompts, token by token."""
-    if t in (0.0, 1.0):
-        return end if t else start
-    mixed = {
-        name: slerp_embeddings(start[name], end[name], t)
-        if start[name].is_floating_point() and not torch.equal(start[name], end[name])
-        else start[name]
-        for name in start
-    }
-    notes = tuple(dict.fromkeys((*start.notes, *end.notes)))
-    return Conditioning(mixed, rows=start.rows, notes=notes)
-
-
 def _step_of(slot: Slot) -> int:
     """Return the step, from 1, of a slot's next evaluation."""
     return slot.plan.steps[_solver(slot).position]
@@ -483,23 +315,6 @@ def _shapes(slot: Slot) -> tuple[Any, ...]:
         rows = [member.rows(1)[0] for member in slot.operator.members]
         return tuple(shape for row in rows for shape in row.conditioning.shape_key)
     return slot.conditioning.shape_key
-
-
-def _region_negatives(regions: Sequence[PlannedRegion]) -> list[str]:
-    """Return the regions' own negative prompts, each once, in order."""
-    return list(dict.fromkeys(r.negative_prompt for r in regions if r.negative_prompt))
-
-
-def _region_mask(
-    region: PlannedRegion, plan: Plan, assets: Mapping[str, Any], noise: Tensor
-) -> Tensor:
-    """Return where a region acts, softened in pixels. Shape (1, h, w)."""
-    if region.box is not None:
-        mask = box_mask(region.box, plan.size.height, plan.size.width)
-    else:
-        mask = torch.from_numpy(assets[region.mask or ""])
-    rows, columns = noise.shape[-2:]
-    return to_latent(soften(mask, region.feather), rows, columns).to(noise.device)
 
 
 def _backend_notes(model: Model) -> list[str]:
@@ -567,45 +382,3 @@ def _label(key: Hashable) -> str:
     plan_key, shapes = _batch_key(key)
     shown = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes)
     return f"{str(plan_key[0])[:12]} {plan_key[1]} ({shown})"
-
-
-def _device_of(model: Model) -> torch.device:
-    """Return where a model's networks compute."""
-    for network in model.networks.values():
-        if isinstance(network, TorchNetwork):
-            return network.device
-    return torch.device("cpu")
-
-
-def _encode_picture(
-    plan: Plan,
-    model: Model,
-    assets: Mapping[str, Any],
-    generator: torch.Generator,
-    device: torch.device,
-) -> Tensor | None:
-    """Return the clean latents of the start image. Shape (1, ...), or None without one."""
-    digest = plan.techniques.image
-    if digest is None:
-        return None
-    picture = torch.from_numpy(assets[digest])[None].to(device)
-    return model.encode_image(picture, [generator]).float()
-
-
-def _repaints_all(plan: Plan) -> bool:
-    """Whether the repainted part starts from pure noise, as diffusers' inpainting does."""
-    return plan.techniques.mask is not None and plan.techniques.strength == 1
-
-
-def _keep_outside(
-    plan: Plan, model: Model, assets: Mapping[str, Any], clean: Tensor | None, noise: Tensor
-) -> Inpainting | None:
-    """Return what stays outside the mask, or None without one."""
-    digest = plan.techniques.mask
-    if digest is None or clean is None:
-        return None
-    pixels = torch.from_numpy(assets[digest])[None, None].to(noise.device)
-    mask = torch.nn.functional.interpolate(pixels, size=noise.shape[-2:], mode="area")
-    return Inpainting(
-        mask=mask, clean=clean, noise=noise, is_flow=model.spec.prediction_type == "flow"
-    )

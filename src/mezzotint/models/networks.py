@@ -11,8 +11,9 @@ call. :class:`RowLinear` takes such rows one by one.
 Dimensions: R rows, F features.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,11 +25,14 @@ from mezzotint.models.parts import Part
 
 __all__ = [
     "Call",
+    "NetworkReady",
     "Placement",
     "RowLinear",
     "TorchNetwork",
     "align_weights",
+    "is_preparing",
     "linear_by_row",
+    "preparing",
     "use_row_linears",
 ]
 
@@ -37,6 +41,32 @@ Call = Callable[[nn.Module, Mapping[str, Tensor]], tuple[Tensor, ...]]
 
 KEPT_FLOAT32 = frozenset({"timestep"})
 """Inputs that lose their meaning in half precision (999.5 has no float16)."""
+
+
+class NetworkReady(Exception):
+    """Raised by a network that was called while :func:`preparing`: it could answer now."""
+
+
+_rehearsal = threading.local()
+
+
+@contextlib.contextmanager
+def preparing() -> Iterator[None]:
+    """Let the networks this thread calls load and compile, and compute nothing.
+
+    A network that knows the shapes of its answer gives zeros, any other raises
+    :class:`NetworkReady`.
+    """
+    _rehearsal.is_on = True
+    try:
+        yield
+    finally:
+        _rehearsal.is_on = False
+
+
+def is_preparing() -> bool:
+    """Tell whether this thread's calls only load and compile."""
+    return getattr(_rehearsal, "is_on", False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,8 +269,15 @@ class TorchNetwork:
         return self
 
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        """Run the module once over all rows; float32 on the first input's device."""
+        """Run the module once over all rows; float32 on the first input's device.
+
+        Raises:
+            NetworkReady: Instead of running, while :func:`preparing`.
+        """
         device = next(iter(inputs.values())).device
+        if is_preparing():
+            _ = self.module
+            raise NetworkReady
         cast = {name: self._cast(name, tensor) for name, tensor in inputs.items()}
         with torch.no_grad():
             outputs = self.call(self.module, cast)

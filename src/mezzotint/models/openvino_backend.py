@@ -16,7 +16,7 @@ import hashlib
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from mezzotint.files import atomic_path
 from mezzotint.models.base import Model, Network
-from mezzotint.models.networks import Call, TorchNetwork
+from mezzotint.models.networks import Call, TorchNetwork, is_preparing
 
 __all__ = ["OpenVINONetwork", "use_openvino"]
 
@@ -38,18 +38,29 @@ RowShape = tuple[tuple[str, str, tuple[int, ...]], ...]
 """Name, type and shape of one row of each input, in the order of names."""
 
 
+_EXPORTING = threading.Lock()  # the exporter patches modules while it traces them
+
+
 @dataclass(frozen=True, slots=True)
 class _Compiled:
-    """A compiled network and the request that runs it."""
+    """A compiled network and the request that runs it, one call at a time.
+
+    Args:
+        request: Runs it.
+        shapes: Of one row of each answer; None where a shape is known only afterwards.
+        lock: Held while it runs.
+    """
 
     request: Any
-    num_outputs: int
+    shapes: tuple[tuple[int, ...] | None, ...]
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class OpenVINONetwork:
     """A network that OpenVINO runs, made from one that torch runs.
 
-    Safe to call from several threads; calls are serialised.
+    Safe to call from several threads; calls of one shape are serialised, and a shape
+    that is being compiled stops no other.
 
     Args:
         source: The torch network; built only if an export is needed.
@@ -76,11 +87,12 @@ class OpenVINONetwork:
         self._num_threads = num_threads
         self._lock = threading.Lock()
         self._compiled: dict[RowShape, _Compiled | None] = {}
+        self._compiling: dict[RowShape, threading.Lock] = {}
 
     @property
     def num_bytes(self) -> int:
         """Bytes of weights, once for each row shape that was compiled."""
-        copies = sum(c is not None for c in self._compiled.values())
+        copies = sum(c is not None for c in list(self._compiled.values()))
         return self.source.num_bytes * max(1, copies + self.source.is_built)
 
     @property
@@ -96,18 +108,34 @@ class OpenVINONetwork:
         """Run the network once over all rows; float32 on the first input's device."""
         arrays = {name: _plain(tensor) for name, tensor in sorted(inputs.items())}
         key: RowShape = tuple((n, str(t.dtype), tuple(t.shape[1:])) for n, t in arrays.items())
+        compiled = self._find(arrays, key)
+        if compiled is None:
+            return self.source(**inputs)
+        if is_preparing() and all(shape is not None for shape in compiled.shapes):
+            rows = len(next(iter(arrays.values())))
+            return tuple(
+                torch.zeros(rows, *shape) for shape in compiled.shapes if shape is not None
+            )
+        with compiled.lock:
+            return self._infer(compiled, arrays)
+
+    def _find(self, arrays: Mapping[str, Tensor], key: RowShape) -> _Compiled | None:
+        """Return the compiled network of a shape, compiling it once however many ask."""
         with self._lock:
+            if key in self._compiled:
+                return self._compiled[key]
+            turn = self._compiling.setdefault(key, threading.Lock())
+        with turn:
             if key not in self._compiled:
-                self._compiled[key] = self._prepare(arrays, key)
-            compiled = self._compiled[key]
-            if compiled is not None:
-                return self._infer(compiled, arrays)
-        return self.source(**inputs)
+                compiled = self._prepare(arrays, key)
+                with self._lock:
+                    self._compiled[key] = compiled
+            return self._compiled[key]
 
     def _infer(self, compiled: _Compiled, arrays: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Run a compiled network; the answers are copied out of its buffers."""
         answers = compiled.request.infer([t.numpy() for t in arrays.values()], share_inputs=True)
-        outputs = [np.array(answers[k], dtype=np.float32) for k in range(compiled.num_outputs)]
+        outputs = [np.array(answers[k], dtype=np.float32) for k in range(len(compiled.shapes))]
         return tuple(torch.from_numpy(output) for output in outputs)
 
     def _prepare(self, arrays: Mapping[str, Tensor], key: RowShape) -> _Compiled | None:
@@ -132,7 +160,7 @@ class OpenVINONetwork:
                 f"({type(error).__name__}: {reason})",
             )
             return None
-        return _Compiled(model.create_infer_request(), len(model.outputs))
+        return _Compiled(model.create_infer_request(), tuple(map(_row_shape, model.outputs)))
 
     def _exported(self, core: Any, arrays: Mapping[str, Tensor], key: RowShape) -> Any:
         """Return the exported network: its path if there is a cache, else itself."""
@@ -159,6 +187,14 @@ class OpenVINONetwork:
         return hashlib.sha256("\0".join(words).encode()).hexdigest()[:40] + ".xml"
 
 
+def _row_shape(output: Any) -> tuple[int, ...] | None:
+    """Return the shape of one row of an answer, None where it is not fixed."""
+    dimensions = list(output.get_partial_shape())[1:]
+    if any(d.is_dynamic for d in dimensions):
+        return None
+    return tuple(int(d.get_length()) for d in dimensions)
+
+
 class _Positional(nn.Module):
     """A module called with named tensors, as a module called with positions."""
 
@@ -182,7 +218,7 @@ def _export(source: TorchNetwork, arrays: Mapping[str, Tensor]) -> Any:
     )
     shapes = [openvino.PartialShape([-1, *t.shape[1:]]) for t in example]
     module = _Positional(source.module, source.call, tuple(arrays))
-    with torch.no_grad(), warnings.catch_warnings():
+    with _EXPORTING, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of every shape it reads
         model = openvino.convert_model(module, example_input=example)
         model.reshape({port: shape for port, shape in zip(model.inputs, shapes, strict=True)})

@@ -62,13 +62,23 @@ class Shelf:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def use(self, name: str, loras: tuple[PlannedLora, ...] = ()) -> Iterator[Model]:
-        """Give a model on its backend, pinned in memory for the length of the block."""
-        if name in self._extra:
-            yield self._with_loras(self._dress(self._extra[name]), loras)
-            return
-        with self.store.use(name) as model:
-            yield self._with_loras(self._dress(model), loras)
+    def use(
+        self, name: str, loras: tuple[PlannedLora, ...] = (), *, tier: str = "exact"
+    ) -> Iterator[Model]:
+        """Give a model on its backend, pinned in memory for the length of the block.
+
+        Args:
+            name: Its name.
+            loras: LoRAs it is asked with; they keep it in full precision.
+            tier: ``turbo`` gives a copy of lower precision where there is one.
+        """
+        with contextlib.ExitStack() as pin:
+            own = self._extra.get(name)
+            model = self._dress(own if own is not None else pin.enter_context(self.store.use(name)))
+            if loras:
+                yield self._with_loras(model, loras)
+            else:
+                yield model
 
     def _with_loras(self, model: Model, loras: tuple[PlannedLora, ...]) -> Model:
         """Return a view of a model with LoRAs, kept for the next request with the same."""

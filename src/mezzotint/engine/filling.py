@@ -1,0 +1,299 @@
+"""Filling: from a plan to a slot full of tensors.
+
+Prompts are encoded, noise is drawn with the image's own generator, the start
+picture and masks become latents, the solver stands at its first evaluation.
+Prompt embeddings are kept, so a text is encoded once however often it is asked for.
+"""
+
+import contextlib
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mezzotint.engine.cache import ByteCache
+from mezzotint.engine.operators import ClassifierFree, Ensemble, Region, Regions
+from mezzotint.engine.plan import Plan, PlannedLora, PlannedRegion
+from mezzotint.engine.slots import Inpainting, Slot
+from mezzotint.engine.solving import make_solver
+from mezzotint.models.base import Conditioning, Model, Prompt
+from mezzotint.models.networks import TorchNetwork
+from mezzotint.observe import metrics
+from mezzotint.sampling.compose import box_mask, soften, to_latent
+from mezzotint.sampling.ensemble import check_members
+from mezzotint.sampling.latents import make_generator, slerp, slerp_embeddings
+from mezzotint.sampling.schedules import frame_of
+
+__all__ = ["Filler", "ModelSource", "device_of"]
+
+
+class ModelSource(Protocol):
+    """Who has models; the model store does."""
+
+    def use(
+        self, name: str, loras: tuple[PlannedLora, ...] = (), *, tier: str = "exact"
+    ) -> contextlib.AbstractContextManager[Model]:
+        """Give a model that stays in memory for the length of the block.
+
+        Args:
+            name: Its name.
+            loras: LoRAs it is asked with.
+            tier: ``turbo`` may give a copy of lower precision.
+        """
+        ...
+
+
+class Filler:
+    """Fills slots; its caches are shared by all threads that use it.
+
+    Args:
+        models: Where models come from.
+        cache_bytes: Prompt embeddings kept, in bytes.
+    """
+
+    def __init__(self, models: ModelSource, cache_bytes: int) -> None:
+        self._models = models
+        self._lock = threading.Lock()
+        self._prompts: ByteCache[tuple[str, Prompt], Conditioning] = ByteCache(
+            cache_bytes, lambda c: c.num_bytes + 1024
+        )
+
+    def fill(
+        self, plan: Plan, model: Model, pin: contextlib.ExitStack, assets: Mapping[str, Any]
+    ) -> Slot:
+        """Encode the prompts, draw the noise, prepare the solver."""
+        generator = make_generator(plan.seed)
+        device = device_of(model)
+        if not plan.rows:
+            (positive,) = self.encode_prompts(plan, model, device)[:1]
+            noise = _draw(plan, model, generator).to(device)
+            if "is_w" in positive:
+                noise, positive = _map(plan, model, noise, positive)
+            return Slot(plan=plan, model=model, pin=pin, conditioning=positive, latents=noise)
+        clean = _encode_picture(plan, model, assets, generator, device)
+        noise = _draw(plan, model, generator).to(device)
+        members = self._members(plan, model, pin)
+        operators = [self._operator(plan, member, assets, noise) for member in members]
+        shares = tuple(zip(*(m.weights for m in plan.techniques.ensemble), strict=True))
+        operator = Ensemble(tuple(operators), shares) if shares else operators[0]
+        return Slot(
+            plan=plan,
+            model=model,
+            pin=pin,
+            conditioning=operator.rows(1)[0].conditioning,
+            latents=noise,
+            members=members,
+            operator=operator,
+            solver=make_solver(
+                plan,
+                model,
+                noise=noise,
+                clean=None if _repaints_all(plan) else clean,
+                generator=generator,
+            ),
+            inpainting=_keep_outside(plan, model, assets, clean, noise),
+        )
+
+    def _members(self, plan: Plan, model: Model, pin: contextlib.ExitStack) -> tuple[Model, ...]:
+        """Return whose denoisers are asked, pinned: the model's own or an ensemble's."""
+        planned = plan.techniques.ensemble
+        if not planned:
+            return (model,)
+        members = tuple(
+            pin.enter_context(self._models.use(member.model, tier=plan.reproducibility))
+            for member in planned
+        )
+        spaces = [
+            (m.spec.name, m.latent_shape(plan.size), frame_of(m.spec.scheduler_config))
+            for m in (model, *members)
+        ]
+        check_members(spaces)
+        return members
+
+    def _operator(
+        self, plan: Plan, model: Model, assets: Mapping[str, Any], noise: Tensor
+    ) -> ClassifierFree | Regions:
+        """Encode all prompts for one denoiser."""
+        positive, negative, *rest = self.encode_prompts(plan, model, noise.device)
+        base = ClassifierFree(
+            positive=positive,
+            negative=negative if any(scale != 1 for scale in plan.guidance) else None,
+            scales=plan.guidance,
+            rescale=plan.techniques.guidance_rescale,
+            prediction_type=model.spec.prediction_type,
+        )
+        planned = plan.techniques.regions
+        if not planned:
+            return base
+        texts = _region_negatives(planned)
+        regions = tuple(
+            Region(
+                positive=rest[k],
+                negative=texts.index(r.negative_prompt) if r.negative_prompt else None,
+                mask=_region_mask(r, plan, assets, noise),
+                weight=r.weight,
+                start=r.start,
+                end=r.end,
+            )
+            for k, r in enumerate(planned)
+        )
+        return Regions(base=base, regions=regions, negatives=tuple(rest[len(planned) :]))
+
+    def encode_prompts(self, plan: Plan, model: Model, device: torch.device) -> list[Conditioning]:
+        """Encode an image's prompts to one shape.
+
+        Returns:
+            The prompt's conditioning, the negative prompt's, the regions', and the
+            regions' own negative ones.
+        """
+        t = plan.techniques
+        base = Prompt(
+            size=plan.size,
+            class_label=t.class_label,
+            distilled_guidance=t.distilled_guidance,
+            truncation=t.truncation,
+            dialect=plan.prompt_dialect,
+            lora_scales=tuple(lora.scale for lora in t.loras),
+        )
+        if not model.spec.stepwise:
+            base = replace(
+                base,
+                negative_text=plan.negative_prompt,
+                num_inference_steps=plan.num_inference_steps,
+            )
+        unguided = replace(
+            base, negative=True, class_label=None, distilled_guidance=None, truncation=1.0
+        )
+        guided = any(scale != 1 for scale in plan.guidance)
+        prompts = [replace(base, text=plan.prompt)]
+        if guided or t.regions:
+            prompts.append(replace(unguided, text=plan.negative_prompt))
+        prompts += [replace(base, text=region.prompt) for region in t.regions]
+        prompts += [replace(unguided, text=text) for text in _region_negatives(t.regions)]
+        walk = t.walk
+        is_walking = walk is not None and walk.to is not None and walk.mode != "seed"
+        if walk is not None and walk.to is not None and is_walking:
+            prompts.append(replace(base, text=walk.to))
+        encoded = [self._encode(model, p).to(device) for p in model.align(prompts)]
+        if walk is not None and is_walking:
+            end = encoded.pop()
+            encoded[0] = _between(encoded[0], end, walk.frame / (walk.frames - 1))
+        return encoded if len(encoded) > 1 else [*encoded, encoded[0]]
+
+    def _encode(self, model: Model, prompt: Prompt) -> Conditioning:
+        """Encode one prompt, or find it in the cache."""
+        key = (model.spec.digest, prompt)
+        with self._lock:
+            found = self._prompts.get(key)
+        metrics.count(
+            "mezzotint_cache_lookups_total", cache="prompts", answer="hit" if found else "miss"
+        )
+        if found is None:
+            (found,) = model.encode([prompt])
+            if model.spec.digest:
+                with self._lock:
+                    self._prompts.put(key, found)
+        return found
+
+
+def _draw(plan: Plan, model: Model, generator: torch.Generator) -> Tensor:
+    """Draw the starting noise; on a seed walk, between the noises of both ends."""
+    noise = model.draw_latents(plan.size, generator)
+    walk = plan.techniques.walk
+    if walk is None or walk.mode == "prompt" or walk.to_seed is None:
+        return noise
+    if walk.space == "w":  # both ends are mapped first, see _map
+        return noise
+    end = model.draw_latents(plan.size, make_generator(walk.to_seed))
+    return slerp(noise, end, walk.frame / (walk.frames - 1))
+
+
+def _map(
+    plan: Plan, model: Model, noise: Tensor, conditioning: Conditioning
+) -> tuple[Tensor, Conditioning]:
+    """Take a walk in w: map both ends, join them straight, and say that it is w."""
+    walk = plan.techniques.walk
+    if walk is None or walk.space != "w" or walk.to_seed is None:
+        return noise, conditioning
+    end = model.draw_latents(plan.size, make_generator(walk.to_seed)).to(noise.device)
+    first, last = model.map_latents(noise), model.map_latents(end)
+    assert first is not None and last is not None  # noqa: S101, PT018 - the planner saw to it
+    place = walk.frame / (walk.frames - 1)
+    joined = {0.0: first, 1.0: last}.get(place, first + place * (last - first))
+    return joined, conditioning.replace(is_w=torch.ones(1, device=noise.device))
+
+
+def _between(start: Conditioning, end: Conditioning, t: float) -> Conditioning:
+    """Return the conditioning a part ``t`` of the way between two prompts, token by token."""
+    if t in (0.0, 1.0):
+        return end if t else start
+    mixed = {
+        name: slerp_embeddings(start[name], end[name], t)
+        if start[name].is_floating_point() and not torch.equal(start[name], end[name])
+        else start[name]
+        for name in start
+    }
+    notes = tuple(dict.fromkeys((*start.notes, *end.notes)))
+    return Conditioning(mixed, rows=start.rows, notes=notes)
+
+
+def _region_negatives(regions: Sequence[PlannedRegion]) -> list[str]:
+    """Return the regions' own negative prompts, each once, in order."""
+    return list(dict.fromkeys(r.negative_prompt for r in regions if r.negative_prompt))
+
+
+def _region_mask(
+    region: PlannedRegion, plan: Plan, assets: Mapping[str, Any], noise: Tensor
+) -> Tensor:
+    """Return where a region acts, softened in pixels. Shape (1, h, w)."""
+    if region.box is not None:
+        mask = box_mask(region.box, plan.size.height, plan.size.width)
+    else:
+        mask = torch.from_numpy(assets[region.mask or ""])
+    rows, columns = noise.shape[-2:]
+    return to_latent(soften(mask, region.feather), rows, columns).to(noise.device)
+
+
+def device_of(model: Model) -> torch.device:
+    """Return where a model's networks compute."""
+    for network in model.networks.values():
+        if isinstance(network, TorchNetwork):
+            return network.device
+    return torch.device("cpu")
+
+
+def _encode_picture(
+    plan: Plan,
+    model: Model,
+    assets: Mapping[str, Any],
+    generator: torch.Generator,
+    device: torch.device,
+) -> Tensor | None:
+    """Return the clean latents of the start image. Shape (1, ...), or None without one."""
+    digest = plan.techniques.image
+    if digest is None:
+        return None
+    picture = torch.from_numpy(assets[digest])[None].to(device)
+    return model.encode_image(picture, [generator]).float()
+
+
+def _repaints_all(plan: Plan) -> bool:
+    """Whether the repainted part starts from pure noise, as diffusers' inpainting does."""
+    return plan.techniques.mask is not None and plan.techniques.strength == 1
+
+
+def _keep_outside(
+    plan: Plan, model: Model, assets: Mapping[str, Any], clean: Tensor | None, noise: Tensor
+) -> Inpainting | None:
+    """Return what stays outside the mask, or None without one."""
+    digest = plan.techniques.mask
+    if digest is None or clean is None:
+        return None
+    pixels = torch.from_numpy(assets[digest])[None, None].to(noise.device)
+    mask = torch.nn.functional.interpolate(pixels, size=noise.shape[-2:], mode="area")
+    return Inpainting(
+        mask=mask, clean=clean, noise=noise, is_flow=model.spec.prediction_type == "flow"
+    )
