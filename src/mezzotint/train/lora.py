@@ -23,6 +23,7 @@ from mezzotint.train.data import Dataset
 from mezzotint.train.export import export_ground
 from mezzotint.train.ground import open_ground
 from mezzotint.train.losses import Mixture
+from mezzotint.train.served import ServedGround
 from mezzotint.train.tasks import Batch
 
 __all__ = ["LORA_FILE", "LoraTask"]
@@ -46,7 +47,8 @@ class LoraTask:
         network: Any = self.ground.network.requires_grad_(False)
         if config.loop.gradient_checkpointing and hasattr(network, "enable_gradient_checkpointing"):
             network.enable_gradient_checkpointing()
-        self._original = copy.deepcopy(network)
+        # A large base is read again when it is written, a small one kept beside.
+        self._original = None if isinstance(self.ground, ServedGround) else copy.deepcopy(network)
         self._scale = (options.alpha or options.rank) / options.rank
         try:
             inject_adapter_in_model(
@@ -69,6 +71,8 @@ class LoraTask:
                 field="lora.modules",
             ) from None
         learned = {n: p for n, p in network.named_parameters() if p.requires_grad}
+        for value in learned.values():
+            value.data = value.data.float()  # small steps are lost in bfloat16
         self._names = {name.replace(".", "/"): name for name in learned}
         weights = nn.ParameterDict({name.replace(".", "/"): p for name, p in learned.items()})
         self.modules = nn.ModuleDict({"lora": weights})
@@ -124,7 +128,12 @@ class LoraTask:
     @torch.no_grad()
     def merged(self, modules: nn.ModuleDict) -> nn.ModuleDict:
         """Return the base with the learned change added to its weights."""
-        network = copy.deepcopy(self._original)
+        ground = self.ground
+        if isinstance(ground, ServedGround):
+            network = ground.fresh()
+        else:
+            assert self._original is not None  # noqa: S101 - kept for every other ground
+            network = copy.deepcopy(self._original)
         state = network.state_dict()
         for layer, (down, up) in self._pairs(modules).items():
             weight = state[f"{layer}.weight"]
@@ -146,7 +155,11 @@ class LoraTask:
         self, folder: Path, modules: nn.ModuleDict, training: Mapping[str, Any]
     ) -> None:
         """Write the base with the change merged in."""
-        export_ground(self.ground, folder, self.merged(modules), training)
+        merged = self.merged(modules)
+        if isinstance(self.ground, ServedGround):
+            self.ground.write(folder, merged["network"], training)
+        else:
+            export_ground(self.ground, folder, merged, training)
 
     def export(self, folder: Path, modules: nn.ModuleDict, training: Mapping[str, Any]) -> None:
         """Write the change, and the whole model if asked."""
