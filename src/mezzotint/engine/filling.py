@@ -27,7 +27,7 @@ from mezzotint.sampling.ensemble import check_members
 from mezzotint.sampling.latents import make_generator, slerp, slerp_embeddings
 from mezzotint.sampling.schedules import frame_of
 
-__all__ = ["Filler", "ModelSource", "device_of"]
+__all__ = ["Filler", "ModelSource", "device_of", "prompts_of"]
 
 
 class ModelSource(Protocol):
@@ -149,39 +149,16 @@ class Filler:
             The prompt's conditioning, the negative prompt's, the regions', and the
             regions' own negative ones.
         """
-        t = plan.techniques
-        base = Prompt(
-            size=plan.size,
-            class_label=t.class_label,
-            distilled_guidance=t.distilled_guidance,
-            truncation=t.truncation,
-            dialect=plan.prompt_dialect,
-            lora_scales=tuple(lora.scale for lora in t.loras),
-        )
-        if not model.spec.stepwise:
-            base = replace(
-                base,
-                negative_text=plan.negative_prompt,
-                num_inference_steps=plan.num_inference_steps,
-            )
-        unguided = replace(
-            base, negative=True, class_label=None, distilled_guidance=None, truncation=1.0
-        )
-        guided = any(scale != 1 for scale in plan.guidance)
-        prompts = [replace(base, text=plan.prompt)]
-        if guided or t.regions:
-            prompts.append(replace(unguided, text=plan.negative_prompt))
-        prompts += [replace(base, text=region.prompt) for region in t.regions]
-        prompts += [replace(unguided, text=text) for text in _region_negatives(t.regions)]
-        walk = t.walk
-        is_walking = walk is not None and walk.to is not None and walk.mode != "seed"
-        if walk is not None and walk.to is not None and is_walking:
-            prompts.append(replace(base, text=walk.to))
-        encoded = [self._encode(model, p).to(device) for p in model.align(prompts)]
-        if walk is not None and is_walking:
+        encoded = [self._encode(model, p).to(device) for p in prompts_of(plan, model)]
+        walk = plan.techniques.walk
+        if walk is not None and _walks_words(plan):
             end = encoded.pop()
             encoded[0] = _between(encoded[0], end, walk.frame / (walk.frames - 1))
         return encoded if len(encoded) > 1 else [*encoded, encoded[0]]
+
+    def num_chunks(self, plan: Plan, model: Model) -> int:
+        """Return how many chunks of tokens the prompts of a plan fill."""
+        return prompts_of(plan, model)[0].num_chunks
 
     def _encode(self, model: Model, prompt: Prompt) -> Conditioning:
         """Encode one prompt, or find it in the cache."""
@@ -197,6 +174,47 @@ class Filler:
                 with self._lock:
                     self._prompts.put(key, found)
         return found
+
+
+def prompts_of(plan: Plan, model: Model) -> list[Prompt]:
+    """Return the prompts of a plan, aligned, in the order that ``encode_prompts`` answers.
+
+    The last one is the end of a walk from prompt to prompt, where there is one.
+    """
+    t = plan.techniques
+    base = Prompt(
+        size=plan.size,
+        class_label=t.class_label,
+        distilled_guidance=t.distilled_guidance,
+        truncation=t.truncation,
+        dialect=plan.prompt_dialect,
+        lora_scales=tuple(lora.scale for lora in t.loras),
+    )
+    if not model.spec.stepwise:
+        base = replace(
+            base,
+            negative_text=plan.negative_prompt,
+            num_inference_steps=plan.num_inference_steps,
+        )
+    unguided = replace(
+        base, negative=True, class_label=None, distilled_guidance=None, truncation=1.0
+    )
+    guided = any(scale != 1 for scale in plan.guidance)
+    prompts = [replace(base, text=plan.prompt)]
+    if guided or t.regions:
+        prompts.append(replace(unguided, text=plan.negative_prompt))
+    prompts += [replace(base, text=region.prompt) for region in t.regions]
+    prompts += [replace(unguided, text=text) for text in _region_negatives(t.regions)]
+    walk = plan.techniques.walk
+    if walk is not None and _walks_words(plan):
+        prompts.append(replace(base, text=walk.to or ""))
+    return model.align(prompts)
+
+
+def _walks_words(plan: Plan) -> bool:
+    """Whether an image stands between two prompts."""
+    walk = plan.techniques.walk
+    return walk is not None and walk.to is not None and walk.mode != "seed"
 
 
 def _draw(plan: Plan, model: Model, generator: torch.Generator) -> Tensor:

@@ -39,6 +39,7 @@ from mezzotint.observe import metrics
 from mezzotint.observe.spans import span
 from mezzotint.sampling.latents import derive
 from mezzotint.service.device_thread import Cancel, DeviceThread, Drain, Stop
+from mezzotint.service.loader import Loader
 from mezzotint.service.orders import Attempted, Judge, Order, Run
 from mezzotint.service.pictures import Finisher
 from mezzotint.types import (
@@ -84,6 +85,12 @@ class _Animated:
 
 
 @dataclass(frozen=True, slots=True)
+class _Loaded:
+    image: ImageId
+    error: Exception | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Close:
     answer: "Future[None]"
 
@@ -107,6 +114,7 @@ class Desk:
         costs: Measured seconds, learnt by the engine.
         budget_bytes: Bytes that tensors of requests may take together.
         judge: Scores pictures, or None if there are no gates.
+        loader: Makes models ready beside the device thread; without one they load in it.
         clock: Seconds, the engine's own.
     """
 
@@ -120,9 +128,12 @@ class Desk:
         costs: CostTable,
         budget_bytes: int,
         judge: Judge | None = None,
+        loader: Loader | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
+        self._loader = loader
+        self._loading: dict[ImageId, Submission] = {}
         self._finisher = finisher
         self._results = results
         self._costs = costs
@@ -198,14 +209,19 @@ class Desk:
                     self._take_written(message)
                 case _Animated():
                     self._take_animated(message)
+                case _Loaded():
+                    self._take_loaded(message)
                 case _Close():
                     self._closing.append(message.answer)
                     if len(self._closing) == 1:
                         self.device.send(Drain())
+                        self._give_up_loading(lambda _: True, NotReady("the engine is draining"))
                 case _:
                     self._hear(message)
             if self._closing and not self._runs and not self._held:
                 break
+        if self._loader is not None:
+            self._loader.close()
         self.device.send(Stop())
         self.device.join()
         self._writer.shutdown(wait=True)
@@ -309,22 +325,43 @@ class Desk:
         seconds = self._predict(plan, order, image.index).seconds
         self._held[image] = (order.client, seconds)
         self._plans[image] = plan
-        self.device.send(
-            Submission(
-                id=image,
-                plan=plan,
-                claim=Claim(
-                    client=order.client,
-                    priority=order.request.priority,
-                    deadline_s=math.inf if deadline is None else now + deadline,
-                    arrived_s=now,
-                    preview_every=order.preview_every,
-                ),
-                footprint=footprint,
-                assets=order.assets,
-            )
+        submission = Submission(
+            id=image,
+            plan=plan,
+            claim=Claim(
+                client=order.client,
+                priority=order.request.priority,
+                deadline_s=math.inf if deadline is None else now + deadline,
+                arrived_s=now,
+                preview_every=order.preview_every,
+            ),
+            footprint=footprint,
+            assets=order.assets,
         )
         metrics.set_to("mezzotint_queue_images", len(self._held))
+        if self._loader is None or order.is_ready:
+            self.device.send(submission)
+            return
+        self._loading[image] = submission
+        self._loader.start(plan, lambda error: self._messages.put(_Loaded(image, error)))
+
+    def _take_loaded(self, message: _Loaded) -> None:
+        """Hand an image whose model is ready to the engine, or fail it alone."""
+        submission = self._loading.pop(message.image, None)
+        if submission is None:  # cancelled meanwhile
+            return
+        if message.error is None:
+            self.device.send(submission)
+            return
+        self._settle(message.image, self._let_go(message.image), message.error)
+
+    def _give_up_loading(
+        self, is_meant: Callable[[ImageId], bool], error: Exception | None
+    ) -> None:
+        """End images that wait for their model; it goes on loading for others."""
+        for image in [image for image in self._loading if is_meant(image)]:
+            del self._loading[image]
+            self._settle(image, self._let_go(image), error)
 
     def _cancel(self, order_id: str) -> bool:
         """Cancel an order: followers at once, what the engine holds at its next step."""
@@ -333,6 +370,7 @@ class Desk:
             return False
         run.is_cancelled = True
         self.device.send(Cancel(order_id))
+        self._give_up_loading(lambda image: image.request == order_id, None)
         held = {image.index for image in self._held if image.request == order_id}
         for flight in self._flights.values():
             flight.followers = [f for f in flight.followers if f[0] != order_id]

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import queue
 import secrets
+import shutil
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +22,13 @@ from mezzotint.engine.cache import ResultCache
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.costs import CostTable
 from mezzotint.engine.engine import Engine as Mind
+from mezzotint.engine.filling import Filler
 from mezzotint.engine.memory import measure
 from mezzotint.engine.planner import Abilities, plan
 from mezzotint.engine.schedulers import SIGMA_SCHEDULES, scheduler_names
 from mezzotint.engine.solving import prepare
 from mezzotint.errors import Cancelled, DeadlineExceeded, UnknownName, WorkFailed
+from mezzotint.images.animation import check_animation
 from mezzotint.images.codec import decode_image, decode_mask, to_images
 from mezzotint.images.config import ImageConfig
 from mezzotint.images.resize import fit
@@ -36,7 +39,11 @@ from mezzotint.observe import log, metrics
 from mezzotint.plain import Checked, read
 from mezzotint.request import GenerationRequest, LatentInput, Output
 from mezzotint.service import tools
+from mezzotint.service.base import HandlerAnswer
+from mezzotint.service.config import HandlersConfig
 from mezzotint.service.desk import Desk
+from mezzotint.service.loader import Loader
+from mezzotint.service.handlers import HandlerPool
 from mezzotint.service.orders import Judge, Order
 from mezzotint.service.pictures import Finisher, with_pixels
 from mezzotint.service.shelf import Shelf, cache_folder, describe_environment, memory_budget
@@ -74,8 +81,11 @@ class LocalConfig(Checked):
         allow_paths: Whether a request may name a model by path or Hub id.
         allow_downloads: Whether Hub ids may be fetched.
         max_model_bytes: Weights kept in memory at once.
+        allow_handler_code: Whether handler code of TorchServe archives may run at all.
+        allowed_handlers: sha256 of the archives whose code may run.
         engine: How the engine shares the device.
         images: Limits on pictures that come from outside.
+        handlers: What handler code may take.
     """
 
     home: str = ""
@@ -87,8 +97,11 @@ class LocalConfig(Checked):
     allow_paths: bool = True
     allow_downloads: bool = True
     max_model_bytes: int = 8 << 30
+    allow_handler_code: bool = False
+    allowed_handlers: tuple[str, ...] = ()
     engine: EngineConfig = field(default_factory=EngineConfig)
     images: ImageConfig = field(default_factory=ImageConfig)
+    handlers: HandlersConfig = field(default_factory=HandlersConfig)
 
     @property
     def store(self) -> ModelsConfig:
@@ -98,6 +111,8 @@ class LocalConfig(Checked):
             max_bytes=self.max_model_bytes,
             allow_paths=self.allow_paths,
             allow_downloads=self.allow_downloads,
+            allow_handler_code=self.allow_handler_code,
+            allowed_handlers=self.allowed_handlers,
             placement=PlacementConfig(device=self.device, dtype=self.dtype),
         )
 
@@ -138,8 +153,16 @@ class LocalService:
         self.budget_bytes = memory_budget(engine.memory_bytes, self.shelf.device)
         self.costs = CostTable(self._environment_text, cache_folder(home, "costs") / "costs.json")
         self._certificates: Any = None
+        self._filler = Filler(self.shelf, engine.prompt_cache_bytes)
+        self._loader = Loader(self.shelf, self._filler)
         self._home = home
         self._judge = judge or _gates()
+        self._handlers = HandlerPool(
+            self.config.handlers,
+            cache_folder(home, "handlers"),
+            _unpack_code,
+            device=self.shelf.device,
+        )
         self._is_closed = False
         self._desk = Desk(
             engine,
@@ -155,6 +178,7 @@ class LocalService:
             costs=self.costs,
             budget_bytes=self.budget_bytes,
             judge=self._judge,
+            loader=self._loader,
         )
         self._not_ready: dict[str, str] = {}
         try:
@@ -205,7 +229,9 @@ class LocalService:
 
         folder = cache_folder(self._home, "certificates")
         self._certificates = Certificates(self._environment_text, folder)
-        runner = Runner(self.config.engine, self.shelf, certificates=self._certificates)
+        runner = Runner(
+            self.config.engine, self.shelf, certificates=self._certificates, filler=self._filler
+        )
         return Mind(
             self.config.engine,
             runner,
@@ -254,6 +280,8 @@ class LocalService:
     ) -> Order:
         """Resolve a request: spec, pictures, plan, bytes, gates."""
         spec = self.shelf.spec(request.model)
+        if request.output.animation is not None:
+            check_animation(request.output.animation)
         limits = self.config.images
         image = (
             decode_image(request.image.data, config=limits) if request.image is not None else None
@@ -287,6 +315,7 @@ class LocalService:
             use_cache=use_cache,
             preview_every=preview_every,
             policy=policy,
+            is_ready=self._loader.is_ready(first),
         )
 
     def _abilities(self, request: GenerationRequest) -> Abilities:
@@ -418,6 +447,12 @@ class LocalService:
             "upscalers": [],
             "prompt_dialects": ["plain", "a1111", "comfyui", "compel"],
             "output_formats": ["png", "jpeg", "webp"],
+            "animation_formats": [
+                "webp",
+                "gif",
+                "apng",
+                *(["mp4"] if shutil.which("ffmpeg") else []),
+            ],
             "environment": dict(self.environment),
             "certificates": self._certificates.table() if self._certificates else [],
             "costs": self.costs.table(),
@@ -475,7 +510,13 @@ class LocalService:
 
     async def unregister(self, name: str, version: str | None = None) -> None:
         """Remove one version of a model from the service; files stay where they are."""
-        await asyncio.to_thread(self.shelf.store.remove, name, version, delete=False)
+        store = self.shelf.store
+        gone = {entry.full_name: entry.digest for entry in store.entries()}
+        await asyncio.to_thread(store.remove, name, version, delete=False)
+        for kept in store.entries():
+            gone.pop(kept.full_name, None)
+        for digest in gone.values():
+            await self._handlers.forget(digest)
 
     async def set_default(self, name: str, version: str) -> None:
         """Make the bare ``name`` mean this version."""
@@ -506,8 +547,16 @@ class LocalService:
             tools.grid, images, columns=columns, padding_px=padding_px, output=output
         )
 
+    async def handle(
+        self, model: str, rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[HandlerAnswer, ...]:
+        """Give requests to the handler code of an archive, in a process of its own."""
+        entry = await asyncio.to_thread(self.shelf.store.handler, model)
+        return await self._handlers.run(entry.path, entry.digest, rows)
+
     async def close(self) -> None:
         """Finish what is being stepped, refuse the rest, free everything."""
+        await self._handlers.close()
         await asyncio.to_thread(self.shut)
 
     def shut(self) -> None:
@@ -676,6 +725,12 @@ def _result(event: Event) -> GenerationResult | None:
     if isinstance(event, CancelledEvent):
         raise Cancelled("the request was cancelled")
     return None
+
+
+def _unpack_code(archive: Path, target: Path, digest: str) -> Any:
+    from mezzotint.models.torchserve_archive import unpack_code
+
+    return unpack_code(archive, target, digest=digest)
 
 
 def _no_sink(_event: Event) -> None:

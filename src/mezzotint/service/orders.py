@@ -57,6 +57,7 @@ class Order:
         use_cache: Whether kept pictures may answer.
         preview_every: Steps between previews, 0 for none.
         policy: The gates' policy, or None.
+        is_ready: Whether the model is loaded and compiled for what is asked.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Order:
     use_cache: bool = True
     preview_every: int = 0
     policy: Any = None
+    is_ready: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

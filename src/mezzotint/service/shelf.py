@@ -131,6 +131,10 @@ class Shelf:
         """Return a model's spec; weights are not read for it."""
         return self._extra[name].spec if name in self._extra else self.store.spec(name)
 
+    def is_loaded(self, name: str) -> bool:
+        """Tell whether a model is in memory."""
+        return name in self._extra or self.store.is_loaded(name)
+
     def names(self) -> tuple[str, ...]:
         """Return every name, sorted."""
         return tuple(sorted({*self._extra, *self.store.names()}))
