@@ -15,7 +15,7 @@ import numpy as np
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.runs import Normalisation
-from mezzotint.train.config import DataConfig
+from mezzotint.train.config_model import DataConfig
 
 __all__ = ["ArrayLayout", "measure", "open_array", "open_labels", "shape_of"]
 

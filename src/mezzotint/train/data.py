@@ -313,7 +313,7 @@ def augment(samples: Tensor, config: Any, generator: torch.Generator) -> Tensor:
 
     Args:
         samples: Shape (B, C, ...), float32.
-        config: The run's :class:`~mezzotint.train.config.DataConfig`.
+        config: The run's :class:`~mezzotint.train.config_model.DataConfig`.
         generator: Where the draws come from.
     """
     rows = len(samples)

@@ -7,7 +7,8 @@ from typing import Any
 
 from mezzotint.errors import InvalidRequest, MezzotintError
 from mezzotint.models.runs import RUN_FILE, RunDescription, load_network
-from mezzotint.train.config import NetworkConfig, TrainConfig
+from mezzotint.train.config import TrainConfig
+from mezzotint.train.config_model import NetworkConfig
 from mezzotint.train.data import Dataset
 from mezzotint.train.ground_base import Ground
 from mezzotint.train.latents import LatentSpace

@@ -14,7 +14,8 @@ from torch import nn
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.array_networks import PointNetwork, SeriesUNet
-from mezzotint.train.config import NetworkConfig, TrainConfig
+from mezzotint.train.config import TrainConfig
+from mezzotint.train.config_model import NetworkConfig
 
 __all__ = ["build_network", "network_kind", "seeded"]
 

@@ -23,7 +23,8 @@ from torch import Tensor
 from mezzotint.errors import ImageError, InvalidRequest
 from mezzotint.images.codec import decode_image
 from mezzotint.models.runs import DataKind, Normalisation
-from mezzotint.train.config import DataConfig, TrainConfig
+from mezzotint.train.config import TrainConfig
+from mezzotint.train.config_model import DataConfig
 from mezzotint.train.data import DataReport
 from mezzotint.types import Size
 

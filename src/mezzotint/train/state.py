@@ -15,7 +15,8 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.train.config import LoopConfig, OptimizerConfig, TrainConfig
+from mezzotint.train.config import TrainConfig
+from mezzotint.train.config_run import LoopConfig, OptimizerConfig
 from mezzotint.train.ema import Ema
 from mezzotint.train.tasks import Task
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.train.config import NetworkConfig
+from mezzotint.train.config_model import NetworkConfig
 
 __all__ = ["TextSide", "learn_tokenizer"]
 

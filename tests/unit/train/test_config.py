@@ -1,7 +1,8 @@
 import pytest
 
 from mezzotint.errors import InvalidRequest, UnknownName
-from mezzotint.train.config import ObjectiveConfig, TrainConfig
+from mezzotint.train.config import TrainConfig
+from mezzotint.train.config_model import ObjectiveConfig
 
 LEAST = {"output_dir": "runs/x", "data": {"path": "pictures"}}
 

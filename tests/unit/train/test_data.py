@@ -6,7 +6,7 @@ import torch
 from tests.unit.train.making import picture_config, points_config, save_pictures
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.train.config import DataConfig
+from mezzotint.train.config_model import DataConfig
 from mezzotint.train.data import BatchPlan, augment, derive, load_data
 
 

@@ -7,7 +7,7 @@ from tests.unit.train.making import picture_config, points_config, save_points, 
 
 from mezzotint.errors import Cancelled, InvalidRequest, WorkFailed
 from mezzotint.train import trainer as trainer_module
-from mezzotint.train.config import OptimizerConfig
+from mezzotint.train.config_run import OptimizerConfig
 from mezzotint.train.diffusion import DiffusionTask
 from mezzotint.train.state import learning_rate
 from mezzotint.train.stepping import Stepper
