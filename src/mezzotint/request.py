@@ -22,6 +22,7 @@ from mezzotint.plain import Checked, check_range, convert, read, write
 from mezzotint.types import MAX_SEED, ImageInput, OutputFormat
 
 __all__ = [
+    "Animation",
     "Control",
     "EnsembleMember",
     "GateSettings",
@@ -211,12 +212,22 @@ class EnsembleMember(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Walk(Checked):
-    """A spherical interpolation from the request to another prompt or seed."""
+    """An interpolation from the request to another prompt or seed.
+
+    Args:
+        to: Prompt to end at.
+        frames: Pictures, both ends included.
+        mode: What moves.
+        to_seed: Seed to end at; the next one if None.
+        space: Where seeds are joined: ``z``, along the sphere that noise lies on, or
+            ``w``, straight, for GANs with a mapping network.
+    """
 
     to: str | None = None
     frames: int = 8
     mode: Literal["prompt", "seed", "both"] = "prompt"
     to_seed: int | None = None
+    space: Literal["z", "w"] = "z"
 
     def _validate(self) -> None:
         check_range("walk.frames", self.frames, 2, MAX_IMAGES)
@@ -298,12 +309,39 @@ class Upscale(Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Animation(Checked):
+    """The pictures of a walk as one moving file.
+
+    Args:
+        format: Kind of file; ``mp4`` needs the program ffmpeg.
+        fps: Pictures a second.
+        loop: Begin again, go there and back, or stop at the end. MP4 has no word for
+            repeating: players decide.
+    """
+
+    format: Literal["webp", "gif", "apng", "mp4"] = "webp"
+    fps: float = 8.0
+    loop: Literal["forever", "pingpong", "once"] = "forever"
+
+    def _validate(self) -> None:
+        check_range("output.animation.fps", self.fps, 0.1, 120, unit=" 1/s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Output(Checked):
-    """Encoding of the pictures; ``quality`` is for JPEG and WebP, 1 to 100."""
+    """Encoding of the pictures.
+
+    Args:
+        format: Of still pictures.
+        quality: Of JPEG, WebP and MP4, 1 to 100.
+        metadata: Whether the recipe goes into the file.
+        animation: Make one moving file of a walk, in place of its pictures.
+    """
 
     format: OutputFormat = "png"
     quality: int = 90
     metadata: bool = True
+    animation: Animation | None = None
 
     def _validate(self) -> None:
         check_range("output.quality", self.quality, 1, 100)
@@ -367,6 +405,11 @@ class GenerationRequest(Checked):
             raise InvalidRequest("model must name a model, got an empty text", field="model")
         if self.mask is not None and self.image is None:
             raise InvalidRequest("mask needs image: inpainting repaints a picture", field="mask")
+        if self.output.animation is not None and self.walk is None:
+            raise InvalidRequest(
+                "output.animation needs walk: it shows the pictures of one",
+                field="output.animation",
+            )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "GenerationRequest":
@@ -385,6 +428,16 @@ class GenerationRequest(Checked):
     def canonical(self) -> str:
         """Return the one JSON text that equal requests share: fields in order, no spaces."""
         return json.dumps(self.to_dict(), separators=(",", ":"), ensure_ascii=False)
+
+    @property
+    def num_pictures(self) -> int:
+        """Pictures that are drawn: those of a walk, or ``num_images``."""
+        return self.walk.frames if self.walk else self.num_images
+
+    @property
+    def num_files(self) -> int:
+        """Files that come back: one for an animation, else one per picture."""
+        return 1 if self.output.animation else self.num_pictures
 
     @property
     def digest(self) -> str:

@@ -3,6 +3,8 @@
 PNG keeps text in ``tEXt`` (Latin-1), ``zTXt`` and ``iTXt`` chunks. JPEG and WebP
 keep A1111's parameters in the Exif tag UserComment; our own recipe goes into
 Exif MakerNote (WebP) or APP10 segments (JPEG, where Exif is limited to 64 KiB).
+GIF keeps them in comment blocks, MP4 in a ``uuid`` box of ours, each with its key in
+front.
 Standard library only; everything read is bounded, since files come from anyone.
 
 Source: PNG 3rd edition, section 11.3.3; Exif 2.32, sections 4.6.4 and 4.6.5;
@@ -13,7 +15,16 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 
-__all__ = ["PARAMETERS", "RECIPE", "jpeg_segments", "make_exif", "png_chunks", "read_texts"]
+__all__ = [
+    "PARAMETERS",
+    "RECIPE",
+    "gif_comments",
+    "jpeg_segments",
+    "make_exif",
+    "mp4_box",
+    "png_chunks",
+    "read_texts",
+]
 
 PARAMETERS = "parameters"
 """Key of A1111's text."""
@@ -30,6 +41,8 @@ _UNICODE = b"UNICODE\0"
 _APP10_TAG = RECIPE.encode() + b"\0"
 _APP10_ROOM = 65_000  # a segment holds 65533 bytes, tag and counters included
 _EXIF_ROOM = 65_500
+_BOX_ID = b"mezzotint-texts\0"  # the sixteen bytes that name our uuid box
+_MAX_BLOCKS = 1 << 20
 
 
 def png_chunks(texts: Mapping[str, str]) -> bytes:
@@ -101,8 +114,42 @@ def jpeg_segments(parameters: str, recipe: str = "") -> bytes:
     return bytes(out)
 
 
+def gif_comments(texts: Mapping[str, str]) -> bytes:
+    """Make one GIF comment block per text: keyword, NUL, text in UTF-8."""
+    out = bytearray()
+    for body in _keyed(texts):
+        out += b"\x21\xfe"
+        for k in range(0, len(body), 255):
+            piece = body[k : k + 255]
+            out += bytes([len(piece)]) + piece
+        out += b"\0"
+    return bytes(out)
+
+
+def mp4_box(texts: Mapping[str, str]) -> bytes:
+    """Make the MP4 box that carries the texts, to stand at the end of the file; b"" for none."""
+    if not texts:
+        return b""
+    body = b"".join(struct.pack(">I", len(item)) + item for item in _keyed(texts))
+    return struct.pack(">I", 24 + len(body)) + b"uuid" + _BOX_ID + body
+
+
+def _keyed(texts: Mapping[str, str]) -> Iterator[bytes]:
+    for keyword, text in texts.items():
+        clean = text.replace("\0", "")
+        yield keyword.encode("latin-1") + b"\0" + clean.encode("utf-8", "replace")
+
+
+def _split_key(body: bytes) -> tuple[str, str]:
+    """Split keyword and text; a comment of another program has no keyword."""
+    keyword, separator, text = body.partition(b"\0")
+    if not separator:
+        return "comment", body.decode("utf-8", "replace")
+    return keyword.decode("latin-1"), text.decode("utf-8", "replace")
+
+
 def read_texts(data: bytes) -> dict[str, str]:
-    """Read every text of a PNG, JPEG or WebP file.
+    """Read every text of a PNG, JPEG, WebP, GIF or MP4 file.
 
     Args:
         data: The encoded picture; need not be valid.
@@ -119,6 +166,10 @@ def read_texts(data: bytes) -> dict[str, str]:
             pairs = _jpeg_texts(data)
         elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             pairs = _webp_texts(data)
+        elif data[:6] in (b"GIF87a", b"GIF89a"):
+            pairs = _gif_texts(data)
+        elif data[4:8] == b"ftyp":
+            pairs = _mp4_texts(data)
         else:
             return {}
         for keyword, text in pairs:
@@ -192,6 +243,60 @@ def _webp_texts(data: bytes) -> Iterator[tuple[str, str]]:
         position += 8 + length + length % 2
         if kind == b"EXIF":
             yield from _exif_texts(body.removeprefix(b"Exif\0\0"))
+
+
+def _gif_texts(data: bytes) -> Iterator[tuple[str, str]]:
+    position = 13 + _table_bytes(data[10])
+    for _ in range(_MAX_BLOCKS):
+        kind = data[position]
+        if kind == 0x2C:  # a frame: its own table of colours, then compressed pixels
+            position += 10 + _table_bytes(data[position + 9]) + 1
+            _, position = _sub_blocks(data, position, keep=False)
+        elif kind == 0x21:
+            is_comment = data[position + 1] == 0xFE
+            body, position = _sub_blocks(data, position + 2, keep=is_comment)
+            if is_comment:
+                yield _split_key(body)
+        else:  # the trailer, or what is no GIF any more
+            return
+
+
+def _table_bytes(flags: int) -> int:
+    """Return the bytes of a GIF table of colours that its flags announce."""
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _sub_blocks(data: bytes, position: int, *, keep: bool) -> tuple[bytes, int]:
+    """Read GIF sub-blocks; return what they hold together and where they end."""
+    body = bytearray()
+    while size := data[position]:
+        if keep and len(body) < _MAX_TEXT_BYTES:
+            body += data[position + 1 : position + 1 + size]
+        position += 1 + size
+    return bytes(body), position + 1
+
+
+def _mp4_texts(data: bytes) -> Iterator[tuple[str, str]]:
+    position = 0
+    while position + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, position)
+        start = position + 8
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", data, start)
+            start += 8
+        if size < start - position:
+            return
+        if kind == b"uuid" and data[start : start + 16] == _BOX_ID:
+            yield from _box_texts(data[start + 16 : position + size])
+        position += size
+
+
+def _box_texts(body: bytes) -> Iterator[tuple[str, str]]:
+    position = 0
+    while position + 4 <= len(body):
+        (length,) = struct.unpack_from(">I", body, position)
+        yield _split_key(body[position + 4 : position + 4 + length])
+        position += 4 + length
 
 
 def _exif_texts(tiff: bytes) -> Iterator[tuple[str, str]]:

@@ -22,6 +22,7 @@ __all__ = [
     "Cancelled",
     "Event",
     "Failed",
+    "FileFormat",
     "Finished",
     "GenerationResult",
     "ImageFinished",
@@ -39,6 +40,8 @@ __all__ = [
 
 MAX_SEED = 2**64 - 1
 OutputFormat = Literal["png", "jpeg", "webp"]
+FileFormat = Literal["png", "jpeg", "webp", "gif", "apng", "mp4"]
+"""What a finished file may be; the last three, and ``webp``, also move."""
 JobId = NewType("JobId", str)
 
 
@@ -176,13 +179,15 @@ class ImageOutput:
         attempts: Every try, the kept one included.
         timings: Where the time went.
         pixels: The model's own picture before encoding, a uint8 array of shape
-            (H, W, 3); None where the picture was made by another process.
+            (H, W, 3), of an animation the first frame; None where the picture was
+            made by another process.
+        frames: Pictures in the file: 1, or those of an animation in the order shown.
     """
 
     index: int
     seed: int
     data: bytes = field(repr=False)
-    format: OutputFormat
+    format: FileFormat
     width: int
     height: int
     recipe: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
@@ -190,6 +195,7 @@ class ImageOutput:
     attempts: tuple[Attempt, ...] = ()
     timings: StageTimings = StageTimings()
     pixels: Any = field(default=None, repr=False, compare=False)
+    frames: int = 1
 
     @property
     def bytes(self) -> bytes:

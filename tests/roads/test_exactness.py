@@ -15,7 +15,7 @@ from mezzotint.errors import Cancelled
 from mezzotint.models.components import from_pipeline
 from mezzotint.models.gan import GanConfig, GanModel, build_generator
 from mezzotint.models.networks import TorchNetwork
-from mezzotint.request import GenerationRequest, GuidanceSchedule, LatentInput
+from mezzotint.request import GenerationRequest, GuidanceSchedule, LatentInput, Output
 from mezzotint.service.local import Engine, Job
 
 DIFFUSION = (
@@ -96,7 +96,7 @@ def storm(engine, requests, rng, cancels=5):
         if count % max(len(order) // cancels, 1) == 1:
             victim = GenerationRequest(**{
                 **{f: getattr(requests[k], f) for f in requests[k].__dataclass_fields__},
-                "seed": rng.randrange(2**40), "num_images": 2,
+                "seed": rng.randrange(2**40), "num_images": 2, "walk": None, "output": Output(),
             })  # fmt: skip
             doomed.append(submit(engine, victim))
     for job in doomed:

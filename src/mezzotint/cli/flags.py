@@ -10,6 +10,7 @@ Every technique of a request has a form that fits into one argument::
     --ensemble MODEL[:WEIGHT]  |  MODEL:W1,W2,...   (one weight per step)
     --gate NAME[:THRESHOLD[:open|closed]]
     --upscale FACTOR[:MODEL]
+    --animate FORMAT[:FPS[:forever|pingpong|once]]
     --set FIELD=JSON
 
 What is wrong is said with the flag's name.
@@ -30,6 +31,7 @@ __all__ = [
     "WrongFlag",
     "flag_of",
     "merge",
+    "parse_animation",
     "parse_control",
     "parse_ensemble",
     "parse_gates",
@@ -53,6 +55,7 @@ FIELD_FLAGS: dict[str, str] = {
     "walk.frames": "--frames",
     "walk.mode": "--walk-mode",
     "walk.to_seed": "--to-seed",
+    "walk.space": "--walk-space",
     "latent": "--set latent",
     "latent.truncation": "--truncation",
     "latent.class_label": "--class-label",
@@ -60,6 +63,7 @@ FIELD_FLAGS: dict[str, str] = {
     "gates.max_attempts": "--max-attempts",
     "gates.keep": "--keep",
     "output": "--set output",
+    "output.animation": "--animate",
     "output.format": "--output-format",
     "output.quality": "--quality",
     "output.metadata": "--no-metadata",
@@ -134,6 +138,16 @@ def parse_guidance(text: str) -> Any:
         return {"schedule": name, **dict(zip(keys, values, strict=False))}
     curves = ", ".join((*_CURVES, "list"))
     return _number(text, flag, f"a number, or a curve ({curves}) such as linear:8:2")
+
+
+def parse_animation(text: str) -> dict[str, Any]:
+    """Read ``--animate FORMAT[:FPS[:LOOP]]``."""
+    name, *rest = text.split(":")
+    _need(name and len(rest) <= 2, "--animate", "FORMAT[:FPS[:LOOP]]", text)
+    found: dict[str, Any] = {"format": name}
+    if rest and rest[0]:
+        found["fps"] = _number(rest[0], "--animate")
+    return {**found, "loop": rest[1]} if len(rest) == 2 else found
 
 
 def parse_lora(text: str) -> dict[str, Any]:

@@ -14,9 +14,9 @@ import typer
 from mezzotint.cli import flags
 from mezzotint.cli.flags import WrongFlag
 from mezzotint.cli.household import ending, load_settings, new_id, no_ending, open_service, run
-from mezzotint.cli.outputs import Destination, describe
+from mezzotint.cli.outputs import FORMATS, MOVING, Destination, describe
 from mezzotint.errors import InvalidRequest, MezzotintError
-from mezzotint.request import GenerationRequest
+from mezzotint.request import Animation, GenerationRequest
 from mezzotint.settings import Settings, terminal_pictures
 from mezzotint.types import GenerationResult, ImageFinished, ImageOutput
 
@@ -120,6 +120,9 @@ def generate(
     to_seed: Annotated[
         str | None, _option(_TECHNIQUES, "--to-seed", about="Seed to walk to.")
     ] = None,
+    walk_space: Annotated[
+        str | None, _option(_TECHNIQUES, "--walk-space", about="z, or w of a GAN that has one.")
+    ] = None,
     truncation: Annotated[
         float | None, _real(_TECHNIQUES, "--truncation", about="Of a GAN's latent.")
     ] = None,
@@ -138,6 +141,10 @@ def generate(
     ] = None,
     upscale: Annotated[
         str | None, _option(_TECHNIQUES, "--upscale", about="FACTOR[:MODEL].")
+    ] = None,
+    animate: Annotated[
+        str | None,
+        _option(_OUTPUT, "--animate", about="webp, gif, apng or mp4[:FPS[:LOOP]], of a walk."),
     ] = None,
     # --- output
     output: Annotated[
@@ -224,12 +231,14 @@ def generate(
         "walk.frames": frames,
         "walk.mode": walk_mode,
         "walk.to_seed": _seed(to_seed, "--to-seed"),
+        "walk.space": walk_space,
         "latent.truncation": truncation,
         "latent.class_label": class_label,
         "upscale": flags.parse_upscale(upscale) if upscale else None,
         "output.format": output_format,
         "output.quality": quality,
         "output.metadata": False if no_metadata else None,
+        "output.animation": flags.parse_animation(animate) if animate else None,
         "reproducibility": reproducibility,
         "priority": priority,
         "deadline_s": deadline_s,
@@ -251,9 +260,9 @@ def generate(
         sheet = draw_grid(settings, cell, axes, Destination(output, output_dir))
         print(sheet or "")
         return
-    num_pictures = wanted.walk.frames if wanted.walk else wanted.num_images
-    destination = Destination(output, output_dir, several=num_pictures > 1, replace=not no_clobber)
-    wanted = _with_format(wanted, destination, given=output_format)
+    wanted = _with_format(wanted, output, given=output_format)
+    several = wanted.num_files > 1
+    destination = Destination(output, output_dir, several=several, replace=not no_clobber)
     delivery = Delivery(
         destination=destination,
         as_json=as_json,
@@ -308,7 +317,7 @@ async def deliver(
     """
     from mezzotint.cli.progress import reporting
 
-    images = request.walk.frames if request.walk else request.num_images
+    images = request.num_pictures
     quiet = delivery.quiet or (delivery.as_json and not sys.stderr.isatty())
     shows = delivery.pictures_as is not None and sys.stderr.isatty()
     with reporting(images, quiet=quiet) as report:
@@ -432,16 +441,35 @@ def _seed(text: str | None, flag: str) -> int | None:
 
 
 def _with_format(
-    request: GenerationRequest, destination: Destination, *, given: str | None
+    request: GenerationRequest, path: Path | None, *, given: str | None
 ) -> GenerationRequest:
     """Let the file name decide the encoding where no flag did."""
-    named = destination.format
+    named: Any = FORMATS.get(path.suffix.lower()) if path else None
+    animation = request.output.animation
+    if named in MOVING or animation is not None:
+        return _with_animation(request, named)
     if named is None or named == request.output.format:
         return request
     if given is not None:
         raise WrongFlag("--output-format", f"{given} does not fit the name given with -o ({named})")
     output = dataclasses.replace(request.output, format=named)
     return dataclasses.replace(request, output=output)
+
+
+def _with_animation(request: GenerationRequest, named: Any) -> GenerationRequest:
+    """Let the name of a moving file decide its kind where --animate did not."""
+    animation = request.output.animation
+    if animation is None:
+        if request.walk is None:
+            raise WrongFlag("--output", f"{named} moves: it needs a walk (--walk-to or --to-seed)")
+        output = dataclasses.replace(request.output, animation=Animation(format=named))
+        return dataclasses.replace(request, output=output)
+    fits = {animation.format, "png"} if animation.format == "apng" else {animation.format}
+    if named is not None and named not in fits:
+        raise WrongFlag(
+            "--animate", f"{animation.format} does not fit the name given with -o ({named})"
+        )
+    return request
 
 
 @contextlib.contextmanager

@@ -24,8 +24,16 @@ from mezzotint.types import GenerationResult, ImageOutput
 
 __all__ = ["Destination", "describe", "picture_stem"]
 
-SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
-FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+SUFFIXES = {
+    "png": ".png",
+    "jpeg": ".jpg",
+    "webp": ".webp",
+    "gif": ".gif",
+    "apng": ".apng",
+    "mp4": ".mp4",
+}
+FORMATS = {suffix: name for name, suffix in SUFFIXES.items()} | {".jpeg": "jpeg"}
+MOVING = ("gif", "apng", "mp4")
 _STEM_LENGTH = 60
 
 
@@ -64,11 +72,6 @@ class Destination:
             _check_folder(folder, "--output-dir", make=True)
         else:
             self._check_file(path)
-
-    @property
-    def format(self) -> str | None:
-        """The encoding that the file name asks for, if it does."""
-        return FORMATS.get(self._path.suffix.lower()) if self._path else None
 
     def write(self, image: ImageOutput, request: GenerationRequest) -> Path | None:
         """Write one picture; None where it went to standard output.
@@ -185,6 +188,7 @@ def describe(result: GenerationResult, paths: dict[int, Path | None]) -> dict[st
                 "format": image.format,
                 "width": image.width,
                 "height": image.height,
+                "frames": image.frames,
                 "recipe_digest": image.recipe_digest,
                 "warnings": list(image.warnings),
                 "attempts": [dataclasses.asdict(attempt) for attempt in image.attempts],

@@ -149,9 +149,7 @@ def compare(data: bytes, image: ImageOutput, recipe: Mapping[str, Any]) -> Compa
     """Compare a picture with the one that was made again from its recipe."""
     import numpy as np
 
-    from mezzotint.images.codec import decode_image
-
-    before, now = decode_image(data), decode_image(image.data)
+    before, now = _decode(data, image), _decode(image.data, image)
     environment = _differences(recipe.get("environment", {}), image.recipe.get("environment", {}))
     pixels = before.shape[0] * before.shape[1]
     if before.shape != now.shape:
@@ -165,6 +163,18 @@ def compare(data: bytes, image: ImageOutput, recipe: Mapping[str, Any]) -> Compa
         largest_difference=int(distance.max()),
         environment=environment,
     )
+
+
+def _decode(data: bytes, image: ImageOutput) -> Any:
+    """Return the pixels of a file like ``image``; the frames of an animation under each other."""
+    import numpy as np
+
+    from mezzotint.images.animation import decode_frames
+    from mezzotint.images.codec import decode_image
+
+    if image.format == "mp4":  # not decoded here: its bytes are compared
+        return np.frombuffer(data, np.uint8)[:, None, None]
+    return np.concatenate(decode_frames(data)) if image.frames > 1 else decode_image(data)
 
 
 def count_tokens(store: Any, request: GenerationRequest) -> dict[str, Any]:

@@ -90,6 +90,7 @@ class WalkPosition:
     mode: str
     to: str | None
     to_seed: int | None
+    space: str = "z"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

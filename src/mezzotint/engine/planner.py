@@ -25,7 +25,7 @@ from mezzotint.engine.schedulers import check_scheduler, evaluation_steps
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.spec import ModelSpec
 from mezzotint.request import EnsembleMember, GenerationRequest, GuidanceSchedule
-from mezzotint.types import Size
+from mezzotint.types import OutputFormat, Size
 
 __all__ = ["Abilities", "plan"]
 
@@ -129,10 +129,18 @@ def plan(
         rows=_rows(steps, guidance, techniques),
         guidance=guidance,
         techniques=techniques,
-        output=(request.output.format, request.output.quality, request.output.metadata),
+        output=_resolve_output(request),
         reproducibility=request.reproducibility,
     )
     return Planned(plans=_images(plan, request), warnings=tuple(warnings))
+
+
+def _resolve_output(request: GenerationRequest) -> tuple[OutputFormat, int, bool]:
+    """Return how a picture is written; frames of an animation are kept without loss."""
+    output = request.output
+    if output.animation is not None:
+        return ("png", 90, True)
+    return (output.format, output.quality, output.metadata)
 
 
 def _images(plan: Plan, request: GenerationRequest) -> tuple[Plan, ...]:
@@ -145,7 +153,14 @@ def _images(plan: Plan, request: GenerationRequest) -> tuple[Plan, ...]:
     if walk.mode in ("seed", "both") and to_seed is None:
         to_seed = image_seed(plan.seed, 1)
     frames = [
-        WalkPosition(frame=k, frames=walk.frames, mode=walk.mode, to=walk.to, to_seed=to_seed)
+        WalkPosition(
+            frame=k,
+            frames=walk.frames,
+            mode=walk.mode,
+            to=walk.to,
+            to_seed=to_seed,
+            space=walk.space,
+        )
         for k in range(walk.frames)
     ]
     return tuple(replace(plan, techniques=replace(plan.techniques, walk=frame)) for frame in frames)
@@ -189,6 +204,13 @@ def _check_techniques(request: GenerationRequest, spec: ModelSpec, abilities: Ab
     if request.walk is not None and not spec.takes_prompt and request.walk.mode != "seed":
         raise InvalidRequest(
             f'walk.mode must be "seed" for {spec.name}: it takes no text', field="walk.mode"
+        )
+    if request.walk is not None and request.walk.space == "w" and not spec.has_mapping:
+        raise InvalidRequest(
+            f'walk.space must be "z" for {spec.name}: it has no mapping network to a space w',
+            field="walk.space",
+            value="w",
+            allowed="z",
         )
     needs_steps = ["mask", "controls", "loras", "regions", "ensemble"]
     needs_steps += ["walk"] if spec.has_steps and not spec.stepwise else []
@@ -266,7 +288,7 @@ def _check_pixels(request: GenerationRequest, size: Size, abilities: Abilities) 
             value=str(size),
             allowed=f"at most {abilities.max_pixels} pixels",
         )
-    count = request.walk.frames if request.walk else request.num_images
+    count = request.num_pictures
     if pixels * count > abilities.max_request_pixels:
         raise InvalidRequest(
             f"num_images must keep a request at {abilities.max_request_pixels} pixels or fewer, "

@@ -17,7 +17,7 @@ from isal import isal_zlib
 from mezzotint.errors import ShapeError
 from mezzotint.textchunks import png_chunk, png_chunks
 
-__all__ = ["encode_png"]
+__all__ = ["encode_png", "filter_rows"]
 
 _UP = 2
 _COLOUR_TYPES = {1: 0, 3: 2, 4: 6}
@@ -46,11 +46,7 @@ def encode_png(pixels: np.ndarray, texts: Mapping[str, str] | None = None, level
     height, width, channels = array.shape
     if not (height and width):
         raise ShapeError(f"expected a picture with pixels in it, got {width}x{height}")
-    rows = np.ascontiguousarray(array).reshape(height, width * channels)
-    filtered = np.empty((height, width * channels + 1), np.uint8)
-    filtered[:, 0] = _UP
-    filtered[0, 1:] = rows[0]
-    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    filtered = filter_rows(array)
     header = struct.pack(">IIBBBBB", width, height, 8, _COLOUR_TYPES[channels], 0, 0, 0)
     return b"".join(
         (
@@ -62,3 +58,21 @@ def encode_png(pixels: np.ndarray, texts: Mapping[str, str] | None = None, level
             png_chunk(b"IEND", b""),
         )
     )
+
+
+def filter_rows(array: np.ndarray) -> np.ndarray:
+    """Filter the rows of a picture with "up", ready to be compressed.
+
+    Args:
+        array: Shape (H, W, C), uint8.
+
+    Returns:
+        Shape (H, W * C + 1), uint8; the first column names the filter.
+    """
+    height, width, channels = array.shape
+    rows = np.ascontiguousarray(array).reshape(height, width * channels)
+    filtered = np.empty((height, width * channels + 1), np.uint8)
+    filtered[:, 0] = _UP
+    filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    return filtered

@@ -267,6 +267,10 @@ class Model(ABC):
             f"model {self.spec.name} cannot start from an image", field="image", allowed="no image"
         )
 
+    def map_latents(self, latents: Tensor) -> Tensor | None:
+        """Return w of a GAN's z, or None for models without a mapping network. Shape (B, Z)."""
+        return None
+
     def preview_matrix(self) -> Tensor | None:
         """Return the linear map from latent channels to RGB, or None if there is none.
 

@@ -48,6 +48,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "generator.safetensors"
 FORMAT = "mezzotint-gan"
 _BUCKETS = (16, 8, 4, 2)
+_MEAN_DRAWS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,8 @@ class GanConfig(Checked):
         class_names: Names of the classes, or none.
         class_embedding_size: Length of the class vector that is put behind the
             latent vector; needed where there are classes.
+        mapping_layers: Layers of a mapping network from z to w (arXiv:1812.04948,
+            section 2), 0 for none; each keeps the latent size.
         batch_norm: Whether a batch normalisation follows each hidden layer.
         bias: Whether layers have a bias (a DCGAN has none by default).
         activation: Between the layers.
@@ -85,6 +88,7 @@ class GanConfig(Checked):
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
     class_embedding_size: int = 0
+    mapping_layers: int = 0
     batch_norm: bool = True
     bias: bool = False
     activation: Literal["relu", "leaky_relu"] = "relu"
@@ -97,6 +101,7 @@ class GanConfig(Checked):
         check_range("image_size", self.image_size, 4, 2048, unit=" px")
         check_range("num_classes", self.num_classes, 0, 1_000_000)
         check_range("class_embedding_size", self.class_embedding_size, 0, 16_384)
+        check_range("mapping_layers", self.mapping_layers, 0, 64)
         for width in self.channels:
             check_range("channels", width, 1, 16_384)
         if self.image_channels not in (1, 3):
@@ -145,6 +150,21 @@ class GanConfig(Checked):
             raise CardError(f"{path}: {error}") from None
 
 
+class MappingNetwork(nn.Module):
+    """A mapping network: z, brought to unit mean square, through layers to w. (B, Z) to (B, Z)."""
+
+    def __init__(self, size: int, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(size, size) for _ in range(layers))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Map latent vectors. Shape (B, Z) to (B, Z)."""
+        latents = latents * (latents.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+        for layer in self.layers:
+            latents = nn.functional.leaky_relu(layer(latents), 0.2)
+        return latents
+
+
 class Generator(nn.Module):
     """A generator with classes in front: (B, Z) and labels (B,) to (B, C, H, W).
 
@@ -158,6 +178,8 @@ class Generator(nn.Module):
         inputs = config.latent_size + config.class_embedding_size
         if config.num_classes:
             self.class_embedding = nn.Embedding(config.num_classes, config.class_embedding_size)
+        if config.mapping_layers:
+            self.mapping = MappingNetwork(config.latent_size, config.mapping_layers)
         layers = _dcgan(config, inputs) if config.architecture == "dcgan" else _mlp(config, inputs)
         self.main = nn.Sequential(*layers)
 
@@ -171,6 +193,12 @@ class Generator(nn.Module):
         Returns:
             Shape (B, image_channels, H, W).
         """
+        if self.config.mapping_layers:
+            latents = self.mapping(latents)
+        return self.draw(latents, class_labels)
+
+    def draw(self, latents: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """Draw pictures of vectors that are mapped already; shapes as :meth:`forward`."""
         if self.config.num_classes and class_labels is not None:
             latents = torch.cat([latents, self.class_embedding(class_labels)], dim=1)
         if self.config.architecture == "dcgan":
@@ -231,14 +259,24 @@ class GanModel(Model):
         name: Store name.
         digest: sha256 of the folder's content.
         path: Where it is.
+        mapping: Takes ``latents`` z (B, Z) and answers w (B, Z); with it ``network``
+            takes w, and truncation pulls towards the mean w.
     """
 
     def __init__(
-        self, config: GanConfig, network: Network, *, name: str, digest: str = "", path: str = ""
+        self,
+        config: GanConfig,
+        network: Network,
+        *,
+        name: str,
+        digest: str = "",
+        path: str = "",
+        mapping: Network | None = None,
     ) -> None:
         self.config = config
         self.denoiser = None
-        self.networks = {"decoder": network}
+        self.networks = {"decoder": network, **({"mapping": mapping} if mapping else {})}
+        self._mean_w: Tensor | None = None
         self.spec = gan_spec(config, name=name, digest=digest, path=path)
         self._certified: dict[int, bool] = {}
 
@@ -276,6 +314,8 @@ class GanModel(Model):
                 allowed=allowed,
             )
         tensors = {"truncation": torch.tensor([prompt.truncation], dtype=torch.float32)}
+        if "mapping" in self.networks:
+            tensors["is_w"] = torch.zeros(1)
         if count:
             tensors["class_labels"] = torch.tensor([-1 if label is None else label])
         return Conditioning(tensors)
@@ -293,9 +333,7 @@ class GanModel(Model):
                 f"expected latents of shape (B, {self.config.latent_size}), "
                 f"got {tuple(latents.shape)}"
             )
-        inputs = {"latents": latents.float()}
-        if conditioning is not None and "truncation" in conditioning:
-            inputs["latents"] = inputs["latents"] * conditioning["truncation"][:, None]
+        inputs = {"latents": self._truncated(latents.float(), conditioning)}
         if self.config.num_classes:
             labels = conditioning["class_labels"] if conditioning is not None else None
             inputs["class_labels"] = self._choose_classes(latents, labels)
@@ -305,6 +343,39 @@ class GanModel(Model):
             rows = [k for k, good in enumerate(finite.tolist()) if not good]
             raise WorkFailed(f"{self.spec.name} drew values that are not finite in rows {rows}")
         return pictures.expand(-1, 3, -1, -1) if pictures.shape[1] == 1 else pictures
+
+    def map_latents(self, latents: Tensor) -> Tensor | None:
+        """Return w of z, row by row, or None without a mapping network. Shape (B, Z)."""
+        mapping = self.networks.get("mapping")
+        if mapping is None:
+            return None
+        return torch.cat([mapping(latents=row)[0] for row in latents.float().split(1)])
+
+    def _truncated(self, latents: Tensor, conditioning: Conditioning | None) -> Tensor:
+        """Scale z towards 0, or w towards its mean. Shape (B, Z)."""
+        psi = None if conditioning is None else conditioning.get("truncation")
+        if "mapping" not in self.networks:
+            return latents if psi is None else latents * psi[:, None]
+        is_w = None if conditioning is None else conditioning.get("is_w")
+        rows: list[Tensor] = []
+        for k, row in enumerate(latents.split(1)):
+            mapped = row if is_w is not None and bool(is_w[k]) else self.map_latents(row)
+            assert mapped is not None  # noqa: S101 - there is a mapping network
+            if psi is not None and float(psi[k]) != 1:
+                mean = self._mean().to(mapped.device)
+                mapped = mean + float(psi[k]) * (mapped - mean)
+            rows.append(mapped)
+        return torch.cat(rows)
+
+    def _mean(self) -> Tensor:
+        """Return the mean w of fixed draws of z. Shape (1, Z)."""
+        if self._mean_w is None:
+            generator = torch.Generator().manual_seed(0)
+            draws = torch.randn(_MEAN_DRAWS, self.config.latent_size, generator=generator)
+            mapped = self.map_latents(draws)
+            assert mapped is not None  # noqa: S101 - there is a mapping network
+            self._mean_w = mapped.double().mean(dim=0, keepdim=True).float()
+        return self._mean_w
 
     def _choose_classes(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         """Fill in missing labels: the mean of a latent vector, made uniform, picks one."""
@@ -373,6 +444,7 @@ def gan_spec(config: GanConfig, *, name: str, digest: str = "", path: str = "") 
         takes_image=False,
         num_classes=config.num_classes,
         class_names=config.class_names,
+        has_mapping=config.mapping_layers > 0,
         token_limit=0,
         has_steps=False,
         licence=config.licence,
@@ -434,11 +506,30 @@ def load_gan(
         num_bytes=dtype.itemsize * sum(math.prod(shape) for shape in counted),
         digest=digest,
     )
-    return GanModel(config, network, name=name or str(folder), digest=digest, path=str(folder))
+    mapping = None
+    if config.mapping_layers:
+
+        def inner(_dtype: torch.dtype) -> nn.Module:
+            return network.module.mapping  # pyright: ignore[reportReturnType]
+
+        mapping = TorchNetwork(inner, _map, dtype=dtype, device=device, digest=digest)
+    return GanModel(
+        config,
+        network,
+        name=name or str(folder),
+        digest=digest,
+        path=str(folder),
+        mapping=mapping,
+    )
 
 
 def _call(module: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    return (module(inputs["latents"], inputs.get("class_labels")),)
+    draw: Any = module.draw
+    return (draw(inputs["latents"], inputs.get("class_labels")),)
+
+
+def _map(module: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    return (module(inputs["latents"]),)
 
 
 def _check_fit(

@@ -53,6 +53,7 @@ class ModelSpec:
         takes_image: Whether image to image works (an encoder is there).
         num_classes: Number of class labels, 0 if not class-conditional.
         class_names: Names of the classes, if known.
+        has_mapping: Whether a GAN has a mapping network from z to w.
         token_limit: Tokens of one prompt chunk, start and end included; 0 without text.
         has_steps: False for a GAN, whose plan has zero denoising steps.
         stepwise: False for ``foreign`` pipelines, which run whole and join no batch.
@@ -84,6 +85,7 @@ class ModelSpec:
     takes_image: bool = True
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
+    has_mapping: bool = False
     token_limit: int = 77
     has_steps: bool = True
     stepwise: bool = True

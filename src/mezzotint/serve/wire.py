@@ -20,7 +20,7 @@ from starlette.responses import Response
 from mezzotint.errors import InvalidRequest, UnknownName
 from mezzotint.plain import convert
 from mezzotint.serve.errors import Malformed, Problem, UnsupportedMedia
-from mezzotint.types import OutputFormat, StageTimings
+from mezzotint.types import FileFormat, StageTimings
 
 __all__ = [
     "CONTENT_TYPES",
@@ -35,10 +35,13 @@ __all__ = [
     "visit",
 ]
 
-CONTENT_TYPES: Mapping[OutputFormat, str] = {
+CONTENT_TYPES: Mapping[FileFormat, str] = {
     "png": "image/png",
     "jpeg": "image/jpeg",
     "webp": "image/webp",
+    "gif": "image/gif",
+    "apng": "image/apng",
+    "mp4": "video/mp4",
 }
 _FORM_FILES = 32
 _FORM_FIELDS = 200

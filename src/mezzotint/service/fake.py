@@ -220,7 +220,10 @@ class FakeService:
             raise InvalidRequest(
                 f"model {name} version {version} is registered already", field="name"
             )
-        self._models[name, version] = {**MODELS[0], "name": name, "path": source}
+        family = "handler" if source.endswith(".mar") else MODELS[0]["family"]
+        self._models[name, version] = {
+            **MODELS[0], "name": name, "path": source, "family": family
+        }  # fmt: skip
         self._defaults.setdefault(name, version)
         return self._describe(name, version)
 
@@ -345,6 +348,8 @@ class FakeService:
 
     def _eta_s(self, request: GenerationRequest) -> float:
         return self.config.step_s * float(self._plan(request)["num_inference_steps"])
+        if request.output.animation is not None:
+            raise InvalidRequest("the fake draws no animations", field="output.animation")
 
     async def _run(
         self,

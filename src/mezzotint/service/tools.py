@@ -29,6 +29,8 @@ def inspect(data: bytes, known_models: Collection[str] = ()) -> Mapping[str, Any
     """
     decode_image(data)
     items = read_texts(data)
+    if recipe is None or not recipe["request"].get("output", {}).get("animation"):
+        decode_image(data)
     recipe = read_recipe(data)
     foreign = read_foreign(data, known_models=known_models) if recipe is None else None
     request: Mapping[str, Any] | None = recipe["request"] if recipe else None

@@ -132,6 +132,7 @@ def describe_image(image: ImageOutput) -> dict[str, Any]:
         "format": image.format,
         "width": image.width,
         "height": image.height,
+        "frames": image.frames,
         "recipe_digest": image.recipe_digest,
         "warnings": list(image.warnings),
         "attempts": [describe_attempt(a) for a in image.attempts],
@@ -166,6 +167,7 @@ def read_image(part: Mapping[str, Any]) -> ImageOutput:
         warnings=tuple(part["warnings"]),
         attempts=attempts,
         timings=StageTimings(**part["timings"]),
+        frames=part.get("frames", 1),
     )
 
 

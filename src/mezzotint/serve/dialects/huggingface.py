@@ -69,7 +69,7 @@ def to_request(model: str, body: Mapping[str, Any]) -> GenerationRequest:
             field="parameters.model",
         )  # fmt: skip
     request = GenerationRequest.from_dict({**native, "model": model})
-    if request.num_images != 1 or request.walk is not None:
+    if request.num_files != 1:
         raise InvalidRequest(
             "num_images must be 1: this API answers one picture",
             field="num_images",

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mezzotint.errors import InvalidRequest, MezzotintError, UnknownName
-from mezzotint.request import GenerationRequest
+from mezzotint.request import Animation, GenerationRequest
 from mezzotint.serve.errors import Conflict, Malformed, NotFound, Problem, describe
 from mezzotint.serve.front import Front, use_cache
 from mezzotint.serve.schema import ANY_OBJECT, request_schema
@@ -52,6 +52,7 @@ from mezzotint.types import (
 __all__ = ["DIALECT", "from_result", "problem_body", "to_request"]
 
 _STATUSES = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
+_MOVING = ("gif", "apng", "mp4")
 _FORMATS = {kind: name for name, kind in CONTENT_TYPES.items()}
 
 
@@ -108,6 +109,8 @@ async def _read(http: Request) -> GenerationRequest:
         body = await read_json(http)
     request = to_request(body)
     wanted = _wanted_format(http)
+    if wanted is not None and (wanted in _MOVING or request.output.animation is not None):
+        return _animated(request, wanted)
     if wanted is not None and request.output.format != wanted:
         if "output" in body and "format" in body["output"]:
             raise InvalidRequest(
@@ -117,6 +120,23 @@ async def _read(http: Request) -> GenerationRequest:
                 allowed=wanted,
             )
         request = replace(request, output=replace(request.output, format=wanted))
+    return request
+
+
+def _animated(request: GenerationRequest, wanted: Any) -> GenerationRequest:
+    """Let ``Accept`` choose the kind of animation where the request did not."""
+    animation = request.output.animation
+    if animation is None:
+        output = replace(request.output, animation=Animation(format=wanted))
+        return replace(request, output=output)
+    if animation.format != wanted:
+        raise InvalidRequest(
+            f"output.animation.format is {animation.format} but Accept asks for "
+            f"{CONTENT_TYPES[wanted]}",
+            field="output.animation.format",
+            value=animation.format,
+            allowed=wanted,
+        )
     return request
 
 
@@ -160,7 +180,7 @@ async def generations(front: Front, http: Request) -> Any:
     request = await _read(http)
     accept = http.headers.get("accept", "")
     if _wanted_format(http) is not None and "application/json" not in accept:
-        count = request.walk.frames if request.walk else request.num_images
+        count = request.num_files
         if count != 1:
             raise InvalidRequest(
                 f"Accept: image/... answers one picture, num_images is {count}; "
@@ -193,6 +213,7 @@ async def _generate(front: Front, http: Request, request: GenerationRequest) -> 
         images.append(
             ImageOutput(
                 **about,
+                frames=kept.about.get("frames", 1),
                 data=data,
                 warnings=tuple(kept.about["warnings"]),
                 recipe={"digest": kept.about["recipe_digest"]},
