@@ -30,7 +30,7 @@ from mezzotint.models.config import ModelsConfig
 from mezzotint.observe.config import LogConfig
 from mezzotint.plain import convert, field_types
 from mezzotint.serve.config import ServeConfig
-from mezzotint.service.config import JobsConfig, WorkerConfig
+from mezzotint.service.config import HandlersConfig, JobsConfig, WorkerConfig
 
 __all__ = [
     "Loaded",
@@ -56,6 +56,7 @@ class Settings:
         home: Folder of models, jobs, results and caches; two homes are two
             installations. The platform's user data folder if empty.
         engine: How the engine shares the device.
+        handlers: What handler code of TorchServe archives may take.
         images: Limits on pictures that come from outside.
         jobs: Durable jobs.
         log: What is logged.
@@ -66,6 +67,7 @@ class Settings:
 
     home: str = ""
     engine: EngineConfig = field(default_factory=EngineConfig)
+    handlers: HandlersConfig = field(default_factory=HandlersConfig)
     images: ImageConfig = field(default_factory=ImageConfig)
     jobs: JobsConfig = field(default_factory=JobsConfig)
     log: LogConfig = field(default_factory=LogConfig)

@@ -153,6 +153,9 @@ def service_options(
         "allow_paths": settings.models.allow_paths,
         "allow_downloads": settings.models.allow_downloads,
         "max_model_bytes": settings.models.max_bytes,
+        "allow_handler_code": settings.models.allow_handler_code,
+        "allowed_handlers": list(settings.models.allowed_handlers),
+        "handlers": write(settings.handlers),
         "engine": write(settings.engine),
         "images": write(settings.images),
     }

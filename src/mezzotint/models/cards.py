@@ -32,7 +32,15 @@ from mezzotint.models.spec import ModelSpec
 from mezzotint.plain import check_range, convert
 from mezzotint.types import Size
 
-__all__ = ["CARDS_FOLDER", "Card", "apply_card", "builtin_cards", "read_card", "write_card"]
+__all__ = [
+    "CARDS_FOLDER",
+    "Card",
+    "apply_card",
+    "builtin_cards",
+    "describe_spec",
+    "read_card",
+    "write_card",
+]
 
 CARDS_FOLDER = Path(__file__).parent / "cards"
 
@@ -215,3 +223,34 @@ if __name__ == "__main__":
     import sys
 
     sys.exit(main(sys.argv[1:]))
+
+
+def describe_spec(spec: ModelSpec) -> dict[str, Any]:
+    """Return a spec as plain data, defaults under request field names."""
+    return {
+        "name": spec.name,
+        "digest": spec.digest,
+        "family": spec.family,
+        "prediction_type": spec.prediction_type,
+        "licence": spec.licence,
+        "takes_prompt": spec.takes_prompt,
+        "takes_negative_prompt": spec.takes_negative_prompt,
+        "takes_image": spec.takes_image,
+        "size_multiple": spec.size_multiple,
+        "min_size_px": spec.min_size_px,
+        "max_size_px": spec.max_size_px,
+        "fixed_size": spec.fixed_size,
+        "num_classes": spec.num_classes,
+        "class_names": list(spec.class_names),
+        "token_limit": spec.token_limit,
+        "stepwise": spec.stepwise,
+        "defaults": {
+            "width": spec.default_size.width,
+            "height": spec.default_size.height,
+            "num_inference_steps": spec.default_steps,
+            "guidance_scale": spec.default_guidance_scale,
+            "scheduler": spec.default_scheduler,
+            "sigma_schedule": spec.default_sigma_schedule,
+        },
+        "limits": list(spec.limits),
+    }

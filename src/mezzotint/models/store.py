@@ -33,6 +33,7 @@ from mezzotint.models.cards import (
     Card,
     apply_card,
     builtin_cards,
+    describe_spec,
     read_card,
     write_card,
 )
@@ -168,6 +169,14 @@ class ModelStore:
         if layout not in ("archive", "mar"):
             return replace(entry, layout=layout)
         from mezzotint.models.archive import unpack_cached
+
+        if layout == "mar" and self.config.allow_handler_code:
+            from mezzotint.models.torchserve_archive import card_of, inspect_mar
+
+            info = inspect_mar(entry.path)
+            if info.has_code and info.digest in self.config.allowed_handlers:
+                card = replace(card_of(info), name=entry.name)
+                return replace(entry, card=card, layout="handler", digest=info.digest)
 
         found = unpack_cached(entry.path, self.config.home_path / "cache" / "archives")
         card = replace(found.card, name=entry.name)
@@ -447,8 +456,7 @@ class ModelStore:
 
     def _refuse_handler(self, entry: ModelEntry) -> ModelNotAllowed:
         """Say why an archive of handler code is no model here."""
-        allowed = self.config.allow_handler_code and entry.digest in self.config.allowed_handlers
-        if allowed:
+        if self.may_run(entry):
             return ModelNotAllowed(
                 f"model {entry.name} is handler code, allowed here; it answers at the TorchServe "
                 "door only"
@@ -457,6 +465,25 @@ class ModelStore:
             f"model {entry.name} is an archive with Python handler code, which does not run "
             f"unless the operator sets allow_handler_code and allows its sha256 {entry.digest}"
         )
+
+    def may_run(self, entry: ModelEntry) -> bool:
+        """Tell whether an entry is handler code that the operator has allowed."""
+        is_allowed = self.config.allow_handler_code and entry.digest in self.config.allowed_handlers
+        return entry.layout == "handler" and is_allowed
+
+    def handler(self, name: str) -> ModelEntry:
+        """Find an archive of handler code that may run.
+
+        Raises:
+            UnknownName: If nothing is called that.
+            ModelNotAllowed: If it is no handler, or may not run here.
+        """
+        entry = self.entry(name)
+        if entry.layout != "handler":
+            raise ModelNotAllowed(f"model {entry.name} is no handler code")
+        if not self.may_run(entry):
+            raise self._refuse_handler(entry)
+        return entry
 
     def spec(self, name: str) -> ModelSpec:
         """Return a model's spec; weights are read only when a network is first called."""
@@ -518,44 +545,18 @@ class ModelStore:
         if entry.layout == "handler":
             return {
                 **basics,
+                "ready": self.may_run(entry),
                 "family": "handler",
                 "digest": entry.digest,
                 "licence": entry.card.licence or "unknown",
                 "limits": [str(self._refuse_handler(entry))],
                 "defaults": {},
+                "takes_prompt": False,
+                "size_multiple": 1,
+                "min_size_px": 1,
+                "max_size_px": 1,
             }
         return {**basics, **describe_spec(self.spec(name)), "path": str(entry.path)}
-
-
-def describe_spec(spec: ModelSpec) -> dict[str, Any]:
-    """Return a spec as plain data, defaults under request field names."""
-    return {
-        "name": spec.name,
-        "digest": spec.digest,
-        "family": spec.family,
-        "prediction_type": spec.prediction_type,
-        "licence": spec.licence,
-        "takes_prompt": spec.takes_prompt,
-        "takes_negative_prompt": spec.takes_negative_prompt,
-        "takes_image": spec.takes_image,
-        "size_multiple": spec.size_multiple,
-        "min_size_px": spec.min_size_px,
-        "max_size_px": spec.max_size_px,
-        "fixed_size": spec.fixed_size,
-        "num_classes": spec.num_classes,
-        "class_names": list(spec.class_names),
-        "token_limit": spec.token_limit,
-        "stepwise": spec.stepwise,
-        "defaults": {
-            "width": spec.default_size.width,
-            "height": spec.default_size.height,
-            "num_inference_steps": spec.default_steps,
-            "guidance_scale": spec.default_guidance_scale,
-            "scheduler": spec.default_scheduler,
-            "sigma_schedule": spec.default_sigma_schedule,
-        },
-        "limits": list(spec.limits),
-    }
 
 
 def load_model(source: str | Path, *, home: str | Path | None = None, **placement: Any) -> Model:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from mezzotint.errors import ArchiveError, WeightsError
+from mezzotint.errors import ArchiveError, ModelNotAllowed, WeightsError
 from mezzotint.models.archive import SUFFIXES, Unpacked, check_data
 from mezzotint.models.cards import Card
 from mezzotint.models.digests import DIGESTS
@@ -37,7 +37,7 @@ from mezzotint.models.safe_zip import (
     unpack,
 )
 
-__all__ = ["MarInfo", "inspect_mar", "unpack_mar"]
+__all__ = ["MarInfo", "card_of", "inspect_mar", "unpack_code", "unpack_mar"]
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 CHECKPOINTS = (".pt", ".pth", ".bin", ".tar", ".ckpt")
@@ -54,6 +54,7 @@ class MarInfo:
         version: ``modelVersion``.
         handler: Its handler: a built-in name of TorchServe, or a file inside.
         serialized_file: The weights, "" if none are named.
+        model_file: The Python file with the network's class, "" if none is named.
         has_code: Whether it holds Python files.
         digest: sha256 of the archive; for a folder, over its files.
         files: Names of all files.
@@ -63,6 +64,7 @@ class MarInfo:
     version: str
     handler: str = ""
     serialized_file: str = ""
+    model_file: str = ""
     has_code: bool = False
     digest: str = ""
     files: tuple[str, ...] = ()
@@ -134,6 +136,7 @@ def _read_info(path: Path, contents: Contents) -> MarInfo:
             model = json.loads(stream.read(_MAX_MANIFEST_BYTES))["model"]
         name, version = str(model["modelName"]), str(model.get("modelVersion", "1.0"))
         handler, serialized = str(model.get("handler", "")), str(model.get("serializedFile") or "")
+        model_file = str(model.get("modelFile") or "")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArchiveError(f"{path}: {manifest} cannot be understood: {error}") from None
     if path.is_dir():
@@ -145,6 +148,7 @@ def _read_info(path: Path, contents: Contents) -> MarInfo:
         version=version,
         handler=handler,
         serialized_file=serialized,
+        model_file=model_file,
         has_code=any(n.endswith((".py", ".pyc", ".so")) for n in names),
         digest=digest,
         files=tuple(names),
@@ -192,13 +196,51 @@ def unpack_mar(path: Path, cache: Path) -> Unpacked:
     return Unpacked(
         path=model,
         layout=identify(model),
-        card=_card(info),
+        card=card_of(info),
         digest=info.digest,
         notes=tuple(notes),
     )
 
 
-def _card(info: MarInfo) -> Card:
+def unpack_code(path: Path, target: Path, *, digest: str) -> MarInfo:
+    """Unpack a whole archive, code included, if it is the one whose digest is allowed.
+
+    The archive is copied first and the copy is measured, so that nobody can change it
+    between the look and the unpacking.
+
+    Args:
+        path: The archive: zip, gzipped tar or folder.
+        target: Folder to make.
+        digest: sha256 that was allowed.
+
+    Raises:
+        ModelNotAllowed: If the archive has another digest by now.
+        ArchiveError: If anything about it is unsafe or broken.
+    """
+    path = Path(path)
+    target.mkdir(parents=True)
+    copy = target / "archive"
+    try:
+        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, copy)
+    except OSError as error:
+        raise ArchiveError(f"{path} cannot be read: {error.strerror or error}") from None
+    with _open(copy) as contents:
+        info = _read_info(copy, contents)
+        if info.digest != digest:
+            raise ModelNotAllowed(
+                f"{path} has changed since it was allowed: its sha256 is {info.digest} now"
+            )
+        names = [entry.name for entry in contents.entries]
+        lead = {name.partition("/")[0] for name in names}
+        strip = len(lead.pop()) + 1 if len(lead) == 1 and MANIFEST not in names else 0
+        places = {name: name[strip:] for name in names}
+        unpack(contents, target / "model", source=str(path), names=places)
+    (shutil.rmtree if copy.is_dir() else os.unlink)(copy)
+    return info
+
+
+def card_of(info: MarInfo) -> Card:
+    """Return what an archive declares, in names that the store takes."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "-", info.name).strip(".-_")[:100] or "model"
     version = re.sub(r"[^A-Za-z0-9._-]", "-", info.version).strip(".-_")[:100] or "1.0"
     return Card(name=plain, version=version, description="Imported from a TorchServe archive.")
@@ -211,7 +253,7 @@ def _handler(info: MarInfo, path: Path) -> Unpacked:
             f"{path} holds neither a model that we know nor handler code; found "
             f"{', '.join(info.files[:8])}"
         )
-    return Unpacked(path=path.resolve(), layout="handler", card=_card(info), digest=info.digest)
+    return Unpacked(path=path.resolve(), layout="handler", card=card_of(info), digest=info.digest)
 
 
 def _open_inner(folder: Path, work: Path, source: str) -> None:

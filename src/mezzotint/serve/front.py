@@ -79,10 +79,9 @@ class Front:
             ModelNotAllowed: If a model is named by path and the server can be
                 reached from other machines.
         """
-        if self.draining:
-            raise NotReady("the server is shutting down")
+        self.check_open()
         limits = self.config.limits
-        count = request.num_pictures
+        count = request.walk.frames if request.walk else request.num_images
         field = "walk.frames" if request.walk else "num_images"
         _limit(field, count, limits.images, "pictures in one request")
         _limit("num_inference_steps", request.num_inference_steps, limits.steps, "steps")
@@ -96,6 +95,15 @@ class Front:
             _limit("width", pixels, limits.pixels, "pixels in one picture (width x height)")
         if not self._paths_allowed:
             _refuse_paths(request)
+
+    def check_open(self) -> None:
+        """Refuse new work while draining.
+
+        Raises:
+            NotReady: If the server is shutting down.
+        """
+        if self.draining:
+            raise NotReady("the server is shutting down")
 
     def check_source(self, source: str, field: str) -> None:
         """Refuse a path where the server can be reached from other machines.

@@ -7,12 +7,20 @@ milliseconds.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.types import Event, GenerationResult, ImageOutput
 
-__all__ = ["GenerationService", "ModelManager", "PictureTools", "Service"]
+__all__ = [
+    "GenerationService",
+    "HandlerAnswer",
+    "HandlerRunner",
+    "ModelManager",
+    "PictureTools",
+    "Service",
+]
 
 
 class GenerationService(Protocol):
@@ -179,5 +187,48 @@ class PictureTools(Protocol):
         ...
 
 
-class Service(GenerationService, ModelManager, PictureTools, Protocol):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerAnswer:
+    """What handler code made of one request.
+
+    Args:
+        data: The body of the answer.
+        content_type: Its media type.
+        status: HTTP status that the code asked for.
+        error: "" if there is an answer; else ``failed`` (the code raised),
+            ``mismatch`` (another number of answers than requests), ``memory`` or
+            ``died`` (its process ended).
+        message: What went wrong, for the client.
+    """
+
+    data: bytes = b""
+    content_type: str = "application/octet-stream"
+    status: int = 200
+    error: str = ""
+    message: str = ""
+
+
+class HandlerRunner(Protocol):
+    """Runs the Python code of TorchServe archives, where that is allowed."""
+
+    async def handle(
+        self, model: str, rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[HandlerAnswer, ...]:
+        """Give requests to the handler of an archive; cancelling kills its process.
+
+        Args:
+            model: Name, or ``name@version``, of a model of the family ``handler``.
+            rows: Named parameters of each request: bytes, or plain JSON data.
+
+        Raises:
+            UnknownName: If there is no such model.
+            ModelNotAllowed: If it is no handler, or its digest is not allowed.
+            ModelError: If its code cannot be loaded.
+            DeadlineExceeded: If it takes too long.
+            QueueFull: If too many requests wait for it.
+        """
+        ...
+
+
+class Service(GenerationService, ModelManager, PictureTools, HandlerRunner, Protocol):
     """Everything the server needs from the household, in one object."""

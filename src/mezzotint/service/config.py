@@ -8,7 +8,7 @@ from typing import Any
 from mezzotint.errors import InvalidRequest
 from mezzotint.plain import Checked, check_range
 
-__all__ = ["JobsConfig", "WorkerConfig"]
+__all__ = ["HandlersConfig", "JobsConfig", "WorkerConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,3 +94,37 @@ class WorkerConfig(Checked):
                 "worker.devices names a device twice; worker.count gives each several workers",
                 field="worker.devices",
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlersConfig(Checked):
+    """What the Python code of TorchServe archives may take, where it may run at all.
+
+    Args:
+        timeout_s: Seconds for one batch; then the process is killed.
+        start_s: Seconds to load the code and its weights.
+        idle_s: Seconds without a request after which the process is ended.
+        memory_bytes: Memory of one process.
+        file_bytes: Bytes of one file that it writes.
+        max_response_bytes: Bytes of the answers to one batch.
+        max_processes: Handlers in memory at once; the one idle longest goes first.
+        max_waiting: Requests that may wait for one handler.
+    """
+
+    timeout_s: float = 120.0
+    start_s: float = 120.0
+    idle_s: float = 600.0
+    memory_bytes: int = 4 << 30
+    file_bytes: int = 4 << 30
+    max_response_bytes: int = 64 << 20
+    max_processes: int = 4
+    max_waiting: int = 100
+
+    def _validate(self) -> None:
+        for name in ("timeout_s", "start_s", "idle_s"):
+            check_range(f"handlers.{name}", getattr(self, name), 0.1, 86400, unit=" s")
+        check_range("handlers.memory_bytes", self.memory_bytes, 64 << 20, 1 << 50)
+        check_range("handlers.file_bytes", self.file_bytes, 0, 1 << 50)
+        check_range("handlers.max_response_bytes", self.max_response_bytes, 1024, 2 << 30)
+        check_range("handlers.max_processes", self.max_processes, 1, 256)
+        check_range("handlers.max_waiting", self.max_waiting, 1, 100_000)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from mezzotint.errors import MezzotintError, WorkFailed
 from mezzotint.observe import log
 from mezzotint.observe.config import LogConfig
 from mezzotint.request import GenerationRequest, Output
+from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.config import WorkerConfig
 from mezzotint.service.worker import WorkerService
 from mezzotint.types import Cancelled, Event, Failed, Finished, GenerationResult, ImageOutput
@@ -276,6 +278,13 @@ class CrewService:
     ) -> bytes:
         """Lay pictures out in a grid."""
         return await self._any().grid(images, columns=columns, padding_px=padding_px, output=output)
+
+    async def handle(
+        self, model: str, rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[HandlerAnswer, ...]:
+        """Give requests to handler code: always at the same worker, which has it loaded."""
+        able = [w for w in self._workers if w.is_ready] or self._workers
+        return await able[zlib.crc32(model.encode()) % len(able)].handle(model, rows)
 
     async def close(self) -> None:
         """Let every worker finish what is being stepped, then end it."""

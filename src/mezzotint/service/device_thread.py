@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mezzotint.engine.engine import Engine, Submission
-from mezzotint.engine.state import EngineEvent
+from mezzotint.engine.state import EngineEvent, ImageFailed
 from mezzotint.errors import WorkFailed
 from mezzotint.observe import log
 
@@ -74,7 +74,12 @@ class DeviceThread:
 
     def _run(self) -> None:
         """Take commands, tick, until stopped."""
-        engine = self._build(self._emit)
+        try:
+            engine = self._build(self._emit)
+        except Exception as error:  # whatever: nobody may wait for an engine that never comes
+            log.error("engine.not_built", exception=error)
+            self._refuse(WorkFailed(f"the engine could not be built: {error}"))
+            return
         stopping = False
         while not stopping:
             stopping = self._take(engine)
@@ -86,6 +91,12 @@ class DeviceThread:
                 log.error("engine.tick_failed", error=repr(error))
                 engine.abort(WorkFailed(f"the engine failed: {error}"))
         engine.abort(WorkFailed("the engine was stopped"))
+
+    def _refuse(self, error: WorkFailed) -> None:
+        """Answer everything with the reason for which there is no engine."""
+        while not isinstance(command := self._commands.get(), Stop):
+            if isinstance(command, Submission):
+                self._emit(ImageFailed(id=command.id, error=error))
 
     def _take(self, engine: Engine) -> bool:
         """Carry out waiting commands; sleep for one while the engine is idle."""

@@ -8,6 +8,7 @@ request ends in exactly one event, and failures happen where a test wants them.
 
 import asyncio
 import hashlib
+import json
 import os
 import secrets
 import signal
@@ -28,6 +29,7 @@ from mezzotint.errors import (
 )
 from mezzotint.plain import Checked
 from mezzotint.request import GenerationRequest, GuidanceSchedule, Output
+from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.fake_pictures import draw, read_png_text, read_size
 from mezzotint.types import (
     MAX_SEED,
@@ -243,6 +245,20 @@ class FakeService:
         self._known(name, version)
         self._defaults[name] = version
 
+    async def handle(
+        self, model: str, rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[HandlerAnswer, ...]:
+        """Answer with the first text of each row; one that is the name of an error fails so."""
+        answers: list[HandlerAnswer] = []
+        for row in rows:
+            value = next(iter(row.values()), "")
+            text = value.decode() if isinstance(value, bytes) else json.dumps(value)
+            if text in ("failed", "mismatch", "memory", "died"):
+                answers.append(HandlerAnswer(error=text, message=f"it {text}"))
+            else:
+                answers.append(HandlerAnswer(data=text.encode(), content_type="text/plain"))
+        return tuple(answers)
+
     async def inspect(self, data: bytes) -> Mapping[str, Any]:
         """Read the text chunks of a PNG."""
         items = read_png_text(data)
@@ -348,8 +364,6 @@ class FakeService:
 
     def _eta_s(self, request: GenerationRequest) -> float:
         return self.config.step_s * float(self._plan(request)["num_inference_steps"])
-        if request.output.animation is not None:
-            raise InvalidRequest("the fake draws no animations", field="output.animation")
 
     async def _run(
         self,

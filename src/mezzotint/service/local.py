@@ -42,8 +42,8 @@ from mezzotint.service import tools
 from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.config import HandlersConfig
 from mezzotint.service.desk import Desk
-from mezzotint.service.loader import Loader
 from mezzotint.service.handlers import HandlerPool
+from mezzotint.service.loader import Loader
 from mezzotint.service.orders import Judge, Order
 from mezzotint.service.pictures import Finisher, with_pixels
 from mezzotint.service.shelf import Shelf, cache_folder, describe_environment, memory_budget
@@ -63,6 +63,7 @@ __all__ = ["Engine", "Job", "LocalConfig", "LocalService", "create_service"]
 
 _TECHNIQUES = frozenset({"ensemble", "image", "loras", "mask", "regions", "upscale", "walk"})
 _WARM_UP_STEPS = 4
+_LOADING = "is being loaded"
 _ENDINGS = (Finished, Failed, CancelledEvent)
 
 
@@ -199,7 +200,7 @@ class LocalService:
 
     def _warm_up(self, names: Sequence[str]) -> None:
         """Draw one small picture with each model, so that it is loaded, compiled and timed."""
-        self._not_ready = dict.fromkeys(names, "is being loaded")
+        self._not_ready = dict.fromkeys(names, _LOADING)
         for name in names:
             spec = self.shelf.spec(name)
             request = GenerationRequest(
@@ -464,6 +465,7 @@ class LocalService:
         return {
             "ready": not self._is_closed and not self._not_ready,
             "waiting_for": dict(self._not_ready),
+            "failed": {n: why for n, why in self._not_ready.items() if why != _LOADING},
             "live": True,
             "queue": load.images,
             "backlog_s": load.seconds,

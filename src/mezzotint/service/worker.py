@@ -21,11 +21,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mezzotint import errors
-from mezzotint.errors import MezzotintError, NotReady, WorkFailed
+from mezzotint.errors import MezzotintError, ModelError, NotReady, WorkFailed
 from mezzotint.observe import log, metrics
 from mezzotint.observe.config import LogConfig
 from mezzotint.plain import write
 from mezzotint.request import GenerationRequest, Output
+from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.config import WorkerConfig
 from mezzotint.service.wire import pack, read_error, read_event, read_image
 from mezzotint.service.worker_child import read_message
@@ -298,6 +299,13 @@ class WorkerService:
             output=write(output),
         )
 
+    async def handle(
+        self, model: str, rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[HandlerAnswer, ...]:
+        """Give requests to the handler code of an archive."""
+        answers = await self._ask("handle", model=model, rows=[dict(row) for row in rows])
+        return tuple(HandlerAnswer(**answer) for answer in answers)
+
     async def close(self) -> None:
         """Let the process finish what is being stepped, then end it.
 
@@ -343,6 +351,9 @@ class WorkerService:
         try:
             await self._send(message)
             return await answer
+        except asyncio.CancelledError:  # nobody waits for it any more
+            await self._send({"kind": "stop", "call": call})
+            raise
         finally:
             self._calls.pop(call, None)
 
@@ -486,8 +497,13 @@ class WorkerService:
                 log.warning("worker.health", reason=str(error))
             finally:
                 self._calls.pop(call, None)
-            if self._first is not None and not self._first.done() and self._health.get("ready"):
-                self._first.set_result(None)
+            if self._first is not None and not self._first.done():
+                if self._health.get("ready"):
+                    self._first.set_result(None)
+                elif failed := self._health.get("failed"):
+                    reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
+                    self._refuse(ModelError(f"not every model could be warmed up: {reasons}"))
+                    return
             await asyncio.sleep(_PING_S if self._first is None or self._first.done() else 0.05)
 
     async def _resend(self) -> None:

@@ -7,6 +7,7 @@ When the socket closes, the parent is gone and so is this process.
 
 import asyncio
 import contextlib
+import dataclasses
 import importlib
 import inspect
 import os
@@ -40,16 +41,22 @@ __all__ = ["build", "main", "read_message"]
 _STREAM_LIMIT = 1 << 20
 
 
-async def read_message(reader: asyncio.StreamReader) -> dict[str, Any]:
+async def read_message(
+    reader: asyncio.StreamReader, most: int = MAX_MESSAGE_BYTES
+) -> dict[str, Any]:
     """Read one message.
+
+    Args:
+        reader: The socket's.
+        most: Bytes that a message may have.
 
     Raises:
         asyncio.IncompleteReadError: If the other side is gone.
         ValueError: If it is longer than any message can be, or broken.
     """
     (size,) = struct.unpack(">Q", await reader.readexactly(8))
-    if size > MAX_MESSAGE_BYTES:
-        raise ValueError(f"a message of {size} bytes cannot be right")
+    if size > most:
+        raise ValueError(f"a message of {size} bytes is too long, at most {most}")
     return unpack(await reader.readexactly(size))
 
 
@@ -158,6 +165,9 @@ class _Child:
         if method == "grid":
             output = read(Output, given.pop("output"))
             return await service.grid(**given, output=output)
+        if method == "handle":
+            answers = await service.handle(**given)
+            return [dataclasses.asdict(answer) for answer in answers]
         if method == "close":
             await service.close()
             return None

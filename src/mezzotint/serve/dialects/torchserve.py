@@ -8,6 +8,7 @@ TorchServe's clients look for.
 
 import asyncio
 import base64
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from starlette.responses import Response
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.request import GenerationRequest, Output
+from mezzotint.serve.dialects import torchserve_handlers as handlers
 from mezzotint.serve.dialects.torchserve_models import ENDPOINTS, NoWorkers, find_model, num_workers
 from mezzotint.serve.errors import Malformed, Problem, TooLarge, Unsupported
 from mezzotint.serve.front import Front
@@ -33,6 +35,7 @@ from mezzotint.serve.wire import (
     read_form,
     read_json,
 )
+from mezzotint.service.base import HandlerAnswer
 from mezzotint.types import GenerationResult, ImageInput, ImageOutput
 
 __all__ = ["DIALECT", "error_body", "from_result", "to_request"]
@@ -71,6 +74,8 @@ _CAUSES: Mapping[str, tuple[int, str]] = {
     "ModelVersionNotFound": (404, "ModelVersionNotFoundException"),
     "DefaultVersion": (403, "InvalidModelVersionException"),
     "NoWorkers": (503, "ServiceUnavailableException"),
+    "WorkerDied": (507, "InternalServerException"),
+    "OutOfResources": (507, "InternalServerException"),
 }
 
 
@@ -215,11 +220,20 @@ def _typed(body: dict[str, Any]) -> dict[str, Any]:
     return typed
 
 
-async def _resolve(front: Front, name: str, version: str | None) -> str:
-    """Return the name to ask the service for.
+async def _resolve(
+    front: Front, name: str, version: str | None, *, protocol: str = ""
+) -> tuple[str, bool]:
+    """Return the name to ask the service for, and whether it is handler code.
+
+    Args:
+        front: The desk.
+        name: Name of the model.
+        version: Its version, None for the default one.
+        protocol: What refuses handler code, "" if it is welcome.
 
     Raises:
         NoWorkers: If the model has no workers at this door.
+        Unsupported: If it is handler code and the protocol does not take it.
     """
     model = await find_model(front, name, version)
     if not num_workers(front, model):
@@ -227,14 +241,19 @@ async def _resolve(front: Front, name: str, version: str | None) -> str:
             f'Model "{name}" has no worker to serve inference request. '
             "Please use scale workers API to add workers."
         )
-    return name if version is None else f"{name}@{version}"
+    is_handler = handlers.is_handler(model)
+    if is_handler and protocol:
+        raise handlers.unsupported(protocol)
+    return (name if version is None else f"{name}@{version}"), is_handler
 
 
 async def predict(front: Front, http: Request) -> Response:
     """Make pictures: bytes, a JPEG grid, or JSON."""
     params = http.path_params
     name = params.get("model") or http.query_params.get("model_name", "")
-    model = await _resolve(front, name, params.get("version"))
+    model, is_handler = await _resolve(front, name, params.get("version"))
+    if is_handler:
+        return handlers.answer((await handlers.run(front, http, model))[0])
     body = await _parameters(http)
     body.pop("model_name", None)
     if isinstance(body.get("instances"), list):
@@ -263,14 +282,48 @@ async def explain(front: Front, http: Request) -> Response:
 
 async def predict_v1(front: Front, http: Request) -> Response:
     """KServe v1: one prediction for each instance."""
-    model = await _resolve(front, http.path_params["model"], None)
-    return await _predict_v1(front, http, model, await read_json(http))
+    model, is_handler = await _resolve(front, http.path_params["model"], None)
+    body = await read_json(http)
+    if is_handler:
+        rows = [{"body": instance} for instance in _instances(front, body)]
+        made = await handlers.run(front, http, model, rows)
+        return json_response({"predictions": [_prediction(one) for one in made]}, indent=True)
+    return await _predict_v1(front, http, model, body)
 
 
-async def _predict_v1(front: Front, http: Request, model: str, body: Mapping[str, Any]) -> Response:
+def _instances(front: Front, body: Mapping[str, Any]) -> list[Any]:
+    """Return the instances of a KServe v1 body.
+
+    Raises:
+        InvalidRequest: If there are none.
+        TooLarge: If there are too many.
+    """
     instances = body.get("instances")
     if not isinstance(instances, list) or not instances:
         raise InvalidRequest("instances must be a list with at least one entry", field="instances")
+    most = front.config.limits.images
+    if len(instances) > most:
+        raise TooLarge(
+            f"instances has {len(instances)} entries, at most {most} in one request",
+            field="instances",
+            value=len(instances),
+            allowed=f"at most {most}",
+        )
+    return instances
+
+
+def _prediction(made: HandlerAnswer) -> Any:
+    """Return what handler code answered as JSON: itself, text, or base64 of bytes."""
+    if made.content_type.startswith("application/json"):
+        with contextlib.suppress(Malformed):
+            return parse_json(made.data)
+    with contextlib.suppress(UnicodeDecodeError):
+        return made.data.decode("utf-8")
+    return {"b64": base64.b64encode(made.data).decode("ascii")}
+
+
+async def _predict_v1(front: Front, http: Request, model: str, body: Mapping[str, Any]) -> Response:
+    instances = _instances(front, body)
     requests: list[GenerationRequest] = []
     for position, instance in enumerate(instances):
         row = {"prompt": instance} if isinstance(instance, str) else instance
@@ -379,7 +432,7 @@ async def model_version_v2(front: Front, http: Request) -> Response:
 async def infer_v2(front: Front, http: Request) -> Response:
     """Open inference protocol: one row of every input tensor is one request."""
     name = http.path_params["model"]
-    model = await _resolve(front, name, None)
+    model, _ = await _resolve(front, name, None, protocol="the open inference protocol")
     body = await read_json(http)
     rows = _rows(body)
     results = await _together(front, http, [to_request(model, row)[0] for row in rows])
