@@ -40,7 +40,7 @@ __all__ = ["DiffusersHandler", "GANHandler", "handle"]
 _TEXT_NAMES = ("data", "body", "text", "input")
 _EXAMPLES_OWN = ("input_gender", "input_category", "input_pose")
 _CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
-_WHOLE = ("pipeline", "gan", "run")
+_WHOLE = ("pipeline", "gan", "derived", "run")
 
 Item = GenerationRequest | MezzotintError
 Made = GenerationResult | MezzotintError

@@ -2,7 +2,7 @@
 
 Each layout is known by one file: ``model_index.json`` (a diffusers folder),
 ``mezzotint_run.json`` (a run of our trainer), ``config.json`` of the format
-``mezzotint-gan``, one ``.safetensors`` file, an archive.
+``mezzotint-gan`` or ``mezzotint-derived``, one ``.safetensors`` file, an archive.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from mezzotint.models.parts import combine_digests, digest_files, read_json, ref
 
 __all__ = ["ModelLayout", "choose_device", "identify", "load_path"]
 
-ModelLayout = Literal["pipeline", "gan", "run", "single_file", "archive", "mar"]
+ModelLayout = Literal["pipeline", "gan", "derived", "run", "single_file", "archive", "mar"]
 
 _MAR_SUFFIXES = (".mar", ".tar.gz", ".tgz")
 
@@ -42,6 +42,8 @@ def identify(path: Path) -> ModelLayout:
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if config.get("format") == "mezzotint-gan":
         return "gan"
+    if config.get("format") == "mezzotint-derived":
+        return "derived"
     if (path / "MAR-INF" / "MANIFEST.json").is_file():
         return "mar"
     if config:
@@ -122,6 +124,10 @@ def load_path(
     layout = identify(path)
     if layout == "pipeline":
         return _load_folder(path, expected=expected, variant=variant, **options)
+    if layout == "derived":
+        from mezzotint.models.derived import load_derived
+
+        return load_derived(path, expected=expected, **options)
     if layout == "single_file":
         from mezzotint.models.single_file import load_single_file
 

@@ -34,7 +34,15 @@ from mezzotint.models.networks import TorchNetwork
 from mezzotint.models.openvino_backend import OpenVINONetwork
 from mezzotint.models.parts import combine_digests, read_header
 
-__all__ = ["LORA_SCALES", "LoraNetwork", "LoraPair", "LoraWeights", "read_lora", "with_loras"]
+__all__ = [
+    "LORA_SCALES",
+    "LoraNetwork",
+    "LoraPair",
+    "LoraWeights",
+    "check_fit",
+    "read_lora",
+    "with_loras",
+]
 
 LORA_SCALES = "lora_scales"
 """Name of the conditioning tensor with one scale per LoRA, shape (R, K)."""
@@ -195,7 +203,7 @@ class LoraNetwork:
             {_existing(layer, modules): pair for layer, pair in pairs.items()} for pairs in loras
         )
         for name, pairs in zip(names, self._pairs, strict=True):
-            _check_fit(name, pairs, modules)
+            check_fit(name, pairs, modules)
         self._layers = {
             layer: modules[layer] for layer in sorted({k for pairs in self._pairs for k in pairs})
         }
@@ -269,7 +277,7 @@ def _existing(layer: str, modules: Mapping[str, nn.Module]) -> str:
     return other if layer not in modules and other in modules else layer
 
 
-def _check_fit(name: str, pairs: Mapping[str, LoraPair], modules: Mapping[str, nn.Module]) -> None:
+def check_fit(name: str, pairs: Mapping[str, LoraPair], modules: Mapping[str, nn.Module]) -> None:
     """Refuse a LoRA made for another architecture, naming the first layer that does not fit."""
     missing = [layer for layer in pairs if layer not in modules]
     if missing:
