@@ -53,6 +53,7 @@ def admit(
     config: EngineConfig,
     budget_bytes: int,
     deadline_s: float | None = None,
+    pace: float = 1.0,
 ) -> float:
     """Let a request in, or say why not.
 
@@ -62,6 +63,7 @@ def admit(
         config: Limits.
         budget_bytes: Bytes that tensors of requests may take together.
         deadline_s: Seconds from now by which the request must be done.
+        pace: Seconds that pass for each predicted one, by experience.
 
     Returns:
         Predicted seconds until the request is done.
@@ -81,14 +83,14 @@ def admit(
     own = sum(cost.seconds for cost in costs)
     room = config.max_waiting - load.images
     if len(costs) > room:
-        share = load.seconds / max(load.images, 1)
+        share = pace * load.seconds / max(load.images, 1)
         wait = min(max(share * (len(costs) - room), _SHORTEST_RETRY_S), _LONGEST_RETRY_S)
         raise QueueFull(
             f"the queue holds {load.images} of {config.max_waiting} pictures and has no room "
             f"for {len(costs)} more",
             retry_after_s=wait,
         )
-    eta = finish_s(load, own)
+    eta = finish_s(load, own) * pace
     measured = all(cost.measured for cost in costs)
     alone = own / max(len(costs), 1)  # pictures of one request may share calls
     if deadline_s is not None and deadline_s <= 0:

@@ -11,7 +11,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +21,7 @@ from mezzotint.engine.cache import CachedImage, ResultCache
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.costs import CostTable, Prediction
 from mezzotint.engine.engine import Engine, Submission
-from mezzotint.engine.plan import Plan
+from mezzotint.engine.plan import ENLARGED, Plan
 from mezzotint.engine.state import (
     Claim,
     EngineEvent,
@@ -42,6 +42,7 @@ from mezzotint.service.device_thread import Cancel, DeviceThread, Drain, Stop
 from mezzotint.service.loader import Loader
 from mezzotint.service.orders import Attempted, Judge, Order, Run
 from mezzotint.service.pictures import Finisher
+from mezzotint.service.promises import Promises
 from mezzotint.types import (
     Attempt,
     Event,
@@ -76,6 +77,12 @@ class _Written:
     image: ImageId
     plan: Plan
     outcome: ImageOutput | Exception | Retry
+
+
+@dataclass(frozen=True, slots=True)
+class _Enlarged:
+    image: ImageId
+    outcome: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +148,12 @@ class Desk:
         self._judge = judge
         self._clock = clock
         self._runs: dict[str, Run] = {}
+        self._promises = Promises(clock)
         self._flights: dict[str, _Flight] = {}
         self._held: dict[ImageId, tuple[str, float]] = {}  # client, seconds still needed
         self._plans: dict[ImageId, Plan] = {}
+        self._earlier: dict[ImageId, ImageDone] = {}  # first passes whose second is open
+        self._until: dict[ImageId, float] = {}  # clock times of deadlines
         self._closing: list[Future[None]] = []
         self._is_over = False
         self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -207,6 +217,8 @@ class Desk:
                     message.answer.set_result(self._cancel(message.id))
                 case _Written():
                     self._take_written(message)
+                case _Enlarged():
+                    self._take_enlarged(message)
                 case _Animated():
                     self._take_animated(message)
                 case _Loaded():
@@ -275,13 +287,17 @@ class Desk:
         )
         if not work:
             return 0.0
-        return admit(
+        pace = self._promises.factor(load.images)
+        eta_s = admit(
             load,
             work,
             config=self._config,
             budget_bytes=self._budget_bytes,
             deadline_s=order.request.deadline_s,
+            pace=pace,
         )
+        self._promises.give(order.id, eta_s / pace, load.images)
+        return eta_s
 
     def _predict(self, plan: Plan, order: Order, index: int) -> Prediction:
         footprint = order.footprints[index]
@@ -319,31 +335,39 @@ class Desk:
     def _submit(self, run: Run, image: ImageId, plan: Plan) -> None:
         """Hand an image to the engine."""
         order = run.order
-        now = self._clock()
-        deadline = order.request.deadline_s
-        footprint = order.footprints[image.index]
         seconds = self._predict(plan, order, image.index).seconds
         self._held[image] = (order.client, seconds)
         self._plans[image] = plan
-        submission = Submission(
-            id=image,
-            plan=plan,
-            claim=Claim(
-                client=order.client,
-                priority=order.request.priority,
-                deadline_s=math.inf if deadline is None else now + deadline,
-                arrived_s=now,
-                preview_every=order.preview_every,
-            ),
-            footprint=footprint,
-            assets=order.assets,
-        )
+        submission = self._submission(order, image, plan, order.assets)
         metrics.set_to("mezzotint_queue_images", len(self._held))
         if self._loader is None or order.is_ready:
             self.device.send(submission)
             return
         self._loading[image] = submission
         self._loader.start(plan, lambda error: self._messages.put(_Loaded(image, error)))
+
+    def _submission(
+        self, order: Order, image: ImageId, plan: Plan, assets: Mapping[str, Any]
+    ) -> Submission:
+        """Return one pass of an image as the engine takes it."""
+        now, deadline = self._clock(), order.request.deadline_s
+        limit_s = math.inf if deadline is None else now + deadline
+        if image in self._earlier:  # a second pass has what the first left
+            limit_s = self._until[image]
+        self._until[image] = limit_s
+        return Submission(
+            id=image,
+            plan=plan,
+            claim=Claim(
+                client=order.client,
+                priority=order.request.priority,
+                deadline_s=limit_s,
+                arrived_s=now,
+                preview_every=order.preview_every,
+            ),
+            footprint=order.footprints[image.index],
+            assets=assets,
+        )
 
     def _take_loaded(self, message: _Loaded) -> None:
         """Hand an image whose model is ready to the engine, or fail it alone."""
@@ -392,11 +416,40 @@ class Desk:
             case ImageStepped():
                 self._hear_step(event, run)
             case ImageDone():
-                self._write(event, run)
+                self._hear_done(event, run)
             case ImageFailed() | ImageCancelled():
                 plan = self._let_go(image)
                 error = event.error if isinstance(event, ImageFailed) else None
                 self._settle(image, plan, error)
+
+    def _hear_done(self, done: ImageDone, run: Run | None) -> None:
+        """Go on to the second pass, or write the picture."""
+        plan = self._plans[done.id]
+        earlier = self._earlier.pop(done.id, None)
+        if earlier is not None:
+            timings = earlier.timings + done.timings
+            warnings = tuple(dict.fromkeys(earlier.warnings + done.warnings))
+            done = replace(done, timings=timings, warnings=warnings)
+        elif plan.second is not None and run is not None and not run.is_cancelled:
+            self._earlier[done.id] = replace(done, picture=None)
+            work = self._writer.submit(self._finisher.between, done.picture, plan)
+            work.add_done_callback(
+                lambda future: self._messages.put(_Enlarged(done.id, _outcome(future)))
+            )
+            return
+        self._write(done, run)
+
+    def _take_enlarged(self, message: _Enlarged) -> None:
+        """Hand the second pass of an image to the engine."""
+        image, run = message.image, self._runs.get(message.image.request)
+        second = self._plans[image].second
+        is_bad = isinstance(message.outcome, Exception)
+        if run is None or run.is_cancelled or second is None or is_bad:
+            plan = self._let_go(image)
+            self._settle(image, plan, message.outcome if is_bad else None)
+            return
+        assets = {**run.order.assets, ENLARGED: message.outcome}
+        self.device.send(self._submission(run.order, image, second, assets))
 
     def _hear_step(self, event: ImageStepped, run: Run | None) -> None:
         """Tell progress, and how much is left, to whoever waits for this image."""
@@ -404,9 +457,10 @@ class Desk:
         plan = self._plans.get(image)
         if plan is None:
             return
+        step = event.step + (plan.num_steps if image in self._earlier else 0)
         if image in self._held and run is not None:
             whole = self._predict(plan, run.order, image.index).seconds
-            left = whole * max(1 - event.step / max(event.steps, 1), 0.05)
+            left = whole * max(1 - step / max(plan.all_steps, 1), 0.05)
             self._held[image] = (self._held[image][0], left)
         metrics.count("mezzotint_steps_total", model=plan.model)
         preview = encode_preview(event.preview) if event.preview is not None else None
@@ -421,8 +475,8 @@ class Desk:
                     Stepped(
                         id=order_id,
                         image=index,
-                        step=event.step,
-                        steps=event.steps,
+                        step=step,
+                        steps=max(plan.all_steps, event.steps),
                         preview=preview if waiting.order.preview_every else None,
                     ),
                 )
@@ -436,6 +490,8 @@ class Desk:
     def _let_go(self, image: ImageId) -> Plan:
         """Take an image off the books."""
         self._held.pop(image, None)
+        self._earlier.pop(image, None)
+        self._until.pop(image, None)
         metrics.set_to("mezzotint_queue_images", len(self._held))
         return self._plans.pop(image)
 
@@ -504,7 +560,7 @@ class Desk:
             image = message.image._replace(attempt=message.outcome.attempt)
             plans = run.order.planned.plans
             seed = derive(plans[0].seed, image.index, image.attempt)
-            self._submit(run, image, replace(plans[image.index], seed=seed))
+            self._submit(run, image, plans[image.index].with_seed(seed))
             return
         outcome = None if isinstance(message.outcome, Retry) else message.outcome
         self._settle(message.image, plan, outcome)
@@ -571,7 +627,11 @@ class Desk:
             )
             return
         del self._runs[run.order.id]
-        self._tell(run, run.ending())
+        ending = run.ending()
+        if isinstance(ending, Finished) and not run.hits:
+            self._promises.keep(run.order.id)
+        self._promises.forget(run.order.id)
+        self._tell(run, ending)
 
     def _take_animated(self, message: _Animated) -> None:
         """Deliver the file that the frames of an order became."""
