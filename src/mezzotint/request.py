@@ -29,11 +29,15 @@ __all__ = [
     "Gates",
     "GenerationRequest",
     "GuidanceSchedule",
+    "Hires",
+    "Inpaint",
     "LatentInput",
     "Lora",
+    "Outpaint",
     "Output",
     "Region",
     "Upscale",
+    "Variation",
     "Walk",
 ]
 
@@ -298,8 +302,120 @@ class Gates(Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Inpaint(Checked):
+    """How the masked part of a picture is repainted.
+
+    Args:
+        invert: Repaint where the mask is black in place of where it is white.
+        blur: Radius of a blur of the mask, pixels of the picture.
+        fill: What the part starts from: the picture itself, its ``surroundings``
+            drawn inwards, ``noise``, or ``nothing`` (zeros).
+        area: Work on the ``whole`` picture, or on the ``masked`` part alone at the
+            size of the request, put back into the picture afterwards.
+        padding: Pixels around the mask that ``masked`` takes along.
+        paste: Give the picture's own pixels back outside the mask.
+    """
+
+    invert: bool = False
+    blur: float = 0.0
+    fill: Literal["original", "surroundings", "noise", "nothing"] = "original"
+    area: Literal["whole", "masked"] = "whole"
+    padding: int = 32
+    paste: bool = False
+
+    def _validate(self) -> None:
+        check_range("inpaint.blur", self.blur, 0, 512, unit=" px")
+        check_range("inpaint.padding", self.padding, 0, 4096, unit=" px")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outpaint(Checked):
+    """Pixels to add to ``image`` on each side, painted to go on with it."""
+
+    left: int = 0
+    top: int = 0
+    right: int = 0
+    bottom: int = 0
+
+    def _validate(self) -> None:
+        for name in ("left", "top", "right", "bottom"):
+            check_range(f"outpaint.{name}", getattr(self, name), 0, 8192, unit=" px")
+        if not (self.left or self.top or self.right or self.bottom):
+            raise InvalidRequest(
+                "outpaint must add pixels on a side, got 0 on all four", field="outpaint"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variation(Checked):
+    """Noise a part of the way to another seed's, and noise of another size.
+
+    Args:
+        seed: The other seed, image k takes seed + k; derived from the request's if None.
+        strength: Part of the way, 0 to 1, along the great circle.
+        noise_width: Draw the noise as for a picture of this width, and lay it in the
+            middle, so that other sizes show the same scene. None is the picture's own.
+        noise_height: As ``noise_width``; both or neither.
+    """
+
+    seed: int | None = None
+    strength: float = 0.0
+    noise_width: int | None = None
+    noise_height: int | None = None
+
+    def _validate(self) -> None:
+        check_range("variation.seed", self.seed, 0, MAX_SEED)
+        check_range("variation.strength", self.strength, 0, 1)
+        check_range("variation.noise_width", self.noise_width, 1, MAX_SIDE_PX, unit=" px")
+        check_range("variation.noise_height", self.noise_height, 1, MAX_SIDE_PX, unit=" px")
+        if (self.noise_width is None) != (self.noise_height is None):
+            raise InvalidRequest(
+                "variation.noise_width and noise_height belong together, got one",
+                field="variation.noise_width",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hires(Checked):
+    """A second pass: enlarge what the first drew, and run the end of the schedule on it.
+
+    Args:
+        scale: Of both sides, where ``width`` and ``height`` are None.
+        width: Pixels of the second pass.
+        height: Pixels of the second pass.
+        strength: Share of the steps that the second pass runs.
+        num_inference_steps: Steps of its whole schedule; those of the first if None.
+        upscaler: ``latent`` enlarges the latents; ``lanczos`` and ``real-esrgan`` the
+            decoded picture, which is encoded again.
+        prompt: Of the second pass; the request's if None.
+        negative_prompt: Of the second pass; the request's if None.
+    """
+
+    scale: float = 2.0
+    width: int | None = None
+    height: int | None = None
+    strength: float = 0.6
+    num_inference_steps: int | None = None
+    upscaler: Literal["latent", "lanczos", "real-esrgan"] = "latent"
+    prompt: str | None = None
+    negative_prompt: str | None = None
+
+    def _validate(self) -> None:
+        check_range("hires.scale", self.scale, 1, 8)
+        check_range("hires.width", self.width, 1, MAX_SIDE_PX, unit=" px")
+        check_range("hires.height", self.height, 1, MAX_SIDE_PX, unit=" px")
+        check_range("hires.strength", self.strength, 0, 1)
+        check_range("hires.num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Upscale(Checked):
-    """Enlargement after decoding; ``model`` None is Lanczos."""
+    """Enlargement after decoding.
+
+    Args:
+        factor: Of both sides.
+        model: ``lanczos`` (also None), or ``real-esrgan`` where its weights are installed.
+    """
 
     factor: float = 2.0
     model: str | None = None
@@ -369,6 +485,11 @@ class GenerationRequest(Checked):
     image: ImageInput | None = None
     strength: float = 0.8
     mask: ImageInput | None = None
+    inpaint: Inpaint = Inpaint()
+    outpaint: Outpaint | None = None
+    variation: Variation | None = None
+    tiling: bool = False
+    hires: Hires | None = None
     controls: tuple[Control, ...] = ()
     loras: tuple[Lora, ...] = ()
     regions: tuple[Region, ...] = ()
@@ -405,6 +526,19 @@ class GenerationRequest(Checked):
             raise InvalidRequest("model must name a model, got an empty text", field="model")
         if self.mask is not None and self.image is None:
             raise InvalidRequest("mask needs image: inpainting repaints a picture", field="mask")
+        if self.outpaint is not None and self.image is None:
+            raise InvalidRequest("outpaint needs image: it goes on with one", field="outpaint")
+        if self.hires is not None and self.image is not None:
+            raise InvalidRequest(
+                "hires cannot be used with image: set width and height for a larger picture",
+                field="hires",
+            )
+        if self.outpaint is not None and self.inpaint.area == "masked":
+            raise InvalidRequest(
+                "inpaint.area must be whole with outpaint: it works on the whole picture",
+                field="inpaint.area",
+                allowed="whole",
+            )
         if self.output.animation is not None and self.walk is None:
             raise InvalidRequest(
                 "output.animation needs walk: it shows the pictures of one",

@@ -9,7 +9,7 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NewType
 
@@ -161,6 +161,11 @@ class StageTimings:
     gate_s: float = 0.0
     write_s: float = 0.0
     model_calls: int = 0
+
+    def __add__(self, other: "StageTimings") -> "StageTimings":
+        """Return the seconds and calls of both together."""
+        names = (f.name for f in fields(StageTimings))
+        return StageTimings(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

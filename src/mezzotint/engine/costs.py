@@ -19,11 +19,11 @@ from mezzotint.files import write_atomically
 
 __all__ = ["CostTable", "Prediction", "cost_key"]
 
-Kind = Literal["encode", "step", "decode"]
+Kind = Literal["encode", "step", "reuse", "decode"]
 
 _KEEP = 0.7  # weight of the past in the running mean
 _OUTLIER = 8.0  # a time this many times the known one is somebody else's noise
-_GUESS_S = {"encode": 0.05, "step": 0.2, "decode": 0.2}
+_GUESS_S = {"encode": 0.05, "step": 0.2, "reuse": 0.1, "decode": 0.2}
 
 
 def cost_key(plan: Plan) -> str:
@@ -73,6 +73,8 @@ class CostTable:
         count = self._counts.get((key, kind, rows), 0)
         self._counts[key, kind, rows] = count + 1
         known = times.get(rows)
+        if known is not None and count == 0 and seconds > known:
+            return  # a warm-up beside the time that an earlier process measured
         if known is None:
             learnt = seconds
         elif count == 1:
@@ -123,9 +125,17 @@ class CostTable:
             evaluation: Network evaluations that are done.
         """
         key = cost_key(plan)
-        steps = sum(self.seconds(key, "step", max(r, min_rows)) for r in plan.rows[evaluation:])
+        least = min_rows if plan.reproducibility == "exact" else 1
+        kinds: tuple[Kind, ...] = tuple("reuse" if r else "step" for r in plan.reused)
+        kinds = kinds or ("step",) * len(plan.rows)
+        steps = sum(
+            self.seconds(key, kind, max(rows, least))
+            for kind, rows in list(zip(kinds, plan.rows, strict=True))[evaluation:]
+        )
         decode = self.seconds(key, "decode", 1)
         encode = self.seconds(key, "encode", 1) if evaluation == 0 else 0.0
+        if plan.second is not None:
+            decode += self.predict(plan.second, footprint, min_rows=min_rows).seconds
         return Prediction(
             seconds=encode + steps + decode,
             model_calls=plan.model_calls,

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from mezzotint.engine.cache import ByteCache
 from mezzotint.engine.operators import ClassifierFree, Ensemble, Region, Regions
-from mezzotint.engine.plan import Plan, PlannedLora, PlannedRegion
+from mezzotint.engine.plan import ENLARGED, Plan, PlannedLora, PlannedRegion, PlannedVariation
 from mezzotint.engine.slots import Inpainting, Slot
 from mezzotint.engine.solving import make_solver
 from mezzotint.models.base import Conditioning, Model, Prompt
 from mezzotint.models.networks import TorchNetwork
+from mezzotint.models.tiling import tiled
 from mezzotint.observe import metrics
 from mezzotint.sampling.compose import box_mask, soften, to_latent
 from mezzotint.sampling.ensemble import check_members
@@ -65,6 +66,8 @@ class Filler:
         self, plan: Plan, model: Model, pin: contextlib.ExitStack, assets: Mapping[str, Any]
     ) -> Slot:
         """Encode the prompts, draw the noise, prepare the solver."""
+        if plan.techniques.tiling:
+            model = tiled(model)
         generator = make_generator(plan.seed)
         device = device_of(model)
         if not plan.rows:
@@ -75,7 +78,10 @@ class Filler:
             return Slot(plan=plan, model=model, pin=pin, conditioning=positive, latents=noise)
         clean = _encode_picture(plan, model, assets, generator, device)
         noise = _draw(plan, model, generator).to(device)
+        inpainting = _keep_outside(plan, model, assets, clean, noise)
         members = self._members(plan, model, pin)
+        if plan.techniques.tiling:
+            members = tuple(tiled(member) for member in members)
         operators = [self._operator(plan, member, assets, noise) for member in members]
         shares = tuple(zip(*(m.weights for m in plan.techniques.ensemble), strict=True))
         operator = Ensemble(tuple(operators), shares) if shares else operators[0]
@@ -91,10 +97,10 @@ class Filler:
                 plan,
                 model,
                 noise=noise,
-                clean=None if _repaints_all(plan) else clean,
+                clean=None if _repaints_all(plan) else _start(plan, clean, inpainting),
                 generator=generator,
             ),
-            inpainting=_keep_outside(plan, model, assets, clean, noise),
+            inpainting=inpainting,
         )
 
     def _members(self, plan: Plan, model: Model, pin: contextlib.ExitStack) -> tuple[Model, ...]:
@@ -220,6 +226,9 @@ def _walks_words(plan: Plan) -> bool:
 def _draw(plan: Plan, model: Model, generator: torch.Generator) -> Tensor:
     """Draw the starting noise; on a seed walk, between the noises of both ends."""
     noise = model.draw_latents(plan.size, generator)
+    variation = plan.techniques.variation
+    if variation is not None:
+        noise = _vary(plan, variation, model, noise)
     walk = plan.techniques.walk
     if walk is None or walk.mode == "prompt" or walk.to_seed is None:
         return noise
@@ -227,6 +236,31 @@ def _draw(plan: Plan, model: Model, generator: torch.Generator) -> Tensor:
         return noise
     end = model.draw_latents(plan.size, make_generator(walk.to_seed))
     return slerp(noise, end, walk.frame / (walk.frames - 1))
+
+
+def _vary(plan: Plan, variation: PlannedVariation, model: Model, noise: Tensor) -> Tensor:
+    """Mix in another seed's noise, and lay noise drawn for another size in the middle."""
+    size = variation.noise_size
+    drawn = noise if size is None else model.draw_latents(size, make_generator(plan.seed))
+    if variation.strength:
+        other = model.draw_latents(size or plan.size, make_generator(variation.seed))
+        drawn = slerp(drawn, other, variation.strength)
+    if size is None:
+        return drawn
+    laid = noise.clone()
+    ours, theirs = zip(
+        *(_centred(a, b) for a, b in zip(laid.shape[-2:], drawn.shape[-2:], strict=True)),
+        strict=True,
+    )
+    laid[..., ours[0], ours[1]] = drawn[..., theirs[0], theirs[1]]
+    return laid
+
+
+def _centred(outer: int, inner: int) -> tuple[slice, slice]:
+    """Return where the middles of two lengths lie on each other, in the one and the other."""
+    count = min(outer, inner)
+    at, start = (outer - count) // 2, (inner - count) // 2
+    return slice(at, at + count), slice(start, start + count)
 
 
 def _map(
@@ -294,8 +328,24 @@ def _encode_picture(
     digest = plan.techniques.image
     if digest is None:
         return None
+    if digest == ENLARGED and plan.techniques.upscaler[0] == "latent":
+        latents = torch.from_numpy(assets[digest])[None].to(device)
+        size = model.latent_shape(plan.size)[-2:]
+        return torch.nn.functional.interpolate(latents, size=size, mode="bilinear")
     picture = torch.from_numpy(assets[digest])[None].to(device)
     return model.encode_image(picture, [generator]).float()
+
+
+def _start(plan: Plan, clean: Tensor | None, inpainting: Inpainting | None) -> Tensor | None:
+    """Return what a run on a picture starts from: under a mask not always the picture."""
+    asked = plan.techniques.inpaint
+    if clean is None or inpainting is None or asked is None:
+        return clean
+    if asked.fill == "nothing":
+        return clean * (1 - inpainting.mask)
+    if asked.fill == "noise":
+        return clean * (1 - inpainting.mask) + inpainting.noise * inpainting.mask
+    return clean
 
 
 def _repaints_all(plan: Plan) -> bool:

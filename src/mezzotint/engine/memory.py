@@ -5,6 +5,7 @@ it runs; activations are what one row needs inside a network call, and are
 shared by all images because calls follow each other.
 """
 
+import dataclasses
 import os
 from dataclasses import dataclass
 
@@ -53,6 +54,10 @@ def measure(plan: Plan, spec: ModelSpec) -> Footprint:
     Returns:
         Bytes, weights not included (the model store has its own budget).
     """
+    if plan.second is not None:
+        one, two = measure(dataclasses.replace(plan, second=None), spec), measure(plan.second, spec)
+        names = (f.name for f in dataclasses.fields(Footprint))
+        return Footprint(**{name: max(getattr(one, name), getattr(two, name)) for name in names})
     pixels = plan.size.width * plan.size.height
     has_latent_space = spec.latent_scale > 1 and spec.has_steps
     latent_pixels = pixels // spec.latent_scale**2 if has_latent_space else pixels

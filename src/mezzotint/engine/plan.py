@@ -15,9 +15,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from mezzotint.request import Inpaint
 from mezzotint.types import MAX_SEED, OutputFormat, Size
 
 __all__ = [
+    "ENLARGED",
+    "OUTSIDE",
     "BatchKey",
     "Plan",
     "Planned",
@@ -25,6 +28,7 @@ __all__ = [
     "PlannedLora",
     "PlannedMember",
     "PlannedRegion",
+    "PlannedVariation",
     "Techniques",
     "WalkPosition",
     "image_seed",
@@ -32,6 +36,12 @@ __all__ = [
 
 SCHEMA = 1
 """Goes into every digest; raised when the same plan means another picture."""
+
+OUTSIDE = "outside"
+"""Stands for the mask of an outpainting: the pixels that were added."""
+
+ENLARGED = "enlarged"
+"""Stands for the picture that a second pass starts from: what the first one drew."""
 
 BatchKey = tuple[Any, ...]
 
@@ -94,6 +104,15 @@ class WalkPosition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedVariation:
+    """The other seed, how far towards it, and the size the noise is drawn for, or None."""
+
+    seed: int
+    strength: float
+    noise_size: Size | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Techniques:
     """What goes beyond prompt, seed and steps.
 
@@ -110,7 +129,12 @@ class Techniques:
         distilled_guidance: Guidance that the network takes as an input.
         truncation: Truncation psi of a GAN.
         class_label: Class of a class-conditional model.
-        upscale: Factor and model of the enlargement after decoding.
+        upscale: Factor, name and content digest of the enlargement after decoding.
+        inpaint: How the mask is read and what comes of it; None without a mask.
+        outpaint: Pixels added on the left, top, right and bottom, or None.
+        variation: Another seed's share of the noise.
+        tiling: Whether the picture's edges meet: circular padding in every convolution.
+        upscaler: Of a second pass: what enlarged the first for it, a name and its digest.
     """
 
     image: str | None = None
@@ -125,7 +149,12 @@ class Techniques:
     distilled_guidance: float | None = None
     truncation: float = 1.0
     class_label: int | None = None
-    upscale: tuple[float, str | None] | None = None
+    upscale: tuple[float, str, str] | None = None
+    inpaint: Inpaint | None = None
+    outpaint: tuple[int, int, int, int] | None = None
+    variation: PlannedVariation | None = None
+    tiling: bool = False
+    upscaler: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +180,10 @@ class Plan:
         techniques: What goes beyond these.
         output: Format, quality and whether the recipe goes into the file.
         reproducibility: ``exact``, ``stable`` or ``turbo``.
+        reused: For each evaluation whether it reuses what the one before found; () for
+            none does.
+        shortcuts: What ``turbo`` gives up, one phrase each.
+        second: The pass over the enlarged picture, or None.
     """
 
     model: str
@@ -170,6 +203,9 @@ class Plan:
     techniques: Techniques
     output: tuple[OutputFormat, int, bool]
     reproducibility: str
+    reused: tuple[bool, ...] = ()
+    shortcuts: tuple[str, ...] = ()
+    second: "Plan | None" = None
 
     @property
     def batch_key(self) -> BatchKey:
@@ -182,12 +218,28 @@ class Plan:
             tuple((lora.name, lora.digest) for lora in t.loras),
             tuple((control.model, control.digest) for control in t.controls),
             tuple(member.digest for member in t.ensemble),
+            t.tiling,
         )
 
     @property
     def model_calls(self) -> int:
         """Rows that networks compute for this image: exact, known before it runs."""
-        return sum(self.rows) or 1
+        return (sum(self.rows) or 1) + (self.second.model_calls if self.second else 0)
+
+    @property
+    def ends_in_latents(self) -> bool:
+        """Whether a second pass takes this one's latents, so that nothing is decoded."""
+        return self.second is not None and self.second.techniques.upscaler[0] == "latent"
+
+    @property
+    def all_steps(self) -> int:
+        """Steps that are run in all passes."""
+        return self.num_steps + (self.second.num_steps if self.second else 0)
+
+    def with_seed(self, seed: int) -> "Plan":
+        """Return the same plan with another seed, in all its passes."""
+        second = self.second.with_seed(seed) if self.second else None
+        return dataclasses.replace(self, seed=seed, second=second)
 
     @property
     def num_steps(self) -> int:

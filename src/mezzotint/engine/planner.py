@@ -11,12 +11,15 @@ from typing import Any
 
 from mezzotint.engine.guidance_curve import resolve_guidance, run_progress
 from mezzotint.engine.plan import (
+    ENLARGED,
+    OUTSIDE,
     Plan,
     Planned,
     PlannedControl,
     PlannedLora,
     PlannedMember,
     PlannedRegion,
+    PlannedVariation,
     Techniques,
     WalkPosition,
     image_seed,
@@ -44,6 +47,11 @@ def _no_digest(kind: str, name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Abilities:
+def _no_precision(_model: str) -> str:
+    """Stand for an engine that has one precision."""
+    return ""
+
+
     """What the engine behind the planner can do, and where it runs.
 
     Args:
@@ -62,6 +70,7 @@ class Abilities:
     max_pixels: int = 4096 * 4096
     max_request_pixels: int = 4096 * 4096 * 64
 
+    precision: Callable[[str], str] = field(default=_no_precision, compare=False)
 
 def plan(
     request: GenerationRequest,
@@ -111,7 +120,19 @@ def plan(
     )
     techniques = _resolve_techniques(request, spec, abilities, techniques, len(guidance))
     guided = any(scale != 1 for scale in guidance) or not spec.stepwise
-    plan = Plan(
+    seed = request.seed if request.seed is not None else draw_seed()
+    if request.variation is not None:
+        techniques = replace(techniques, variation=_resolve_variation(request, spec, seed))
+    shortcuts = choose(
+        request.reproducibility,
+        spec,
+        techniques,
+        steps=steps,
+        rows=_rows(steps, guidance, techniques),
+        precision=abilities.precision(request.model),
+    )
+    warnings.extend(shortcuts.warnings)
+    one = Plan(
         model=spec.name,
         model_digest=spec.digest,
         environment=abilities.environment,
@@ -121,18 +142,110 @@ def plan(
         ),
         prompt_dialect=request.prompt_dialect,
         size=size,
-        seed=request.seed if request.seed is not None else draw_seed(),
+        seed=seed,
         num_inference_steps=_num_steps(request, spec),
         scheduler=scheduler,
         sigma_schedule=sigma_schedule,
         steps=steps,
-        rows=_rows(steps, guidance, techniques),
+        rows=shortcuts.rows,
         guidance=guidance,
         techniques=techniques,
         output=_resolve_output(request),
         reproducibility=request.reproducibility,
     )
-    return Planned(plans=_images(plan, request), warnings=tuple(warnings))
+    if request.hires is not None:
+        one = _with_second_pass(one, request, spec, abilities, warnings)
+    return Planned(plans=_images(one, request), warnings=tuple(warnings))
+
+
+def _resolve_variation(request: GenerationRequest, spec: ModelSpec, seed: int) -> PlannedVariation:
+    """Give the other seed and the size of the noise."""
+    asked = request.variation
+    assert asked is not None  # noqa: S101 - the caller saw to it
+    size = None
+    if asked.noise_width is not None and asked.noise_height is not None:
+        size = Size(asked.noise_width, asked.noise_height)
+        if spec.fixed_size or any(side % spec.size_multiple for side in size):
+            raise InvalidRequest(
+                f"variation.noise_width and noise_height must be multiples of "
+                f"{spec.size_multiple} px of a model with free sizes, got {size} for {spec.name}",
+                field="variation.noise_width",
+                value=str(size),
+                allowed=f"multiples of {spec.size_multiple} px",
+            )
+    other = asked.seed if asked.seed is not None else image_seed(seed, 1)
+    return PlannedVariation(seed=other, strength=asked.strength, noise_size=size)
+
+
+def _upscaler(name: str, digest: Callable[[str, str], str]) -> tuple[str, str]:
+    """Return an upscaler by name and content; what is built in has no content of its own."""
+    return (name, "" if name in ("lanczos", "latent") else digest("upscaler", name))
+
+
+def _with_second_pass(
+    one: Plan,
+    request: GenerationRequest,
+    spec: ModelSpec,
+    abilities: Abilities,
+    warnings: list[str],
+) -> Plan:
+    """Add the pass over the enlarged picture."""
+    hires = request.hires
+    assert hires is not None  # noqa: S101 - the caller saw to it
+    sides = [
+        given if given is not None else _fit_side(round(side * hires.scale), spec)
+        for given, side in zip((hires.width, hires.height), one.size, strict=True)
+    ]
+    for name, side in zip(("hires.width", "hires.height"), sides, strict=True):
+        _check_side(name, side, spec)
+    size = Size(*sides)
+    _check_pixels(request, size, abilities)
+    if hires.upscaler != "latent" and not spec.takes_image:
+        raise InvalidRequest(
+            f"hires.upscaler must be latent for {spec.name}: it has no picture encoder",
+            field="hires.upscaler",
+            value=hires.upscaler,
+            allowed="latent",
+        )
+    total = hires.num_inference_steps or one.num_inference_steps
+    steps = _run_steps(one.scheduler, total, hires.strength, spec, field="hires.strength")
+    guidance, _ = _resolve_guidance(
+        replace(request, num_inference_steps=total),
+        spec,
+        len(set(steps)),
+        [],
+        scheduler=one.scheduler,
+        sigma_schedule=one.sigma_schedule,
+    )
+    negative = one.negative_prompt
+    if hires.negative_prompt is not None:
+        asked = replace(request, negative_prompt=hires.negative_prompt)
+        guided = any(scale != 1 for scale in guidance)
+        negative = _resolve_negative(asked, spec, guided=guided, warnings=warnings)
+    digest = abilities.adapter_digest
+    techniques = replace(
+        one.techniques,
+        image=ENLARGED,
+        strength=hires.strength,
+        variation=None,
+        upscale=None,
+        upscaler=_upscaler(hires.upscaler, digest),
+        ensemble=_resolve_ensemble(request, len(guidance), digest),
+    )
+    second = replace(
+        one,
+        prompt=one.prompt if hires.prompt is None else hires.prompt,
+        negative_prompt=negative,
+        size=size,
+        num_inference_steps=total,
+        steps=steps,
+        rows=_rows(steps, guidance, techniques),
+        guidance=guidance,
+        techniques=techniques,
+        reused=(),
+        shortcuts=(),
+    )
+    return replace(one, second=second)
 
 
 def _resolve_output(request: GenerationRequest) -> tuple[OutputFormat, int, bool]:
@@ -147,7 +260,7 @@ def _images(plan: Plan, request: GenerationRequest) -> tuple[Plan, ...]:
     """Multiply one plan into those of all images."""
     if request.walk is None:
         count = range(request.num_images)
-        return tuple(replace(plan, seed=image_seed(plan.seed, k)) for k in count)
+        return tuple(_image(plan, k) for k in count)
     walk = request.walk
     to_seed = walk.to_seed
     if walk.mode in ("seed", "both") and to_seed is None:
@@ -163,7 +276,23 @@ def _images(plan: Plan, request: GenerationRequest) -> tuple[Plan, ...]:
         )
         for k in range(walk.frames)
     ]
-    return tuple(replace(plan, techniques=replace(plan.techniques, walk=frame)) for frame in frames)
+    return tuple(_with_techniques(plan, walk=frame) for frame in frames)
+
+
+def _image(plan: Plan, index: int) -> Plan:
+    """Return the plan of image ``index``: its seed and its other seed count up."""
+    plan = plan.with_seed(image_seed(plan.seed, index))
+    variation = plan.techniques.variation
+    if variation is None or not index:
+        return plan
+    variation = replace(variation, seed=image_seed(variation.seed, index))
+    return replace(plan, techniques=replace(plan.techniques, variation=variation))
+
+
+def _with_techniques(plan: Plan, **changes: Any) -> Plan:
+    """Change techniques in all passes."""
+    second = _with_techniques(plan.second, **changes) if plan.second else None
+    return replace(plan, techniques=replace(plan.techniques, **changes), second=second)
 
 
 def _check_techniques(request: GenerationRequest, spec: ModelSpec, abilities: Abilities) -> None:
@@ -181,6 +310,10 @@ def _check_techniques(request: GenerationRequest, spec: ModelSpec, abilities: Ab
     }
     for name, is_asked in asked.items():
         if is_asked and name not in abilities.techniques:
+        "outpaint": request.outpaint is not None,
+        "hires": request.hires is not None,
+        "variation": request.variation is not None,
+        "tiling": request.tiling,
             there = ", ".join(sorted(abilities.techniques)) or "none"
             raise InvalidRequest(
                 f"{name} cannot be honoured by this engine; techniques it has: {there}",
@@ -212,7 +345,17 @@ def _check_techniques(request: GenerationRequest, spec: ModelSpec, abilities: Ab
             value="w",
             allowed="z",
         )
-    needs_steps = ["mask", "controls", "loras", "regions", "ensemble"]
+    _check_tiling(request, spec)
+    needs_steps = [
+        "hires",
+        "mask",
+        "outpaint",
+        "tiling",
+        "controls",
+        "loras",
+        "regions",
+        "ensemble",
+    ]
     needs_steps += ["walk"] if spec.has_steps and not spec.stepwise else []
     for name in needs_steps:
         if asked[name] and not (spec.has_steps and spec.stepwise):
@@ -225,6 +368,28 @@ def _resolve_size(
 ) -> Size:
     """Take the asked sides, or the picture's, or the model's own, and check them."""
     own = spec.default_size
+def _check_tiling(request: GenerationRequest, spec: ModelSpec) -> None:
+    """Refuse tiling where no convolution could join the edges, or adapters would not."""
+    if not request.tiling:
+        return
+    if spec.family not in _TILEABLE:
+        raise InvalidRequest(
+            f"tiling cannot be honoured by {spec.name}: only convolutional networks "
+            f"({', '.join(_TILEABLE)}) can join the edges of a picture",
+            field="tiling",
+            value=True,
+            allowed="false",
+        )
+    for name in ("loras", "controls"):
+        if getattr(request, name):
+            raise InvalidRequest(
+                f"tiling cannot be used with {name}: they would have to be padded too",
+                field="tiling",
+                value=True,
+                allowed="false",
+            )
+
+
     if image_size is not None and not spec.fixed_size:
         own = Size(*(_fit_side(side, spec) for side in image_size))
         if (request.width, request.height) == (None, None) and own != image_size:
@@ -368,12 +533,20 @@ def _resolve_steps(
         if request.strength != _DEFAULT_STRENGTH:
             warnings.append("strength has no effect without image")
         return steps
-    run = min(int(total * request.strength), total)
+    return _run_steps(scheduler, total, request.strength, spec, field="strength")
+
+
+def _run_steps(
+    scheduler: str, total: int, strength: float, spec: ModelSpec, *, field: str
+) -> tuple[int, ...]:
+    """Return the step of each evaluation of the last ``strength`` of a schedule, from 1."""
+    steps = evaluation_steps(scheduler, total, spec.scheduler_config)
+    run = min(int(total * strength), total)
     if run < 1:
         raise InvalidRequest(
-            f"strength must be at least {1 / total:g} for {total} steps, got {request.strength:g}",
-            field="strength",
-            value=request.strength,
+            f"{field} must be at least {1 / total:g} for {total} steps, got {strength:g}",
+            field=field,
+            value=strength,
             allowed=f"{1 / total:g} to 1",
         )
     skipped = total - run
@@ -482,7 +655,15 @@ def _resolve_techniques(
     )
     values["ensemble"] = _resolve_ensemble(request, num_steps, digest)
     if request.upscale is not None:
-        values["upscale"] = (request.upscale.factor, request.upscale.model)
+        name = request.upscale.model or "lanczos"
+        values["upscale"] = (request.upscale.factor, *_upscaler(name, digest))
+    if request.outpaint is not None:
+        out = request.outpaint
+        values["outpaint"] = (out.left, out.top, out.right, out.bottom)
+        values.setdefault("mask", OUTSIDE)
+    if "mask" in values:
+        values["inpaint"] = request.inpaint
+    values["tiling"] = request.tiling
     return replace(techniques, **values)
 
 

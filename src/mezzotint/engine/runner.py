@@ -102,12 +102,13 @@ class Runner:
             self._translated(),
         ):
             rows, members, counts = _gather(slots)
-            answers, seconds = self._ask(batch, slots[0], rows, members)
+            answers, deep, seconds = self._ask(batch, slots[0], rows, members)
+            parts = answers.split(counts)
+            features = deep.split(counts) if deep is not None else (None,) * len(slots)
+            levels = [_solver(slot).sigma for slot in slots]
             estimates = [
-                _operator(slot).combine(
-                    _step_of(slot), part, _solver(slot).latents, _solver(slot).sigma
-                )
-                for slot, part in zip(slots, answers.split(counts), strict=True)
+                estimate(slot, _operator(slot), _step_of(slot), part)
+                for slot, part in zip(slots, parts, strict=True)
             ]
             moved = advance_together([_solver(slot) for slot in slots], estimates)
             faults = _find_faults(batch.ids, slots, moved)
@@ -128,11 +129,13 @@ class Runner:
             self._translated(),
         ):
             began = self._clock()
-            pictures = slots[0].model.decode(
-                torch.cat([slot.latents for slot in slots]),
-                Conditioning.stack([slot.conditioning for slot in slots]),
-                report=lambda row, text: notes.setdefault(row, []).append(text),
-            )
+            pictures = torch.cat([slot.latents for slot in slots])
+            if not slots[0].plan.ends_in_latents:
+                pictures = slots[0].model.decode(
+                    pictures,
+                    Conditioning.stack([slot.conditioning for slot in slots]),
+                    report=lambda row, text: notes.setdefault(row, []).append(text),
+                )
             arrays = pictures.float().cpu().numpy()
             seconds = self._clock() - began
         return Worked(
@@ -167,8 +170,11 @@ class Runner:
         """Return the call sizes that may be used."""
         if kind == "decode":
             slot = self._slots.get(self._keys.get(key, ImageId("")))
-            is_gan = slot is not None and slot.operator is None
-            return _GAN_ROWS if is_gan and slot is not None and slot.model.spec.stepwise else (1,)
+            if slot is None or not slot.model.spec.stepwise:
+                return (1,)
+            if slot.operator is None:
+                return _GAN_ROWS
+            return (1,) if slot.plan.reproducibility == "exact" else _DECODER_ROWS
         if not self._must_certify(key):
             return self._config.buckets
         return self._certificates.allowed(key, _label(key), self._config.buckets)
@@ -179,7 +185,7 @@ class Runner:
 
     def _ask(
         self, batch: StepBatch, slot: Slot, rows: Rows, members: Sequence[int]
-    ) -> tuple[Tensor, float | None]:
+    ) -> tuple[Tensor, Tensor | None, float | None]:
         """Ask every denoiser for its rows; see :meth:`_call`."""
         if len(slot.members) == 1:
             return self._call(slot.members[0], batch.key, batch.bucket, rows)
@@ -193,31 +199,35 @@ class Runner:
             bucket = self._config.bucket(len(places))
             part, _ = self._call(model, key, bucket, own)
             answers.update(zip(places, part.split(1), strict=True))
-        return torch.cat([answers[k] for k in range(len(members))]), None
+        return torch.cat([answers[k] for k in range(len(members))]), None, None
 
     def _call(
         self, model: Model, key: Hashable, bucket: int, rows: Rows
-    ) -> tuple[Tensor, float | None]:
-        """Call a network with all rows, in a call size that is certified.
+    ) -> tuple[Tensor, Tensor | None, float | None]:
+        """Call a network with all rows: in a call size that is certified, or just so many.
 
         Returns:
-            The estimates, and the seconds of the call or None if they measure nothing.
+            The estimates, deep features for the next evaluation or None, and the
+            seconds of the calls or None if they measure nothing.
         """
         denoise = _caller(model)
         size, is_first = bucket, False
         if self._must_certify(key):
             is_first = self._certify(model, key, bucket, rows, denoise)
             size = self._largest_good(key, bucket)
-        began = self._clock()
-        parts = [
-            denoise(_pad(rows.pick(list(range(k, min(k + size, len(rows))))), size))
-            for k in range(0, len(rows), size)
-        ]
+        network = model.networks.get("denoiser")
+        timer = Timer(device_of(model), self._clock)
+        parts: list[Tensor] = []
+        features: list[Tensor] = []
+        for k in range(0, len(rows), size):
+            part = rows.pick(list(range(k, min(k + size, len(rows)))))
+            parts.append(denoise(_pad(part, size) if is_exact else part))
+            deep = network.take_deep() if isinstance(network, StepCacheNetwork) else None
+            features += [] if deep is None else [deep]
         answers = torch.cat(parts)[: len(rows)] if len(parts) > 1 else parts[0][: len(rows)]
-        if answers.is_cuda:
-            torch.cuda.synchronize(answers.device)
-        seconds = self._clock() - began
-        return answers, None if is_first or size != bucket else seconds
+        seconds = timer.stop()
+        deep = torch.cat(features) if features else None
+        return answers, deep, None if is_first or size != bucket else seconds
 
     def _largest_good(self, key: Hashable, bucket: int) -> int:
         """Return the largest certified call size up to a bucket; the reference at least."""

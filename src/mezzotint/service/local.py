@@ -29,7 +29,7 @@ from mezzotint.engine.schedulers import SIGMA_SCHEDULES, scheduler_names
 from mezzotint.engine.solving import prepare
 from mezzotint.errors import Cancelled, DeadlineExceeded, UnknownName, WorkFailed
 from mezzotint.images.animation import check_animation
-from mezzotint.images.codec import decode_image, decode_mask, to_images
+from mezzotint.images.codec import decode_mask
 from mezzotint.images.config import ImageConfig
 from mezzotint.images.resize import fit
 from mezzotint.models.base import Model
@@ -40,6 +40,7 @@ from mezzotint.plain import Checked, read
 from mezzotint.request import GenerationRequest, LatentInput, Output
 from mezzotint.service import tools
 from mezzotint.service.base import HandlerAnswer
+from mezzotint.service.canvas import read_canvas
 from mezzotint.service.config import HandlersConfig
 from mezzotint.service.desk import Desk
 from mezzotint.service.handlers import HandlerPool
@@ -56,12 +57,25 @@ from mezzotint.types import (
     Finished,
     GenerationResult,
     ImageOutput,
-    Size,
 )
 
 __all__ = ["Engine", "Job", "LocalConfig", "LocalService", "create_service"]
 
-_TECHNIQUES = frozenset({"ensemble", "image", "loras", "mask", "regions", "upscale", "walk"})
+_TECHNIQUES = frozenset(
+    {
+        "ensemble",
+        "hires",
+        "image",
+        "loras",
+        "mask",
+        "outpaint",
+        "regions",
+        "tiling",
+        "upscale",
+        "variation",
+        "walk",
+    }
+)
 _WARM_UP_STEPS = 4
 _LOADING = "is being loaded"
 _ENDINGS = (Finished, Failed, CancelledEvent)
@@ -284,20 +298,15 @@ class LocalService:
         if request.output.animation is not None:
             check_animation(request.output.animation)
         limits = self.config.images
-        image = (
-            decode_image(request.image.data, config=limits) if request.image is not None else None
-        )
-        size = Size(image.shape[1], image.shape[0]) if image is not None else None
+        canvas = read_canvas(request, limits)
+        size = canvas.size if canvas is not None else None
         planned = plan(request, spec, self._abilities(request), image_size=size)
         first = planned.plans[0]
         if first.steps:
             prepare(first, spec.scheduler_config)  # what does not go together is refused here
         assets: dict[str, Any] = {}
-        if request.image is not None and image is not None:
-            assets[request.image.digest] = to_images(fit(image, first.size))
-        if request.mask is not None:
-            mask = decode_mask(request.mask.data, config=limits)
-            assets[request.mask.digest] = fit(mask, first.size)
+        if canvas is not None:
+            assets |= canvas.assets(request, first)
         for region in request.regions:
             if region.mask is not None:
                 mask = decode_mask(region.mask.data, field="regions.mask", config=limits)
@@ -320,9 +329,7 @@ class LocalService:
         )
 
     def _abilities(self, request: GenerationRequest) -> Abilities:
-        """Return what this engine can do; refuses an upscaler that is not there."""
-        if request.upscale is not None and request.upscale.model is not None:
-            raise UnknownName("upscaler", request.upscale.model, (), field="upscale.model")
+        """Return what this engine can do."""
         engine = self.config.engine
         gates = {"gates"} if self._judge is not None else set[str]()
         return Abilities(
@@ -445,7 +452,7 @@ class LocalService:
             "gates": list(_gate_names()) if self._judge is not None else [],
             "loras": list(self.shelf.lora_names()),
             "controls": [],
-            "upscalers": [],
+            "upscalers": ["lanczos", *tools.installed_upscalers()],
             "prompt_dialects": ["plain", "a1111", "comfyui", "compel"],
             "output_formats": ["png", "jpeg", "webp"],
             "animation_formats": [

@@ -13,7 +13,14 @@ from typing import Any, Protocol
 from mezzotint.engine.memory import Footprint
 from mezzotint.engine.plan import Plan, Planned
 from mezzotint.errors import DeadlineExceeded, NotReady, WorkFailed
-from mezzotint.request import Gates, GenerationRequest, GuidanceSchedule, LatentInput, Output
+from mezzotint.request import (
+    Gates,
+    GenerationRequest,
+    GuidanceSchedule,
+    LatentInput,
+    Output,
+    Variation,
+)
 from mezzotint.types import (
     Cancelled,
     Event,
@@ -175,7 +182,8 @@ def alone(request: GenerationRequest, plan: Plan) -> GenerationRequest:
         num_inference_steps=plan.num_inference_steps or None,
         scheduler=plan.scheduler or None,
         sigma_schedule=plan.sigma_schedule,
-        guidance_scale=_guidance(plan),
+        guidance_scale=request.guidance_scale if plan.second else _guidance(plan),
+        variation=_variation(request, plan),
         strength=request.strength if techniques.image else _DEFAULT_STRENGTH,
         latent=LatentInput(truncation=techniques.truncation, class_label=techniques.class_label),
         gates=None,
@@ -183,6 +191,14 @@ def alone(request: GenerationRequest, plan: Plan) -> GenerationRequest:
         priority=0,
         deadline_s=None,
     )
+
+
+def _variation(request: GenerationRequest, plan: Plan) -> Variation | None:
+    """Return the variation of one image, its seed resolved."""
+    planned = plan.techniques.variation
+    if request.variation is None or planned is None:
+        return None
+    return replace(request.variation, seed=planned.seed)
 
 
 def _guidance(plan: Plan) -> float | GuidanceSchedule | None:

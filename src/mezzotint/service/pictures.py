@@ -14,12 +14,16 @@ import numpy as np
 
 from mezzotint.engine.plan import Plan
 from mezzotint.images.animation import encode_animation, order_frames
-from mezzotint.images.codec import decode_image, encode, to_pixels
+from mezzotint.images.codec import decode_image, encode, to_images, to_pixels
 from mezzotint.images.metadata import build_recipe, canonical_json, make_infotext
-from mezzotint.images.resize import upscale_lanczos
+from mezzotint.images.resize import fit
+from mezzotint.models.upscalers import load_upscaler
 from mezzotint.request import GenerationRequest
+from mezzotint.service.canvas import read_canvas
 from mezzotint.service.orders import Order, alone
+from mezzotint.service.tools import enlarge
 from mezzotint.types import ImageOutput, StageTimings
+from mezzotint.vocabulary import FULL_PRECISION
 
 __all__ = ["Finisher", "with_pixels"]
 
@@ -65,9 +69,14 @@ class Finisher:
             warnings: What was changed on the way.
         """
         began = time.monotonic()
+        if pastes(plan):
+            canvas = read_canvas(request)
+            assert canvas is not None  # noqa: S101 - a plan that pastes has a picture
+            pixels = canvas.paste(pixels, plan)
         if plan.techniques.upscale is not None:
-            pixels = upscale_lanczos(pixels, plan.techniques.upscale[0])
-        recipe = self.recipe(request, plan)
+            factor, name, _ = plan.techniques.upscale
+            pixels = enlarge(pixels, factor, name)
+        recipe = self.recipe(request, plan, warnings)
         file_format, quality, has_metadata = plan.output
         data = encode(
             pixels,
@@ -90,6 +99,26 @@ class Finisher:
             timings=replace(timings, write_s=time.monotonic() - began),
             pixels=pixels,
         )
+
+    def between(self, picture: np.ndarray, plan: Plan) -> np.ndarray:
+        """Enlarge what the first pass of a plan drew, for its second.
+
+        Args:
+            picture: A decoded picture, (3, H, W) in [-1, 1]; or latents where the plan
+                ends in them, which stay as they are.
+            plan: Has a second pass.
+
+        Returns:
+            What the second pass takes as its start picture: (3, H2, W2), or latents.
+        """
+        if plan.ends_in_latents or plan.second is None:
+            return picture
+        size = plan.second.size
+        pixels = to_pixels(picture)
+        name = plan.second.techniques.upscaler[0]
+        if name != "lanczos":
+            pixels = load_upscaler(name)(pixels)
+        return to_images(fit(pixels, size))
 
     def animate(self, order: Order, frames: Sequence[ImageOutput]) -> ImageOutput:
         """Make one moving file of the pictures of a walk.
@@ -141,15 +170,27 @@ class Finisher:
             frames=len(order_frames(pictures, animation)),
         )
 
-    def recipe(self, request: GenerationRequest, plan: Plan) -> dict[str, Any]:
+    def recipe(
+        self, request: GenerationRequest, plan: Plan, warnings: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """Return the recipe of one image: its request alone, resolved, and where it was made."""
+        environment = {**self.environment, "model_digest": plan.model_digest}
+        if plan.shortcuts:
+            notes = [w for w in warnings if w.startswith(FULL_PRECISION)]
+            environment["shortcuts"] = [*plan.shortcuts, *notes]
         walk = plan.techniques.walk
         return build_recipe(
             alone(request, plan).to_dict(),
             resolved={"model": plan.model, "width": plan.size.width, "height": plan.size.height},
-            environment={**self.environment, "model_digest": plan.model_digest},
+            environment=environment,
             index=walk.frame if walk else 0,
         )
+
+
+def pastes(plan: Plan) -> bool:
+    """Whether what was drawn goes back into the picture that came with the request."""
+    asked = plan.techniques.inpaint
+    return asked is not None and (asked.paste or asked.area == "masked")
 
 
 def with_pixels(image: ImageOutput) -> ImageOutput:

@@ -27,6 +27,8 @@ from mezzotint.models.lora import read_lora, with_loras
 from mezzotint.models.spec import ModelSpec
 from mezzotint.models.store import ModelStore
 
+from mezzotint.models.turbo import turbo_view
+from mezzotint.models.upscalers import upscaler_digest
 __all__ = ["Backend", "Shelf", "describe_environment"]
 
 _MAX_VIEWS = 8
@@ -100,7 +102,26 @@ class Shelf:
         """Return the content digest of an adapter or of another model.
 
         Args:
-            kind: ``"lora"`` or ``"model"``.
+            kind: ``"lora"``, ``"model"`` or ``"upscaler"``.
+    def precision(self, name: str) -> str:
+        """Return the low precision that ``turbo`` has for a model, "" for none."""
+        if not has_low_precision(self.spec(name)):
+            return ""
+        if self.backend == "openvino":
+            return "int8"
+        return "bfloat16" if self.device.startswith("cuda") else ""
+
+    def _faster(self, model: Model) -> Model:
+        """Return the turbo copy of a model, made once."""
+        with self._lock:
+            turn = self._making.setdefault(model, threading.Lock())
+        with turn:
+            if model not in self._fast:
+                self._fast[model] = turbo_view(
+                    model, cache=self._cache, step_cache=has_step_cache(model.spec)
+                )
+            return self._fast[model]
+
             name: Its name, or a path where paths are allowed.
 
         Raises:
@@ -116,6 +137,8 @@ class Shelf:
     def lora_names(self) -> tuple[str, ...]:
         """Return the LoRAs of the store: files in ``HOME/loras``, sorted."""
         found = self._loras.glob("*.safetensors") if self._loras.is_dir() else ()
+        if kind == "upscaler":
+            return upscaler_digest(name)
         return tuple(sorted(path.stem for path in found))
 
     def _lora_path(self, name: str) -> Path:

@@ -1,20 +1,23 @@
 """Tools: what doors need done to encoded pictures; doors themselves decode nothing."""
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from mezzotint.errors import ImageError, InvalidRequest, UnknownName
+import numpy as np
+
+from mezzotint.errors import ImageError, InvalidRequest, NotReady
 from mezzotint.images.codec import decode_image, encode
 from mezzotint.images.config import ImageConfig
 from mezzotint.images.metadata import read_recipe
 from mezzotint.images.readers import read_foreign
-from mezzotint.images.resize import upscale_lanczos
+from mezzotint.images.resize import fit, upscale_lanczos
 from mezzotint.images.sheets import make_sheet
 from mezzotint.request import Output
 from mezzotint.textchunks import PARAMETERS, read_texts
-from mezzotint.types import ImageOutput
+from mezzotint.types import ImageOutput, Size
 
-__all__ = ["grid", "inspect", "upscale"]
+__all__ = ["enlarge", "grid", "inspect", "installed_upscalers", "upscale"]
 
 
 def inspect(data: bytes, known_models: Collection[str] = ()) -> Mapping[str, Any]:
@@ -27,11 +30,10 @@ def inspect(data: bytes, known_models: Collection[str] = ()) -> Mapping[str, Any
     Raises:
         ImageError: If the bytes are not a picture.
     """
-    decode_image(data)
     items = read_texts(data)
+    recipe = read_recipe(data)
     if recipe is None or not recipe["request"].get("output", {}).get("animation"):
         decode_image(data)
-    recipe = read_recipe(data)
     foreign = read_foreign(data, known_models=known_models) if recipe is None else None
     request: Mapping[str, Any] | None = recipe["request"] if recipe else None
     if foreign is not None:
@@ -48,14 +50,13 @@ def inspect(data: bytes, known_models: Collection[str] = ()) -> Mapping[str, Any
 def upscale(
     data: bytes, *, factor: float, model: str | None, output: Output, limits: ImageConfig
 ) -> ImageOutput:
-    """Enlarge a picture with Lanczos.
+    """Enlarge a picture.
 
     Raises:
         ImageError: If the bytes are not a picture or the result is too large.
-        UnknownName: If a model is asked for.
+        UnknownName: If there is no upscaler ``model``.
+        NotReady: If its weights are not installed.
     """
-    if model is not None:
-        raise UnknownName("upscaler", model, (), field="upscale.model")
     pixels = decode_image(data, config=limits)
     if pixels.shape[0] * pixels.shape[1] * factor**2 > limits.max_pixels:
         raise ImageError(
@@ -63,7 +64,7 @@ def upscale(
             field="upscale.factor",
             value=factor,
         )
-    pixels = upscale_lanczos(pixels, factor)
+    pixels = enlarge(pixels, factor, model or "lanczos")
     return ImageOutput(
         index=0,
         seed=0,
@@ -73,6 +74,42 @@ def upscale(
         height=pixels.shape[0],
         pixels=pixels,
     )
+
+
+def enlarge(pixels: np.ndarray, factor: float, name: str) -> np.ndarray:
+    """Enlarge pixels with Lanczos, or with a network and Lanczos for what is left.
+
+    Args:
+        pixels: Shape (H, W, 3), uint8.
+        factor: 1 to 8.
+        name: ``lanczos`` or one of :data:`~mezzotint.models.upscalers.UPSCALERS`.
+
+    Returns:
+        Shape (round(H * factor), round(W * factor), 3), uint8.
+
+    Raises:
+        UnknownName: If there is none of that name.
+        NotReady: If its weights are not installed.
+    """
+    if name == "lanczos":
+        return upscale_lanczos(pixels, factor)
+    from mezzotint.models.upscalers import load_upscaler
+
+    height, width = pixels.shape[:2]
+    larger = load_upscaler(name)(pixels)
+    return fit(larger, Size(round(width * factor), round(height * factor)))
+
+
+def installed_upscalers() -> tuple[str, ...]:
+    """Return the names of upscalers whose weights are there."""
+    from mezzotint.models.upscalers import UPSCALERS, upscaler_digest
+
+    found: list[str] = []
+    for name in UPSCALERS:
+        with contextlib.suppress(NotReady):
+            upscaler_digest(name)
+            found.append(name)
+    return tuple(found)
 
 
 def grid(images: Sequence[bytes], *, columns: int, padding_px: int, output: Output) -> bytes:
