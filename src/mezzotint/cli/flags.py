@@ -10,6 +10,10 @@ Every technique of a request has a form that fits into one argument::
     --ensemble MODEL[:WEIGHT]  |  MODEL:W1,W2,...   (one weight per step)
     --gate NAME[:THRESHOLD[:open|closed]]
     --upscale FACTOR[:MODEL]
+    --hires SCALE[:UPSCALER[:STRENGTH]]  |  WIDTHxHEIGHT[:UPSCALER[:STRENGTH]]
+    --inpaint 'invert,blur=4,fill=noise,area=masked,padding=32,paste'
+    --outpaint LEFT,TOP,RIGHT,BOTTOM
+    --variation SEED:STRENGTH
     --animate FORMAT[:FPS[:forever|pingpong|once]]
     --set FIELD=JSON
 
@@ -36,10 +40,14 @@ __all__ = [
     "parse_ensemble",
     "parse_gates",
     "parse_guidance",
+    "parse_hires",
+    "parse_inpaint",
     "parse_lora",
+    "parse_outpaint",
     "parse_region",
     "parse_set",
     "parse_upscale",
+    "parse_variation",
     "read_picture",
     "read_request_file",
     "real_number",
@@ -230,6 +238,54 @@ def parse_upscale(text: str) -> dict[str, Any]:
     factor, _, model = text.partition(":")
     found: dict[str, Any] = {"factor": _number(factor.removesuffix("x"), "--upscale")}
     return {**found, "model": model} if model else found
+
+
+def parse_hires(text: str) -> dict[str, Any]:
+    """Read ``--hires SCALE[:UPSCALER[:STRENGTH]]``; the size may be ``WIDTHxHEIGHT``."""
+    flag, shape = "--hires", "SCALE[:UPSCALER[:STRENGTH]] or WIDTHxHEIGHT[:...]"
+    size, *rest = text.split(":")
+    _need(size and len(rest) <= 2, flag, shape, text)
+    width, cross, height = size.partition("x")
+    if cross and height:
+        found: dict[str, Any] = {"width": int(_number(width, flag))}
+        found["height"] = int(_number(height, flag))
+    else:
+        found = {"scale": _number(width, flag)}
+    if rest and rest[0]:
+        found["upscaler"] = rest[0]
+    return {**found, "strength": _number(rest[1], flag)} if len(rest) == 2 else found
+
+
+def parse_inpaint(text: str) -> dict[str, Any]:
+    """Read ``--inpaint 'KEY[=VALUE],...'``; a key alone is true."""
+    found: dict[str, Any] = {}
+    for item in text.split(","):
+        key, equals, value = item.strip().partition("=")
+        _need(key, "--inpaint", "KEY[=VALUE],...", text)
+        if not equals:
+            found[key] = True
+        else:
+            found[key] = float(value) if _is_number(value) else value
+            if key == "padding" and _is_number(value):
+                found[key] = int(float(value))
+    return found
+
+
+def parse_outpaint(text: str) -> dict[str, Any]:
+    """Read ``--outpaint LEFT,TOP,RIGHT,BOTTOM`` in pixels."""
+    flag, shape = "--outpaint", "LEFT,TOP,RIGHT,BOTTOM in pixels"
+    numbers = _numbers(text, flag)
+    _need(len(numbers) == 4 and all(n == int(n) for n in numbers), flag, shape, text)
+    return dict(zip(("left", "top", "right", "bottom"), map(int, numbers), strict=True))
+
+
+def parse_variation(text: str) -> dict[str, Any]:
+    """Read ``--variation SEED:STRENGTH``; an empty seed is the next one."""
+    flag, shape = "--variation", "SEED:STRENGTH"
+    seed, colon, strength = text.partition(":")
+    _need(colon and (not seed or seed.isdecimal()), flag, shape, text)
+    found: dict[str, Any] = {"strength": _number(strength, flag)}
+    return {**found, "seed": int(seed)} if seed else found
 
 
 def parse_set(text: str) -> tuple[str, Any]:

@@ -93,6 +93,25 @@ def generate(
     mask: Annotated[
         str | None, _option(_TECHNIQUES, "--mask", about="Repaint where this picture is white.")
     ] = None,
+    inpaint: Annotated[
+        str | None,
+        _option(_TECHNIQUES, "--inpaint", about="invert,blur=4,fill=noise,area=masked,paste."),
+    ] = None,
+    outpaint: Annotated[
+        str | None, _option(_TECHNIQUES, "--outpaint", about="LEFT,TOP,RIGHT,BOTTOM to add, px.")
+    ] = None,
+    variation: Annotated[
+        str | None, _option(_TECHNIQUES, "--variation", about="SEED:STRENGTH, part of its noise.")
+    ] = None,
+    tiling: Annotated[
+        bool, _option(_TECHNIQUES, "--tiling", about="Let the edges of the picture meet.")
+    ] = False,
+    hires: Annotated[
+        str | None,
+        _option(
+            _TECHNIQUES, "--hires", about="SCALE or WxH[:latent|lanczos|real-esrgan[:STRENGTH]]."
+        ),
+    ] = None,
     control: Annotated[
         list[str] | None,
         _option(_TECHNIQUES, "--control", about="NAME:PICTURE[:SCALE[:START:END]]; repeatable."),
@@ -223,6 +242,11 @@ def generate(
         "image": flags.read_picture(image, "--image") if image else None,
         "strength": strength,
         "mask": flags.read_picture(mask, "--mask") if mask else None,
+        "inpaint": flags.parse_inpaint(inpaint) if inpaint else None,
+        "outpaint": flags.parse_outpaint(outpaint) if outpaint else None,
+        "variation": flags.parse_variation(variation) if variation else None,
+        "tiling": True if tiling else None,
+        "hires": flags.parse_hires(hires) if hires else None,
         "controls": [flags.parse_control(text) for text in control or ()] or None,
         "loras": [flags.parse_lora(text) for text in lora or ()] or None,
         "regions": [flags.parse_region(text) for text in region or ()] or None,

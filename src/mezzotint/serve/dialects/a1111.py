@@ -21,6 +21,12 @@ from mezzotint import errors
 from mezzotint.errors import ImageError, InvalidRequest, UnknownName
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.serve.dialects.a1111_lists import ENDPOINTS, find_checkpoint, options
+from mezzotint.serve.dialects.a1111_techniques import (
+    read_hires,
+    read_inpaint,
+    read_seed,
+    read_variation,
+)
 from mezzotint.serve.errors import NotFound, Problem, WrongField
 from mezzotint.serve.front import Front, new_id
 from mezzotint.serve.wire import Dialect, Endpoint, Fields, json_response, read_json, visit
@@ -47,14 +53,18 @@ _NAMES = {
     "image": "init_images",
     "model": "sd_model_checkpoint",
     "upscale": "upscaling_resize",
+    "hires": "enable_hr",
+    "variation": "subseed_strength",
+    "inpaint": "mask",
+    "tiling": "tiling",
 }
 _NOT_HONOURED: Mapping[str, Any] = {
     "restore_faces": False,
-    "tiling": False,
-    "subseed_strength": 0,
     "s_churn": 0,
     "refiner_checkpoint": None,
     "hr_checkpoint_name": None,
+    "hr_sampler_name": None,
+    "hr_scheduler": None,
 }
 
 
@@ -83,12 +93,11 @@ class _Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What a body asks for beyond the request: rounds, a second pass, the answer's shape."""
+    """What a body asks for beyond the request: rounds, and the answer's shape."""
 
     request: GenerationRequest
     rounds: int = 1
     send_images: bool = True
-    second_pass: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -117,7 +126,7 @@ def to_request(
         "negative_prompt": fields.take("negative_prompt", str, ""),
         "prompt_dialect": "a1111",
         "num_images": fields.number("batch_size", 1, 1024, 1, int),
-        "seed": _seed(fields.take("seed", int, -1)),
+        "seed": read_seed(fields.take("seed", int, -1)),
         "num_inference_steps": fields.number("steps", 1, 1000, None, int),
         "guidance_scale": fields.number("cfg_scale", 0, 1000, None),
         "width": _side(fields, "width"),
@@ -126,8 +135,12 @@ def to_request(
     if model is not None:
         native["model"] = model
     native |= _sampler(fields, warnings)
+    native["tiling"] = fields.take("tiling", bool, False)
+    native["variation"] = read_variation(fields)
     if is_img2img:
         native |= _init(fields, warnings)
+    else:
+        native["hires"] = read_hires(fields, warnings)
     native["controls"] = _controls(body.get("alwayson_scripts"))
     if body.get("script_name"):
         warnings.append(f"script {str(body['script_name'])[:80]!r} is not offered here")
@@ -136,21 +149,9 @@ def to_request(
         request=GenerationRequest.from_dict(native),
         rounds=int(fields.number("n_iter", 1, 1024, 1, int)),
         send_images=fields.take("send_images", bool, True),
-        second_pass=_second_pass(fields, warnings) if not is_img2img else None,
         warnings=tuple(warnings),
         parameters={k: v for k, v in body.items() if k not in ("init_images", "mask")},
     )
-
-
-def _seed(seed: int) -> int | None:
-    """Read a seed; -1 draws one."""
-    if seed == -1:
-        return None
-    if not 0 <= seed <= MAX_SEED:
-        raise InvalidRequest(
-            f"seed must be -1 or 0 to {MAX_SEED}, got {seed}", field="seed", value=seed
-        )
-    return seed
 
 
 def _side(fields: Fields, name: str) -> int | None:
@@ -198,6 +199,7 @@ def _init(fields: Fields, warnings: list[str]) -> dict[str, Any]:
     mask = fields.take("mask", str)
     if mask:
         native["mask"] = ImageInput.from_base64(mask, field="mask")
+        native["inpaint"] = read_inpaint(fields)
     return native
 
 
@@ -227,24 +229,6 @@ def _controls(scripts: Any) -> list[dict[str, Any]]:
     return controls
 
 
-def _second_pass(fields: Fields, warnings: list[str]) -> dict[str, Any] | None:
-    """Read the hires fields: a second pass over the enlarged picture."""
-    if not fields.take("enable_hr", bool, False):
-        return None
-    scale = float(fields.number("hr_scale", 1, 8, 2.0))
-    steps = int(fields.number("hr_second_pass_steps", 0, 1000, 0, int))
-    width, height = fields.take("hr_resize_x", int, 0), fields.take("hr_resize_y", int, 0)
-    return {
-        "scale": scale,
-        "width": width,
-        "height": height,
-        "steps": steps,
-        "strength": fields.number("denoising_strength", 0, 1, 0.75),
-        "prompt": fields.take("hr_prompt", str, ""),
-        "negative_prompt": fields.take("hr_negative_prompt", str, ""),
-    }
-
-
 def from_images(
     images: list[ImageOutput], order: Order, model: Mapping[str, Any], *, interrupted: bool
 ) -> dict[str, Any]:
@@ -252,6 +236,7 @@ def from_images(
     request = order.request
     first = images[0] if images else None
     seeds = [i.seed for i in images]
+    subseeds = _subseeds(order, seeds)
     texts = [str(i.recipe.get("parameters", "")) for i in images]
     warnings = [*order.warnings, *(w for i in images for w in i.warnings)]
     info = {
@@ -261,9 +246,9 @@ def from_images(
         "all_negative_prompts": [request.negative_prompt] * len(images),
         "seed": first.seed if first else request.seed,
         "all_seeds": seeds,
-        "subseed": first.seed if first else request.seed,
-        "all_subseeds": seeds,
-        "subseed_strength": 0,
+        "subseed": subseeds[0] if subseeds else request.seed,
+        "all_subseeds": subseeds,
+        "subseed_strength": request.variation.strength if request.variation else 0,
         "width": first.width if first else request.width,
         "height": first.height if first else request.height,
         "sampler_name": str(order.parameters.get("sampler_name") or request.scheduler or ""),
@@ -289,6 +274,14 @@ def from_images(
         "parameters": dict(order.parameters),
         "info": orjson.dumps(info).decode(),
     }
+
+
+def _subseeds(order: Order, seeds: list[int]) -> list[int]:
+    """Return the other seed of each picture; the pictures' own where there is none."""
+    variation = order.request.variation
+    if variation is None or variation.seed is None:
+        return seeds
+    return [(variation.seed + k) % (MAX_SEED + 1) for k in range(len(seeds))]
 
 
 def _b64(data: bytes) -> str:
@@ -339,9 +332,6 @@ async def img2img(front: Front, http: Request) -> Response:
 async def _make(front: Front, http: Request, *, is_img2img: bool) -> Response:
     body = await read_json(http)
     order = to_request(body, await _model(front, body), is_img2img=is_img2img)
-    if int(body.get("inpainting_mask_invert") or 0) and order.request.mask is not None:
-        warning = "inpainting_mask_invert is not offered here; send the inverted mask"
-        order = replace(order, warnings=(*order.warnings, warning))
     total = order.request.num_images * order.rounds
     front.admit(replace(order.request, num_images=min(total, 1024)))
     job = _Job(visit(http).caller.name, new_id("a1111"), total)
@@ -364,18 +354,25 @@ async def _rounds(front: Front, http: Request, order: Order, job: _Job) -> None:
         if job.interrupted:
             return
         if request.seed is not None and number:
-            seed = (request.seed + number * request.num_images) % (MAX_SEED + 1)
-            result = await _round(front, http, replace(request, seed=seed), job)
+            result = await _round(front, http, _of_round(request, number), job)
         else:
             result = await _round(front, http, request, job)
         if result is None:
             continue
         if number == 0 and request.seed is None:
             request = replace(request, seed=result.images[0].seed)
-        images = list(result.images)
-        if order.second_pass is not None:
-            images = await _enlarge(front, http, request, images, second=order.second_pass, job=job)
-        job.finished.extend(images)
+        job.finished.extend(result.images)
+
+
+def _of_round(request: GenerationRequest, number: int) -> GenerationRequest:
+    """Return the request of a later round: both seeds count on."""
+    ahead = number * request.num_images
+    changes: dict[str, Any] = {"seed": ((request.seed or 0) + ahead) % (MAX_SEED + 1)}
+    variation = request.variation
+    if variation is not None and variation.seed is not None:
+        other = (variation.seed + ahead) % (MAX_SEED + 1)
+        changes["variation"] = replace(variation, seed=other)
+    return replace(request, **changes)
 
 
 async def _round(
@@ -397,37 +394,6 @@ async def _round(
         if job.interrupted or job.skipped:
             return None
         raise
-
-
-async def _enlarge(
-    front: Front,
-    http: Request,
-    request: GenerationRequest,
-    images: list[ImageOutput],
-    *,
-    second: Mapping[str, Any],
-    job: _Job,
-) -> list[ImageOutput]:
-    """Run the hires pass: image to image at the larger size."""
-    enlarged: list[ImageOutput] = []
-    for image in images:
-        again = replace(
-            request,
-            image=ImageInput(image.data),
-            seed=image.seed,
-            num_images=1,
-            width=second["width"] or round(image.width * second["scale"] / 8) * 8,
-            height=second["height"] or round(image.height * second["scale"] / 8) * 8,
-            strength=second["strength"],
-            num_inference_steps=second["steps"] or request.num_inference_steps,
-            prompt=second["prompt"] or request.prompt,
-            negative_prompt=second["negative_prompt"] or request.negative_prompt,
-        )
-        result = await _round(front, http, again, job)
-        if result is None:
-            break
-        enlarged.append(replace(result.images[0], index=image.index))
-    return enlarged
 
 
 async def progress(front: Front, http: Request) -> Response:
@@ -503,7 +469,9 @@ def _factor(body: Mapping[str, Any]) -> tuple[float, str | None]:
         )
     factor = float(fields.number("upscaling_resize", 1, 8, 2.0))
     name = fields.take("upscaler_1", str, "None")
-    return factor, None if name in ("None", "Lanczos", "Nearest") else name
+    if name in ("None", "Lanczos", "Nearest"):
+        return factor, None
+    return factor, "real-esrgan" if "esrgan" in name.lower() else name
 
 
 async def _upscale(front: Front, body: Mapping[str, Any], picture: Any) -> str:

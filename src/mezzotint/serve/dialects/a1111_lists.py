@@ -158,7 +158,12 @@ async def upscalers(front: Front, http: Request) -> Response:
     """List the upscalers."""
     known = (await front.service.capabilities())["upscalers"]
     empty = {"model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
-    return json_response([{"name": name, **empty} for name in ("None", "Lanczos", *known)])
+    return json_response(
+        [
+            {"name": name, **empty}
+            for name in ("None", "Lanczos", *(n for n in known if n != "lanczos"))
+        ]
+    )
 
 
 async def loras(front: Front, http: Request) -> Response:
