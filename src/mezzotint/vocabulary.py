@@ -166,3 +166,10 @@ def a1111_schedule(sigma_schedule: str | None) -> str:
     if sigma_schedule is None:
         return "Automatic"
     return next((name for name, ours, _, _ in _SCHEDULES if ours == sigma_schedule), sigma_schedule)
+
+
+LEAST_DB = {"stable": 60.0, "turbo": 30.0}
+"""How close pictures of a tier stay to ``exact``: decibels of peak to noise."""
+
+FULL_PRECISION = "turbo computed in float32"
+"""How the note of a model begins that is too sensitive for low precision."""

@@ -206,7 +206,7 @@ def _cut(queue: list[ImageState], buckets: tuple[int, ...], world: World) -> tup
     measured = world.costs.measured_rows(key, kind)
     reach = 2 * max(measured, default=1)
     footprint = world.footprints[leader.id]
-    row_bytes = footprint.row_bytes if kind == "step" else footprint.decode_bytes
+    row_bytes = footprint.decode_bytes if kind == "decode" else footprint.row_bytes
     free = world.budget_bytes - world.held_bytes
     best, best_bucket, best_rate, rows = 0, 0, 0.0, 0
     for position, state in enumerate(queue, start=1):

@@ -263,7 +263,7 @@ class Engine:
         """Let the hands work; where a shared call fails, let each image try alone."""
         began = self._clock()
         try:
-            do = self._hands.step if batch.kind == "step" else self._hands.decode
+            do = self._hands.decode if batch.kind == "decode" else self._hands.step
             worked = do(batch)
         except Exception as error:  # blame is found below
             self._blame(batch, error)
@@ -290,9 +290,9 @@ class Engine:
         states = [self._states[image] for image in batch.ids]
         total_rows = sum(state.rows for state in states)
         paid = {s.id: elapsed_s * s.rows / total_rows for s in states}
-        if worked.seconds is not None:
+        if worked.seconds is not None:  # what a call costs is all of it, not the device alone
             key = cost_key(states[0].plan)
-            self._costs.record(key, batch.kind, batch.bucket, worked.seconds)
+            self._costs.record(key, batch.kind, batch.bucket, elapsed_s)
         self._pay(paid)
         for state in states:
             if state.id not in self._states:  # a listener ended it

@@ -35,14 +35,14 @@ class ModelSource(Protocol):
     """Who has models; the model store does."""
 
     def use(
-        self, name: str, loras: tuple[PlannedLora, ...] = (), *, tier: str = "exact"
+        self, name: str, loras: tuple[PlannedLora, ...] = (), *, turbo: bool = False
     ) -> contextlib.AbstractContextManager[Model]:
         """Give a model that stays in memory for the length of the block.
 
         Args:
             name: Its name.
             loras: LoRAs it is asked with.
-            tier: ``turbo`` may give a copy of lower precision.
+            turbo: Whether a copy of lower precision is wanted.
         """
         ...
 
@@ -108,10 +108,7 @@ class Filler:
         planned = plan.techniques.ensemble
         if not planned:
             return (model,)
-        members = tuple(
-            pin.enter_context(self._models.use(member.model, tier=plan.reproducibility))
-            for member in planned
-        )
+        members = tuple(pin.enter_context(self._models.use(member.model)) for member in planned)
         spaces = [
             (m.spec.name, m.latent_shape(plan.size), frame_of(m.spec.scheduler_config))
             for m in (model, *members)

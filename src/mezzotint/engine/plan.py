@@ -215,11 +215,17 @@ class Plan:
             self.model_digest,
             self.size,
             self.reproducibility,
+            self.shortcuts,
             tuple((lora.name, lora.digest) for lora in t.loras),
             tuple((control.model, control.digest) for control in t.controls),
             tuple(member.digest for member in t.ensemble),
             t.tiling,
         )
+
+    @property
+    def is_turbo(self) -> bool:
+        """Whether the fast copy of the model draws it."""
+        return bool(self.shortcuts)
 
     @property
     def model_calls(self) -> int:

@@ -25,6 +25,7 @@ from mezzotint.engine.plan import (
     image_seed,
 )
 from mezzotint.engine.schedulers import check_scheduler, evaluation_steps
+from mezzotint.engine.tiers import choose
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.spec import ModelSpec
 from mezzotint.request import EnsembleMember, GenerationRequest, GuidanceSchedule
@@ -33,6 +34,7 @@ from mezzotint.types import OutputFormat, Size
 __all__ = ["Abilities", "plan"]
 
 _DEFAULT_STRENGTH = 0.8
+_TILEABLE = ("sd", "sdxl", "unconditional")
 
 
 def _draw_seed() -> int:
@@ -45,13 +47,13 @@ def _no_digest(kind: str, name: str) -> str:
     raise InvalidRequest(f"{kind} {name!r} is not known here", field=kind)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Abilities:
 def _no_precision(_model: str) -> str:
     """Stand for an engine that has one precision."""
     return ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
     """What the engine behind the planner can do, and where it runs.
 
     Args:
@@ -60,6 +62,7 @@ def _no_precision(_model: str) -> str:
         environment: Device, dtype and versions that arithmetic depends on.
         adapter_digest: ``(kind, name) -> sha256`` of a ``"lora"``, ``"control"``,
             ``"model"`` or ``"upscaler"``; raises UnknownName where there is none.
+        precision: ``model name -> int8``, ``bfloat16`` or "", for ``turbo``.
         max_pixels: Pixels of one picture, at most.
         max_request_pixels: Pixels of all pictures of one request, at most.
     """
@@ -67,10 +70,10 @@ def _no_precision(_model: str) -> str:
     techniques: frozenset[str] = frozenset()
     environment: str = ""
     adapter_digest: Callable[[str, str], str] = field(default=_no_digest, compare=False)
+    precision: Callable[[str], str] = field(default=_no_precision, compare=False)
     max_pixels: int = 4096 * 4096
     max_request_pixels: int = 4096 * 4096 * 64
 
-    precision: Callable[[str], str] = field(default=_no_precision, compare=False)
 
 def plan(
     request: GenerationRequest,
@@ -152,6 +155,8 @@ def plan(
         techniques=techniques,
         output=_resolve_output(request),
         reproducibility=request.reproducibility,
+        reused=shortcuts.reused,
+        shortcuts=shortcuts.names,
     )
     if request.hires is not None:
         one = _with_second_pass(one, request, spec, abilities, warnings)
@@ -305,15 +310,15 @@ def _check_techniques(request: GenerationRequest, spec: ModelSpec, abilities: Ab
         "regions": bool(request.regions),
         "ensemble": bool(request.ensemble),
         "walk": request.walk is not None,
+        "outpaint": request.outpaint is not None,
+        "hires": request.hires is not None,
+        "variation": request.variation is not None,
+        "tiling": request.tiling,
         "upscale": request.upscale is not None,
         "gates": request.gates is not None and bool(request.gates.gates),
     }
     for name, is_asked in asked.items():
         if is_asked and name not in abilities.techniques:
-        "outpaint": request.outpaint is not None,
-        "hires": request.hires is not None,
-        "variation": request.variation is not None,
-        "tiling": request.tiling,
             there = ", ".join(sorted(abilities.techniques)) or "none"
             raise InvalidRequest(
                 f"{name} cannot be honoured by this engine; techniques it has: {there}",
@@ -363,11 +368,6 @@ def _check_techniques(request: GenerationRequest, spec: ModelSpec, abilities: Ab
             raise InvalidRequest(f"{name} cannot be honoured by {spec.name}: {kind}", field=name)
 
 
-def _resolve_size(
-    request: GenerationRequest, spec: ModelSpec, image_size: Size | None, warnings: list[str]
-) -> Size:
-    """Take the asked sides, or the picture's, or the model's own, and check them."""
-    own = spec.default_size
 def _check_tiling(request: GenerationRequest, spec: ModelSpec) -> None:
     """Refuse tiling where no convolution could join the edges, or adapters would not."""
     if not request.tiling:
@@ -390,6 +390,11 @@ def _check_tiling(request: GenerationRequest, spec: ModelSpec) -> None:
             )
 
 
+def _resolve_size(
+    request: GenerationRequest, spec: ModelSpec, image_size: Size | None, warnings: list[str]
+) -> Size:
+    """Take the asked sides, or the picture's, or the model's own, and check them."""
+    own = spec.default_size
     if image_size is not None and not spec.fixed_size:
         own = Size(*(_fit_side(side, spec) for side in image_size))
         if (request.width, request.height) == (None, None) and own != image_size:

@@ -39,10 +39,10 @@ def rehearse(plan: Plan, models: ModelSource, filler: Filler) -> Model:
             network that only fails while it is rehearsed is left to the real call.
     """
     with contextlib.ExitStack() as pin, span("load"), torch.no_grad():
-        tier, loras = plan.reproducibility, plan.techniques.loras
-        model = pin.enter_context(models.use(plan.model, loras, tier=tier))
+        loras = plan.techniques.loras
+        model = pin.enter_context(models.use(plan.model, loras, turbo=plan.is_turbo))
         names = [member.model for member in plan.techniques.ensemble]
-        members = [pin.enter_context(models.use(name, tier=tier)) for name in names]
+        members = [pin.enter_context(models.use(name)) for name in names]
         for one in members or [model]:
             conditioning = filler.encode_prompts(plan, one, device_of(one))[0]
             _call_denoiser(one, plan, conditioning)

@@ -20,9 +20,10 @@ from torch import Tensor
 from mezzotint.engine.certify import REFERENCE, Certificates, Rows, random_rows
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.engine import Decoded, Encoded, Worked
-from mezzotint.engine.filling import Filler, ModelSource
+from mezzotint.engine.filling import Filler, ModelSource, device_of
 from mezzotint.engine.operators import Ensemble, Operator
 from mezzotint.engine.plan import Plan
+from mezzotint.engine.reuse import estimate, remember, rows_of
 from mezzotint.engine.slots import Slot
 from mezzotint.engine.solving import (
     ForeignSolver,
@@ -30,14 +31,17 @@ from mezzotint.engine.solving import (
     advance_together,
 )
 from mezzotint.engine.state import ImageId, StepBatch
+from mezzotint.engine.timing import Timer
 from mezzotint.errors import OutOfMemory, WorkFailed
 from mezzotint.models.base import Conditioning, Model
+from mezzotint.models.step_cache import StepCacheNetwork
 from mezzotint.observe import metrics
 from mezzotint.observe.spans import span
 
 __all__ = ["Runner"]
 
 _GAN_ROWS = (1, 2, 4, 8, 16, 32, 64)
+_DECODER_ROWS = (1, 2, 4, 8)
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -80,7 +84,7 @@ class Runner:
             pin = contextlib.ExitStack()
             try:
                 model = pin.enter_context(
-                    self._models.use(plan.model, plan.techniques.loras, tier=plan.reproducibility)
+                    self._models.use(plan.model, plan.techniques.loras, turbo=plan.is_turbo)
                 )
                 slot = self._filler.fill(plan, model, pin, assets)
             except BaseException:
@@ -112,9 +116,10 @@ class Runner:
             ]
             moved = advance_together([_solver(slot) for slot in slots], estimates)
             faults = _find_faults(batch.ids, slots, moved)
-            for image, slot, estimate, move in zip(batch.ids, slots, estimates, moved, strict=True):
+            for k, (image, slot) in enumerate(zip(batch.ids, slots, strict=True)):
                 if image not in faults:
-                    _commit(slot, estimate, move)
+                    _commit(slot, estimates[k], moved[k])
+                    remember(slot, levels[k], parts[k], features[k])
         metrics.count("mezzotint_network_calls_total", model=slots[0].plan.model)
         metrics.measure("mezzotint_batch_rows", sum(counts), model=slots[0].plan.model)
         return Worked(faults=faults, seconds=seconds)
@@ -197,7 +202,7 @@ class Runner:
             key = (batch.key, member)
             own = replace(rows.pick(places), timestep=None)  # each looks up its own schedule
             bucket = self._config.bucket(len(places))
-            part, _ = self._call(model, key, bucket, own)
+            part, _, _ = self._call(model, key, bucket, own)
             answers.update(zip(places, part.split(1), strict=True))
         return torch.cat([answers[k] for k in range(len(members))]), None, None
 
@@ -211,8 +216,8 @@ class Runner:
             seconds of the calls or None if they measure nothing.
         """
         denoise = _caller(model)
-        size, is_first = bucket, False
-        if self._must_certify(key):
+        size, is_first, is_exact = bucket, False, self._must_certify(key)
+        if is_exact:
             is_first = self._certify(model, key, bucket, rows, denoise)
             size = self._largest_good(key, bucket)
         network = model.networks.get("denoiser")
@@ -301,7 +306,7 @@ def _gather(slots: Sequence[Slot]) -> tuple[Rows, list[int], list[int]]:
     members: list[int] = []
     counts: list[int] = []
     for slot in slots:
-        rows = _operator(slot).rows(_step_of(slot))
+        rows = rows_of(slot, _operator(slot), _step_of(slot))
         solver = _solver(slot)
         counts.append(len(rows))
         conditionings += [row.conditioning for row in rows]

@@ -65,6 +65,8 @@ class Slot:
         solver: The way to clean latents; None for a GAN.
         denoised: The last estimate, for previews.
         inpainting: The part that stays, or None.
+        deep: Deep features of the last whole evaluation, for ``turbo``. Shape (1, ...).
+        change: What the prompt changed in its prediction, for ``turbo``. Shape (1, ...).
     """
 
     plan: Plan
@@ -77,3 +79,5 @@ class Slot:
     solver: NativeSolver | ForeignSolver | None = None
     denoised: Tensor | None = None
     inpainting: Inpainting | None = None
+    deep: Tensor | None = None
+    change: Tensor | None = None

@@ -26,6 +26,10 @@ __all__ = [
 ]
 
 
+Kind = Literal["step", "reuse", "decode"]
+"""Kinds of device work."""
+
+
 class ImageId(NamedTuple):
     """Which image: its request, its position there, and which attempt at it."""
 
@@ -97,9 +101,12 @@ class ImageState:
         return done - 1 if same else done
 
     @property
-    def kind(self) -> Literal["step", "decode"]:
+    def kind(self) -> Kind:
         """What the image needs next."""
-        return "decode" if self.is_denoised else "step"
+        if self.is_denoised:
+            return "decode"
+        is_reused = bool(self.plan.reused) and self.plan.reused[self.evaluation]
+        return "reuse" if is_reused else "step"
 
     def spend(self, **seconds: float) -> "ImageState":
         """Return the state with more time (or model calls) on its account."""
@@ -115,13 +122,14 @@ class StepBatch:
     """One piece of device work: equal key, equal kind.
 
     Args:
-        kind: ``step`` calls the denoiser, ``decode`` the decoder (a GAN's whole network).
+        kind: ``step`` calls the denoiser, ``reuse`` only its outer part (or one row of
+            two), ``decode`` the decoder (a GAN's whole network).
         ids: Whose turn it is, in row order.
         key: What is equal among them.
         bucket: Rows of the call, padding included.
     """
 
-    kind: Literal["step", "decode"]
+    kind: Kind
     ids: tuple[ImageId, ...]
     key: Hashable
     bucket: int

@@ -69,6 +69,7 @@ class OpenVINONetwork:
         num_threads: CPU threads per call; None lets OpenVINO choose.
 
     Attributes:
+        options: Role, cache and threads, to make a network like this one.
         notes: Why torch answers in this network's place, if it does.
     """
 
@@ -83,6 +84,7 @@ class OpenVINONetwork:
         self.source = source
         self.role = role
         self.notes: tuple[str, ...] = ()
+        self.options = {"role": role, "cache": cache, "num_threads": num_threads}
         self._cache = cache
         self._num_threads = num_threads
         self._lock = threading.Lock()
@@ -100,6 +102,11 @@ class OpenVINONetwork:
         """The digest of the weights."""
         return self.source.digest
 
+    def exported(self, core: Any, inputs: Mapping[str, Tensor]) -> Any:
+        """Return the float32 export for inputs: the path of a file, or the network itself."""
+        arrays = {name: _plain(tensor) for name, tensor in sorted(inputs.items())}
+        return OpenVINONetwork._exported(self, core, arrays, _row_key(arrays))
+
     def __deepcopy__(self, memo: object) -> "OpenVINONetwork":
         """Return itself: a copy of a model shares its weights."""
         return self
@@ -107,7 +114,7 @@ class OpenVINONetwork:
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
         """Run the network once over all rows; float32 on the first input's device."""
         arrays = {name: _plain(tensor) for name, tensor in sorted(inputs.items())}
-        key: RowShape = tuple((n, str(t.dtype), tuple(t.shape[1:])) for n, t in arrays.items())
+        key = _row_key(arrays)
         compiled = self._find(arrays, key)
         if compiled is None:
             return self.source(**inputs)
@@ -185,6 +192,11 @@ class OpenVINONetwork:
         versions = [metadata.version(name) for name in ("openvino", "torch")]
         words = [str(FORMAT), self.role, self.digest, repr(key), *versions]
         return hashlib.sha256("\0".join(words).encode()).hexdigest()[:40] + ".xml"
+
+
+def _row_key(arrays: Mapping[str, Tensor]) -> RowShape:
+    """Name the shape of a call's rows."""
+    return tuple((n, str(t.dtype), tuple(t.shape[1:])) for n, t in arrays.items())
 
 
 def _row_shape(output: Any) -> tuple[int, ...] | None:

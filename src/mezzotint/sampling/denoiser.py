@@ -32,6 +32,7 @@ __all__ = [
     "NetworkDenoiser",
     "denoised_from_prediction",
     "prediction_from_denoised",
+    "prediction_scale",
 ]
 
 
@@ -97,6 +98,19 @@ def _skip_and_out(sigma: Tensor, prediction_type: str) -> tuple[Tensor, Tensor]:
         field="prediction_type",
         value=prediction_type,
     )
+
+
+def prediction_scale(sigma: Tensor, prediction_type: str) -> Tensor:
+    """Return how far the estimate of the clean latents moves per unit of prediction.
+
+    Args:
+        sigma: Noise level of each image. Shape (B,).
+        prediction_type: As of :func:`denoised_from_prediction`.
+
+    Returns:
+        Shape (B,), float64; never 0 where ``sigma`` is not.
+    """
+    return _skip_and_out(sigma, prediction_type)[1]
 
 
 def denoised_from_prediction(

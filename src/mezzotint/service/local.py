@@ -336,6 +336,7 @@ class LocalService:
             techniques=_TECHNIQUES | gates,
             environment=self._environment_text,
             adapter_digest=self.shelf.adapter_digest,
+            precision=self.shelf.precision,
             max_pixels=engine.max_pixels,
             max_request_pixels=engine.max_request_pixels,
         )

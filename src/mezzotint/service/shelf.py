@@ -18,6 +18,7 @@ import torch
 
 import mezzotint
 from mezzotint.engine.plan import PlannedLora
+from mezzotint.engine.tiers import has_low_precision, has_step_cache
 from mezzotint.errors import InvalidRequest, UnknownName
 from mezzotint.files import digest_file
 from mezzotint.models.base import Model
@@ -26,9 +27,9 @@ from mezzotint.models.loading import choose_device
 from mezzotint.models.lora import read_lora, with_loras
 from mezzotint.models.spec import ModelSpec
 from mezzotint.models.store import ModelStore
-
 from mezzotint.models.turbo import turbo_view
 from mezzotint.models.upscalers import upscaler_digest
+
 __all__ = ["Backend", "Shelf", "describe_environment"]
 
 _MAX_VIEWS = 8
@@ -61,24 +62,28 @@ class Shelf:
         self._loras = config.home_path / "loras"
         self._views: dict[tuple[int, tuple[str, ...]], tuple[Model, Model]] = {}
         self._dressed: weakref.WeakSet[Model] = weakref.WeakSet()
+        self._fast: weakref.WeakKeyDictionary[Model, Model] = weakref.WeakKeyDictionary()
+        self._making: weakref.WeakKeyDictionary[Model, threading.Lock] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def use(
-        self, name: str, loras: tuple[PlannedLora, ...] = (), *, tier: str = "exact"
+        self, name: str, loras: tuple[PlannedLora, ...] = (), *, turbo: bool = False
     ) -> Iterator[Model]:
         """Give a model on its backend, pinned in memory for the length of the block.
 
         Args:
             name: Its name.
             loras: LoRAs it is asked with; they keep it in full precision.
-            tier: ``turbo`` gives a copy of lower precision where there is one.
+            turbo: Whether the fast copy is wanted.
         """
         with contextlib.ExitStack() as pin:
             own = self._extra.get(name)
             model = self._dress(own if own is not None else pin.enter_context(self.store.use(name)))
             if loras:
                 yield self._with_loras(model, loras)
+            elif turbo:
+                yield self._faster(model)
             else:
                 yield model
 
@@ -98,11 +103,6 @@ class Shelf:
                 self._views[key] = (model, with_loras(model, weights))
             return self._views[key][1]
 
-    def adapter_digest(self, kind: str, name: str) -> str:
-        """Return the content digest of an adapter or of another model.
-
-        Args:
-            kind: ``"lora"``, ``"model"`` or ``"upscaler"``.
     def precision(self, name: str) -> str:
         """Return the low precision that ``turbo`` has for a model, "" for none."""
         if not has_low_precision(self.spec(name)):
@@ -122,6 +122,11 @@ class Shelf:
                 )
             return self._fast[model]
 
+    def adapter_digest(self, kind: str, name: str) -> str:
+        """Return the content digest of an adapter or of another model.
+
+        Args:
+            kind: ``"lora"``, ``"model"`` or ``"upscaler"``.
             name: Its name, or a path where paths are allowed.
 
         Raises:
@@ -132,13 +137,13 @@ class Shelf:
             return self.spec(name).digest
         if kind == "lora":
             return digest_file(self._lora_path(name))
+        if kind == "upscaler":
+            return upscaler_digest(name)
         raise InvalidRequest(f"{kind} {name!r} cannot be used here", field=kind)
 
     def lora_names(self) -> tuple[str, ...]:
         """Return the LoRAs of the store: files in ``HOME/loras``, sorted."""
         found = self._loras.glob("*.safetensors") if self._loras.is_dir() else ()
-        if kind == "upscaler":
-            return upscaler_digest(name)
         return tuple(sorted(path.stem for path in found))
 
     def _lora_path(self, name: str) -> Path:
