@@ -34,11 +34,13 @@ _HOMES = {
     "mezzotint.models.base": ("Model",),
     "mezzotint.request": (
         "Control",
+        "Embedding",
         "EnsembleMember",
         "GateSettings",
         "Gates",
         "GenerationRequest",
         "GuidanceSchedule",
+        "ImagePrompt",
         "LatentInput",
         "Lora",
         "Output",

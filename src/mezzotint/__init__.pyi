@@ -20,11 +20,13 @@ from mezzotint.errors import WeightsError as WeightsError
 from mezzotint.errors import WorkFailed as WorkFailed
 from mezzotint.models.base import Model as Model
 from mezzotint.request import Control as Control
+from mezzotint.request import Embedding as Embedding
 from mezzotint.request import EnsembleMember as EnsembleMember
 from mezzotint.request import Gates as Gates
 from mezzotint.request import GateSettings as GateSettings
 from mezzotint.request import GenerationRequest as GenerationRequest
 from mezzotint.request import GuidanceSchedule as GuidanceSchedule
+from mezzotint.request import ImagePrompt as ImagePrompt
 from mezzotint.request import LatentInput as LatentInput
 from mezzotint.request import Lora as Lora
 from mezzotint.request import Output as Output

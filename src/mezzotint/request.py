@@ -19,17 +19,20 @@ from typing import Any, Literal
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.plain import Checked, check_range, convert, read, write
+from mezzotint.preprocessing import read_preprocess
 from mezzotint.types import MAX_SEED, ImageInput, OutputFormat
 
 __all__ = [
     "Animation",
     "Control",
+    "Embedding",
     "EnsembleMember",
     "GateSettings",
     "Gates",
     "GenerationRequest",
     "GuidanceSchedule",
     "Hires",
+    "ImagePrompt",
     "Inpaint",
     "LatentInput",
     "Lora",
@@ -46,6 +49,8 @@ MAX_IMAGES = 1024
 MAX_SIDE_PX = 16384
 MAX_TEXT = 32_000
 MAX_GUIDANCE = 1000.0
+MAX_ADAPTERS = 16
+MAX_TOKEN = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +129,18 @@ class GuidanceSchedule(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Control(Checked):
-    """One ControlNet: its name, its picture, its strength, its part of the run."""
+    """One ControlNet and the picture that it follows.
+
+    Args:
+        model: Name of the ControlNet.
+        image: The picture; it is brought to the size of what is drawn.
+        scale: Strength, 0 is off.
+        start: Share of the steps after which it begins to act.
+        end: Share of the steps after which it stops, > ``start``.
+        preprocess: How the picture is prepared: ``none``, ``canny:LOW:HIGH``,
+            ``invert``, ``threshold:LEVEL``, ``blur:RADIUS`` or ``tile:FACTOR``;
+            numbers may be left out.
+    """
 
     model: str
     image: ImageInput
@@ -137,10 +153,62 @@ class Control(Checked):
         check_range("controls.scale", self.scale, 0, 10)
         check_range("controls.start", self.start, 0, 1)
         check_range("controls.end", self.end, 0, 1)
-        if self.start > self.end:
+        if self.start >= self.end:
             raise InvalidRequest(
-                f"controls.start must not exceed controls.end, got {self.start} > {self.end}",
+                f"controls.start must be less than controls.end, got {self.start:g} and "
+                f"{self.end:g}",
                 field="controls.start",
+                value=self.start,
+                allowed=f"less than {self.end:g}",
+            )
+        read_preprocess(self.preprocess, "controls.preprocess")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagePrompt(Checked):
+    """Pictures that speak beside the text, through an IP-Adapter.
+
+    Args:
+        model: Name of the IP-Adapter.
+        images: One picture or more; each adds its own tokens.
+        scale: Strength, 0 is off.
+    """
+
+    model: str
+    images: tuple[ImageInput, ...]
+    scale: float = 1.0
+
+    def _validate(self) -> None:
+        check_range("image_prompts.scale", self.scale, -10, 10)
+        if not 1 <= len(self.images) <= MAX_ADAPTERS:
+            raise InvalidRequest(
+                f"image_prompts.images must hold 1 to {MAX_ADAPTERS} pictures, "
+                f"got {len(self.images)}",
+                field="image_prompts.images",
+                value=len(self.images),
+                allowed=f"1 to {MAX_ADAPTERS}",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding(Checked):
+    """A textual inversion: a word whose meaning was learnt.
+
+    Args:
+        name: Name of the file.
+        token: The word that stands for it in prompts; None is the file's own, or
+            its name where the file names none.
+    """
+
+    name: str
+    token: str | None = None
+
+    def _validate(self) -> None:
+        if self.token is not None and (not self.token.strip() or len(self.token) > MAX_TOKEN):
+            raise InvalidRequest(
+                f"embeddings.token must be 1 to {MAX_TOKEN} characters, got {self.token[:80]!r}",
+                field="embeddings.token",
+                value=self.token[:80],
             )
 
 
@@ -492,6 +560,8 @@ class GenerationRequest(Checked):
     hires: Hires | None = None
     controls: tuple[Control, ...] = ()
     loras: tuple[Lora, ...] = ()
+    image_prompts: tuple[ImagePrompt, ...] = ()
+    embeddings: tuple[Embedding, ...] = ()
     regions: tuple[Region, ...] = ()
     ensemble: tuple[EnsembleMember, ...] = ()
     walk: Walk | None = None
@@ -515,6 +585,14 @@ class GenerationRequest(Checked):
         check_range("strength", self.strength, 0, 1)
         check_range("priority", self.priority, -100, 100)
         check_range("deadline_s", self.deadline_s, 0, 7 * 86400, unit=" s")
+        for name in ("controls", "loras", "image_prompts", "embeddings"):
+            if len(getattr(self, name)) > MAX_ADAPTERS:
+                raise InvalidRequest(
+                    f"{name} must be at most {MAX_ADAPTERS}, got {len(getattr(self, name))}",
+                    field=name,
+                    value=len(getattr(self, name)),
+                    allowed=f"at most {MAX_ADAPTERS}",
+                )
         for name in ("prompt", "negative_prompt"):
             if len(getattr(self, name)) > MAX_TEXT:
                 raise InvalidRequest(

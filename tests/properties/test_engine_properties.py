@@ -12,6 +12,8 @@ from mezzotint.engine.memory import Footprint
 from mezzotint.engine.plan import (
     Plan,
     PlannedControl,
+    PlannedEmbedding,
+    PlannedImagePrompt,
     PlannedLora,
     PlannedMember,
     PlannedRegion,
@@ -199,6 +201,10 @@ TUPLES = {
             model="canny", digest="d", image="i", scale=1.0, start=0.0, end=1.0, preprocess=None
         ),
     ),
+    "PlannedImagePrompt": (
+        PlannedImagePrompt(model="style", digest="d", images=("i",), scale=1.0),
+    ),
+    "PlannedEmbedding": (PlannedEmbedding(name="ink", digest="d", token="t"),),
     "PlannedRegion": (
         PlannedRegion(
             prompt="p",
@@ -237,6 +243,8 @@ FULL = dataclasses.replace(
     techniques=Techniques(
         loras=TUPLES["PlannedLora"],
         controls=TUPLES["PlannedControl"],
+        image_prompts=TUPLES["PlannedImagePrompt"],
+        embeddings=TUPLES["PlannedEmbedding"],
         regions=TUPLES["PlannedRegion"],
         ensemble=TUPLES["PlannedMember"],
         walk=SAMPLES["WalkPosition"],

@@ -5,7 +5,9 @@ Every technique of a request has a form that fits into one argument::
     --guidance-scale 5  |  linear:8:2  |  cosine:8:2  |  power:8:2:3  |  interval:6:0.2:0.8
                      |  list:8,6,4  |  '{"schedule": "linear", "start": 8, "end": 2}'
     --lora NAME[:SCALE]
-    --control NAME:PICTURE[:SCALE[:START:END]]
+    --control NAME:PICTURE[:SCALE[:START:END]], then ;preprocess=canny:100:200
+    --image-prompt NAME:PICTURE[:SCALE]
+    --embedding NAME[:TOKEN]
     --region 'PROMPT@X0,Y0,X1,Y1'  |  'PROMPT@MASK.png', then ;weight=2;feather=0.1;negative=TEXT
     --ensemble MODEL[:WEIGHT]  |  MODEL:W1,W2,...   (one weight per step)
     --gate NAME[:THRESHOLD[:open|closed]]
@@ -37,10 +39,12 @@ __all__ = [
     "merge",
     "parse_animation",
     "parse_control",
+    "parse_embedding",
     "parse_ensemble",
     "parse_gates",
     "parse_guidance",
     "parse_hires",
+    "parse_image_prompt",
     "parse_inpaint",
     "parse_lora",
     "parse_outpaint",
@@ -57,6 +61,8 @@ __all__ = [
 FIELD_FLAGS: dict[str, str] = {
     "prompt": "PROMPT",
     "controls": "--control",
+    "embeddings": "--embedding",
+    "image_prompts": "--image-prompt",
     "loras": "--lora",
     "regions": "--region",
     "walk": "--walk-to",
@@ -166,21 +172,50 @@ def parse_lora(text: str) -> dict[str, Any]:
 
 
 def parse_control(text: str) -> dict[str, Any]:
-    """Read ``--control NAME:PICTURE[:SCALE[:START:END]]``, or JSON with a picture path."""
+    """Read ``--control NAME:PICTURE[:SCALE[:START:END]]``, or JSON with a picture path.
+
+    ``;preprocess=TEXT`` may stand behind it.
+    """
     flag, shape = "--control", "NAME:PICTURE[:SCALE[:START:END]]"
     if text.lstrip().startswith("{"):
         found = dict(_json(text, flag))
         found["image"] = read_picture(str(found.get("image", "")), flag)
         return found
+    text, semicolon, option = text.partition(";")
+    key, _, value = option.strip().partition("=")
+    _need(not semicolon or (key == "preprocess" and value), flag, ";preprocess=TEXT", option)
+    name, picture, numbers = _named_picture(text, flag, shape, most=3)
+    found: dict[str, Any] = {"model": name, "image": picture}
+    found.update(zip(("scale", "start", "end"), numbers, strict=False))
+    return {**found, "preprocess": value} if semicolon else found
+
+
+def parse_image_prompt(text: str) -> dict[str, Any]:
+    """Read ``--image-prompt NAME:PICTURE[:SCALE]``."""
+    flag = "--image-prompt"
+    name, picture, numbers = _named_picture(text, flag, "NAME:PICTURE[:SCALE]", most=1)
+    found: dict[str, Any] = {"model": name, "images": [picture]}
+    return {**found, "scale": numbers[0]} if numbers else found
+
+
+def parse_embedding(text: str) -> dict[str, Any]:
+    """Read ``--embedding NAME[:TOKEN]``."""
+    name, colon, token = text.partition(":")
+    _need(name and (token or not colon), "--embedding", "NAME[:TOKEN]", text)
+    return {"name": name, "token": token} if colon else {"name": name}
+
+
+def _named_picture(
+    text: str, flag: str, shape: str, *, most: int
+) -> tuple[str, ImageInput, list[float]]:
+    """Split ``NAME:PICTURE:NUMBERS`` with at most so many numbers; a path may hold colons."""
     name, _, rest = text.partition(":")
     _need(name and rest, flag, shape, text)
     parts = rest.split(":")
     numbers: list[float] = []
-    while len(parts) > 1 and _is_number(parts[-1]) and len(numbers) < 3:
+    while len(parts) > 1 and _is_number(parts[-1]) and len(numbers) < most:
         numbers.insert(0, float(parts.pop()))
-    picture = read_picture(":".join(parts), flag)
-    keys = ("scale", "start", "end")
-    return {"model": name, "image": picture, **dict(zip(keys, numbers, strict=False))}
+    return name, read_picture(":".join(parts), flag), numbers
 
 
 def parse_region(text: str) -> dict[str, Any]:

@@ -119,6 +119,14 @@ def generate(
     lora: Annotated[
         list[str] | None, _option(_TECHNIQUES, "--lora", about="NAME[:SCALE]; repeatable.")
     ] = None,
+    image_prompt: Annotated[
+        list[str] | None,
+        _option(_TECHNIQUES, "--image-prompt", about="NAME:PICTURE[:SCALE]; repeatable."),
+    ] = None,
+    embedding: Annotated[
+        list[str] | None,
+        _option(_TECHNIQUES, "--embedding", about="NAME[:TOKEN], a textual inversion; repeatable."),
+    ] = None,
     region: Annotated[
         list[str] | None,
         _option(_TECHNIQUES, "--region", about="PROMPT@X0,Y0,X1,Y1[;weight=W] or PROMPT@MASK.png."),
@@ -249,6 +257,8 @@ def generate(
         "hires": flags.parse_hires(hires) if hires else None,
         "controls": [flags.parse_control(text) for text in control or ()] or None,
         "loras": [flags.parse_lora(text) for text in lora or ()] or None,
+        "image_prompts": [flags.parse_image_prompt(t) for t in image_prompt or ()] or None,
+        "embeddings": [flags.parse_embedding(text) for text in embedding or ()] or None,
         "regions": [flags.parse_region(text) for text in region or ()] or None,
         "ensemble": [flags.parse_ensemble(text) for text in ensemble or ()] or None,
         "walk.to": walk_to,

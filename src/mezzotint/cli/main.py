@@ -38,7 +38,13 @@ INTERRUPTED: Final = 130
 _DRAWING: Final = frozenset({"generate", "sample"})  # verbs with a flag for each field
 # Registries name what they hold in the singular: "gate" stands for the field gates.
 _REQUEST_FIELDS: Final = frozenset(
-    {"gate", "lora", *(f.name for f in dataclasses.fields(GenerationRequest))}
+    {
+        "embedding",
+        "gate",
+        "image_prompt",
+        "lora",
+        *(f.name for f in dataclasses.fields(GenerationRequest)),
+    }
 )
 
 app = typer.Typer(

@@ -182,9 +182,11 @@ def count_tokens(store: Any, request: GenerationRequest) -> dict[str, Any]:
     from mezzotint.models.prompts import load_tokens
 
     folder = store.entry(request.model).path
+    words = _words(store, request)
     found: dict[str, Any] = {}
     for path in sorted(folder.glob("tokenizer*")) if folder.is_dir() else ():
         tokens = load_tokens(path)
+        tokens = tokens.with_words(words) if words else tokens
         for name in ("prompt", "negative_prompt"):
             text = getattr(request, name)
             chunks, notes = tokens.split(text, request.prompt_dialect)
@@ -196,6 +198,23 @@ def count_tokens(store: Any, request: GenerationRequest) -> dict[str, Any]:
                 "chunks": [_spelt(tokens, chunk) for chunk in chunks],
                 "notes": list(notes),
             }
+    return found
+
+
+def _words(store: Any, request: GenerationRequest) -> dict[str, int]:
+    """Return the words of a request's textual inversions and the tokens each becomes."""
+    from mezzotint.models.textual_inversion import read_embedding
+    from mezzotint.service.adapters import AdapterShelf
+
+    if not request.embeddings:
+        return {}
+    config = store.config
+    shelf = AdapterShelf(config.home_path, allow_paths=config.allow_paths)
+    found: dict[str, int] = {}
+    for embedding in request.embeddings:
+        weights = read_embedding(shelf.path("embedding", embedding.name))
+        word = embedding.token or shelf.token(embedding.name)
+        found[word] = len(next(iter(weights.vectors.values())))
     return found
 
 

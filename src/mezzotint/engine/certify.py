@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 from mezzotint.files import write_atomically
 from mezzotint.models.base import Conditioning, Model
+from mezzotint.models.controlnet import CONTROL_SCALES
+from mezzotint.models.ip_adapter import IMAGE_SCALES
 from mezzotint.models.networks import TorchNetwork
 
 __all__ = ["REFERENCE", "Certificates", "Rows", "check_bucket", "random_rows", "take_in_pairs"]
@@ -194,6 +196,9 @@ def random_rows(templates: Rows, count: int, *, seed: int = 0) -> Rows:
     noise = torch.randn(picked.latents.shape, generator=generator).to(picked.latents.device)
     level = picked.sigma.reshape(-1, *([1] * (noise.ndim - 1))).clamp(min=1.0)
     shaken = {name: _shake(t, generator) for name, t in picked.conditioning.items()}
+    for name in (CONTROL_SCALES, IMAGE_SCALES):  # at 0 what they scale would not be tried
+        if name in shaken:
+            shaken[name] = torch.where(shaken[name] == 0, 1.0, shaken[name])
     conditioning = Conditioning(shaken, rows=count)
     return Rows((noise * level).float(), picked.sigma, picked.timestep, conditioning)
 

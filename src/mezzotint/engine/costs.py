@@ -9,7 +9,7 @@ rough guess from the model's shape stands in.
 import json
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,8 +27,11 @@ _GUESS_S = {"encode": 0.05, "step": 0.2, "reuse": 0.1, "decode": 0.2}
 
 
 def cost_key(plan: Plan) -> str:
-    """Return the name under which a plan's times are kept: model content and size."""
-    return f"{plan.model_digest[:16]} {plan.size} {plan.reproducibility}"
+    """Return the name under which a plan's times are kept: model, adapters, size."""
+    t = plan.techniques
+    named = [*t.adapters.image_prompts, *t.adapters.loras, *t.adapters.controls]
+    worn = "".join(f"+{digest[:8]}" for _, digest in named)
+    return f"{plan.model_digest[:16]}{worn} {plan.size} {plan.reproducibility}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,8 +132,8 @@ class CostTable:
         kinds: tuple[Kind, ...] = tuple("reuse" if r else "step" for r in plan.reused)
         kinds = kinds or ("step",) * len(plan.rows)
         steps = sum(
-            self.seconds(key, kind, max(rows, least))
-            for kind, rows in list(zip(kinds, plan.rows, strict=True))[evaluation:]
+            self.seconds(self._key_at(plan, key, k), kinds[k], max(plan.rows[k], least))
+            for k in range(evaluation, len(plan.rows))
         )
         decode = self.seconds(key, "decode", 1)
         encode = self.seconds(key, "encode", 1) if evaluation == 0 else 0.0
@@ -142,6 +145,13 @@ class CostTable:
             peak_bytes=footprint.peak_bytes(max((*plan.rows, min_rows))),
             measured=self.is_measured(key, "step" if plan.rows else "decode"),
         )
+
+    def _key_at(self, plan: Plan, key: str, evaluation: int) -> str:
+        """Return the key of an evaluation: the bare model's while no ControlNet acts."""
+        if not plan.techniques.controls or plan.control_rows(evaluation):
+            return key
+        bare = cost_key(replace(plan, techniques=replace(plan.techniques, controls=())))
+        return bare if self.is_measured(bare, "step") else key
 
     def table(self) -> list[dict[str, float | int | str]]:
         """Return every measured time as plain data, for people and ``/v1/capabilities``."""

@@ -306,7 +306,8 @@ class Engine:
 
     def _advance(self, state: ImageState, share_s: float) -> None:
         """Book one evaluation of one image and tell of a finished step."""
-        after = state.spend(denoise_s=share_s, model_calls=state.rows)
+        calls = state.rows + state.plan.control_rows(state.evaluation)
+        after = state.spend(denoise_s=share_s, model_calls=calls)
         after = replace(after, evaluation=state.evaluation + 1)
         self._states[state.id] = after
         if after.step == state.step:

@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from mezzotint.engine.adapting import adapt, under_control
 from mezzotint.engine.cache import ByteCache
-from mezzotint.engine.operators import ClassifierFree, Ensemble, Region, Regions
-from mezzotint.engine.plan import ENLARGED, Plan, PlannedLora, PlannedRegion, PlannedVariation
+from mezzotint.engine.operators import ClassifierFree, Ensemble, Operator, Region, Regions
+from mezzotint.engine.plan import ENLARGED, Adapters, Plan, PlannedRegion, PlannedVariation
 from mezzotint.engine.slots import Inpainting, Slot
 from mezzotint.engine.solving import make_solver
 from mezzotint.models.base import Conditioning, Model, Prompt
@@ -31,17 +32,20 @@ from mezzotint.sampling.schedules import frame_of
 __all__ = ["Filler", "ModelSource", "device_of", "prompts_of"]
 
 
+NO_ADAPTERS = Adapters()
+
+
 class ModelSource(Protocol):
     """Who has models; the model store does."""
 
     def use(
-        self, name: str, loras: tuple[PlannedLora, ...] = (), *, turbo: bool = False
+        self, name: str, adapters: Adapters = NO_ADAPTERS, *, turbo: bool = False
     ) -> contextlib.AbstractContextManager[Model]:
         """Give a model that stays in memory for the length of the block.
 
         Args:
             name: Its name.
-            loras: LoRAs it is asked with.
+            adapters: What it is to wear; it keeps full precision then.
             turbo: Whether a copy of lower precision is wanted.
         """
         ...
@@ -71,7 +75,7 @@ class Filler:
         generator = make_generator(plan.seed)
         device = device_of(model)
         if not plan.rows:
-            (positive,) = self.encode_prompts(plan, model, device)[:1]
+            (positive,) = self.encode_prompts(plan, model, device, assets)[:1]
             noise = _draw(plan, model, generator).to(device)
             if "is_w" in positive:
                 noise, positive = _map(plan, model, noise, positive)
@@ -108,7 +112,10 @@ class Filler:
         planned = plan.techniques.ensemble
         if not planned:
             return (model,)
-        members = tuple(pin.enter_context(self._models.use(member.model)) for member in planned)
+        members = tuple(
+            pin.enter_context(self._models.use(member.model, plan.techniques.adapters))
+            for member in planned
+        )
         spaces = [
             (m.spec.name, m.latent_shape(plan.size), frame_of(m.spec.scheduler_config))
             for m in (model, *members)
@@ -118,9 +125,9 @@ class Filler:
 
     def _operator(
         self, plan: Plan, model: Model, assets: Mapping[str, Any], noise: Tensor
-    ) -> ClassifierFree | Regions:
+    ) -> Operator:
         """Encode all prompts for one denoiser."""
-        positive, negative, *rest = self.encode_prompts(plan, model, noise.device)
+        positive, negative, *rest = self.encode_prompts(plan, model, noise.device, assets)
         base = ClassifierFree(
             positive=positive,
             negative=negative if any(scale != 1 for scale in plan.guidance) else None,
@@ -130,7 +137,7 @@ class Filler:
         )
         planned = plan.techniques.regions
         if not planned:
-            return base
+            return under_control(plan, base, noise.device)
         texts = _region_negatives(planned)
         regions = tuple(
             Region(
@@ -143,16 +150,32 @@ class Filler:
             )
             for k, r in enumerate(planned)
         )
-        return Regions(base=base, regions=regions, negatives=tuple(rest[len(planned) :]))
+        whole = Regions(base=base, regions=regions, negatives=tuple(rest[len(planned) :]))
+        return under_control(plan, whole, noise.device)
 
-    def encode_prompts(self, plan: Plan, model: Model, device: torch.device) -> list[Conditioning]:
+    def encode_prompts(
+        self,
+        plan: Plan,
+        model: Model,
+        device: torch.device,
+        assets: Mapping[str, Any] | None = None,
+    ) -> list[Conditioning]:
         """Encode an image's prompts to one shape.
+
+        Args:
+            plan: What is made.
+            model: Who makes it.
+            device: Where the tensors go.
+            assets: Pictures that adapters look at; blank ones if None.
 
         Returns:
             The prompt's conditioning, the negative prompt's, the regions', and the
             regions' own negative ones.
         """
-        encoded = [self._encode(model, p).to(device) for p in prompts_of(plan, model)]
+        prompts = prompts_of(plan, model)
+        encoded = [self._encode(model, p) for p in prompts]
+        encoded = adapt(plan, model, assets, encoded, [p.negative for p in prompts])
+        encoded = [conditioning.to(device) for conditioning in encoded]
         walk = plan.techniques.walk
         if walk is not None and _walks_words(plan):
             end = encoded.pop()

@@ -67,10 +67,13 @@ def measure(plan: Plan, spec: ModelSpec) -> Footprint:
     rows = max(plan.rows, default=1)
     conditioning = rows * spec.token_limit * _CONDITIONING_BYTES_PER_TOKEN
     floats = _UNET_FLOATS_PER_LATENT_PIXEL if has_latent_space else _PIXEL_SPACE_FLOATS_PER_PIXEL
+    controls = len(plan.techniques.controls)  # pictures, and residuals beside the U-Net's own
+    hints = controls * 3 * pixels * _FLOAT32
+    floats += floats // 2 * min(controls, 1)
     decoder = _DECODER_FLOATS_PER_PIXEL if has_latent_space or not spec.has_steps else 8
     return Footprint(
-        slot_bytes=latents * registers + conditioning + 3 * pixels,
-        row_bytes=latent_pixels * floats * _FLOAT32,
+        slot_bytes=latents * registers + conditioning + 3 * pixels + hints,
+        row_bytes=latent_pixels * floats * _FLOAT32 + hints,
         decode_bytes=pixels * decoder * _FLOAT32,
     )
 

@@ -19,7 +19,7 @@ from mezzotint.sampling import ensemble
 from mezzotint.sampling.compose import mix, region_weights
 from mezzotint.sampling.guidance import guide, rescaled
 
-__all__ = ["ClassifierFree", "Ensemble", "Operator", "Region", "Regions", "Row"]
+__all__ = ["ClassifierFree", "Controlled", "Ensemble", "Operator", "Region", "Regions", "Row"]
 
 
 class Row(NamedTuple):
@@ -167,6 +167,33 @@ class Regions:
         places = [count, *(count if r.negative is None else own[r.negative] for r in active)]
         negative = mix(denoised[places], shares)
         return self.base.guide(step, positive, negative, latents, sigma)
+
+
+@dataclass(frozen=True, slots=True)
+class Controlled:
+    """ControlNets that act at some steps: each row carries the step's scales.
+
+    Args:
+        inner: What makes the estimate.
+        name: Name of the scales among the conditioning's tensors.
+        scales: For each step one scale per ControlNet, 0 where it does not act. Each
+            of shape (1, K).
+    """
+
+    inner: Operator
+    name: str
+    scales: tuple[Tensor, ...]
+
+    def rows(self, step: int) -> Sequence[Row]:
+        """Return the rows with this step's scales."""
+        scales = {self.name: self.scales[step - 1]}
+        return [
+            Row(row.conditioning.replace(**scales), row.member) for row in self.inner.rows(step)
+        ]
+
+    def combine(self, step: int, denoised: Tensor, latents: Tensor, sigma: float) -> Tensor:
+        """Leave it to the inner operator; see :class:`Operator`."""
+        return self.inner.combine(step, denoised, latents, sigma)
 
 
 @dataclass(frozen=True, slots=True)

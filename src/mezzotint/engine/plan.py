@@ -21,16 +21,20 @@ from mezzotint.types import MAX_SEED, OutputFormat, Size
 __all__ = [
     "ENLARGED",
     "OUTSIDE",
+    "Adapters",
     "BatchKey",
     "Plan",
     "Planned",
     "PlannedControl",
+    "PlannedEmbedding",
+    "PlannedImagePrompt",
     "PlannedLora",
     "PlannedMember",
     "PlannedRegion",
     "PlannedVariation",
     "Techniques",
     "WalkPosition",
+    "control_asset",
     "image_seed",
 ]
 
@@ -66,6 +70,52 @@ class PlannedControl:
     start: float
     end: float
     preprocess: str | None
+
+    def is_active(self, step: int, num_steps: int) -> bool:
+        """Tell whether it acts at a step (from 1), by diffusers' rule for its range."""
+        is_within = (step - 1) / num_steps >= self.start and step / num_steps <= self.end
+        return is_within and self.scale != 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedImagePrompt:
+    """An IP-Adapter by name and content; its pictures by content."""
+
+    model: str
+    digest: str
+    images: tuple[str, ...]
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedEmbedding:
+    """A textual inversion by name and content, and the word that stands for it."""
+
+    name: str
+    digest: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapters:
+    """What is put on a model for some requests, by name and content.
+
+    Scales and ranges are left out: images that differ in them share calls.
+
+    Args:
+        embeddings: (name, digest, token) of textual inversions.
+        image_prompts: (name, digest) of IP-Adapters.
+        loras: (name, digest) of LoRAs.
+        controls: (name, digest) of ControlNets.
+    """
+
+    embeddings: tuple[tuple[str, str, str], ...] = ()
+    image_prompts: tuple[tuple[str, str], ...] = ()
+    loras: tuple[tuple[str, str], ...] = ()
+    controls: tuple[tuple[str, str], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.embeddings or self.image_prompts or self.loras or self.controls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +172,8 @@ class Techniques:
         mask: Digest of the mask of the part to repaint.
         controls: ControlNets.
         loras: LoRAs of this image alone.
+        image_prompts: IP-Adapters and their pictures.
+        embeddings: Textual inversions.
         regions: Regional prompts.
         ensemble: Denoisers that answer together with the model.
         walk: Position on a walk.
@@ -142,6 +194,8 @@ class Techniques:
     mask: str | None = None
     controls: tuple[PlannedControl, ...] = ()
     loras: tuple[PlannedLora, ...] = ()
+    image_prompts: tuple[PlannedImagePrompt, ...] = ()
+    embeddings: tuple[PlannedEmbedding, ...] = ()
     regions: tuple[PlannedRegion, ...] = ()
     ensemble: tuple[PlannedMember, ...] = ()
     walk: WalkPosition | None = None
@@ -155,6 +209,16 @@ class Techniques:
     variation: PlannedVariation | None = None
     tiling: bool = False
     upscaler: tuple[str, str] = ("", "")
+
+    @property
+    def adapters(self) -> Adapters:
+        """What has to be put on the model."""
+        return Adapters(
+            embeddings=tuple((e.name, e.digest, e.token) for e in self.embeddings),
+            image_prompts=tuple((p.model, p.digest) for p in self.image_prompts),
+            loras=tuple((lora.name, lora.digest) for lora in self.loras),
+            controls=tuple((control.model, control.digest) for control in self.controls),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,10 +280,11 @@ class Plan:
             self.size,
             self.reproducibility,
             self.shortcuts,
-            tuple((lora.name, lora.digest) for lora in t.loras),
-            tuple((control.model, control.digest) for control in t.controls),
+            t.adapters.loras,
+            t.adapters.controls,
             tuple(member.digest for member in t.ensemble),
             t.tiling,
+            t.adapters.image_prompts,
         )
 
     @property
@@ -230,7 +295,8 @@ class Plan:
     @property
     def model_calls(self) -> int:
         """Rows that networks compute for this image: exact, known before it runs."""
-        return (sum(self.rows) or 1) + (self.second.model_calls if self.second else 0)
+        own = sum(self.rows) + self.control_calls
+        return (own or 1) + (self.second.model_calls if self.second else 0)
 
     @property
     def ends_in_latents(self) -> bool:
@@ -246,6 +312,17 @@ class Plan:
         """Return the same plan with another seed, in all its passes."""
         second = self.second.with_seed(seed) if self.second else None
         return dataclasses.replace(self, seed=seed, second=second)
+
+    @property
+    def control_calls(self) -> int:
+        """Rows that ControlNets compute, part of :attr:`model_calls`."""
+        return sum(self.control_rows(k) for k in range(len(self.rows)))
+
+    def control_rows(self, evaluation: int) -> int:
+        """Return the rows that ControlNets compute at a network evaluation, from 0."""
+        step = self.steps[evaluation] if self.techniques.controls else 0
+        active = sum(c.is_active(step, self.num_steps) for c in self.techniques.controls)
+        return active * self.rows[evaluation]
 
     @property
     def num_steps(self) -> int:
@@ -273,6 +350,8 @@ class Plan:
         """Return the plan as plain data for people, logs and answers."""
         plain = to_plain(self)
         plain["model_calls"] = self.model_calls
+        if self.techniques.controls:
+            plain["control_calls"] = self.control_calls
         scales = set(self.guidance)
         plain["guidance_scale"] = scales.pop() if len(scales) == 1 else list(self.guidance)
         plain["width"], plain["height"] = self.size
@@ -285,6 +364,15 @@ class Planned:
 
     plans: tuple[Plan, ...]
     warnings: tuple[str, ...] = ()
+
+
+def control_asset(control: PlannedControl, size: Size) -> str:
+    """Return the name of a prepared control picture among the assets of a request.
+
+    The same file may be the start image, come with another preprocessor, and serve
+    passes of several sizes.
+    """
+    return f"control {control.preprocess or 'none'} {size} {control.image}"
 
 
 def to_plain(value: Any) -> Any:

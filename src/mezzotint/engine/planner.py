@@ -5,18 +5,17 @@ What is changed instead of refused is a warning for the result.
 """
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mezzotint.engine.adapters import check_adapters, read_tags, resolve_adapters
 from mezzotint.engine.guidance_curve import resolve_guidance, run_progress
 from mezzotint.engine.plan import (
     ENLARGED,
     OUTSIDE,
     Plan,
     Planned,
-    PlannedControl,
-    PlannedLora,
     PlannedMember,
     PlannedRegion,
     PlannedVariation,
@@ -42,6 +41,16 @@ def _draw_seed() -> int:
     return secrets.randbits(32)
 
 
+def _own_name(name: str) -> str:
+    """Stand for an engine that reads no embedding files."""
+    return name
+
+
+def _no_names() -> Collection[str]:
+    """Stand for an engine without embeddings."""
+    return ()
+
+
 def _no_digest(kind: str, name: str) -> str:
     """Stand for an engine without adapters."""
     raise InvalidRequest(f"{kind} {name!r} is not known here", field=kind)
@@ -61,7 +70,10 @@ class Abilities:
             ``"regions"``, ...); any other technique field is refused.
         environment: Device, dtype and versions that arithmetic depends on.
         adapter_digest: ``(kind, name) -> sha256`` of a ``"lora"``, ``"control"``,
-            ``"model"`` or ``"upscaler"``; raises UnknownName where there is none.
+            ``"image_prompt"``, ``"embedding"``, ``"model"`` or ``"upscaler"``; raises
+            UnknownName where there is none.
+        embedding_token: The word that stands for an embedding where none is asked for.
+        embedding_names: Every embedding there is, for dialects that name them in prompts.
         precision: ``model name -> int8``, ``bfloat16`` or "", for ``turbo``.
         max_pixels: Pixels of one picture, at most.
         max_request_pixels: Pixels of all pictures of one request, at most.
@@ -70,6 +82,8 @@ class Abilities:
     techniques: frozenset[str] = frozenset()
     environment: str = ""
     adapter_digest: Callable[[str, str], str] = field(default=_no_digest, compare=False)
+    embedding_token: Callable[[str], str] = field(default=_own_name, compare=False)
+    embedding_names: Callable[[], Collection[str]] = field(default=_no_names, compare=False)
     precision: Callable[[str], str] = field(default=_no_precision, compare=False)
     max_pixels: int = 4096 * 4096
     max_request_pixels: int = 4096 * 4096 * 64
@@ -100,6 +114,7 @@ def plan(
     """
     abilities = abilities or Abilities()
     warnings: list[str] = []
+    request = read_tags(request, spec, abilities)
     _check_techniques(request, spec, abilities)
     size = _resolve_size(request, spec, image_size, warnings)
     _check_pixels(request, size, abilities)
@@ -121,7 +136,9 @@ def plan(
         scheduler=scheduler,
         sigma_schedule=sigma_schedule,
     )
-    techniques = _resolve_techniques(request, spec, abilities, techniques, len(guidance))
+    techniques = _resolve_techniques(
+        request, spec, abilities, techniques, len(guidance), warnings=warnings
+    )
     guided = any(scale != 1 for scale in guidance) or not spec.stepwise
     seed = request.seed if request.seed is not None else draw_seed()
     if request.variation is not None:
@@ -307,6 +324,8 @@ def _check_techniques(request: GenerationRequest, spec: ModelSpec, abilities: Ab
         "mask": request.mask is not None,
         "controls": bool(request.controls),
         "loras": bool(request.loras),
+        "image_prompts": bool(request.image_prompts),
+        "embeddings": bool(request.embeddings),
         "regions": bool(request.regions),
         "ensemble": bool(request.ensemble),
         "walk": request.walk is not None,
@@ -358,6 +377,8 @@ def _check_techniques(request: GenerationRequest, spec: ModelSpec, abilities: Ab
         "tiling",
         "controls",
         "loras",
+        "image_prompts",
+        "embeddings",
         "regions",
         "ensemble",
     ]
@@ -366,6 +387,7 @@ def _check_techniques(request: GenerationRequest, spec: ModelSpec, abilities: Ab
         if asked[name] and not (spec.has_steps and spec.stepwise):
             kind = "it takes no denoising steps" if not spec.has_steps else "it runs whole"
             raise InvalidRequest(f"{name} cannot be honoured by {spec.name}: {kind}", field=name)
+    check_adapters(request, spec)
 
 
 def _check_tiling(request: GenerationRequest, spec: ModelSpec) -> None:
@@ -618,6 +640,8 @@ def _resolve_techniques(
     abilities: Abilities,
     techniques: Techniques,
     num_steps: int,
+    *,
+    warnings: list[str],
 ) -> Techniques:
     """Resolve the technique fields; names become content digests."""
     values: dict[str, Any] = {}
@@ -629,22 +653,7 @@ def _resolve_techniques(
         values["truncation"] = request.latent.truncation
     values["class_label"] = request.latent.class_label
     digest = abilities.adapter_digest
-    values["loras"] = tuple(
-        PlannedLora(name=lora.name, digest=digest("lora", lora.name), scale=lora.scale)
-        for lora in request.loras
-    )
-    values["controls"] = tuple(
-        PlannedControl(
-            model=control.model,
-            digest=digest("control", control.model),
-            image=control.image.digest,
-            scale=control.scale,
-            start=control.start,
-            end=control.end,
-            preprocess=control.preprocess,
-        )
-        for control in request.controls
-    )
+    values.update(resolve_adapters(request, abilities, warnings))
     values["regions"] = tuple(
         PlannedRegion(
             prompt=region.prompt,

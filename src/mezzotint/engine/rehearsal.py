@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
+from mezzotint.engine.adapting import with_full_scales
 from mezzotint.engine.certify import REFERENCE
 from mezzotint.engine.filling import Filler, ModelSource, device_of
 from mezzotint.engine.plan import Plan
@@ -39,13 +40,13 @@ def rehearse(plan: Plan, models: ModelSource, filler: Filler) -> Model:
             network that only fails while it is rehearsed is left to the real call.
     """
     with contextlib.ExitStack() as pin, span("load"), torch.no_grad():
-        loras = plan.techniques.loras
-        model = pin.enter_context(models.use(plan.model, loras, turbo=plan.is_turbo))
+        adapters = plan.techniques.adapters
+        model = pin.enter_context(models.use(plan.model, adapters, turbo=plan.is_turbo))
         names = [member.model for member in plan.techniques.ensemble]
-        members = [pin.enter_context(models.use(name)) for name in names]
+        members = [pin.enter_context(models.use(name, adapters)) for name in names]
         for one in members or [model]:
             conditioning = filler.encode_prompts(plan, one, device_of(one))[0]
-            _call_denoiser(one, plan, conditioning)
+            _call_denoiser(one, plan, with_full_scales(plan, conditioning))
         _call_decoder(model, plan)
         for network in model.networks.values():
             if isinstance(network, TorchNetwork):

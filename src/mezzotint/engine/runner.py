@@ -34,6 +34,7 @@ from mezzotint.engine.state import ImageId, StepBatch
 from mezzotint.engine.timing import Timer
 from mezzotint.errors import OutOfMemory, WorkFailed
 from mezzotint.models.base import Conditioning, Model
+from mezzotint.models.controlnet import CONTROL_SCALES
 from mezzotint.models.step_cache import StepCacheNetwork
 from mezzotint.observe import metrics
 from mezzotint.observe.spans import span
@@ -84,7 +85,7 @@ class Runner:
             pin = contextlib.ExitStack()
             try:
                 model = pin.enter_context(
-                    self._models.use(plan.model, plan.techniques.loras, turbo=plan.is_turbo)
+                    self._models.use(plan.model, plan.techniques.adapters, turbo=plan.is_turbo)
                 )
                 slot = self._filler.fill(plan, model, pin, assets)
             except BaseException:
@@ -232,7 +233,8 @@ class Runner:
         answers = torch.cat(parts)[: len(rows)] if len(parts) > 1 else parts[0][: len(rows)]
         seconds = timer.stop()
         deep = torch.cat(features) if features else None
-        return answers, deep, None if is_first or size != bucket else seconds
+        measures = not is_first and size == bucket and _all_act(rows)
+        return answers, deep, seconds if measures else None
 
     def _largest_good(self, key: Hashable, bucket: int) -> int:
         """Return the largest certified call size up to a bucket; the reference at least."""
@@ -276,6 +278,12 @@ class Runner:
             if any(mark in str(error).lower() for mark in _OUT_OF_MEMORY):
                 raise OutOfMemory(f"the device ran out of memory: {error}") from error
             raise
+
+
+def _all_act(rows: Rows) -> bool:
+    """Whether every ControlNet of a call acts on every row, so that its time is typical."""
+    scales = rows.conditioning.get(CONTROL_SCALES)
+    return scales is None or bool((scales != 0).all())
 
 
 def _operator(slot: Slot) -> Operator:

@@ -69,10 +69,10 @@ def choose(
         return Shortcuts(rows=rows)
     names: list[str] = []
     t = techniques
-    is_whole = not (t.loras or t.ensemble or t.tiling)  # the model as it is
+    is_whole = not (t.adapters or t.ensemble or t.tiling)  # the model as it is
     if precision and has_low_precision(spec) and rows and is_whole:
         names.append(f"denoiser and decoder in {precision}")
-    is_plain = not (t.loras or t.ensemble or t.regions or t.controls or t.tiling)
+    is_plain = not (t.adapters or t.ensemble or t.regions or t.tiling)
     is_single = len(set(steps)) == len(steps)  # one evaluation per step
     reused = _alternate(rows) if is_plain and is_single else (False,) * len(rows)
     shares_guidance = any(r and n > 1 for r, n in zip(reused, rows, strict=True))

@@ -267,6 +267,25 @@ class Model(ABC):
             f"model {self.spec.name} cannot start from an image", field="image", allowed="no image"
         )
 
+    def encode_image_prompt(self, index: int, pictures: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Turn pictures into the tokens that an IP-Adapter's cross attention listens to.
+
+        Args:
+            index: Which of the view's IP-Adapters.
+            pictures: Each of shape (H, W, 3), uint8.
+
+        Returns:
+            Tokens of the pictures, and of no picture for the unconditional half. Each
+            of shape (1, T, D), float32.
+
+        Raises:
+            InvalidRequest: If the model is no view with IP-Adapters, see
+                :func:`mezzotint.models.ip_adapter.with_ip_adapters`.
+        """
+        raise InvalidRequest(
+            f"model {self.spec.name} carries no IP-Adapter {index}", field="image_prompts"
+        )
+
     def map_latents(self, latents: Tensor) -> Tensor | None:
         """Return w of a GAN's z, or None for models without a mapping network. Shape (B, Z)."""
         return None

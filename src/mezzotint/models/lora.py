@@ -29,10 +29,9 @@ from torch.nn import functional
 
 from mezzotint.errors import InvalidRequest, WeightsError
 from mezzotint.files import digest_file
-from mezzotint.models.base import Conditioning, Model, Network, Prompt
-from mezzotint.models.networks import TorchNetwork
-from mezzotint.models.openvino_backend import OpenVINONetwork
+from mezzotint.models.base import Conditioning, Model, Prompt
 from mezzotint.models.parts import combine_digests, read_header
+from mezzotint.models.torch_backed import TorchBacked, torch_backed
 
 __all__ = [
     "LORA_SCALES",
@@ -177,7 +176,8 @@ class LoraNetwork:
     """A torch network with LoRAs added while it runs.
 
     Args:
-        source: The network without them; shared, never changed.
+        source: The network without them; shared, never changed. Other adapters that
+            run on torch may stand between.
         loras: Pairs by layer name, one mapping per LoRA.
         names: Names of the LoRAs, for messages.
 
@@ -190,7 +190,7 @@ class LoraNetwork:
 
     def __init__(
         self,
-        source: TorchNetwork,
+        source: TorchBacked,
         loras: Sequence[Mapping[str, LoraPair]],
         *,
         names: Sequence[str],
@@ -207,6 +207,20 @@ class LoraNetwork:
         self._layers = {
             layer: modules[layer] for layer in sorted({k for pairs in self._pairs for k in pairs})
         }
+
+    def __deepcopy__(self, memo: object) -> "LoraNetwork":
+        """Return itself: a copy of a model shares its weights."""
+        return self
+
+    @property
+    def module(self) -> nn.Module:
+        """The module of the network without LoRAs."""
+        return self.source.module
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The configuration of the network without LoRAs."""
+        return self.source.config
 
     @property
     def num_bytes(self) -> int:
@@ -239,9 +253,12 @@ class LoraNetwork:
 
 
 def _hook(added: Sequence[tuple[LoraPair, Tensor]]) -> Callable[..., Tensor]:
-    """Return a hook that adds the LoRAs of one layer to its answer."""
+    """Return a hook that adds the LoRAs of one layer to its answer, in this thread alone."""
+    owner = threading.get_ident()
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if threading.get_ident() != owner:
+            return output
         x = inputs[0]
         for pair, scales in added:
             changes = [
@@ -320,24 +337,13 @@ def with_loras(model: Model, loras: Sequence[LoraWeights]) -> Model:
             names = ", ".join(lora.name for lora in loras if role in lora.pairs)
             raise WeightsError(f"LoRA {names} changes {role}, which {model.spec.name} has not")
     for role in {*touched, "denoiser"}:
-        source = _torch_network(model.networks[role])
+        source = torch_backed(model.networks[role], "loras")
         pairs = [lora.pairs.get(role, {}) for lora in loras]
         view.networks[role] = LoraNetwork(source, pairs, names=[lora.name for lora in loras])
     digests = {f"lora {k}": lora.digest for k, lora in enumerate(loras)}
     view.spec = replace(model.spec, digest=combine_digests({"model": model.spec.digest, **digests}))
     view.encode = _encode_with_scales(view, view.encode, len(loras))  # type: ignore[method-assign]
     return view
-
-
-def _torch_network(network: Network) -> TorchNetwork:
-    """Return the torch network behind a backend's."""
-    if isinstance(network, OpenVINONetwork | LoraNetwork):
-        return network.source
-    if isinstance(network, TorchNetwork):
-        return network
-    raise InvalidRequest(
-        f"loras need a network that torch runs, got {type(network).__name__}", field="loras"
-    )
 
 
 def _encode_with_scales(

@@ -15,6 +15,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -208,6 +209,7 @@ class TorchNetwork:
         device: Where it computes.
         num_bytes: Bytes of its weights.
         digest: sha256 of its weights and configuration, for compiled copies.
+        config: The module's configuration, where it has one.
     """
 
     def __init__(
@@ -219,7 +221,9 @@ class TorchNetwork:
         device: torch.device | str = "cpu",
         num_bytes: int = 0,
         digest: str = "",
+        config: Mapping[str, Any] | None = None,
     ) -> None:
+        self.config: Mapping[str, Any] = config or {}
         self._build = build
         self._module: nn.Module | None = None
         self._lock = threading.Lock()
@@ -247,6 +251,7 @@ class TorchNetwork:
             device=placement.device,
             num_bytes=part.num_bytes * placement.dtype.itemsize // width,
             digest=part.digest,
+            config=part.config,
         )
 
     @property

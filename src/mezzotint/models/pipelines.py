@@ -36,6 +36,7 @@ __all__ = [
     "load_pipeline",
     "native_pipeline",
     "quiet_loading",
+    "read_part",
     "read_parts",
 ]
 
@@ -228,6 +229,29 @@ def read_parts(
         digest=combine_digests(digests),
         path=str(path),
     )
+
+
+def read_part(path: Path, role: str, *, library: str, class_name: str) -> Part:
+    """Read and check the folder of one network without building it.
+
+    Args:
+        path: Folder with ``config.json`` and safetensors weights.
+        role: What the network is for.
+        library: ``"diffusers"`` or ``"transformers"``.
+        class_name: Its class there.
+
+    Raises:
+        CardError: If its configuration is missing, or names another class.
+        WeightsError: If weights are missing, corrupt or pickles.
+    """
+    config = read_json(path / "config.json")
+    named = config.get("_class_name") or next(iter(config.get("architectures") or ()), class_name)
+    if named != class_name:
+        raise CardError(f"{path} must hold a {class_name}, it holds a {named}")
+    weights, kind = find_weights(path)
+    digests = digest_files(path, {path / "config.json", *weights})
+    found = _Folder(library, class_name, path, tuple(weights), kind)
+    return _folder_part(role, found, digests=digests, root=path)
 
 
 def _settings(index: Mapping[str, Any]) -> dict[str, Any]:

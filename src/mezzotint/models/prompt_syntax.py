@@ -18,12 +18,12 @@ Source: the grammars as their own tools document them; torch-free.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mezzotint.errors import InvalidRequest
 
-__all__ = ["BREAK", "LoraTag", "PromptEdit", "Span", "edits", "lora_tags", "spans"]
+__all__ = ["BREAK", "LoraTag", "PromptEdit", "Span", "edits", "lora_tags", "spans", "word_pattern"]
 
 UP = 1.1
 DOWN = 1 / 1.1
@@ -483,3 +483,20 @@ def lora_tags(text: str) -> tuple[str, tuple[LoraTag, ...]]:
     """
     found = tuple(LoraTag(m[1], _number(m[2]) if m[2] else 1.0) for m in _LORA.finditer(text))
     return _LORA.sub("", text), found
+
+
+def word_pattern(words: Iterable[str]) -> re.Pattern[str]:
+    """Return what finds words in a prompt: whatever their case, whole, the longest first.
+
+    Example:
+        >>> [m[0] for m in word_pattern(["ink", "<cat>"]).finditer("pink Ink <CAT>s")]
+        ['Ink', '<CAT>']
+    """
+    longest_first = sorted(words, key=lambda word: (-len(word), word))
+    parts = [
+        ("(?<!\\w)" if word[:1].isalnum() else "")
+        + re.escape(word)
+        + ("(?!\\w)" if word[-1:].isalnum() else "")
+        for word in longest_first
+    ]
+    return re.compile("|".join(parts) or r"(?!)", re.IGNORECASE)

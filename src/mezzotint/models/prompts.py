@@ -9,8 +9,10 @@ Ids come from the ``tokenizers`` library alone, without transformers. A tokenize
 is never changed after it was loaded, so threads may share it.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +20,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from mezzotint.errors import CardError, WeightsError
 from mezzotint.models.parts import read_json
-from mezzotint.models.prompt_syntax import BREAK, Span, spans
+from mezzotint.models.prompt_syntax import BREAK, Span, spans, word_pattern
 
 __all__ = ["Chunk", "Tokens", "clip_tokens", "load_tokens", "tokens_of"]
 
@@ -78,6 +80,13 @@ class Tokens:
         self.max_length = max_length
         self.pad = pad if pad is not None else (self.end[-1] if self.end else 0)
         self._comma = own.token_to_id(",</w>") if kind == "clip" else None
+        self._words: dict[str, tuple[int, ...]] = {}
+        self._word_pattern: re.Pattern[str] | None = None
+
+    @cached_property
+    def first_word(self) -> int:
+        """The first id behind the vocabulary; see :meth:`with_words`."""
+        return max(self._tokenizer.get_vocab().values()) + 1
 
     @property
     def vocabulary(self) -> int:
@@ -93,13 +102,50 @@ class Tokens:
         """Return the same tokenizer for a window of another length."""
         return Tokens(self._tokenizer, kind=self.kind, max_length=max_length, pad=self.pad)
 
+    def with_words(self, counts: Mapping[str, int]) -> "Tokens":
+        """Return the same tokenizer knowing further words.
+
+        A word is found whatever its case, but not inside a longer word; the longest
+        wins. Its ids lie behind the vocabulary, from :attr:`first_word` on.
+
+        Args:
+            counts: Tokens that each word becomes, in the order of their ids.
+        """
+        other = Tokens(self._tokenizer, kind=self.kind, max_length=self.max_length, pad=self.pad)
+        position = other.first_word
+        for word, count in counts.items():
+            other._words[word.lower()] = tuple(range(position, position + count))
+            position += count
+        other._word_pattern = word_pattern(counts)
+        return other
+
     def spell(self, token: int) -> str:
         """Return a token as its vocabulary writes it, e.g. ``apple</w>``."""
+        for word, ids in self._words.items():
+            if token in ids:
+                return f"{word}#{ids.index(token) + 1}" if len(ids) > 1 else word
         return self._tokenizer.id_to_token(token) or f"<{token}>"
 
     def count(self, text: str) -> int:
         """Count the tokens of a text, start and end left out."""
-        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return sum(len(ids) for ids, _ in self._encode(text))
+
+    def _encode(self, text: str) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Yield runs of ids and where each starts; a further word is a run of its own."""
+        done = 0
+        for match in self._word_pattern.finditer(text) if self._word_pattern else ():
+            yield from self._encode_plain(text[done : match.start()], done)
+            ids = self._words[match[0].lower()]
+            yield ids, (match.start(),) * len(ids)
+            done = match.end()
+        yield from self._encode_plain(text[done:], done)
+
+    def _encode_plain(
+        self, text: str, start: int
+    ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        for token, (place, _) in zip(encoding.ids, encoding.offsets, strict=True):
+            yield (token,), (start + place,)
 
     def count_chunks(self, text: str, dialect: str = "plain") -> int:
         """Count the chunks a text needs, 1 to :data:`MAX_CHUNKS`."""
@@ -139,21 +185,22 @@ class Tokens:
                     groups.append([])
                     last_comma = -1
                 continue
-            encoding = self._tokenizer.encode(piece.text, add_special_tokens=False)
-            for token_id, (start, _) in zip(encoding.ids, encoding.offsets, strict=True):
-                token = _Token(token_id, piece.weight, position + start)
-                if len(groups[-1]) == self.window and len(groups) < limit:
+            for ids, starts in self._encode(piece.text):
+                full = len(groups[-1]) + len(ids) > self.window
+                if full and len(groups) < limit and len(ids) <= self.window:
                     near = last_comma != -1 and self.window - last_comma <= COMMA_BACKTRACK
-                    at = last_comma + 1 if near else self.window
+                    at = last_comma + 1 if near and len(ids) == 1 else self.window
                     moved, groups[-1] = groups[-1][at:], groups[-1][:at]
                     groups.append(moved)
                     last_comma = -1
-                if len(groups[-1]) == self.window:
-                    rest.append(token)
-                    continue
-                if token_id == self._comma:
-                    last_comma = len(groups[-1])
-                groups[-1].append(token)
+                for token_id, start in zip(ids, starts, strict=True):
+                    token = _Token(token_id, piece.weight, position + start)
+                    if len(groups[-1]) == self.window:
+                        rest.append(token)
+                        continue
+                    if token_id == self._comma:
+                        last_comma = len(groups[-1])
+                    groups[-1].append(token)
             position += len(piece.text)
         return groups, rest
 

@@ -251,6 +251,10 @@ def _refuse_paths(request: GenerationRequest) -> None:
         _refuse_path(lora.name, "loras.name")
     for control in request.controls:
         _refuse_path(control.model, "controls.model")
+    for prompt in request.image_prompts:
+        _refuse_path(prompt.model, "image_prompts.model")
+    for embedding in request.embeddings:
+        _refuse_path(embedding.name, "embeddings.name")
     for member in request.ensemble:
         _refuse_path(member.model, "ensemble.model")
     if request.upscale is not None and request.upscale.model is not None:

@@ -37,6 +37,7 @@ from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.models.spec import ModelSpec
 from mezzotint.observe import log, metrics
 from mezzotint.plain import Checked, read
+from mezzotint.preprocessing import PREPROCESSORS
 from mezzotint.request import GenerationRequest, LatentInput, Output
 from mezzotint.service import tools
 from mezzotint.service.base import HandlerAnswer
@@ -46,7 +47,7 @@ from mezzotint.service.desk import Desk
 from mezzotint.service.handlers import HandlerPool
 from mezzotint.service.loader import Loader
 from mezzotint.service.orders import Judge, Order
-from mezzotint.service.pictures import Finisher, with_pixels
+from mezzotint.service.pictures import Finisher, adapter_assets, with_pixels
 from mezzotint.service.shelf import Shelf, cache_folder, describe_environment, memory_budget
 from mezzotint.types import (
     Cancelled as CancelledEvent,
@@ -63,9 +64,12 @@ __all__ = ["Engine", "Job", "LocalConfig", "LocalService", "create_service"]
 
 _TECHNIQUES = frozenset(
     {
+        "controls",
+        "embeddings",
         "ensemble",
         "hires",
         "image",
+        "image_prompts",
         "loras",
         "mask",
         "outpaint",
@@ -311,6 +315,8 @@ class LocalService:
             if region.mask is not None:
                 mask = decode_mask(region.mask.data, field="regions.mask", config=limits)
                 assets[region.mask.digest] = fit(mask, first.size)
+        self.shelf.check_adapters(first)
+        assets.update(adapter_assets(request, first, limits))
         policy = None
         if request.gates is not None and request.gates.gates and self._judge is not None:
             policy = self._judge.policy(request.gates)
@@ -337,6 +343,8 @@ class LocalService:
             environment=self._environment_text,
             adapter_digest=self.shelf.adapter_digest,
             precision=self.shelf.precision,
+            embedding_token=self.shelf.adapters.token,
+            embedding_names=lambda: self.shelf.adapters.names("embedding"),
             max_pixels=engine.max_pixels,
             max_request_pixels=engine.max_request_pixels,
         )
@@ -451,8 +459,11 @@ class LocalService:
             "sigma_schedules": list(SIGMA_SCHEDULES),
             "guidance_schedules": ["constant", "cosine", "interval", "linear", "list", "power"],
             "gates": list(_gate_names()) if self._judge is not None else [],
-            "loras": list(self.shelf.lora_names()),
-            "controls": [],
+            "loras": list(self.shelf.adapters.names("lora")),
+            "controls": list(self.shelf.adapters.names("control")),
+            "image_prompts": list(self.shelf.adapters.names("image_prompt")),
+            "embeddings": list(self.shelf.adapters.names("embedding")),
+            "preprocessors": list(PREPROCESSORS),
             "upscalers": ["lanczos", *tools.installed_upscalers()],
             "prompt_dialects": ["plain", "a1111", "comfyui", "compel"],
             "output_formats": ["png", "jpeg", "webp"],

@@ -14,10 +14,12 @@ from mezzotint.engine.memory import Footprint
 from mezzotint.engine.plan import Plan, Planned
 from mezzotint.errors import DeadlineExceeded, NotReady, WorkFailed
 from mezzotint.request import (
+    Embedding,
     Gates,
     GenerationRequest,
     GuidanceSchedule,
     LatentInput,
+    Lora,
     Output,
     Variation,
 )
@@ -185,6 +187,12 @@ def alone(request: GenerationRequest, plan: Plan) -> GenerationRequest:
         guidance_scale=request.guidance_scale if plan.second else _guidance(plan),
         variation=_variation(request, plan),
         strength=request.strength if techniques.image else _DEFAULT_STRENGTH,
+        controls=tuple(
+            replace(control, preprocess=planned.preprocess)
+            for control, planned in zip(request.controls, techniques.controls, strict=True)
+        ),
+        loras=tuple(Lora(name=lora.name, scale=lora.scale) for lora in techniques.loras),
+        embeddings=tuple(Embedding(name=e.name, token=e.token) for e in techniques.embeddings),
         latent=LatentInput(truncation=techniques.truncation, class_label=techniques.class_label),
         gates=None,
         output=Output(format=file_format, quality=quality, metadata=has_metadata),

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from mezzotint.engine.plan import Plan
+from mezzotint.engine.plan import Plan, control_asset
 from mezzotint.images.animation import encode_animation, order_frames
 from mezzotint.images.codec import decode_image, encode, to_images, to_pixels
+from mezzotint.images.config import ImageConfig
 from mezzotint.images.metadata import build_recipe, canonical_json, make_infotext
+from mezzotint.images.preprocess import preprocess
 from mezzotint.images.resize import fit
 from mezzotint.models.upscalers import load_upscaler
 from mezzotint.request import GenerationRequest
@@ -25,7 +27,7 @@ from mezzotint.service.tools import enlarge
 from mezzotint.types import ImageOutput, StageTimings
 from mezzotint.vocabulary import FULL_PRECISION
 
-__all__ = ["Finisher", "with_pixels"]
+__all__ = ["Finisher", "adapter_assets", "with_pixels"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +193,35 @@ def pastes(plan: Plan) -> bool:
     """Whether what was drawn goes back into the picture that came with the request."""
     asked = plan.techniques.inpaint
     return asked is not None and (asked.paste or asked.area == "masked")
+
+
+def adapter_assets(
+    request: GenerationRequest, plan: Plan, limits: ImageConfig
+) -> dict[str, np.ndarray]:
+    """Decode and prepare the pictures that adapters of a request look at.
+
+    Returns:
+        Control pictures at the sizes of all passes, (3, H, W) in [0, 1], and pictures of image
+        prompts as they came, (H, W, 3), uint8.
+
+    Raises:
+        ImageError: If one is no picture; names the field.
+    """
+    assets: dict[str, np.ndarray] = {}
+    sizes = [one.size for one in (plan, plan.second) if one is not None]
+    for k, (control, planned) in enumerate(
+        zip(request.controls, plan.techniques.controls, strict=True)
+    ):
+        pixels = decode_image(control.image.data, field=f"controls[{k}].image", config=limits)
+        for size in sizes:
+            prepared = preprocess(fit(pixels, size), planned.preprocess)
+            array = prepared.astype(np.float32).transpose(2, 0, 1) / np.float32(255)
+            assets[control_asset(planned, size)] = np.ascontiguousarray(array)
+    for k, prompt in enumerate(request.image_prompts):
+        for place, image in enumerate(prompt.images):
+            field = f"image_prompts[{k}].images[{place}]"
+            assets[f"prompt {image.digest}"] = decode_image(image.data, field=field, config=limits)
+    return assets
 
 
 def with_pixels(image: ImageOutput) -> ImageOutput:

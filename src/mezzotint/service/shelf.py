@@ -10,6 +10,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -17,24 +18,25 @@ from typing import Any, Literal
 import torch
 
 import mezzotint
-from mezzotint.engine.plan import PlannedLora
+from mezzotint.engine.plan import Adapters, Plan
 from mezzotint.engine.tiers import has_low_precision, has_step_cache
-from mezzotint.errors import InvalidRequest, UnknownName
-from mezzotint.files import digest_file
+from mezzotint.errors import InvalidRequest
 from mezzotint.models.base import Model
 from mezzotint.models.config import ModelsConfig
+from mezzotint.models.controlnet import ControlNet
 from mezzotint.models.loading import choose_device
-from mezzotint.models.lora import read_lora, with_loras
+from mezzotint.models.networks import Placement, TorchNetwork
 from mezzotint.models.spec import ModelSpec
 from mezzotint.models.store import ModelStore
 from mezzotint.models.turbo import turbo_view
 from mezzotint.models.upscalers import upscaler_digest
+from mezzotint.service.adapters import KINDS, AdapterShelf
 
 __all__ = ["Backend", "Shelf", "describe_environment"]
 
-_MAX_VIEWS = 8
-"""Models with LoRAs kept at once; each holds the LoRA's own weights only."""
+__all__ = ["Backend", "Shelf", "describe_environment"]
 
+NO_ADAPTERS = Adapters()
 Backend = Literal["auto", "torch", "openvino"]
 
 
@@ -59,8 +61,9 @@ class Shelf:
         self.backend: Literal["torch", "openvino"] = _choose_backend(backend, self.device)
         self._cache = config.home_path / "cache" / "openvino"
         self._extra = {model.spec.name: model for model in extra}
-        self._loras = config.home_path / "loras"
-        self._views: dict[tuple[int, tuple[str, ...]], tuple[Model, Model]] = {}
+        self.adapters = AdapterShelf(
+            config.home_path, allow_paths=config.allow_paths, dress=self._dress_control
+        )
         self._dressed: weakref.WeakSet[Model] = weakref.WeakSet()
         self._fast: weakref.WeakKeyDictionary[Model, Model] = weakref.WeakKeyDictionary()
         self._making: weakref.WeakKeyDictionary[Model, threading.Lock] = weakref.WeakKeyDictionary()
@@ -68,40 +71,35 @@ class Shelf:
 
     @contextlib.contextmanager
     def use(
-        self, name: str, loras: tuple[PlannedLora, ...] = (), *, turbo: bool = False
+        self, name: str, adapters: Adapters = NO_ADAPTERS, *, turbo: bool = False
     ) -> Iterator[Model]:
         """Give a model on its backend, pinned in memory for the length of the block.
 
         Args:
             name: Its name.
-            loras: LoRAs it is asked with; they keep it in full precision.
+            adapters: What it is to wear; it keeps full precision then.
             turbo: Whether the fast copy is wanted.
         """
         with contextlib.ExitStack() as pin:
             own = self._extra.get(name)
             model = self._dress(own if own is not None else pin.enter_context(self.store.use(name)))
-            if loras:
-                yield self._with_loras(model, loras)
-            elif turbo:
-                yield self._faster(model)
-            else:
-                yield model
+            yield self._faster(model) if turbo and not adapters else self._wear(model, adapters)
 
-    def _with_loras(self, model: Model, loras: tuple[PlannedLora, ...]) -> Model:
-        """Return a view of a model with LoRAs, kept for the next request with the same."""
-        if not loras:
-            return model
-        key = (id(model), tuple(lora.digest for lora in loras))
-        with self._lock:
-            if key not in self._views:
-                weights = [
-                    read_lora(self._lora_path(lora.name), name=lora.name, family=model.spec.family)
-                    for lora in loras
-                ]
-                while len(self._views) >= _MAX_VIEWS:
-                    del self._views[next(iter(self._views))]
-                self._views[key] = (model, with_loras(model, weights))
-            return self._views[key][1]
+    def _wear(self, model: Model, adapters: Adapters) -> Model:
+        """Return a view of a model with adapters, kept for the next request with the same."""
+        return self.adapters.put_on(model, adapters, placement_of(model)) if adapters else model
+
+    def check_adapters(self, plan: Plan) -> None:
+        """Refuse adapters that do not fit a plan's model or the members of its ensemble.
+
+        Raises:
+            InvalidRequest: If one does not fit; names it.
+        """
+        if plan.techniques.adapters:
+            members = plan.techniques.ensemble
+            for name in [m.model for m in members] or [plan.model]:
+                with self.use(name) as model:
+                    self.adapters.check(plan, model)
 
     def precision(self, name: str) -> str:
         """Return the low precision that ``turbo`` has for a model, "" for none."""
@@ -126,7 +124,8 @@ class Shelf:
         """Return the content digest of an adapter or of another model.
 
         Args:
-            kind: ``"lora"``, ``"model"`` or ``"upscaler"``.
+            kind: ``"model"``, ``"upscaler"``, or a kind of
+                :data:`mezzotint.service.adapters.KINDS`.
             name: Its name, or a path where paths are allowed.
 
         Raises:
@@ -135,25 +134,11 @@ class Shelf:
         """
         if kind == "model":
             return self.spec(name).digest
-        if kind == "lora":
-            return digest_file(self._lora_path(name))
         if kind == "upscaler":
             return upscaler_digest(name)
-        raise InvalidRequest(f"{kind} {name!r} cannot be used here", field=kind)
-
-    def lora_names(self) -> tuple[str, ...]:
-        """Return the LoRAs of the store: files in ``HOME/loras``, sorted."""
-        found = self._loras.glob("*.safetensors") if self._loras.is_dir() else ()
-        return tuple(sorted(path.stem for path in found))
-
-    def _lora_path(self, name: str) -> Path:
-        """Return the file of a LoRA, by name or, where allowed, by path."""
-        if name in self.lora_names():
-            return self._loras / f"{name}.safetensors"
-        path = Path(name).expanduser()
-        if self.store.config.allow_paths and path.suffix == ".safetensors" and path.is_file():
-            return path
-        raise UnknownName("lora", name, self.lora_names(), field="loras")
+        if kind not in KINDS:
+            raise InvalidRequest(f"{kind} {name!r} cannot be used here", field=kind)
+        return self.adapters.digest(kind, name)
 
     def spec(self, name: str) -> ModelSpec:
         """Return a model's spec; weights are not read for it."""
@@ -187,6 +172,26 @@ class Shelf:
 
                     use_openvino(model, cache=self._cache)
         return model
+
+    def _dress_control(self, control: ControlNet) -> ControlNet:
+        """Put a ControlNet on the backend."""
+        network = control.network
+        if self.backend != "openvino" or not isinstance(network, TorchNetwork):
+            return control
+        if network.device.type != "cpu" or network.dtype != torch.float32:
+            return control
+        from mezzotint.models.openvino_backend import OpenVINONetwork
+
+        dressed = OpenVINONetwork(network, role="controlnet", cache=self._cache)
+        return replace(control, network=dressed)
+
+
+def placement_of(model: Model) -> Placement:
+    """Return where and in which type a model's denoiser computes."""
+    network: Any = model.networks.get("denoiser")
+    while network is not None and not isinstance(network, TorchNetwork):
+        network = getattr(network, "source", None)
+    return Placement() if network is None else Placement(str(network.device), network.dtype)
 
 
 def _broken(name: str, version: str, path: str, error: Exception) -> dict[str, Any]:

@@ -139,7 +139,9 @@ def test_flags_of_techniques_reach_the_request(asked, tmp_path):
     request = asked(
         "--image", "in.png", "--strength", 0.5, "--mask", "in.png",
         "--lora", "ink:0.5", "--lora", "C:/x.safetensors",
-        "--control", "canny:in.png:0.7:0.1:0.9",
+        "--control", "canny:in.png:0.7:0.1:0.9", "--control", "tile:in.png;preprocess=tile:2",
+        "--image-prompt", "style:in.png:0.4", "--image-prompt", "style:in.png",
+        "--embedding", "scribble", "--embedding", "ink:<ink>",
         "--region", "a cat@0,0,0.5,1;weight=2;negative=dog", "--region", "sky@in.png",
         "--ensemble", "plate:2", "--ensemble", "other:1,0.5",
         "--gate", "nsfw:0.7:open", "--gate", "quality", "--max-attempts", 3, "--keep", "best",
@@ -151,8 +153,14 @@ def test_flags_of_techniques_reach_the_request(asked, tmp_path):
     assert plain["strength"] == 0.5
     assert plain["loras"] == [{"name": "ink", "scale": 0.5}, {"name": "C:/x.safetensors"}]
     assert plain["controls"] == [
-        {"model": "canny", "image": encoded, "scale": 0.7, "start": 0.1, "end": 0.9}
+        {"model": "canny", "image": encoded, "scale": 0.7, "start": 0.1, "end": 0.9},
+        {"model": "tile", "image": encoded, "preprocess": "tile:2"},
     ]
+    assert plain["image_prompts"] == [
+        {"model": "style", "images": [encoded], "scale": 0.4},
+        {"model": "style", "images": [encoded]},
+    ]
+    assert plain["embeddings"] == [{"name": "scribble"}, {"name": "ink", "token": "<ink>"}]
     assert plain["regions"] == [
         {"prompt": "a cat", "negative_prompt": "dog", "box": [0.0, 0.0, 0.5, 1.0], "weight": 2.0},
         {"prompt": "sky", "mask": encoded},

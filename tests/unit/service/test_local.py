@@ -301,7 +301,7 @@ def test_what_does_not_go_together_is_refused_before_any_work(service):
         ({"num_inference_steps": 1000, "scheduler": "lcm"}, "num_inference_steps"),
         ({"width": 66}, "width"),
         ({"scheduler": "flow_euler"}, "scheduler"),
-        ({"controls": (Control(model="canny", image=png()),)}, "controls"),
+        ({"controls": (Control(model="canny", image=png()),)}, "controls.model"),
         ({"upscale": Upscale(model="esrgan")}, "upscale.model"),
         ({"model": "nobody"}, "model"),
         ({"prompt": ""}, "prompt"),

@@ -86,6 +86,9 @@ class LatentUNetModel(LatentModel):
     Args:
         parts: The pieces; two text encoders make it an SDXL.
         placement: Where and in which type networks compute.
+
+    Attributes:
+        text_encoders: In the order in which their states are joined.
     """
 
     def __init__(self, parts: Parts, placement: Placement) -> None:
@@ -94,7 +97,7 @@ class LatentUNetModel(LatentModel):
         self._is_xl = unet.config.get("addition_embed_type") == "text_time"
         self._guidance_width = int(unet.config.get("time_cond_proj_dim") or 0)
         self._zero_empty = bool(parts.config.get("force_zeros_for_empty_prompt", self._is_xl))
-        self._encoders = self._wire_text(parts, placement)
+        self.text_encoders = self._wire_text(parts, placement)
         self.networks["denoiser"] = TorchNetwork.of(unet, call_unet, placement)
         self._autoencoder = Autoencoder(part_of(parts, "vae"), self.networks, placement)
         self.spec = self._describe(parts)
@@ -137,7 +140,7 @@ class LatentUNetModel(LatentModel):
             takes_guidance=not self._guidance_width,
             takes_negative_prompt=not self._guidance_width,
             takes_distilled_guidance=bool(self._guidance_width),
-            token_limit=self._encoders[0].tokens.max_length,
+            token_limit=self.text_encoders[0].tokens.max_length,
             limits=tuple(limits),
             **scheduler_defaults(parts.scheduler, "euler"),
             **distilled_defaults(
@@ -153,7 +156,7 @@ class LatentUNetModel(LatentModel):
     def align(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """Give prompts that will share a call the chunks that the longest needs."""
         most = max(
-            (encoder.count_chunks(prompt) for encoder in self._encoders for prompt in prompts),
+            (encoder.count_chunks(prompt) for encoder in self.text_encoders for prompt in prompts),
             default=1,
         )
         return [replace(prompt, num_chunks=most) for prompt in prompts]
@@ -167,7 +170,7 @@ class LatentUNetModel(LatentModel):
             raise InvalidRequest(
                 f"model {self.spec.name} has no classes", field="latent.class_label"
             )
-        embeddings = [encoder.embed(prompt) for encoder in self._encoders]
+        embeddings = [encoder.embed(prompt) for encoder in self.text_encoders]
         notes = dict.fromkeys(note for embedding in embeddings for note in embedding.notes)
         hidden = torch.cat([embedding.hidden for embedding in embeddings], dim=-1)
         tensors = {"encoder_hidden_states": hidden}

@@ -67,7 +67,7 @@ class TextEncoder:
     Args:
         tokens: The tokenizer.
         networks: The model's networks; the encoder is looked up at each call.
-        role: The encoder's name among them.
+        role: The encoder's name among them; an attribute too, as ``tokens`` is.
         uses_mask: Whether the encoder is told which tokens are padding.
         chunked: Whether long texts may take several windows.
     """
@@ -83,7 +83,7 @@ class TextEncoder:
     ) -> None:
         self.tokens = tokens
         self._networks = networks
-        self._role = role
+        self.role = role
         self._uses_mask = uses_mask
         self._chunked = chunked
 
@@ -117,7 +117,7 @@ class TextEncoder:
             if hidden_tokens is not None:
                 mask[:, hidden_tokens] = 0
             inputs["attention_mask"] = mask.long()
-        return self._networks[self._role](**inputs)
+        return self._networks[self.role](**inputs)
 
     def _weigh(self, hidden: Tensor, chunk: Chunk, dialect: str) -> Tensor:
         """Apply token weights the way the dialect's own tool does.

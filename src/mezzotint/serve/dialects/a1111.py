@@ -20,6 +20,7 @@ from starlette.responses import Response
 from mezzotint import errors
 from mezzotint.errors import ImageError, InvalidRequest, UnknownName
 from mezzotint.request import GenerationRequest, Output
+from mezzotint.serve.dialects.a1111_controlnet import FIELD, read_units
 from mezzotint.serve.dialects.a1111_lists import ENDPOINTS, find_checkpoint, options
 from mezzotint.serve.dialects.a1111_techniques import (
     read_hires,
@@ -57,6 +58,9 @@ _NAMES = {
     "variation": "subseed_strength",
     "inpaint": "mask",
     "tiling": "tiling",
+    "controls": FIELD,
+    "loras": "prompt",
+    "embeddings": "prompt",
 }
 _NOT_HONOURED: Mapping[str, Any] = {
     "restore_faces": False,
@@ -141,7 +145,9 @@ def to_request(
         native |= _init(fields, warnings)
     else:
         native["hires"] = read_hires(fields, warnings)
-    native["controls"] = _controls(body.get("alwayson_scripts"))
+    pictures = body.get("init_images") if is_img2img else None
+    start = pictures[0] if isinstance(pictures, list) and pictures else None
+    native["controls"] = read_units(body.get("alwayson_scripts"), warnings, start_image=start)
     if body.get("script_name"):
         warnings.append(f"script {str(body['script_name'])[:80]!r} is not offered here")
     native = {k: v for k, v in native.items() if v is not None and v != []}
@@ -201,32 +207,6 @@ def _init(fields: Fields, warnings: list[str]) -> dict[str, Any]:
         native["mask"] = ImageInput.from_base64(mask, field="mask")
         native["inpaint"] = read_inpaint(fields)
     return native
-
-
-def _controls(scripts: Any) -> list[dict[str, Any]]:
-    """Read ControlNet units out of ``alwayson_scripts``."""
-    if not isinstance(scripts, Mapping):
-        return []
-    script = next((v for k, v in scripts.items() if str(k).lower() == "controlnet"), None)
-    units = script.get("args") if isinstance(script, Mapping) else None
-    controls: list[dict[str, Any]] = []
-    for unit in units if isinstance(units, list) else []:
-        if not isinstance(unit, Mapping) or not unit.get("enabled", True):
-            continue
-        image = unit.get("image") or unit.get("input_image")
-        model = str(unit.get("model") or "None")
-        if not image or model == "None":
-            continue
-        control = {
-            "model": model.partition(" [")[0],
-            "image": image["image"] if isinstance(image, Mapping) else image,
-            "scale": unit.get("weight", 1.0),
-            "start": unit.get("guidance_start", 0.0),
-            "end": unit.get("guidance_end", 1.0),
-        }
-        module = str(unit.get("module") or "none")
-        controls.append(control | ({} if module == "none" else {"preprocess": module}))
-    return controls
 
 
 def from_images(

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mezzotint.errors import InvalidRequest, UnknownName
+from mezzotint.preprocessing import A1111_MODULES
 from mezzotint.serve.front import Front
 from mezzotint.serve.wire import Endpoint, json_response, read_json
 from mezzotint.vocabulary import (
@@ -188,6 +189,11 @@ async def controlnet_models(front: Front, http: Request) -> Response:
     return json_response({"model_list": list((await front.service.capabilities())["controls"])})
 
 
+async def controlnet_modules(front: Front, http: Request) -> Response:
+    """List the preprocessors of control pictures."""
+    return json_response({"module_list": list(A1111_MODULES), "module_detail": {}})
+
+
 async def cmd_flags(front: Front, http: Request) -> Response:
     """Show flags that clients look at."""
     return json_response(
@@ -213,8 +219,10 @@ async def memory(front: Front, http: Request) -> Response:
 
 
 async def embeddings(front: Front, http: Request) -> Response:
-    """List textual inversions: there are none."""
-    return json_response({"loaded": {}, "skipped": {}})
+    """List textual inversions; their names stand for them in prompts."""
+    known = (await front.service.capabilities()).get("embeddings", ())
+    unread = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None}
+    return json_response({"loaded": {name: unread for name in known}, "skipped": {}})
 
 
 async def nothing(front: Front, http: Request) -> Response:
@@ -280,6 +288,12 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         path="/controlnet/model_list",
         handler=controlnet_models,
         summary="A1111: ControlNets",
+    ),
+    Endpoint(
+        method="GET",
+        path="/controlnet/module_list",
+        handler=controlnet_modules,
+        summary="A1111: preprocessors of control pictures",
     ),
     *(
         Endpoint(
