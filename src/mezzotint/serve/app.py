@@ -29,6 +29,7 @@ from mezzotint.serve.errors import (
     BodyTooSlow,
     ClientGone,
     Forbidden,
+    Malformed,
     MethodNotAllowed,
     NotFound,
     TooLarge,
@@ -204,14 +205,17 @@ class Doorway:
     def _dialect(self, path: str) -> Dialect:
         if self._listener != "generation":
             return torchserve.DIALECT
-        return next(d for d in DIALECTS if d.pattern.match(path))
+        return next((d for d in DIALECTS if d.pattern.match(path)), native.DIALECT)
 
     def _check(self, headers: Mapping[str, str], scope: Scope) -> None:
         """Refuse pages of other origins and names that a page may have rebound to us.
 
         Raises:
+            Malformed: If two headers disagree about where the body ends.
             Forbidden: If the browser says the page comes from elsewhere.
         """
+        if "content-length" in headers and "transfer-encoding" in headers:
+            raise Malformed("Content-Length and Transfer-Encoding cannot both be given")
         host = headers.get("host", "")
         name = urlsplit(f"//{host}").hostname or ""
         config = self._front.config
@@ -285,6 +289,7 @@ class _Body:
         length = headers.get("content-length", "")
         self._declared = int(length) if length.isdecimal() else 0
         has_body = self._declared > 0 or "transfer-encoding" in headers
+        self.is_ambiguous = "content-length" in headers and "transfer-encoding" in headers
         self.is_complete = not has_body
 
     async def __call__(self) -> Message:
@@ -347,7 +352,8 @@ class _Answer:
             b"x-cache": self._here.cache.encode(),
             b"server-timing": self._timing(),
         }
-        if not self._body.is_complete:  # what is left of the body will not be read
+        # What is left of a body will not be read, and where an ambiguous one ends is unsure.
+        if not self._body.is_complete or self._body.is_ambiguous:
             ours[b"connection"] = b"close"
         return headers + [(k, v) for k, v in ours.items() if k not in present]
 

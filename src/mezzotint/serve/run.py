@@ -185,24 +185,43 @@ def _bind(config: ServeConfig) -> dict[Listener, socket.socket]:
 
 
 class _Protocol(H11Protocol):
-    """Closes connections that do not get their headers across in time."""
+    """Closes connections that do not get the head of a request across in time.
+
+    The time runs from the first byte (or the connection), not from the last: a client
+    that sends a line now and then gains nothing.
+    """
+
+    _patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._patience = self.loop.call_later(_HEADERS_S, self._give_up)
+        self._watch()
 
     def data_received(self, data: bytes) -> None:
+        self._watch()
         super().data_received(data)
-        self._patience.cancel()
-        if self.cycle is None or self.cycle.response_complete:
-            self._patience = self.loop.call_later(_HEADERS_S, self._give_up)
+        if not self._is_idle():
+            self._rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._patience.cancel()
+        self._rest()
         super().connection_lost(exc)
 
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _watch(self) -> None:
+        if self._patience is None and self._is_idle():
+            self._patience = self.loop.call_later(_HEADERS_S, self._give_up)
+
+    def _rest(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
     def _give_up(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
+        self._patience = None
+        if self._is_idle():
             self.transport.close()
 
 

@@ -164,7 +164,12 @@ async def read_form(http: Request) -> AsyncGenerator[FormData, None]:
     kind = media_type(http)
     if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
         raise UnsupportedMedia(f"expected a form, got {kind or 'no content type'}")
-    await http.body()
+    body = await http.body()
+    if kind == "multipart/form-data":
+        _, _, boundary = http.headers["content-type"].partition("boundary=")
+        end = b"--" + boundary.partition(";")[0].strip().strip('"').encode("latin-1") + b"--"
+        if len(end) < 5 or end not in body:
+            raise Malformed("the form has no end: its last boundary is missing")
     try:
         form = await http.form(
             max_files=_FORM_FILES, max_fields=_FORM_FIELDS, max_part_size=_FORM_PART_BYTES
