@@ -26,21 +26,24 @@ class Load:
         seconds: Predicted device seconds that they still need.
         clients: Clients among them.
         own_seconds: The part of ``seconds`` that belongs to the client who asks.
+        own_requests: The same, request by request; () if that is not known.
     """
 
     images: int = 0
     seconds: float = 0.0
     clients: int = 0
     own_seconds: float = 0.0
+    own_requests: tuple[float, ...] = ()
 
 
 def finish_s(load: Load, own: float) -> float:
     """Predict the seconds until new work of ``own`` seconds is done.
 
-    Clients share the device evenly, so a newcomer waits for its own backlog and for
-    as much of each other client, and never for more than all there is.
+    Clients share the device evenly, and so do the requests of one client: a newcomer
+    waits for as much of each rival as it needs itself, and never for more than the
+    rival still has.
     """
-    work = load.own_seconds + own
+    work = own + (sum(min(r, own) for r in load.own_requests) or load.own_seconds)
     others = load.seconds - load.own_seconds
     rivals = max(load.clients - (1 if load.own_seconds else 0), 0)
     return work + min(others, work * rivals)

@@ -282,9 +282,11 @@ class Desk:
             for index, plan in enumerate(order.planned.plans)
             if not self._is_known(plan, order)
         ]
-        load = replace(
-            self.load, own_seconds=sum(s for c, s in self._held.values() if c == order.client)
-        )
+        own: dict[str, float] = {}
+        for image, (client, seconds) in self._held.items():
+            if client == order.client:
+                own[image.request] = own.get(image.request, 0.0) + seconds
+        load = replace(self.load, own_seconds=sum(own.values()), own_requests=tuple(own.values()))
         if not work:
             return 0.0
         pace = self._promises.factor(load.images)

@@ -55,3 +55,10 @@ def test_a_newcomer_waits_for_its_share_and_not_for_a_rivals_whole_backlog():
 def test_own_backlog_comes_first():
     load = Load(images=5, seconds=10.0, clients=1, own_seconds=10.0)
     assert finish_s(load, 2.0) == 12.0
+
+
+def test_requests_of_one_client_share_the_device_too():
+    """Three rivals of 4, 1 and 2 s and 1 s of one's own: 1 + min(4, 1) + 1 + min(2, 1) s."""
+    load = Load(images=3, seconds=7.0, clients=1, own_seconds=7.0, own_requests=(4.0, 1.0, 2.0))
+    assert finish_s(load, 1.0) == 4.0
+    assert finish_s(load, 10.0) == 17.0
