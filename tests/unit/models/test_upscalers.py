@@ -119,6 +119,7 @@ def test_the_real_weights_enlarge_without_seams_and_sharper_than_lanczos():
 
 
 @needs_weights
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["real-esrgan-anime", "real-esrgan-photo"])
 def test_the_large_networks_can_be_read(name):
     pixels = np.full((12, 12, 3), (200, 100, 50), np.uint8)
