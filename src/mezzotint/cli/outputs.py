@@ -188,7 +188,7 @@ def describe(result: GenerationResult, paths: dict[int, Path | None]) -> dict[st
                 "format": image.format,
                 "width": image.width,
                 "height": image.height,
-                "frames": image.frames,
+                **({"frames": image.frames} if image.frames > 1 else {}),
                 "recipe_digest": image.recipe_digest,
                 "warnings": list(image.warnings),
                 "attempts": [dataclasses.asdict(attempt) for attempt in image.attempts],

@@ -132,7 +132,7 @@ def describe_image(image: ImageOutput) -> dict[str, Any]:
         "format": image.format,
         "width": image.width,
         "height": image.height,
-        "frames": image.frames,
+        **({"frames": image.frames} if image.frames > 1 else {}),
         "recipe_digest": image.recipe_digest,
         "warnings": list(image.warnings),
         "attempts": [describe_attempt(a) for a in image.attempts],

@@ -1,0 +1,107 @@
+"""Techniques over HTTP: the right media type, and the same pixels in A1111's words."""
+
+import base64
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.roads.test_passes import disc, photo, png
+from tests.serving import Door, open_door
+
+from mezzotint.engine.config import EngineConfig
+from mezzotint.request import GenerationRequest
+from mezzotint.service.local import LocalConfig, LocalService
+
+COMMON = {
+    "prompt": "a red apple", "seed": 3, "num_inference_steps": 2, "guidance_scale": 3.0,
+    "width": 64, "height": 64, "scheduler": "euler",
+}  # fmt: skip
+THEIRS = {
+    "prompt": "a red apple", "seed": 3, "steps": 2, "cfg_scale": 3, "width": 64, "height": 64,
+    "sampler_name": "Euler",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    folder = tmp_path_factory.mktemp("techniques")
+    engine = EngineConfig(buckets=(2, 4))
+    service = LocalService(
+        LocalConfig(home=str(folder), device="cpu", backend="torch", engine=engine)
+    )
+    with open_door(folder / "jobs", service=service) as opened:
+        yield opened
+        opened.do(service.close)
+
+
+def opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("kind", ["gif", "apng", "webp"])
+def test_accept_answers_a_walk_as_a_moving_file(door, kind):
+    body = {**COMMON, "walk": {"to": "a leaf", "frames": 3}}
+    if kind == "webp":  # a still format too, so the body says that it moves
+        body["output"] = {"animation": {"format": "webp"}}
+    answer = door.http.post("/v1/generations", json=body, headers={"accept": f"image/{kind}"})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == f"image/{kind}"
+    assert opened(answer.content).n_frames == 3
+
+
+def test_a_job_keeps_one_file_and_its_media_type(door):
+    body = {**COMMON, "walk": {"to": "a leaf", "frames": 3},
+            "output": {"animation": {"format": "gif", "fps": 5}}}  # fmt: skip
+    id_ = door.http.post("/v1/jobs", json=body).json()["id"]
+    door.http.get(f"/v1/jobs/{id_}/events")
+    (image,) = door.http.get(f"/v1/jobs/{id_}").json()["images"]
+    assert (image["format"], image["frames"]) == ("gif", 3)
+    answer = door.http.get(f"/v1/jobs/{id_}/images/0")
+    assert answer.headers["content-type"] == "image/gif"
+    found = door.http.post("/v1/inspect", content=answer.content,
+                           headers={"content-type": "image/gif"}).json()  # fmt: skip
+    assert found["request"]["output"]["animation"]["fps"] == 5
+
+
+def test_a_moving_format_without_a_walk_is_refused(door):
+    answer = door.http.post("/v1/generations", json=COMMON, headers={"accept": "image/gif"})
+    assert answer.status_code == 422
+    assert answer.json()["field"] == "output.animation"
+
+
+def ours(door: Door, **fields) -> np.ndarray:
+    request = GenerationRequest(prompt_dialect="a1111", **COMMON, **fields)
+    made = door.do(lambda: door.service.generate(request, request_id="x", use_cache=False))
+    return np.asarray(opened(made.images[0].data).convert("RGB"))
+
+
+def theirs(door: Door, verb: str, **fields) -> np.ndarray:
+    answer = door.http.post(f"/sdapi/v1/{verb}", json={**THEIRS, **fields})
+    assert answer.status_code == 200, answer.text
+    data = base64.b64decode(answer.json()["images"][0])
+    return np.asarray(opened(data).convert("RGB"))
+
+
+def test_hires_in_a1111s_words(door):
+    body = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.5, "hr_upscaler": "Lanczos"}
+    expected = ours(door, hires={"scale": 1.5, "strength": 0.5, "upscaler": "lanczos"})
+    assert expected.shape == (96, 96, 3)
+    assert np.array_equal(theirs(door, "txt2img", **body), expected)
+
+
+def test_masks_in_a1111s_words(door):
+    image, mask = png(photo()), png(disc())
+    body = {"init_images": [image.to_base64()], "mask": mask.to_base64(), "mask_blur": 2,
+            "inpainting_fill": 2, "inpaint_full_res": False,
+            "denoising_strength": 0.5}  # fmt: skip
+    inpaint = {"blur": 2, "fill": "noise", "padding": 0, "paste": True}
+    expected = ours(door, image=image, mask=mask, strength=0.5, inpaint=inpaint)
+    assert np.array_equal(theirs(door, "img2img", **body), expected)
+
+
+def test_tiles_and_subseeds_in_a1111s_words(door):
+    expected = ours(door, tiling=True, variation={"seed": 8, "strength": 0.5})
+    found = theirs(door, "txt2img", tiling=True, subseed=8, subseed_strength=0.5)
+    assert np.array_equal(found, expected)
