@@ -2,6 +2,8 @@
 
 import base64
 import io
+import json
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -103,3 +105,59 @@ def test_gallery_recalls_seed_and_parameters(page):
     assert page.run("document.getElementById('prompt').value") == "first"
     assert page.run("document.getElementById('seed').value") == "7"
     assert page.run("document.getElementById('num_inference_steps').value") == "2"
+
+
+def draw_grid(root, name: str, color: str, step: int) -> None:
+    folder = root / name / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = Image.new("RGB", (64, 64), color)
+    partial = folder / "partial.png"
+    picture.save(partial)
+    partial.rename(folder / "grid.png")
+    picture.save(folder / f"grid-{step:08d}.png")
+    line = {"event": "step", "step": step, "steps": 100, "loss": 0.5, "eta_s": 60}
+    (root / name / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+
+
+def color_of_run(page: Page, name: str) -> str:
+    return page.run(
+        f"""(() => {{
+          const image = document.querySelector('[data-run="{name}"] img');
+          if (!image || !image.complete || !image.naturalWidth) return "";
+          const canvas = document.createElement("canvas");
+          canvas.width = canvas.height = 1;
+          const context = canvas.getContext("2d");
+          context.drawImage(image, 0, 0);
+          return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3).join(",");
+        }})()"""
+    )
+
+
+def test_the_grids_of_training_runs_are_live(tmp_path):
+    root = tmp_path / "runs"
+    draw_grid(root, "faces", "red", 10)
+    with (
+        running_server(tmp_path / "jobs", serve={"runs": str(root)}) as server,
+        open_page(server.url, tmp_path) as page,
+    ):
+        page.wait("document.querySelector('[data-run=faces] img')?.naturalWidth === 64")
+        assert color_of_run(page, "faces") == "255,0,0"
+        assert "step 10 of 100" in page.run("document.querySelector('.facts').textContent")
+        draw_grid(root, "faces", "blue", 20)
+        draw_grid(root, "waves", "lime", 5)
+        page.wait("document.querySelectorAll('.run').length === 2")
+        page.wait("document.querySelector('[data-run=waves] img').naturalWidth === 64")
+        page.wait("document.querySelector('[data-run=faces] .facts').textContent.includes('20')")
+        until = time.monotonic() + 15
+        while color_of_run(page, "faces") != "0,0,255":
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        page.run(  # back to the first grid
+            """(() => { const s = document.querySelector('[data-run=faces] input');
+                s.value = 0; s.dispatchEvent(new Event('input')); })()"""
+        )
+        while color_of_run(page, "faces") != "255,0,0":
+            assert time.monotonic() < until + 15
+            time.sleep(0.1)
+        page.screenshot(tmp_path / "page.png", height=1200)
+        assert page.errors == []

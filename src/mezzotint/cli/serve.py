@@ -33,6 +33,9 @@ def serve(
         list[str] | None,
         typer.Option(help="NAME or NAME=PATH, several with commas: loaded before it is ready."),
     ] = None,
+    runs: Annotated[
+        Path | None, typer.Option(help="Folder whose training runs the page shows.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
     api_keys: Annotated[Path | None, typer.Option(help="Keys file, see `keys new`.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
@@ -47,11 +50,14 @@ def serve(
         serve__management_port=management_port,
         serve__metrics_port=metrics_port,
         serve__api_keys=str(api_keys) if api_keys else None,
+        serve__runs=str(runs) if runs else None,
         models__placement__device=device,
     )
     settings = loaded.settings
     if model_store is not None and not model_store.is_dir():
         raise WrongFlag("--model-store", f"the folder {model_store} does not exist")
+    if runs is not None and not runs.is_dir():
+        raise WrongFlag("--runs", f"the folder {runs} does not exist")
     wanted = parse_models(models or [])
     from dataclasses import replace
 

@@ -75,6 +75,8 @@ class ServeConfig(Checked):
         trusted_hosts: Names a browser may use for a loopback listener beside
             ``localhost``, e.g. behind a reverse proxy on the same machine.
         model_api: Whether models can be registered and removed at run time.
+        runs: Folder whose training runs the web page shows, "" for none; needs the
+            scope ``manage``.
         drain_s: Seconds that running work may take after SIGTERM.
         limits: What one request may ask for.
     """
@@ -91,6 +93,7 @@ class ServeConfig(Checked):
     cors_origins: tuple[str, ...] = ()
     trusted_hosts: tuple[str, ...] = ()
     model_api: bool = True
+    runs: str = ""
     drain_s: float = 30.0
     limits: Limits = Limits()
 

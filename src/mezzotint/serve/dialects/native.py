@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from mezzotint.errors import InvalidRequest, MezzotintError, UnknownName
 from mezzotint.request import Animation, GenerationRequest
+from mezzotint.serve import runs
 from mezzotint.serve.errors import Conflict, Malformed, NotFound, Problem, describe
 from mezzotint.serve.front import Front, use_cache
 from mezzotint.serve.schema import ANY_OBJECT, request_schema
@@ -536,6 +537,7 @@ def _endpoints() -> tuple[Endpoint, ...]:
         endpoint("POST", "/v1/plan", plan, "Resolve a request without running it", body=body),
         endpoint("POST", "/v1/inspect", inspect, "Read the recipe in a picture", body=inspected),
         endpoint("GET", "/v1/capabilities", capabilities, "Models, names and limits"),
+        *runs.ENDPOINTS,
         endpoint("GET", "/health/live", live, "Whether the process runs", scope=None),
         endpoint("GET", "/health/ready", ready, "Whether requests are taken", scope=None),
     )  # fmt: skip
