@@ -359,7 +359,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder with the trained parts")
     parser.add_argument("--draw-minutes", type=float, default=0, help="draw ways for so long")
     parser.add_argument("--minutes", type=float, default=0, help="learn until so long is spent")
-    parser.add_argument("--batch-size", type=int, default=48)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))

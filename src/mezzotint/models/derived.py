@@ -128,7 +128,10 @@ def _changed(part: Part, layers: Mapping[str, LoraPair], *, digest: str, name: s
         module = build(torch.float32)  # sums are taken before rounding
         check_fit(name, layers, dict(module.named_modules()))
         fold(module.get_submodule, layers)
-        return module.to(dtype)
+        for values in (*module.parameters(), *module.buffers()):
+            if values.is_floating_point():
+                values.data = values.data.to(dtype)
+        return module
 
     together = combine_digests({"base": part.digest, "change": digest})
     return replace(part, build=build_changed, digest=together)
