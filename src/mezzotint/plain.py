@@ -5,6 +5,7 @@ that a request, a configuration file and a Python call get the same messages.
 JSON names equal field names but for a trailing underscore (``from_``).
 """
 
+import collections.abc
 import dataclasses
 import functools
 import math
@@ -105,7 +106,9 @@ def convert(value: Any, hint: Any, path: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        options = [a for a in arguments if a is not type(None)]
+        if callable(value) and any(_is_function(a) for a in arguments):
+            return value
+        options = [a for a in arguments if a is not type(None) and not _is_function(a)]
         if isinstance(value, Mapping) or dataclasses.is_dataclass(value):
             options = [a for a in options if dataclasses.is_dataclass(a)] or options
         else:
@@ -138,6 +141,11 @@ def convert(value: Any, hint: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else read(hint, value, path)  # type: ignore[arg-type]
     return _convert_scalar(value, hint, path)
+
+
+def _is_function(hint: Any) -> bool:
+    """Tell whether a field takes a Python function: nothing that JSON could hold."""
+    return typing.get_origin(hint) is collections.abc.Callable
 
 
 def _is_object(hint: Any) -> bool:

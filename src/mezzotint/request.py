@@ -535,6 +535,10 @@ class Output(Checked):
 class GenerationRequest(Checked):
     """Everything a user can ask for.
 
+    In Python ``guidance_scale`` may also be a function of progress (0 at the first step,
+    1 at the last, see :class:`GuidanceSchedule`). It stays in this process: the recipe
+    holds the scales it gave, and a request with one cannot be written as JSON.
+
     Raises:
         InvalidRequest: If a field is out of range or fields exclude each other.
     """
@@ -549,7 +553,7 @@ class GenerationRequest(Checked):
     num_inference_steps: int | None = None
     scheduler: str | None = None
     sigma_schedule: str | None = None
-    guidance_scale: float | GuidanceSchedule | None = None
+    guidance_scale: float | GuidanceSchedule | Callable[[float], float] | None = None
     image: ImageInput | None = None
     strength: float = 0.8
     mask: ImageInput | None = None
@@ -580,7 +584,7 @@ class GenerationRequest(Checked):
         check_range("num_images", self.num_images, 1, MAX_IMAGES)
         check_range("seed", self.seed, 0, MAX_SEED)
         check_range("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
-        if not isinstance(self.guidance_scale, GuidanceSchedule):
+        if isinstance(self.guidance_scale, int | float):
             check_range("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE)
         check_range("strength", self.strength, 0, 1)
         check_range("priority", self.priority, -100, 100)
@@ -611,6 +615,12 @@ class GenerationRequest(Checked):
                 "hires cannot be used with image: set width and height for a larger picture",
                 field="hires",
             )
+        if self.hires is not None and self.has_function:
+            raise InvalidRequest(
+                "guidance_scale cannot be a function with hires: its two passes have steps of "
+                "their own, which one list in the recipe cannot hold",
+                field="guidance_scale",
+            )
         if self.outpaint is not None and self.inpaint.area == "masked":
             raise InvalidRequest(
                 "inpaint.area must be whole with outpaint: it works on the whole picture",
@@ -634,8 +644,24 @@ class GenerationRequest(Checked):
         return read(cls, data)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data that JSON can hold; only fields that differ from the default."""
+        """Return plain data that JSON can hold; only fields that differ from the default.
+
+        Raises:
+            InvalidRequest: If ``guidance_scale`` is a function, which JSON cannot hold.
+        """
+        if self.has_function:
+            raise InvalidRequest(
+                "guidance_scale is a Python function, which only this process can call; send "
+                "GuidanceSchedule.from_function(function, num_steps) or a list of scales",
+                field="guidance_scale",
+                allowed="a number or a schedule",
+            )
         return write(self)
+
+    @property
+    def has_function(self) -> bool:
+        """Whether ``guidance_scale`` is a Python function."""
+        return callable(self.guidance_scale)
 
     def canonical(self) -> str:
         """Return the one JSON text that equal requests share: fields in order, no spaces."""

@@ -7,11 +7,12 @@ exactly where it says it ends.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.request import GuidanceSchedule
+from mezzotint.plain import check_range
+from mezzotint.request import MAX_GUIDANCE, GuidanceSchedule
 from mezzotint.sampling.timesteps import (
     SCHEDULER_INFO,
     SchedulerInfo,
@@ -58,12 +59,14 @@ def run_progress(
 
 
 def resolve_guidance(
-    schedule: float | GuidanceSchedule, num_steps: int, progress: Sequence[float] | None = None
+    schedule: float | GuidanceSchedule | Callable[[float], float],
+    num_steps: int,
+    progress: Sequence[float] | None = None,
 ) -> tuple[float, ...]:
     """Return the guidance scale of every step.
 
     Args:
-        schedule: One scale, or a curve.
+        schedule: One scale, a curve, or a function of progress.
         num_steps: Steps that are really run, >= 0.
         progress: What :func:`run_progress` tells of each of them; equal steps if None.
 
@@ -71,15 +74,16 @@ def resolve_guidance(
         ``num_steps`` scales; 1 means that the step computes no unconditional row.
 
     Raises:
-        InvalidRequest: If a list has not one value per step.
+        InvalidRequest: If a list has not one value per step, or a function fails or
+            answers what is no scale.
 
     Example:
         >>> resolve_guidance(GuidanceSchedule(schedule="linear", start=9, end=5), 3)
         (9.0, 7.0, 5.0)
     """
-    if not isinstance(schedule, GuidanceSchedule):
+    if not isinstance(schedule, GuidanceSchedule) and not callable(schedule):
         return (float(schedule),) * num_steps
-    if schedule.schedule == "list":
+    if isinstance(schedule, GuidanceSchedule) and schedule.schedule == "list":
         if len(schedule.values) != num_steps:
             raise InvalidRequest(
                 "guidance_scale.values must have one value per step that is run, "
@@ -91,7 +95,22 @@ def resolve_guidance(
         return schedule.values
     if progress is None:
         progress = [step / max(num_steps - 1, 1) for step in range(num_steps)]
-    return tuple(_scale(schedule, done) for done in progress)
+    if isinstance(schedule, GuidanceSchedule):
+        return tuple(_scale(schedule, done) for done in progress)
+    return tuple(_ask(schedule, done) for done in progress)
+
+
+def _ask(function: Callable[[float], float], progress: float) -> float:
+    """Ask a function for the scale at a progress in [0, 1]."""
+    try:
+        scale = float(function(progress))
+    except Exception as error:  # the caller's own code: whatever it raises is told as theirs
+        raise InvalidRequest(
+            f"guidance_scale is a function that failed at progress {progress:.3g}: {error!r}",
+            field="guidance_scale",
+        ) from error
+    check_range(f"guidance_scale({progress:.3g})", scale, 0, MAX_GUIDANCE)
+    return scale
 
 
 def _scale(schedule: GuidanceSchedule, progress: float) -> float:

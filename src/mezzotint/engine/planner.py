@@ -609,7 +609,7 @@ def _resolve_guidance(
         return off, Techniques(distilled_guidance=values.pop())
     rescale = scale.rescale if isinstance(scale, GuidanceSchedule) else 0.0
     progress = None
-    if isinstance(scale, GuidanceSchedule) and scheduler and num_steps:
+    if (isinstance(scale, GuidanceSchedule) or callable(scale)) and scheduler and num_steps:
         total = _num_steps(request, spec)
         progress = run_progress(
             scheduler, spec.scheduler_config, total, sigma_schedule, first=total - num_steps

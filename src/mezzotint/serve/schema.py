@@ -9,7 +9,7 @@ import functools
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from mezzotint.plain import field_types
@@ -91,7 +91,8 @@ def _schema(hint: Any) -> dict[str, Any]:
     """Return the schema of a field's type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return {"anyOf": [_schema(a) for a in arguments]}
+        plain = [a for a in arguments if typing.get_origin(a) is not Callable]
+        return {"anyOf": [_schema(a) for a in plain]}
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin is tuple:
