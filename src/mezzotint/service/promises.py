@@ -2,35 +2,20 @@
 
 The cost table knows what a picture costs alone. What a queue really takes depends on
 how well its pictures share calls and on who else uses the machine; that is learnt
-here, as the ratio of seconds taken to seconds predicted, by how full it was.
+here, as the ratio of seconds taken to seconds predicted: quickly what holds now, slowly
+how it depends on how full it is.
 """
 
+import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
 
 __all__ = ["Promises"]
 
-_WEIGHT = 0.15  # of the newest ratio in the running mean
+_NOW = 0.15  # weight of the newest ratio in what holds at any load
+_LEVEL = 0.1  # and in how one level of load differs from that
 _MARGIN = 1.0  # mean deviations that are promised on top: late is worse than early
 _LOWEST, _HIGHEST = 0.02, 50.0
-
-
-@dataclass(slots=True)
-class _Level:
-    """What was learnt at one level of load."""
-
-    mean: float = 1.0
-    deviation: float = 0.0
-    count: int = 0
-
-    def learn(self, ratio: float) -> None:
-        if not self.count:
-            self.mean = ratio
-        weight = max(_WEIGHT, 1 / (self.count + 1))
-        self.deviation += weight * (abs(ratio - self.mean) - self.deviation)
-        self.mean += weight * (ratio - self.mean)
-        self.count += 1
 
 
 class Promises:
@@ -42,7 +27,10 @@ class Promises:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._levels: dict[int, _Level] = {}
+        self._now = 0.0  # mean logarithm of seconds taken / seconds predicted
+        self._levels: dict[int, float] = {}
+        self._deviation = 0.0
+        self._count = 0
         self._open: dict[str, tuple[float, float, int]] = {}
 
     def factor(self, images: int) -> float:
@@ -52,11 +40,9 @@ class Promises:
             images: Images that are held already, >= 0.
         """
         level = images.bit_length()
-        known = self._levels.get(level)
-        if known is None:
-            near = sorted(self._levels, key=lambda other: abs(other - level))
-            known = self._levels[near[0]] if near else _Level()
-        learnt = known.mean + _MARGIN * known.deviation
+        near = min(self._levels, key=lambda other: abs(other - level), default=None)
+        offset = self._levels[near] if near is not None else 0.0
+        learnt = math.exp(min(self._now + offset + _MARGIN * self._deviation, 10.0))
         now = self._clock()
         overdue = [(now - began) / predicted for began, predicted, _ in self._open.values()]
         if len(overdue) >= 4:  # what is late already is known before it ends
@@ -77,9 +63,16 @@ class Promises:
     def keep(self, order: str) -> None:
         """Learn from an order that was done."""
         began, predicted, level = self._open.pop(order, (0.0, 0.0, 0))
-        if predicted > 0:
-            ratio = (self._clock() - began) / predicted
-            self._levels.setdefault(level, _Level()).learn(ratio)
+        if predicted <= 0:
+            return
+        ratio = max((self._clock() - began) / predicted, 1e-4)
+        error = math.log(ratio) - self._now - self._levels.get(level, 0.0)
+        self._count += 1
+        haste = 1 / self._count  # the first ones are all there is to know
+        self._now += max(_NOW, haste) * error
+        self._levels[level] = self._levels.get(level, 0.0) + _LEVEL * error
+        if self._count > 1:
+            self._deviation += max(_NOW, haste) * (abs(error) - self._deviation)
 
     def forget(self, order: str) -> None:
         """Learn nothing from an order that failed or was cancelled."""
