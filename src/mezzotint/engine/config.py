@@ -27,6 +27,8 @@ class EngineConfig(Checked):
         max_waiting: Images that wait, at most; more are refused with QueueFull.
         memory_bytes: Bytes that tensors of requests may take together; 0 is half
             of the machine's (or the device's) memory.
+        calibrate_s: Seconds that timing a model may take when it is made ready, apart
+            from its first picture; 0 times nothing before it is asked for.
         certify: Whether batch sizes are compared bit for bit before use.
         cache_memory_bytes: Finished pictures kept in memory, in bytes; 0 is none.
         cache_disk_bytes: Finished pictures kept on disk, in bytes; 0 is none.
@@ -42,6 +44,7 @@ class EngineConfig(Checked):
     max_running: int = 128
     max_waiting: int = 4096
     memory_bytes: int = 0
+    calibrate_s: float = 3.0
     certify: bool = True
     cache_memory_bytes: int = 256 * _MIB
     cache_disk_bytes: int = 1024 * _MIB
@@ -53,6 +56,7 @@ class EngineConfig(Checked):
         check_range("max_rows", self.max_rows, 2, 4096)
         check_range("min_rows", self.min_rows, 1, 2)
         check_range("quantum_s", self.quantum_s, 1e-3, 3600, unit=" s")
+        check_range("calibrate_s", self.calibrate_s, 0, 3600, unit=" s")
         check_range("max_running", self.max_running, 1, 100_000)
         check_range("max_waiting", self.max_waiting, 1, 10_000_000)
         for name in ("memory_bytes", "cache_memory_bytes", "cache_disk_bytes"):

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import mezzotint
 from mezzotint.engine.cache import ResultCache
+from mezzotint.engine.calibrate import calibrate
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.costs import CostTable
 from mezzotint.engine.engine import Engine as Mind
@@ -44,6 +45,7 @@ from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.canvas import read_canvas
 from mezzotint.service.config import HandlersConfig
 from mezzotint.service.desk import Desk
+from mezzotint.service.device_thread import Perform
 from mezzotint.service.handlers import HandlerPool
 from mezzotint.service.loader import Loader
 from mezzotint.service.orders import Judge, Order
@@ -81,6 +83,8 @@ _TECHNIQUES = frozenset(
     }
 )
 _WARM_UP_STEPS = 4
+_CALIBRATION_SIZES = (1, 2, 4, 8)
+_CALIBRATION_STEPS = 12
 _LOADING = "is being loaded"
 _ENDINGS = (Finished, Failed, CancelledEvent)
 
@@ -172,10 +176,11 @@ class LocalService:
         self.budget_bytes = memory_budget(engine.memory_bytes, self.shelf.device)
         self.costs = CostTable(self._environment_text, cache_folder(home, "costs") / "costs.json")
         self._certificates: Any = None
+        self._runner: Any = None
         self._filler = Filler(self.shelf, engine.prompt_cache_bytes)
         self._loader = Loader(self.shelf, self._filler)
         self._home = home
-        self._judge = judge or _gates()
+        self._judge = judge or _gates(store.home_path / "gates")
         self._handlers = HandlerPool(
             self.config.handlers,
             cache_folder(home, "handlers"),
@@ -221,18 +226,11 @@ class LocalService:
         self._not_ready = dict.fromkeys(names, _LOADING)
         for name in names:
             spec = self.shelf.spec(name)
-            request = GenerationRequest(
-                model=name,
-                prompt="warm-up" if spec.takes_prompt else "",
-                seed=0,
-                num_inference_steps=_WARM_UP_STEPS if spec.has_steps else None,
-                latent=LatentInput(class_label=0 if spec.family == "dit" else None),
-                priority=100,
-            )
+            request = _warm_up_request(spec, steps=_WARM_UP_STEPS)
 
             def hear(event: Event, name: str = name) -> None:
                 if isinstance(event, Finished):
-                    self._not_ready.pop(name, None)
+                    self._desk.device.send(Perform(lambda: self._calibrate(name)))
                 elif isinstance(event, Failed):
                     self._not_ready[name] = str(event.error)
                     log.error("model.warm_up_failed", model=name, error=str(event.error))
@@ -241,6 +239,25 @@ class LocalService:
                 request, hear, request_id=f"warm-up {secrets.token_hex(4)}", use_cache=False
             )
 
+    def _calibrate(self, name: str) -> None:
+        """Time a model's calls, in the device thread; then it is ready."""
+        engine = self.config.engine
+        try:
+            spec = self.shelf.spec(name)
+            request = _warm_up_request(spec, steps=_CALIBRATION_STEPS)
+            if engine.calibrate_s:
+                calibrate(
+                    self._runner,
+                    self.costs,
+                    plan(request, spec, self._abilities(request)).plans[0],
+                    sizes=_CALIBRATION_SIZES,
+                    limit_s=engine.calibrate_s,
+                )
+                self.costs.save()
+        except Exception as error:  # a model that cannot be timed can still be used
+            log.error("model.calibration_failed", model=name, error=repr(error))
+        self._not_ready.pop(name, None)
+
     def _build_mind(self, emit: Callable[[Any], None]) -> Mind:
         """Make the engine, inside its own thread."""
         from mezzotint.engine.certify import Certificates
@@ -248,7 +265,7 @@ class LocalService:
 
         folder = cache_folder(self._home, "certificates")
         self._certificates = Certificates(self._environment_text, folder)
-        runner = Runner(
+        self._runner = runner = Runner(
             self.config.engine, self.shelf, certificates=self._certificates, filler=self._filler
         )
         return Mind(
@@ -458,7 +475,7 @@ class LocalService:
             "schedulers": list(scheduler_names()),
             "sigma_schedules": list(SIGMA_SCHEDULES),
             "guidance_schedules": ["constant", "cosine", "interval", "linear", "list", "power"],
-            "gates": list(_gate_names()) if self._judge is not None else [],
+            "gates": list(_gate_names(self._judge)) if self._judge is not None else [],
             "loras": list(self.shelf.adapters.names("lora")),
             "controls": list(self.shelf.adapters.names("control")),
             "image_prompts": list(self.shelf.adapters.names("image_prompt")),
@@ -754,17 +771,30 @@ def _unpack_code(archive: Path, target: Path, digest: str) -> Any:
     return unpack_code(archive, target, digest=digest)
 
 
+def _warm_up_request(spec: ModelSpec, *, steps: int) -> GenerationRequest:
+    """Return a small request that every model of a kind can draw."""
+    return GenerationRequest(
+        model=spec.name,
+        prompt="warm-up" if spec.takes_prompt else "",
+        seed=0,
+        num_inference_steps=steps if spec.has_steps else None,
+        latent=LatentInput(class_label=0 if spec.family == "dit" else None),
+        priority=100,
+    )
+
+
 def _no_sink(_event: Event) -> None:
     """Stand for nobody who listens."""
 
 
-def _gates() -> Judge:
+def _gates(folder: Path) -> Judge:
     from mezzotint.gates.judge import GateJudge
 
-    return GateJudge()
+    return GateJudge(folder)
 
 
-def _gate_names() -> tuple[str, ...]:
+def _gate_names(judge: Judge) -> tuple[str, ...]:
     from mezzotint.gates.base import GATES
 
-    return GATES.names()
+    names: Callable[[], tuple[str, ...]] = getattr(judge, "names", GATES.names)
+    return names()

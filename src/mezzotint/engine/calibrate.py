@@ -1,0 +1,96 @@
+"""Calibration: what calls of each size take here, timed before anybody waits for them.
+
+The engine's own hands do real work on a real plan: so the time holds gathering,
+network, guidance and solver, as it will in service. Sizes grow until one takes too
+long or gains nothing, or the time is up. What was timed by an earlier process with
+the same model, device and versions is not timed again.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from mezzotint.engine.costs import CostTable, Kind, cost_key
+from mezzotint.engine.engine import Hands
+from mezzotint.engine.plan import Plan
+from mezzotint.engine.state import ImageId, StepBatch
+
+__all__ = ["calibrate"]
+
+_REPEATS = 3  # one to warm up, two that count
+_REQUEST = "calibration"
+
+
+def calibrate(
+    hands: Hands,
+    costs: CostTable,
+    plan: Plan,
+    *,
+    sizes: Sequence[int],
+    limit_s: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> int:
+    """Time a plan's kinds of work and remember them.
+
+    Args:
+        hands: Who works; nothing else may be using them.
+        costs: Where times go.
+        plan: What to draw, without shortcuts or techniques.
+        sizes: Rows of the calls to time, rising.
+        limit_s: Seconds after which no other size is begun.
+        clock: Seconds.
+
+    Returns:
+        Calls that were timed.
+    """
+    key, began, timed = cost_key(plan), clock(), 0
+    rows = plan.rows[0] if plan.rows else 1
+    kind: Kind = "step" if plan.rows else "decode"
+    wanted = [s for s in sizes if s >= rows and s not in costs.measured_rows(key, kind)]
+    has_decoded = bool(costs.measured_rows(key, "decode"))
+    images: list[ImageId] = []
+    shape: object = None
+    try:
+        for size in wanted:
+            is_used_up = bool(plan.rows) and len(plan.rows) - timed < _REPEATS
+            if clock() - began > limit_s or is_used_up:
+                break
+            while len(images) * rows < size:
+                image = ImageId(_REQUEST, len(images))
+                shape = _encode(hands, costs, image, plan, clock)
+                images.append(image)
+            if size not in hands.buckets(kind, shape):
+                continue
+            ids = tuple(images[: size // rows])
+            batch = StepBatch(kind=kind, ids=ids, key=shape, bucket=size)
+            timed += _time(hands, costs, batch, key, clock)
+        if images and plan.rows and not has_decoded:
+            one = StepBatch(kind="decode", ids=(images[0],), key=shape, bucket=1)
+            timed += _time(hands, costs, one, key, clock)
+    finally:
+        for image in images:
+            hands.release(image)
+    return timed
+
+
+def _encode(
+    hands: Hands, costs: CostTable, image: ImageId, plan: Plan, clock: Callable[[], float]
+) -> object:
+    """Make one image's tensors and time it."""
+    began = clock()
+    encoded = hands.encode(image, replace(plan, seed=image.index), {})
+    costs.record(cost_key(plan), "encode", 1, clock() - began)
+    return encoded.key
+
+
+def _time(
+    hands: Hands, costs: CostTable, batch: StepBatch, key: str, clock: Callable[[], float]
+) -> int:
+    """Repeat a call and remember the times that mean something."""
+    kind: Kind = batch.kind
+    for _ in range(_REPEATS):
+        began = clock()
+        do = hands.decode if kind == "decode" else hands.step
+        if do(batch).seconds is not None:
+            costs.record(key, kind, batch.bucket, clock() - began)
+    return _REPEATS
