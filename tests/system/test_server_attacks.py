@@ -186,6 +186,15 @@ def test_a_websocket_upgrade_is_refused_plainly(server):
     assert statuses(answer)[0] in (200, 400, 404, 426)
 
 
+def test_grpc_and_tokens_are_refused_plainly(server):
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+    answer = exchange(server, preface)
+    assert not answer or 400 <= statuses(answer)[0] < 500
+    token = httpx.get(f"{server.management}/token", params={"type": "inference"})
+    assert (token.status_code, token.json()["type"]) == (501, "NotImplementedException")
+    assert "mezzotint keys new" in token.json()["message"]
+
+
 def test_header_floods_are_cut(server):
     flood = b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\n" + b"".join(
         b"x-%d: y\r\n" % k for k in range(20_000)

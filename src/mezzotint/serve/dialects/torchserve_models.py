@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mezzotint.errors import InvalidRequest, ModelError, UnknownName
-from mezzotint.serve.errors import Conflict, DoorError, MethodNotAllowed, NotFound
+from mezzotint.serve.errors import Conflict, DoorError, MethodNotAllowed, NotFound, Unsupported
 from mezzotint.serve.front import Front
 from mezzotint.serve.wire import Endpoint, json_response, media_type, read_form, read_json
 
@@ -279,6 +279,14 @@ async def unregister(front: Front, http: Request) -> Response:
     return json_response({"status": f'Model "{name}" unregistered'}, indent=True)
 
 
+async def token(front: Front, http: Request) -> Response:
+    """Refuse to issue a token: API keys, made by the operator, stand in their place."""
+    raise Unsupported(
+        "tokens are not issued here; make an API key with `mezzotint keys new` and send it in "
+        "the same header, Authorization: Bearer KEY"
+    )
+
+
 async def prometheus(front: Front, http: Request) -> Response:
     """Show the metrics; ``name[]`` picks some."""
     health = await front.service.health()
@@ -310,6 +318,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     _management("PUT", "/models/{model}/{version}", scale, "Scale the workers of a version"),
     _management("GET", "/models/{model}", describe_model, "Describe a model"),
     _management("GET", "/models/{model}/{version}", describe_model, "Describe a version"),
+    _management("GET", "/token", token, "Not offered: API keys stand in their place"),
     _management("DELETE", "/models/{model}", unregister, "Unregister a model"),
     _management("DELETE", "/models/{model}/{version}", unregister, "Unregister a version"),
     Endpoint(
