@@ -142,8 +142,11 @@ def save_sheet(pictures: np.ndarray, asked: list[dict[str, Any]], path: Path) ->
     save(pictures[:64], [a["caption"] for a in asked[:64]], path)
 
 
-def sweep(judge, model: str, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Measure steps and guidance on the first captions, in bfloat16 batches: quick, not exact."""
+def sweep(judge, model: str, asked: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Measure steps and guidance on the first captions, in bfloat16 batches: quick, not exact.
+
+    Each is still to be told from all the others.
+    """
     import torch
     from diffusers import DiffusionPipeline
     from evaluate import draw as draw_batches
@@ -154,12 +157,13 @@ def sweep(judge, model: str, asked: list[dict[str, Any]]) -> list[dict[str, Any]
     pipeline.set_progress_bar_config(disable=True)
     pipeline.unet.to(memory_format=torch.channels_last)
     captions, rows = [a["caption"] for a in asked], []
+    some = asked[:count]
     cells = [(20, g) for g in (2.0, 3.0, 4.0, 5.0, 6.0, 7.5)] + [(s, 4.0) for s in (8, 12, 30)]
     for steps, scale in cells:
         started = time.perf_counter()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            pictures = draw_batches(pipeline, captions, steps=steps, scale=scale)
-        found = judge.score(pictures, asked)
+            pictures = draw_batches(pipeline, captions[:count], steps=steps, scale=scale)
+        found = judge.score(pictures, some, among=captions)
         keys = ("top_1", "top_10", "group", "background_asked_by_colour", "counts_balanced")
         rows.append({"steps": steps, "guidance": scale, **{k: found[k] for k in keys}})
         print(rows[-1], f"{time.perf_counter() - started:.0f} s", flush=True)
@@ -219,7 +223,7 @@ def main() -> None:
     result = json.loads(path.read_text("utf-8")) if path.exists() else {}
     result.pop("machine", None)
     if options.sweep:
-        result["sweep"] = sweep(judge, options.model, asked[:100])
+        result["sweep"] = sweep(judge, options.model, asked, 100)
         write(options.result, result)
         return
     with mz.Engine(models=[options.model]) as engine:

@@ -25,6 +25,7 @@ import os
 import re
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -436,16 +437,17 @@ class Judge:
         return self._model.read(number_words(captions, self._vocabulary)).numpy()
 
     def score(
-        self, pictures: NDArray[np.uint8], asked: list[dict[str, Any]]
+        self, pictures: NDArray[np.uint8], asked: list[dict[str, Any]], *, among: Sequence[str] = ()
     ) -> dict[str, float | int]:
         """Return how well pictures show what was asked.
 
         Args:
             pictures: Picture k answers caption k. Shape (N, 128, 128, 3).
             asked: ``caption``, ``group``, ``background`` and ``count`` of each.
+            among: Captions to choose from, the asked ones first; only those if empty.
         """
         seen, heads = self.see(pictures)
-        scores = seen @ self.read([a["caption"] for a in asked]).T
+        scores = seen @ self.read(list(among) or [a["caption"] for a in asked]).T
         ranks = (scores > np.diag(scores)[:, None]).sum(axis=1)
         truth = {
             "group": np.array([GROUPS.index(a["group"]) for a in asked]),
