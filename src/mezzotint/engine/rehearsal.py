@@ -74,6 +74,9 @@ def _call_decoder(model: Model, plan: Plan) -> None:
     device = device_of(model)
     with _rehearsing(model, "decoder"):
         model.decode(torch.zeros((1, *model.latent_shape(plan.size)), device=device))
+    if "preview" in model.networks:
+        with _rehearsing(model, "preview"):
+            model.preview(torch.zeros((1, *model.latent_shape(plan.size)), device=device))
     if plan.techniques.image is not None:
         with _rehearsing(model, "encoder"):
             size = (1, 3, plan.size.height, plan.size.width)

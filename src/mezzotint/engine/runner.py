@@ -158,12 +158,8 @@ class Runner:
         if slot.denoised is None:
             return None
         with torch.no_grad():
-            latents = slot.denoised[0].float().cpu()
-            matrix = slot.model.preview_matrix()
-            if matrix is None:
-                return latents.numpy() if latents.ndim == 3 and latents.shape[0] == 3 else None
-            colours = torch.einsum("chw,cr->rhw", latents, matrix[:-1]) + matrix[-1][:, None, None]
-            return colours.numpy()
+            picture = slot.model.preview(slot.denoised)
+            return None if picture is None else picture.numpy()
 
     def release(self, image: ImageId) -> None:
         """Free an image's tensors and let go of its model."""

@@ -297,6 +297,23 @@ class Model(ABC):
         """
         return None
 
+    def preview(self, latents: Tensor) -> Tensor | None:
+        """Return a rough picture of an estimate of the clean latents.
+
+        Args:
+            latents: Shape (1, *latent_shape), float32.
+
+        Returns:
+            Shape (3, h, w), float32, in [-1, 1] or a little beyond, on the CPU; None
+            where latents do not look like anything.
+        """
+        estimate = latents[0].float().cpu()
+        matrix = self.preview_matrix()
+        if matrix is None:
+            return estimate if estimate.ndim == 3 and estimate.shape[0] == 3 else None
+        bias = matrix[-1][:, None, None]
+        return torch.einsum("chw,cr->rhw", estimate, matrix[:-1]) + bias
+
     def use_network(self, role: str, network: Network) -> None:
         """Let another backend answer for one of :attr:`networks`."""
         self.networks[role] = network

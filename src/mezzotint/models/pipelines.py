@@ -17,7 +17,7 @@ import torch
 from mezzotint.errors import CardError, WeightsError
 from mezzotint.models.base import Model
 from mezzotint.models.fit import misfits
-from mezzotint.models.networks import Placement
+from mezzotint.models.networks import Placement, TorchNetwork
 from mezzotint.models.parts import (
     Part,
     Parts,
@@ -158,7 +158,29 @@ def load_pipeline(
     parts = read_parts(Path(path), name=name, variant=variant, expected=expected)
     halves = [part.is_half for part in parts.networks.values()]
     stored = "F16" if halves and all(halves) else "F32"
-    return assemble(parts, Placement.choose(device, dtype, stored=stored))
+    model = assemble(parts, Placement.choose(device, dtype, stored=stored))
+    return _add_preview(model, Path(path), Placement.choose(device, dtype, stored=stored))
+
+
+def _add_preview(model: Model, path: Path, placement: Placement) -> Model:
+    """Let a folder's tiny decoder draw previews; it changes no picture, so no digest."""
+    from mezzotint.models.families.autoencoder import PREVIEW_FOLDER, PREVIEW_ROLE, call_decoder
+
+    if (path / PREVIEW_FOLDER).is_dir():
+        part = read_part(
+            path / PREVIEW_FOLDER,
+            PREVIEW_ROLE,
+            library="diffusers",
+            class_name="AutoencoderTiny",
+        )
+        channels = part.config.get("latent_channels", 4)
+        if channels != model.spec.latent_channels:
+            raise CardError(
+                f"{path / PREVIEW_FOLDER} decodes {channels} channels, "
+                f"the model has {model.spec.latent_channels}"
+            )
+        model.use_network(PREVIEW_ROLE, TorchNetwork.of(part, call_decoder, placement))
+    return model
 
 
 def assemble(parts: Parts, placement: Placement) -> Model:

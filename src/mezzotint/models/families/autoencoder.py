@@ -16,12 +16,25 @@ from mezzotint.models.base import Network, Report
 from mezzotint.models.networks import Placement, TorchNetwork
 from mezzotint.models.parts import Part, read_json
 
-__all__ = ["PREVIEW_FILE", "Autoencoder", "fit_preview", "read_preview"]
+__all__ = [
+    "PREVIEW_FILE",
+    "PREVIEW_FOLDER",
+    "PREVIEW_ROLE",
+    "Autoencoder",
+    "call_decoder",
+    "fit_preview",
+    "read_preview",
+]
 
 PREVIEW_FILE = "preview.json"
+PREVIEW_FOLDER = "preview_decoder"
+"""Folder of an AutoencoderTiny for previews, beside the parts of the pipeline."""
+
+PREVIEW_ROLE = "preview"
 
 
-def _call_decoder(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+def call_decoder(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Decode ``latents`` with a diffusers autoencoder of any kind."""
     return (module.decode(inputs["latents"], return_dict=False)[0],)
 
 
@@ -59,14 +72,14 @@ class Autoencoder:
         self._mean = torch.tensor(mean).reshape(1, -1, 1, 1) if mean and std else None
         self._std = torch.tensor(std).reshape(1, -1, 1, 1) if mean and std else None
         build = _build_once(part)
-        networks["decoder"] = TorchNetwork.of(part, _call_decoder, placement, build=build)
+        networks["decoder"] = TorchNetwork.of(part, call_decoder, placement, build=build)
         encoder = TorchNetwork.of(part, _call_encoder, placement, build=build)
         encoder.num_bytes = 0  # the same weights as the decoder's
         networks["encoder"] = encoder
         self._rescue = (
             networks["decoder"]
             if placement.is_float32
-            else TorchNetwork.of(part, _call_decoder, placement.in_float32(), build=part.build)
+            else TorchNetwork.of(part, call_decoder, placement.in_float32(), build=part.build)
         )
 
     def decode(self, latents: Tensor, report: Report | None = None) -> Tensor:

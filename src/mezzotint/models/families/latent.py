@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from mezzotint.models.base import Conditioning, Model, Report
-from mezzotint.models.families.autoencoder import Autoencoder, fit_preview, read_preview
+from mezzotint.models.families.autoencoder import (
+    PREVIEW_ROLE,
+    Autoencoder,
+    fit_preview,
+    read_preview,
+)
 from mezzotint.types import Size
 
 __all__ = ["LatentModel"]
@@ -49,6 +54,11 @@ class LatentModel(Model):
     ) -> Tensor:
         """Encode with the autoencoder; see :meth:`Model.encode_image`."""
         return self._autoencoder.encode(images, generators)
+
+    def preview(self, latents: Tensor) -> Tensor | None:
+        """Ask the folder's tiny decoder, if it brings one; see :meth:`Model.preview`."""
+        tiny = self.networks.get(PREVIEW_ROLE)
+        return super().preview(latents) if tiny is None else tiny(latents=latents)[0][0].cpu()
 
     @cached_property
     def _preview(self) -> Tensor:
