@@ -324,33 +324,55 @@ class LatentInput(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateSettings(Checked):
-    """How one gate judges: its threshold, and what an error of the gate means."""
+    """How one gate judges.
+
+    Args:
+        threshold: Where the answer changes; the gate's own if None.
+        on_error: What an error of the gate means.
+        preview_at: Share of the steps, above 0 and below 1, at which a preview is judged
+            too: an attempt that fails there is given up. None judges pictures only.
+    """
 
     threshold: float | None = None
     on_error: Literal["open", "closed"] = "closed"
+    preview_at: float | None = None
 
     def _validate(self) -> None:
         check_range("gates.threshold", self.threshold, -1e6, 1e6)
+        check_range("gates.preview_at", self.preview_at, 0.01, 0.99)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gates(Checked):
     """The quality gates of a request, in order.
 
-    In JSON the gates stand beside ``max_attempts`` and ``keep``:
+    In JSON the gates stand beside the common fields:
     ``{"nsfw": {"threshold": 0.7}, "max_attempts": 3}``.
+
+    Args:
+        gates: Name and settings, in order.
+        max_attempts: Attempts at one image, at most.
+        keep: The first that passes, or the best of all.
+        budget_s: Seconds for the attempts at one image together; no further attempt
+            begins that would exceed them. How many fit depends on the machine's load.
+        budget_calls: Model calls for the attempts at one image together; the same
+            everywhere.
     """
 
     gates: tuple[tuple[str, GateSettings], ...] = ()
     max_attempts: int = 1
     keep: Literal["first_pass", "best"] = "first_pass"
+    budget_s: float | None = None
+    budget_calls: int | None = None
 
     def _validate(self) -> None:
         check_range("gates.max_attempts", self.max_attempts, 1, 64)
+        check_range("gates.budget_s", self.budget_s, 0, 7 * 86400, unit=" s")
+        check_range("gates.budget_calls", self.budget_calls, 1, 10_000_000)
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any], path: str) -> "Gates":
-        """Split the gates object into settings per gate and the two common fields."""
+        """Split the gates object into settings per gate and the common fields."""
         common: dict[str, Any] = {}
         gates: list[tuple[str, GateSettings]] = []
         for key, value in data.items():
@@ -359,14 +381,20 @@ class Gates(Checked):
                 common[key] = convert(value, int, where)
             elif key == "keep":
                 common[key] = convert(value, Literal["first_pass", "best"], where)
+            elif key == "budget_s":
+                common[key] = convert(value, float | None, where)
+            elif key == "budget_calls":
+                common[key] = convert(value, int | None, where)
             else:
                 gates.append((str(key), convert(value, GateSettings, where)))
         return cls(gates=tuple(gates), **common)
 
     def to_plain(self) -> dict[str, Any]:
-        """Return the gates in order, then the two common fields."""
+        """Return the gates in order, then the common fields."""
         gates: dict[str, Any] = {name: write(settings) for name, settings in self.gates}
-        return {**gates, "max_attempts": self.max_attempts, "keep": self.keep}
+        common: dict[str, Any] = {"max_attempts": self.max_attempts, "keep": self.keep}
+        budgets = {"budget_s": self.budget_s, "budget_calls": self.budget_calls}
+        return {**gates, **common, **{k: v for k, v in budgets.items() if v is not None}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

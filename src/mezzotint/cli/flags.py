@@ -10,7 +10,7 @@ Every technique of a request has a form that fits into one argument::
     --embedding NAME[:TOKEN]
     --region 'PROMPT@X0,Y0,X1,Y1'  |  'PROMPT@MASK.png', then ;weight=2;feather=0.1;negative=TEXT
     --ensemble MODEL[:WEIGHT]  |  MODEL:W1,W2,...   (one weight per step)
-    --gate NAME[:THRESHOLD[:open|closed]]
+    --gate NAME[@SHARE_OF_STEPS][:THRESHOLD[:open|closed]]
     --upscale FACTOR[:MODEL]
     --hires SCALE[:UPSCALER[:STRENGTH]]  |  WIDTHxHEIGHT[:UPSCALER[:STRENGTH]]
     --inpaint 'invert,blur=4,fill=noise,area=masked,padding=32,paste'
@@ -260,6 +260,9 @@ def parse_gates(texts: Sequence[str]) -> dict[str, Any]:
         name, *rest = text.split(":")
         _need(name and len(rest) <= 2, "--gate", "NAME[:THRESHOLD[:open|closed]]", text)
         settings: dict[str, Any] = {}
+        name, at, place = name.partition("@")
+        if at:
+            settings["preview_at"] = _number(place, "--gate")
         if rest and rest[0]:
             settings["threshold"] = _number(rest[0], "--gate")
         if len(rest) == 2:

@@ -172,6 +172,10 @@ class Engine:
             self._end(image, ImageCancelled(id=image))
         return len(images)
 
+    def cancel_image(self, image: ImageId) -> None:
+        """Cancel one image if it is held."""
+        self._end(image, ImageCancelled(id=image))
+
     def drain(self) -> None:
         """Refuse what waits and what comes; what runs is finished by further ticks."""
         self._draining = True
@@ -314,7 +318,8 @@ class Engine:
             return
         every, steps = state.claim.preview_every, state.plan.num_steps
         try:
-            wants = every and after.step % every == 0 and after.step < steps
+            wants = (every and after.step % every == 0) or after.step in state.claim.preview_at
+            wants = wants and after.step < steps
             preview = self._hands.preview(state.id) if wants else None
             self._emit(ImageStepped(id=state.id, step=after.step, steps=steps, preview=preview))
         except Exception as error:  # this image fails, alone

@@ -48,6 +48,7 @@ class Claim:
         deadline_s: Clock time by which it must be done, or infinity.
         arrived_s: Clock time at which it was submitted.
         preview_every: Steps between previews, 0 for none.
+        preview_at: Further steps, from 1, after which a preview is wanted.
     """
 
     client: str = ""
@@ -55,6 +56,7 @@ class Claim:
     deadline_s: float = math.inf
     arrived_s: float = 0.0
     preview_every: int = 0
+    preview_at: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

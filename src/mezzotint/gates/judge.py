@@ -5,20 +5,31 @@ unknown gate is refused then), and once per finished picture.
 """
 
 import threading
+from pathlib import Path
 from typing import Any
 
+from mezzotint.errors import NotReady
 from mezzotint.gates.base import GATES, Gate
 from mezzotint.gates.policy import GatePolicy, GateRule
 from mezzotint.request import Gates
 from mezzotint.types import Verdict
 
-__all__ = ["GateJudge"]
+__all__ = ["OWN_WEIGHTS", "GateJudge"]
+
+OWN_WEIGHTS = ("aesthetic", "safety_checker")
+"""Gates whose weights the user puts into a folder of their name."""
 
 
 class GateJudge:
-    """Keeps the gates that were used, loaded once each."""
+    """Keeps the gates that were used, loaded once each.
 
-    def __init__(self) -> None:
+    Args:
+        folder: Holds folders with weights of the user's own: ``aesthetic``,
+            ``safety_checker``; None for none.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
         self._gates: dict[str, Gate] = {}
         self._lock = threading.Lock()
 
@@ -33,6 +44,8 @@ class GateJudge:
             rules=tuple(self._rule(name, settings) for name, settings in gates.gates),
             max_attempts=gates.max_attempts,
             keep=gates.keep,
+            budget_s=gates.budget_s,
+            budget_calls=gates.budget_calls,
         )
 
     def judge(self, pixels: Any, policy: GatePolicy) -> tuple[Verdict, ...]:
@@ -66,10 +79,40 @@ class GateJudge:
             spread=info.spread,
             blocks=info.blocks,
             on_error=settings.on_error,
+            preview_at=settings.preview_at,
         )
+
+    def names(self) -> tuple[str, ...]:
+        """Return the gates a request may name, sorted."""
+        own = {name for name in OWN_WEIGHTS if self._has(name)}
+        return tuple(sorted({*GATES.names(), *own}))
+
+    def _has(self, name: str) -> bool:
+        return self._folder is not None and (self._folder / name).is_dir()
+
+    def _own(self, name: str) -> Gate | None:
+        """Load a gate whose weights the user brought; None where there are none.
+
+        Raises:
+            NotReady: If the gate is known and its folder is not there.
+            WeightsError: If its folder is incomplete.
+        """
+        if name not in OWN_WEIGHTS:
+            return None
+        if self._folder is None or not self._has(name):
+            where = self._folder / name if self._folder is not None else f"gates/{name}"
+            raise NotReady(f"the gate {name} needs weights of your own in the folder {where}")
+        if name == "aesthetic":
+            from mezzotint.gates.aesthetic import AestheticGate
+
+            return AestheticGate(self._folder / name)
+        from mezzotint.gates.safety_checker import SafetyCheckerGate
+
+        return SafetyCheckerGate(self._folder / name)
 
     def _gate(self, name: str) -> Gate:
         with self._lock:
             if name not in self._gates:
-                self._gates[name] = GATES[name]()
+                own = self._own(name)
+                self._gates[name] = own if own is not None else GATES[name]()
             return self._gates[name]

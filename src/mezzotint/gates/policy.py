@@ -20,7 +20,17 @@ from typing import Literal
 
 from mezzotint.types import Verdict
 
-__all__ = ["Accept", "Decision", "GatePolicy", "GateRule", "Reject", "Retry", "decide", "margin"]
+__all__ = [
+    "Accept",
+    "Decision",
+    "GatePolicy",
+    "GateRule",
+    "Reject",
+    "Retry",
+    "Spent",
+    "decide",
+    "margin",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +45,7 @@ class GateRule:
             margins of different gates comparable.
         blocks: Whether failing ends the image without another attempt.
         on_error: What an error inside the gate means: ``open`` passes.
+        preview_at: Share of the steps at which a preview is judged too, or None.
     """
 
     gate: str
@@ -43,6 +54,13 @@ class GateRule:
     spread: float = 1.0
     blocks: bool = False
     on_error: Literal["open", "closed"] = "closed"
+    preview_at: float | None = None
+
+    def abstain(self, reason: str) -> Verdict:
+        """Return a verdict that says nothing: no score, passed."""
+        return Verdict(
+            gate=self.gate, score=math.nan, threshold=self.threshold, passed=True, reason=reason
+        )
 
     def judge(self, score: float, reason: str = "") -> Verdict:
         """Turn a score into a verdict; a score that is not finite fails."""
@@ -68,19 +86,48 @@ class GateRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatePolicy:
-    """The rules of a request, in order, and how attempts are spent."""
+    """The rules of a request, in order, and how attempts are spent.
+
+    Args:
+        rules: One per gate.
+        max_attempts: Attempts at one image, at most.
+        keep: Which attempt is kept.
+        budget_s: Seconds that the attempts at one image may take together, or None.
+        budget_calls: Model calls that they may take together, or None.
+    """
 
     rules: tuple[GateRule, ...]
     max_attempts: int = 1
     keep: Literal["first_pass", "best"] = "first_pass"
+    budget_s: float | None = None
+    budget_calls: int | None = None
+
+    def allows(self, attempts: int, spent: "Spent") -> bool:
+        """Whether another attempt, as long as those before, stays within the budgets."""
+        calls = spent.model_calls + spent.next_calls
+        if self.budget_calls is not None and calls > self.budget_calls:
+            return False
+        if self.budget_s is None:
+            return True
+        return spent.seconds + spent.seconds / max(attempts, 1) <= self.budget_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """What the attempts at an image took so far, and the calls of one more."""
+
+    seconds: float = 0.0
+    model_calls: int = 0
+    next_calls: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Accept:
-    """Keep the attempt with this number, counted from 0."""
+    """Keep the attempt with this number, counted from 0; ``is_spent`` if a budget ended them."""
 
     attempt: int
     passed: bool
+    is_spent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +169,26 @@ def margin(verdicts: Sequence[Verdict], policy: GatePolicy) -> float:
     return smallest
 
 
-def decide(attempts: Sequence[Sequence[Verdict]], policy: GatePolicy) -> Decision:
+def decide(
+    attempts: Sequence[Sequence[Verdict]],
+    policy: GatePolicy,
+    *,
+    spent: Spent | None = None,
+    pictures: Sequence[bool] | None = None,
+) -> Decision:
     """Decide what happens after the latest attempt at one image.
 
     Args:
         attempts: The verdicts of every attempt so far, oldest first, at least
             one; each holds one verdict per rule, in order.
         policy: The rules of the request.
+        spent: What the attempts took, for the budgets.
+        pictures: Which attempts came to a picture; all if None. One that was given up
+            at a preview has none.
 
     Returns:
-        :class:`Reject` if a blocking gate failed on the latest attempt,
+        :class:`Reject` if a blocking gate failed on the latest attempt or no attempt
+        came to a picture,
         :class:`Accept` if an attempt is to be kept, else :class:`Retry`.
     """
     latest = attempts[-1]
@@ -144,8 +201,17 @@ def decide(attempts: Sequence[Sequence[Verdict]], policy: GatePolicy) -> Decisio
             )
     if policy.keep == "first_pass" and all(v.passed for v in latest):
         return Accept(len(attempts) - 1, passed=True)
-    if len(attempts) < policy.max_attempts:
+    is_spent = not policy.allows(len(attempts), spent or Spent())
+    if len(attempts) < policy.max_attempts and not is_spent:
         return Retry(len(attempts))
-    ranked = [(all(v.passed for v in a), margin(a, policy), -k) for k, a in enumerate(attempts)]
+    there = [k for k in range(len(attempts)) if pictures is None or pictures[k]]
+    if not there:
+        reason = next(v for v in latest if not v.passed)
+        return Reject(
+            f"all {len(attempts)} attempts were given up at a preview; the last by gate "
+            f"{reason.gate}: score {reason.score:.3g}, threshold {reason.threshold:.3g}"
+        )
+    ranked = [(all(v.passed for v in attempts[k]), margin(attempts[k], policy), -k) for k in there]
     passed, _, negative_index = max(ranked)
-    return Accept(-negative_index, passed=passed)
+    ended = is_spent and len(attempts) < policy.max_attempts
+    return Accept(-negative_index, passed=passed, is_spent=ended)

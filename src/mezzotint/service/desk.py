@@ -32,19 +32,20 @@ from mezzotint.engine.state import (
     ImageStarted,
     ImageStepped,
 )
-from mezzotint.errors import DeadlineExceeded, GateRejected, InvalidRequest, NotReady
-from mezzotint.gates.policy import Accept, Reject, Retry, decide
+from mezzotint.errors import DeadlineExceeded, InvalidRequest, NotReady
+from mezzotint.gates.policy import Retry
 from mezzotint.images.previews import encode_preview
 from mezzotint.observe import metrics
 from mezzotint.observe.spans import span
 from mezzotint.sampling.latents import derive
-from mezzotint.service.device_thread import Cancel, DeviceThread, Drain, Stop
+from mezzotint.service.device_thread import Cancel, CancelImage, DeviceThread, Drain, Stop
+from mezzotint.service.jury import Jury, glance_steps
 from mezzotint.service.loader import Loader
 from mezzotint.service.orders import Attempted, Judge, Order, Run
 from mezzotint.service.pictures import Finisher
 from mezzotint.service.promises import Promises
+from mezzotint.types import Cancelled as CancelledEvent
 from mezzotint.types import (
-    Attempt,
     Event,
     Failed,
     Finished,
@@ -55,7 +56,6 @@ from mezzotint.types import (
     Started,
     Stepped,
 )
-from mezzotint.types import Cancelled as CancelledEvent
 
 __all__ = ["Desk"]
 
@@ -77,6 +77,12 @@ class _Written:
     image: ImageId
     plan: Plan
     outcome: ImageOutput | Exception | Retry
+
+
+@dataclass(frozen=True, slots=True)
+class _Glanced:
+    image: ImageId
+    outcome: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +151,7 @@ class Desk:
         self._results = results
         self._costs = costs
         self._budget_bytes = budget_bytes
-        self._judge = judge
+        self._jury = Jury(judge)
         self._clock = clock
         self._runs: dict[str, Run] = {}
         self._promises = Promises(clock)
@@ -217,6 +223,9 @@ class Desk:
                     message.answer.set_result(self._cancel(message.id))
                 case _Written():
                     self._take_written(message)
+                case _Glanced():
+                    if message.outcome is True:
+                        self.device.send(CancelImage(message.image))
                 case _Enlarged():
                     self._take_enlarged(message)
                 case _Animated():
@@ -366,6 +375,7 @@ class Desk:
                 deadline_s=limit_s,
                 arrived_s=now,
                 preview_every=order.preview_every,
+                preview_at=() if image in self._earlier else glance_steps(plan, order.policy),
             ),
             footprint=order.footprints[image.index],
             assets=assets,
@@ -419,6 +429,9 @@ class Desk:
                 self._hear_step(event, run)
             case ImageDone():
                 self._hear_done(event, run)
+            case ImageCancelled() if run is not None and not run.is_cancelled:
+                # given up at a preview: what becomes of the image is decided as for a picture
+                self._write(_without_picture(image), run)
             case ImageFailed() | ImageCancelled():
                 plan = self._let_go(image)
                 error = event.error if isinstance(event, ImageFailed) else None
@@ -465,6 +478,8 @@ class Desk:
             left = whole * max(1 - step / max(plan.all_steps, 1), 0.05)
             self._held[image] = (self._held[image][0], left)
         metrics.count("mezzotint_steps_total", model=plan.model)
+        if run is not None and event.preview is not None and image not in self._earlier:
+            self._glance(event, plan, run)
         preview = encode_preview(event.preview) if event.preview is not None else None
         for order_id, index in self._audience(image, plan):
             waiting = self._runs.get(order_id)
@@ -479,9 +494,21 @@ class Desk:
                         image=index,
                         step=step,
                         steps=max(plan.all_steps, event.steps),
-                        preview=preview if waiting.order.preview_every else None,
+                        preview=preview if _wants_preview(waiting, event) else None,
                     ),
                 )
+
+    def _glance(self, event: ImageStepped, plan: Plan, run: Run) -> None:
+        """Let the writer judge a preview that gates asked for."""
+        policy = run.order.policy
+        if event.step not in glance_steps(plan, policy):
+            return
+        work = self._writer.submit(
+            self._jury.glance, event.id, event.preview, event.step, plan, policy
+        )
+        work.add_done_callback(
+            lambda future: self._messages.put(_Glanced(event.id, _outcome(future)))
+        )
 
     def _audience(self, image: ImageId, plan: Plan) -> list[tuple[str, int]]:
         """Return who waits for an image: its own order and the followers of its flight."""
@@ -515,44 +542,22 @@ class Desk:
     ) -> ImageOutput | Retry:
         """Round, judge and encode one picture; in the writer thread."""
         with span("write", width=plan.size.width, height=plan.size.height):
-            pixels = self._finisher.pixels(done.picture)
-            timings, warnings, records = done.timings, done.warnings, ()
-            kept_plan = plan
-            if order.policy is not None and self._judge is not None:
-                began = time.monotonic()
-                verdicts = self._judge.judge(pixels, order.policy)
-                timings = replace(timings, gate_s=time.monotonic() - began)
-                attempts.append(
-                    Attempted(
-                        plan=plan,
-                        verdicts=verdicts,
-                        pixels=pixels,
-                        timings=timings,
-                        warnings=warnings,
-                    )
-                )
-                accepted = str(all(v.passed for v in verdicts)).lower()
-                metrics.count("mezzotint_attempts_total", model=plan.model, accepted=accepted)
-                decision = decide([a.verdicts for a in attempts], order.policy)
-                if isinstance(decision, Retry):
-                    return decision
-                if isinstance(decision, Reject):
-                    raise GateRejected(decision.reason)
-                kept = attempts[decision.attempt]
-                kept_plan, pixels = kept.plan, kept.pixels
-                timings, warnings = kept.timings, kept.warnings
-                records = _records(attempts, decision)
-                if not decision.passed:
-                    warnings += ("no attempt passed every gate; the best one was kept",)
-            output = self._finisher.finish(
-                pixels,
-                request=order.request,
-                plan=kept_plan,
-                index=done.id.index,
-                timings=timings,
-                warnings=warnings,
+            pixels = None if done.picture is None else self._finisher.pixels(done.picture)
+            attempt = Attempted(
+                plan=plan, verdicts=(), pixels=pixels, timings=done.timings, warnings=done.warnings
             )
-            return replace(output, attempts=records)
+            kept = self._jury.weigh(done.id, attempt, order.policy, attempts)
+            if isinstance(kept, Retry):
+                return kept
+            output = self._finisher.finish(
+                kept.pixels,
+                request=order.request,
+                plan=kept.plan,
+                index=done.id.index,
+                timings=kept.timings,
+                warnings=kept.warnings,
+            )
+            return replace(output, attempts=kept.attempts)
 
     def _take_written(self, message: _Written) -> None:
         """Deliver what the writer made, or try again with another seed."""
@@ -662,6 +667,16 @@ class Desk:
             metrics.measure("mezzotint_stage_seconds", getattr(timings, f"{stage}_s"), stage=stage)
 
 
+def _without_picture(image: ImageId) -> ImageDone:
+    """Return the end of an attempt that was given up."""
+    return ImageDone(id=image, picture=None, timings=StageTimings(), warnings=())
+
+
+def _wants_preview(run: Run, event: ImageStepped) -> bool:
+    every = run.order.preview_every
+    return bool(every) and event.step % every == 0
+
+
 def _ignore(_event: Event) -> None:
     """Stand for a sink that raised."""
 
@@ -672,19 +687,6 @@ def _outcome(future: "Future[Any]") -> Any:
     if isinstance(error, Exception):
         return error
     return future.result()
-
-
-def _records(attempts: list[Attempted], decision: Accept) -> tuple[Attempt, ...]:
-    """Return the attempt log of an image."""
-    return tuple(
-        Attempt(
-            number=number,
-            seed=attempt.plan.seed,
-            verdicts=attempt.verdicts,
-            accepted=number == decision.attempt and decision.passed,
-        )
-        for number, attempt in enumerate(attempts)
-    )
 
 
 def _to_cache(output: ImageOutput, plan: Plan) -> CachedImage:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mezzotint.engine.engine import Engine, Submission
-from mezzotint.engine.state import EngineEvent, ImageFailed
+from mezzotint.engine.state import EngineEvent, ImageFailed, ImageId
 from mezzotint.errors import WorkFailed
 from mezzotint.observe import log
 
-__all__ = ["Cancel", "DeviceThread", "Drain", "Perform", "Stop"]
+__all__ = ["Cancel", "CancelImage", "DeviceThread", "Drain", "Perform", "Stop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,13 @@ class Cancel:
     """Cancel every image of a request."""
 
     request: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelImage:
+    """Cancel one image; what has ended is no error."""
+
+    image: ImageId
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,7 @@ class Perform:
     action: Callable[[], Any]
 
 
-Command = Submission | Cancel | Drain | Stop | Perform
+Command = Submission | Cancel | CancelImage | Drain | Stop | Perform
 
 
 class DeviceThread:
@@ -112,6 +119,8 @@ class DeviceThread:
                     engine.submit(command)
                 case Cancel():
                     engine.cancel(command.request)
+                case CancelImage():
+                    engine.cancel_image(command.image)
                 case Drain():
                     engine.drain()
                 case Perform():
