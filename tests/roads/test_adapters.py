@@ -21,6 +21,7 @@ from mezzotint.request import (
     Embedding,
     EnsembleMember,
     GenerationRequest,
+    Hires,
     ImagePrompt,
     Lora,
     Region,
@@ -117,6 +118,10 @@ ADAPTERS = {
         "ensemble": (EnsembleMember(model="sd"), EnsembleMember(model="other")),
     },
     "image": {"controls": (control(),), "image": picture(9), "strength": 0.75},
+    "second pass": {
+        "controls": (control(),), "image_prompts": (prompt(),),
+        "hires": Hires(scale=1.5, strength=0.5),
+    },
     "plain": {},
     "plain too": {"seed": 6, "negative_prompt": "green"},
 }  # fmt: skip
@@ -157,12 +162,14 @@ def test_adapters_change_the_picture_and_plan_counts_every_call(engine):
         ({"controls": (control(end=0.3),)}, 2),
         ({"controls": (control(scale=0),)}, 0),
         ({"controls": (control(),), "guidance_scale": 1.0}, 4),
+        ({"controls": (control(),), "hires": Hires(scale=1.5, strength=0.5)}, 8 + 4),
     ],
 )
 def test_controlnet_calls_are_known_before_they_are_made(engine, fields, calls):
     plan = engine.plan(ask(**fields))["plan"]
     assert plan["control_calls"] == calls
-    assert plan["model_calls"] == sum(plan["rows"]) + calls
+    rows = plan["rows"] + (plan["second"]["rows"] if plan["second"] else [])
+    assert plan["model_calls"] == sum(rows) + calls
 
 
 @pytest.mark.slow

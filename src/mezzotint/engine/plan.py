@@ -295,7 +295,7 @@ class Plan:
     @property
     def model_calls(self) -> int:
         """Rows that networks compute for this image: exact, known before it runs."""
-        own = sum(self.rows) + self.control_calls
+        own = sum(self.rows) + self._own_control_calls
         return (own or 1) + (self.second.model_calls if self.second else 0)
 
     @property
@@ -315,7 +315,12 @@ class Plan:
 
     @property
     def control_calls(self) -> int:
-        """Rows that ControlNets compute, part of :attr:`model_calls`."""
+        """Rows that ControlNets compute in all passes, part of :attr:`model_calls`."""
+        return self._own_control_calls + (self.second.control_calls if self.second else 0)
+
+    @property
+    def _own_control_calls(self) -> int:
+        """Rows that ControlNets compute in this pass."""
         return sum(self.control_rows(k) for k in range(len(self.rows)))
 
     def control_rows(self, evaluation: int) -> int:
