@@ -81,7 +81,7 @@ class Front:
         """
         self.check_open()
         limits = self.config.limits
-        count = request.walk.frames if request.walk else request.num_images
+        count = request.num_pictures
         field = "walk.frames" if request.walk else "num_images"
         _limit(field, count, limits.images, "pictures in one request")
         _limit("num_inference_steps", request.num_inference_steps, limits.steps, "steps")

@@ -351,6 +351,8 @@ class FakeService:
         }
 
     def _plan(self, request: GenerationRequest) -> dict[str, Any]:
+        if request.output.animation is not None:
+            raise InvalidRequest("the fake draws no animations", field="output.animation")
         defaults = self._describe(request.model.partition("@")[0], "1.0")["defaults"]
         guidance = request.guidance_scale
         if isinstance(guidance, GuidanceSchedule):
