@@ -219,12 +219,6 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    import sys
-
-    sys.exit(main(sys.argv[1:]))
-
-
 def describe_spec(spec: ModelSpec) -> dict[str, Any]:
     """Return a spec as plain data, defaults under request field names."""
     return {
@@ -254,3 +248,9 @@ def describe_spec(spec: ModelSpec) -> dict[str, Any]:
         },
         "limits": list(spec.limits),
     }
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.exit(main(sys.argv[1:]))

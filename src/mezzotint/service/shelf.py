@@ -34,8 +34,6 @@ from mezzotint.service.adapters import KINDS, AdapterShelf
 
 __all__ = ["Backend", "Shelf", "describe_environment"]
 
-__all__ = ["Backend", "Shelf", "describe_environment"]
-
 NO_ADAPTERS = Adapters()
 Backend = Literal["auto", "torch", "openvino"]
 
