@@ -52,12 +52,6 @@ SHEETS = {
             '--region "a house@0.5,0,1,1"',
         }
     ),
-    "ensembles": Sheet(
-        {
-            "alone": BASE,
-            "together": f"{BASE} --ensemble plate:2 --ensemble plate@fast:1",
-        }
-    ),
     "image-to-image": Sheet(
         {
             "start": BASE,
@@ -102,7 +96,7 @@ SHEETS = {
             "edited": 'generate "a [red:green:0.5] apple" --seed 7 --prompt-dialect a1111',
         }
     ),
-    "laboratory": Sheet({"lab": "lab -o {out}.png"}),
+    "laboratory": Sheet({"lab": "lab --samples 64 -o {out}.png"}),
     "grids": Sheet({"grid": f"{BASE} --grid-x guidance_scale=1,4,8 --grid-y seed=1,2"}),
 }
 
