@@ -32,7 +32,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from captions import can_count, colour_shares, describe
+from captions import (
+    NUMBER_WORDS,
+    can_count,
+    colour_shares,
+    describe,
+    plural,
+    with_article,
+)
 from compose import BACKGROUNDS, POSITIONS, Composition, compose
 from data import GROUPS, Entry, is_depictable
 from numpy.typing import NDArray
@@ -462,6 +469,7 @@ class Judge:
             "captions": len(asked),
             "top_1": _share(ranks < 1),
             "top_10": _share(ranks < 10),
+            **self.score_subjects(seen, asked),
             "group": _share(right["group"]),
             "background_asked_by_colour": _share(border[coloured]),
             "background_asked_by_colour_judged": _share(right["background"][coloured]),
@@ -471,6 +479,44 @@ class Judge:
             "asked_by_colour": int(coloured.sum()),
             "asked_for_two_or_three": int((truth["count"] > 0).sum()),
         }
+
+    def score_subjects(
+        self, seen: NDArray[np.float32], asked: list[dict[str, Any]]
+    ) -> dict[str, float | int]:
+        """Return how well the things can be told apart, all else being equal.
+
+        A caption is often the only one of its background, number and place, so that these
+        alone bring it among the first ten. Here each picture chooses among the names of all
+        things that occur in the captions, each put into the very words of its own.
+        """
+        if "label" not in asked[0]:
+            return {}
+        labels = sorted({a["label"] for a in asked})
+        ranks = []
+        for embedding, row in zip(seen, asked, strict=True):
+            scores = self.read([name_plainly(row, label) for label in labels]) @ embedding
+            ranks.append(int((scores > scores[labels.index(row["label"])]).sum()))
+        ranks = np.array(ranks)
+        return {
+            "names": len(labels),
+            "name_top_1": _share(ranks < 1),
+            "name_top_10": _share(ranks < 10),
+        }
+
+
+def name_plainly(row: dict[str, Any], label: str) -> str:
+    """Put a name into the composition of a row of :func:`write_captions`."""
+    size = row["size"] if row["size"] != "normal" and row["count"] == 1 else ""
+    style = "flat" if row["style"] == "fluent-flat" else ""
+    text = " ".join(word for word in (size, style, label) if word)
+    several = row["count"] > 1
+    text = f"{NUMBER_WORDS[row['count']]} {plural(text)}" if several else with_article(text)
+    if row["position"]:
+        text = f"{text} {row['position']}"
+    if row["background"] == "white":
+        return text
+    article = "an" if row["background"] == "orange" else "a"
+    return f"{text} on {article} {row['background']} background"
 
 
 def _share(right: NDArray[np.bool_]) -> float:
