@@ -15,7 +15,7 @@ from typing import Any
 from mezzotint.errors import InvalidRequest
 from mezzotint.plain import read, write
 from mezzotint.request import GenerationRequest
-from mezzotint.service.local import Engine
+from mezzotint.service.engine import Engine
 from mezzotint.settings import load
 from mezzotint.types import GenerationResult, ImageInput
 

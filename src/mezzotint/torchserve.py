@@ -32,7 +32,7 @@ from mezzotint.images.sheets import make_sheet
 from mezzotint.models.loading import identify
 from mezzotint.plain import Checked, read
 from mezzotint.request import GenerationRequest
-from mezzotint.service.local import Engine, Job
+from mezzotint.service.engine import Engine, Job
 from mezzotint.types import GenerationResult, ImageInput, OutputFormat
 
 __all__ = ["DiffusersHandler", "GANHandler", "handle"]

@@ -17,7 +17,7 @@ from tests import tiny
 
 from mezzotint.models.components import from_pipeline
 from mezzotint.request import GenerationRequest
-from mezzotint.service.local import Engine
+from mezzotint.service.engine import Engine
 from mezzotint.types import ImageInput
 
 pytestmark = pytest.mark.filterwarnings("ignore")

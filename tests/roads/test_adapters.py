@@ -26,7 +26,7 @@ from mezzotint.request import (
     Lora,
     Region,
 )
-from mezzotint.service.local import Engine
+from mezzotint.service.engine import Engine
 from mezzotint.types import ImageInput
 
 

@@ -13,7 +13,8 @@ from mezzotint.gates.base import GateInfo, Score
 from mezzotint.gates.judge import GateJudge
 from mezzotint.models.components import from_pipeline
 from mezzotint.request import Gates, GateSettings, GenerationRequest
-from mezzotint.service.local import Engine, LocalConfig, LocalService
+from mezzotint.service.engine import Engine
+from mezzotint.service.local import LocalConfig, LocalService
 
 
 class Parity:

@@ -27,7 +27,7 @@ from mezzotint.request import (
     Variation,
     Walk,
 )
-from mezzotint.service.local import Engine
+from mezzotint.service.engine import Engine
 
 PROMPTS = ("a red apple", "two blue cats on the table", "(a leaf:1.4) on [the table:a cat:0.5]")
 

@@ -10,7 +10,7 @@ from tests.roads.test_exactness import differing, gan, run, storm
 
 from mezzotint.models.components import from_pipeline
 from mezzotint.request import GenerationRequest
-from mezzotint.service.local import Engine
+from mezzotint.service.engine import Engine
 
 pytest.importorskip("openvino")
 

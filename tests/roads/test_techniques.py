@@ -20,7 +20,7 @@ from mezzotint.request import (
     Region,
     Walk,
 )
-from mezzotint.service.local import Engine
+from mezzotint.service.engine import Engine
 from mezzotint.types import ImageInput
 
 

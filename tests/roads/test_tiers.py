@@ -15,7 +15,7 @@ from mezzotint.models.openvino_backend import OpenVINONetwork
 from mezzotint.models.quantized import Int8Network, find_ranges
 from mezzotint.models.step_cache import DEEP, call_outer, call_whole
 from mezzotint.request import GenerationRequest
-from mezzotint.service.local import Engine
+from mezzotint.service.engine import Engine
 
 
 def decibels(first, second):

@@ -5,7 +5,7 @@ import torch
 from tests.unit.train.making import picture_config, points_config, save_pictures, train
 
 from mezzotint.request import GenerationRequest, LatentInput
-from mezzotint.service.local import Engine
+from mezzotint.service.engine import Engine
 
 RUNS = {
     "free pictures": (picture_config, {}, {}),

@@ -20,7 +20,7 @@ from mezzotint.models.components import from_pipeline
 from mezzotint.models.gan import GanConfig, build_generator, load_gan, write_gan
 from mezzotint.request import Animation, GenerationRequest, Output, Walk
 from mezzotint.sampling.latents import make_generator
-from mezzotint.service.local import Engine
+from mezzotint.service.engine import Engine
 from mezzotint.types import ImageFinished
 
 MAPPED = GanConfig(latent_size=6, image_size=16, channels=(16, 8), mapping_layers=3)

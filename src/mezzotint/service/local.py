@@ -6,13 +6,10 @@ events. Asyncio and plain threads meet it in the same way.
 """
 
 import asyncio
-import dataclasses
 import json
-import queue
 import secrets
 import shutil
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +25,7 @@ from mezzotint.engine.memory import measure
 from mezzotint.engine.planner import Abilities, plan
 from mezzotint.engine.schedulers import SIGMA_SCHEDULES, scheduler_names
 from mezzotint.engine.solving import prepare
-from mezzotint.errors import Cancelled, DeadlineExceeded, UnknownName, WorkFailed
+from mezzotint.errors import UnknownName, WorkFailed
 from mezzotint.images.animation import check_animation
 from mezzotint.images.codec import decode_mask
 from mezzotint.images.config import ImageConfig
@@ -46,14 +43,12 @@ from mezzotint.service.canvas import read_canvas
 from mezzotint.service.config import HandlersConfig
 from mezzotint.service.desk import Desk
 from mezzotint.service.device_thread import Perform
+from mezzotint.service.endings import ENDINGS, result_of
 from mezzotint.service.handlers import HandlerPool
 from mezzotint.service.loader import Loader
 from mezzotint.service.orders import Judge, Order
-from mezzotint.service.pictures import Finisher, adapter_assets, with_pixels
+from mezzotint.service.pictures import Finisher, adapter_assets
 from mezzotint.service.shelf import Shelf, cache_folder, describe_environment, memory_budget
-from mezzotint.types import (
-    Cancelled as CancelledEvent,
-)
 from mezzotint.types import (
     Event,
     Failed,
@@ -62,7 +57,7 @@ from mezzotint.types import (
     ImageOutput,
 )
 
-__all__ = ["Engine", "Job", "LocalConfig", "LocalService", "create_service"]
+__all__ = ["LocalConfig", "LocalService", "create_service"]
 
 _TECHNIQUES = frozenset(
     {
@@ -86,7 +81,6 @@ _WARM_UP_STEPS = 4
 _CALIBRATION_SIZES = (1, 2, 4, 8)
 _CALIBRATION_STEPS = 12
 _LOADING = "is being loaded"
-_ENDINGS = (Finished, Failed, CancelledEvent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -402,7 +396,7 @@ class LocalService:
         try:
             while not is_over:
                 event = await events.get()
-                is_over = isinstance(event, _ENDINGS)
+                is_over = isinstance(event, ENDINGS)
                 yield event
         finally:
             if not is_over:
@@ -429,7 +423,7 @@ class LocalService:
         async for event in self.stream(
             request, request_id=request_id, client=client, use_cache=use_cache
         ):
-            result = _result(event)
+            result = result_of(event)
             if result is not None:
                 return result
         raise WorkFailed("the request ended without an ending")
@@ -607,162 +601,6 @@ class LocalService:
     def cancel_now(self, request_id: str) -> bool:
         """Cancel at the next step, from a plain thread."""
         return self._desk.cancel(request_id).result()
-
-
-class Job:
-    """One request on its way through an :class:`Engine`.
-
-    Attributes:
-        id: The request's id.
-        eta_s: Seconds predicted when it was accepted.
-    """
-
-    def __init__(self, service: LocalService, request_id: str) -> None:
-        self._service = service
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._ending: Event | None = None
-        self._over = threading.Event()
-        self.id = request_id
-        self.eta_s = 0.0
-
-    def _hear(self, event: Event) -> None:
-        if isinstance(event, _ENDINGS):
-            self._ending = event
-        self._events.put(event)
-        if self._ending is not None:
-            self._over.set()
-
-    def events(self) -> Iterator[Event]:
-        """Yield events as they come; the last one is the ending."""
-        while True:
-            event = self._events.get()
-            yield event
-            if isinstance(event, _ENDINGS):
-                self._events.put(event)  # for whoever iterates again
-                return
-
-    def cancel(self) -> bool:
-        """Cancel at the next step; False if it has ended."""
-        return self._service.cancel_now(self.id)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether it has ended."""
-        return self._over.is_set()
-
-    def result(self, timeout_s: float | None = None) -> GenerationResult:
-        """Wait for the end.
-
-        Raises:
-            DeadlineExceeded: If it takes longer than ``timeout_s``; it goes on.
-            MezzotintError: The one way in which the request ended, if not well.
-        """
-        if not self._over.wait(timeout_s):
-            raise DeadlineExceeded(f"the request was not done within {timeout_s:g} s; it goes on")
-        assert self._ending is not None  # noqa: S101 - set before the event
-        result = _result(self._ending)
-        assert result is not None  # noqa: S101 - an ending gives a result or raises
-        return dataclasses.replace(result, images=tuple(with_pixels(i) for i in result.images))
-
-
-class Engine:
-    """Many requests at once, from any thread or from asyncio.
-
-    Args:
-        models: Models to have ready: store names, paths, or loaded models.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        home: Folder of models, results and caches; the user's own if empty.
-        options: Further fields of :class:`LocalConfig`.
-
-    Example::
-
-        with mz.Engine(models=["plate"]) as engine:
-            result = engine.submit(mz.GenerationRequest(prompt="a pear")).result()
-    """
-
-    def __init__(
-        self,
-        models: Sequence[str | Path | Model] = (),
-        *,
-        device: str = "auto",
-        home: str | Path = "",
-        **options: Any,
-    ) -> None:
-        loaded = [model for model in models if isinstance(model, Model)]
-        names = tuple(str(model) for model in models if not isinstance(model, Model))
-        config = read(LocalConfig, {"home": str(home), "device": device, **options})
-        self.service = LocalService(dataclasses.replace(config, models=names), models=loaded)
-
-    def submit(
-        self, request: GenerationRequest, *, client: str = "", preview_every: int = 0
-    ) -> Job:
-        """Hand in a request.
-
-        Raises:
-            MezzotintError: If it is refused.
-        """
-        return self._submit(request, client=client, preview_every=preview_every)
-
-    def generate(self, request: GenerationRequest) -> GenerationResult:
-        """Run one request to its end.
-
-        Raises:
-            MezzotintError: The one way in which the request ended, if not well.
-        """
-        return self.submit(request).result()
-
-    async def stream(
-        self, request: GenerationRequest, *, client: str = "", preview_every: int = 0
-    ) -> AsyncIterator[Event]:
-        """Run one request and yield its events; closing early cancels it."""
-        events = self.service.stream(
-            request,
-            request_id=secrets.token_hex(8),
-            client=client,
-            preview_every=preview_every,
-        )
-        async for event in events:
-            yield event
-
-    def plan(self, request: GenerationRequest) -> Mapping[str, Any]:
-        """Resolve a request without running it: plan, warnings, predicted cost."""
-        return self.service.describe_plan(request)
-
-    def spec(self, name: str) -> ModelSpec:
-        """Return a model's spec."""
-        return self.service.shelf.spec(name)
-
-    def close(self) -> None:
-        """Finish what is being stepped, refuse the rest, free everything."""
-        self.service.shut()
-
-    def __enter__(self) -> "Engine":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _submit(self, request: GenerationRequest, *, client: str, preview_every: int) -> Job:
-        job = Job(self.service, secrets.token_hex(8))
-        job.eta_s = self.service.submit(
-            request, job._hear, request_id=job.id, client=client, preview_every=preview_every
-        )
-        return job
-
-
-def _result(event: Event) -> GenerationResult | None:
-    """Return the result of a good ending, None for what is no ending.
-
-    Raises:
-        MezzotintError: For a bad ending.
-    """
-    if isinstance(event, Finished):
-        return event.result
-    if isinstance(event, Failed):
-        raise event.error
-    if isinstance(event, CancelledEvent):
-        raise Cancelled("the request was cancelled")
-    return None
 
 
 def _unpack_code(archive: Path, target: Path, digest: str) -> Any:

@@ -26,7 +26,8 @@ from mezzotint.request import (
     Upscale,
     Walk,
 )
-from mezzotint.service.local import Engine, Job, LocalConfig, LocalService
+from mezzotint.service.engine import Engine, Job
+from mezzotint.service.local import LocalConfig, LocalService
 from mezzotint.types import (
     Finished,
     ImageFinished,

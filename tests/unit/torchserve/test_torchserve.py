@@ -13,7 +13,7 @@ from PIL import Image
 import mezzotint.models
 from mezzotint.errors import InvalidRequest, ModelError, NotReady
 from mezzotint.request import GenerationRequest
-from mezzotint.service.local import Engine
+from mezzotint.service.engine import Engine
 from mezzotint.torchserve import DiffusersHandler, GANHandler, find_model, handle, unwrap
 
 BUILTIN = Path(mezzotint.models.__path__[0]) / "builtin"

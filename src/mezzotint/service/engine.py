@@ -1,0 +1,165 @@
+"""Engine: the service in this process with a plain face, ``mz.Engine``.
+
+Requests come from any thread or from asyncio; what comes back is events, or a result.
+"""
+
+import dataclasses
+import queue
+import secrets
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mezzotint.errors import DeadlineExceeded
+from mezzotint.models.base import Model
+from mezzotint.models.spec import ModelSpec
+from mezzotint.plain import read
+from mezzotint.request import GenerationRequest
+from mezzotint.service.endings import ENDINGS, result_of
+from mezzotint.service.local import LocalConfig, LocalService
+from mezzotint.service.pictures import with_pixels
+from mezzotint.types import Event, GenerationResult
+
+__all__ = ["Engine", "Job"]
+
+
+class Job:
+    """One request on its way through an :class:`Engine`.
+
+    Attributes:
+        id: The request's id.
+        eta_s: Seconds predicted when it was accepted.
+    """
+
+    def __init__(self, service: LocalService, request_id: str) -> None:
+        self._service = service
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._ending: Event | None = None
+        self._over = threading.Event()
+        self.id = request_id
+        self.eta_s = 0.0
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, ENDINGS):
+            self._ending = event
+        self._events.put(event)
+        if self._ending is not None:
+            self._over.set()
+
+    def events(self) -> Iterator[Event]:
+        """Yield events as they come; the last one is the ending."""
+        while True:
+            event = self._events.get()
+            yield event
+            if isinstance(event, ENDINGS):
+                self._events.put(event)  # for whoever iterates again
+                return
+
+    def cancel(self) -> bool:
+        """Cancel at the next step; False if it has ended."""
+        return self._service.cancel_now(self.id)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has ended."""
+        return self._over.is_set()
+
+    def result(self, timeout_s: float | None = None) -> GenerationResult:
+        """Wait for the end.
+
+        Raises:
+            DeadlineExceeded: If it takes longer than ``timeout_s``; it goes on.
+            MezzotintError: The one way in which the request ended, if not well.
+        """
+        if not self._over.wait(timeout_s):
+            raise DeadlineExceeded(f"the request was not done within {timeout_s:g} s; it goes on")
+        assert self._ending is not None  # noqa: S101 - set before the event
+        result = result_of(self._ending)
+        assert result is not None  # noqa: S101 - an ending gives a result or raises
+        return dataclasses.replace(result, images=tuple(with_pixels(i) for i in result.images))
+
+
+class Engine:
+    """Many requests at once, from any thread or from asyncio.
+
+    Args:
+        models: Models to have ready: store names, paths, or loaded models.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        home: Folder of models, results and caches; the user's own if empty.
+        options: Further fields of :class:`LocalConfig`.
+
+    Example::
+
+        with mz.Engine(models=["plate"]) as engine:
+            result = engine.submit(mz.GenerationRequest(prompt="a pear")).result()
+    """
+
+    def __init__(
+        self,
+        models: Sequence[str | Path | Model] = (),
+        *,
+        device: str = "auto",
+        home: str | Path = "",
+        **options: Any,
+    ) -> None:
+        loaded = [model for model in models if isinstance(model, Model)]
+        names = tuple(str(model) for model in models if not isinstance(model, Model))
+        config = read(LocalConfig, {"home": str(home), "device": device, **options})
+        self.service = LocalService(dataclasses.replace(config, models=names), models=loaded)
+
+    def submit(
+        self, request: GenerationRequest, *, client: str = "", preview_every: int = 0
+    ) -> Job:
+        """Hand in a request.
+
+        Raises:
+            MezzotintError: If it is refused.
+        """
+        return self._submit(request, client=client, preview_every=preview_every)
+
+    def generate(self, request: GenerationRequest) -> GenerationResult:
+        """Run one request to its end.
+
+        Raises:
+            MezzotintError: The one way in which the request ended, if not well.
+        """
+        return self.submit(request).result()
+
+    async def stream(
+        self, request: GenerationRequest, *, client: str = "", preview_every: int = 0
+    ) -> AsyncIterator[Event]:
+        """Run one request and yield its events; closing early cancels it."""
+        events = self.service.stream(
+            request,
+            request_id=secrets.token_hex(8),
+            client=client,
+            preview_every=preview_every,
+        )
+        async for event in events:
+            yield event
+
+    def plan(self, request: GenerationRequest) -> Mapping[str, Any]:
+        """Resolve a request without running it: plan, warnings, predicted cost."""
+        return self.service.describe_plan(request)
+
+    def spec(self, name: str) -> ModelSpec:
+        """Return a model's spec."""
+        return self.service.shelf.spec(name)
+
+    def close(self) -> None:
+        """Finish what is being stepped, refuse the rest, free everything."""
+        self.service.shut()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _submit(self, request: GenerationRequest, *, client: str, preview_every: int) -> Job:
+        job = Job(self.service, secrets.token_hex(8))
+        job.eta_s = self.service.submit(
+            request, job._hear, request_id=job.id, client=client, preview_every=preview_every
+        )
+        return job
