@@ -50,7 +50,20 @@ MAX_SIDE_PX = 16384
 MAX_TEXT = 32_000
 MAX_GUIDANCE = 1000.0
 MAX_ADAPTERS = 16
+MAX_PROMPT_IMAGES = 32
+MAX_REGIONS = 64
 MAX_TOKEN = 100
+
+
+def _check_count(field: str, count: int, most: int) -> None:
+    """Refuse more of something than one request may hold."""
+    if count > most:
+        raise InvalidRequest(
+            f"{field} must be at most {most}, got {count}",
+            field=field,
+            value=count,
+            allowed=f"at most {most}",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -617,14 +630,11 @@ class GenerationRequest(Checked):
         check_range("strength", self.strength, 0, 1)
         check_range("priority", self.priority, -100, 100)
         check_range("deadline_s", self.deadline_s, 0, 7 * 86400, unit=" s")
-        for name in ("controls", "loras", "image_prompts", "embeddings"):
-            if len(getattr(self, name)) > MAX_ADAPTERS:
-                raise InvalidRequest(
-                    f"{name} must be at most {MAX_ADAPTERS}, got {len(getattr(self, name))}",
-                    field=name,
-                    value=len(getattr(self, name)),
-                    allowed=f"at most {MAX_ADAPTERS}",
-                )
+        for name in ("controls", "loras", "image_prompts", "embeddings", "ensemble"):
+            _check_count(name, len(getattr(self, name)), MAX_ADAPTERS)
+        _check_count("regions", len(self.regions), MAX_REGIONS)
+        pictures = sum(len(prompt.images) for prompt in self.image_prompts)
+        _check_count("image_prompts.images", pictures, MAX_PROMPT_IMAGES)
         for name in ("prompt", "negative_prompt"):
             if len(getattr(self, name)) > MAX_TEXT:
                 raise InvalidRequest(

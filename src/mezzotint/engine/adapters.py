@@ -11,10 +11,10 @@ from mezzotint.engine.plan import (
     PlannedLora,
 )
 from mezzotint.errors import InvalidRequest
-from mezzotint.models.prompt_syntax import lora_tags, word_pattern
+from mezzotint.models.prompt_syntax import LoraTag, lora_tags, word_pattern
 from mezzotint.models.spec import ModelSpec
 from mezzotint.preprocessing import spell_preprocess
-from mezzotint.request import Embedding, GenerationRequest, Lora
+from mezzotint.request import Embedding, GenerationRequest, Hires, Lora
 
 __all__ = ["check_adapters", "read_tags", "resolve_adapters"]
 
@@ -78,27 +78,60 @@ def read_tags(request: GenerationRequest, spec: ModelSpec, known: _Known) -> Gen
         return request
     prompt, tags = lora_tags(request.prompt)
     negative, _ = lora_tags(request.negative_prompt)
+    hires = _without_tags(request.hires, tags) if request.hires else None
     loras = (*request.loras, *(Lora(name=tag.name, scale=tag.scale) for tag in tags))
-    embeddings = request.embeddings
-    if spec.family in _UNET_FAMILIES and (names := known.embedding_names()):
-        named = {e.name for e in embeddings}
-        pattern = word_pattern(names)
-        found = {m[0].lower() for text in (prompt, negative) for m in pattern.finditer(text)}
-        embeddings = (
-            *embeddings,
-            *(
-                Embedding(name=name, token=name)
-                for name in sorted(names)
-                if name.lower() in found and name not in named
-            ),
-        )
-    return replace(
+    read = replace(
         request,
         prompt=prompt if tags else request.prompt,
         negative_prompt=negative,
+        hires=hires,
         loras=loras,
-        embeddings=embeddings,
     )
+    if spec.family in _UNET_FAMILIES and (names := known.embedding_names()):
+        named = {e.name for e in request.embeddings}
+        pattern = word_pattern(names)
+        found = {m[0].lower() for text in _texts(read) for m in pattern.finditer(text)}
+        tokens = (
+            Embedding(name=name, token=name)
+            for name in sorted(names)
+            if name.lower() in found and name not in named
+        )
+        read = replace(read, embeddings=(*request.embeddings, *tokens))
+    return read
+
+
+def _without_tags(hires: Hires, worn: Collection[LoraTag]) -> Hires:
+    """Take the tags out of a second pass's prompts; it wears what the first pass wears.
+
+    Raises:
+        InvalidRequest: If a tag names what the first pass does not wear.
+    """
+    prompt, tags = lora_tags(hires.prompt or "")
+    negative, _ = lora_tags(hires.negative_prompt or "")
+    for tag in tags:
+        if tag not in worn:
+            raise InvalidRequest(
+                f"hires.prompt names LoRA {tag.name} at {tag.scale:g}, which prompt does not: "
+                "both passes wear the same",
+                field="hires.prompt",
+                value=tag.name,
+                allowed="LoRAs of prompt",
+            )
+    return replace(
+        hires,
+        prompt=None if hires.prompt is None else prompt,
+        negative_prompt=None if hires.negative_prompt is None else negative,
+    )
+
+
+def _texts(request: GenerationRequest) -> list[str]:
+    """Return every text of a request that a model reads."""
+    texts = [request.prompt, request.negative_prompt]
+    texts += [text for r in request.regions for text in (r.prompt, r.negative_prompt)]
+    texts += [request.walk.to] if request.walk and request.walk.to else []
+    hires = request.hires
+    texts += [t for t in (hires.prompt, hires.negative_prompt) if t] if hires else []
+    return texts
 
 
 def resolve_adapters(
@@ -145,9 +178,7 @@ def _resolve_embeddings(
     request: GenerationRequest, known: _Known, warnings: list[str]
 ) -> tuple[PlannedEmbedding, ...]:
     """Find the token of each embedding, and say which is in no prompt."""
-    texts = [request.prompt, request.negative_prompt]
-    texts += [text for r in request.regions for text in (r.prompt, r.negative_prompt)]
-    texts += [request.walk.to] if request.walk and request.walk.to else []
+    texts = _texts(request)
     found: list[PlannedEmbedding] = []
     for k, embedding in enumerate(request.embeddings):
         name = embedding.name

@@ -4,6 +4,7 @@ Every refusal is one line that names the field, what came and what is allowed.
 What is changed instead of refused is a warning for the result.
 """
 
+import math
 import secrets
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
@@ -77,6 +78,7 @@ class Abilities:
         precision: ``model name -> int8``, ``bfloat16`` or "", for ``turbo``.
         max_pixels: Pixels of one picture, at most.
         max_request_pixels: Pixels of all pictures of one request, at most.
+        max_output_pixels: Pixels of one picture after ``upscale``, at most.
     """
 
     techniques: frozenset[str] = frozenset()
@@ -87,6 +89,7 @@ class Abilities:
     precision: Callable[[str], str] = field(default=_no_precision, compare=False)
     max_pixels: int = 4096 * 4096
     max_request_pixels: int = 4096 * 4096 * 64
+    max_output_pixels: int = 40_000_000
 
 
 def plan(
@@ -118,6 +121,8 @@ def plan(
     _check_techniques(request, spec, abilities)
     size = _resolve_size(request, spec, image_size, warnings)
     _check_pixels(request, size, abilities)
+    if request.hires is None:
+        _check_upscaled(request, size, abilities)
     prompt = _resolve_prompt(request, spec, warnings)
     steps = _resolve_steps(request, spec, warnings)
     scheduler = request.scheduler or spec.default_scheduler
@@ -142,7 +147,11 @@ def plan(
     guided = any(scale != 1 for scale in guidance) or not spec.stepwise
     seed = request.seed if request.seed is not None else draw_seed()
     if request.variation is not None:
-        techniques = replace(techniques, variation=_resolve_variation(request, spec, seed))
+        variation = _resolve_variation(request, spec, seed)
+        if variation.noise_size is not None:
+            noise = variation.noise_size
+            _check_pixels(request, noise, abilities, field="variation.noise_width")
+        techniques = replace(techniques, variation=variation)
     shortcuts = choose(
         request.reproducibility,
         spec,
@@ -221,7 +230,8 @@ def _with_second_pass(
     for name, side in zip(("hires.width", "hires.height"), sides, strict=True):
         _check_side(name, side, spec)
     size = Size(*sides)
-    _check_pixels(request, size, abilities)
+    _check_pixels(request, size, abilities, field="hires.width")
+    _check_upscaled(request, size, abilities)
     if hires.upscaler != "latent" and not spec.takes_image:
         raise InvalidRequest(
             f"hires.upscaler must be latent for {spec.name}: it has no picture encoder",
@@ -402,7 +412,7 @@ def _check_tiling(request: GenerationRequest, spec: ModelSpec) -> None:
             value=True,
             allowed="false",
         )
-    for name in ("loras", "controls"):
+    for name in ("loras", "controls", "image_prompts"):
         if getattr(request, name):
             raise InvalidRequest(
                 f"tiling cannot be used with {name}: they would have to be padded too",
@@ -470,13 +480,16 @@ def _check_side(name: str, side: int, spec: ModelSpec) -> None:
         )
 
 
-def _check_pixels(request: GenerationRequest, size: Size, abilities: Abilities) -> None:
+def _check_pixels(
+    request: GenerationRequest, size: Size, abilities: Abilities, *, field: str = "width"
+) -> None:
     """Refuse more pixels than one picture or one request may have."""
     pixels = size.width * size.height
     if pixels > abilities.max_pixels:
+        height = field.replace("width", "height")
         raise InvalidRequest(
-            f"width x height must be at most {abilities.max_pixels} pixels, got {pixels}",
-            field="width",
+            f"{field} x {height} must be at most {abilities.max_pixels} pixels, got {pixels}",
+            field=field,
             value=str(size),
             allowed=f"at most {abilities.max_pixels} pixels",
         )
@@ -488,6 +501,22 @@ def _check_pixels(request: GenerationRequest, size: Size, abilities: Abilities) 
             field="num_images",
             value=count,
             allowed=f"at most {abilities.max_request_pixels // pixels}",
+        )
+
+
+def _check_upscaled(request: GenerationRequest, size: Size, abilities: Abilities) -> None:
+    """Refuse pictures that nobody here could read again after their enlargement."""
+    if request.upscale is None:
+        return
+    factor, most = request.upscale.factor, abilities.max_output_pixels
+    pixels = size.width * size.height
+    if pixels * factor**2 > most:
+        allowed = f"at most {math.floor(100 * math.sqrt(most / pixels)) / 100:g} for {size} px"
+        raise InvalidRequest(
+            f"upscale.factor must give at most {most} pixels, got {factor:g} for {size} px",
+            field="upscale.factor",
+            value=factor,
+            allowed=allowed,
         )
 
 

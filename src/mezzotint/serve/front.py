@@ -93,8 +93,27 @@ class Front:
         if request.width is not None and request.height is not None:
             pixels = round(request.width * request.height * factor * factor)
             _limit("width", pixels, limits.pixels, "pixels in one picture (width x height)")
+        if request.hires is not None:
+            self._admit_second_pass(request, factor)
         if not self._paths_allowed:
             _refuse_paths(request)
+
+    def _admit_second_pass(self, request: GenerationRequest, factor: float) -> None:
+        """Hold a second pass to the limits.
+
+        Raises:
+            TooLarge: If it is too much.
+        """
+        hires, limits = request.hires, self.config.limits
+        assert hires is not None  # noqa: S101 - the caller saw to it
+        field = "hires.num_inference_steps"
+        _limit(field, hires.num_inference_steps, limits.steps, "steps")
+        width = hires.width or (request.width and request.width * hires.scale)
+        height = hires.height or (request.height and request.height * hires.scale)
+        if width and height:
+            field = "hires.width" if hires.width else "hires.scale"
+            pixels = round(width * height * factor * factor)
+            _limit(field, pixels, limits.pixels, "pixels in one picture (width x height)")
 
     def check_open(self) -> None:
         """Refuse new work while draining.

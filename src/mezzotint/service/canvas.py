@@ -80,7 +80,7 @@ def read_canvas(request: GenerationRequest, limits: ImageConfig | None = None) -
     image = decode_image(request.image.data, config=limits)
     mask = _read_mask(request, image, limits)
     if request.outpaint is not None:
-        image, mask = _extend(request, image, mask)
+        image, mask = _extend(request, image, mask, limits or ImageConfig())
     if mask is None:
         return Canvas(image, None, None)
     asked = request.inpaint
@@ -113,11 +113,19 @@ def _read_mask(
 
 
 def _extend(
-    request: GenerationRequest, image: np.ndarray, mask: np.ndarray | None
+    request: GenerationRequest, image: np.ndarray, mask: np.ndarray | None, limits: ImageConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """Add pixels on the sides: the edge goes on, and all of them are repainted."""
     out = request.outpaint
     assert out is not None  # noqa: S101 - the caller saw to it
+    height, width = image.shape[0] + out.top + out.bottom, image.shape[1] + out.left + out.right
+    if width * height > limits.max_pixels:
+        raise ImageError(
+            f"outpaint must give at most {limits.max_pixels} pixels, got {width}x{height}",
+            field="outpaint",
+            value=f"{width}x{height}",
+            allowed=f"at most {limits.max_pixels} pixels",
+        )
     pad = ((out.top, out.bottom), (out.left, out.right))
     inner = np.zeros(image.shape[:2], np.float32) if mask is None else mask
     wide = np.pad(inner, pad, constant_values=np.float32(1))

@@ -8,8 +8,12 @@ from mezzotint.models.spec import ModelSpec
 from mezzotint.request import (
     GenerationRequest,
     GuidanceSchedule,
+    Hires,
+    ImagePrompt,
     LatentInput,
     Region,
+    Upscale,
+    Variation,
     Walk,
 )
 from mezzotint.sampling.timesteps import SCHEDULER_INFO, inference_schedule
@@ -254,3 +258,56 @@ def test_list_guidance_needs_one_value_per_step():
 def test_equal_requests_in_other_words_have_equal_plans():
     assert one(seed=1, guidance_scale=7.5) == one(seed=1, width=512, num_inference_steps=20)
     assert one(seed=1, guidance_scale=7).digest == one(seed=1, guidance_scale=7.0).digest
+
+
+WIDE = Abilities(
+    techniques=frozenset({"hires", "upscale", "variation", "tiling", "image_prompts", "loras",
+                          "embeddings"}),
+    adapter_digest=lambda kind, name: f"{kind} {name}",
+    embedding_names=lambda: ("ink", "fog", "rust"),
+)  # fmt: skip
+
+
+def refused(**fields):
+    with pytest.raises(InvalidRequest) as caught:
+        ask(abilities=WIDE, **fields)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"width": 2048, "height": 2048, "upscale": Upscale(factor=8)}, "upscale.factor"),
+        ({"upscale": Upscale(factor=7), "hires": Hires(scale=2)}, "upscale.factor"),
+        ({"variation": Variation(noise_width=16384, noise_height=16384)}, "variation.noise_width"),
+        (
+            {"tiling": True, "image_prompts": (ImagePrompt(model="ip", images=(PICTURE,)),)},
+            "tiling",
+        ),
+    ],
+)
+def test_what_no_machine_should_hold_or_nothing_would_honour_is_refused(fields, field):
+    assert refused(**fields).field == field
+
+
+def test_an_enlargement_says_which_factor_would_do():
+    error = refused(width=2048, height=2048, upscale=Upscale(factor=8))
+    assert error.allowed == "at most 3.08 for 2048x2048 px"
+    ask(abilities=WIDE, width=2048, height=2048, upscale=Upscale(factor=3.08))
+
+
+def test_a1111s_tags_are_read_in_every_prompt_of_a_request():
+    planned = one(
+        abilities=WIDE,
+        prompt_dialect="a1111",
+        prompt="a pear <lora:line:0.5>",
+        hires=Hires(prompt="a pear in fog <lora:line:0.5>", negative_prompt="rust"),
+    )
+    assert [lora.name for lora in planned.techniques.loras] == ["line"]
+    assert planned.second.prompt == "a pear in fog "
+    assert [e.name for e in planned.second.techniques.embeddings] == ["fog", "rust"]
+
+
+def test_a_lora_of_the_second_pass_alone_is_refused():
+    hires = Hires(prompt="a pear <lora:ink:1>")
+    assert refused(prompt_dialect="a1111", hires=hires).field == "hires.prompt"

@@ -103,6 +103,9 @@ class TestLimits:
             ({"walk": {"to": "b", "frames": 5}}, "walk.frames"),
             ({"width": 1024, "height": 1024}, "width"),
             ({"width": 256, "height": 256, "upscale": {"factor": 4}}, "width"),
+            ({"hires": {"num_inference_steps": 51}}, "hires.num_inference_steps"),
+            ({"hires": {"width": 1024, "height": 1024}}, "hires.width"),
+            ({"width": 256, "height": 256, "hires": {"scale": 4}}, "hires.scale"),
         ],
     )
     def test_too_much_is_a_413_before_any_work(self, door, body, field):
