@@ -18,10 +18,14 @@ from mezzotint.request import (
     Gates,
     GenerationRequest,
     GuidanceSchedule,
+    Hires,
+    Inpaint,
     LatentInput,
     Lora,
     Output,
+    Upscale,
     Variation,
+    Walk,
 )
 from mezzotint.types import (
     Cancelled,
@@ -184,8 +188,12 @@ def alone(request: GenerationRequest, plan: Plan) -> GenerationRequest:
         num_inference_steps=plan.num_inference_steps or None,
         scheduler=plan.scheduler or None,
         sigma_schedule=plan.sigma_schedule,
-        guidance_scale=request.guidance_scale if plan.second else _guidance(plan),
+        guidance_scale=_guidance_of_passes(request, plan),
         variation=_variation(request, plan),
+        inpaint=techniques.inpaint or Inpaint(),
+        hires=_hires(request, plan),
+        upscale=_upscale(plan),
+        walk=_walk(plan),
         strength=request.strength if techniques.image else _DEFAULT_STRENGTH,
         controls=tuple(
             replace(control, preprocess=planned.preprocess)
@@ -199,6 +207,50 @@ def alone(request: GenerationRequest, plan: Plan) -> GenerationRequest:
         priority=0,
         deadline_s=None,
     )
+
+
+def _hires(request: GenerationRequest, plan: Plan) -> Hires | None:
+    """Return the second pass as a request field, its size and steps resolved."""
+    second = plan.second
+    if request.hires is None or second is None:
+        return None
+    is_longer = second.num_inference_steps != plan.num_inference_steps
+    return Hires(
+        width=second.size.width,
+        height=second.size.height,
+        strength=request.hires.strength,
+        num_inference_steps=second.num_inference_steps if is_longer else None,
+        upscaler=request.hires.upscaler,
+        prompt=second.prompt if second.prompt != plan.prompt else None,
+        negative_prompt=(
+            second.negative_prompt if second.negative_prompt != plan.negative_prompt else None
+        ),
+    )
+
+
+def _upscale(plan: Plan) -> Upscale | None:
+    """Return the enlargement of a plan as a request field."""
+    if plan.techniques.upscale is None:
+        return None
+    factor, name, _ = plan.techniques.upscale
+    return Upscale(factor=factor, model=None if name == "lanczos" else name)
+
+
+def _walk(plan: Plan) -> Walk | None:
+    """Return the walk that a plan stands on as a request field, its end resolved."""
+    walk = plan.techniques.walk
+    if walk is None:
+        return None
+    mode: Any = walk.mode
+    space: Any = walk.space
+    return Walk(to=walk.to, frames=walk.frames, mode=mode, to_seed=walk.to_seed, space=space)
+
+
+def _guidance_of_passes(request: GenerationRequest, plan: Plan) -> float | GuidanceSchedule | None:
+    """Return the guidance as a request field; a curve over two passes stays as it came."""
+    if plan.second is not None and isinstance(request.guidance_scale, GuidanceSchedule):
+        return request.guidance_scale
+    return _guidance(plan)
 
 
 def _variation(request: GenerationRequest, plan: Plan) -> Variation | None:

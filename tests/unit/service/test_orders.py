@@ -5,9 +5,23 @@ from tests.unit.engine.fakes import make_plan
 
 from mezzotint import errors
 from mezzotint.engine.plan import Planned, Techniques
-from mezzotint.request import Gates, GateSettings, GenerationRequest, GuidanceSchedule
+from mezzotint.engine.planner import Abilities
+from mezzotint.engine.planner import plan as make
+from mezzotint.models.spec import ModelSpec
+from mezzotint.request import (
+    Gates,
+    GateSettings,
+    GenerationRequest,
+    GuidanceSchedule,
+    Hires,
+    Inpaint,
+    Upscale,
+    Walk,
+)
 from mezzotint.service.orders import Order, Run, alone
 from mezzotint.types import Cancelled, Failed, Finished, ImageOutput
+
+SD = ModelSpec(name="sd15", digest="a" * 64, family="sd", prediction_type="epsilon")
 
 
 def order(images=2, warnings=()):
@@ -94,3 +108,39 @@ def test_alone_writes_a_curve_as_a_list_and_a_rescale_as_a_constant_with_phi():
     assert rescaled.guidance_scale == GuidanceSchedule(start=5.0, rescale=0.7)
     distilled = alone(request, replace(plan, techniques=Techniques(distilled_guidance=3.5)))
     assert distilled.guidance_scale == 3.5
+
+
+SAYINGS = {
+    "hires": (
+        {"hires": Hires(scale=2.0), "width": 128, "height": 128},
+        {"hires": Hires(scale=1.0, width=256, height=256), "width": 128, "height": 128,
+         "guidance_scale": SD.default_guidance_scale},
+    ),
+    "hires words": (
+        {"hires": Hires(prompt="a pear", num_inference_steps=SD.default_steps)},
+        {"hires": Hires()},
+    ),
+    "upscale": ({"upscale": Upscale(model="lanczos")}, {"upscale": Upscale()}),
+    "inpaint": ({"inpaint": Inpaint(blur=3)}, {}),
+    "walk": (
+        {"walk": Walk(mode="seed", frames=2)}, {"walk": Walk(mode="seed", frames=2, to_seed=8)},
+    ),
+}  # fmt: skip
+ALL = Abilities(techniques=frozenset({"hires", "upscale", "walk"}))
+
+
+@pytest.mark.parametrize("kind", SAYINGS)
+def test_requests_in_other_words_come_to_the_same_recipe(kind):
+    requests = [GenerationRequest(prompt="a pear", seed=7, **f) for f in SAYINGS[kind]]
+    plans = [make(request, SD, ALL).plans[0] for request in requests]
+    assert plans[0].digest == plans[1].digest
+    one, two = (alone(r, p).canonical() for r, p in zip(requests, plans, strict=True))
+    assert one == two
+
+
+@pytest.mark.parametrize("kind", SAYINGS)
+def test_a_recipe_plans_the_same_picture_again(kind):
+    request = GenerationRequest(prompt="a pear", seed=7, **SAYINGS[kind][0])
+    first = make(request, SD, ALL).plans[0]
+    again = make(alone(request, first), SD, ALL).plans[0]
+    assert again.digest == first.digest
