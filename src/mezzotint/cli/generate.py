@@ -514,9 +514,14 @@ def _profiling(delivery: Delivery) -> Any:
     profile = Profile()
     with profile.running():
         yield
-    print(f"{'stage':24}{'calls':>7}{'total s':>10}{'mean ms':>10}{'share':>8}", file=sys.stderr)
+    print(
+        f"{'stage':24}{'calls':>7}{'total s':>10}{'mean ms':>10}{'share':>8}{'peak MiB':>10}",
+        file=sys.stderr,
+    )
     for row in profile.table():
         numbers = f"{row.total_s:10.3f}{row.mean_s * 1000:10.1f}{row.share:8.0%}"
+        peak = row.peak_cuda_bytes or row.peak_bytes
+        numbers += f"{peak >> 20:10}" if peak else f"{'-':>10}"
         print(f"{row.name:24}{row.calls:7}{numbers}", file=sys.stderr)
     first = next((p for p in delivery.paths.values() if p), Path("mezzotint"))
     try:

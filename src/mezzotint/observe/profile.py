@@ -5,10 +5,13 @@ it also runs torch's profiler and adds its operators to the same trace. This is
 the only file of this room that may load torch, and only for that.
 """
 
+import bisect
 import contextlib
 import json
 import os
+import sys
 import threading
+import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +23,12 @@ __all__ = ["Profile", "StageRow"]
 
 
 class StageRow(NamedTuple):
-    """One line of the table; ``share`` is the part of the wall time, 0 to 1 (more with threads)."""
+    """One line of the table.
+
+    ``share`` is the part of the wall time, 0 to 1 (more with threads). ``peak_bytes`` is
+    the most memory of the process, and of CUDA where torch uses it, seen while a span of
+    this name was open; it is looked at every few milliseconds, so a shorter peak is missed.
+    """
 
     name: str
     calls: int
@@ -28,6 +36,36 @@ class StageRow(NamedTuple):
     mean_s: float
     longest_s: float
     share: float
+    peak_bytes: int = 0
+    peak_cuda_bytes: int = 0
+
+
+_LOOK_S = 0.005
+
+
+class _Memory(NamedTuple):
+    """Memory at one moment of ``time.perf_counter``."""
+
+    at_s: float
+    resident_bytes: int
+    cuda_bytes: int
+
+
+def _resident_bytes() -> int:
+    """Return the memory this process has in RAM; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _look() -> _Memory:
+    """Return the memory that is in use; CUDA's only where torch has begun to use it."""
+    torch = sys.modules.get("torch")
+    has_cuda = torch is not None and torch.cuda.is_initialized()
+    cuda = int(torch.cuda.memory_allocated()) if torch is not None and has_cuda else 0
+    return _Memory(time.perf_counter(), _resident_bytes(), cuda)
 
 
 class Profile:
@@ -51,6 +89,7 @@ class Profile:
         self._operators = operators
         self._torch_events: list[dict[str, Any]] = []
         self._lock = threading.Lock()
+        self._memory: list[_Memory] = []
 
     @contextlib.contextmanager
     def running(self) -> Generator["Profile"]:
@@ -59,7 +98,41 @@ class Profile:
             if self._operators:
                 stack.enter_context(self._recording_operators())
             stack.enter_context(recording(self.add))
+            stack.enter_context(self._watching_memory())
             yield self
+
+    @contextlib.contextmanager
+    def _watching_memory(self) -> Generator[None]:
+        """Look at the memory every few milliseconds, from a thread."""
+        is_over = threading.Event()
+
+        def watch() -> None:
+            while not is_over.wait(_LOOK_S):
+                self._memory.append(_look())
+
+        self._memory.append(_look())
+        watcher = threading.Thread(target=watch, name="mezzotint-profile", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            watcher.join()
+            self._memory.append(_look())
+
+    def _peaks(self, records: list[SpanRecord]) -> tuple[int, int]:
+        """Return the most memory that was seen while any of some spans was open."""
+        seen = list(self._memory)
+        moments = [m.at_s for m in seen]
+        inside: list[_Memory] = []
+        for record in records:
+            first = bisect.bisect_left(moments, record.start_s)
+            last = bisect.bisect_right(moments, record.start_s + record.duration_s)
+            inside += seen[first:last] or seen[max(first - 1, 0) : first]
+        return (
+            max((m.resident_bytes for m in inside), default=0),
+            max((m.cuda_bytes for m in inside), default=0),
+        )
 
     def add(self, record: SpanRecord) -> None:
         """Take one finished span."""
@@ -76,10 +149,12 @@ class Profile:
         wall = max(r.start_s + r.duration_s for r in records) - begin
         rows: list[StageRow] = []
         for name in dict.fromkeys(r.name for r in records):
-            times = [r.duration_s for r in records if r.name == name]
+            own = [r for r in records if r.name == name]
+            times = [r.duration_s for r in own]
             total = sum(times)
             share = total / wall if wall else 0.0
-            rows.append(StageRow(name, len(times), total, total / len(times), max(times), share))
+            mean, longest = total / len(times), max(times)
+            rows.append(StageRow(name, len(own), total, mean, longest, share, *self._peaks(own)))
         return sorted(rows, key=lambda row: -row.total_s)
 
     def trace(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -34,6 +35,22 @@ def test_the_trace_has_chromes_format_in_microseconds_from_the_first_span(tmp_pa
     assert (first["ph"], first["ts"], first["dur"], first["args"]) == ("X", 0, 1e6, {"images": 2})
     assert (second["ts"], second["dur"]) == (1.5e6, 0.25e6)
     assert first["tid"] != second["tid"]
+
+
+def test_each_stage_tells_the_most_memory_that_was_seen_in_it():
+    profile = Profile()
+    with profile.running():
+        with span("small"):
+            time.sleep(0.1)
+        with span("large"):
+            block = bytearray(96 << 20)  # touched: zeroed pages are mapped only when written
+            block[::4096] = b"x" * len(block[::4096])
+            time.sleep(0.2)
+            del block
+    peaks = {row.name: row.peak_bytes for row in profile.table()}
+    if not peaks["small"]:
+        pytest.skip("this system does not tell a process its memory")
+    assert 80 << 20 < peaks["large"] - peaks["small"] < 160 << 20
 
 
 def test_a_profile_hears_only_what_runs_inside():
