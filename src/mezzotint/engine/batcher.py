@@ -3,9 +3,10 @@
 Deficit round robin with measured seconds as the currency. A client earns an
 equal share of every second that the device works and pays for the seconds its
 own rows took; who is owed most goes first. The same holds among the requests of
-one client, where a newcomer gets half of its own cost in advance, so a short
-request passes a long one without starving it. Priority classes stand above all
-of that; within a client the earliest deadline goes first.
+one client, where a newcomer gets half of its own cost in advance, divided by its
+rivals, so a short request passes a long one and a stream of them starves none.
+Priority classes stand above all of that; within a client the earliest deadline
+goes first.
 
 The batch is then filled with images that can share the call, up to the size
 that gives most rows per measured second.
@@ -25,7 +26,7 @@ __all__ = ["Credits", "World", "next_batch", "next_joiners", "settle", "welcome"
 
 _WORTH_WAITING = 1.03  # a larger batch must give this many times the rows per second
 _HOPE = 0.5  # share of the proportional time that an untried batch size is hoped to take
-_NEWCOMER_SHARE = 0.5  # of its own cost, in advance
+_NEWCOMER_SHARE = 0.5  # of its own cost, in advance, divided by its rivals
 _ENCODE_SHARE = 0.125  # of the quantum may go into starting images before the next call
 
 Credits = Mapping[tuple[str, ...], float]
@@ -148,7 +149,10 @@ def settle(
 def welcome(
     credits: Credits, state: ImageState, costs: CostTable, footprint: Footprint, limit_s: float
 ) -> dict[tuple[str, ...], float]:
-    """Give a newcomer half of its own cost in advance, up to a limit.
+    """Give a newcomer half of its own cost in advance, up to a limit, over its rivals.
+
+    Beside one long request that lets a short one pass. Among many it would let a
+    stream of newcomers hold those back who came before, so it shrinks as they grow.
 
     Args:
         credits: Seconds owed before.
@@ -160,8 +164,12 @@ def welcome(
     """
     advance = min(_NEWCOMER_SHARE * costs.predict(state.plan, footprint).seconds, limit_s)
     client, request = state.claim.client, state.id.request
-    missing = [flow for flow in ((client,), (client, request)) if flow not in credits]
-    return {**credits, **dict.fromkeys(missing, advance)}
+    rivals = {
+        (client,): sum(len(flow) == 1 for flow in credits),
+        (client, request): sum(len(flow) == 2 and flow[0] == client for flow in credits),
+    }
+    given = {f: advance / max(n, 1) for f, n in rivals.items() if f not in credits}
+    return {**credits, **given}
 
 
 def _order(state: ImageState, credits: Credits) -> tuple[float | ImageId, ...]:

@@ -14,7 +14,7 @@ __all__ = ["Promises"]
 
 _NOW = 0.15  # weight of the newest ratio in what holds at any load
 _LEVEL = 0.1  # and in how one level of load differs from that
-_MARGIN = 1.0  # mean deviations that are promised on top: late is worse than early
+_MARGIN = 1.5  # mean deviations that are promised on top: late is worse than early
 _LOWEST, _HIGHEST = 0.02, 50.0
 
 

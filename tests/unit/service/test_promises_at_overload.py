@@ -1,0 +1,56 @@
+"""The ETA at 1.2 times what the engine can do, on its own mind with a made-up clock."""
+
+import random
+
+from tests.unit.engine.fakes import Bench, make_plan
+
+from mezzotint.engine.admission import Load, finish_s
+from mezzotint.engine.config import EngineConfig
+from mezzotint.service.promises import Promises
+
+STEPS = (2, 3, 4, 6)
+ROW_S, MOST = 0.05, 96
+
+
+def cost(steps: int) -> float:
+    return ROW_S * (2 * steps + 1)
+
+
+def test_p95_of_what_was_admitted_holds_and_newcomers_starve_nobody():
+    bench = Bench(row_s=ROW_S, config=EngineConfig(max_running=128))
+    promises, chance = Promises(bench.clock), random.Random(2)
+    rate = 1.2 / (sum(map(cost, STEPS)) / len(STEPS))
+    began = due = bench.clock.now
+    held: dict[str, float] = {}
+    told: dict[str, tuple[float, float]] = {}
+    ratios: list[float] = []
+    number = refused = 0
+    while bench.clock.now < began + 200 or held:
+        while due <= bench.clock.now < began + 200:
+            number, due = number + 1, due + chance.expovariate(rate)
+            steps, name = STEPS[number % 4], f"r{number}"
+            if len(held) >= MOST:
+                refused += 1
+                continue
+            rest = tuple(held.values())
+            load = Load(
+                images=len(held), seconds=sum(rest), clients=1, own_seconds=sum(rest),
+                own_requests=rest,
+            )  # fmt: skip
+            predicted = finish_s(load, cost(steps))
+            told[name] = (bench.clock.now, predicted * promises.factor(len(held)))
+            promises.give(name, predicted, len(held))
+            held[name] = cost(steps)
+            bench.submit(name, make_plan(steps=steps, seed=number), client="c")
+        if not bench.engine.tick():
+            bench.clock.now = max(bench.clock.now, min(due, began + 200))
+        for image, when in bench.ended_at.items():
+            if held.pop(image.request, None) is not None:
+                promises.keep(image.request)
+                since, eta = told[image.request]
+                ratios.append((when - since) / eta)
+    ratios.sort()
+    assert len(ratios) > 400
+    assert refused > 10
+    assert ratios[int(len(ratios) * 0.95)] <= 1.5
+    assert ratios[len(ratios) // 2] >= 0.5  # no excuses either
