@@ -23,7 +23,7 @@ from mezzotint.request import (
     Variation,
     Walk,
 )
-from mezzotint.service.local import Engine
+from mezzotint.service.engine import Engine
 from mezzotint.types import ImageInput
 
 
@@ -285,6 +285,18 @@ def test_tiling_is_refused_where_it_cannot_be_honoured(engine):
 
     with pytest.raises(InvalidRequest, match="tiling cannot be honoured by dit"):
         engine.submit(ask(model="dit", tiling=True, latent=LatentInput(class_label=1)))
+
+
+def test_pictures_and_latents_for_a_second_pass_are_decoded_side_by_side(engine):
+    requests = [
+        ask(seed=k, reproducibility="stable", hires=Hires(scale=1.5) if k % 2 else None)
+        for k in range(6)
+    ]
+    solo = [run(engine, request).images[0].pixels for request in requests]
+    jobs = [engine.submit(request) for request in requests]
+    for alone, job in zip(solo, jobs, strict=True):
+        noise = np.square(job.result(120).images[0].pixels.astype(float) - alone).mean()
+        assert 10 * np.log10(255**2 / max(noise, 1e-9)) >= 60
 
 
 MIXED = {

@@ -135,14 +135,17 @@ class Runner:
             self._translated(),
         ):
             began = self._clock()
-            pictures = torch.cat([slot.latents for slot in slots])
-            if not slots[0].plan.ends_in_latents:
+            answers = [slot.latents[0] for slot in slots]
+            drawn = [k for k, slot in enumerate(slots) if not slot.plan.ends_in_latents]
+            if drawn:
                 pictures = slots[0].model.decode(
-                    pictures,
-                    Conditioning.stack([slot.conditioning for slot in slots]),
-                    report=lambda row, text: notes.setdefault(row, []).append(text),
+                    torch.cat([slots[k].latents for k in drawn]),
+                    Conditioning.stack([slots[k].conditioning for k in drawn]),
+                    report=lambda row, text: notes.setdefault(drawn[row], []).append(text),
                 )
-            arrays = pictures.float().cpu().numpy()
+                for k, picture in zip(drawn, pictures, strict=True):
+                    answers[k] = picture
+            arrays = [answer.float().cpu().numpy() for answer in answers]
             seconds = self._clock() - began
         return Worked(
             decoded={
