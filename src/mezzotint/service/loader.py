@@ -63,7 +63,12 @@ class Loader:
             then: Called from another thread when it is ready, with what went wrong
                 or None; at once where nothing has to be done.
         """
-        if self.is_ready(plan):
+        try:
+            is_ready = self.is_ready(plan)
+        except Exception as error:  # its prompt cannot be read: nobody else waits for that
+            then(error)
+            return
+        if is_ready:
             then(None)
             return
         shape = _shape(plan)

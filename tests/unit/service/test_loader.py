@@ -7,11 +7,11 @@ import pytest
 import torch
 from tests import tiny
 
-from mezzotint.errors import Cancelled, WeightsError
+from mezzotint.errors import Cancelled, InvalidRequest, WeightsError
 from mezzotint.models.components import from_pipeline
 from mezzotint.models.networks import NetworkReady, is_preparing, preparing
 from mezzotint.request import GenerationRequest
-from mezzotint.service.local import Engine
+from mezzotint.service.engine import Engine
 
 
 class SlowBuild:
@@ -110,3 +110,22 @@ def test_a_rehearsal_builds_and_computes_nothing():
     assert not is_preparing()
     assert network.is_built
     assert called == []
+
+
+def test_a_prompt_that_cannot_be_read_fails_alone_while_its_model_loads(tmp_path):
+    torch.set_num_threads(1)
+    model = from_pipeline(tiny.sd1(), name="slow")
+    network = model.networks["denoiser"]
+    build = SlowBuild(network.module)
+    network._module, network._build = None, build
+    with Engine([model], device="cpu", home=tmp_path, backend="torch") as engine:
+        ask_for = {"prompt_dialect": "compel", "width": 64, "height": 64}
+        first = engine.submit(ask("slow", prompt="a cat", **ask_for))
+        assert build.has_begun.wait(30)
+        unreadable = engine.submit(ask("slow", prompt='("a", "b").blend(1, 1)', **ask_for))
+        last = engine.submit(ask("slow", prompt="a dog", **ask_for))
+        build.may_go.set()
+        with pytest.raises(InvalidRequest, match="blend"):
+            unreadable.result(60)
+        assert first.result(60).images
+        assert last.result(60).images
