@@ -12,7 +12,9 @@ Dimensions: R rows, F features.
 """
 
 import contextlib
+import copy
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +33,7 @@ __all__ = [
     "RowLinear",
     "TorchNetwork",
     "align_weights",
+    "copy_layers",
     "is_preparing",
     "linear_by_row",
     "preparing",
@@ -42,6 +45,37 @@ Call = Callable[[nn.Module, Mapping[str, Tensor]], tuple[Tensor, ...]]
 
 KEPT_FLOAT32 = frozenset({"timestep"})
 """Inputs that lose their meaning in half precision (999.5 has no float16)."""
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
+def copy_layers(module: nn.Module, *, share_weights: bool = False) -> nn.Module:
+    """Copy a module's layers as they were built, without what calls or the engine put on them.
+
+    Another thread may be in the middle of a call whose adapters hang on the layers as
+    hooks; a copy of those would go on adding one request's adapters to others.
+
+    Args:
+        module: Stays as it is.
+        share_weights: Whether the copy has the module's own parameters and buffers.
+    """
+    memo: dict[int, Any] = {}
+    if share_weights:
+        memo |= {id(t): t for t in (*module.parameters(), *module.buffers())}
+    for layer in module.modules():
+        memo |= {id(getattr(layer, name)): OrderedDict() for name in _HOOKS}
+    view = copy.deepcopy(module, memo)
+    for layer in view.modules():
+        # What the engine repaired on the module's own layer is bound to that layer.
+        if layer.__dict__.pop("mezzotint_in_pairs", False):
+            layer.__dict__.pop("forward", None)
+    return view
 
 
 class NetworkReady(Exception):

@@ -12,7 +12,7 @@ from dataclasses import replace
 from torch import nn
 
 from mezzotint.models.base import Model, Network
-from mezzotint.models.networks import TorchNetwork
+from mezzotint.models.networks import TorchNetwork, copy_layers
 from mezzotint.models.openvino_backend import OpenVINONetwork
 from mezzotint.models.parts import combine_digests
 
@@ -56,12 +56,8 @@ def _tiled_network(network: Network) -> Network:
 
 def _circular(module: nn.Module) -> nn.Module:
     """Copy a module's layers, not its weights, and let convolutions pad in a circle."""
-    shared = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    view = copy.deepcopy(module, shared)
+    view = copy_layers(module, share_weights=True)
     for layer in view.modules():
-        # What the engine repaired on the model's own layer is bound to that layer.
-        if layer.__dict__.pop("mezzotint_in_pairs", False):
-            layer.__dict__.pop("forward", None)
         if isinstance(layer, nn.Conv2d):
             layer.padding_mode = "circular"
     return view

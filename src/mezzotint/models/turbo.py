@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.models.base import Conditioning, Model, Network, Prompt
-from mezzotint.models.networks import TorchNetwork
+from mezzotint.models.networks import TorchNetwork, copy_layers
 from mezzotint.models.openvino_backend import OpenVINONetwork
 from mezzotint.models.quantized import Int8Network, Ranges, find_ranges, remember
 from mezzotint.models.step_cache import (
@@ -93,7 +93,9 @@ def _recall(network: Network, call: Any) -> Network:
     source = network.source if isinstance(network, OpenVINONetwork) else network
     assert isinstance(source, TorchNetwork)  # noqa: S101 - step caches are for torch modules
     again = TorchNetwork(
-        lambda dtype: source.module if dtype == source.dtype else source.module.to(dtype),
+        lambda dtype: (
+            source.module if dtype == source.dtype else copy_layers(source.module).to(dtype)
+        ),
         call,
         dtype=source.dtype,
         device=source.device,
@@ -115,7 +117,7 @@ def _lowered(network: Network, ranges: Ranges, cache: Path | None) -> Network:
     if network.dtype != torch.float32:
         return network
     return TorchNetwork(
-        lambda dtype: copy.deepcopy(network.module).to(dtype),
+        lambda dtype: copy_layers(network.module).to(dtype),
         network.call,
         dtype=torch.bfloat16,
         device=network.device,

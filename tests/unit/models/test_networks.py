@@ -2,11 +2,13 @@ import pytest
 import torch
 from torch import nn
 
+from mezzotint.engine.certify import take_in_pairs
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.networks import (
     Placement,
     RowLinear,
     TorchNetwork,
+    copy_layers,
     linear_by_row,
     use_row_linears,
 )
@@ -103,3 +105,19 @@ def test_type_policy(device, asked, stored, wanted):
 def test_unknown_type_is_refused():
     with pytest.raises(InvalidRequest, match="dtype must be float32, float16 or bfloat16"):
         Placement.choose("cpu", "int3")
+
+
+@pytest.mark.parametrize("share_weights", [True, False])
+def test_a_copy_of_layers_made_during_a_call_takes_nothing_of_that_call_along(share_weights):
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    rows = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = module(rows)
+        module[0].register_forward_hook(lambda _module, _inputs, output: output + 1)
+        module[1].register_forward_pre_hook(lambda _module, inputs: (inputs[0] * 2,))
+        take_in_pairs(module[1])
+        view = copy_layers(module, share_weights=share_weights)
+        assert torch.equal(view(rows), plain)
+        module[1].weight.zero_()
+        assert torch.equal(view[1].weight, module[1].weight) == share_weights
+        assert not torch.equal(module(rows), plain)
