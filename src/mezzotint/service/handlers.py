@@ -85,6 +85,7 @@ class HandlerPool:
         self._unpack = unpack
         self._device = device
         self._places: dict[str, _Place] = {}
+        self._starting = 0
 
     async def run(
         self, archive: Path, digest: str, rows: Sequence[Mapping[str, Any]]
@@ -100,7 +101,7 @@ class HandlerPool:
             One answer for each row; what went wrong is in their ``error``.
 
         Raises:
-            QueueFull: If too many calls wait for this archive.
+            QueueFull: If too many calls wait for this archive, or all processes are busy.
             ModelError: If the archive cannot be unpacked or its code not be loaded.
             DeadlineExceeded: If it takes longer than ``timeout_s``.
         """
@@ -122,7 +123,11 @@ class HandlerPool:
             await self._end(place)
         if place.running is None:
             await self._make_room()
-            place.running = await self._start(archive, digest)
+            self._starting += 1
+            try:
+                place.running = await self._start(archive, digest)
+            finally:
+                self._starting -= 1
         running = place.running
         try:
             async with asyncio.timeout(self._config.timeout_s):
@@ -151,10 +156,21 @@ class HandlerPool:
             raise
 
     async def _make_room(self) -> None:
-        """End the process that was idle longest if there are as many as may be."""
-        idle = [p for p in self._places.values() if p.running is not None and not p.waiting]
-        alive = sum(p.running is not None for p in self._places.values())
-        if alive >= self._config.max_processes and idle:
+        """End the process that was idle longest if there are as many as may be.
+
+        Raises:
+            QueueFull: If none of them is idle.
+        """
+        while True:
+            running = [p for p in self._places.values() if p.running is not None]
+            if len(running) + self._starting < self._config.max_processes:
+                return
+            idle = [p for p in running if not p.waiting]
+            if not idle:
+                raise QueueFull(
+                    f"all {self._config.max_processes} handler processes "
+                    "(handlers.max_processes) are busy"
+                )
             await self._end(min(idle, key=lambda p: p.running.used if p.running else 0.0))
 
     async def _start(self, archive: Path, digest: str) -> _Process:

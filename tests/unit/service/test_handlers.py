@@ -323,3 +323,26 @@ def test_an_archive_that_changed_since_it_was_allowed_does_not_run(function):
 
     using(function, body)
     assert not os.path.exists(path.parent / "run" / "model")
+
+
+def test_no_more_processes_than_allowed_even_while_one_starts(tmp_path):
+    async def main():
+        pool = HandlerPool(HandlersConfig(max_processes=1), tmp_path, None)
+        may_start = asyncio.Event()
+
+        async def start(_archive, _digest):
+            await may_start.wait()
+            raise ModelError("not loaded")
+
+        pool._start = start
+        first = asyncio.create_task(pool.run(tmp_path, "a", [{}]))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull, match="all 1 handler processes"):
+            await pool.run(tmp_path, "b", [{}])
+        may_start.set()
+        with pytest.raises(ModelError):
+            await first
+        with pytest.raises(ModelError):
+            await pool.run(tmp_path, "b", [{}])
+
+    asyncio.run(main())
