@@ -85,7 +85,13 @@ def _describe(path: Path) -> dict[str, Any] | None:
     events = _events(metrics[0]) if metrics is not None else []
     step = next((e for e in reversed(events) if e.get("event") == "step"), {})
     last = events[-1] if events else {}
-    written = metrics[1] if metrics is not None else (samples / "grid.png").stat().st_mtime
+    if metrics is not None:
+        written = metrics[1]
+    else:
+        try:
+            written = (samples / "grid.png").lstat().st_mtime
+        except OSError:  # it went away meanwhile
+            return None
     is_over = last.get("event") == "finished"
     silent = time.time() - written > _SILENT_S
     shown = {n: step[n] for n in ("loss", "eta_s", "steps_per_s", "steps") if n in step}
