@@ -1,9 +1,10 @@
 """Adapters: the part of planning that names, checks and resolves them, without tensors."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
+from mezzotint.engine.abilities import Abilities
 from mezzotint.engine.plan import (
     PlannedControl,
     PlannedEmbedding,
@@ -24,19 +25,6 @@ _FOR_UNETS = {
     "image_prompts": "IP-Adapters",
     "embeddings": "textual inversions",
 }
-
-
-class _Known(Protocol):
-    """What is asked of :class:`~mezzotint.engine.planner.Abilities`."""
-
-    @property
-    def adapter_digest(self) -> Callable[[str, str], str]: ...
-
-    @property
-    def embedding_token(self) -> Callable[[str], str]: ...
-
-    @property
-    def embedding_names(self) -> Callable[[], Collection[str]]: ...
 
 
 def check_adapters(request: GenerationRequest, spec: ModelSpec) -> None:
@@ -63,7 +51,7 @@ def check_adapters(request: GenerationRequest, spec: ModelSpec) -> None:
         )
 
 
-def read_tags(request: GenerationRequest, spec: ModelSpec, known: _Known) -> GenerationRequest:
+def read_tags(request: GenerationRequest, spec: ModelSpec, known: Abilities) -> GenerationRequest:
     """Read what A1111's prompts say about adapters: LoRA tags, and names of embeddings.
 
     Args:
@@ -135,7 +123,7 @@ def _texts(request: GenerationRequest) -> list[str]:
 
 
 def resolve_adapters(
-    request: GenerationRequest, known: _Known, warnings: list[str]
+    request: GenerationRequest, known: Abilities, warnings: list[str]
 ) -> dict[str, Any]:
     """Return the techniques that adapters bring; names become content digests.
 
@@ -175,7 +163,7 @@ def resolve_adapters(
 
 
 def _resolve_embeddings(
-    request: GenerationRequest, known: _Known, warnings: list[str]
+    request: GenerationRequest, known: Abilities, warnings: list[str]
 ) -> tuple[PlannedEmbedding, ...]:
     """Find the token of each embedding, and say which is in no prompt."""
     texts = _texts(request)

@@ -4,13 +4,13 @@ Every refusal is one line that names the field, what came and what is allowed.
 What is changed instead of refused is a warning for the result.
 """
 
-import math
 import secrets
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from mezzotint.engine.adapters import check_adapters, read_tags, resolve_adapters
+from mezzotint.engine.abilities import Abilities
+from mezzotint.engine.adapters import read_tags, resolve_adapters
 from mezzotint.engine.guidance_curve import resolve_guidance, run_progress
 from mezzotint.engine.plan import (
     ENLARGED,
@@ -24,72 +24,29 @@ from mezzotint.engine.plan import (
     WalkPosition,
     image_seed,
 )
+from mezzotint.engine.refusals import check_techniques
 from mezzotint.engine.schedulers import check_scheduler, evaluation_steps
+from mezzotint.engine.sizing import (
+    check_pixels,
+    check_side,
+    check_upscaled,
+    fit_side,
+    resolve_size,
+)
 from mezzotint.engine.tiers import choose
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.spec import ModelSpec
 from mezzotint.request import EnsembleMember, GenerationRequest, GuidanceSchedule
 from mezzotint.types import OutputFormat, Size
 
-__all__ = ["Abilities", "plan"]
+__all__ = ["plan"]
 
 _DEFAULT_STRENGTH = 0.8
-_TILEABLE = ("sd", "sdxl", "unconditional")
 
 
 def _draw_seed() -> int:
     """Draw a seed; 32 bits, because some clients keep no more."""
     return secrets.randbits(32)
-
-
-def _own_name(name: str) -> str:
-    """Stand for an engine that reads no embedding files."""
-    return name
-
-
-def _no_names() -> Collection[str]:
-    """Stand for an engine without embeddings."""
-    return ()
-
-
-def _no_digest(kind: str, name: str) -> str:
-    """Stand for an engine without adapters."""
-    raise InvalidRequest(f"{kind} {name!r} is not known here", field=kind)
-
-
-def _no_precision(_model: str) -> str:
-    """Stand for an engine that has one precision."""
-    return ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Abilities:
-    """What the engine behind the planner can do, and where it runs.
-
-    Args:
-        techniques: Request fields whose operator is there (``"image"``, ``"mask"``,
-            ``"regions"``, ...); any other technique field is refused.
-        environment: Device, dtype and versions that arithmetic depends on.
-        adapter_digest: ``(kind, name) -> sha256`` of a ``"lora"``, ``"control"``,
-            ``"image_prompt"``, ``"embedding"``, ``"model"`` or ``"upscaler"``; raises
-            UnknownName where there is none.
-        embedding_token: The word that stands for an embedding where none is asked for.
-        embedding_names: Every embedding there is, for dialects that name them in prompts.
-        precision: ``model name -> int8``, ``bfloat16`` or "", for ``turbo``.
-        max_pixels: Pixels of one picture, at most.
-        max_request_pixels: Pixels of all pictures of one request, at most.
-        max_output_pixels: Pixels of one picture after ``upscale``, at most.
-    """
-
-    techniques: frozenset[str] = frozenset()
-    environment: str = ""
-    adapter_digest: Callable[[str, str], str] = field(default=_no_digest, compare=False)
-    embedding_token: Callable[[str], str] = field(default=_own_name, compare=False)
-    embedding_names: Callable[[], Collection[str]] = field(default=_no_names, compare=False)
-    precision: Callable[[str], str] = field(default=_no_precision, compare=False)
-    max_pixels: int = 4096 * 4096
-    max_request_pixels: int = 4096 * 4096 * 64
-    max_output_pixels: int = 40_000_000
 
 
 def plan(
@@ -118,11 +75,11 @@ def plan(
     abilities = abilities or Abilities()
     warnings: list[str] = []
     request = read_tags(request, spec, abilities)
-    _check_techniques(request, spec, abilities)
-    size = _resolve_size(request, spec, image_size, warnings)
-    _check_pixels(request, size, abilities)
+    check_techniques(request, spec, abilities)
+    size = resolve_size(request, spec, image_size, warnings)
+    check_pixels(request, size, abilities)
     if request.hires is None:
-        _check_upscaled(request, size, abilities)
+        check_upscaled(request, size, abilities)
     prompt = _resolve_prompt(request, spec, warnings)
     steps = _resolve_steps(request, spec, warnings)
     scheduler = request.scheduler or spec.default_scheduler
@@ -150,7 +107,7 @@ def plan(
         variation = _resolve_variation(request, spec, seed)
         if variation.noise_size is not None:
             noise = variation.noise_size
-            _check_pixels(request, noise, abilities, field="variation.noise_width")
+            check_pixels(request, noise, abilities, field="variation.noise_width")
         techniques = replace(techniques, variation=variation)
     shortcuts = choose(
         request.reproducibility,
@@ -224,14 +181,14 @@ def _with_second_pass(
     hires = request.hires
     assert hires is not None  # noqa: S101 - the caller saw to it
     sides = [
-        given if given is not None else _fit_side(round(side * hires.scale), spec)
+        given if given is not None else fit_side(round(side * hires.scale), spec)
         for given, side in zip((hires.width, hires.height), one.size, strict=True)
     ]
     for name, side in zip(("hires.width", "hires.height"), sides, strict=True):
-        _check_side(name, side, spec)
+        check_side(name, side, spec)
     size = Size(*sides)
-    _check_pixels(request, size, abilities, field="hires.width")
-    _check_upscaled(request, size, abilities)
+    check_pixels(request, size, abilities, field="hires.width")
+    check_upscaled(request, size, abilities)
     if hires.upscaler != "latent" and not spec.takes_image:
         raise InvalidRequest(
             f"hires.upscaler must be latent for {spec.name}: it has no picture encoder",
@@ -325,199 +282,6 @@ def _with_techniques(plan: Plan, **changes: Any) -> Plan:
     """Change techniques in all passes."""
     second = _with_techniques(plan.second, **changes) if plan.second else None
     return replace(plan, techniques=replace(plan.techniques, **changes), second=second)
-
-
-def _check_techniques(request: GenerationRequest, spec: ModelSpec, abilities: Abilities) -> None:
-    """Refuse technique fields that nothing here would honour."""
-    asked = {
-        "image": request.image is not None,
-        "mask": request.mask is not None,
-        "controls": bool(request.controls),
-        "loras": bool(request.loras),
-        "image_prompts": bool(request.image_prompts),
-        "embeddings": bool(request.embeddings),
-        "regions": bool(request.regions),
-        "ensemble": bool(request.ensemble),
-        "walk": request.walk is not None,
-        "outpaint": request.outpaint is not None,
-        "hires": request.hires is not None,
-        "variation": request.variation is not None,
-        "tiling": request.tiling,
-        "upscale": request.upscale is not None,
-        "gates": request.gates is not None and bool(request.gates.gates),
-    }
-    for name, is_asked in asked.items():
-        if is_asked and name not in abilities.techniques:
-            there = ", ".join(sorted(abilities.techniques)) or "none"
-            raise InvalidRequest(
-                f"{name} cannot be honoured by this engine; techniques it has: {there}",
-                field=name,
-                allowed=there,
-            )
-    if asked["image"] and not spec.takes_image:
-        raise InvalidRequest(
-            f"image cannot be honoured by {spec.name}: it has no picture encoder",
-            field="image",
-            allowed="no image",
-        )
-    if request.walk is not None and request.num_images != 1:
-        raise InvalidRequest(
-            f"num_images must be 1 with walk, got {request.num_images}; "
-            "walk.frames counts pictures",
-            field="num_images",
-            value=request.num_images,
-            allowed="1",
-        )
-    if request.walk is not None and not spec.takes_prompt and request.walk.mode != "seed":
-        raise InvalidRequest(
-            f'walk.mode must be "seed" for {spec.name}: it takes no text', field="walk.mode"
-        )
-    if request.walk is not None and request.walk.space == "w" and not spec.has_mapping:
-        raise InvalidRequest(
-            f'walk.space must be "z" for {spec.name}: it has no mapping network to a space w',
-            field="walk.space",
-            value="w",
-            allowed="z",
-        )
-    _check_tiling(request, spec)
-    needs_steps = [
-        "hires",
-        "mask",
-        "outpaint",
-        "tiling",
-        "controls",
-        "loras",
-        "image_prompts",
-        "embeddings",
-        "regions",
-        "ensemble",
-    ]
-    needs_steps += ["walk"] if spec.has_steps and not spec.stepwise else []
-    for name in needs_steps:
-        if asked[name] and not (spec.has_steps and spec.stepwise):
-            kind = "it takes no denoising steps" if not spec.has_steps else "it runs whole"
-            raise InvalidRequest(f"{name} cannot be honoured by {spec.name}: {kind}", field=name)
-    check_adapters(request, spec)
-
-
-def _check_tiling(request: GenerationRequest, spec: ModelSpec) -> None:
-    """Refuse tiling where no convolution could join the edges, or adapters would not."""
-    if not request.tiling:
-        return
-    if spec.family not in _TILEABLE:
-        raise InvalidRequest(
-            f"tiling cannot be honoured by {spec.name}: only convolutional networks "
-            f"({', '.join(_TILEABLE)}) can join the edges of a picture",
-            field="tiling",
-            value=True,
-            allowed="false",
-        )
-    for name in ("loras", "controls", "image_prompts"):
-        if getattr(request, name):
-            raise InvalidRequest(
-                f"tiling cannot be used with {name}: they would have to be padded too",
-                field="tiling",
-                value=True,
-                allowed="false",
-            )
-
-
-def _resolve_size(
-    request: GenerationRequest, spec: ModelSpec, image_size: Size | None, warnings: list[str]
-) -> Size:
-    """Take the asked sides, or the picture's, or the model's own, and check them."""
-    own = spec.default_size
-    if image_size is not None and not spec.fixed_size:
-        own = Size(*(_fit_side(side, spec) for side in image_size))
-        if (request.width, request.height) == (None, None) and own != image_size:
-            warnings.append(f"the picture of {image_size} px was resized to {own} px")
-    size = Size(
-        request.width if request.width is not None else own.width,
-        request.height if request.height is not None else own.height,
-    )
-    for name, side, fixed in zip(("width", "height"), size, spec.default_size, strict=True):
-        if spec.fixed_size and side != fixed:
-            raise InvalidRequest(
-                f"{name} must be {fixed} px for {spec.name}, got {side}",
-                field=name,
-                value=side,
-                allowed=str(fixed),
-            )
-        if not spec.fixed_size:
-            _check_side(name, side, spec)
-    return size
-
-
-def _fit_side(side: int, spec: ModelSpec) -> int:
-    """Round a side to the nearest one that the model can draw."""
-    multiple = spec.size_multiple
-    low = -(-spec.min_size_px // multiple) * multiple
-    high = spec.max_size_px // multiple * multiple
-    return min(max(round(side / multiple) * multiple, low), high)
-
-
-def _check_side(name: str, side: int, spec: ModelSpec) -> None:
-    """Refuse a side outside the limits or off the multiple."""
-    low, high, multiple = spec.min_size_px, spec.max_size_px, spec.size_multiple
-    if not low <= side <= high:
-        raise InvalidRequest(
-            f"{name} must be {low} to {high} px for {spec.name}, got {side}",
-            field=name,
-            value=side,
-            allowed=f"{low} to {high} px",
-        )
-    if side % multiple:
-        below = side // multiple * multiple
-        near = [s for s in (below, below + multiple) if low <= s <= high]
-        nearest = (
-            f"nearest are {near[0]} and {near[1]}" if len(near) > 1 else f"nearest is {near[0]}"
-        )
-        raise InvalidRequest(
-            f"{name} must be a multiple of {multiple} px for {spec.name}, got {side}; {nearest}",
-            field=name,
-            value=side,
-            allowed=f"multiples of {multiple} px, {low} to {high}",
-        )
-
-
-def _check_pixels(
-    request: GenerationRequest, size: Size, abilities: Abilities, *, field: str = "width"
-) -> None:
-    """Refuse more pixels than one picture or one request may have."""
-    pixels = size.width * size.height
-    if pixels > abilities.max_pixels:
-        height = field.replace("width", "height")
-        raise InvalidRequest(
-            f"{field} x {height} must be at most {abilities.max_pixels} pixels, got {pixels}",
-            field=field,
-            value=str(size),
-            allowed=f"at most {abilities.max_pixels} pixels",
-        )
-    count = request.num_pictures
-    if pixels * count > abilities.max_request_pixels:
-        raise InvalidRequest(
-            f"num_images must keep a request at {abilities.max_request_pixels} pixels or fewer, "
-            f"got {count} pictures of {size}",
-            field="num_images",
-            value=count,
-            allowed=f"at most {abilities.max_request_pixels // pixels}",
-        )
-
-
-def _check_upscaled(request: GenerationRequest, size: Size, abilities: Abilities) -> None:
-    """Refuse pictures that nobody here could read again after their enlargement."""
-    if request.upscale is None:
-        return
-    factor, most = request.upscale.factor, abilities.max_output_pixels
-    pixels = size.width * size.height
-    if pixels * factor**2 > most:
-        allowed = f"at most {math.floor(100 * math.sqrt(most / pixels)) / 100:g} for {size} px"
-        raise InvalidRequest(
-            f"upscale.factor must give at most {most} pixels, got {factor:g} for {size} px",
-            field="upscale.factor",
-            value=factor,
-            allowed=allowed,
-        )
 
 
 def _resolve_prompt(request: GenerationRequest, spec: ModelSpec, warnings: list[str]) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import mezzotint
+from mezzotint.engine.abilities import Abilities
 from mezzotint.engine.cache import ResultCache
 from mezzotint.engine.calibrate import calibrate
 from mezzotint.engine.config import EngineConfig
@@ -22,7 +23,7 @@ from mezzotint.engine.costs import CostTable
 from mezzotint.engine.engine import Engine as Mind
 from mezzotint.engine.filling import Filler
 from mezzotint.engine.memory import measure
-from mezzotint.engine.planner import Abilities, plan
+from mezzotint.engine.planner import plan
 from mezzotint.engine.schedulers import SIGMA_SCHEDULES, scheduler_names
 from mezzotint.engine.solving import prepare
 from mezzotint.errors import UnknownName, WorkFailed

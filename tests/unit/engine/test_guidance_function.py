@@ -3,7 +3,8 @@
 import pytest
 from tests.unit.engine.test_tiers import SPEC
 
-from mezzotint.engine.planner import Abilities, plan
+from mezzotint.engine.abilities import Abilities
+from mezzotint.engine.planner import plan
 from mezzotint.errors import InvalidRequest
 from mezzotint.request import GenerationRequest, GuidanceSchedule
 from mezzotint.service.orders import alone

@@ -2,7 +2,8 @@ import dataclasses
 
 import pytest
 
-from mezzotint.engine.planner import Abilities, plan
+from mezzotint.engine.abilities import Abilities
+from mezzotint.engine.planner import plan
 from mezzotint.errors import InvalidRequest, UnknownName
 from mezzotint.models.spec import ModelSpec
 from mezzotint.request import (

@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 
+from mezzotint.engine.abilities import Abilities
 from mezzotint.engine.costs import CostTable, cost_key
 from mezzotint.engine.memory import Footprint
 from mezzotint.engine.plan import PlannedLora, Techniques
-from mezzotint.engine.planner import Abilities, plan
+from mezzotint.engine.planner import plan
 from mezzotint.engine.tiers import choose
 from mezzotint.models.spec import ModelSpec
 from mezzotint.request import GenerationRequest, GuidanceSchedule

@@ -4,8 +4,8 @@ import pytest
 from tests.unit.engine.fakes import make_plan
 
 from mezzotint import errors
+from mezzotint.engine.abilities import Abilities
 from mezzotint.engine.plan import Planned, Techniques
-from mezzotint.engine.planner import Abilities
 from mezzotint.engine.planner import plan as make
 from mezzotint.models.spec import ModelSpec
 from mezzotint.request import (
