@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.engine.operators import Controlled, Operator
-from mezzotint.engine.plan import Plan, control_asset
+from mezzotint.engine.plan import Plan, control_asset, prompt_asset
 from mezzotint.models.base import Conditioning, Model
 from mezzotint.models.controlnet import CONTROL_IMAGE, CONTROL_SCALES
 from mezzotint.models.ip_adapter import IMAGE_SCALES, IMAGE_TOKENS
@@ -37,8 +37,8 @@ def adapt(
         model: The view with the plan's adapters.
         assets: Prepared control pictures (3, H, W) in [0, 1] under
             :func:`~mezzotint.engine.plan.control_asset`; pictures of image prompts
-            (H, W, 3), uint8, under ``prompt`` and their digests. None for a
-            rehearsal: blank pictures stand in.
+            (H, W, 3), uint8, under :func:`~mezzotint.engine.plan.prompt_asset`. None
+            for a rehearsal: blank pictures stand in.
         encoded: One conditioning per prompt.
         negatives: Which of them are of the unconditional half.
     """
@@ -55,7 +55,7 @@ def adapt(
     without: dict[str, Tensor] = {}
     for k, prompt in enumerate(t.image_prompts):
         pictures = [
-            np.zeros((8, 8, 3), np.uint8) if assets is None else assets[f"prompt {digest}"]
+            np.zeros((8, 8, 3), np.uint8) if assets is None else assets[prompt_asset(k, digest)]
             for digest in prompt.images
         ]
         name = f"{IMAGE_TOKENS}{k:02d}"

@@ -36,6 +36,7 @@ __all__ = [
     "WalkPosition",
     "control_asset",
     "image_seed",
+    "prompt_asset",
 ]
 
 SCHEMA = 1
@@ -378,6 +379,16 @@ def control_asset(control: PlannedControl, size: Size) -> str:
     passes of several sizes.
     """
     return f"control {control.preprocess or 'none'} {size} {control.image}"
+
+
+def prompt_asset(place: int, image: str) -> str:
+    """Return the name of a picture of an image prompt among the assets of a request.
+
+    Args:
+        place: Which of the request's image prompts: each looks at its own size.
+        image: Digest of the picture.
+    """
+    return f"prompt {place} {image}"
 
 
 def to_plain(value: Any) -> Any:

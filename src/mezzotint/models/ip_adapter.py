@@ -39,7 +39,7 @@ from mezzotint.models.networks import (
     is_preparing,
     use_row_linears,
 )
-from mezzotint.models.parts import combine_digests, read_header
+from mezzotint.models.parts import Part, combine_digests, read_header
 from mezzotint.models.pipelines import read_part
 from mezzotint.models.torch_backed import TorchBacked, torch_backed
 
@@ -49,6 +49,8 @@ __all__ = [
     "ImagePromptAdapter",
     "ImagePromptNetwork",
     "check_ip_adapter",
+    "crop_picture",
+    "ip_adapter_side",
     "prepare_picture",
     "read_ip_adapter",
     "with_ip_adapters",
@@ -61,6 +63,7 @@ IMAGE_TOKENS = "image_prompt_"
 """Beginning of the names of the tokens, ``image_prompt_00``..., each (R, T, D)."""
 
 ENCODER = "image_encoder"
+_LONGEST = 16  # times the shorter side
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # of CLIP's training pictures
 _STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
@@ -136,14 +139,32 @@ def prepare_picture(pixels: np.ndarray, side: int) -> Tensor:
     Returns:
         Shape (1, 3, side, side), float32.
     """
+    array = crop_picture(pixels, side).astype(np.float32) / 255
+    array = (array - _MEAN) / _STD
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))[None])
+
+
+def crop_picture(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Bring a picture's shorter side to what CLIP reads and keep the middle.
+
+    What is cropped already stays as it is.
+
+    Args:
+        pixels: Shape (H, W, 3), uint8.
+        side: Pixels of each side afterwards.
+
+    Returns:
+        Shape (side, side, 3), uint8.
+    """
     picture = Image.fromarray(np.ascontiguousarray(pixels))
-    short = min(picture.size)
+    short, most = min(picture.size), _LONGEST * min(picture.size)
+    if max(picture.size) > most:  # far from the middle; all of it enlarged would fill the memory
+        left, top = (max(length - most, 0) // 2 for length in picture.size)
+        picture = picture.crop((left, top, picture.width - left, picture.height - top))
     width, height = (int(side * length / short) for length in picture.size)
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - side) // 2, (height - side) // 2
-    array = np.asarray(picture, dtype=np.float32)[top : top + side, left : left + side] / 255
-    array = (array - _MEAN) / _STD
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))[None])
+    return np.asarray(picture)[top : top + side, left : left + side].copy()
 
 
 def read_ip_adapter(
@@ -163,9 +184,7 @@ def read_ip_adapter(
         WeightsError: If a file is missing, corrupt, a pickle, or no IP-Adapter.
     """
     file, folder = find_ip_adapter(path, name)
-    part = read_part(
-        folder, ENCODER, library="transformers", class_name="CLIPVisionModelWithProjection"
-    )
+    part = _read_encoder(folder)
     state = load_file(file)
     projection = _projection(_below(state, "image_proj."), file)
     uses_hidden = type(projection).__name__ != "ImageProjection"
@@ -174,7 +193,7 @@ def read_ip_adapter(
         name=name,
         digest=digest or ip_adapter_digest(path, name),
         width=int(pairs[0][0].shape[1]),
-        side=int(part.config.get("image_size", 224)),
+        side=_side_of(part),
         uses_hidden=uses_hidden,
         encoder=TorchNetwork.of(part, _call_hidden if uses_hidden else _call_vector, placement),
         projection=projection,
@@ -207,10 +226,23 @@ def find_ip_adapter(path: Path, name: str) -> tuple[Path, Path]:
 def ip_adapter_digest(path: Path, name: str) -> str:
     """Return one sha256 over an IP-Adapter's file and its encoder's."""
     file, folder = find_ip_adapter(path, name)
-    part = read_part(
+    encoder = _read_encoder(folder)
+    return combine_digests({"adapter": DIGESTS.digest(file), "encoder": encoder.digest})
+
+
+def ip_adapter_side(path: Path, name: str) -> int:
+    """Return the pixels of each side of the pictures that an IP-Adapter's encoder reads."""
+    return _side_of(_read_encoder(find_ip_adapter(path, name)[1]))
+
+
+def _read_encoder(folder: Path) -> Part:
+    return read_part(
         folder, ENCODER, library="transformers", class_name="CLIPVisionModelWithProjection"
     )
-    return combine_digests({"adapter": DIGESTS.digest(file), "encoder": part.digest})
+
+
+def _side_of(encoder: Part) -> int:
+    return int(encoder.config.get("image_size", 224))
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

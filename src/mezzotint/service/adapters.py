@@ -5,6 +5,7 @@ view that shares the model's weights, kept for the next request with the same ad
 """
 
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from mezzotint.models.digests import DIGESTS
 from mezzotint.models.ip_adapter import (
     check_ip_adapter,
     ip_adapter_digest,
+    ip_adapter_side,
     read_ip_adapter,
     with_ip_adapters,
 )
@@ -76,7 +78,9 @@ class AdapterShelf:
         self._home = home
         self._allow_paths = allow_paths
         self._dress = dress
-        self._views: dict[tuple[int, Adapters], tuple[Model, Model]] = {}
+        self._views: weakref.WeakKeyDictionary[Model, dict[Adapters, Model]] = (
+            weakref.WeakKeyDictionary()  # a model that leaves memory takes its views along
+        )
         self._controls: dict[tuple[str, Placement], ControlNet] = {}
         self._lock = threading.RLock()
 
@@ -127,6 +131,10 @@ class AdapterShelf:
             return ip_adapter_digest(path, name)
         return DIGESTS.digest(path)
 
+    def side(self, name: str) -> int:
+        """Return the pixels of each side of the pictures that an IP-Adapter looks at."""
+        return ip_adapter_side(self.path("image_prompt", name), name)
+
     def token(self, name: str) -> str:
         """Return the word that stands for an embedding if a request names none."""
         return self._embedding(name).token or Path(name).stem
@@ -157,13 +165,18 @@ class AdapterShelf:
         """
         if not adapters:
             return model
-        key = (id(model), adapters)
         with self._lock:
-            if key not in self._views:
-                while len(self._views) >= _MAX_VIEWS:
-                    del self._views[next(iter(self._views))]
-                self._views[key] = (model, self._make(model, adapters, placement))
-            return self._views[key][1]
+            if adapters not in self._views.get(model, {}):
+                made = self._make(model, adapters, placement)
+                self._forget_views()
+                self._views.setdefault(model, {})[adapters] = made
+            return self._views[model][adapters]
+
+    def _forget_views(self) -> None:
+        """Make room for one more view: the oldest of the model with most goes first."""
+        while sum(map(len, self._views.values())) >= _MAX_VIEWS:
+            views = max(self._views.values(), key=len)
+            del views[next(iter(views))]
 
     def _make(self, model: Model, adapters: Adapters, placement: Placement) -> Model:
         """Put adapters on a model, those that act inside its layers first."""

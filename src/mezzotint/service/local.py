@@ -187,7 +187,9 @@ class LocalService:
             engine,
             self._build_mind,
             finisher=Finisher(
-                environment=self.environment, program=f"mezzotint {mezzotint.__version__}"
+                environment=self.environment,
+                program=f"mezzotint {mezzotint.__version__}",
+                limits=self.config.images,
             ),
             results=ResultCache(
                 memory_bytes=engine.cache_memory_bytes,
@@ -328,7 +330,7 @@ class LocalService:
                 mask = decode_mask(region.mask.data, field="regions.mask", config=limits)
                 assets[region.mask.digest] = fit(mask, first.size)
         self.shelf.check_adapters(first)
-        assets.update(adapter_assets(request, first, limits))
+        assets.update(adapter_assets(request, first, limits, self.shelf.adapters.side))
         policy = None
         if request.gates is not None and request.gates.gates and self._judge is not None:
             policy = self._judge.policy(request.gates)
@@ -359,6 +361,7 @@ class LocalService:
             embedding_names=lambda: self.shelf.adapters.names("embedding"),
             max_pixels=engine.max_pixels,
             max_request_pixels=engine.max_request_pixels,
+            max_output_pixels=self.config.images.max_pixels,
         )
 
     async def stream(

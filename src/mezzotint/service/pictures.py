@@ -6,19 +6,20 @@ on who asked, in which words, or beside whom it was made.
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
-from mezzotint.engine.plan import Plan, control_asset
+from mezzotint.engine.plan import Plan, control_asset, prompt_asset
 from mezzotint.images.animation import encode_animation, order_frames
 from mezzotint.images.codec import decode_image, encode, to_images, to_pixels
 from mezzotint.images.config import ImageConfig
 from mezzotint.images.metadata import build_recipe, canonical_json, make_infotext
 from mezzotint.images.preprocess import preprocess
 from mezzotint.images.resize import fit
+from mezzotint.models.ip_adapter import crop_picture
 from mezzotint.models.upscalers import load_upscaler
 from mezzotint.request import GenerationRequest
 from mezzotint.service.canvas import read_canvas
@@ -37,10 +38,12 @@ class Finisher:
     Args:
         environment: Device, dtype and versions, for the recipe.
         program: Name and version of this program.
+        limits: On the picture that an inpainting goes back into.
     """
 
     environment: Mapping[str, Any]
     program: str
+    limits: ImageConfig = field(default_factory=ImageConfig)
 
     def pixels(self, picture: np.ndarray) -> np.ndarray:
         """Round a picture in [-1, 1], (3, H, W), to uint8, (H, W, 3).
@@ -72,7 +75,7 @@ class Finisher:
         """
         began = time.monotonic()
         if pastes(plan):
-            canvas = read_canvas(request)
+            canvas = read_canvas(request, self.limits)
             assert canvas is not None  # noqa: S101 - a plan that pastes has a picture
             pixels = canvas.paste(pixels, plan)
         if plan.techniques.upscale is not None:
@@ -196,13 +199,19 @@ def pastes(plan: Plan) -> bool:
 
 
 def adapter_assets(
-    request: GenerationRequest, plan: Plan, limits: ImageConfig
+    request: GenerationRequest, plan: Plan, limits: ImageConfig, side: Callable[[str], int]
 ) -> dict[str, np.ndarray]:
     """Decode and prepare the pictures that adapters of a request look at.
 
+    Args:
+        request: What was asked.
+        plan: What is made.
+        limits: On pictures that come from outside.
+        side: Pixels of each side that an IP-Adapter, by name, looks at.
+
     Returns:
-        Control pictures at the sizes of all passes, (3, H, W) in [0, 1], and pictures of image
-        prompts as they came, (H, W, 3), uint8.
+        Control pictures at the sizes of all passes, (3, H, W) in [0, 1], and the middles of
+        pictures of image prompts, (side, side, 3), uint8: what waits in a queue stays small.
 
     Raises:
         ImageError: If one is no picture; names the field.
@@ -219,8 +228,9 @@ def adapter_assets(
             assets[control_asset(planned, size)] = np.ascontiguousarray(array)
     for k, prompt in enumerate(request.image_prompts):
         for place, image in enumerate(prompt.images):
-            field = f"image_prompts[{k}].images[{place}]"
-            assets[f"prompt {image.digest}"] = decode_image(image.data, field=field, config=limits)
+            where = f"image_prompts[{k}].images[{place}]"
+            pixels = decode_image(image.data, field=where, config=limits)
+            assets[prompt_asset(k, image.digest)] = crop_picture(pixels, side(prompt.model))
     return assets
 
 
