@@ -85,7 +85,7 @@ def free_ports(count: int) -> list[int]:
 
 def wait_for(url: str, word: str, process: subprocess.Popen[bytes]) -> None:
     """Wait until ``url`` answers with ``word`` in it."""
-    until = time.monotonic() + 300
+    until = time.monotonic() + 900
     while time.monotonic() < until and process.poll() is None:
         try:
             if word in httpx.get(url).text:

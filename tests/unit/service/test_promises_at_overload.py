@@ -9,7 +9,7 @@ from mezzotint.engine.config import EngineConfig
 from mezzotint.service.promises import Promises
 
 STEPS = (2, 3, 4, 6)
-ROW_S, MOST = 0.05, 96
+ROW_S, MOST = 0.05, 60
 
 
 def cost(steps: int) -> float:
@@ -25,8 +25,8 @@ def test_p95_of_what_was_admitted_holds_and_newcomers_starve_nobody():
     told: dict[str, tuple[float, float]] = {}
     ratios: list[float] = []
     number = refused = 0
-    while bench.clock.now < began + 200 or held:
-        while due <= bench.clock.now < began + 200:
+    while bench.clock.now < began + 140 or held:
+        while due <= bench.clock.now < began + 140:
             number, due = number + 1, due + chance.expovariate(rate)
             steps, name = STEPS[number % 4], f"r{number}"
             if len(held) >= MOST:
@@ -43,14 +43,14 @@ def test_p95_of_what_was_admitted_holds_and_newcomers_starve_nobody():
             held[name] = cost(steps)
             bench.submit(name, make_plan(steps=steps, seed=number), client="c")
         if not bench.engine.tick():
-            bench.clock.now = max(bench.clock.now, min(due, began + 200))
+            bench.clock.now = max(bench.clock.now, min(due, began + 140))
         for image, when in bench.ended_at.items():
             if held.pop(image.request, None) is not None:
                 promises.keep(image.request)
                 since, eta = told[image.request]
                 ratios.append((when - since) / eta)
     ratios.sort()
-    assert len(ratios) > 400
-    assert refused > 10
+    assert len(ratios) > 300
+    assert refused > 5
     assert ratios[int(len(ratios) * 0.95)] <= 1.5
     assert ratios[len(ratios) // 2] >= 0.5  # no excuses either

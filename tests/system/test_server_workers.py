@@ -1,0 +1,39 @@
+"""Two real workers on one CPU: the same bytes from each, also after a death."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from mezzotint.request import GenerationRequest
+from mezzotint.service.config import WorkerConfig
+from mezzotint.service.crew import CrewService
+
+
+@pytest.mark.slow
+def test_the_same_bytes_from_either_worker_and_after_a_death(tmp_path):
+    options = {"home": str(tmp_path), "device": "cpu", "engine": {"buckets": [2, 4]}}
+    request = GenerationRequest(
+        prompt="a red apple", seed=7, num_inference_steps=3, width=64, height=64
+    )
+
+    async def main() -> None:
+        crew = CrewService(WorkerConfig(options=options, count=2))
+        await crew.start()
+        try:
+            async with asyncio.timeout(500):
+                made = [
+                    await worker.generate(request, request_id=f"w{k}", use_cache=False)
+                    for k, worker in enumerate(crew._workers)
+                ]
+                both = await asyncio.gather(
+                    *(crew.generate(request, request_id=f"c{k}", use_cache=False) for k in range(4))
+                )
+                os.kill((await crew.health())["workers"][0]["pid"], signal.SIGKILL)
+                after = await crew.generate(request, request_id="after", use_cache=False)
+        finally:
+            await crew.close()
+        assert len({r.images[0].data for r in (*made, *both, after)}) == 1
+
+    asyncio.run(main())
