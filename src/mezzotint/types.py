@@ -1,7 +1,7 @@
 """Types: what travels between the rooms, without a tensor in it.
 
-The request has a file of its own (:mod:`mezzotint.request`). Here are the
-pictures that go in and out, the result, and the events of a run. Units and
+The request has a file of its own (:mod:`mezzotint.request`). Here are its limits,
+the pictures that go in and out, the result, and the events of a run. Units and
 frames: sizes are pixels, times are seconds, seeds are integers below 2**64.
 """
 
@@ -17,7 +17,13 @@ from mezzotint.errors import ImageError
 from mezzotint.files import write_atomically
 
 __all__ = [
+    "MAX_ADAPTERS",
+    "MAX_GUIDANCE",
+    "MAX_IMAGES",
     "MAX_SEED",
+    "MAX_SIDE_PX",
+    "MAX_STEPS",
+    "MAX_TEXT",
     "Attempt",
     "Cancelled",
     "Event",
@@ -39,6 +45,14 @@ __all__ = [
 ]
 
 MAX_SEED = 2**64 - 1
+MAX_STEPS = 1000
+MAX_IMAGES = 1024
+MAX_SIDE_PX = 16384
+MAX_TEXT = 32_000
+"""Characters of a prompt."""
+MAX_GUIDANCE = 1000.0
+MAX_ADAPTERS = 16
+"""Of each kind, in one request."""
 OutputFormat = Literal["png", "jpeg", "webp"]
 FileFormat = Literal["png", "jpeg", "webp", "gif", "apng", "mp4"]
 """What a finished file may be; the last three, and ``webp``, also move."""

@@ -12,13 +12,14 @@ from typing import Any
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.plain import check_range
-from mezzotint.request import MAX_GUIDANCE, GuidanceSchedule
+from mezzotint.request import GuidanceSchedule
 from mezzotint.sampling.timesteps import (
     SCHEDULER_INFO,
     SchedulerInfo,
     inference_schedule,
     noise_progress,
 )
+from mezzotint.types import MAX_GUIDANCE
 
 __all__ = ["resolve_guidance", "run_progress"]
 

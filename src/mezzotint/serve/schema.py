@@ -13,18 +13,17 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from mezzotint.plain import field_types
-from mezzotint.request import (
+from mezzotint.request import Gates, GateSettings, GenerationRequest
+from mezzotint.serve.wire import Endpoint
+from mezzotint.types import (
     MAX_GUIDANCE,
     MAX_IMAGES,
+    MAX_SEED,
     MAX_SIDE_PX,
     MAX_STEPS,
     MAX_TEXT,
-    Gates,
-    GateSettings,
-    GenerationRequest,
+    ImageInput,
 )
-from mezzotint.serve.wire import Endpoint
-from mezzotint.types import MAX_SEED, ImageInput
 
 __all__ = ["ANY_OBJECT", "document", "request_schema"]
 

@@ -1,0 +1,405 @@
+"""Techniques: the parts of a request that ask for more than a prompt and a size.
+
+How guidance changes, which adapters act, what is composed, and what becomes of a
+picture that came along. Checks here need no model, as in :mod:`mezzotint.request`,
+which gives these names to everybody else.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from mezzotint.errors import InvalidRequest
+from mezzotint.plain import Checked, check_range
+from mezzotint.preprocessing import read_preprocess
+from mezzotint.types import (
+    MAX_ADAPTERS,
+    MAX_GUIDANCE,
+    MAX_IMAGES,
+    MAX_SEED,
+    MAX_SIDE_PX,
+    MAX_STEPS,
+    ImageInput,
+)
+
+__all__ = [
+    "Control",
+    "Embedding",
+    "EnsembleMember",
+    "GuidanceSchedule",
+    "Hires",
+    "ImagePrompt",
+    "Inpaint",
+    "Lora",
+    "Outpaint",
+    "Region",
+    "Variation",
+    "Walk",
+]
+
+MAX_TOKEN = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuidanceSchedule(Checked):
+    """A guidance scale that changes along the noise levels.
+
+    Args:
+        schedule: Shape of the curve.
+        start: Scale at the first (noisiest) step.
+        end: Scale at the last step; ``start`` if None.
+        power: Exponent of ``"power"``, > 0.
+        values: One scale per step, for ``"list"``.
+        from_: Progress in [0, 1] at which ``"interval"`` switches on.
+        until: Progress in [0, 1] at which ``"interval"`` switches off.
+        rescale: Strength phi in [0, 1] of the standard-deviation rescale
+            (arXiv:2305.08891, section 3.4); 0 is off.
+
+    Scales follow ``uncond + scale * (cond - uncond)``; 1 is off. Progress is 0 at the
+    first step, 1 at the last, and goes with the logarithm of the noise level in
+    between, so a curve does not depend on the number of steps or their spacing.
+    """
+
+    schedule: Literal["constant", "linear", "cosine", "power", "interval", "list"] = "constant"
+    start: float = 1.0
+    end: float | None = None
+    power: float = 1.0
+    values: tuple[float, ...] = ()
+    from_: float = 0.0
+    until: float = 1.0
+    rescale: float = 0.0
+
+    @classmethod
+    def from_function(
+        cls, function: Callable[[float], float], num_steps: int, *, rescale: float = 0.0
+    ) -> "GuidanceSchedule":
+        """Write a Python function of progress down as a list, one scale for each step.
+
+        Args:
+            function: Scale at a share of the steps: 0 at the first, 1 at the last.
+            num_steps: Steps that are run, >= 1.
+            rescale: As of the class.
+
+        Raises:
+            InvalidRequest: If there is no step, or a scale is out of range.
+
+        Example:
+            >>> GuidanceSchedule.from_function(lambda done: 8 - 6 * done, 3).values
+            (8.0, 5.0, 2.0)
+        """
+        check_range("num_inference_steps", num_steps, 1, MAX_STEPS)
+        last = max(num_steps - 1, 1)
+        values = tuple(float(function(step / last)) for step in range(num_steps))
+        return cls(schedule="list", values=values, rescale=rescale)
+
+    def _validate(self) -> None:
+        check_range("guidance_scale.start", self.start, 0, MAX_GUIDANCE)
+        check_range("guidance_scale.end", self.end, 0, MAX_GUIDANCE)
+        check_range("guidance_scale.power", self.power, 1e-3, 100)
+        check_range("guidance_scale.from", self.from_, 0, 1)
+        check_range("guidance_scale.until", self.until, 0, 1)
+        check_range("guidance_scale.rescale", self.rescale, 0, 1)
+        for position, value in enumerate(self.values):
+            check_range(f"guidance_scale.values[{position}]", value, 0, MAX_GUIDANCE)
+        if (self.schedule == "list") != bool(self.values):
+            raise InvalidRequest(
+                'guidance_scale.values belongs to schedule "list" and is needed there, '
+                f"got schedule {self.schedule!r} with {len(self.values)} values",
+                field="guidance_scale.values",
+            )
+        if self.from_ > self.until:
+            raise InvalidRequest(
+                f"guidance_scale.from must not exceed until, got {self.from_} > {self.until}",
+                field="guidance_scale.from",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control(Checked):
+    """One ControlNet and the picture that it follows.
+
+    Args:
+        model: Name of the ControlNet.
+        image: The picture; it is brought to the size of what is drawn.
+        scale: Strength, 0 is off.
+        start: Share of the steps after which it begins to act.
+        end: Share of the steps after which it stops, > ``start``.
+        preprocess: How the picture is prepared: ``none``, ``canny:LOW:HIGH``,
+            ``invert``, ``threshold:LEVEL``, ``blur:RADIUS`` or ``tile:FACTOR``;
+            numbers may be left out.
+    """
+
+    model: str
+    image: ImageInput
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    preprocess: str | None = None
+
+    def _validate(self) -> None:
+        check_range("controls.scale", self.scale, 0, 10)
+        check_range("controls.start", self.start, 0, 1)
+        check_range("controls.end", self.end, 0, 1)
+        if self.start >= self.end:
+            raise InvalidRequest(
+                f"controls.start must be less than controls.end, got {self.start:g} and "
+                f"{self.end:g}",
+                field="controls.start",
+                value=self.start,
+                allowed=f"less than {self.end:g}",
+            )
+        read_preprocess(self.preprocess, "controls.preprocess")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagePrompt(Checked):
+    """Pictures that speak beside the text, through an IP-Adapter.
+
+    Args:
+        model: Name of the IP-Adapter.
+        images: One picture or more; each adds its own tokens.
+        scale: Strength, 0 is off.
+    """
+
+    model: str
+    images: tuple[ImageInput, ...]
+    scale: float = 1.0
+
+    def _validate(self) -> None:
+        check_range("image_prompts.scale", self.scale, -10, 10)
+        if not 1 <= len(self.images) <= MAX_ADAPTERS:
+            raise InvalidRequest(
+                f"image_prompts.images must hold 1 to {MAX_ADAPTERS} pictures, "
+                f"got {len(self.images)}",
+                field="image_prompts.images",
+                value=len(self.images),
+                allowed=f"1 to {MAX_ADAPTERS}",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding(Checked):
+    """A textual inversion: a word whose meaning was learnt.
+
+    Args:
+        name: Name of the file.
+        token: The word that stands for it in prompts; None is the file's own, or
+            its name where the file names none.
+    """
+
+    name: str
+    token: str | None = None
+
+    def _validate(self) -> None:
+        if self.token is not None and (not self.token.strip() or len(self.token) > MAX_TOKEN):
+            raise InvalidRequest(
+                f"embeddings.token must be 1 to {MAX_TOKEN} characters, got {self.token[:80]!r}",
+                field="embeddings.token",
+                value=self.token[:80],
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora(Checked):
+    """One LoRA for this request alone."""
+
+    name: str
+    scale: float = 1.0
+
+    def _validate(self) -> None:
+        check_range("loras.scale", self.scale, -10, 10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region(Checked):
+    """A prompt for part of the picture.
+
+    Args:
+        prompt: Text of the region.
+        negative_prompt: Text to steer away from, in the region.
+        mask: A picture whose brightness is the weight; or
+        box: ``(x0, y0, x1, y1)`` as fractions of width and height.
+        weight: Relative weight where regions overlap, > 0.
+        feather: Width of the soft edge as a fraction of the shorter side.
+        start: Progress at which the region begins to act.
+        end: Progress at which it stops.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    mask: ImageInput | None = None
+    box: tuple[float, ...] | None = None
+    weight: float = 1.0
+    feather: float = 0.05
+    start: float = 0.0
+    end: float = 1.0
+
+    def _validate(self) -> None:
+        check_range("regions.weight", self.weight, 1e-6, 1000)
+        check_range("regions.feather", self.feather, 0, 1)
+        check_range("regions.start", self.start, 0, 1)
+        check_range("regions.end", self.end, 0, 1)
+        if (self.mask is None) == (self.box is None):
+            raise InvalidRequest(
+                "a region needs either mask or box, and not both", field="regions.box"
+            )
+        if self.box is not None:
+            ok = len(self.box) == 4 and all(math.isfinite(v) and 0 <= v <= 1 for v in self.box)
+            if not ok or not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
+                raise InvalidRequest(
+                    "regions.box must be [x0, y0, x1, y1] as fractions of the picture "
+                    f"with x0 < x1 and y0 < y1, got {list(self.box)}",
+                    field="regions.box",
+                    value=list(self.box),
+                    allowed="four numbers 0 to 1",
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnsembleMember(Checked):
+    """One denoiser of an ensemble; ``weights`` has one weight per step."""
+
+    model: str
+    weight: float = 1.0
+    weights: tuple[float, ...] = ()
+
+    def _validate(self) -> None:
+        check_range("ensemble.weight", self.weight, 0, 1000)
+        for position, value in enumerate(self.weights):
+            check_range(f"ensemble.weights[{position}]", value, 0, 1000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Walk(Checked):
+    """An interpolation from the request to another prompt or seed.
+
+    Args:
+        to: Prompt to end at.
+        frames: Pictures, both ends included.
+        mode: What moves.
+        to_seed: Seed to end at; the next one if None.
+        space: Where seeds are joined: ``z``, along the sphere that noise lies on, or
+            ``w``, straight, for GANs with a mapping network.
+    """
+
+    to: str | None = None
+    frames: int = 8
+    mode: Literal["prompt", "seed", "both"] = "prompt"
+    to_seed: int | None = None
+    space: Literal["z", "w"] = "z"
+
+    def _validate(self) -> None:
+        check_range("walk.frames", self.frames, 2, MAX_IMAGES)
+        check_range("walk.to_seed", self.to_seed, 0, MAX_SEED)
+        if self.mode in ("prompt", "both") and self.to is None:
+            raise InvalidRequest(
+                f'walk.to (the prompt to end at) is needed for mode "{self.mode}"', field="walk.to"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inpaint(Checked):
+    """How the masked part of a picture is repainted.
+
+    Args:
+        invert: Repaint where the mask is black in place of where it is white.
+        blur: Radius of a blur of the mask, pixels of the picture.
+        fill: What the part starts from: the picture itself, its ``surroundings``
+            drawn inwards, ``noise``, or ``nothing`` (zeros).
+        area: Work on the ``whole`` picture, or on the ``masked`` part alone at the
+            size of the request, put back into the picture afterwards.
+        padding: Pixels around the mask that ``masked`` takes along.
+        paste: Give the picture's own pixels back outside the mask.
+    """
+
+    invert: bool = False
+    blur: float = 0.0
+    fill: Literal["original", "surroundings", "noise", "nothing"] = "original"
+    area: Literal["whole", "masked"] = "whole"
+    padding: int = 32
+    paste: bool = False
+
+    def _validate(self) -> None:
+        check_range("inpaint.blur", self.blur, 0, 512, unit=" px")
+        check_range("inpaint.padding", self.padding, 0, 4096, unit=" px")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outpaint(Checked):
+    """Pixels to add to ``image`` on each side, painted to go on with it."""
+
+    left: int = 0
+    top: int = 0
+    right: int = 0
+    bottom: int = 0
+
+    def _validate(self) -> None:
+        for name in ("left", "top", "right", "bottom"):
+            check_range(f"outpaint.{name}", getattr(self, name), 0, 8192, unit=" px")
+        if not (self.left or self.top or self.right or self.bottom):
+            raise InvalidRequest(
+                "outpaint must add pixels on a side, got 0 on all four", field="outpaint"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variation(Checked):
+    """Noise a part of the way to another seed's, and noise of another size.
+
+    Args:
+        seed: The other seed, image k takes seed + k; derived from the request's if None.
+        strength: Part of the way, 0 to 1, along the great circle.
+        noise_width: Draw the noise as for a picture of this width, and lay it in the
+            middle, so that other sizes show the same scene. None is the picture's own.
+        noise_height: As ``noise_width``; both or neither.
+    """
+
+    seed: int | None = None
+    strength: float = 0.0
+    noise_width: int | None = None
+    noise_height: int | None = None
+
+    def _validate(self) -> None:
+        check_range("variation.seed", self.seed, 0, MAX_SEED)
+        check_range("variation.strength", self.strength, 0, 1)
+        check_range("variation.noise_width", self.noise_width, 1, MAX_SIDE_PX, unit=" px")
+        check_range("variation.noise_height", self.noise_height, 1, MAX_SIDE_PX, unit=" px")
+        if (self.noise_width is None) != (self.noise_height is None):
+            raise InvalidRequest(
+                "variation.noise_width and noise_height belong together, got one",
+                field="variation.noise_width",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hires(Checked):
+    """A second pass: enlarge what the first drew, and run the end of the schedule on it.
+
+    Args:
+        scale: Of both sides, where ``width`` and ``height`` are None.
+        width: Pixels of the second pass.
+        height: Pixels of the second pass.
+        strength: Share of the steps that the second pass runs.
+        num_inference_steps: Steps of its whole schedule; those of the first if None.
+        upscaler: ``latent`` enlarges the latents; ``lanczos`` and ``real-esrgan`` the
+            decoded picture, which is encoded again.
+        prompt: Of the second pass; the request's if None.
+        negative_prompt: Of the second pass; the request's if None.
+    """
+
+    scale: float = 2.0
+    width: int | None = None
+    height: int | None = None
+    strength: float = 0.6
+    num_inference_steps: int | None = None
+    upscaler: Literal["latent", "lanczos", "real-esrgan"] = "latent"
+    prompt: str | None = None
+    negative_prompt: str | None = None
+
+    def _validate(self) -> None:
+        check_range("hires.scale", self.scale, 1, 8)
+        check_range("hires.width", self.width, 1, MAX_SIDE_PX, unit=" px")
+        check_range("hires.height", self.height, 1, MAX_SIDE_PX, unit=" px")
+        check_range("hires.strength", self.strength, 0, 1)
+        check_range("hires.num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
