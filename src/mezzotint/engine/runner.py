@@ -10,6 +10,7 @@ Dimensions: B images, R rows, C latent channels, h and w latent rows and columns
 
 import contextlib
 import time
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -72,6 +73,10 @@ class Runner:
         self._clock = clock
         self._slots: dict[ImageId, Slot] = {}
         self._keys: dict[Hashable, ImageId] = {}
+        # Models whose layers have the repairs that certificates of these keys rest on.
+        self._prepared: weakref.WeakKeyDictionary[Model, set[Hashable]] = (
+            weakref.WeakKeyDictionary()
+        )
         self._filler = filler or Filler(models, config.prompt_cache_bytes)
 
     @property
@@ -252,10 +257,12 @@ class Runner:
     ) -> bool:
         """Try a call size that has not been tried; tell whether it was tried here."""
         label = _label(key)
+        if key not in self._prepared.setdefault(model, set()):
+            self._prepared[model].add(key)
+            self._certificates.prepare(key, label, model)
         if self._certificates.is_tried(key, label, bucket):
             return False
         with span("certify", rows=bucket):
-            self._certificates.prepare(key, label, model)
             self._certificates.try_bucket(
                 key,
                 label,
