@@ -1,9 +1,9 @@
 """Desk: one thread that takes orders, hands images to the engine, gives pictures back.
 
-It owns every open order, the result cache and the single flights, so none of
-them needs a lock. Device work happens in the device thread, encoding and
-judging in a writer thread; both answer here. The bend in the road is here too:
-a picture that gates refuse becomes a new plan with a derived seed.
+It owns every open order and what orders share, so none of it needs a lock.
+Device work happens in the device thread, encoding and judging in the writer;
+both answer here. The bend in the road is here too: a picture that gates refuse
+becomes a new plan with a derived seed.
 """
 
 import contextlib
@@ -12,12 +12,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from mezzotint.engine.admission import Load, admit
-from mezzotint.engine.cache import CachedImage, ResultCache
+from mezzotint.engine.cache import ResultCache
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.costs import CostTable, Prediction
 from mezzotint.engine.engine import Engine, Submission
@@ -36,14 +36,25 @@ from mezzotint.errors import DeadlineExceeded, InvalidRequest, NotReady
 from mezzotint.gates.policy import Retry
 from mezzotint.images.previews import encode_preview
 from mezzotint.observe import metrics
-from mezzotint.observe.spans import span
 from mezzotint.sampling.latents import derive
 from mezzotint.service.device_thread import Cancel, CancelImage, DeviceThread, Drain, Stop
-from mezzotint.service.jury import Jury, glance_steps
+from mezzotint.service.jury import glance_steps
+from mezzotint.service.letters import (
+    Accept,
+    Animated,
+    CancelOrder,
+    Close,
+    Enlarged,
+    Glanced,
+    Loaded,
+    Written,
+)
 from mezzotint.service.loader import Loader
-from mezzotint.service.orders import Attempted, Judge, Order, Run
+from mezzotint.service.orders import Judge, Order, Run
 from mezzotint.service.pictures import Finisher
 from mezzotint.service.promises import Promises
+from mezzotint.service.sharing import Sharing, again, may_share
+from mezzotint.service.writer import Writer
 from mezzotint.types import Cancelled as CancelledEvent
 from mezzotint.types import (
     Event,
@@ -58,62 +69,6 @@ from mezzotint.types import (
 )
 
 __all__ = ["Desk"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Accept:
-    order: Order
-    answer: "Future[float]"
-
-
-@dataclass(frozen=True, slots=True)
-class _CancelOrder:
-    id: str
-    answer: "Future[bool]"
-
-
-@dataclass(frozen=True, slots=True)
-class _Written:
-    image: ImageId
-    plan: Plan
-    outcome: ImageOutput | Exception | Retry
-
-
-@dataclass(frozen=True, slots=True)
-class _Glanced:
-    image: ImageId
-    outcome: Any
-
-
-@dataclass(frozen=True, slots=True)
-class _Enlarged:
-    image: ImageId
-    outcome: Any
-
-
-@dataclass(frozen=True, slots=True)
-class _Animated:
-    order_id: str
-    outcome: ImageOutput | Exception
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    image: ImageId
-    error: Exception | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Close:
-    answer: "Future[None]"
-
-
-@dataclass(slots=True)
-class _Flight:
-    """One computation and the other images that wait for the same picture."""
-
-    leader: ImageId
-    followers: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
 
 
 class Desk:
@@ -147,24 +102,20 @@ class Desk:
         self._config = config
         self._loader = loader
         self._loading: dict[ImageId, Submission] = {}
-        self._finisher = finisher
-        self._results = results
+        self._sharing = Sharing(results)
         self._costs = costs
         self._budget_bytes = budget_bytes
-        self._jury = Jury(judge)
         self._clock = clock
         self._runs: dict[str, Run] = {}
         self._promises = Promises(clock)
-        self._flights: dict[str, _Flight] = {}
         self._held: dict[ImageId, tuple[str, float]] = {}  # client, seconds still needed
         self._plans: dict[ImageId, Plan] = {}
         self._earlier: dict[ImageId, ImageDone] = {}  # first passes whose second is open
         self._until: dict[ImageId, float] = {}  # clock times of deadlines
         self._closing: list[Future[None]] = []
-        self._is_over = False
         self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._has_ended = False
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="mezzotint-writer")
+        self._writer = Writer(finisher, judge)
         self.device = DeviceThread(build, self._messages.put)
         self._thread = threading.Thread(target=self._work, name="mezzotint-desk", daemon=True)
         self._thread.start()
@@ -172,19 +123,19 @@ class Desk:
     def accept(self, order: Order) -> "Future[float]":
         """Hand in an order; the future gives the predicted seconds, or raises the refusal."""
         answer: Future[float] = Future()
-        self._send(_Accept(order, answer))
+        self._send(Accept(order, answer))
         return answer
 
     def cancel(self, order_id: str) -> "Future[bool]":
         """Cancel an order at its next step; the future says whether there was one."""
         answer: Future[bool] = Future()
-        self._send(_CancelOrder(order_id, answer))
+        self._send(CancelOrder(order_id, answer))
         return answer
 
     def close(self) -> "Future[None]":
         """Finish what is being stepped, refuse the rest, end all threads."""
         answer: Future[None] = Future()
-        self._send(_Close(answer))
+        self._send(Close(answer))
         return answer
 
     def _send(self, message: Any) -> None:
@@ -210,29 +161,29 @@ class Desk:
 
     def why_miss(self, plan: Plan) -> str:
         """Explain why a plan is not in the result cache."""
-        return self._results.why_miss(plan)
+        return self._sharing.why_miss(plan)
 
     def _work(self) -> None:
         """Take messages until closed."""
         while True:
             message = self._messages.get()
             match message:
-                case _Accept():
+                case Accept():
                     self._take(message)
-                case _CancelOrder():
+                case CancelOrder():
                     message.answer.set_result(self._cancel(message.id))
-                case _Written():
+                case Written():
                     self._take_written(message)
-                case _Glanced():
+                case Glanced():
                     if message.outcome is True:
                         self.device.send(CancelImage(message.image))
-                case _Enlarged():
+                case Enlarged():
                     self._take_enlarged(message)
-                case _Animated():
+                case Animated():
                     self._take_animated(message)
-                case _Loaded():
+                case Loaded():
                     self._take_loaded(message)
-                case _Close():
+                case Close():
                     self._closing.append(message.answer)
                     if len(self._closing) == 1:
                         self.device.send(Drain())
@@ -245,7 +196,7 @@ class Desk:
             self._loader.close()
         self.device.send(Stop())
         self.device.join()
-        self._writer.shutdown(wait=True)
+        self._writer.close()
         self._has_ended = True  # before the last look: nobody is left without an answer
         self._refuse_rest()
         for answer in self._closing:
@@ -256,16 +207,16 @@ class Desk:
         with contextlib.suppress(queue.Empty):
             while True:
                 match self._messages.get_nowait():
-                    case _Accept() as late:
+                    case Accept() as late:
                         late.answer.set_exception(NotReady("the engine is closed"))
-                    case _CancelOrder() as late:
+                    case CancelOrder() as late:
                         late.answer.set_result(False)
-                    case _Close() as late:
+                    case Close() as late:
                         late.answer.set_result(None)
                     case _:
                         pass
 
-    def _take(self, message: _Accept) -> None:
+    def _take(self, message: Accept) -> None:
         """Accept an order or refuse it."""
         order = message.order
         try:
@@ -289,7 +240,7 @@ class Desk:
         work = [
             self._predict(plan, order, index)
             for index, plan in enumerate(order.planned.plans)
-            if not self._is_known(plan, order)
+            if not (may_share(plan, order) and self._sharing.is_known(plan))
         ]
         own: dict[str, float] = {}
         for image, (client, seconds) in self._held.items():
@@ -314,34 +265,19 @@ class Desk:
         footprint = order.footprints[index]
         return self._costs.predict(plan, footprint, min_rows=self._config.min_rows)
 
-    def _is_known(self, plan: Plan, order: Order) -> bool:
-        """Whether a picture is kept or being made, for an order that may share it."""
-        if not self._shares(plan, order):
-            return False
-        return plan.digest in self._flights or self._results.get(plan) is not None
-
-    def _shares(self, plan: Plan, order: Order) -> bool:
-        """Whether kept pictures may answer: exact ones, unjudged, where nobody said no."""
-        return order.use_cache and order.policy is None and plan.reproducibility == "exact"
-
     def _start(self, run: Run, index: int) -> None:
         """Answer an image from the cache, let it follow a flight, or make it."""
         order, plan = run.order, run.order.planned.plans[index]
-        if self._shares(plan, order):
-            digest = plan.digest
-            kept = self._results.get(plan)
-            metrics.count(
-                "mezzotint_cache_lookups_total", cache="results", answer="hit" if kept else "miss"
-            )
+        image = ImageId(order.id, index)
+        if may_share(plan, order):
+            kept = self._sharing.find(plan, index)
             if kept is not None:
                 run.hits += 1
-                self._deliver(run, index, _from_cache(kept, plan, index))
+                self._deliver(run, index, kept)
                 return
-            if digest in self._flights:
-                self._flights[digest].followers.append((order.id, index))
+            if self._sharing.follow(plan, image):
                 return
-            self._flights[digest] = _Flight(leader=ImageId(order.id, index))
-        self._submit(run, ImageId(order.id, index), plan)
+        self._submit(run, image, plan)
 
     def _submit(self, run: Run, image: ImageId, plan: Plan) -> None:
         """Hand an image to the engine."""
@@ -355,7 +291,7 @@ class Desk:
             self.device.send(submission)
             return
         self._loading[image] = submission
-        self._loader.start(plan, lambda error: self._messages.put(_Loaded(image, error)))
+        self._loader.start(plan, lambda error: self._messages.put(Loaded(image, error)))
 
     def _submission(
         self, order: Order, image: ImageId, plan: Plan, assets: Mapping[str, Any]
@@ -381,7 +317,7 @@ class Desk:
             assets=assets,
         )
 
-    def _take_loaded(self, message: _Loaded) -> None:
+    def _take_loaded(self, message: Loaded) -> None:
         """Hand an image whose model is ready to the engine, or fail it alone."""
         submission = self._loading.pop(message.image, None)
         if submission is None:  # cancelled meanwhile
@@ -408,8 +344,7 @@ class Desk:
         self.device.send(Cancel(order_id))
         self._give_up_loading(lambda image: image.request == order_id, None)
         held = {image.index for image in self._held if image.request == order_id}
-        for flight in self._flights.values():
-            flight.followers = [f for f in flight.followers if f[0] != order_id]
+        self._sharing.leave(order_id)
         for index in list(run.open):
             if index not in held:
                 run.close_image(index, None)
@@ -447,14 +382,15 @@ class Desk:
             done = replace(done, timings=timings, warnings=warnings)
         elif plan.second is not None and run is not None and not run.is_cancelled:
             self._earlier[done.id] = replace(done, picture=None)
-            work = self._writer.submit(self._finisher.between, done.picture, plan)
-            work.add_done_callback(
-                lambda future: self._messages.put(_Enlarged(done.id, _outcome(future)))
+            self._writer.enlarge(
+                done.picture,
+                plan,
+                lambda outcome: self._messages.put(Enlarged(done.id, outcome)),
             )
             return
         self._write(done, run)
 
-    def _take_enlarged(self, message: _Enlarged) -> None:
+    def _take_enlarged(self, message: Enlarged) -> None:
         """Hand the second pass of an image to the engine."""
         image, run = message.image, self._runs.get(message.image.request)
         second = self._plans[image].second
@@ -481,7 +417,7 @@ class Desk:
         if run is not None and event.preview is not None and image not in self._earlier:
             self._glance(event, plan, run)
         preview = encode_preview(event.preview) if event.preview is not None else None
-        for order_id, index in self._audience(image, plan):
+        for order_id, index in self._sharing.audience(image, plan):
             waiting = self._runs.get(order_id)
             if waiting is not None:
                 if not waiting.is_started:
@@ -503,18 +439,9 @@ class Desk:
         policy = run.order.policy
         if event.step not in glance_steps(plan, policy):
             return
-        work = self._writer.submit(
-            self._jury.glance, event.id, event.preview, event.step, plan, policy
+        self._writer.glance(
+            event, plan, policy, lambda outcome: self._messages.put(Glanced(event.id, outcome))
         )
-        work.add_done_callback(
-            lambda future: self._messages.put(_Glanced(event.id, _outcome(future)))
-        )
-
-    def _audience(self, image: ImageId, plan: Plan) -> list[tuple[str, int]]:
-        """Return who waits for an image: its own order and the followers of its flight."""
-        flight = self._flights.get(plan.digest)
-        followers = flight.followers if flight is not None and flight.leader == image else []
-        return [(image.request, image.index), *followers]
 
     def _let_go(self, image: ImageId) -> Plan:
         """Take an image off the books."""
@@ -532,34 +459,15 @@ class Desk:
             self._settle(done.id, plan, None)
             return
         attempts = run.attempts.setdefault(done.id.index, [])
-        work = self._writer.submit(self._finish, done, plan, run.order, attempts)
-        work.add_done_callback(
-            lambda future: self._messages.put(_Written(done.id, plan, _outcome(future)))
+        self._writer.write(
+            done,
+            plan,
+            run.order,
+            attempts,
+            lambda outcome: self._messages.put(Written(done.id, plan, outcome)),
         )
 
-    def _finish(
-        self, done: ImageDone, plan: Plan, order: Order, attempts: list[Attempted]
-    ) -> ImageOutput | Retry:
-        """Round, judge and encode one picture; in the writer thread."""
-        with span("write", width=plan.size.width, height=plan.size.height):
-            pixels = None if done.picture is None else self._finisher.pixels(done.picture)
-            attempt = Attempted(
-                plan=plan, verdicts=(), pixels=pixels, timings=done.timings, warnings=done.warnings
-            )
-            kept = self._jury.weigh(done.id, attempt, order.policy, attempts)
-            if isinstance(kept, Retry):
-                return kept
-            output = self._finisher.finish(
-                kept.pixels,
-                request=order.request,
-                plan=kept.plan,
-                index=done.id.index,
-                timings=kept.timings,
-                warnings=kept.warnings,
-            )
-            return replace(output, attempts=kept.attempts)
-
-    def _take_written(self, message: _Written) -> None:
+    def _take_written(self, message: Written) -> None:
         """Deliver what the writer made, or try again with another seed."""
         plan = self._let_go(message.image)
         run = self._runs.get(message.image.request)
@@ -576,12 +484,7 @@ class Desk:
         """Close an image, and with it everybody who waited for the same picture."""
         if isinstance(outcome, ImageOutput):
             self._observe(plan, outcome.timings)
-            if plan.reproducibility == "exact" and not outcome.attempts:
-                self._results.put(plan, _to_cache(outcome, plan))
-        followers: list[tuple[str, int]] = []
-        flight = self._flights.get(plan.digest)
-        if flight is not None and flight.leader == image:
-            followers = self._flights.pop(plan.digest).followers
+        followers = self._sharing.land(image, plan, outcome)
         run = self._runs.get(image.request)
         if run is not None:
             self._deliver(run, image.index, outcome)
@@ -605,9 +508,7 @@ class Desk:
                 continue
             if isinstance(outcome, ImageOutput):
                 run.hits += 1
-                outcome_here: ImageOutput | Exception = _from_cache(
-                    _to_cache(outcome, plan), plan, index
-                )
+                outcome_here: ImageOutput | Exception = again(outcome, plan, index)
             else:
                 outcome_here = outcome or NotReady("the engine is draining")
             self._deliver(run, index, outcome_here)
@@ -628,9 +529,10 @@ class Desk:
         if run.wants_animation:
             run.is_animating = True
             frames = [run.outputs[k] for k in sorted(run.outputs)]
-            work = self._writer.submit(self._finisher.animate, run.order, frames)
-            work.add_done_callback(
-                lambda future: self._messages.put(_Animated(run.order.id, _outcome(future)))
+            self._writer.animate(
+                run.order,
+                frames,
+                lambda outcome: self._messages.put(Animated(run.order.id, outcome)),
             )
             return
         del self._runs[run.order.id]
@@ -640,7 +542,7 @@ class Desk:
         self._promises.forget(run.order.id)
         self._tell(run, ending)
 
-    def _take_animated(self, message: _Animated) -> None:
+    def _take_animated(self, message: Animated) -> None:
         """Deliver the file that the frames of an order became."""
         run = self._runs[message.order_id]
         run.is_animating = False
@@ -679,37 +581,3 @@ def _wants_preview(run: Run, event: ImageStepped) -> bool:
 
 def _ignore(_event: Event) -> None:
     """Stand for a sink that raised."""
-
-
-def _outcome(future: "Future[Any]") -> Any:
-    """Return what a piece of writing came to."""
-    error = future.exception()
-    if isinstance(error, Exception):
-        return error
-    return future.result()
-
-
-def _to_cache(output: ImageOutput, plan: Plan) -> CachedImage:
-    """Return a finished picture as it is kept."""
-    return CachedImage(
-        canonical=plan.canonical,
-        data=output.data,
-        width=output.width,
-        height=output.height,
-        recipe=output.recipe,
-        warnings=output.warnings,
-    )
-
-
-def _from_cache(kept: CachedImage, plan: Plan, index: int) -> ImageOutput:
-    """Return a kept picture as an answer."""
-    return ImageOutput(
-        index=index,
-        seed=plan.seed,
-        data=kept.data,
-        format=plan.output[0],
-        width=kept.width,
-        height=kept.height,
-        recipe=kept.recipe,
-        warnings=kept.warnings,
-    )
