@@ -22,6 +22,7 @@ from mezzotint.images.sheets import make_sheet
 PROGRAM = str(Path(sys.executable).with_name("mezzotint"))
 TARGET = Path(__file__).parent.parent / "docs" / "pictures" / "techniques"
 BASE = 'generate "a red apple" --seed 7'
+CAKE = 'generate "a birthday cake with candles" --seed 5'
 
 
 @dataclass(frozen=True)
@@ -35,21 +36,21 @@ class Sheet:
 SHEETS = {
     "guidance": Sheet(
         {
-            "constant": f"{BASE} --guidance-scale 5",
-            "linear": f"{BASE} --guidance-scale linear:8:1",
-            "cosine": f"{BASE} --guidance-scale cosine:8:1",
-            "interval": f"{BASE} --guidance-scale interval:6:0.2:0.8",
+            "constant": f"{CAKE} --guidance-scale 5",
+            "linear": f"{CAKE} --guidance-scale linear:8:1",
+            "cosine": f"{CAKE} --guidance-scale cosine:8:1",
+            "interval": f"{CAKE} --guidance-scale interval:6:0.2:0.8",
         }
     ),
     "walks": Sheet(
-        {"walk": f'{BASE} --walk-to "a green leaf" --frames 6 --animate apng -o {{out}}.apng'},
+        {"walk": f'{BASE} --walk-to "a blue heart" --frames 6 --animate apng -o {{out}}.apng'},
         columns=6,
     ),
     "regions": Sheet(
         {
-            "plain": 'generate "grass" --seed 3',
-            "two": 'generate "grass" --seed 3 --region "a cat@0,0,0.5,1" '
-            '--region "a house@0.5,0,1,1"',
+            "plain": 'generate "two apples" --seed 3',
+            "two": 'generate "two apples" --seed 3 --region "two red apples@0,0,0.5,1" '
+            '--region "two green apples@0.5,0,1,1"',
         }
     ),
     "image-to-image": Sheet(
@@ -62,7 +63,7 @@ SHEETS = {
     "inpainting": Sheet(
         {
             "start": BASE,
-            "painted": 'generate "a blue bird" --seed 9 --image {start} --mask {mask} '
+            "painted": 'generate "a yellow sun" --seed 9 --image {start} --mask {mask} '
             "--strength 0.9 --inpaint fill=surroundings,paste",
             "wider": 'generate "a red apple" --seed 9 --image {start} --outpaint 0,0,32,0',
         }
@@ -87,7 +88,7 @@ SHEETS = {
             "real-esrgan": f"{BASE} --upscale 4:real-esrgan",
         }
     ),
-    "tiling": Sheet({"tile": 'generate "leaves" --seed 4 --tiling'}),
+    "tiling": Sheet({"tile": 'generate "strawberries on a green background" --seed 4 --tiling'}),
     "gates": Sheet({"best": f"{BASE} --gate quality --max-attempts 4 --keep best"}),
     "prompt-dialects": Sheet(
         {
