@@ -7,7 +7,6 @@ events. Asyncio and plain threads meet it in the same way.
 
 import asyncio
 import json
-import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from typing import Any, Literal
 import mezzotint
 from mezzotint.engine.abilities import Abilities
 from mezzotint.engine.cache import ResultCache
-from mezzotint.engine.calibrate import calibrate
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.costs import CostTable
 from mezzotint.engine.engine import Engine as Mind
@@ -33,11 +31,10 @@ from mezzotint.images.config import ImageConfig
 from mezzotint.images.resize import fit
 from mezzotint.models.base import Model
 from mezzotint.models.config import ModelsConfig, PlacementConfig
-from mezzotint.models.spec import ModelSpec
-from mezzotint.observe import log, metrics
+from mezzotint.observe import metrics
 from mezzotint.plain import Checked, read
 from mezzotint.preprocessing import PREPROCESSORS
-from mezzotint.request import GenerationRequest, LatentInput, Output
+from mezzotint.request import GenerationRequest, Output
 from mezzotint.service import tools
 from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.canvas import read_canvas
@@ -50,10 +47,9 @@ from mezzotint.service.loader import Loader
 from mezzotint.service.orders import Judge, Order
 from mezzotint.service.pictures import Finisher, adapter_assets
 from mezzotint.service.shelf import Shelf, cache_folder, describe_environment, memory_budget
+from mezzotint.service.warm_up import WarmUp
 from mezzotint.types import (
     Event,
-    Failed,
-    Finished,
     GenerationResult,
     ImageOutput,
 )
@@ -78,10 +74,6 @@ _TECHNIQUES = frozenset(
         "walk",
     }
 )
-_WARM_UP_STEPS = 4
-_CALIBRATION_SIZES = (1, 2, 4, 8)
-_CALIBRATION_STEPS = 12
-_LOADING = "is being loaded"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,9 +193,19 @@ class LocalService:
             judge=self._judge,
             loader=self._loader,
         )
-        self._not_ready: dict[str, str] = {}
+        self._warm_up = WarmUp(
+            self.costs,
+            engine.calibrate_s,
+            spec=self.shelf.spec,
+            draw=lambda request, sink, request_id: self.submit(
+                request, sink, request_id=request_id, use_cache=False
+            ),
+            resolve=lambda r, spec: plan(r, spec, self._abilities(r)).plans[0],
+            perform=lambda action: self._desk.device.send(Perform(action)),
+            hands=lambda: self._runner,
+        )
         try:
-            self._warm_up(self._name_models())
+            self._warm_up.start(self._name_models())
         except BaseException:
             self.shut()
             raise
@@ -217,43 +219,6 @@ class LocalService:
                 self.shelf.store.add(name, path, keep=False)
             names.append(name)
         return names
-
-    def _warm_up(self, names: Sequence[str]) -> None:
-        """Draw one small picture with each model, so that it is loaded, compiled and timed."""
-        self._not_ready = dict.fromkeys(names, _LOADING)
-        for name in names:
-            spec = self.shelf.spec(name)
-            request = _warm_up_request(spec, steps=_WARM_UP_STEPS)
-
-            def hear(event: Event, name: str = name) -> None:
-                if isinstance(event, Finished):
-                    self._desk.device.send(Perform(lambda: self._calibrate(name)))
-                elif isinstance(event, Failed):
-                    self._not_ready[name] = str(event.error)
-                    log.error("model.warm_up_failed", model=name, error=str(event.error))
-
-            self.submit(
-                request, hear, request_id=f"warm-up {secrets.token_hex(4)}", use_cache=False
-            )
-
-    def _calibrate(self, name: str) -> None:
-        """Time a model's calls, in the device thread; then it is ready."""
-        engine = self.config.engine
-        try:
-            spec = self.shelf.spec(name)
-            request = _warm_up_request(spec, steps=_CALIBRATION_STEPS)
-            if engine.calibrate_s:
-                calibrate(
-                    self._runner,
-                    self.costs,
-                    plan(request, spec, self._abilities(request)).plans[0],
-                    sizes=_CALIBRATION_SIZES,
-                    limit_s=engine.calibrate_s,
-                )
-                self.costs.save()
-        except Exception as error:  # a model that cannot be timed can still be used
-            log.error("model.calibration_failed", model=name, error=repr(error))
-        self._not_ready.pop(name, None)
 
     def _build_mind(self, emit: Callable[[Any], None]) -> Mind:
         """Make the engine, inside its own thread."""
@@ -497,9 +462,9 @@ class LocalService:
         """Tell how the service is, without waiting."""
         load = self._desk.load
         return {
-            "ready": not self._is_closed and not self._not_ready,
-            "waiting_for": dict(self._not_ready),
-            "failed": {n: why for n, why in self._not_ready.items() if why != _LOADING},
+            "ready": not self._is_closed and not self._warm_up.waiting,
+            "waiting_for": self._warm_up.waiting,
+            "failed": self._warm_up.failed,
             "live": True,
             "queue": load.images,
             "backlog_s": load.seconds,
@@ -611,18 +576,6 @@ def _unpack_code(archive: Path, target: Path, digest: str) -> Any:
     from mezzotint.models.torchserve_archive import unpack_code
 
     return unpack_code(archive, target, digest=digest)
-
-
-def _warm_up_request(spec: ModelSpec, *, steps: int) -> GenerationRequest:
-    """Return a small request that every model of a kind can draw."""
-    return GenerationRequest(
-        model=spec.name,
-        prompt="warm-up" if spec.takes_prompt else "",
-        seed=0,
-        num_inference_steps=steps if spec.has_steps else None,
-        latent=LatentInput(class_label=0 if spec.family == "dit" else None),
-        priority=100,
-    )
 
 
 def _no_sink(_event: Event) -> None:
