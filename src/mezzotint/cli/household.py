@@ -121,13 +121,13 @@ async def open_service(settings: Settings) -> AsyncGenerator[Service]:
 
 def make_service(settings: Settings) -> Service:
     """Build the service of this process."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
     from mezzotint.service.local import create_service
 
-    for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()  # what they warn about is ours to say
+    # What the libraries warn about is ours to say. They read this when they are imported,
+    # which a model that is converted already never makes them: importing them to tell them
+    # would be half of a cold start.
+    for library in ("DIFFUSERS", "TRANSFORMERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     return create_service(service_options(settings))
 
 

@@ -62,9 +62,9 @@ def _resident_bytes() -> int:
 
 def _look() -> _Memory:
     """Return the memory that is in use; CUDA's only where torch has begun to use it."""
-    torch = sys.modules.get("torch")
-    has_cuda = torch is not None and torch.cuda.is_initialized()
-    cuda = int(torch.cuda.memory_allocated()) if torch is not None and has_cuda else 0
+    device = getattr(sys.modules.get("torch"), "cuda", None)  # torch may be half imported
+    is_in_use = getattr(device, "is_initialized", None)
+    cuda = int(device.memory_allocated()) if device and is_in_use and is_in_use() else 0
     return _Memory(time.perf_counter(), _resident_bytes(), cuda)
 
 
