@@ -224,7 +224,13 @@ class TestA1111:
         assert (answer.status_code, answer.json()["detail"]) == (404, "Init image not found")
 
     def test_what_is_not_offered_is_said(self, door):
-        body = {"prompt": "a", "restore_faces": True, "sampler_name": "Restart", "width": 64, "height": 64}
+        body = {
+            "prompt": "a",
+            "restore_faces": True,
+            "sampler_name": "Restart",
+            "width": 64,
+            "height": 64,
+        }
         info = json.loads(door.http.post("/sdapi/v1/txt2img", json=body).json()["info"])
         assert any("restore_faces" in w for w in info["warnings"])
         assert any("Restart" in w for w in info["warnings"])
