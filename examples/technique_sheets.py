@@ -53,6 +53,14 @@ SHEETS = {
             '--region "two green apples@0.5,0,1,1"',
         }
     ),
+    "ensembles": Sheet(
+        {
+            "plate": 'generate "a house" --seed 7',
+            "plate-quick": 'generate "a house" --seed 7 --model plate-quick',
+            "both": 'generate "a house" --seed 7 --guidance-scale 1 '
+            "--ensemble plate:1 --ensemble plate-quick:1",
+        }
+    ),
     "image-to-image": Sheet(
         {
             "start": BASE,

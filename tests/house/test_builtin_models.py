@@ -9,7 +9,7 @@ MAX_FILE_BYTES, MAX_BYTES = 45_000_000, 80_000_000
 
 @pytest.mark.parametrize("name", sorted(builtin_cards()))
 def test_digests_in_a_card_are_those_of_the_files(name):
-    """After new weights: python -m mezzotint.models.cards plate plate-gan."""
+    """After new weights: python -m mezzotint.models.cards plate plate-quick plate-gan."""
     card = builtin_cards()[name]
     if card.sha256:
         assert dict(card.sha256) == dict(measure_card(CARDS_FOLDER / f"{name}.toml").sha256)

@@ -1,7 +1,7 @@
 """Store: a name becomes a loaded model.
 
 Names come from three places, the later hiding the earlier: cards that come with the
-program (``plate``, ``plate-gan``), cards under ``HOME/models``, and models that were
+program (``plate``, ``plate-quick``, ``plate-gan``), cards under ``HOME/models``, and those
 registered while running. ``name@version`` means one version; the bare name means
 the default one. Paths and Hub ids are names too where that is allowed.
 
