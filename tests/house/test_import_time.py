@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -35,3 +36,16 @@ def test_help_loads_nothing_heavy(arguments):
         f"try:\n    main.main({arguments!r})\nexcept SystemExit:\n    pass"
     )
     assert loaded_by(code) == []
+
+
+def test_the_service_of_the_command_line_imports_neither_diffusers_nor_transformers(tmp_path):
+    code = (
+        "import sys; from mezzotint.cli.household import make_service; "
+        "from mezzotint.settings import load; service = make_service(load().settings); "
+        "service.shut(); print([m for m in ('diffusers', 'transformers') if m in sys.modules])"
+    )
+    environment = {**os.environ, "MEZZOTINT_HOME": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert ran.stdout.strip() == "[]"
