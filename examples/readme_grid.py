@@ -1,4 +1,4 @@
-"""Draw the pictures of the README, unpicked.
+"""Draw the captions of the README, unpicked; `bench plate --sheet` draws the 64 below them.
 
 python examples/readme_grid.py OUT_FOLDER
 """
@@ -40,10 +40,6 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     captions = [mz.generate(caption, seed=0).images[0].pixels for caption in CAPTIONS]
     (folder / "captions.png").write_bytes(encode(sheet(captions, len(CAPTIONS)), "png"))
-    seeds = mz.generate("a red apple with a green leaf", seed=0, num_images=64).images
-    (folder / "seeds.png").write_bytes(encode(sheet([i.pixels for i in seeds], 16), "png"))
-    gan = mz.generate("", model="plate-gan", seed=0, num_images=16).images
-    (folder / "gan.png").write_bytes(encode(sheet([i.pixels for i in gan], 16), "png"))
 
 
 if __name__ == "__main__":
