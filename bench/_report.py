@@ -15,6 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+NO_CACHE = {"cache_memory_bytes": 0, "cache_disk_bytes": 0}
+"""Engine settings: pictures of an earlier run must not answer this one."""
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

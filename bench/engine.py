@@ -14,7 +14,7 @@ import os
 import threading
 import time
 
-from bench._report import interleave, ratios, write
+from bench._report import NO_CACHE, interleave, ratios, write
 
 STEPS, SCALE = 20, 5.0
 WORDS = ("a red apple", "a yellow sun", "a house", "a fish", "a red car", "a green tree", "a rose")
@@ -244,7 +244,7 @@ def main() -> None:
     import mezzotint as mz
 
     serial, static, draw = diffusers_peers(options.images, options.batch)
-    with mz.Engine(models=["plate", "plate-gan"]) as engine:
+    with mz.Engine(models=["plate", "plate-gan"], engine=NO_CACHE) as engine:
         contenders = {
             "serial diffusers": serial,
             "static batches of diffusers": static,

@@ -132,7 +132,7 @@ class CostTable:
         kinds: tuple[Kind, ...] = tuple("reuse" if r else "step" for r in plan.reused)
         kinds = kinds or ("step",) * len(plan.rows)
         steps = sum(
-            self.seconds(self._key_at(plan, key, k), kinds[k], max(plan.rows[k], least))
+            self._price(self._key_at(plan, key, k), kinds[k], plan.rows[k], least)
             for k in range(evaluation, len(plan.rows))
         )
         decode = self.seconds(key, "decode", 1)
@@ -145,6 +145,11 @@ class CostTable:
             peak_bytes=footprint.peak_bytes(max((*plan.rows, min_rows))),
             measured=self.is_measured(key, "step" if plan.rows else "decode"),
         )
+
+    def _price(self, key: str, kind: Kind, rows: int, least: int) -> float:
+        """Return the seconds of the call a lone image's rows go into: padded, or as they are."""
+        is_known = rows in self._seconds.get((key, kind), ())
+        return self.seconds(key, kind, rows if is_known else max(rows, least))
 
     def _key_at(self, plan: Plan, key: str, evaluation: int) -> str:
         """Return the key of an evaluation: the bare model's while no ControlNet acts."""

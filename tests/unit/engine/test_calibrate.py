@@ -34,6 +34,16 @@ def test_what_was_timed_predicts_a_run_within_a_hundredth():
     assert bench.clock.now - began == pytest.approx(predicted, rel=0.01)
 
 
+def test_a_lone_row_costs_what_a_call_of_one_took_where_such_calls_are_made():
+    plan, costs = make_plan(steps=10, guidance=1.0), CostTable()
+    costs.record(cost_key(plan), "decode", 1, 0.0)
+    costs.record(cost_key(plan), "encode", 1, 0.0)
+    costs.record(cost_key(plan), "step", 2, 0.4)
+    assert costs.predict(plan, SMALL).seconds == pytest.approx(4.0)  # padded
+    costs.record(cost_key(plan), "step", 1, 0.25)
+    assert costs.predict(plan, SMALL).seconds == pytest.approx(2.5)
+
+
 def test_a_known_size_is_not_timed_again_and_time_that_is_up_ends_it():
     plan = make_plan(steps=12)
     clock, costs = FakeClock(), CostTable()
