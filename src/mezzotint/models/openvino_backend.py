@@ -13,6 +13,8 @@ Dimensions: R rows, then a fixed shape.
 """
 
 import hashlib
+import itertools
+import os
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -29,7 +31,7 @@ from mezzotint.files import atomic_path
 from mezzotint.models.base import Model, Network
 from mezzotint.models.networks import Call, TorchNetwork, is_preparing
 
-__all__ = ["OpenVINONetwork", "use_openvino"]
+__all__ = ["OpenVINONetwork", "denoiser_streams", "use_openvino"]
 
 FORMAT = 1  # raise when an exported network of before can no longer be used
 EXPORT_ROWS = 2  # a batch of one may be folded into the graph as a constant
@@ -43,15 +45,15 @@ _EXPORTING = threading.Lock()  # the exporter patches modules while it traces th
 
 @dataclass(frozen=True, slots=True)
 class _Compiled:
-    """A compiled network and the request that runs it, one call at a time.
+    """A compiled network and the requests that run it, one call at a time.
 
     Args:
-        request: Runs it.
+        requests: Run it, each on threads of its own; the rows are dealt out among them.
         shapes: Of one row of each answer; None where a shape is known only afterwards.
         lock: Held while it runs.
     """
 
-    request: Any
+    requests: tuple[Any, ...]
     shapes: tuple[tuple[int, ...] | None, ...]
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -67,6 +69,8 @@ class OpenVINONetwork:
         role: Its role in the model; decoder and encoder may share weights.
         cache: Folder of exported networks, or None to keep them in memory only.
         num_threads: CPU threads per call; None lets OpenVINO choose.
+        streams: Parts that the rows of a call are dealt into, computed side by side:
+            less waiting for each other than all threads at one row after another.
 
     Attributes:
         options: Role, cache and threads, to make a network like this one.
@@ -80,11 +84,15 @@ class OpenVINONetwork:
         role: str,
         cache: Path | None = None,
         num_threads: int | None = None,
+        streams: int = 1,
     ) -> None:
         self.source = source
         self.role = role
         self.notes: tuple[str, ...] = ()
-        self.options = {"role": role, "cache": cache, "num_threads": num_threads}
+        self.options: dict[str, Any] = {
+            "role": role, "cache": cache, "num_threads": num_threads, "streams": streams,
+        }  # fmt: skip
+        self._streams = streams
         self._cache = cache
         self._num_threads = num_threads
         self._lock = threading.Lock()
@@ -141,9 +149,21 @@ class OpenVINONetwork:
 
     def _infer(self, compiled: _Compiled, arrays: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Run a compiled network; the answers are copied out of its buffers."""
-        answers = compiled.request.infer([t.numpy() for t in arrays.values()], share_inputs=True)
-        outputs = [np.array(answers[k], dtype=np.float32) for k in range(len(compiled.shapes))]
-        return tuple(torch.from_numpy(output) for output in outputs)
+        rows = len(next(iter(arrays.values())))
+        parts = _deal([t.numpy() for t in arrays.values()], min(len(compiled.requests), rows))
+        working = compiled.requests[: len(parts)]
+        for request, part in zip(working, parts, strict=True):
+            request.start_async(part, share_inputs=True)
+        for request in working:
+            request.wait()
+        outputs = [
+            [np.array(request.get_output_tensor(k).data, dtype=np.float32) for request in working]
+            for k in range(len(compiled.shapes))
+        ]
+        return tuple(
+            torch.from_numpy(part[0] if len(part) == 1 else np.concatenate(part))
+            for part in outputs
+        )
 
     def _prepare(self, arrays: Mapping[str, Tensor], key: RowShape) -> _Compiled | None:
         """Read or export, then compile; None if torch has to answer instead."""
@@ -153,7 +173,7 @@ class OpenVINONetwork:
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
+            "NUM_STREAMS": self._streams,
         }
         if self._num_threads:
             settings["INFERENCE_NUM_THREADS"] = self._num_threads
@@ -167,7 +187,8 @@ class OpenVINONetwork:
                 f"({type(error).__name__}: {reason})",
             )
             return None
-        return _Compiled(model.create_infer_request(), tuple(map(_row_shape, model.outputs)))
+        requests = tuple(model.create_infer_request() for _ in range(self._streams))
+        return _Compiled(requests, tuple(map(_row_shape, model.outputs)))
 
     def _exported(self, core: Any, arrays: Mapping[str, Tensor], key: RowShape) -> Any:
         """Return the exported network: its path if there is a cache, else itself."""
@@ -192,6 +213,19 @@ class OpenVINONetwork:
         versions = [metadata.version(name) for name in ("openvino", "torch")]
         words = [str(FORMAT), self.role, self.digest, repr(key), *versions]
         return hashlib.sha256("\0".join(words).encode()).hexdigest()[:40] + ".xml"
+
+
+def denoiser_streams() -> int:
+    """Return into how many parts a denoiser's rows are dealt: two, where two cores are."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 2 if (count or 1) > 1 else 1
+
+
+def _deal(arrays: list[np.ndarray], count: int) -> list[list[np.ndarray]]:
+    """Deal rows out in order, as evenly as they go; parts are views."""
+    rows = len(arrays[0])
+    edges = [rows * k // count for k in range(count + 1)]
+    return [[a[start:end] for a in arrays] for start, end in itertools.pairwise(edges)]
 
 
 def _row_key(arrays: Mapping[str, Tensor]) -> RowShape:
@@ -253,8 +287,12 @@ def use_openvino(model: Model, *, cache: Path | None, num_threads: int | None = 
         num_threads: CPU threads per call.
     """
     for role, network in _torch_networks(model):
+        streams = denoiser_streams() if role == "denoiser" else 1
         model.use_network(
-            role, OpenVINONetwork(network, role=role, cache=cache, num_threads=num_threads)
+            role,
+            OpenVINONetwork(
+                network, role=role, cache=cache, num_threads=num_threads, streams=streams
+            ),
         )
 
 

@@ -26,6 +26,7 @@ from mezzotint.models.config import ModelsConfig
 from mezzotint.models.controlnet import ControlNet
 from mezzotint.models.loading import choose_device
 from mezzotint.models.networks import Placement, TorchNetwork
+from mezzotint.models.openvino_backend import denoiser_streams
 from mezzotint.models.spec import ModelSpec
 from mezzotint.models.store import ModelStore
 from mezzotint.models.turbo import turbo_view
@@ -240,6 +241,7 @@ def describe_environment(shelf: Shelf, placement_dtype: str | None) -> dict[str,
         found["threads"] = torch.get_num_threads()
     if shelf.backend == "openvino":
         found["openvino"] = metadata.version("openvino")
+        found["streams"] = denoiser_streams()
     return found
 
 
