@@ -17,11 +17,13 @@ from mezzotint.engine.plan import (
     PlannedLora,
     PlannedMember,
     PlannedRegion,
+    PlannedVariation,
     Techniques,
     WalkPosition,
 )
 from mezzotint.engine.state import ImageStarted
 from mezzotint.errors import OutOfMemory
+from mezzotint.techniques import Inpaint
 from mezzotint.types import Size
 
 SETTINGS = settings(max_examples=120, deadline=None)
@@ -188,6 +190,11 @@ def other(value, hint):
 
 
 SAMPLES = {
+    "Inpaint": Inpaint(blur=2.0),
+    "PlannedVariation": PlannedVariation(seed=3, strength=0.5, noise_size=Size(64, 64)),
+    "Plan |": make_plan(),
+    "Optional[mezzotint.engine.plan.Plan]": make_plan(),
+    "tuple[int": (1, 2, 3, 4),
     "WalkPosition": WalkPosition(frame=0, frames=2, mode="seed", to=None, to_seed=1),
     "tuple[float": (2.0, None),
     "float": 0.5,
@@ -218,6 +225,8 @@ TUPLES = {
         ),
     ),
     "PlannedMember": (PlannedMember(model="m", digest="d", weights=(1.0,)),),
+    "tuple[bool": (True,),
+    "tuple[str": ("x",),
 }
 
 
@@ -248,7 +257,9 @@ FULL = dataclasses.replace(
         regions=TUPLES["PlannedRegion"],
         ensemble=TUPLES["PlannedMember"],
         walk=SAMPLES["WalkPosition"],
+        variation=SAMPLES["PlannedVariation"],
     ),
+    second=make_plan(),
 )
 
 
