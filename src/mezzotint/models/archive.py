@@ -278,7 +278,7 @@ def _read_manifest(contents: Contents, source: str) -> Manifest:
         manifest.card()
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ArchiveError(f"{source}: {MANIFEST} cannot be understood: {error}") from None
-    except (CardError, zipfile.BadZipFile) as error:
+    except (CardError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ArchiveError(f"{source}: {error}") from None
     there = {name: size for name, size in sizes.items() if name != MANIFEST}
     _compare(source, files, there)

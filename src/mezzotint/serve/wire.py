@@ -235,6 +235,22 @@ class Fields:
             )
         return value
 
+    def flag(self, name: str) -> bool:
+        """Take a switch that clients send as true and false, or as 1 and 0; absent is off.
+
+        Raises:
+            InvalidRequest: If it is anything else.
+        """
+        value = self._data.pop(name, None)
+        if value not in (None, 0, 1):
+            raise InvalidRequest(
+                f"{name} must be 0, 1, true or false, got {value!r}",
+                field=name,
+                value=value,
+                allowed="0, 1, true or false",
+            )
+        return bool(value)
+
     def drop(self, *names: str) -> None:
         """Ignore fields that mean nothing here."""
         for name in names:

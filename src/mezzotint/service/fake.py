@@ -429,6 +429,13 @@ class FakeService:
         alone = replace(request, seed=seed, num_images=1, walk=None)
         digest = hashlib.sha256(alone.canonical().encode()).digest()
         width, height = plan["width"], plan["height"]
+        if request.hires is not None:
+            width, height = (
+                side or round(first * request.hires.scale)
+                for side, first in zip(
+                    (request.hires.width, request.hires.height), (width, height), strict=True
+                )
+            )
         if request.upscale is not None:
             width, height = (round(v * request.upscale.factor) for v in (width, height))
         text = (

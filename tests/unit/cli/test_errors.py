@@ -58,7 +58,7 @@ BAD = [
     (["--request", "field.json"], "--request: unknown field 'promt'; did you mean 'prompt'"),
     (["-o", "no/such/folder/a.png"], "--output: the folder"),
     (["-o", "folder"], "--output: folder is a folder; name a file"),
-    (["-o", "a.txt"], "--output: must end in .png, .jpg, .jpeg, .webp, got 'a.txt'"),
+    (["-o", "a.txt"], "--output: must end in .png, .jpg, .webp, .gif, .apng, .mp4, .jpeg, got 'a.txt'"),
     (["-o", "a.png", "--output-format", "webp"], "--output-format: webp does not fit the name"),
     (["-o", "-", "-n", "2"], "--output: only one picture fits on standard output"),
     (["--output-dir", "good.png"], "--output-dir: cannot make the folder good.png: it is a file"),

@@ -17,7 +17,7 @@ def test_the_list_has_the_built_in_models(cli):
     assert done.code == 0
     assert "* plate " in done.out
     names = [row["name"] for row in json.loads(cli("models", "list", "--json").out)]
-    assert names == ["plate", "plate-gan"]
+    assert names == ["plate", "plate-gan", "plate-quick"]
 
 
 def test_a_model_is_added_shown_and_removed(cli, folder):

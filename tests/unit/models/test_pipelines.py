@@ -242,7 +242,7 @@ def test_compel_blends_a_weaker_word_with_the_text_that_lacks_it():
 
     assert torch.equal(states("a (red)1.5 apple"), states("a (red:1.5) apple", "comfyui"))
     plain, empty = states("a red apple"), states("")
-    tokens = model._encoders[0].tokens.split("a red apple")[0][0]
+    tokens = model.text_encoders[0].tokens.split("a red apple")[0][0]
     blind = torch.ones(1, 77, dtype=torch.int64)
     blind[0, 2] = 0
     lacking = model.networks["text_encoder"](

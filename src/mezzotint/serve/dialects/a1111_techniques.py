@@ -33,7 +33,7 @@ def read_inpaint(fields: Fields) -> dict[str, Any]:
     fill = int(fields.number("inpainting_fill", 0, 3, 0, int))
     padding = int(fields.number("inpaint_full_res_padding", 0, 4096, 0, int))
     return {
-        "invert": bool(fields.number("inpainting_mask_invert", 0, 1, 0, int)),
+        "invert": fields.flag("inpainting_mask_invert"),
         "blur": blur,
         "fill": _FILLS[fill],
         "area": "masked" if fields.take("inpaint_full_res", bool, True) else "whole",
