@@ -24,7 +24,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from mezzotint.errors import InvalidRequest, MezzotintError, ModelError, NotReady
 from mezzotint.images.codec import encode
@@ -163,7 +163,7 @@ class DiffusersHandler:
         _tell(ctx, place, _CONTENT_TYPES[first.format])
         if len(made.images) == 1:
             return first.data
-        return _sheet(made, first.format)
+        return _sheet(made, cast("OutputFormat", first.format))  # a moving file is alone
 
 
 class GANHandler(DiffusersHandler):

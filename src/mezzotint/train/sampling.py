@@ -144,6 +144,11 @@ def _resolve(request: GenerationRequest, spec: ModelSpec) -> _Resolved:
         guidance = 1.0
     if spec.has_steps:
         SCHEDULERS[scheduler]
+    if callable(guidance):
+        raise InvalidRequest(
+            "guidance_scale must be a number for a run folder, got a function",
+            field="guidance_scale",
+        )
     return _Resolved(
         request=request,
         size=size,
