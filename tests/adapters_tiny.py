@@ -34,7 +34,11 @@ def cross_attentions(unet):
 
 
 def ip_adapter(pipeline, folder, *, seed=60, kind="vector", encoder=None):
-    """Write an IP-Adapter: ``kind`` is ``vector`` (the plain one) or ``full`` (hidden states)."""
+    """Write an IP-Adapter.
+
+    ``kind`` is ``vector`` (the plain one), ``full`` (full face: hidden states, each its own
+    token) or ``plus`` (hidden states, drawn together by a resampler).
+    """
     encoder = encoder or image_encoder()
     generator = torch.Generator().manual_seed(seed)
     context = pipeline.unet.config.cross_attention_dim
@@ -46,6 +50,9 @@ def ip_adapter(pipeline, folder, *, seed=60, kind="vector", encoder=None):
             "image_proj.proj.bias": draw(4 * context),
         }
         norm = "image_proj.norm"
+    elif kind == "plus":
+        state = {f"image_proj.{k}": v for k, v in resampler(hidden, context, draw).items()}
+        norm = "image_proj.norm_out"
     else:
         state = {
             "image_proj.proj.0.weight": draw(hidden, hidden),
@@ -63,6 +70,27 @@ def ip_adapter(pipeline, folder, *, seed=60, kind="vector", encoder=None):
     save_file(state, folder / "ip-adapter.safetensors")
     encoder.save_pretrained(folder / "image_encoder")
     return folder
+
+
+def resampler(hidden, context, draw, *, inner=64, queries=3, depth=4):
+    """Weights of the projection of an IP-Adapter "plus", named as in the released files."""
+    state = {
+        "latents": draw(1, queries, inner) * inner**0.5,
+        "proj_in.weight": draw(inner, hidden), "proj_in.bias": 0.1 * draw(inner),
+        "proj_out.weight": draw(context, inner), "proj_out.bias": 0.1 * draw(context),
+    }  # fmt: skip
+    for k in range(depth):
+        attention, forward = f"layers.{k}.0", f"layers.{k}.1"
+        for norm in (f"{attention}.norm1", f"{attention}.norm2", f"{forward}.0"):
+            state |= {f"{norm}.weight": 1 + draw(inner), f"{norm}.bias": 0.1 * draw(inner)}
+        state |= {
+            f"{attention}.to_q.weight": draw(64, inner),
+            f"{attention}.to_kv.weight": draw(128, inner),
+            f"{attention}.to_out.weight": draw(inner, 64),
+            f"{forward}.1.weight": draw(4 * inner, inner),
+            f"{forward}.3.weight": draw(inner, 4 * inner),
+        }
+    return state
 
 
 def embedding(path, width=32, count=2, key="<ink>", seed=70):

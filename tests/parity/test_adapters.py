@@ -57,7 +57,12 @@ def home(pipelines, tmp_path_factory):
             net = adapters_tiny.controlnet(pipeline, seed=40 + number)
             net.save_pretrained(home / "controlnets" / f"{kind}-{number}")
         adapters_tiny.ip_adapter(pipeline, home / "ip_adapters" / kind)
-    adapters_tiny.ip_adapter(pipelines["sd1"], home / "ip_adapters" / "full", kind="full", seed=61)
+    for kind, seed in (("full", 61), ("plus", 62)):
+        folder = home / "ip_adapters" / kind
+        adapters_tiny.ip_adapter(pipelines["sd1"], folder, kind=kind, seed=seed)
+    adapters_tiny.ip_adapter(
+        pipelines["sdxl"], home / "ip_adapters" / "plus-xl", kind="plus", seed=63
+    )
     adapters_tiny.embedding(home / "embeddings" / "ink.safetensors")
     adapters_tiny.embedding(home / "embeddings" / "blot.safetensors", count=1, key="blot", seed=71)
     pair = {"clip_l": torch.randn(2, 32), "clip_g": torch.randn(2, 24)}
@@ -153,7 +158,14 @@ def test_a_controlnet_steers_image_to_image_as_in_diffusers(engine, pipelines):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "pictures"), [("sd1", "sd1", 1), ("sd1", "full", 2), ("sdxl", "sdxl", 2)]
+    ("kind", "name", "pictures"),
+    [
+        ("sd1", "sd1", 1),
+        ("sd1", "full", 2),
+        ("sd1", "plus", 2),
+        ("sdxl", "sdxl", 2),
+        ("sdxl", "plus-xl", 1),
+    ],
 )
 def test_an_ip_adapter_draws_what_diffusers_draws(engine, home, kind, name, pictures):
     pipeline = tiny.build(kind)
