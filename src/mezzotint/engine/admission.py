@@ -4,49 +4,98 @@ Pure: a picture of the load in, nothing or an error out. What is admitted has
 room in the queue, fits the memory and, as far as is known, meets its deadline.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.costs import Prediction
 from mezzotint.errors import DeadlineExceeded, OutOfMemory, QueueFull
 
-__all__ = ["Load", "admit", "finish_s"]
+__all__ = ["Held", "Load", "admit", "due_s", "finish_s", "load_before"]
 
+_STRETCH = 2.0  # times its own seconds, for which later ones that are shorter may pass
 _SHORTEST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What the engine has before it.
+    """What the engine has before it, as whoever asks meets it.
 
     Args:
         images: Images accepted and not ended.
         seconds: Predicted device seconds that they still need.
-        clients: Clients among them.
-        own_seconds: The part of ``seconds`` that belongs to the client who asks.
-        own_requests: The same, request by request; () if that is not known.
+        before_s: The part of ``seconds`` that stands above: classes of higher priority.
+        ahead_s: The part that the same client is to get first.
+        rivals: Other clients of the same class.
+        rival_s: The part that belongs to them.
     """
 
     images: int = 0
     seconds: float = 0.0
-    clients: int = 0
-    own_seconds: float = 0.0
-    own_requests: tuple[float, ...] = ()
+    before_s: float = 0.0
+    ahead_s: float = 0.0
+    rivals: int = 0
+    rival_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """One image that is held.
+
+    Args:
+        client: Whose it is.
+        seconds: Predicted device seconds that it still needs.
+        rank: Its place in the reading order of its client, smallest first: class
+            (higher priorities are smaller), deadline, when it is due.
+    """
+
+    client: str
+    seconds: float
+    rank: tuple[int, float, float]
+
+
+def load_before(held: Iterable[Held], client: str, rank: tuple[int, float, float]) -> Load:
+    """Return what is held as an image of this client and rank meets it."""
+    images, seconds, before, ahead = 0, 0.0, 0.0, 0.0
+    rivals: dict[str, float] = {}
+    for image in held:
+        images += 1
+        seconds += image.seconds
+        if image.rank[0] < rank[0]:
+            before += image.seconds
+        elif image.rank[0] == rank[0] and image.client != client:
+            rivals[image.client] = rivals.get(image.client, 0.0) + image.seconds
+        elif image.rank <= rank:
+            ahead += image.seconds
+    return Load(
+        images=images,
+        seconds=seconds,
+        before_s=before,
+        ahead_s=ahead,
+        rivals=len(rivals),
+        rival_s=sum(rivals.values()),
+    )
+
+
+def due_s(arrived_s: float, own: float) -> float:
+    """Return when a request of ``own`` seconds that arrives now is due.
+
+    It decides between requests of one client: who comes later than a request passes it
+    only if it is shorter, and only within that many times the difference.
+    """
+    return arrived_s + _STRETCH * own
 
 
 def finish_s(load: Load, own: float) -> float:
     """Predict the seconds until new work of ``own`` seconds is done.
 
-    Clients share the device evenly, and so do the requests of one client: a newcomer
-    waits for as much of each rival as it needs itself, and never for more than the
-    rival still has.
+    Clients share the device evenly: a newcomer waits for as much of each rival as it
+    has to do itself, its client's earlier requests included, and never for more than
+    the rivals still have.
     """
-    work = own + (sum(min(r, own) for r in load.own_requests) or load.own_seconds)
-    others = load.seconds - load.own_seconds
-    rivals = max(load.clients - (1 if load.own_seconds else 0), 0)
-    return work + min(others, work * rivals)
+    work = own + load.ahead_s
+    return load.before_s + work + min(load.rival_s, work * load.rivals)
 
 
 def admit(

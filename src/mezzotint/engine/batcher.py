@@ -1,12 +1,14 @@
 """Batcher: whose turn it is, decided purely from a picture of the world.
 
-Deficit round robin with measured seconds as the currency. A client earns an
-equal share of every second that the device works and pays for the seconds its
-own rows took; who is owed most goes first. The same holds among the requests of
-one client, where a newcomer gets half of its own cost in advance, divided by its
-rivals, so a short request passes a long one and a stream of them starves none.
-Priority classes stand above all of that; within a client the earliest deadline
-goes first.
+Deficit round robin over clients, with measured seconds as the currency. A client
+earns an equal share of every second that the device works and pays for the seconds
+its own rows took; who is owed most goes first. A client that is new gets half of its
+own cost in advance, divided by its rivals. Priority classes stand above that.
+
+Within a client the earliest deadline goes first, then what is due first: a request is
+due some multiple of its own time after it arrived. So a short one passes a long one
+that has only begun, and nobody who comes later passes for ever: what was promised to
+a request stays true whoever comes after it.
 
 The batch is then filled with images that can share the call, up to the size
 that gives most rows per measured second.
@@ -29,8 +31,8 @@ _HOPE = 0.5  # share of the proportional time that an untried batch size is hope
 _NEWCOMER_SHARE = 0.5  # of its own cost, in advance, divided by its rivals
 _ENCODE_SHARE = 0.125  # of the quantum may go into starting images before the next call
 
-Credits = Mapping[tuple[str, ...], float]
-"""Seconds owed, to a client ``(client,)`` or to a request ``(client, request)``."""
+Credits = Mapping[str, float]
+"""Seconds owed to each client."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,7 @@ class World:
     Args:
         states: Every image the engine holds, in order of arrival.
         footprints: Bytes of each.
-        credits: Seconds owed to clients and requests.
+        credits: Seconds owed to clients.
         costs: Measured seconds per call.
         config: Limits.
         budget_bytes: Bytes that all tensors of requests may take together.
@@ -113,11 +115,10 @@ def next_joiners(world: World) -> tuple[ImageId, ...]:
 
 def settle(
     credits: Credits, states: Iterable[ImageState], paid: Mapping[ImageId, float]
-) -> dict[tuple[str, ...], float]:
-    """Book one piece of work: everyone present earns alike, those who worked pay.
+) -> dict[str, float]:
+    """Book one piece of work: every client present earns alike, those who worked pay.
 
-    Clients earn while anything of theirs is held; a request earns, from its own
-    client, while it runs. What is owed at each level sums to zero.
+    Clients earn while anything of theirs is held. What is owed sums to zero.
 
     Args:
         credits: Seconds owed before.
@@ -127,59 +128,44 @@ def settle(
     Returns:
         Seconds owed afterwards; whoever is gone is forgotten.
     """
-    present = list(states)
-    levels: dict[str, set[tuple[str, ...]]] = {"": set()}
-    after: dict[tuple[str, ...], float] = {}
-    for state in present:
-        client, cost = state.claim.client, paid.get(state.id, 0.0)
-        flows: list[tuple[str, ...]] = [(client,)]
-        levels[""].add((client,))
-        if state.status == "running":
-            flows.append((client, state.id.request))
-            levels.setdefault(f"/{client}", set()).add(flows[1])
-        for flow in flows:
-            after[flow] = after.get(flow, credits.get(flow, 0.0)) - cost
-    for members in levels.values():
-        middle = sum(after[flow] for flow in members) / max(len(members), 1)
-        for flow in members:
-            after[flow] -= middle
-    return after
+    after: dict[str, float] = {}
+    for state in states:
+        client = state.claim.client
+        after[client] = after.get(client, credits.get(client, 0.0)) - paid.get(state.id, 0.0)
+    middle = sum(after.values()) / max(len(after), 1)
+    return {client: owed - middle for client, owed in after.items()}
 
 
 def welcome(
     credits: Credits, state: ImageState, costs: CostTable, footprint: Footprint, limit_s: float
-) -> dict[tuple[str, ...], float]:
-    """Give a newcomer half of its own cost in advance, up to a limit, over its rivals.
+) -> Credits:
+    """Give a new client half of its first image's cost in advance, up to a limit.
 
-    Beside one long request that lets a short one pass. Among many it would let a
-    stream of newcomers hold those back who came before, so it shrinks as they grow.
+    Beside one long request that lets a short one pass. Among many clients it would let
+    a stream of new ones hold those back who came before, so it is divided by them.
 
     Args:
         credits: Seconds owed before.
-        state: An image that starts to run; only the first of its request and of its
-            client brings an advance.
+        state: An image that starts to run.
         costs: Measured seconds.
         footprint: Bytes of the image.
         limit_s: Seconds of an advance, at most.
     """
+    client = state.claim.client
+    if client in credits:
+        return credits
     advance = min(_NEWCOMER_SHARE * costs.predict(state.plan, footprint).seconds, limit_s)
-    client, request = state.claim.client, state.id.request
-    rivals = {
-        (client,): sum(len(flow) == 1 for flow in credits),
-        (client, request): sum(len(flow) == 2 and flow[0] == client for flow in credits),
-    }
-    given = {f: advance / max(n, 1) for f, n in rivals.items() if f not in credits}
-    return {**credits, **given}
+    return {**credits, client: advance / max(len(credits), 1)}
 
 
 def _order(state: ImageState, credits: Credits) -> tuple[float | ImageId, ...]:
-    """Reading order: class, client's due, deadline, request's due, arrival."""
+    """Reading order: class, client's due, deadline, when it is due, arrival."""
     claim = state.claim
     return (
         -claim.priority,
-        -credits.get((claim.client,), 0.0),
+        -credits.get(claim.client, 0.0),
         claim.deadline_s,
-        -credits.get((claim.client, state.id.request), 0.0),
+        claim.due_s,
         claim.arrived_s,
         state.id,
     )
@@ -191,7 +177,7 @@ def _share_out(group: list[ImageState], leader: ImageState, world: World) -> lis
     for state in sorted(group, key=lambda s: _order(s, world.credits), reverse=True):
         lines[state.claim.priority, state.claim.client].append(state)
     row_s = world.costs.seconds(cost_key(leader.plan), leader.kind, 2) / 2
-    heap = [(-priority, -world.credits.get((client,), 0.0), client) for priority, client in lines]
+    heap = [(-priority, -world.credits.get(client, 0.0), client) for priority, client in lines]
     heapq.heapify(heap)
     queue: list[ImageState] = []
     while heap:
@@ -263,10 +249,11 @@ def _in_turn(
     for state in waiting:
         lines[state.claim.priority, state.claim.client].append(state)
     for line in lines.values():
-        line.sort(key=lambda s: (s.claim.deadline_s, s.claim.arrived_s, s.id), reverse=True)
+        line.sort(
+            key=lambda s: (s.claim.deadline_s, s.claim.due_s, s.claim.arrived_s, s.id), reverse=True
+        )
     heap = [
-        (-priority, counts[client], -credits.get((client,), 0.0), client)
-        for priority, client in lines
+        (-priority, counts[client], -credits.get(client, 0.0), client) for priority, client in lines
     ]
     heapq.heapify(heap)
     while heap:

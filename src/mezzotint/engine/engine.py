@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from mezzotint.engine.batcher import World, next_batch, next_joiners, settle, welcome
+from mezzotint.engine.batcher import Credits, World, next_batch, next_joiners, settle, welcome
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.costs import CostTable, cost_key
 from mezzotint.engine.memory import Footprint
@@ -137,7 +137,7 @@ class Engine:
         self._states: dict[ImageId, ImageState] = {}
         self._footprints: dict[ImageId, Footprint] = {}
         self._assets: dict[ImageId, Mapping[str, bytes]] = {}
-        self._credits: dict[tuple[str, ...], float] = {}
+        self._credits: Credits = {}
         self._ceilings: dict[tuple[str, Hashable], int] = {}
         self._has_deadlines = False
         self._draining = False
@@ -340,7 +340,7 @@ class Engine:
         )
 
     def _pay(self, paid: Mapping[ImageId, float]) -> None:
-        """Book seconds among clients and requests."""
+        """Book seconds among clients."""
         self._credits = settle(self._credits, self._states.values(), paid)
 
     def _fail(self, image: ImageId, error: Exception) -> None:

@@ -47,6 +47,8 @@ class Claim:
         priority: Class above all sharing, higher first.
         deadline_s: Clock time by which it must be done, or infinity.
         arrived_s: Clock time at which it was submitted.
+        due_s: What decides between two images of one client, earliest first: when its
+            request arrived plus a multiple of what the request takes alone.
         preview_every: Steps between previews, 0 for none.
         preview_at: Further steps, from 1, after which a preview is wanted.
     """
@@ -55,6 +57,7 @@ class Claim:
     priority: int = 0
     deadline_s: float = math.inf
     arrived_s: float = 0.0
+    due_s: float = 0.0
     preview_every: int = 0
     preview_at: tuple[int, ...] = ()
 

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
-from mezzotint.engine.admission import Load, admit
+from mezzotint.engine.admission import Held, Load, admit, due_s, load_before
 from mezzotint.engine.cache import ResultCache
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.costs import CostTable, Prediction
@@ -108,10 +108,9 @@ class Desk:
         self._clock = clock
         self._runs: dict[str, Run] = {}
         self._promises = Promises(clock)
-        self._held: dict[ImageId, tuple[str, float]] = {}  # client, seconds still needed
+        self._held: dict[ImageId, Held] = {}
         self._plans: dict[ImageId, Plan] = {}
         self._earlier: dict[ImageId, ImageDone] = {}  # first passes whose second is open
-        self._until: dict[ImageId, float] = {}  # clock times of deadlines
         self._closing: list[Future[None]] = []
         self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._has_ended = False
@@ -153,11 +152,7 @@ class Desk:
     def load(self) -> Load:
         """What the engine has before it; a glance from another thread."""
         held = list(self._held.values())
-        return Load(
-            images=len(held),
-            seconds=sum(s for _, s in held),
-            clients=len({c for c, _ in held}),
-        )
+        return Load(images=len(held), seconds=sum(image.seconds for image in held))
 
     def why_miss(self, plan: Plan) -> str:
         """Explain why a plan is not in the result cache."""
@@ -218,21 +213,24 @@ class Desk:
 
     def _take(self, message: Accept) -> None:
         """Accept an order or refuse it."""
-        order = message.order
+        order, now = message.order, self._clock()
+        deadline = order.request.deadline_s
+        run = Run(order, until_s=math.inf if deadline is None else now + deadline)
         try:
-            eta_s = self._admit(order)
+            eta_s = self._admit(run)
         except Exception as error:  # the refusal belongs to whoever asked
             message.answer.set_exception(error)
             return
-        run = self._runs[order.id] = Run(order)
+        self._runs[order.id] = run
         self._tell(run, Queued(id=order.id, position=len(self._held), eta_s=eta_s))
         message.answer.set_result(eta_s)
         for index in range(len(order.planned.plans)):
             self._start(run, index)
         self._end_if_over(run)
 
-    def _admit(self, order: Order) -> float:
+    def _admit(self, run: Run) -> float:
         """Return the predicted seconds of an order that may come in."""
+        order = run.order
         if self._closing:
             raise NotReady("the engine is draining and takes no more requests")
         if order.id in self._runs:
@@ -242,13 +240,13 @@ class Desk:
             for index, plan in enumerate(order.planned.plans)
             if not (may_share(plan, order) and self._sharing.is_known(plan))
         ]
-        own: dict[str, float] = {}
-        for image, (client, seconds) in self._held.items():
-            if client == order.client:
-                own[image.request] = own.get(image.request, 0.0) + seconds
-        load = replace(self.load, own_seconds=sum(own.values()), own_requests=tuple(own.values()))
+        now = self._clock()
+        run.due_s = due_s(now, sum(cost.seconds for cost in work))
+        flight_s = self._flight_s(order, now)
         if not work:
-            return 0.0
+            run.promised_s = now + flight_s
+            return flight_s
+        load = load_before(self._held.values(), order.client, run.rank)
         pace = self._promises.factor(load.images)
         eta_s = admit(
             load,
@@ -259,7 +257,18 @@ class Desk:
             pace=pace,
         )
         self._promises.give(order.id, eta_s / pace, load.images)
+        eta_s = max(eta_s, flight_s)
+        run.promised_s = now + eta_s
         return eta_s
+
+    def _flight_s(self, order: Order, now: float) -> float:
+        """Return for how long an order will wait for pictures that others have begun."""
+        longest = 0.0
+        for plan in order.planned.plans:
+            leader = self._sharing.leader(plan) if may_share(plan, order) else None
+            if leader is not None and leader.request in self._runs:
+                longest = max(longest, self._runs[leader.request].promised_s - now)
+        return longest
 
     def _predict(self, plan: Plan, order: Order, index: int) -> Prediction:
         footprint = order.footprints[index]
@@ -283,9 +292,9 @@ class Desk:
         """Hand an image to the engine."""
         order = run.order
         seconds = self._predict(plan, order, image.index).seconds
-        self._held[image] = (order.client, seconds)
+        self._held[image] = Held(client=order.client, seconds=seconds, rank=run.rank)
         self._plans[image] = plan
-        submission = self._submission(order, image, plan, order.assets)
+        submission = self._submission(run, image, plan, order.assets)
         metrics.set_to("mezzotint_queue_images", len(self._held))
         if self._loader is None or order.is_ready:
             self.device.send(submission)
@@ -294,22 +303,19 @@ class Desk:
         self._loader.start(plan, lambda error: self._messages.put(Loaded(image, error)))
 
     def _submission(
-        self, order: Order, image: ImageId, plan: Plan, assets: Mapping[str, Any]
+        self, run: Run, image: ImageId, plan: Plan, assets: Mapping[str, Any]
     ) -> Submission:
         """Return one pass of an image as the engine takes it."""
-        now, deadline = self._clock(), order.request.deadline_s
-        limit_s = math.inf if deadline is None else now + deadline
-        if image in self._earlier:  # a second pass has what the first left
-            limit_s = self._until[image]
-        self._until[image] = limit_s
+        order = run.order
         return Submission(
             id=image,
             plan=plan,
             claim=Claim(
                 client=order.client,
                 priority=order.request.priority,
-                deadline_s=limit_s,
-                arrived_s=now,
+                deadline_s=run.until_s,
+                arrived_s=self._clock(),
+                due_s=run.due_s,
                 preview_every=order.preview_every,
                 preview_at=() if image in self._earlier else glance_steps(plan, order.policy),
             ),
@@ -400,7 +406,7 @@ class Desk:
             self._settle(image, plan, message.outcome if is_bad else None)
             return
         assets = {**run.order.assets, ENLARGED: message.outcome}
-        self.device.send(self._submission(run.order, image, second, assets))
+        self.device.send(self._submission(run, image, second, assets))
 
     def _hear_step(self, event: ImageStepped, run: Run | None) -> None:
         """Tell progress, and how much is left, to whoever waits for this image."""
@@ -412,7 +418,7 @@ class Desk:
         if image in self._held and run is not None:
             whole = self._predict(plan, run.order, image.index).seconds
             left = whole * max(1 - step / max(plan.all_steps, 1), 0.05)
-            self._held[image] = (self._held[image][0], left)
+            self._held[image] = replace(self._held[image], seconds=left)
         metrics.count("mezzotint_steps_total", model=plan.model)
         if run is not None and event.preview is not None and image not in self._earlier:
             self._glance(event, plan, run)
@@ -447,7 +453,6 @@ class Desk:
         """Take an image off the books."""
         self._held.pop(image, None)
         self._earlier.pop(image, None)
-        self._until.pop(image, None)
         metrics.set_to("mezzotint_queue_images", len(self._held))
         return self._plans.pop(image)
 

@@ -6,6 +6,7 @@ picture (what failed is a warning), Failed if there is none or its own deadline
 passed, Cancelled if somebody asked for it.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -98,10 +99,19 @@ class Attempted:
 
 
 class Run:
-    """An order that was accepted: what is open, what is done, what failed."""
+    """An order that was accepted: what is open, what is done, what failed.
 
-    def __init__(self, order: Order) -> None:
+    Args:
+        order: What is to be done.
+        until_s: Clock time by which it must be done, or infinity.
+        due_s: Clock time that decides whose turn it is among one client's orders.
+    """
+
+    def __init__(self, order: Order, *, until_s: float = math.inf, due_s: float = 0.0) -> None:
         self.order = order
+        self.until_s = until_s
+        self.due_s = due_s
+        self.promised_s = 0.0  # clock time by which its client was told that it will be done
         self.open = set(range(len(order.planned.plans)))
         self.outputs: dict[int, ImageOutput] = {}
         self.failures: dict[int, Exception] = {}
@@ -111,6 +121,11 @@ class Run:
         self.is_animating = False
         self.is_animated = False
         self.hits = 0
+
+    @property
+    def rank(self) -> tuple[int, float, float]:
+        """Its place in the reading order of its client, smallest first."""
+        return (-self.order.request.priority, self.until_s, self.due_s)
 
     @property
     def is_over(self) -> bool:

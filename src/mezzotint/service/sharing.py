@@ -46,6 +46,11 @@ class Sharing:
         """Whether a picture is kept or being made."""
         return plan.digest in self._flights or self._results.get(plan) is not None
 
+    def leader(self, plan: Plan) -> ImageId | None:
+        """Return who makes the same picture, if anybody does."""
+        flight = self._flights.get(plan.digest)
+        return None if flight is None else flight.leader
+
     def find(self, plan: Plan, index: int) -> ImageOutput | None:
         """Return a kept picture as the answer for image ``index``, or None."""
         kept = self._results.get(plan)

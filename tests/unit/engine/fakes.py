@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from mezzotint.engine.admission import due_s
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.costs import CostTable
 from mezzotint.engine.engine import Decoded, Encoded, Engine, Submission, Worked
@@ -154,14 +155,25 @@ class Bench:
         if self.listener:
             self.listener(event)
 
+    def alone_s(self, plan: Plan) -> float:
+        """What a plan takes alone on these hands."""
+        row_s = self.hands.row_s * plan.size.width**2 / 64**2
+        calls = (*plan.rows, 1)
+        return sum(self.hands.call_s + row_s * rows for rows in calls)
+
     def submit(self, request, plan=None, *, images=1, footprint=None, **claim):
         plan = plan or make_plan()
+        claim = {
+            "arrived_s": self.clock.now,
+            "due_s": due_s(self.clock.now, images * self.alone_s(plan)),
+            **claim,
+        }
         for index in range(images):
             self.engine.submit(
                 Submission(
                     id=ImageId(request, index),
                     plan=replace(plan, seed=plan.seed + index),
-                    claim=Claim(**{"arrived_s": self.clock.now, **claim}),
+                    claim=Claim(**claim),
                     footprint=footprint
                     or Footprint(slot_bytes=1000, row_bytes=1000, decode_bytes=1000),
                 )

@@ -1,6 +1,9 @@
+from dataclasses import replace
+from math import inf
+
 import pytest
 
-from mezzotint.engine.admission import Load, admit, finish_s
+from mezzotint.engine.admission import Held, Load, admit, due_s, finish_s, load_before
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.costs import Prediction
 from mezzotint.errors import DeadlineExceeded, OutOfMemory, QueueFull
@@ -23,7 +26,7 @@ def test_an_empty_engine_takes_a_request_and_tells_its_time():
 
 def test_a_full_queue_says_when_to_come_back():
     with pytest.raises(QueueFull) as caught:
-        let_in(Load(images=10, seconds=30.0, clients=1))
+        let_in(Load(images=10, seconds=30.0, rivals=1, rival_s=30.0))
     assert caught.value.retry_after_s == pytest.approx(3.0)
 
 
@@ -38,7 +41,7 @@ def test_a_deadline_shorter_than_the_work_is_refused():
 
 
 def test_a_deadline_behind_a_queue_is_refused():
-    load = Load(images=3, seconds=60.0, clients=1)
+    load = Load(images=3, seconds=60.0, rivals=1, rival_s=60.0)
     with pytest.raises(DeadlineExceeded, match="with what is queued"):
         let_in(load, deadline_s=3.0)
 
@@ -47,18 +50,38 @@ def test_a_deadline_is_not_refused_on_a_guess():
     assert let_in(costs=[cost(measured=False)], deadline_s=1.0) == 2.0
 
 
+HELD = [
+    Held(client="a", seconds=4.0, rank=(0, inf, 10.0)),
+    Held(client="a", seconds=1.0, rank=(0, inf, 20.0)),
+    Held(client="b", seconds=100.0, rank=(0, inf, 5.0)),
+    Held(client="c", seconds=0.5, rank=(0, inf, 5.0)),
+    Held(client="c", seconds=8.0, rank=(-1, inf, 5.0)),  # a higher class
+    Held(client="c", seconds=16.0, rank=(1, inf, 5.0)),  # a lower one
+]
+
+
 def test_a_newcomer_waits_for_its_share_and_not_for_a_rivals_whole_backlog():
-    load = Load(images=5, seconds=100.0, clients=1)
+    load = Load(images=5, seconds=100.0, rivals=1, rival_s=100.0)
     assert finish_s(load, 2.0) == 4.0
+    assert finish_s(replace(load, rival_s=0.5), 2.0) == 2.5
 
 
 def test_own_backlog_comes_first():
-    load = Load(images=5, seconds=10.0, clients=1, own_seconds=10.0)
-    assert finish_s(load, 2.0) == 12.0
+    assert finish_s(Load(images=5, seconds=10.0, ahead_s=10.0), 2.0) == 12.0
 
 
-def test_requests_of_one_client_share_the_device_too():
-    """Three rivals of 4, 1 and 2 s and 1 s of one's own: 1 + min(4, 1) + 1 + min(2, 1) s."""
-    load = Load(images=3, seconds=7.0, clients=1, own_seconds=7.0, own_requests=(4.0, 1.0, 2.0))
-    assert finish_s(load, 1.0) == 4.0
-    assert finish_s(load, 10.0) == 17.0
+def test_a_load_is_told_apart_by_who_goes_first():
+    load = load_before(HELD, "a", (0, inf, 15.0))
+    assert load == Load(images=6, seconds=129.5, before_s=8.0, ahead_s=4.0, rivals=2, rival_s=100.5)
+    # 8 of the class above, 4 and 2 of the client's own, 6 of each rival or all it has
+    assert finish_s(load, 2.0) == 8.0 + 6.0 + 12.0
+
+
+def test_a_deadline_goes_before_what_is_due():
+    assert load_before(HELD, "a", (0, 12.0, 50.0)).ahead_s == 0.0
+    assert load_before(HELD, "a", (0, inf, 50.0)).ahead_s == 5.0
+
+
+def test_a_short_request_is_due_before_a_long_one_that_has_only_begun():
+    assert due_s(100.0, 10.0) > due_s(101.0, 1.0)
+    assert due_s(100.0, 10.0) < due_s(119.0, 1.0)
