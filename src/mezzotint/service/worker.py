@@ -49,6 +49,7 @@ _CLOSE_S = 5.0  # who drains has waited before; what is left is to write the tab
 _MAX_BACKOFF_S = 30.0
 _LONG_ENOUGH_S = 30.0  # a process that lived this long starts with a fresh backoff
 _STREAM_LIMIT = 1 << 20
+_SUSPECT = 2  # who was running in so many deaths goes on alone among its like
 
 
 @dataclass(slots=True)
@@ -62,6 +63,7 @@ class _Stream:
     crashes: int = 0
     is_queued: bool = False
     is_started: bool = False
+    is_held: bool = False
     started_before: bool = False
     images: set[int] = field(default_factory=set[int])
 
@@ -196,6 +198,7 @@ class WorkerService:
         finally:  # another worker may have it by now, under another number
             owner, call = stream.owner, stream.message["call"]
             owner._streams.pop(call, None)
+            owner._send_suspect()
             if not ended:
                 await owner._send({"kind": "stop", "call": call})
 
@@ -217,15 +220,14 @@ class WorkerService:
             stream.owner = other
             stream.message = {**stream.message, "call": other._number()}
             other._streams[stream.message["call"]] = stream
-        for stream in streams:
-            await other._send(stream.message)
+        await other._send_all(streams)
         return len(streams)
 
     async def cancel(self, request_id: str) -> bool:
         """Cancel at the next step; while the process restarts, at once."""
         for call, stream in list(self._streams.items()):
             if stream.request_id == request_id:
-                if self._ready.is_set():
+                if self._ready.is_set() and not stream.is_held:
                     return bool(await self._ask("cancel", request_id=request_id))
                 self._streams.pop(call)
                 stream.events.put_nowait(Cancelled(id=request_id))
@@ -508,10 +510,31 @@ class WorkerService:
 
     async def _resend(self) -> None:
         """Send everything that is under way to a fresh process."""
-        for message in [s.message for s in self._streams.values()]:
-            await self._send(message)
+        await self._send_all(list(self._streams.values()))
         for message in [c.message for c in self._calls.values()]:
             await self._send(message)
+
+    async def _send_all(self, streams: Sequence[_Stream]) -> None:
+        """Send requests; of those that may have caused a death, one after another.
+
+        So the one that does cause it dies alone, and those that ran beside it live.
+        """
+        for stream in streams:
+            stream.is_held = stream.crashes >= _SUSPECT
+        for stream in streams:
+            if not stream.is_held:
+                await self._send(stream.message)
+        self._send_suspect()
+
+    def _send_suspect(self) -> None:
+        """Send the next request that may have caused a death, if none of them is under way."""
+        if self._writer is None or not self._ready.is_set():
+            return
+        suspects = [s for s in self._streams.values() if s.crashes >= _SUSPECT]
+        if suspects and all(s.is_held for s in suspects):
+            suspects[0].is_held = False
+            with contextlib.suppress(ConnectionError):
+                self._writer.write(pack(suspects[0].message))
 
     def _take(self, message: Mapping[str, Any]) -> None:
         """Give a message to whoever waits for it."""

@@ -101,6 +101,39 @@ def test_a_poisonous_request_fails_and_plain_calls_are_repeated():
     using(body, options={"always_crash": "poison"}, max_crashes=2)
 
 
+def test_who_runs_beside_a_poisonous_request_lives_and_keeps_its_bytes():
+    async def body(service: WorkerService) -> None:
+        good = [GenerationRequest(prompt=f"good {k}", seed=k) for k in range(3)]
+        poison = GenerationRequest(prompt="poison")
+        ended = await asyncio.gather(
+            *(service.generate(r, request_id=r.prompt) for r in (*good, poison)),
+            return_exceptions=True,
+        )
+        assert isinstance(ended[-1], errors.WorkFailed)
+        assert service.restarts == 3
+        alone = [await FakeService().generate(r, request_id=r.prompt) for r in good]
+        assert [r.images[0].data for r in ended[:-1]] == [r.images[0].data for r in alone]
+
+    # the poison kills while the others, who need longer, have begun
+    using(body, options={"always_crash": "poison", "step_s": 0.05}, max_crashes=3)
+
+
+def test_one_that_waits_its_turn_after_a_death_can_be_cancelled():
+    async def body(service: WorkerService) -> None:
+        requests = [GenerationRequest(prompt=p, seed=1) for p in ("poison", "a", "b")]
+        tasks = [asyncio.create_task(service.generate(r, request_id=r.prompt)) for r in requests]
+        while not any(s.is_held for s in service._streams.values()):
+            await asyncio.sleep(0.005)
+        assert await service.cancel("b") is True
+        with pytest.raises(errors.Cancelled):
+            await tasks[2]
+        assert (await tasks[1]).images[0].seed == 1
+        with pytest.raises(errors.WorkFailed):
+            await tasks[0]
+
+    using(body, options={"always_crash": "poison", "step_s": 0.05}, max_crashes=4)
+
+
 def test_cancel_while_the_process_restarts_is_a_cancel():
     async def body(service: WorkerService) -> None:
         request = GenerationRequest(prompt="long", num_inference_steps=1000)
