@@ -29,6 +29,7 @@ __all__ = ["SCOPES", "Caller", "KeyRing", "Meter", "new_key", "presented_key", "
 
 SCOPES = ("generate", "manage", "metrics")
 _RELOAD_S = 2.0
+_HIGHEST = 100  # priority, see GenerationRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +41,15 @@ class Caller:
         scopes: What the caller may do.
         requests_per_minute: 0 is no limit.
         concurrency: Generations at once, 0 is no limit.
+        priority: The highest ``priority`` of a request: above 0 it goes before the
+            work of everybody else.
     """
 
     name: str
     scopes: frozenset[str] = frozenset(SCOPES)
     requests_per_minute: int = 0
     concurrency: int = 0
+    priority: int = _HIGHEST
 
     def require(self, scope: str) -> None:
         """Refuse a caller without ``scope``.
@@ -124,13 +128,17 @@ def _line_digest(word: str, where: str) -> str:
 
 
 def _caller(digest: str, options: Mapping[str, str], limits: Limits, where: str) -> Caller:
-    known = {"name", "scopes", "rate", "concurrency"}
+    known = {"name", "scopes", "rate", "concurrency", "priority"}
     if unknown := sorted(set(options) - known):
         raise InvalidRequest(
             f"{where}: unknown option {unknown[0]!r}; known: {', '.join(sorted(known))}"
         )
     scopes = tuple(options["scopes"].split(",")) if "scopes" in options else SCOPES
-    numbers = {"rate": limits.requests_per_minute, "concurrency": limits.concurrency}
+    numbers = {
+        "rate": limits.requests_per_minute,
+        "concurrency": limits.concurrency,
+        "priority": _HIGHEST if "manage" in scopes else 0,
+    }
     for name in numbers:
         if name in options:
             if not options[name].isdecimal():
@@ -141,6 +149,7 @@ def _caller(digest: str, options: Mapping[str, str], limits: Limits, where: str)
         scopes=frozenset(_scopes(scopes, where)),
         requests_per_minute=numbers["rate"],
         concurrency=numbers["concurrency"],
+        priority=numbers["priority"],
     )
 
 

@@ -18,7 +18,7 @@ from mezzotint.errors import DeadlineExceeded, ModelNotAllowed, NotReady, WorkFa
 from mezzotint.request import GenerationRequest
 from mezzotint.serve.auth import Caller, Meter
 from mezzotint.serve.config import ServeConfig, is_loopback
-from mezzotint.serve.errors import ClientGone, TooLarge
+from mezzotint.serve.errors import ClientGone, Forbidden, TooLarge
 from mezzotint.serve.streaming import until_gone
 from mezzotint.serve.wire import Visit, visit
 from mezzotint.service.base import Service
@@ -70,16 +70,25 @@ class Front:
         self.memory: dict[str, Any] = {}  # what a dialect remembers between requests
         self._paths_allowed = all(is_loopback(host) for host, _ in config.listeners().values())
 
-    def admit(self, request: GenerationRequest) -> None:
+    def admit(self, request: GenerationRequest, caller: Caller) -> None:
         """Refuse what is too much, before any work.
 
         Raises:
             NotReady: While draining.
+            Forbidden: If the caller may not go before others as it wishes to.
             TooLarge: If steps, pictures or pixels exceed the limits.
             ModelNotAllowed: If a model is named by path and the server can be
                 reached from other machines.
         """
         self.check_open()
+        if request.priority > caller.priority:
+            raise Forbidden(
+                f"this key may use a priority of {caller.priority} at most, "
+                f"got {request.priority}; the operator may set priority=N in the keys file",
+                field="priority",
+                value=request.priority,
+                allowed=f"at most {caller.priority}",
+            )
         limits = self.config.limits
         count = request.num_pictures
         field = "walk.frames" if request.walk else "num_images"
@@ -204,10 +213,10 @@ class Front:
         Raises:
             MezzotintError: If the request is refused before it is queued.
         """
-        self.admit(request)
         here = visit(http)
-        here.model = request.model
         caller: Caller = here.caller
+        self.admit(request, caller)
+        here.model = request.model
         self.meter.enter(caller)
         self.running += 1
         events = self.service.stream(

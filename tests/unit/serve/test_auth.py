@@ -37,7 +37,23 @@ def test_names_scopes_and_limits_are_read_and_comments_skipped():
         scopes=frozenset({"generate", "metrics"}),
         requests_per_minute=60,
         concurrency=2,
+        priority=0,
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "most"),
+    [
+        ("", 100),
+        (" generate", 0),
+        (" manage", 100),
+        (" generate priority=7", 7),
+        (" priority=7", 7),
+    ],
+)
+def test_who_may_go_before_others_is_in_the_keys_file(line, most):
+    (caller,) = read_keys(f"a-key-of-16-chars-x{line}", LIMITS).values()
+    assert caller.priority == most
 
 
 @pytest.mark.parametrize(
@@ -214,6 +230,21 @@ class TestDoorWithKeys:
         assert codes == [200, 200, 429]
         answer = door.http.get("/v1/models", headers=headers)
         assert 1 <= int(answer.headers["retry-after"]) <= 30
+
+    def test_nobody_goes_before_everybody_unless_the_operator_says_so(self, door):
+        headers = self.bearer("generate-key-16-chars")
+        native = {"prompt": "x", "priority": 1}
+        for path, body in (
+            ("/v1/generations", native),
+            ("/v1/jobs", native),
+            ("/v1/images/generations", {"model": "plate", **native}),
+            ("/predictions/plate", native),
+        ):
+            answer = door.http.post(path, json=body, headers=headers)
+            assert answer.status_code == 403, path
+            assert "priority of 0 at most, got 1" in answer.text
+        lower = door.http.post("/v1/generations", json={**native, "priority": -1}, headers=headers)
+        assert lower.status_code == 200
 
     def test_jobs_of_others_do_not_exist_but_a_manager_sees_none_without_generate(self, door):
         mine = self.bearer("generate-key-16-chars")

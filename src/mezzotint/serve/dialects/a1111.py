@@ -313,8 +313,9 @@ async def _make(front: Front, http: Request, *, is_img2img: bool) -> Response:
     body = await read_json(http)
     order = to_request(body, await _model(front, body), is_img2img=is_img2img)
     total = order.request.num_images * order.rounds
-    front.admit(replace(order.request, num_images=min(total, 1024)))
-    job = _Job(visit(http).caller.name, new_id("a1111"), total)
+    caller = visit(http).caller
+    front.admit(replace(order.request, num_images=min(total, 1024)), caller)
+    job = _Job(caller.name, new_id("a1111"), total)
     _jobs(front)[job.id] = job
     try:
         await _rounds(front, http, order, job)

@@ -282,7 +282,7 @@ def _event(event: Event) -> tuple[str, dict[str, Any]]:
 async def plan(front: Front, http: Request) -> Response:
     """Resolve a request without running it."""
     request = await _read(http)
-    front.admit(request)
+    front.admit(request, visit(http).caller)
     return json_response(dict(await front.service.plan(request)))
 
 
@@ -317,7 +317,7 @@ def _owner(http: Request) -> str | None:
 
 async def _submit(front: Front, http: Request, request: GenerationRequest) -> Job:
     """Put a request onto the queue."""
-    front.admit(request)
+    front.admit(request, visit(http).caller)
     visit(http).model = request.model
     planned = await front.service.plan(request)  # refused now rather than when its turn comes
     cost = planned.get("cost") or {}
