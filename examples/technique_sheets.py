@@ -59,6 +59,8 @@ SHEETS = {
             "plate-quick": 'generate "a house" --seed 7 --model plate-quick',
             "both": 'generate "a house" --seed 7 --guidance-scale 1 '
             "--ensemble plate:1 --ensemble plate-quick:1",
+            "halves": 'generate "a house" --seed 7 --guidance-scale 1 '
+            '--ensemble plate --ensemble "plate-quick;box=0.5,0,1,1"',
         }
     ),
     "image-to-image": Sheet(

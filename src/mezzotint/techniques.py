@@ -244,30 +244,60 @@ class Region(Checked):
             raise InvalidRequest(
                 "a region needs either mask or box, and not both", field="regions.box"
             )
-        if self.box is not None:
-            ok = len(self.box) == 4 and all(math.isfinite(v) and 0 <= v <= 1 for v in self.box)
-            if not ok or not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
-                raise InvalidRequest(
-                    "regions.box must be [x0, y0, x1, y1] as fractions of the picture "
-                    f"with x0 < x1 and y0 < y1, got {list(self.box)}",
-                    field="regions.box",
-                    value=list(self.box),
-                    allowed="four numbers 0 to 1",
-                )
+        _check_box("regions.box", self.box)
+
+
+def _check_box(field: str, box: tuple[float, ...] | None) -> None:
+    """Refuse a box that is no part of the picture."""
+    if box is None:
+        return
+    ok = len(box) == 4 and all(math.isfinite(v) and 0 <= v <= 1 for v in box)
+    if not ok or not (box[0] < box[2] and box[1] < box[3]):
+        raise InvalidRequest(
+            f"{field} must be [x0, y0, x1, y1] as fractions of the picture "
+            f"with x0 < x1 and y0 < y1, got {list(box)}",
+            field=field,
+            value=list(box),
+            allowed="four numbers 0 to 1",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnsembleMember(Checked):
-    """One denoiser of an ensemble; ``weights`` has one weight per step."""
+    """One denoiser of an ensemble.
+
+    Args:
+        model: Name of the model.
+        weight: Relative weight among the members, >= 0.
+        weights: One weight per step that is run, in place of ``weight``.
+        mask: Where it is asked: a picture whose brightness is the weight; or
+        box: ``(x0, y0, x1, y1)`` as fractions of width and height. There it takes the
+            place of the members that have neither.
+        feather: Width of the soft edge as a fraction of the shorter side.
+    """
 
     model: str
     weight: float = 1.0
     weights: tuple[float, ...] = ()
+    mask: ImageInput | None = None
+    box: tuple[float, ...] | None = None
+    feather: float = 0.05
 
     def _validate(self) -> None:
         check_range("ensemble.weight", self.weight, 0, 1000)
         for position, value in enumerate(self.weights):
             check_range(f"ensemble.weights[{position}]", value, 0, 1000)
+        check_range("ensemble.feather", self.feather, 0, 1)
+        if self.mask is not None and self.box is not None:
+            raise InvalidRequest(
+                "an ensemble member takes mask or box, not both", field="ensemble.box"
+            )
+        _check_box("ensemble.box", self.box)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is asked about a part of the picture only."""
+        return self.mask is not None or self.box is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,7 +66,11 @@ def operators(rng):
                    negative_prompt=rng.choice(("", "red"))),
             Region(prompt="a leaf", mask=png(disc()), weight=2.0, end=0.8),
         )[: rng.choice((1, 2))],
-        "ensemble": (EnsembleMember(model="sd", weight=2), EnsembleMember(model="other")),
+        "ensemble": pick(
+            rng,
+            (EnsembleMember(model="sd", weight=2), EnsembleMember(model="other")),
+            (EnsembleMember(model="sd"), EnsembleMember(model="other", box=box)),
+        ),
         "variation": Variation(seed=rng.randrange(99), strength=rng.random()),
         "tiling": True,
         "upscale": Upscale(factor=1.5),

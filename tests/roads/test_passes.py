@@ -166,6 +166,20 @@ def test_an_inverted_mask_is_the_other_mask(engine):
     )
 
 
+def test_one_file_may_be_the_mask_to_repaint_and_that_of_a_region(engine):
+    """Turned round and blurred for the one, as it is for the other."""
+    again = Image.fromarray(disc())
+    stream = io.BytesIO()
+    again.save(stream, "PNG", compress_level=1)  # the same mask in other bytes
+    common = {"image": png(photo()), "strength": 0.9, "inpaint": Inpaint(invert=True, blur=3)}
+    drawn = [
+        pixels(engine, **common, mask=png(disc()), regions=(Region(prompt="a cat", mask=mask),))
+        for mask in (png(disc()), ImageInput(stream.getvalue()))
+    ]
+    assert png(disc()) != ImageInput(stream.getvalue())
+    assert np.array_equal(*drawn)
+
+
 def test_painting_the_masked_area_alone_leaves_every_other_pixel(engine):
     picture = photo(128, 160)
     mask = disc(128, 160)

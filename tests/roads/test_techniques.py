@@ -88,6 +88,13 @@ TECHNIQUES = {
             EnsembleMember(model="other", weights=(0.0, 1.0, 2.0)),
         )
     },
+    "placed ensemble": {
+        "ensemble": (
+            EnsembleMember(model="sd"),
+            EnsembleMember(model="other", box=(0, 0, 0.5, 1)),
+            EnsembleMember(model="other", mask=picture("L"), weight=3.0),
+        )
+    },
     "walk": {"walk": Walk(to="two cats", frames=3, mode="both", to_seed=8)},
     "curve": {"guidance_scale": GuidanceSchedule(schedule="cosine", start=8, end=1, rescale=0.5)},
     "plain": {},
@@ -122,6 +129,14 @@ def test_a_lora_never_leaks_into_the_next_request(engine):
     assert run(engine, ask()).images[0].data == before
 
 
+def test_a_lora_named_twice_acts_with_the_sum_of_its_scales(engine):
+    """Diffusers refuses the second of a name; a server that renames it uses the last alone."""
+    twice = pixels(engine, ask(loras=(Lora(name="ink", scale=0.3), Lora(name="ink", scale=0.4))))
+    once = pixels(engine, ask(loras=(Lora(name="ink", scale=0.7),)))
+    assert np.abs(twice.astype(int) - once).max() <= 1
+    assert np.abs(twice.astype(int) - pixels(engine, ask())).max() > 10
+
+
 def test_a_lora_of_scale_zero_is_no_lora(engine):
     assert np.array_equal(
         pixels(engine, ask(loras=(Lora(name="ink", scale=0.0),))), pixels(engine, ask())
@@ -137,6 +152,16 @@ def test_a_region_over_everything_is_the_picture_of_its_prompt(engine):
     region = Region(prompt="two blue cats", box=(0, 0, 1, 1), feather=0)
     expected = pixels(engine, ask(prompt="two blue cats"))
     assert np.array_equal(pixels(engine, ask(regions=(region,))), expected)
+
+
+def test_a_mask_of_any_size_and_mode_is_read(engine):
+    expected = pixels(engine, ask(prompt="two blue cats"))
+    for mode, level in (("RGBA", (255,) * 4), ("L", 255), ("I;16", 65535), ("1", 1)):
+        stream = io.BytesIO()
+        Image.new(mode, (7, 5), level).save(stream, "PNG")
+        region = Region(prompt="two blue cats", mask=ImageInput(stream.getvalue()))
+        assert np.array_equal(pixels(engine, ask(regions=(region,))), expected), mode
+    assert np.array_equal(pixels(engine, ask(regions=())), pixels(engine, ask()))
 
 
 def test_an_ensemble_of_a_model_with_itself_is_the_model(engine):

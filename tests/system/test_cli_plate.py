@@ -40,6 +40,16 @@ def cli(monkeypatch, tmp_path, capfd, home):
     log.configure(LogConfig(), io.StringIO())
 
 
+def test_inspect_shows_what_a_prompt_becomes_on_its_way(cli):
+    prompt = "a [red:(green:1.5):0.5] apple"
+    drawn = cli("generate", prompt, "--prompt-dialect", "a1111", "--steps", 2, "-q", "-o", "e.png")
+    assert drawn[0] == 0, drawn[2]
+    code, out, _ = cli("inspect", "e.png", "--tokens")
+    assert code == 0
+    assert 'until step 1.chunks: [["a", 1.0], ["red", 1.0], ["apple", 1.0]]' in out
+    assert 'until step 2.chunks: [["a", 1.0], ["green", 1.5], ["apple", 1.0]]' in out
+
+
 def test_a_picture_is_drawn_verified_replayed_and_told_from_a_retouched_one(cli, tmp_path):
     code, out, err = cli("generate", "a red apple", "--seed", 7, "--steps", 3, "-q")
     assert code == 0, err

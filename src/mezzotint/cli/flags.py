@@ -9,7 +9,8 @@ Every technique of a request has a form that fits into one argument::
     --image-prompt NAME:PICTURE[:SCALE]
     --embedding NAME[:TOKEN]
     --region 'PROMPT@X0,Y0,X1,Y1'  |  'PROMPT@MASK.png', then ;weight=2;feather=0.1;negative=TEXT
-    --ensemble MODEL[:WEIGHT]  |  MODEL:W1,W2,...   (one weight per step)
+    --ensemble MODEL[:WEIGHT]  |  MODEL:W1,W2,...   (one weight per step), then
+                     ;box=X0,Y0,X1,Y1 or ;mask=MASK.png for a part of the picture, ;feather=0.1
     --gate NAME[@SHARE_OF_STEPS][:THRESHOLD[:open|closed]]
     --upscale FACTOR[:MODEL]
     --hires SCALE[:UPSCALER[:STRENGTH]]  |  WIDTHxHEIGHT[:UPSCALER[:STRENGTH]]
@@ -226,12 +227,7 @@ def parse_region(text: str) -> dict[str, Any]:
     head, *options = text.split(";")
     prompt, at, place = head.rpartition("@")
     _need(at and place, flag, shape, text)
-    found: dict[str, Any] = {"prompt": prompt}
-    numbers = place.split(",")
-    if all(_is_number(n) for n in numbers):
-        found["box"] = [float(n) for n in numbers]
-    else:
-        found["mask"] = read_picture(place, flag)
+    found: dict[str, Any] = {"prompt": prompt, **_place(place, flag)}
     names = {"negative": "negative_prompt", "negative_prompt": "negative_prompt"}
     for option in options:
         key, equals, value = option.strip().partition("=")
@@ -242,15 +238,30 @@ def parse_region(text: str) -> dict[str, Any]:
 
 
 def parse_ensemble(text: str) -> dict[str, Any]:
-    """Read ``--ensemble MODEL[:WEIGHT]`` or ``MODEL:W1,W2,...``."""
-    flag = "--ensemble"
+    """Read ``--ensemble MODEL[:WEIGHT]`` or ``MODEL:W1,W2,...``, then ``;key=value``."""
+    flag, shape = "--ensemble", "MODEL[:WEIGHT][;box=X0,Y0,X1,Y1 or ;mask=MASK.png]"
+    text, *options = text.split(";")
+    _need(text, flag, shape, text)
+    found: dict[str, Any] = {}
+    for option in options:
+        key, equals, value = option.strip().partition("=")
+        _need(equals, flag, "KEY=VALUE after each semicolon", option)
+        found |= _place(value, flag) if key in ("box", "mask") else {key: _number(value, flag)}
     model, colon, last = text.rpartition(":")
     if colon and all(_is_number(n) for n in last.split(",")):
-        _need(model, flag, "MODEL[:WEIGHT]", text)
+        _need(model, flag, shape, text)
         weights = _numbers(last, flag)
-        return {"model": model, **({"weights": weights} if "," in last else {"weight": weights[0]})}
-    _need(text, flag, "MODEL[:WEIGHT]", text)
-    return {"model": text}
+        many = {"weights": weights} if "," in last else {"weight": weights[0]}
+        return {"model": model, **many, **found}
+    return {"model": text, **found}
+
+
+def _place(text: str, flag: str) -> dict[str, Any]:
+    """Read a box or the name of a mask."""
+    numbers = text.split(",")
+    if all(_is_number(n) for n in numbers):
+        return {"box": [float(n) for n in numbers]}
+    return {"mask": read_picture(text, flag)}
 
 
 def parse_gates(texts: Sequence[str]) -> dict[str, Any]:

@@ -133,7 +133,11 @@ def generate(
     ] = None,
     ensemble: Annotated[
         list[str] | None,
-        _option(_TECHNIQUES, "--ensemble", about="MODEL[:WEIGHT] or MODEL:W1,W2,...; repeatable."),
+        _option(
+            _TECHNIQUES,
+            "--ensemble",
+            about="MODEL[:W or :W1,W2,...][;box=X0,Y0,X1,Y1]; repeatable.",
+        ),
     ] = None,
     walk_to: Annotated[
         str | None, _option(_TECHNIQUES, "--walk-to", about="Prompt to walk to.")

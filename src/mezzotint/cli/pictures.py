@@ -210,17 +210,36 @@ def count_tokens(store: Any, request: GenerationRequest) -> dict[str, Any]:
         tokens = load_tokens(path)
         tokens = tokens.with_words(words) if words else tokens
         for name in ("prompt", "negative_prompt"):
-            text = getattr(request, name)
-            chunks, notes = tokens.split(text, request.prompt_dialect)
-            if not text:
-                continue
-            found.setdefault(path.name, {})[name] = {
-                "count": tokens.count(text),
-                "window": tokens.window,
-                "chunks": [_spelt(tokens, chunk) for chunk in chunks],
-                "notes": list(notes),
-            }
+            stages = _stages(getattr(request, name), request)
+            cut = {until: _cut(tokens, text, request) for until, text in stages if text}
+            if len(stages) == 1:
+                cut = cut.get(stages[0][0])
+            else:
+                cut = {f"until step {until}": one for until, one in cut.items()}
+            if cut:
+                found.setdefault(path.name, {})[name] = cut
     return found
+
+
+def _stages(text: str, request: GenerationRequest) -> list[tuple[int, str]]:
+    """Return the texts that a prompt becomes on its way, and until which step each holds."""
+    from mezzotint.models.prompt_syntax import edits
+
+    steps = request.num_inference_steps or 0
+    if request.prompt_dialect != "a1111" or not steps:
+        return [(steps, text)]
+    return [(edit.until_step, edit.text) for edit in edits(text, steps)]
+
+
+def _cut(tokens: Any, text: str, request: GenerationRequest) -> dict[str, Any]:
+    """Return how one text is cut and weighed."""
+    chunks, notes = tokens.split(text, request.prompt_dialect)
+    return {
+        "count": tokens.count(text),
+        "window": tokens.window,
+        "chunks": [_spelt(tokens, chunk) for chunk in chunks],
+        "notes": list(notes),
+    }
 
 
 def _words(store: Any, request: GenerationRequest) -> dict[str, int]:

@@ -7,8 +7,7 @@ Prompt embeddings are kept, so a text is encoded once however often it is asked 
 
 import contextlib
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +16,24 @@ from torch import Tensor
 from mezzotint.engine.adapting import adapt, under_control
 from mezzotint.engine.cache import ByteCache
 from mezzotint.engine.operators import ClassifierFree, Ensemble, Operator, Region, Regions
-from mezzotint.engine.plan import ENLARGED, Adapters, Plan, PlannedRegion, PlannedVariation
+from mezzotint.engine.plan import (
+    ENLARGED,
+    Adapters,
+    Plan,
+    PlannedMember,
+    PlannedRegion,
+    PlannedVariation,
+    mask_asset,
+)
+from mezzotint.engine.prompts import (
+    Steered,
+    at_step,
+    between,
+    region_negatives,
+    staged,
+    staged_prompts,
+    walks_words,
+)
 from mezzotint.engine.slots import Inpainting, Slot
 from mezzotint.engine.solving import make_solver
 from mezzotint.models.base import Conditioning, Model, Prompt
@@ -26,10 +42,10 @@ from mezzotint.models.tiling import tiled
 from mezzotint.observe import metrics
 from mezzotint.sampling.compose import box_mask, soften, to_latent
 from mezzotint.sampling.ensemble import check_members
-from mezzotint.sampling.latents import make_generator, slerp, slerp_embeddings
+from mezzotint.sampling.latents import make_generator, slerp
 from mezzotint.sampling.schedules import frame_of
 
-__all__ = ["Filler", "ModelSource", "device_of", "prompts_of"]
+__all__ = ["Filler", "ModelSource", "device_of"]
 
 
 NO_ADAPTERS = Adapters()
@@ -75,7 +91,7 @@ class Filler:
         generator = make_generator(plan.seed)
         device = device_of(model)
         if not plan.rows:
-            (positive,) = self.encode_prompts(plan, model, device, assets)[:1]
+            positive = at_step(self.encode_prompts(plan, model, device, assets)[0], 1)
             noise = _draw(plan, model, generator).to(device)
             if "is_w" in positive:
                 noise, positive = _map(plan, model, noise, positive)
@@ -88,7 +104,11 @@ class Filler:
             members = tuple(tiled(member) for member in members)
         operators = [self._operator(plan, member, assets, noise) for member in members]
         shares = tuple(zip(*(m.weights for m in plan.techniques.ensemble), strict=True))
-        operator = Ensemble(tuple(operators), shares) if shares else operators[0]
+        masks = tuple(
+            _mask_of(m, plan, assets, noise) if m.is_local else None
+            for m in plan.techniques.ensemble
+        )
+        operator = Ensemble(tuple(operators), shares, masks) if shares else operators[0]
         return Slot(
             plan=plan,
             model=model,
@@ -138,12 +158,12 @@ class Filler:
         planned = plan.techniques.regions
         if not planned:
             return under_control(plan, base, noise.device)
-        texts = _region_negatives(planned)
+        texts = region_negatives(planned)
         regions = tuple(
             Region(
                 positive=rest[k],
                 negative=texts.index(r.negative_prompt) if r.negative_prompt else None,
-                mask=_region_mask(r, plan, assets, noise),
+                mask=_mask_of(r, plan, assets, noise),
                 weight=r.weight,
                 start=r.start,
                 end=r.end,
@@ -159,7 +179,7 @@ class Filler:
         model: Model,
         device: torch.device,
         assets: Mapping[str, Any] | None = None,
-    ) -> list[Conditioning]:
+    ) -> list[Steered]:
         """Encode an image's prompts to one shape.
 
         Args:
@@ -172,19 +192,21 @@ class Filler:
             The prompt's conditioning, the negative prompt's, the regions', and the
             regions' own negative ones.
         """
-        prompts = prompts_of(plan, model)
+        found = staged_prompts(plan, model)
+        prompts = list(dict.fromkeys(prompt for stages in found for _, prompt in stages))
         encoded = [self._encode(model, p) for p in prompts]
         encoded = adapt(plan, model, assets, encoded, [p.negative for p in prompts])
-        encoded = [conditioning.to(device) for conditioning in encoded]
+        known = {p: c.to(device) for p, c in zip(prompts, encoded, strict=True)}
+        steered = [staged([(until, known[p]) for until, p in stages]) for stages in found]
         walk = plan.techniques.walk
-        if walk is not None and _walks_words(plan):
-            end = encoded.pop()
-            encoded[0] = _between(encoded[0], end, walk.frame / (walk.frames - 1))
-        return encoded if len(encoded) > 1 else [*encoded, encoded[0]]
+        if walk is not None and walks_words(plan):
+            end = steered.pop()
+            steered[0] = between(steered[0], end, walk.frame / (walk.frames - 1))
+        return steered if len(steered) > 1 else [*steered, steered[0]]
 
     def num_chunks(self, plan: Plan, model: Model) -> int:
         """Return how many chunks of tokens the prompts of a plan fill."""
-        return prompts_of(plan, model)[0].num_chunks
+        return staged_prompts(plan, model)[0][0][1].num_chunks
 
     def _encode(self, model: Model, prompt: Prompt) -> Conditioning:
         """Encode one prompt, or find it in the cache."""
@@ -200,47 +222,6 @@ class Filler:
                 with self._lock:
                     self._prompts.put(key, found)
         return found
-
-
-def prompts_of(plan: Plan, model: Model) -> list[Prompt]:
-    """Return the prompts of a plan, aligned, in the order that ``encode_prompts`` answers.
-
-    The last one is the end of a walk from prompt to prompt, where there is one.
-    """
-    t = plan.techniques
-    base = Prompt(
-        size=plan.size,
-        class_label=t.class_label,
-        distilled_guidance=t.distilled_guidance,
-        truncation=t.truncation,
-        dialect=plan.prompt_dialect,
-        lora_scales=tuple(lora.scale for lora in t.loras),
-    )
-    if not model.spec.stepwise:
-        base = replace(
-            base,
-            negative_text=plan.negative_prompt,
-            num_inference_steps=plan.num_inference_steps,
-        )
-    unguided = replace(
-        base, negative=True, class_label=None, distilled_guidance=None, truncation=1.0
-    )
-    guided = any(scale != 1 for scale in plan.guidance)
-    prompts = [replace(base, text=plan.prompt)]
-    if guided or t.regions:
-        prompts.append(replace(unguided, text=plan.negative_prompt))
-    prompts += [replace(base, text=region.prompt) for region in t.regions]
-    prompts += [replace(unguided, text=text) for text in _region_negatives(t.regions)]
-    walk = plan.techniques.walk
-    if walk is not None and _walks_words(plan):
-        prompts.append(replace(base, text=walk.to or ""))
-    return model.align(prompts)
-
-
-def _walks_words(plan: Plan) -> bool:
-    """Whether an image stands between two prompts."""
-    walk = plan.techniques.walk
-    return walk is not None and walk.to is not None and walk.mode != "seed"
 
 
 def _draw(plan: Plan, model: Model, generator: torch.Generator) -> Tensor:
@@ -298,35 +279,16 @@ def _map(
     return joined, conditioning.replace(is_w=torch.ones(1, device=noise.device))
 
 
-def _between(start: Conditioning, end: Conditioning, t: float) -> Conditioning:
-    """Return the conditioning a part ``t`` of the way between two prompts, token by token."""
-    if t in (0.0, 1.0):
-        return end if t else start
-    mixed = {
-        name: slerp_embeddings(start[name], end[name], t)
-        if start[name].is_floating_point() and not torch.equal(start[name], end[name])
-        else start[name]
-        for name in start
-    }
-    notes = tuple(dict.fromkeys((*start.notes, *end.notes)))
-    return Conditioning(mixed, rows=start.rows, notes=notes)
-
-
-def _region_negatives(regions: Sequence[PlannedRegion]) -> list[str]:
-    """Return the regions' own negative prompts, each once, in order."""
-    return list(dict.fromkeys(r.negative_prompt for r in regions if r.negative_prompt))
-
-
-def _region_mask(
-    region: PlannedRegion, plan: Plan, assets: Mapping[str, Any], noise: Tensor
+def _mask_of(
+    part: PlannedRegion | PlannedMember, plan: Plan, assets: Mapping[str, Any], noise: Tensor
 ) -> Tensor:
-    """Return where a region acts, softened in pixels. Shape (1, h, w)."""
-    if region.box is not None:
-        mask = box_mask(region.box, plan.size.height, plan.size.width)
+    """Return where a region or a member acts, softened in pixels. Shape (1, h, w)."""
+    if part.box is not None:
+        mask = box_mask(part.box, plan.size.height, plan.size.width)
     else:
-        mask = torch.from_numpy(assets[region.mask or ""])
+        mask = torch.from_numpy(assets[mask_asset(part.mask or "")])
     rows, columns = noise.shape[-2:]
-    return to_latent(soften(mask, region.feather), rows, columns).to(noise.device)
+    return to_latent(soften(mask, part.feather), rows, columns).to(noise.device)
 
 
 def device_of(model: Model) -> torch.device:

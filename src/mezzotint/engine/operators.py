@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from mezzotint.engine.prompts import Steered, at_step
 from mezzotint.models.base import Conditioning
 from mezzotint.sampling import ensemble
 from mezzotint.sampling.compose import mix, region_weights
@@ -56,24 +57,25 @@ class ClassifierFree:
     """Classifier-free guidance: ``uncond + scale * (cond - uncond)``.
 
     Args:
-        positive: Conditioning of the prompt.
-        negative: Conditioning of the negative prompt; None while guidance is never on.
+        positive: What the prompt became.
+        negative: What the negative prompt became; None while guidance is never on.
         scales: Scale of each step; 1 sends no negative row.
         rescale: Strength phi of the standard-deviation rescale, 0 is off.
         prediction_type: What the network predicts; the rescale is defined on it.
     """
 
-    positive: Conditioning
-    negative: Conditioning | None
+    positive: Steered
+    negative: Steered | None
     scales: tuple[float, ...]
     rescale: float = 0.0
     prediction_type: str = "epsilon"
 
     def rows(self, step: int) -> Sequence[Row]:
         """Return the positive row, and the negative one where guidance is on."""
+        positive = Row(at_step(self.positive, step))
         if self.scales[step - 1] == 1 or self.negative is None:
-            return (Row(self.positive),)
-        return (Row(self.positive), Row(self.negative))
+            return (positive,)
+        return (positive, Row(at_step(self.negative, step)))
 
     def combine(self, step: int, denoised: Tensor, latents: Tensor, sigma: float) -> Tensor:
         """Guide; see :class:`Operator`."""
@@ -103,7 +105,7 @@ class Region:
     """One region of a picture.
 
     Args:
-        positive: Conditioning of its prompt.
+        positive: What its prompt became.
         negative: Position of its negative prompt among the regions' own, or None
             for the base's.
         mask: Where it acts. Shape (1, h, w), 0 to 1.
@@ -112,7 +114,7 @@ class Region:
         end: Progress at which it stops.
     """
 
-    positive: Conditioning
+    positive: Steered
     negative: int | None
     mask: Tensor
     weight: float
@@ -127,12 +129,12 @@ class Regions:
     Args:
         base: Guidance of the base prompt.
         regions: The regions.
-        negatives: Conditionings of the regions' own negative prompts, each once.
+        negatives: What the regions' own negative prompts became, each once.
     """
 
     base: ClassifierFree
     regions: tuple[Region, ...]
-    negatives: tuple[Conditioning, ...]
+    negatives: tuple[Steered, ...]
 
     def _active(self, step: int) -> list[Region]:
         last = max(len(self.base.scales) - 1, 1)
@@ -146,11 +148,11 @@ class Regions:
     def rows(self, step: int) -> Sequence[Row]:
         """Return base and regions, then the negatives where guidance is on."""
         active = self._active(step)
-        rows = [Row(self.base.positive), *(Row(r.positive) for r in active)]
+        steered = [self.base.positive, *(r.positive for r in active)]
         if self.base.scales[step - 1] != 1 and self.base.negative is not None:
-            rows.append(Row(self.base.negative))
-            rows += [Row(self.negatives[k]) for k in self._own_negatives(active)]
-        return rows
+            steered.append(self.base.negative)
+            steered += [self.negatives[k] for k in self._own_negatives(active)]
+        return [Row(at_step(one, step)) for one in steered]
 
     def combine(self, step: int, denoised: Tensor, latents: Tensor, sigma: float) -> Tensor:
         """Mix the regions per pixel, then guide; see :class:`Operator`."""
@@ -203,10 +205,13 @@ class Ensemble:
     Args:
         members: One operator per denoiser.
         weights: For each step the weights of the members, summing to 1.
+        masks: For each member where it is asked, None for everywhere; () if all are.
+            Each of shape (1, h, w), 0 to 1.
     """
 
     members: tuple[Operator, ...]
     weights: tuple[tuple[float, ...], ...]
+    masks: tuple[Tensor | None, ...] = ()
 
     def _asked(self, step: int) -> list[int]:
         return [k for k, weight in enumerate(self.weights[step - 1]) if weight != 0]
@@ -220,11 +225,26 @@ class Ensemble:
         ]
 
     def combine(self, step: int, denoised: Tensor, latents: Tensor, sigma: float) -> Tensor:
-        """Return the weighted mean of the members' estimates; see :class:`Operator`."""
+        """Return the weighted mean of the members' estimates; see :class:`Operator`.
+
+        Members with a mask take the place of those without where it covers, as
+        regions take that of the base prompt.
+        """
         asked = self._asked(step)
         counts = [len(self.members[member].rows(step)) for member in asked]
         estimates = [
             self.members[member].combine(step, part, latents, sigma)
             for member, part in zip(asked, denoised.split(counts), strict=True)
         ]
-        return ensemble.combine(estimates, [self.weights[step - 1][member] for member in asked])
+        weights = [self.weights[step - 1][member] for member in asked]
+        places = [self.masks[member] if self.masks else None for member in asked]
+        if all(place is None for place in places):
+            return ensemble.combine(estimates, weights)
+        found = list(zip(estimates, weights, places, strict=True))
+        whole = [(estimate, weight) for estimate, weight, place in found if place is None]
+        total = sum(weight for _, weight in whole)
+        base = ensemble.combine([e for e, _ in whole], [weight / total for _, weight in whole])
+        local = [(e, weight, place) for e, weight, place in found if place is not None]
+        masks = torch.stack([place for _, _, place in local])
+        shares = region_weights(masks, [weight for _, weight, _ in local]).to(base)
+        return mix(torch.cat([base, *(estimate for estimate, _, _ in local)]), shares)

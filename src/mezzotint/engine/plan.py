@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from mezzotint.request import Inpaint
@@ -36,6 +37,7 @@ __all__ = [
     "WalkPosition",
     "control_asset",
     "image_seed",
+    "mask_asset",
     "prompt_asset",
 ]
 
@@ -135,11 +137,22 @@ class PlannedRegion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedMember:
-    """One member of an ensemble: a model by name and content, one weight per step."""
+    """One member of an ensemble: a model by name and content, one weight per step.
+
+    ``mask`` (the digest of a picture) or ``box`` says where it is asked, if not everywhere.
+    """
 
     model: str
     digest: str
     weights: tuple[float, ...]
+    mask: str | None = None
+    box: tuple[float, ...] | None = None
+    feather: float = 0.0
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is asked about a part of the picture only."""
+        return self.mask is not None or self.box is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +176,7 @@ class PlannedVariation:
     noise_size: Size | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Techniques:
     """What goes beyond prompt, seed and steps.
 
@@ -188,6 +201,8 @@ class Techniques:
         variation: Another seed's share of the noise.
         tiling: Whether the picture's edges meet: circular padding in every convolution.
         upscaler: Of a second pass: what enlarged the first for it, a name and its digest.
+        first_steps: Of a second pass: the steps of the first, from which edits of a
+            prompt count on.
     """
 
     image: str | None = None
@@ -210,8 +225,9 @@ class Techniques:
     variation: PlannedVariation | None = None
     tiling: bool = False
     upscaler: tuple[str, str] = ("", "")
+    first_steps: int = 0
 
-    @property
+    @cached_property
     def adapters(self) -> Adapters:
         """What has to be put on the model."""
         return Adapters(
@@ -222,7 +238,7 @@ class Techniques:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """One image, everything resolved.
 
@@ -272,7 +288,7 @@ class Plan:
     shortcuts: tuple[str, ...] = ()
     second: "Plan | None" = None
 
-    @property
+    @cached_property
     def batch_key(self) -> BatchKey:
         """What changes the forward pass; the conditioning's shape joins it after encoding."""
         t = self.techniques
@@ -340,14 +356,14 @@ class Plan:
         """Steps at the noisy end of the schedule that a start image leaves out."""
         return self.num_inference_steps - self.num_steps
 
-    @property
+    @cached_property
     def canonical(self) -> str:
         """The one JSON text of this plan; every field is in it by construction."""
         return json.dumps(
             {"schema": SCHEMA, **to_plain(self)}, separators=(",", ":"), ensure_ascii=False
         )
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The sha256 of :attr:`canonical`, 64 hex digits: the key of the result cache."""
         return hashlib.sha256(self.canonical.encode()).hexdigest()
@@ -379,6 +395,14 @@ def control_asset(control: PlannedControl, size: Size) -> str:
     passes of several sizes.
     """
     return f"control {control.preprocess or 'none'} {size} {control.image}"
+
+
+def mask_asset(mask: str) -> str:
+    """Return the name of a region's or a member's mask among the assets of a request.
+
+    The same file may be the mask of the part to repaint, blurred and turned round.
+    """
+    return f"mask {mask}"
 
 
 def prompt_asset(place: int, image: str) -> str:

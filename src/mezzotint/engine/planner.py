@@ -219,6 +219,7 @@ def _with_second_pass(
         variation=None,
         upscale=None,
         upscaler=_upscaler(hires.upscaler, digest),
+        first_steps=one.num_inference_steps,
         ensemble=_resolve_ensemble(request, len(guidance), digest),
     )
     second = replace(
@@ -489,11 +490,23 @@ def _resolve_ensemble(
         raise InvalidRequest(
             f"ensemble weights must not all be 0, but they are at step {step}", field="ensemble"
         )
+    whole = [
+        own for member, own in zip(request.ensemble, weights, strict=True) if not member.is_local
+    ]
+    if not whole or not all(any(step) for step in zip(*whole, strict=True)):
+        raise InvalidRequest(
+            "ensemble needs at every step a member of weight > 0 without mask and box: it "
+            "answers where the others are not asked",
+            field="ensemble",
+        )
     return tuple(
         PlannedMember(
             model=member.model,
             digest=digest("model", member.model),
             weights=tuple(w / total for w, total in zip(own, totals, strict=True)),
+            mask=member.mask.digest if member.mask else None,
+            box=member.box,
+            feather=member.feather if member.is_local else 0.0,
         )
         for member, own in zip(request.ensemble, weights, strict=True)
     )

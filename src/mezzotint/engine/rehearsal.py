@@ -15,6 +15,7 @@ from mezzotint.engine.adapting import with_full_scales
 from mezzotint.engine.certify import REFERENCE
 from mezzotint.engine.filling import Filler, ModelSource, device_of
 from mezzotint.engine.plan import Plan
+from mezzotint.engine.prompts import at_step
 from mezzotint.errors import MezzotintError
 from mezzotint.models.base import Conditioning, Model
 from mezzotint.models.networks import NetworkReady, TorchNetwork, preparing
@@ -45,7 +46,7 @@ def rehearse(plan: Plan, models: ModelSource, filler: Filler) -> Model:
         names = [member.model for member in plan.techniques.ensemble]
         members = [pin.enter_context(models.use(name, adapters)) for name in names]
         for one in members or [model]:
-            conditioning = filler.encode_prompts(plan, one, device_of(one))[0]
+            conditioning = at_step(filler.encode_prompts(plan, one, device_of(one))[0], 1)
             _call_denoiser(one, plan, with_full_scales(plan, conditioning))
         _call_decoder(model, plan)
         for network in model.networks.values():

@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +45,16 @@ __all__ = ["Runner"]
 _GAN_ROWS = (1, 2, 4, 8, 16, 32, 64)
 _DECODER_ROWS = (1, 2, 4, 8)
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+class _Line(NamedTuple):
+    """One row of a network call: what it sees, how it is steered, and by which denoiser."""
+
+    latents: Tensor
+    sigma: float
+    timestep: float
+    conditioning: Conditioning
+    member: int
 
 
 class Runner:
@@ -111,8 +121,8 @@ class Runner:
             torch.no_grad(),
             self._translated(),
         ):
-            rows, members, counts = _gather(slots)
-            answers, deep, seconds = self._ask(batch, slots[0], rows, members)
+            lines, counts = _gather(slots)
+            answers, deep, seconds = self._ask(batch, slots[0], lines)
             parts = answers.split(counts)
             features = deep.split(counts) if deep is not None else (None,) * len(slots)
             levels = [_solver(slot).sigma for slot in slots]
@@ -194,22 +204,23 @@ class Runner:
         return self._config.certify and _batch_key(key)[0][2] == "exact"
 
     def _ask(
-        self, batch: StepBatch, slot: Slot, rows: Rows, members: Sequence[int]
+        self, batch: StepBatch, slot: Slot, lines: Sequence[_Line]
     ) -> tuple[Tensor, Tensor | None, float | None]:
         """Ask every denoiser for its rows; see :meth:`_call`."""
         if len(slot.members) == 1:
-            return self._call(slot.members[0], batch.key, batch.bucket, rows)
+            return self._call(slot.members[0], batch.key, batch.bucket, _stack(lines))
         answers: dict[int, Tensor] = {}
         for member, model in enumerate(slot.members):
-            places = [k for k, m in enumerate(members) if m == member]
+            places = [k for k, line in enumerate(lines) if line.member == member]
             if not places:
                 continue
             key = (batch.key, member)
-            own = replace(rows.pick(places), timestep=None)  # each looks up its own schedule
+            own = _stack([lines[k] for k in places])
+            own = replace(own, timestep=None)  # each looks up its own schedule
             bucket = self._config.bucket(len(places))
             part, _, _ = self._call(model, key, bucket, own)
             answers.update(zip(places, part.split(1), strict=True))
-        return torch.cat([answers[k] for k in range(len(members))]), None, None
+        return torch.cat([answers[k] for k in range(len(lines))]), None, None
 
     def _call(
         self, model: Model, key: Hashable, bucket: int, rows: Rows
@@ -307,35 +318,27 @@ def _step_of(slot: Slot) -> int:
     return slot.plan.steps[_solver(slot).position]
 
 
-def _gather(slots: Sequence[Slot]) -> tuple[Rows, list[int], list[int]]:
-    """Put the rows of all images under each other.
-
-    Returns:
-        The rows, the denoiser of each, and how many each image has.
-    """
-    latents: list[Tensor] = []
-    sigmas: list[float] = []
-    timesteps: list[float] = []
-    conditionings: list[Conditioning] = []
-    members: list[int] = []
+def _gather(slots: Sequence[Slot]) -> tuple[list[_Line], list[int]]:
+    """Return the rows of all images, and how many each image has."""
+    lines: list[_Line] = []
     counts: list[int] = []
     for slot in slots:
         rows = rows_of(slot, _operator(slot), _step_of(slot))
-        solver = _solver(slot)
         counts.append(len(rows))
-        conditionings += [row.conditioning for row in rows]
-        members += [row.member for row in rows]
-        latents += [solver.latents] * len(rows)
-        sigmas += [solver.sigma] * len(rows)
-        timesteps += [solver.timestep] * len(rows)
-    device = latents[0].device
-    stacked = Rows(
-        torch.cat(latents),
-        torch.tensor(sigmas, dtype=torch.float64, device=device),
-        torch.tensor(timesteps, dtype=torch.float32, device=device),
-        Conditioning.stack(conditionings),
+        solver = _solver(slot)
+        lines += [_Line(solver.latents, solver.sigma, solver.timestep, *row) for row in rows]
+    return lines, counts
+
+
+def _stack(lines: Sequence[_Line]) -> Rows:
+    """Put rows for one denoiser under each other."""
+    device = lines[0].latents.device
+    return Rows(
+        torch.cat([line.latents for line in lines]),
+        torch.tensor([line.sigma for line in lines], dtype=torch.float64, device=device),
+        torch.tensor([line.timestep for line in lines], dtype=torch.float32, device=device),
+        Conditioning.stack([line.conditioning for line in lines]),
     )
-    return stacked, members, counts
 
 
 def _shapes(slot: Slot) -> tuple[Any, ...]:

@@ -21,6 +21,7 @@ from mezzotint.engine.costs import CostTable
 from mezzotint.engine.engine import Engine as Mind
 from mezzotint.engine.filling import Filler
 from mezzotint.engine.memory import measure
+from mezzotint.engine.plan import mask_asset
 from mezzotint.engine.planner import plan
 from mezzotint.engine.schedulers import SIGMA_SCHEDULES, scheduler_names
 from mezzotint.engine.solving import prepare
@@ -290,10 +291,11 @@ class LocalService:
         assets: dict[str, Any] = {}
         if canvas is not None:
             assets |= canvas.assets(request, first)
-        for region in request.regions:
-            if region.mask is not None:
-                mask = decode_mask(region.mask.data, field="regions.mask", config=limits)
-                assets[region.mask.digest] = fit(mask, first.size)
+        for name, parts in (("regions", request.regions), ("ensemble", request.ensemble)):
+            for part in parts:
+                if part.mask is not None:
+                    mask = decode_mask(part.mask.data, field=f"{name}.mask", config=limits)
+                    assets[mask_asset(part.mask.digest)] = fit(mask, first.size)
         self.shelf.check_adapters(first)
         assets.update(adapter_assets(request, first, limits, self.shelf.adapters.side))
         policy = None

@@ -226,6 +226,10 @@ def _choose_backend(wanted: Backend, device: str) -> Literal["torch", "openvino"
     return wanted
 
 
+_LIBRARIES = ("diffusers", "numpy", "pillow", "tokenizers", "transformers")
+"""What else decides the bytes of a picture: networks, noise schedules, tokens, files."""
+
+
 def describe_environment(shelf: Shelf, placement_dtype: str | None) -> dict[str, Any]:
     """Return what arithmetic depends on: device, type, backend, versions, threads."""
     is_cpu = shelf.device == "cpu"
@@ -235,6 +239,7 @@ def describe_environment(shelf: Shelf, placement_dtype: str | None) -> dict[str,
         "device": shelf.device if is_cpu else _accelerator(shelf.device),
         "dtype": placement_dtype or ("float32" if is_cpu else "as stored"),
         "backend": shelf.backend,
+        **{name: metadata.version(name) for name in _LIBRARIES},
     }
     if is_cpu:
         found["cpu"] = torch.backends.cpu.get_cpu_capability()

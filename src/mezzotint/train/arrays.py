@@ -164,8 +164,9 @@ def measure(
         bad = ~np.isfinite(piece).reshape(len(piece), -1).all(1)
         if bad.any():
             raise InvalidRequest(
-                f"data.path holds values that are not finite, first in sample "
-                f"{count + int(bad.argmax())}; {int(bad.sum())} samples of that piece",
+                f"data.path holds values that are not finite: sample "
+                f"{count + int(bad.argmax())} is the first of {_count_bad(array, shape)}; "
+                "leave such samples out or fill them in",
                 field="data.path",
             )
         count += len(piece)
@@ -191,6 +192,12 @@ def measure(
         low=tuple(low.tolist()),
         high=tuple(high.tolist()),
     )
+
+
+def _count_bad(array: Any, shape: tuple[int, ...]) -> int:
+    """Count the samples with a value that is not finite."""
+    pieces = _pieces(array, shape)
+    return sum(int((~np.isfinite(p).reshape(len(p), -1).all(1)).sum()) for p in pieces)
 
 
 def _pieces(array: Any, shape: tuple[int, ...]) -> Any:

@@ -101,6 +101,10 @@ class Dataset(Protocol):
     class_names: tuple[str, ...]
     normalisation: Normalisation
 
+    def name(self, index: int) -> str:
+        """Return what a person calls a sample: its file, or its number."""
+        ...
+
     def read(self, indices: Sequence[int]) -> Tensor:
         """Return samples as the network sees them. Shape (B, *shape), float32."""
         ...
@@ -130,6 +134,10 @@ class ArrayData:
         self.class_names = tuple(str(k) for k in range(max(self.labels, default=-1) + 1))
         self.captions = []
         self.buckets = [0] * count
+
+    def name(self, index: int) -> str:
+        """Return the number of a sample."""
+        return str(index)
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Return normalised samples. Shape (B, *shape), float32."""
@@ -237,8 +245,8 @@ def _check(config: TrainConfig, data: Dataset) -> None:
         if missing:
             raise InvalidRequest(
                 f'conditioning.kind "text" needs a caption for every picture, {len(missing)} of '
-                f"{count} have none (NAME.txt beside the picture, metadata.jsonl, or "
-                "data.caption_column)",
+                f"{count} have none, first {data.name(missing[0])} (NAME.txt beside NAME.png, "
+                "metadata.jsonl, or data.caption_column)",
                 field="data.caption_column",
             )
     usable = count - int(count * config.data.held_out)

@@ -293,6 +293,10 @@ class PictureData:
             self._cached_bytes += fitted.nbytes
         return fitted
 
+    def name(self, index: int) -> str:
+        """Return the file name of a picture."""
+        return self._pictures[index].name
+
     def read(self, indices: Sequence[int]) -> Tensor:
         """Return pictures in [-1, 1]. Shape (B, C, H, W), float32."""
         rows = []
@@ -328,7 +332,7 @@ def load_pictures(config: TrainConfig, kind: str) -> tuple[PictureData, DataRepo
             data = picture.read()
             pixels = decode_image(data, field=picture.name)
         except (ImageError, OSError, TypeError) as error:
-            broken.append(f"{picture.name}: {error}")
+            broken.append(f"{picture.name}: {str(error).removeprefix(f'{picture.name} ')}")
             continue
         digests.setdefault(hashlib.sha256(data).digest(), []).append(picture.name)
         room -= pixels.nbytes
@@ -378,8 +382,9 @@ def _choose_sizes(options: DataConfig, sizes: list[Size], names: list[str]) -> l
             common = Size(options.resolution, options.resolution)
         odd = [k for k, size in enumerate(sizes) if size != common]
         if odd:
+            what = "mixed sizes" if options.resolution is None else "other sizes than resolution"
             raise InvalidRequest(
-                f"data.path holds pictures of mixed sizes: {len(odd)} of {len(sizes)} are not "
+                f"data.path holds pictures of {what}: {len(odd)} of {len(sizes)} are not "
                 f"{common}, first {names[odd[0]]} with {sizes[odd[0]]}; set data.fit to "
                 '"crop", "pad" or "buckets"',
                 field="data.fit",

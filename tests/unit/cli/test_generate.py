@@ -144,6 +144,7 @@ def test_flags_of_techniques_reach_the_request(asked, tmp_path):
         "--embedding", "scribble", "--embedding", "ink:<ink>",
         "--region", "a cat@0,0,0.5,1;weight=2;negative=dog", "--region", "sky@in.png",
         "--ensemble", "plate:2", "--ensemble", "other:1,0.5",
+        "--ensemble", "dog@1.0:3;box=0,0,0.5,1;feather=0.1", "--ensemble", "cat;mask=in.png",
         "--gate", "nsfw:0.7:open", "--gate", "quality", "--max-attempts", 3, "--keep", "best",
         "--upscale", "2:anime-x4",
     )  # fmt: skip
@@ -168,6 +169,8 @@ def test_flags_of_techniques_reach_the_request(asked, tmp_path):
     assert plain["ensemble"] == [
         {"model": "plate", "weight": 2.0},
         {"model": "other", "weights": [1.0, 0.5]},
+        {"model": "dog@1.0", "weight": 3.0, "box": [0.0, 0.0, 0.5, 1.0], "feather": 0.1},
+        {"model": "cat", "mask": encoded},
     ]
     assert plain["gates"] == {
         "nsfw": {"threshold": 0.7, "on_error": "open"},

@@ -29,5 +29,11 @@ def test_canonical_is_json_and_describe_reads_well():
     assert p.describe()["width"] == 64
 
 
+def test_a_new_meaning_of_plans_makes_new_keys(monkeypatch):
+    old = make_plan().digest
+    monkeypatch.setattr("mezzotint.engine.plan.SCHEMA", 2)
+    assert make_plan().digest != old
+
+
 def test_seeds_wrap_at_two_to_the_64():
     assert image_seed(2**64 - 1, 1) == 0

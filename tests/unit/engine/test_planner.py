@@ -7,6 +7,7 @@ from mezzotint.engine.planner import plan
 from mezzotint.errors import InvalidRequest, UnknownName
 from mezzotint.models.spec import ModelSpec
 from mezzotint.request import (
+    EnsembleMember,
     GenerationRequest,
     GuidanceSchedule,
     Hires,
@@ -234,6 +235,23 @@ def test_walk_and_num_images_exclude_each_other():
 def test_regions_cost_one_row_each_and_share_the_unconditional_one():
     regions = (Region(prompt="a", box=(0, 0, 0.5, 1)), Region(prompt="b", box=(0.5, 0, 1, 1)))
     assert one(regions=regions, num_inference_steps=2).rows == (4, 4)
+
+
+@pytest.mark.parametrize(
+    "ensemble",
+    [
+        (EnsembleMember(model="sd", box=(0, 0, 0.5, 1)),),
+        (EnsembleMember(model="sd", weights=(1, 0)), EnsembleMember(model="b", box=(0, 0, 1, 1))),
+    ],
+)
+def test_an_ensemble_that_leaves_places_without_an_answer_is_refused(ensemble):
+    with pytest.raises(InvalidRequest, match="without mask and box") as caught:
+        plan(
+            GenerationRequest(prompt="x", ensemble=ensemble, num_inference_steps=2),
+            SD,
+            Abilities(techniques=frozenset({"ensemble"})),
+        )
+    assert caught.value.field == "ensemble"
 
 
 def test_distilled_guidance_is_an_input_and_costs_no_row():

@@ -1,7 +1,9 @@
 import asyncio
 import io
+import json
 import threading
 import time
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from mezzotint.request import (
     Gates,
     GateSettings,
     GenerationRequest,
+    GuidanceSchedule,
     Output,
     Upscale,
     Walk,
@@ -394,12 +397,48 @@ def test_a_refused_picture_is_tried_again_with_a_derived_reported_seed(models, t
     service.shut()
 
 
+class Recorder(FakeJudge):
+    """Keeps what it is shown and passes all."""
+
+    def judge(self, pixels, policy):
+        self.shown = [*getattr(self, "shown", []), pixels.copy()]
+        return tuple(rule.judge(0.1) for rule in policy.rules)
+
+
+def test_every_picture_of_a_request_is_judged_as_it_was_drawn(models, tmp_path):
+    judge = Recorder()
+    service = LocalService(config(tmp_path), models=models, judge=judge)
+    gates = Gates(gates=(("fake", GateSettings()),), max_attempts=2)
+    images = generate(service, ask(gates=gates, num_images=3)).images
+    drawn = sorted(np.array(Image.open(io.BytesIO(i.data))).tobytes() for i in images)
+    assert sorted(pixels.tobytes() for pixels in judge.shown) == drawn
+    assert [len(image.attempts) for image in images] == [1, 1, 1]
+    service.shut()
+
+
 def test_a_blocking_gate_ends_the_image_at_once(models, tmp_path):
     service = LocalService(config(tmp_path), models=models, judge=FakeJudge())
     gates = Gates(gates=(("fake", GateSettings()),), max_attempts=4, keep="best")
     with pytest.raises(errors.GateRejected, match="gate fake blocked"):
         generate(service, ask(gates=gates))
     service.shut()
+
+
+def test_the_plan_shows_the_curve_of_its_guidance(service):
+    schedule = GuidanceSchedule(schedule="linear", start=9, end=1)
+    described = asyncio.run(service.plan(ask(guidance_scale=schedule, num_inference_steps=5)))
+    curve = described["plan"]["guidance_scale"]
+    assert (curve[0], curve[-1], len(curve)) == (9, 1, 5)
+    assert curve == sorted(curve, reverse=True)
+    assert described["plan"]["rows"] == [2, 2, 2, 2, 1]
+    assert described["cost"]["model_calls"] == 9
+
+
+def test_plans_name_every_library_that_decides_their_bytes(service):
+    place = json.loads(asyncio.run(service.plan(ask()))["plan"]["environment"])
+    for name in ("torch", "diffusers", "transformers", "tokenizers", "numpy", "pillow"):
+        assert place[name] == metadata.version(name), name
+    assert {"device", "dtype", "backend", "threads", "cpu", "mezzotint"} <= set(place)
 
 
 def test_the_plan_predicts_calls_exactly(service):

@@ -73,9 +73,9 @@ def bad_points(tmp_path, array):
 
 def test_arrays_that_cannot_be_learned_are_named_before_any_compute(tmp_path):
     points = np.zeros((64, 2), np.float32)
-    points[7, 1] = np.nan
+    points[7, 1], points[9, 0] = np.nan, np.inf
     cases = [
-        (points, "not finite, first in sample 7"),
+        (points, "not finite: sample 7 is the first of 2"),
         (np.zeros((0, 2), np.float32), "is empty"),
         (np.zeros((4, 2, 2), np.float32), r"must have the axes \(N, D\) for points"),
         (np.array(["a", "b"]), "must hold numbers"),
@@ -104,7 +104,7 @@ def test_missing_labels_captions_and_paths_are_named(tmp_path):
         load_data(points_config(tmp_path, conditioning={"kind": "class"}))
     folder = save_pictures(tmp_path / "plain", captions=False)
     config = picture_config(tmp_path, data={"path": str(folder)}, conditioning={"kind": "text"})
-    with pytest.raises(InvalidRequest, match="12 of 12 have none"):
+    with pytest.raises(InvalidRequest, match=r"12 of 12 have none, first 000\.png"):
         load_data(config)
     other = tmp_path / "notes.doc"
     other.write_text("x")
