@@ -146,6 +146,9 @@ class Conditioning(Mapping[str, Tensor]):
 
     def to(self, device: torch.device | str) -> "Conditioning":
         """Return the same conditioning on another device."""
+        device = torch.device(device)
+        if all(tensor.device == device for tensor in self._tensors.values()):
+            return self
         moved = {name: t.to(device) for name, t in self._tensors.items()}
         return Conditioning(moved, rows=self.rows, notes=self.notes)
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from mezzotint.errors import CardError, InvalidRequest, ShapeError, WeightsError, WorkFailed
 from mezzotint.files import write_atomically
 from mezzotint.models.base import Conditioning, Model, Network, Prompt, Report
+from mezzotint.models.finite import rows_not_finite
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.models.parts import combine_digests, digest_files, read_header, read_json
 from mezzotint.models.spec import ModelSpec
@@ -338,9 +339,7 @@ class GanModel(Model):
             labels = conditioning["class_labels"] if conditioning is not None else None
             inputs["class_labels"] = self._choose_classes(latents, labels)
         pictures = self._draw(inputs)
-        finite = torch.isfinite(pictures).flatten(1).all(dim=1)
-        if not bool(finite.all()):
-            rows = [k for k, good in enumerate(finite.tolist()) if not good]
+        if rows := rows_not_finite(pictures):
             raise WorkFailed(f"{self.spec.name} drew values that are not finite in rows {rows}")
         return pictures.expand(-1, 3, -1, -1) if pictures.shape[1] == 1 else pictures
 

@@ -15,7 +15,8 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ __all__ = ["ModelEntry", "ModelStore", "load_model"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[0-9a-f]{7,40}|@[\w.-]+)?")
+_LOOK_AGAIN_S = 0.2
+"""How long what was read of the folder of models holds; another program may add to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,22 +110,19 @@ class ModelStore:
         self._loading: dict[tuple[str, PlacementConfig], threading.Lock] = {}
         self._lock = threading.RLock()
         self._clock = 0
+        self._listed: dict[str, tuple[ModelEntry, ...]] = {}
+        self._listed_until_s = 0.0
         DIGESTS.keep_in(self.config.home_path / "cache" / "digests.json")
 
     # Names
 
     def entries(self) -> tuple[ModelEntry, ...]:
         """Return every version of every model, sorted by name and version."""
-        with self._lock:
-            found = {key: entry for key, entry in self._all().items() if key not in self._hidden}
-            return tuple(
-                replace(entry, is_default=version == self._default_version(name, found))
-                for (name, version), entry in sorted(found.items())
-            )
+        return tuple(entry for versions in self._list().values() for entry in versions)
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all models, sorted, without versions."""
-        return tuple(sorted({entry.name for entry in self.entries()}))
+        return tuple(self._list())
 
     def entry(self, name: str) -> ModelEntry:
         """Find a model by name, ``name@version``, path or Hub id.
@@ -133,7 +133,7 @@ class ModelStore:
             ModelError: If the path holds no model.
         """
         bare, _, version = name.partition("@")
-        entries = [entry for entry in self.entries() if entry.name == bare]
+        entries = self._list().get(bare, ())
         if entries:
             wanted = [e for e in entries if (e.version == version if version else e.is_default)]
             if wanted:
@@ -181,6 +181,24 @@ class ModelStore:
         found = unpack_cached(entry.path, self.config.home_path / "cache" / "archives")
         card = replace(found.card, name=entry.name)
         return replace(entry, card=card, path=found.path, layout=found.layout, digest=found.digest)
+
+    def _list(self) -> Mapping[str, tuple[ModelEntry, ...]]:
+        """Return every version of every name, sorted; looked up again now and then."""
+        with self._lock:
+            now = time.monotonic()
+            if now >= self._listed_until_s:
+                found = {k: entry for k, entry in self._all().items() if k not in self._hidden}
+                listed: dict[str, tuple[ModelEntry, ...]] = {}
+                for (name, version), entry in sorted(found.items()):
+                    is_default = version == self._default_version(name, found)
+                    shown = replace(entry, is_default=is_default)
+                    listed[name] = (*listed.get(name, ()), shown)
+                self._listed, self._listed_until_s = listed, now + _LOOK_AGAIN_S
+            return self._listed
+
+    def _look_again(self) -> None:
+        """Forget what was listed: it was changed from here."""
+        self._listed_until_s = 0.0
 
     def _all(self) -> dict[tuple[str, str], ModelEntry]:
         """Collect the three places, later ones hiding earlier ones."""
@@ -258,6 +276,7 @@ class ModelStore:
         entry = self._inspect_source(name, str(source))
         entry = replace(entry, version=version or entry.card.version)
         with self._lock:
+            self._look_again()
             taken = {(e.name, e.version) for e in self.entries()}
             if (name, entry.version) in taken:
                 raise InvalidRequest(
@@ -266,10 +285,13 @@ class ModelStore:
                     field="name",
                 )
             self._hidden.discard((name, entry.version))
-            if keep:
-                entry = self._keep(entry)
-            else:
-                self._registered[name, entry.version] = entry
+            try:
+                if keep:
+                    entry = self._keep(entry)
+                else:
+                    self._registered[name, entry.version] = entry
+            finally:
+                self._look_again()
         return entry
 
     def import_checkpoint(
@@ -349,6 +371,7 @@ class ModelStore:
             UnknownName: If there is no such model or version.
         """
         with self._lock:
+            self._look_again()
             bare, _, named = name.partition("@")
             if bare not in self.names():
                 raise UnknownName("model", bare, self.names(), field="model")
@@ -364,6 +387,7 @@ class ModelStore:
                         folder.parent.rmdir()
                 else:
                     self._hidden.add((entry.name, entry.version))
+            self._look_again()
 
     def set_default(self, name: str, version: str, *, keep: bool = True) -> None:
         """Make the bare ``name`` mean this version.
@@ -372,8 +396,10 @@ class ModelStore:
             UnknownName: If there is no such model or version.
         """
         with self._lock:
+            self._look_again()
             entry = self.entry(f"{name}@{version}")
             self._defaults[name] = entry.version
+            self._look_again()
             for other in [e.full_name for e in self.entries() if e.name == name]:
                 self._drop(other)  # a spec's name says which version is the default
             if keep:

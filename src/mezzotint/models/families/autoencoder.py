@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mezzotint.errors import CardError, ShapeError, WorkFailed
 from mezzotint.models.base import Network, Report
+from mezzotint.models.finite import rows_not_finite
 from mezzotint.models.networks import Placement, TorchNetwork
 from mezzotint.models.parts import Part, read_json
 
@@ -96,14 +97,14 @@ class Autoencoder:
         scaled = self._unscale(latents.float())
         network = self._networks["decoder"]
         (images,) = network(latents=scaled)
-        bad = [k for k, image in enumerate(images) if not bool(torch.isfinite(image).all())]
-        if bad and network is not self._rescue and bool(torch.isfinite(latents[bad]).all()):
+        bad = rows_not_finite(images)
+        if bad and network is not self._rescue and not rows_not_finite(latents[bad]):
             images = images.clone()
             for row in bad:  # two equal rows: the same bits however many are rescued
                 images[row] = self._rescue(latents=scaled[[row, row]])[0][0]
                 if report is not None:
                     report(row, "the decoder overflowed; the picture was decoded again in float32")
-            bad = [k for k in bad if not bool(torch.isfinite(images[k]).all())]
+            bad = rows_not_finite(images)
         if bad:
             where = ", ".join(map(str, bad))
             raise WorkFailed(

@@ -21,6 +21,7 @@ from mezzotint.models.families.common import (
     sample_size,
     scheduler_defaults,
 )
+from mezzotint.models.finite import rows_not_finite
 from mezzotint.models.networks import Placement, TorchNetwork
 from mezzotint.models.parts import Parts
 from mezzotint.models.spec import ModelSpec
@@ -119,8 +120,7 @@ class PixelUNetModel(Model):
         report: Report | None = None,
     ) -> Tensor:
         """Return the pictures that the latents are, grey ones in three channels."""
-        bad = [k for k, row in enumerate(latents) if not bool(torch.isfinite(row).all())]
-        if bad:
+        if bad := rows_not_finite(latents):
             raise WorkFailed(f"the model made no finite picture (row {bad[0]} of {len(latents)})")
         images = latents.float().clamp(-1, 1)
         return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
