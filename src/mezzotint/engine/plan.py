@@ -167,7 +167,7 @@ class WalkPosition:
     space: str = "z"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedVariation:
     """The other seed, how far towards it, and the size the noise is drawn for, or None."""
 
