@@ -1,8 +1,16 @@
-"""The golden thread over HTTP: one request through every door gives the same pixels."""
+"""The golden thread: one request through every door gives the same pixels.
+
+Nothing is kept: every door has its picture drawn anew. The command line and Python run
+in processes of their own, with homes of their own.
+"""
 
 import base64
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,8 +33,8 @@ def pixels(data: bytes) -> np.ndarray:
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     folder = tmp_path_factory.mktemp("roads")
-    engine = EngineConfig(buckets=(2, 4))  # two sizes to certify are enough here
-    config = LocalConfig(home=str(folder), device="cpu", backend="torch", engine=engine)
+    engine = EngineConfig(buckets=(2, 4), cache_memory_bytes=0, cache_disk_bytes=0)
+    config = LocalConfig(home=str(folder), device="cpu", engine=engine)
     service = LocalService(config)
     with open_door(folder / "jobs", service=service) as opened:
         yield opened
@@ -106,6 +114,37 @@ DOORS = (native, job, openai, a1111, huggingface, torchserve, kserve_v1, kserve_
 @pytest.mark.parametrize("ask", DOORS, ids=lambda f: f.__name__)
 def test_every_door_gives_the_pixels_of_the_engine(door, expected, ask):
     assert np.array_equal(pixels(ask(door)), expected)
+
+
+def elsewhere(folder: Path, *command: str) -> bytes:
+    """Run a program with a home of its own; return what it writes to its output."""
+    environment = {**os.environ, "MEZZOTINT_HOME": str(folder / "home")}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_command_line_gives_the_pixels_of_the_engine(tmp_path, expected):
+    program = str(Path(sys.executable).with_name("mezzotint"))
+    flags = ["--seed", "11", "--steps", "2", "--guidance-scale", "3", "--scheduler", "euler"]
+    flags += ["--width", "64", "--height", "64", "--quiet", "--output", "-"]
+    made = elsewhere(tmp_path, program, "generate", PROMPT, *flags)
+    assert np.array_equal(pixels(made), expected)
+
+
+@pytest.mark.slow
+def test_python_gives_the_pixels_of_the_engine(tmp_path, expected):
+    fields = {"seed": SEED, "scheduler": "euler", **COMMON}
+    code = (
+        "import sys, mezzotint as mz\n"
+        f"made = mz.generate({PROMPT!r}, **{fields!r})\n"
+        "sys.stdout.buffer.write(made.images[0].data)"
+    )
+    made = elsewhere(tmp_path, sys.executable, "-c", code)
+    assert np.array_equal(pixels(made), expected)
 
 
 def test_a_picture_from_any_door_is_restored_by_inspect_and_made_again(door, expected):
