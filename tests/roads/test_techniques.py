@@ -1,7 +1,10 @@
 """Techniques share calls with everybody and change nobody's bytes."""
 
+import hashlib
 import io
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -172,3 +175,28 @@ def test_an_ensemble_of_a_model_with_itself_is_the_model(engine):
 def test_an_unknown_lora_names_the_known_ones(engine):
     with pytest.raises(ValueError, match="unknown lora 'inks'; did you mean 'ink'"):
         engine.submit(ask(loras=(Lora(name="inks"),)))
+
+
+ALONE = """
+import hashlib, sys, tempfile
+from tests import tiny
+from tests.roads.test_techniques import ask
+import torch
+from mezzotint.models.components import from_pipeline
+from mezzotint.service.engine import Engine
+torch.set_num_threads(1)
+with Engine([from_pipeline(tiny.build("sd1"), name="sd")], device="cpu",
+            home=tempfile.mkdtemp(), backend="torch") as engine:
+    print(hashlib.sha256(engine.generate(ask()).images[0].data).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_after_a_lora_a_picture_without_is_that_of_a_fresh_process(engine):
+    for scale in (1.0, -2.0):
+        run(engine, ask(loras=(Lora(name="ink", scale=scale),)))
+    after = hashlib.sha256(run(engine, ask()).images[0].data).hexdigest()
+    fresh = subprocess.run(
+        [sys.executable, "-c", ALONE], capture_output=True, text=True, check=True
+    )
+    assert fresh.stdout.split()[-1] == after

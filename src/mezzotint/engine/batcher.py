@@ -20,7 +20,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 from mezzotint.engine.config import EngineConfig
-from mezzotint.engine.costs import CostTable, cost_key
+from mezzotint.engine.costs import CostTable, cost_key, encode_key
 from mezzotint.engine.memory import Footprint
 from mezzotint.engine.state import ImageId, ImageState, StepBatch
 
@@ -103,7 +103,7 @@ def next_joiners(world: World) -> tuple[ImageId, ...]:
         footprint = world.footprints[state.id]
         held += footprint.slot_bytes
         activation = max(activation, _activation(world, state))
-        encode_s -= world.costs.seconds(cost_key(state.plan), "encode", 1)
+        encode_s -= world.costs.seconds(encode_key(state.plan), "encode", 1)
         is_alone = count == 0 and not joiners
         fits = held + activation <= world.budget_bytes and count < world.config.max_running
         if not is_alone and (not fits or (joiners and encode_s < 0)):

@@ -7,8 +7,10 @@ rough guess from the model's shape stands in.
 """
 
 import json
+import math
 import statistics
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,21 +19,40 @@ from mezzotint.engine.memory import Footprint
 from mezzotint.engine.plan import Plan
 from mezzotint.files import write_atomically
 
-__all__ = ["CostTable", "Prediction", "cost_key"]
+__all__ = ["CostTable", "Prediction", "cost_key", "encode_key", "finish_key"]
 
-Kind = Literal["encode", "step", "reuse", "decode"]
+Kind = Literal["encode", "step", "reuse", "decode", "finish"]
 
 _KEEP = 0.7  # weight of the past in the running mean
 _OUTLIER = 8.0  # a time this many times the known one is somebody else's noise
-_GUESS_S = {"encode": 0.05, "step": 0.2, "reuse": 0.1, "decode": 0.2}
+_GUESS_S = {"encode": 0.05, "step": 0.2, "reuse": 0.1, "decode": 0.2, "finish": 0.0}
 
 
 def cost_key(plan: Plan) -> str:
     """Return the name under which a plan's times are kept: model, adapters, size."""
+    return _key(plan, plan.model_digest)
+
+
+def encode_key(plan: Plan) -> str:
+    """Return the name for encoding: a start picture goes through the model's encoder too."""
+    is_read = plan.techniques.image is not None and plan.techniques.upscaler[0] != "latent"
+    return f"{cost_key(plan)} picture" if is_read else cost_key(plan)
+
+
+def finish_key(plan: Plan) -> str | None:
+    """Return the name for what is done to a drawn picture; None where it is only written."""
+    if plan.techniques.upscale is None:
+        return None
+    factor, name, _ = plan.techniques.upscale
+    return f"upscale {name} {factor:g} {plan.size}"
+
+
+def _key(plan: Plan, digest: str) -> str:
     t = plan.techniques
     named = [*t.adapters.image_prompts, *t.adapters.loras, *t.adapters.controls]
     worn = "".join(f"+{digest[:8]}" for _, digest in named)
-    return f"{plan.model_digest[:16]}{worn} {plan.size} {plan.reproducibility}"
+    tiled = " tiled" if t.tiling else ""  # another way through the network
+    return f"{digest[:16]}{worn} {plan.size} {plan.reproducibility}{tiled}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,19 +153,72 @@ class CostTable:
         kinds: tuple[Kind, ...] = tuple("reuse" if r else "step" for r in plan.reused)
         kinds = kinds or ("step",) * len(plan.rows)
         steps = sum(
-            self._price(self._key_at(plan, key, k), kinds[k], plan.rows[k], least)
+            self._evaluation(plan, key, k, kinds[k], least)
             for k in range(evaluation, len(plan.rows))
         )
-        decode = self.seconds(key, "decode", 1)
-        encode = self.seconds(key, "encode", 1) if evaluation == 0 else 0.0
+        decode = 0.0 if plan.ends_in_latents else self.seconds(key, "decode", 1)
+        encode = self._encoding(plan) if evaluation == 0 else 0.0
         if plan.second is not None:
             decode += self.predict(plan.second, footprint, min_rows=min_rows).seconds
+        finished = finish_key(plan)
+        finish = self.seconds(finished, "finish", 1) if finished else 0.0
         return Prediction(
-            seconds=encode + steps + decode,
+            seconds=encode + steps + decode + finish,
             model_calls=plan.model_calls,
             peak_bytes=footprint.peak_bytes(max((*plan.rows, min_rows))),
             measured=self.is_measured(key, "step" if plan.rows else "decode"),
         )
+
+    def share(self, plans: Sequence[Plan], *, min_rows: int = 2) -> float:
+        """Predict the seconds that plans save when they are made side by side.
+
+        Args:
+            plans: The images of one request; those that may share calls do.
+            min_rows: Rows of the smallest network call.
+
+        Returns:
+            Seconds, >= 0, to be taken off the sum of what each costs alone.
+        """
+        groups = Counter((plan.batch_key, plan.rows, plan.reused) for plan in plans)
+        first = {(plan.batch_key, plan.rows, plan.reused): plan for plan in plans}
+        return sum(
+            self._saved(first[group], count, min_rows)
+            for group, count in groups.items()
+            if count > 1 and not first[group].techniques.ensemble
+        )
+
+    def _saved(self, plan: Plan, count: int, min_rows: int) -> float:
+        """Return what so many images of a kind save: the cheapest calls that hold all rows."""
+        key = cost_key(plan)
+        least = min_rows if plan.reproducibility == "exact" else 1
+        saved = 0.0
+        calls: list[tuple[Kind, int]] = [
+            ("reuse" if plan.reused and plan.reused[k] else "step", rows)
+            for k, rows in enumerate(plan.rows)
+        ]
+        for kind, rows in calls or [("decode", 1)]:
+            alone = self._price(key, kind, rows, least if plan.rows else 1)
+            known = self._seconds.get((key, kind), {})
+            together = [math.ceil(count * rows / size) * s for size, s in known.items()]
+            saved += max(count * alone - min(together, default=math.inf), 0.0)
+        return saved
+
+    def _encoding(self, plan: Plan) -> float:
+        """Return the seconds of encoding; of the prompts alone where no more is known."""
+        key = encode_key(plan)
+        is_known = self.is_measured(key, "encode")
+        return self.seconds(key if is_known else cost_key(plan), "encode", 1)
+
+    def _evaluation(self, plan: Plan, key: str, place: int, kind: Kind, least: int) -> float:
+        """Return the seconds of one evaluation of a lone image: a call to each denoiser asked."""
+        members = plan.techniques.ensemble
+        rows = plan.rows[place]
+        if not members:
+            return self._price(self._key_at(plan, key, place), kind, rows, least)
+        asked = [m for m in members if m.weights[plan.steps[place] - 1]]
+        keys = [_key(plan, member.digest) for member in asked]
+        known = [k if self.is_measured(k, kind) else key for k in keys]
+        return sum(self._price(k, kind, rows // len(asked), least) for k in known)
 
     def _price(self, key: str, kind: Kind, rows: int, least: int) -> float:
         """Return the seconds of the call a lone image's rows go into: padded, or as they are."""

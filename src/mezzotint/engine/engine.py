@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from mezzotint.engine.batcher import Credits, World, next_batch, next_joiners, settle, welcome
 from mezzotint.engine.config import EngineConfig
-from mezzotint.engine.costs import CostTable, cost_key
+from mezzotint.engine.costs import CostTable, cost_key, encode_key
 from mezzotint.engine.memory import Footprint
 from mezzotint.engine.plan import Plan
 from mezzotint.engine.state import (
@@ -249,7 +249,7 @@ class Engine:
             self._fail(image, error)
             return
         seconds = self._clock() - began
-        self._costs.record(cost_key(state.plan), "encode", 1, seconds)
+        self._costs.record(encode_key(state.plan), "encode", 1, seconds)
         if image not in self._states:  # a listener ended it
             self._hands.release(image)
             return

@@ -161,7 +161,7 @@ class Runner:
                 for k, picture in zip(drawn, pictures, strict=True):
                     answers[k] = picture
             arrays = [answer.float().cpu().numpy() for answer in answers]
-            seconds = self._clock() - began
+            seconds = self._clock() - began if drawn else None
         return Worked(
             decoded={
                 image: Decoded(picture=arrays[k], warnings=tuple(notes.get(k, ())))

@@ -12,9 +12,12 @@ The digest says *what* was asked, not where it was made, so that one recipe has
 one digest everywhere. Beside it stands A1111's text for everybody else's tools.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
+from importlib import metadata
+from types import MappingProxyType
 from typing import Any
 
 from mezzotint.errors import ImageError
@@ -23,7 +26,14 @@ from mezzotint.request import GenerationRequest
 from mezzotint.textchunks import RECIPE, read_texts
 from mezzotint.vocabulary import a1111_sampler, a1111_schedule
 
-__all__ = ["RECIPE_VERSION", "build_recipe", "digest_recipe", "make_infotext", "read_recipe"]
+__all__ = [
+    "RECIPE_VERSION",
+    "build_recipe",
+    "digest_recipe",
+    "library_versions",
+    "make_infotext",
+    "read_recipe",
+]
 
 RECIPE_VERSION = 1
 
@@ -42,6 +52,15 @@ def digest_recipe(request: Mapping[str, Any], index: int = 0) -> str:
     """Return the sha256 over a recipe's version, request and index, 64 hex digits."""
     text = canonical_json({"version": RECIPE_VERSION, "request": dict(request), "index": index})
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+_LIBRARIES = ("diffusers", "numpy", "pillow", "tokenizers", "torch", "transformers")
+
+
+@functools.cache
+def library_versions() -> Mapping[str, str]:
+    """Return the versions of what decides a picture's bytes: networks, tokens, files."""
+    return MappingProxyType({name: metadata.version(name) for name in _LIBRARIES})
 
 
 def build_recipe(

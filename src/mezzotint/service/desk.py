@@ -19,7 +19,7 @@ from typing import Any
 from mezzotint.engine.admission import Held, Load, admit, due_s, load_before
 from mezzotint.engine.cache import ResultCache
 from mezzotint.engine.config import EngineConfig
-from mezzotint.engine.costs import CostTable, Prediction
+from mezzotint.engine.costs import CostTable, Prediction, finish_key
 from mezzotint.engine.engine import Engine, Submission
 from mezzotint.engine.plan import ENLARGED, Plan
 from mezzotint.engine.state import (
@@ -568,7 +568,10 @@ class Desk:
                 self._cancel(run.order.id)
 
     def _observe(self, plan: Plan, timings: StageTimings) -> None:
-        """Publish the numbers of a finished picture."""
+        """Publish the numbers of a finished picture, and learn what enlarging it costs."""
+        finished = finish_key(plan)
+        if finished is not None:
+            self._costs.record(finished, "finish", 1, timings.write_s)
         metrics.count("mezzotint_images_total", model=plan.model)
         for stage in ("queue", "encode", "denoise", "decode", "gate", "write"):
             metrics.measure("mezzotint_stage_seconds", getattr(timings, f"{stage}_s"), stage=stage)

@@ -421,7 +421,8 @@ class LocalService:
             "seeds": [p.seed for p in order.planned.plans],
             "warnings": list(order.planned.warnings),
             "cost": {
-                "seconds": sum(c.seconds for c in costs),
+                "seconds": sum(c.seconds for c in costs)
+                - self.costs.share(order.planned.plans, min_rows=min_rows),
                 "model_calls": sum(c.model_calls for c in costs),
                 "bytes": max(c.peak_bytes for c in costs),
                 "measured": all(c.measured for c in costs),

@@ -21,6 +21,7 @@ import mezzotint
 from mezzotint.engine.plan import Adapters, Plan
 from mezzotint.engine.tiers import has_low_precision, has_step_cache
 from mezzotint.errors import InvalidRequest
+from mezzotint.images.metadata import library_versions
 from mezzotint.models.base import Model
 from mezzotint.models.config import ModelsConfig
 from mezzotint.models.controlnet import ControlNet
@@ -226,20 +227,15 @@ def _choose_backend(wanted: Backend, device: str) -> Literal["torch", "openvino"
     return wanted
 
 
-_LIBRARIES = ("diffusers", "numpy", "pillow", "tokenizers", "transformers")
-"""What else decides the bytes of a picture: networks, noise schedules, tokens, files."""
-
-
 def describe_environment(shelf: Shelf, placement_dtype: str | None) -> dict[str, Any]:
     """Return what arithmetic depends on: device, type, backend, versions, threads."""
     is_cpu = shelf.device == "cpu"
     found: dict[str, Any] = {
         "mezzotint": mezzotint.__version__,
-        "torch": torch.__version__,
         "device": shelf.device if is_cpu else _accelerator(shelf.device),
         "dtype": placement_dtype or ("float32" if is_cpu else "as stored"),
         "backend": shelf.backend,
-        **{name: metadata.version(name) for name in _LIBRARIES},
+        **library_versions(),
     }
     if is_cpu:
         found["cpu"] = torch.backends.cpu.get_cpu_capability()

@@ -19,7 +19,12 @@ from torch import Tensor
 import mezzotint
 from mezzotint.errors import InvalidRequest, WorkFailed
 from mezzotint.images.codec import encode, to_pixels
-from mezzotint.images.metadata import build_recipe, canonical_json, make_infotext
+from mezzotint.images.metadata import (
+    build_recipe,
+    canonical_json,
+    library_versions,
+    make_infotext,
+)
 from mezzotint.models.base import Conditioning, Model, Prompt
 from mezzotint.models.runs import RunModel
 from mezzotint.models.spec import ModelSpec
@@ -293,7 +298,7 @@ def _environment(model: Model) -> dict[str, Any]:
     device = devices.pop() if len(devices) == 1 else "cpu"
     found: dict[str, Any] = {
         "mezzotint": mezzotint.__version__,
-        "torch": torch.__version__,
+        **library_versions(),
         "device": device,
         "dtype": "float32",
         "backend": "torch",
