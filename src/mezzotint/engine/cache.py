@@ -4,10 +4,13 @@ A picture is found again only if its whole plan is the same: the stored
 canonical plan is compared on every hit, so not even a forged digest gives one
 user another's picture. What is kept is encoded bytes, never a shared object
 that somebody could change. Memory and disk are bounded by bytes; the least
-recently used goes first.
+recently used goes first. A file is checked against the digest of its content, so writing one
+need not wait for the disk.
 """
 
+import hashlib
 import json
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
@@ -16,7 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mezzotint.engine.plan import Plan
-from mezzotint.files import write_atomically
+from mezzotint.files import atomic_path
 
 __all__ = ["ByteCache", "CachedImage", "ResultCache"]
 
@@ -24,6 +27,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 _REMEMBERED_PLANS = 512
+_WORTH_A_FILE_S = 0.02  # what is drawn faster is drawn again rather than written
 
 
 class ByteCache(Generic[K, V]):
@@ -110,6 +114,7 @@ class ResultCache:
         self._folder = folder if disk_bytes > 0 else None
         self._disk_bytes = disk_bytes
         self._disk: OrderedDict[str, int] = OrderedDict()
+        self._disk_used = 0
         self._plans: OrderedDict[str, str] = OrderedDict()
         self._scan()
 
@@ -123,14 +128,15 @@ class ResultCache:
                 self._memory.put(digest, found)
         return found if found is not None and found.canonical == canonical else None
 
-    def put(self, plan: Plan, image: CachedImage) -> None:
-        """Keep a picture."""
+    def put(self, plan: Plan, image: CachedImage, *, drawn_s: float = math.inf) -> None:
+        """Keep a picture; on disk too if it took ``drawn_s`` seconds that are worth it."""
         digest = plan.digest
         self._memory.put(digest, image)
         self._plans[digest] = image.canonical
         while len(self._plans) > _REMEMBERED_PLANS:
             self._plans.popitem(last=False)
-        self._write(digest, image)
+        if drawn_s >= _WORTH_A_FILE_S:
+            self._write(digest, image)
 
     def why_miss(self, plan: Plan) -> str:
         """Explain a miss: what differs from the most similar picture that is kept.
@@ -165,6 +171,7 @@ class ResultCache:
                 continue
             files.append((status.st_mtime, path.stem, status.st_size))
         self._disk.update((stem, size) for _, stem, size in sorted(files))
+        self._disk_used = sum(self._disk.values())
 
     def _path(self, digest: str) -> Path:
         assert self._folder is not None  # noqa: S101 - called only with a folder
@@ -181,18 +188,21 @@ class ResultCache:
                 "height": image.height,
                 "recipe": image.recipe,
                 "warnings": image.warnings,
+                "sha256": hashlib.sha256(image.data).hexdigest(),
             }
         ).encode()
         data = len(head).to_bytes(8, "big") + head + image.data
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path(digest), data)
+            with atomic_path(self._path(digest)) as partial:
+                partial.write_bytes(data)
         except OSError:
             return
+        self._disk_used += len(data) - self._disk.pop(digest, 0)
         self._disk[digest] = len(data)
-        self._disk.move_to_end(digest)
-        while sum(self._disk.values()) > self._disk_bytes and self._disk:
-            oldest, _ = self._disk.popitem(last=False)
+        while self._disk_used > self._disk_bytes and self._disk:
+            oldest, size = self._disk.popitem(last=False)
+            self._disk_used -= size
             self._path(oldest).unlink(missing_ok=True)
 
     def _read(self, digest: str) -> CachedImage | None:
@@ -210,9 +220,11 @@ class ResultCache:
                 recipe=head["recipe"],
                 warnings=tuple(head["warnings"]),
             )
+            if head["sha256"] != hashlib.sha256(image.data).hexdigest():
+                raise ValueError("the file was not written to its end")
             os.utime(path)
         except (OSError, ValueError, KeyError, TypeError):
-            self._disk.pop(digest, None)
+            self._disk_used -= self._disk.pop(digest, 0)
             path.unlink(missing_ok=True)
             return None
         self._disk.move_to_end(digest)

@@ -84,7 +84,9 @@ class Sharing:
         """Keep the picture that an image became, end the flight it led, return the followers."""
         is_picture = isinstance(outcome, ImageOutput)
         if is_picture and plan.reproducibility == "exact" and not outcome.attempts:
-            self._results.put(plan, _to_cache(outcome, plan))
+            spent = outcome.timings
+            drawn_s = spent.encode_s + spent.denoise_s + spent.decode_s + spent.write_s
+            self._results.put(plan, _to_cache(outcome, plan), drawn_s=drawn_s)
         flight = self._flights.get(plan.digest)
         if flight is None or flight.leader != image:
             return []

@@ -61,6 +61,29 @@ def test_a_broken_file_is_a_miss_and_is_removed(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_a_power_cut_left_half_written_is_a_miss_and_is_removed(tmp_path):
+    plan = make_plan()
+    ResultCache(memory_bytes=0, disk_bytes=10_000, folder=tmp_path).put(plan, image(plan))
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    for torn in (whole[:-3], whole[:-3] + b"\0\0\0"):
+        file.write_bytes(torn)
+        cache = ResultCache(memory_bytes=0, disk_bytes=10_000, folder=tmp_path)
+        assert cache.get(plan) is None
+        assert not list(tmp_path.iterdir())
+
+
+def test_what_is_drawn_at_once_is_kept_in_memory_only(tmp_path):
+    cache = ResultCache(memory_bytes=10_000, disk_bytes=10_000, folder=tmp_path)
+    cache.put(make_plan(seed=1), image(make_plan(seed=1)), drawn_s=0.002)
+    cache.put(make_plan(seed=2), image(make_plan(seed=2)), drawn_s=0.2)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert cache.get(make_plan(seed=1)).data == b"picture"
+    later = ResultCache(memory_bytes=0, disk_bytes=10_000, folder=tmp_path)
+    assert later.get(make_plan(seed=1)) is None
+    assert later.get(make_plan(seed=2)).data == b"picture"
+
+
 def test_a_miss_is_explained_by_the_field_that_differs():
     cache = ResultCache(memory_bytes=10_000)
     plan = make_plan(seed=1)
