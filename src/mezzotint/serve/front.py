@@ -7,7 +7,8 @@ clients that go away, and keeps what the answer's headers need.
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +35,8 @@ from mezzotint.types import (
 )
 
 __all__ = ["Front", "new_id"]
+
+_MODELS_S = 1.0  # age of a list of models that predictions may be looked up in
 
 Observer = Callable[[Event], None]
 
@@ -67,8 +70,31 @@ class Front:
         self.meter = meter or Meter()
         self.draining = False
         self.running = 0
+        self._models: tuple[Mapping[str, Any], ...] | None = None
+        self._models_s = 0.0
+        self._model_changes = 0
         self.memory: dict[str, Any] = {}  # what a dialect remembers between requests
         self._paths_allowed = all(is_loopback(host) for host, _ in config.listeners().values())
+
+    async def recent_models(self) -> tuple[Mapping[str, Any], ...]:
+        """Return the list of models as it was at most a second ago.
+
+        For doors that look a name up before every prediction: the worker need not write
+        the whole list for each of them. Changes made through this server show at once.
+        """
+        now = time.monotonic()
+        if self._models is not None and now - self._models_s <= _MODELS_S:
+            return self._models
+        change = self._model_changes
+        models = tuple(await self.service.models())
+        if change == self._model_changes:
+            self._models, self._models_s = models, now
+        return models
+
+    def forget_models(self) -> None:
+        """Ask for the list of models anew: it was changed."""
+        self._models = None
+        self._model_changes += 1
 
     def admit(self, request: GenerationRequest, caller: Caller) -> None:
         """Refuse what is too much, before any work.

@@ -372,3 +372,22 @@ def test_concurrency_limit_answers_429(tmp_path):
         for thread in threads:
             thread.join()
         assert sorted(codes) == [200, 429]
+
+
+def test_predictions_share_one_look_at_the_models_and_a_removed_one_is_gone_at_once():
+    with open_door() as door:
+        looks, models = [], door.service.models
+
+        async def counted():
+            looks.append(1)
+            return await models()
+
+        door.service.models = counted
+        for seed in range(4):
+            body = {"prompt": "x", "seed": seed}
+            assert door.http.post("/predictions/plate", json=body).status_code == 200
+        assert len(looks) == 1
+        assert door.http.post("/predictions/nobody", json={}).status_code == 404
+        assert door.http.post("/predictions/plate-gan", json={}).status_code == 200
+        assert door.management.delete("/models/plate-gan").status_code == 200
+        assert door.http.post("/predictions/plate-gan", json={}).status_code == 404

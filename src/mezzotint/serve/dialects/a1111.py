@@ -322,7 +322,7 @@ async def _make(front: Front, http: Request, *, is_img2img: bool) -> Response:
     finally:
         del _jobs(front)[job.id]
     name = order.request.model
-    models = {m["name"]: m for m in await front.service.models()}
+    models = {m["name"]: m for m in await front.recent_models()}
     model = models.get(name.partition("@")[0], {})
     stopped = job.interrupted or job.skipped
     return json_response(from_images(job.finished, order, model, interrupted=stopped))

@@ -235,7 +235,7 @@ async def _resolve(
         NoWorkers: If the model has no workers at this door.
         Unsupported: If it is handler code and the protocol does not take it.
     """
-    model = await find_model(front, name, version)
+    model = await find_model(front, name, version, recent=True)
     if not num_workers(front, model):
         raise NoWorkers(
             f'Model "{name}" has no worker to serve inference request. '

@@ -52,14 +52,25 @@ def num_workers(front: Front, model: Mapping[str, Any]) -> int:
     return _workers(front).get(f"{model['name']}@{model['version']}", (1, 1))[0]
 
 
-async def find_model(front: Front, name: str, version: str | None) -> Mapping[str, Any]:
+async def find_model(
+    front: Front, name: str, version: str | None, *, recent: bool = False
+) -> Mapping[str, Any]:
     """Find a model by name and version (the default one if None).
+
+    Args:
+        front: The desk.
+        name: Name of the model.
+        version: Its version.
+        recent: Whether a list that is a second old will do.
 
     Raises:
         UnknownName: If there is no such model.
         ModelVersionNotFound: If there is no such version of it.
     """
-    models = [m for m in await front.service.models() if m["name"] == name]
+    listed = await (front.recent_models() if recent else front.service.models())
+    models = [m for m in listed if m["name"] == name]
+    if recent and not any(m["version"] == version or version is None for m in models):
+        return await find_model(front, name, version)
     if not models:
         raise UnknownName("model", name[:200], (), field="model")
     for model in models:
@@ -137,6 +148,7 @@ async def register(front: Front, http: Request) -> Response:
         if error.field == "name":
             raise Conflict(str(error)) from None
         raise
+    front.forget_models()
     _workers(front)[f"{model['name']}@{model['version']}"] = (workers, workers)
     text = (
         f'Model "{model["name"]}" Version: {model["version"]} registered with '
@@ -177,6 +189,7 @@ async def set_default(front: Front, http: Request) -> Response:
             f"Model version {version[:80]} does not exist for model {name[:200]}"
         ) from None
     await front.service.set_default(name, version)
+    front.forget_models()
     text = f'Default version successfully updated for model "{name}" to "{version}"'
     return json_response({"status": text}, indent=True)
 
@@ -275,6 +288,7 @@ async def unregister(front: Front, http: Request) -> Response:
     if model["default"] and len(versions) > 1:
         raise DefaultVersion(f"Cannot remove default version for model {name}")
     await front.service.unregister(name, model["version"])
+    front.forget_models()
     _workers(front).pop(f"{name}@{model['version']}", None)
     return json_response({"status": f'Model "{name}" unregistered'}, indent=True)
 
