@@ -19,6 +19,8 @@ from mezzotint.types import MAX_SEED, ImageInput
 
 __all__ = ["Checked", "check_range", "convert", "read", "write"]
 
+_SCALARS = frozenset((bool, int, float, str))
+
 
 def check_range(name: str, value: float | None, low: float, high: float, *, unit: str = "") -> None:
     """Refuse a number outside [low, high], NaN and infinity included."""
@@ -41,9 +43,10 @@ class Checked:
     __slots__ = ()
 
     def __post_init__(self) -> None:
-        cls = type(self)
-        for name, hint in field_types(cls).items():
+        for name, hint, settled in _checks(type(self)):
             value = getattr(self, name)
+            if value is settled:
+                continue
             converted = convert(value, hint, _json_name(name))
             if converted is not value:
                 object.__setattr__(self, name, converted)
@@ -56,6 +59,35 @@ class Checked:
 @functools.cache
 def field_types(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
+
+
+@functools.cache
+def _checks(cls: type) -> tuple[tuple[str, Any, Any], ...]:
+    """Return name, type and default of every field; a default that needs no conversion.
+
+    Where there is none it is an object that no field has, so that nothing equals it.
+    """
+    found: list[tuple[str, Any, Any]] = []
+    defaults = {f.name: f.default for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name, hint in field_types(cls).items():
+        default = defaults.get(name, dataclasses.MISSING)
+        settled = object()
+        if default is not dataclasses.MISSING and convert(default, hint, name) is default:
+            settled = default
+        found.append((name, hint, settled))
+    return tuple(found)
+
+
+@functools.cache
+def _fields_of(cls: Any) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the field of each JSON name, and the JSON names that must be given."""
+    fields = dataclasses.fields(cls)
+    needed = tuple(
+        _json_name(f.name)
+        for f in fields
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    )
+    return {_json_name(f.name): f.name for f in fields}, needed
 
 
 def _json_name(name: str) -> str:
@@ -75,7 +107,7 @@ def read(cls: Any, data: Any, path: str = "") -> Any:
     if hasattr(cls, "from_plain"):
         return cls.from_plain(entries, path)
     hints = field_types(cls)
-    fields = {_json_name(f.name): f.name for f in dataclasses.fields(cls)}
+    fields, needed = _fields_of(cls)
     values: dict[str, Any] = {}
     for key, value in entries.items():
         if key not in fields:
@@ -83,15 +115,9 @@ def read(cls: Any, data: Any, path: str = "") -> Any:
             raise UnknownName("field", str(where), fields, field=str(where))
         name = fields[key]
         values[name] = convert(value, hints[name], f"{path}.{key}" if path else key)
-    needed = [
-        _json_name(f.name)
-        for f in dataclasses.fields(cls)
-        if f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-        and f.name not in values
-    ]
-    if needed:
-        raise InvalidRequest(f"{path}.{needed[0]} is needed", field=f"{path}.{needed[0]}")
+    missing = next((name for name in needed if name not in entries), None)
+    if missing is not None:
+        raise InvalidRequest(f"{path}.{missing} is needed", field=f"{path}.{missing}")
     try:
         return cls(**values)
     except InvalidRequest as error:
@@ -102,6 +128,8 @@ def read(cls: Any, data: Any, path: str = "") -> Any:
 
 def convert(value: Any, hint: Any, path: str) -> Any:
     """Convert a JSON value to the type of a field, or say what was expected."""
+    if type(value) is hint and hint in _SCALARS:
+        return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -197,7 +225,7 @@ def write(value: Any) -> Any:
         result: dict[str, Any] = {}
         for f in dataclasses.fields(value):
             item = getattr(value, f.name)
-            if f.default is dataclasses.MISSING or item != f.default:
+            if item is not f.default and item != f.default:
                 result[_json_name(f.name)] = write(item)
         return result
     if isinstance(value, tuple):
