@@ -59,7 +59,17 @@ def pack(head: Mapping[str, Any]) -> bytes:
     move behind the JSON, each with its own length.
     """
     blobs: list[bytes] = []
-    text = orjson.dumps(_lift(head, blobs), option=orjson.OPT_NON_STR_KEYS)
+
+    def lift(value: Any) -> Any:
+        """Stand for what JSON has no words for."""
+        if isinstance(value, bytes):
+            blobs.append(value)
+            return {"$blob": len(blobs) - 1}
+        if isinstance(value, Mapping):
+            return dict(value)
+        raise TypeError(f"{type(value).__name__} cannot be sent")
+
+    text = orjson.dumps(head, default=lift, option=orjson.OPT_NON_STR_KEYS)
     parts = [struct.pack(">Q", len(text)), text]
     for blob in blobs:
         parts += [struct.pack(">Q", len(blob)), blob]
@@ -83,27 +93,22 @@ def unpack(body: bytes) -> dict[str, Any]:
             raise ValueError("a byte string is longer than its message")
         blobs.append(body[at + 8 : at + 8 + size])
         at += 8 + size
-    return _lower(orjson.loads(text), blobs)
-
-
-def _lift(value: Any, blobs: list[bytes]) -> Any:
-    if isinstance(value, bytes):
-        blobs.append(value)
-        return {"$blob": len(blobs) - 1}
-    if isinstance(value, Mapping):
-        return {k: _lift(v, blobs) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_lift(v, blobs) for v in value]
-    return value
+    head = orjson.loads(text)
+    return _lower(head, blobs) if blobs else head
 
 
 def _lower(value: Any, blobs: list[bytes]) -> Any:
+    """Put byte strings back, in place."""
     if isinstance(value, dict):
-        if value.keys() == {"$blob"}:
+        if len(value) == 1 and "$blob" in value:
             return blobs[value["$blob"]]
-        return {k: _lower(v, blobs) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_lower(v, blobs) for v in value]
+        for key, item in value.items():
+            if isinstance(item, dict | list):
+                value[key] = _lower(item, blobs)
+        return value
+    for place, item in enumerate(value):
+        if isinstance(item, dict | list):
+            value[place] = _lower(item, blobs)
     return value
 
 
