@@ -6,22 +6,27 @@ pictures are laid out. Run it again after the built-in model has changed:
     python examples/technique_sheets.py [NAME ...]
 """
 
+import os
 import shlex
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from mezzotint.images.animation import decode_frames
+from mezzotint.images.preprocess import preprocess
 from mezzotint.images.sheets import make_sheet
 
 PROGRAM = str(Path(sys.executable).with_name("mezzotint"))
 TARGET = Path(__file__).parent.parent / "docs" / "pictures" / "techniques"
 BASE = 'generate "a red apple" --seed 7'
+PREPARED = ("canny:40:80", "threshold:200", "blur:4", "tile:8", "invert")
 CAKE = 'generate "a birthday cake with candles" --seed 5'
 
 
@@ -88,8 +93,8 @@ SHEETS = {
     ),
     "hires": Sheet(
         {
-            "one": f"{BASE} --upscale 2",
-            "two": f"{BASE} --hires 2:lanczos:0.4",
+            "one": f"{BASE} --upscale 1.5",
+            "two": f"{BASE} --hires 1.5:lanczos:0.15",
         }
     ),
     "upscaling": Sheet(
@@ -105,6 +110,14 @@ SHEETS = {
             "plain": BASE,
             "heavier": 'generate "a (red:1.5) apple" --seed 7 --prompt-dialect a1111',
             "edited": 'generate "a [red:green:0.5] apple" --seed 7 --prompt-dialect a1111',
+        }
+    ),
+    "controlnet": Sheet({"picture": CAKE}),
+    "textual-inversion": Sheet(
+        {
+            "apple": 'generate "a red apple" --seed 7',
+            "both": 'generate "a red <appleheart>" --seed 7 --embedding appleheart',
+            "heart": 'generate "a red heart" --seed 7',
         }
     ),
     "laboratory": Sheet({"lab": "lab --samples 64 -o {out}.png"}),
@@ -124,25 +137,42 @@ def main(names: list[str]) -> None:
 
 def draw(sheet: Sheet, folder: Path, name: str) -> np.ndarray:
     """Run the commands of a sheet and lay their pictures out."""
-    files = {"mask": folder / "mask.png"}
+    drawn = {"mask": folder / "mask.png"}
+    if name == "textual-inversion":
+        write_word(folder / "embeddings" / "appleheart.safetensors", "apple", "heart")
     disc = np.hypot(*(np.mgrid[:64, :64] - 31.5)) < 20
-    Image.fromarray(disc.astype(np.uint8) * 255).save(files["mask"])
+    Image.fromarray(disc.astype(np.uint8) * 255).save(drawn["mask"])
     pictures: list[np.ndarray] = []
     for key, command in sheet.commands.items():
         out = folder / key
-        words = [w.format(out=out, **files) for w in shlex.split(command)]
+        words = [w.format(out=out, **drawn) for w in shlex.split(command)]
         if not any(w in ("-o", "--output") for w in words):
             words += ["-o", f"{out}.png"]
-        subprocess.run([PROGRAM, *words], check=True)
-        files[key] = Path(words[words.index("-o") + 1])
-        pictures += decode_frames(files[key].read_bytes())
+        home = {"MEZZOTINT_HOME": str(folder)} if name == "textual-inversion" else {}
+        subprocess.run([PROGRAM, *words], check=True, env={**os.environ, **home})
+        drawn[key] = Path(words[words.index("-o") + 1])
+        pictures += decode_frames(drawn[key].read_bytes())
     if name == "tiling":
         pictures = [np.tile(picture, (2, 2, 1)) for picture in pictures]
+    if name == "controlnet":
+        pictures += [preprocess(pictures[0], text) for text in PREPARED]
     return (
         side_by_side(pictures)
         if sheet.columns is None
         else make_sheet(pictures, columns=sheet.columns)
     )
+
+
+def write_word(path: Path, *words: str) -> None:
+    """Write a word that means what lies between others: a textual inversion without training."""
+    folder = Path(str(files("mezzotint"))) / "models" / "builtin" / "plate"
+    ids = {w: k for k, w in enumerate((folder / "tokenizer/vocab.txt").read_text().split("\n"))}
+    vectors = load_file(folder / "text_encoder/model.safetensors")[
+        "embeddings.word_embeddings.weight"
+    ].astype(np.float32)
+    path.parent.mkdir(parents=True)
+    between = np.mean([vectors[ids[word]] for word in words], axis=0, keepdims=True)
+    save_file({f"<{path.stem}>": between}, path)
 
 
 def side_by_side(pictures: list[np.ndarray]) -> np.ndarray:

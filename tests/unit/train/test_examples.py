@@ -1,8 +1,10 @@
+import importlib.util
 from pathlib import Path
 
 import pytest
 
 from mezzotint.train.config import TrainConfig
+from mezzotint.train.data import load_data
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "training" / "examples").glob("*.toml"))
 
@@ -16,3 +18,23 @@ def test_every_example_is_a_configuration(path):
 def test_there_is_an_example_of_every_kind():
     kinds = {TrainConfig.from_toml(path).kind for path in EXAMPLES}
     assert kinds == {"diffusion", "autoencoder", "gan", "lora", "distill"}
+
+
+@pytest.mark.slow
+def test_every_example_finds_its_data(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("make_data", EXAMPLES[0].parent / "make_data.py")
+    make_data = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_data)
+    make_data.main(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    for path in EXAMPLES:
+        config = TrainConfig.from_toml(path)
+        data, report = load_data(config)
+        found[path.stem] = (report.count, data.shape, len(set(data.captions)))
+    pictures = (1000, (3, 64, 64), 40)  # two counts, five colours, four shapes
+    assert found["classes"] == (1797, (1, 16, 16), 0)
+    assert found["points"] == (20_000, (2,), 0)
+    assert found["waves"] == (4000, (1, 64), 0)
+    assert found["text"] == found["gan"] == found["distill"] == found["autoencoder"] == pictures
+    assert found["lora"][:2] == (20, (3, 128, 128))
