@@ -1,159 +1,45 @@
-"""Goodput: mixed ``plate`` requests at Mezzotint, LitServe and FastAPI with a lock.
+"""Goodput: mixed ``plate`` requests at Mezzotint, TorchServe, LitServe and FastAPI with a lock.
 
-The same diffusers folder behind three servers that run at once and take turns. Requests
-differ in prompt, seed and number of steps and come at random moments at rates from half
-to twice what diffusers alone can do. A request is good if its picture comes within three
-times what it takes diffusers alone. Needs the packages ``litserve`` and ``fastapi``.
+The same diffusers folder behind servers that run at once and take turns. Requests
+differ in prompt, seed and number of steps and come at random moments at rates from one
+to six times what diffusers alone can do. A request is good if its picture comes within three
+times what it takes diffusers alone (FastAPI's latency with nobody else there). Needs
+the packages ``litserve`` and ``torchserve`` (and Java 17).
 """
 
 import argparse
 import asyncio
-import importlib.util
 import json
-import os
 import random
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from bench._report import ratios, write
-from bench.serve import free_ports, wait_for
+from bench._servers import Server, installed, start, stop
 
-import mezzotint.models
-
-PLATE = Path(mezzotint.models.__path__[0]) / "builtin" / "plate"
 STEPS = (4, 8, 12)
 PROMPTS = ("a red apple", "a blue boat on yellow", "two green leaves", "a brown dog")
-COMMON = '''
-import io, os, sys, threading
-import torch
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
-pipe.set_progress_bar_config(disable=True)
-port = int(sys.argv[2])
+PEERS = ("torchserve", "litserve")
 
 
-def draw(items):
-    """One call of the pipeline for requests of one number of steps, a generator each."""
-    made = pipe(
-        [i["prompt"] for i in items],
-        num_inference_steps=items[0]["num_inference_steps"],
-        generator=[torch.Generator().manual_seed(i["seed"]) for i in items],
-    ).images
-    answers = []
-    for picture in made:
-        stream = io.BytesIO()
-        picture.save(stream, "PNG")
-        answers.append(stream.getvalue())
-    return answers
-'''
-FASTAPI = (
-    COMMON
-    + """
-import uvicorn
-from fastapi import FastAPI, Response
-
-app, lock = FastAPI(), threading.Lock()
-
-
-@app.get("/ready")
-def ready():
-    return {"ready": True}
-
-
-@app.post("/draw")
-def handle(item: dict):
-    with lock:
-        return Response(draw([item])[0], media_type="image/png")
-
-
-uvicorn.run(app, port=port, log_level="warning")
-"""
-)
-LITSERVE = """
-import base64, sys
-import litserve
-
-
-class Plate(litserve.LitAPI):
-    def setup(self, device):
-        space = {}
-        exec(open(sys.argv[3]).read(), space)
-        self.draw = space["draw"]
-
-    def decode_request(self, request):
-        return request
-
-    def batch(self, items):
-        return items
-
-    def predict(self, items):
-        answers = [None] * len(items)
-        for steps in {i["num_inference_steps"] for i in items}:
-            places = [k for k, i in enumerate(items) if i["num_inference_steps"] == steps]
-            for place, data in zip(places, self.draw([items[k] for k in places])):
-                answers[place] = data
-        return answers
-
-    def unbatch(self, answers):
-        return answers
-
-    def encode_response(self, data):
-        return {"png": base64.b64encode(data).decode()}
-
-
-if __name__ == "__main__":
-    api = Plate(max_batch_size=8, batch_timeout=0.02)
-    server = litserve.LitServer(api, accelerator="cpu", timeout=600)
-    server.run(port=int(sys.argv[2]), generate_client_file=False, log_level="warning")
-"""
-
-
-def start(name: str, folder: Path) -> tuple[subprocess.Popen[bytes], int, str]:
-    """Start one server; return its process, port and the path to post to."""
-    ports = free_ports(3)
-    environment = {**os.environ, "MEZZOTINT_HOME": str(folder / "home")}
-    ready, word, path = f"http://127.0.0.1:{ports[0]}/health", "ok", "/predict"
-    if name == "mezzotint":
-        flags = ["--port", str(ports[0]), "--management-port", str(ports[1])]
-        flags += ["--metrics-port", str(ports[2]), "--models", "plate"]
-        command = [str(Path(sys.executable).with_name("mezzotint")), "serve", *flags]
-        ready, word = f"http://127.0.0.1:{ports[0]}/health/ready", '"ready":true'
-        path = "/v1/generations"
-    else:
-        script = folder / f"{name}.py"
-        script.write_text(FASTAPI if name == "fastapi" else LITSERVE)
-        (folder / "common.py").write_text(COMMON)
-        command = [sys.executable, str(script), str(PLATE), str(ports[0])]
-        command += [str(folder / "common.py")]
-        if name == "fastapi":
-            ready, word, path = f"http://127.0.0.1:{ports[0]}/ready", "true", "/draw"
-    with (folder / f"{name}.log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True
-        )
-    wait_for(ready, word, process)
-    return process, ports[0], path
-
-
-async def ask(port: int, path: str, item: dict[str, Any]) -> float:
+async def ask(server: Server, item: dict[str, Any]) -> float:
     """Ask for one picture; return the seconds it took, infinity if there was none."""
     body = json.dumps(item).encode()
     head = (
-        f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
-        f"accept: image/png\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+        f"POST {server.path} HTTP/1.1\r\nhost: 127.0.0.1:{server.port}\r\n"
+        f"content-type: application/json\r\naccept: image/png\r\n"
+        f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     began = time.perf_counter()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1 << 22)
     try:
         writer.write(head.encode() + body)
-        answer = await reader.read(-1)
+        answer = (await reader.readuntil(b"\r\n\r\n")).lower()
+        size = int(answer.split(b"content-length:")[1].split(b"\r\n")[0])
+        await reader.readexactly(size)  # TorchServe leaves the connection open
         return time.perf_counter() - began if answer[9:12] == b"200" else float("inf")
     finally:
         writer.close()
@@ -168,13 +54,13 @@ def items(count: int, first: int) -> list[dict[str, Any]]:
 
 
 async def storm(
-    port: int, path: str, work: list[dict[str, Any]], rate: float
+    server: Server, work: list[dict[str, Any]], rate: float, seed: int
 ) -> list[tuple[int, float]]:
     """Send requests at random moments; return steps and seconds of each."""
-    chance = random.Random(3)
+    chance = random.Random(seed)
 
     async def one(item: dict[str, Any]) -> tuple[int, float]:
-        return item["num_inference_steps"], await ask(port, path, item)
+        return item["num_inference_steps"], await ask(server, item)
 
     tasks: list[asyncio.Task[tuple[int, float]]] = []
     for item in work:
@@ -186,41 +72,35 @@ async def storm(
 def main() -> None:
     """Run and write ``bench/results/goodput.json``."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--requests", type=int, default=24)
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.5, 1.0, 2.0])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1.0, 2.0, 4.0, 6.0])
     given = parser.parse_args()
-    peers = [n for n in ("litserve", "fastapi") if importlib.util.find_spec(n)]
+    peers = installed(PEERS)
     if not peers:
-        raise SystemExit("this needs the packages litserve and fastapi")
+        raise SystemExit("this needs the packages litserve or torchserve (with Java 17)")
     with tempfile.TemporaryDirectory() as name:
-        servers: dict[str, tuple[subprocess.Popen[bytes], int, str]] = {}
+        servers: dict[str, Server] = {}
         try:
-            for server in ("mezzotint", *peers):
-                servers[server] = start(server, Path(name))
+            for server in ("mezzotint", *peers, "fastapi"):
+                servers[server] = start(server, "plate", Path(name))
                 print(f"up: {server}", flush=True)
             report = measure(servers, given)
         finally:
-            for process, _, _ in servers.values():
-                os.killpg(process.pid, signal.SIGTERM)
-            for process, _, _ in servers.values():
-                try:
-                    process.wait(30)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
+            stop(servers.values())
     write("goodput", report)
 
 
-def measure(servers: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+def measure(servers: dict[str, Server], given: argparse.Namespace) -> dict[str, Any]:
     """Find out what diffusers takes alone, then let the servers take turns at each rate."""
     alone: dict[int, float] = {}
-    _, port, path = servers.get("fastapi") or servers["litserve"]
+    lone = servers["fastapi"]
     for server in servers.values():
         for item in items(6, 1_000):  # everybody warm: every number of steps
-            asyncio.run(ask(server[1], server[2], item))
+            asyncio.run(ask(server, item))
     for steps in STEPS:
         taken = [
-            asyncio.run(ask(port, path, {**item, "num_inference_steps": steps}))
+            asyncio.run(ask(lone, {**item, "num_inference_steps": steps}))
             for item in items(3, 2_000 + steps * 10)
         ]
         alone[steps] = statistics.median(taken)
@@ -231,10 +111,10 @@ def measure(servers: dict[str, Any], given: argparse.Namespace) -> dict[str, Any
         goods: dict[str, list[float]] = {name: [] for name in servers}
         late: dict[str, list[float]] = {name: [] for name in servers}
         for round_ in range(given.rounds):
-            for name, (_, port, path) in servers.items():
+            for name, server in servers.items():
                 work = items(given.requests, int(1e6 * (1 + round_)) + int(rate * 1000))
                 began = time.perf_counter()
-                took = asyncio.run(storm(port, path, work, rate * capacity))
+                took = asyncio.run(storm(server, work, rate * capacity, round_))
                 good = sum(seconds <= 3 * alone[steps] for steps, seconds in took)
                 goods[name].append(round(good / (time.perf_counter() - began), 3))
                 late[name].append(round(max(s / alone[n] for n, s in took), 2))

@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 import psutil
 from bench._report import write
-from bench.serve import free_ports, wait_for
+from bench._servers import free_ports, wait_for
 
 BODY = {"model": "plate", "prompt": "a red apple", "width": 64, "height": 64}
 STEPS = (2, 3, 4, 6)
