@@ -47,7 +47,7 @@ async def load(
             content = json.dumps(body(model, seed)).encode()
             head = (
                 f"POST {server.path} HTTP/1.1\r\nhost: 127.0.0.1:{server.port}\r\n"
-                f"accept: image/*\r\ncontent-type: application/json\r\n"
+                f"accept: image/png\r\ncontent-type: application/json\r\n"
                 f"content-length: {len(content)}\r\n\r\n"
             )
             asked = time.perf_counter()
