@@ -1,10 +1,12 @@
 """The doorway: headers, limits, browsers, streams, jobs over HTTP."""
 
+import io
 import json
 import threading
 import time
 
 import pytest
+from PIL import Image
 from tests.serving import open_door
 
 from mezzotint.errors import InvalidRequest
@@ -391,3 +393,13 @@ def test_predictions_share_one_look_at_the_models_and_a_removed_one_is_gone_at_o
         assert door.http.post("/predictions/plate-gan", json={}).status_code == 200
         assert door.management.delete("/models/plate-gan").status_code == 200
         assert door.http.post("/predictions/plate-gan", json={}).status_code == 404
+
+
+@pytest.mark.parametrize("format_", ["png", "webp"])
+def test_any_picture_will_do_and_comes_in_the_format_of_the_request(format_):
+    with open_door() as door:
+        body = {"prompt": "x", "output": {"format": format_}}
+        answer = door.http.post("/v1/generations", json=body, headers={"accept": "image/*"})
+        assert answer.headers["content-type"] == f"image/{format_}"
+        with Image.open(io.BytesIO(answer.content)) as picture:
+            assert picture.format == format_.upper()

@@ -180,7 +180,8 @@ async def generations(front: Front, http: Request) -> Any:
     """Run a request: JSON, the bytes of one picture, or events, as ``Accept`` says."""
     request = await _read(http)
     accept = http.headers.get("accept", "")
-    if _wanted_format(http) is not None and "application/json" not in accept:
+    wants_picture = _wanted_format(http) is not None or "image/*" in accept
+    if wants_picture and "application/json" not in accept:
         count = request.num_files
         if count != 1:
             raise InvalidRequest(
