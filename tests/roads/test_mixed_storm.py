@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from tests import tiny
+from tests import adapters_tiny, tiny
 from tests.roads.test_exactness import differing, gan, run, storm
 from tests.roads.test_passes import disc, photo, png
 from tests.roads.test_techniques import write_lora
@@ -12,12 +12,15 @@ from tests.roads.test_techniques import write_lora
 from mezzotint.models.components import from_pipeline
 from mezzotint.request import (
     Animation,
+    Control,
+    Embedding,
     EnsembleMember,
     Gates,
     GateSettings,
     GenerationRequest,
     GuidanceSchedule,
     Hires,
+    ImagePrompt,
     Inpaint,
     Lora,
     Outpaint,
@@ -29,7 +32,10 @@ from mezzotint.request import (
 )
 from mezzotint.service.engine import Engine
 
-PROMPTS = ("a red apple", "two blue cats on the table", "(a leaf:1.4) on [the table:a cat:0.5]")
+PROMPTS = (
+    "a red <wash> apple", "two blue cats on the table", "(a leaf:1.4) on [the table:a cat:0.5]",
+    "a [red|green <wash>] leaf",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +45,9 @@ def engine(tmp_path_factory):
     (home / "loras").mkdir()
     first = tiny.build("sd1")
     write_lora(first.unet, home / "loras" / "ink.safetensors")
+    adapters_tiny.controlnet(first).save_pretrained(home / "controlnets" / "net")
+    adapters_tiny.ip_adapter(first, home / "ip_adapters" / "style")
+    adapters_tiny.embedding(home / "embeddings" / "wash.safetensors", key="<wash>")
     models = [
         from_pipeline(first, name="sd"), from_pipeline(tiny.sd1(seed=900), name="other"), gan(),
     ]  # fmt: skip
@@ -61,6 +70,14 @@ def operators(rng):
         "negative_prompt": "blue",
         "prompt_dialect": pick(rng, "a1111", "comfyui", "compel"),
         "loras": (Lora(name="ink", scale=rng.choice((0.5, -0.3))),),
+        "controls": (
+            Control(model="net", image=png(photo()), scale=rng.choice((0.4, 1.0)),
+                    end=rng.choice((0.5, 1.0)), preprocess=pick(rng, None, "canny")),
+        ),
+        "image_prompts": (
+            ImagePrompt(model="style", images=(png(photo(40, 56)),), scale=rng.choice((0.3, 1.0))),
+        ),
+        "embeddings": (Embedding(name="wash"),),
         "regions": (
             Region(prompt="a cat", box=box, start=rng.choice((0.0, 0.4)),
                    negative_prompt=rng.choice(("", "red"))),
@@ -107,8 +124,11 @@ def mixed(rng):
     }  # fmt: skip
     fields |= {name: value for name, value in operators(rng).items() if rng.random() < 0.25}
     fields |= starts(rng)
+    if getattr(fields.get("inpaint"), "area", "") == "masked":
+        fields.pop("controls", None)  # a control picture shows the whole picture
     if "tiling" in fields:
-        fields.pop("loras", None)
+        for name in ("loras", "controls", "image_prompts"):
+            fields.pop(name, None)
     return GenerationRequest(**fields)
 
 

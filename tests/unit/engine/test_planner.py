@@ -254,6 +254,15 @@ def test_an_ensemble_that_leaves_places_without_an_answer_is_refused(ensemble):
     assert caught.value.field == "ensemble"
 
 
+def test_edits_of_a_second_pass_count_on_from_the_first():
+    p = plan(
+        GenerationRequest(prompt="x", hires=Hires(scale=1.5), num_inference_steps=12),
+        SD,
+        Abilities(techniques=frozenset({"hires"})),
+    ).plans[0]
+    assert (p.techniques.first_steps, p.second.techniques.first_steps) == (0, 12)
+
+
 def test_distilled_guidance_is_an_input_and_costs_no_row():
     p = one(FLOW, guidance_scale=4)
     assert p.techniques.distilled_guidance == 4.0
