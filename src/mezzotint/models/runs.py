@@ -268,7 +268,7 @@ class RunModel(Model):
         weight = next(network.parameters())
         size = sum(p.numel() * p.element_size() for p in network.parameters())
         door = TorchNetwork(
-            network.to,
+            lambda dtype: nn.Module.to(network, dtype),  # diffusers' own warns of nothing
             _call_inputs,
             device=weight.device,
             num_bytes=size,
