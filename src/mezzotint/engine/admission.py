@@ -4,16 +4,18 @@ Pure: a picture of the load in, nothing or an error out. What is admitted has
 room in the queue, fits the memory and, as far as is known, meets its deadline.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.costs import Prediction
 from mezzotint.errors import DeadlineExceeded, OutOfMemory, QueueFull
 
-__all__ = ["Held", "Load", "admit", "due_s", "finish_s", "load_before"]
+__all__ = ["Held", "Load", "Turns", "admit", "due_s", "finish_s", "load_before"]
 
 _STRETCH = 2.0  # times its own seconds, for which later ones that are shorter may pass
+_KINDS = 1024  # kinds of requests whose latest one is remembered
 _SHORTEST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 3600.0
 
@@ -85,6 +87,32 @@ def due_s(arrived_s: float, own: float) -> float:
     only if it is shorter, and only within that many times the difference.
     """
     return arrived_s + _STRETCH * own
+
+
+class Turns:
+    """When requests are due: equal ones of one client in the order in which they came.
+
+    What a request takes is known from measurements, which waver; without a memory the
+    one that came while a picture was thought to be dear would be passed by all later ones.
+    """
+
+    def __init__(self) -> None:
+        self._latest: OrderedDict[Hashable, float] = OrderedDict()
+
+    def due_s(self, kind: Hashable, arrived_s: float, own: float) -> float:
+        """Return when a request is due, not before an equal one that came earlier.
+
+        Args:
+            kind: Equal for equal work of one client.
+            arrived_s: Clock time at which it came.
+            own: Seconds it takes alone.
+        """
+        due = max(due_s(arrived_s, own), self._latest.get(kind, 0.0))
+        self._latest[kind] = due
+        self._latest.move_to_end(kind)
+        if len(self._latest) > _KINDS:
+            self._latest.popitem(last=False)
+        return due
 
 
 def finish_s(load: Load, own: float) -> float:

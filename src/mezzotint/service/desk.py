@@ -16,10 +16,10 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
-from mezzotint.engine.admission import Held, Load, admit, due_s, load_before
+from mezzotint.engine.admission import Held, Load, Turns, admit, load_before
 from mezzotint.engine.cache import ResultCache
 from mezzotint.engine.config import EngineConfig
-from mezzotint.engine.costs import CostTable, Prediction, finish_key
+from mezzotint.engine.costs import CostTable, Prediction, cost_key, finish_key
 from mezzotint.engine.engine import Engine, Submission
 from mezzotint.engine.plan import ENLARGED, Plan
 from mezzotint.engine.state import (
@@ -108,6 +108,7 @@ class Desk:
         self._clock = clock
         self._runs: dict[str, Run] = {}
         self._promises = Promises(clock)
+        self._turns = Turns()
         self._held: dict[ImageId, Held] = {}
         self._plans: dict[ImageId, Plan] = {}
         self._earlier: dict[ImageId, ImageDone] = {}  # first passes whose second is open
@@ -241,7 +242,9 @@ class Desk:
             if not (may_share(plan, order) and self._sharing.is_known(plan))
         ]
         now = self._clock()
-        run.due_s = due_s(now, sum(cost.seconds for cost in work))
+        first = order.planned.plans[0]
+        kind = (order.client, cost_key(first), first.rows, len(work))
+        run.due_s = self._turns.due_s(kind, now, sum(cost.seconds for cost in work))
         flight_s = self._flight_s(order, now)
         if not work:
             run.promised_s = now + flight_s

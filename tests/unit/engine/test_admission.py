@@ -3,7 +3,7 @@ from math import inf
 
 import pytest
 
-from mezzotint.engine.admission import Held, Load, admit, due_s, finish_s, load_before
+from mezzotint.engine.admission import Held, Load, Turns, admit, due_s, finish_s, load_before
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.costs import Prediction
 from mezzotint.errors import DeadlineExceeded, OutOfMemory, QueueFull
@@ -85,3 +85,15 @@ def test_a_deadline_goes_before_what_is_due():
 def test_a_short_request_is_due_before_a_long_one_that_has_only_begun():
     assert due_s(100.0, 10.0) > due_s(101.0, 1.0)
     assert due_s(100.0, 10.0) < due_s(119.0, 1.0)
+
+
+def test_equal_requests_keep_their_order_while_what_they_are_thought_to_take_wavers():
+    turns = Turns()
+    dear = turns.due_s("a", 100.0, 3.0)
+    assert dear == due_s(100.0, 3.0)
+    assert turns.due_s("a", 100.1, 0.1) == dear
+    assert turns.due_s("b", 100.1, 0.1) == due_s(100.1, 0.1)
+    assert turns.due_s("a", 200.0, 0.1) == due_s(200.0, 0.1)
+    for kind in range(3000):
+        turns.due_s(kind, 0.0, 1.0)
+    assert len(turns._latest) <= 1024
