@@ -53,7 +53,7 @@ class Rows:
             self.latents[order],
             self.sigma[order],
             None if self.timestep is None else self.timestep[order],
-            Conditioning.stack([self.conditioning.row(k) for k in order]),
+            self.conditioning.pick(order),
         )
 
     def __len__(self) -> int:

@@ -83,6 +83,7 @@ class Runner:
         self._clock = clock
         self._slots: dict[ImageId, Slot] = {}
         self._keys: dict[Hashable, ImageId] = {}
+        self._stacked: tuple[tuple[Conditioning, ...], Conditioning] = ((), Conditioning())
         # Models whose layers have the repairs that certificates of these keys rest on.
         self._prepared: weakref.WeakKeyDictionary[Model, set[Hashable]] = (
             weakref.WeakKeyDictionary()
@@ -184,6 +185,7 @@ class Runner:
         slot = self._slots.pop(image, None)
         if slot is not None:
             metrics.set_to("mezzotint_running_images", len(self._slots))
+            self._stacked = ((), Conditioning())
             slot.pin.close()
 
     def buckets(self, kind: str, key: Hashable) -> tuple[int, ...]:
@@ -208,19 +210,38 @@ class Runner:
     ) -> tuple[Tensor, Tensor | None, float | None]:
         """Ask every denoiser for its rows; see :meth:`_call`."""
         if len(slot.members) == 1:
-            return self._call(slot.members[0], batch.key, batch.bucket, _stack(lines))
+            return self._call(slot.members[0], batch.key, batch.bucket, self._stack(lines))
         answers: dict[int, Tensor] = {}
         for member, model in enumerate(slot.members):
             places = [k for k, line in enumerate(lines) if line.member == member]
             if not places:
                 continue
             key = (batch.key, member)
-            own = _stack([lines[k] for k in places])
+            own = self._stack([lines[k] for k in places])
             own = replace(own, timestep=None)  # each looks up its own schedule
             bucket = self._config.bucket(len(places))
             part, _, _ = self._call(model, key, bucket, own)
             answers.update(zip(places, part.split(1), strict=True))
         return torch.cat([answers[k] for k in range(len(lines))]), None, None
+
+    def _stack(self, lines: Sequence[_Line]) -> Rows:
+        """Put rows for one denoiser under each other.
+
+        The same images mostly step together again: what they are conditioned on is
+        stacked once and kept for the next step.
+        """
+        device = lines[0].latents.device
+        asked = tuple(line.conditioning for line in lines)
+        known, stacked = self._stacked
+        if len(known) != len(asked) or any(a is not b for a, b in zip(known, asked, strict=True)):
+            stacked = Conditioning.stack(asked)
+            self._stacked = (asked, stacked)
+        return Rows(
+            torch.cat([line.latents for line in lines]),
+            torch.tensor([line.sigma for line in lines], dtype=torch.float64, device=device),
+            torch.tensor([line.timestep for line in lines], dtype=torch.float32, device=device),
+            stacked,
+        )
 
     def _call(
         self, model: Model, key: Hashable, bucket: int, rows: Rows
@@ -241,7 +262,9 @@ class Runner:
         parts: list[Tensor] = []
         features: list[Tensor] = []
         for k in range(0, len(rows), size):
-            part = rows.pick(list(range(k, min(k + size, len(rows)))))
+            part = rows
+            if size < len(rows):
+                part = rows.pick(list(range(k, min(k + size, len(rows)))))
             parts.append(denoise(_pad(part, size) if is_exact else part))
             deep = network.take_deep() if isinstance(network, StepCacheNetwork) else None
             features += [] if deep is None else [deep]
@@ -328,17 +351,6 @@ def _gather(slots: Sequence[Slot]) -> tuple[list[_Line], list[int]]:
         solver = _solver(slot)
         lines += [_Line(solver.latents, solver.sigma, solver.timestep, *row) for row in rows]
     return lines, counts
-
-
-def _stack(lines: Sequence[_Line]) -> Rows:
-    """Put rows for one denoiser under each other."""
-    device = lines[0].latents.device
-    return Rows(
-        torch.cat([line.latents for line in lines]),
-        torch.tensor([line.sigma for line in lines], dtype=torch.float64, device=device),
-        torch.tensor([line.timestep for line in lines], dtype=torch.float32, device=device),
-        Conditioning.stack([line.conditioning for line in lines]),
-    )
 
 
 def _shapes(slot: Slot) -> tuple[Any, ...]:

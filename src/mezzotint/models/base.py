@@ -144,6 +144,12 @@ class Conditioning(Mapping[str, Tensor]):
         rows = {name: t[index : index + 1] for name, t in self._tensors.items()}
         return Conditioning(rows, notes=self.notes)
 
+    def pick(self, order: Sequence[int]) -> "Conditioning":
+        """Return some rows in some order; a row may come twice."""
+        index = list(order)
+        rows = {name: t[index] for name, t in self._tensors.items()}
+        return Conditioning(rows, rows=len(index), notes=self.notes)
+
     def to(self, device: torch.device | str) -> "Conditioning":
         """Return the same conditioning on another device."""
         device = torch.device(device)
