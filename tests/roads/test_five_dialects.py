@@ -171,6 +171,18 @@ def test_gan_answers_a_grid_of_its_own_pictures(door):
     assert np.abs(second - single).mean() < 6  # JPEG
 
 
+def test_one_picture_of_a_gan_is_no_grid_and_keeps_its_recipe(door):
+    one = door.http.post("/predictions/plate-gan", json={"number_of_images": 1, "seed": 3})
+    wanted = {"model": "plate-gan", "seed": 3, "output": {"format": "jpeg", "quality": 95}}
+    native = door.http.post("/v1/generations", json=wanted, headers={"accept": "image/jpeg"})
+    assert one.headers["x-seed"] == "3"
+    assert one.content == native.content
+    found = door.http.post(
+        "/v1/inspect", content=one.content, headers={"content-type": "image/jpeg"}
+    ).json()
+    assert (found["request"]["model"], found["request"]["seed"]) == ("plate-gan", 3)
+
+
 def test_what_the_model_cannot_do_is_a_422_that_names_the_field(door):
     answer = door.http.post("/v1/generations", json={"prompt": "x", "width": 65, "height": 64})
     assert answer.status_code in (200, 422)

@@ -264,9 +264,11 @@ async def predict(front: Front, http: Request) -> Response:
         if "application/json" in http.headers.get("accept", ""):
             return json_response([_plain(i) for i in result.images], indent=True)
         return from_result(result)
+    output = Output(format="jpeg", quality=95)
+    if request.num_images == 1:  # torchvision frames no single picture; it keeps its recipe
+        return from_result(await front.generate(http, replace(request, output=output)))
     raw = replace(request, output=Output(format="png", metadata=False))
     result = await front.generate(http, raw)
-    output = Output(format="jpeg", quality=95)
     grid = await front.service.grid(
         [i.data for i in result.images], columns=GRID_COLUMNS, padding_px=2, output=output
     )
