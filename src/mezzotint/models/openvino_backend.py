@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from mezzotint.files import atomic_path
 from mezzotint.models.base import Model, Network
 from mezzotint.models.networks import Call, TorchNetwork, is_preparing
+from mezzotint.models.quiet import import_openvino
 
 __all__ = ["OpenVINONetwork", "denoiser_streams", "use_openvino"]
 
@@ -167,7 +168,7 @@ class OpenVINONetwork:
 
     def _prepare(self, arrays: Mapping[str, Tensor], key: RowShape) -> _Compiled | None:
         """Read or export, then compile; None if torch has to answer instead."""
-        import openvino
+        openvino = import_openvino()
 
         core = openvino.Core()
         settings: dict[str, Any] = {
@@ -196,7 +197,7 @@ class OpenVINONetwork:
             return _export(self.source, arrays)
         path = self._cache / self._file_name(key)
         if not path.is_file() or not path.with_suffix(".bin").is_file():
-            import openvino
+            openvino = import_openvino()
 
             model = _export(self.source, arrays)
             self._cache.mkdir(parents=True, exist_ok=True)
@@ -256,7 +257,7 @@ class _Positional(nn.Module):
 
 def _export(source: TorchNetwork, arrays: Mapping[str, Tensor]) -> Any:
     """Trace a torch network with two rows and leave the number of rows open."""
-    import openvino
+    openvino = import_openvino()
 
     example = tuple(
         torch.cat([t[:1]] * EXPORT_ROWS) if t.shape[0] < EXPORT_ROWS else t[:EXPORT_ROWS]

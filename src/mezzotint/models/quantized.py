@@ -20,6 +20,7 @@ from torch import Tensor
 from mezzotint.files import write_atomically
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.models.openvino_backend import OpenVINONetwork, RowShape
+from mezzotint.models.quiet import import_openvino
 
 __all__ = ["Calls", "Int8Network", "Ranges", "find_ranges", "quantize"]
 
@@ -61,7 +62,7 @@ def find_ranges(network: OpenVINONetwork, calls: Calls) -> dict[str, tuple[float
         network: The float32 network.
         calls: Recorded inputs, all of one row shape.
     """
-    import openvino
+    openvino = import_openvino()
 
     core = openvino.Core()
     arrays = {name: tensor for name, tensor in sorted(calls[0].items())}
@@ -98,6 +99,7 @@ def quantize(model: Any, ranges: Ranges) -> int:
     Returns:
         Layers that compute in int8 now.
     """
+    import_openvino()
     from openvino import opset13
 
     rounded: dict[tuple[str, float, float], Any] = {}
