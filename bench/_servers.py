@@ -176,9 +176,9 @@ class Server:
 
 def installed(names: Iterable[str]) -> list[str]:
     """Return those servers that can be started here."""
-    packages = {"mezzotint": "mezzotint", "torchserve": "ts"}
+    packages = {"torchserve": "ts", "torchserve-as-packed": "ts"}
     found = [n for n in names if importlib.util.find_spec(packages.get(n, n))]
-    return [n for n in found if n != "torchserve" or shutil.which("java")]
+    return [n for n in found if n not in packages or shutil.which("java")]
 
 
 def free_ports(count: int) -> list[int]:
@@ -209,14 +209,16 @@ def start(name: str, model: str, folder: Path) -> Server:
     """Start one server on one of the built-in models.
 
     Args:
-        name: ``mezzotint``, ``torchserve``, ``litserve`` or ``fastapi``.
+        name: ``mezzotint``, ``torchserve``, ``torchserve-as-packed`` (one request a call,
+            as its archiver packs a model if nothing else is said), ``litserve`` or
+            ``fastapi``.
         model: ``plate`` or ``plate-gan``.
         folder: Where its files and its log (``NAME.log``) go.
     """
     if name == "mezzotint":
         return _start_mezzotint(model, folder)
-    if name == "torchserve":
-        return _start_torchserve(model, folder)
+    if name.startswith("torchserve"):
+        return _start_torchserve(name, model, folder)
     port = free_ports(1)[0]
     script = folder / f"{name}-{model}.py"
     script.write_text(_DRAWERS[model] + (_FASTAPI if name == "fastapi" else _LITSERVE))
@@ -260,9 +262,10 @@ def _start_mezzotint(model: str, folder: Path) -> Server:
     return Server(process, ports[0], f"/predictions/{model}" if is_gan else "/v1/generations")
 
 
-def _start_torchserve(model: str, folder: Path) -> Server:
+def _start_torchserve(name: str, model: str, folder: Path) -> Server:
     """Start TorchServe with the plain handler."""
-    store = folder / f"store-{model}"
+    store = folder / f"store-{name}-{model}"
+    rows, delay_ms = (8, 5) if name == "torchserve" else (1, 100)
     place = store / model
     shutil.copytree(BUILTIN / model, place)
     (place / "MAR-INF").mkdir()
@@ -272,13 +275,14 @@ def _start_torchserve(model: str, folder: Path) -> Server:
     (place / "MAR-INF" / "MANIFEST.json").write_text(json.dumps(manifest))
     (place / "plain.py").write_text(_DRAWERS[model] + _TORCHSERVE)
     (place / "model-config.yaml").write_text(
-        "minWorkers: 1\nmaxWorkers: 1\nbatchSize: 8\nmaxBatchDelay: 5\nresponseTimeout: 600\n"
+        f"minWorkers: 1\nmaxWorkers: 1\nbatchSize: {rows}\nmaxBatchDelay: {delay_ms}\n"
+        "responseTimeout: 600\n"
     )
     ports = free_ports(5)
     names = ("inference_address", "management_address", "metrics_address")
     lines = [f"{n}=http://127.0.0.1:{p}" for n, p in zip(names, ports, strict=False)]
     lines += [f"grpc_inference_port={ports[3]}", f"grpc_management_port={ports[4]}"]
-    settings = folder / f"torchserve-{model}.properties"
+    settings = folder / f"{name}-{model}.properties"
     settings.write_text("\n".join([*lines, "disable_system_metrics=true"]))
     command = [
         sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs",
@@ -286,6 +290,9 @@ def _start_torchserve(model: str, folder: Path) -> Server:
         "--disable-token-auth", "--ts-config", str(settings),
     ]  # fmt: skip
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    process = _spawn(command, folder, "torchserve", PATH=path, TMPDIR=str(folder))
+    own = folder / f"tmp-{name}"
+    own.mkdir()
+    process = _spawn(command, folder, name, PATH=path, TMPDIR=str(own), LOG_LOCATION=str(own),
+                     METRICS_LOCATION=str(own))  # fmt: skip
     wait_for(f"http://127.0.0.1:{ports[1]}/models/{model}", "READY", process)
     return Server(process, ports[0], f"/predictions/{model}")

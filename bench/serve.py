@@ -18,7 +18,7 @@ from bench._servers import Server, installed, start, stop
 
 PROMPTS = ("a red apple", "a blue boat on yellow", "two green leaves", "a brown dog")
 LEVELS = (1, 8, 32)
-PEERS = ("torchserve", "litserve")
+PEERS = ("torchserve", "torchserve-as-packed", "litserve")
 
 
 def body(model: str, seed: int) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def level(
     ours = [1 / r for r in rates["mezzotint"]]
     for name in servers:
         if name != "mezzotint":
-            found[f"times_{name}"] = ratios(ours, [1 / r for r in rates[name]])
+            found[f"times_{name.replace('-', '_')}"] = ratios(ours, [1 / r for r in rates[name]])
     print(f"{connections} connections: {json.dumps(found)}", flush=True)
     return found
 
