@@ -312,6 +312,12 @@ class TestTorchServe:
         one = door.http.post("/predictions/plate-gan", json={"number_of_images": 1})
         assert jpeg_size(one.content) == (64, 64)
 
+    def test_the_frames_of_one_walk_are_a_grid_too(self, door):
+        body = {"number_of_images": 1, "seed": 1, "walk": {"mode": "seed", "frames": 3}}
+        answer = door.http.post("/predictions/plate-gan", json=body)
+        assert answer.headers["content-type"] == "image/jpeg"
+        assert jpeg_size(answer.content) == (3 * 66 + 2, 68)
+
     def test_several_pictures_are_a_json_list(self, door):
         answer = door.http.post("/predictions/plate", json={"data": "a", "num_images": 2})
         assert [e["format"] for e in answer.json()] == ["png", "png"]

@@ -265,7 +265,7 @@ async def predict(front: Front, http: Request) -> Response:
             return json_response([_plain(i) for i in result.images], indent=True)
         return from_result(result)
     output = Output(format="jpeg", quality=95)
-    if request.num_images == 1:  # torchvision frames no single picture; it keeps its recipe
+    if request.num_pictures == 1:  # torchvision frames no single picture; it keeps its recipe
         return from_result(await front.generate(http, replace(request, output=output)))
     raw = replace(request, output=Output(format="png", metadata=False))
     result = await front.generate(http, raw)
