@@ -45,11 +45,55 @@ def test_values_outside_the_range_are_clipped():
     assert to_pixels(images)[0, :, 0].tolist() == [0, 0, 255, 255]
 
 
-def test_a_picture_that_is_not_finite_is_an_error_and_not_black():
-    images = np.zeros((1, 3, 2, 2), np.float32)
-    images[0, 1, 1, 1] = np.nan
+def test_both_sides_of_every_edge_between_levels_round_to_their_own_level():
+    edges = np.arange(255) + 0.5
+    for nudge, expected in ((-1e-3, np.arange(255)), (1e-3, np.arange(1, 256))):
+        images = ((edges + nudge) / 127.5 - 1).astype(np.float32).reshape(1, 1, -1).repeat(3, 0)
+        assert np.array_equal(to_pixels(images)[0, :, 0], expected)
+
+
+def test_levels_and_their_edges_round_as_the_plain_formula_does():
+    # every level and edge, and the three float32 numbers on either side of each
+    nearest = (np.arange(511) / 255 - 1).astype(np.float32)
+    values = [nearest]
+    for towards in (np.float32(-2), np.float32(2)):
+        value = nearest
+        for _ in range(3):
+            value = np.nextafter(value, towards)
+            values.append(value)
+    images = np.stack([np.stack(values)] * 3)
+    expected = np.round(np.clip(images / 2 + np.float32(0.5), 0, 1) * 255)
+    assert expected.dtype == np.float32
+    pixels = to_pixels(images)
+    assert np.array_equal(pixels, expected.astype(np.uint8).transpose(1, 2, 0))
+    exact = (images.astype(np.float64).clip(-1, 1) + 1) * 127.5
+    assert np.abs(pixels.transpose(2, 0, 1) - exact).max() <= 0.5 + 1e-4
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("place", [(0, 0, 0, 0), (1, 1, 1, 1), (1, 2, 3, 4)])
+def test_a_picture_that_is_not_finite_is_an_error_and_not_black(bad, dtype, place):
+    images = np.zeros((2, 3, 4, 5), dtype)
+    images[place] = bad
     with pytest.raises(WorkFailed, match="not finite"):
         to_pixels(images)
+    with pytest.raises(WorkFailed, match="not finite"):
+        to_pixels(images[place[0]])
+
+
+def test_the_largest_finite_values_are_clipped_and_not_refused():
+    most = np.finfo(np.float32).max
+    images = np.array([-most, most, 0.0], np.float32).reshape(1, 1, 3).repeat(3, 0)
+    assert to_pixels(images)[0, :, 0].tolist() == [0, 255, 128]
+    assert to_pixels(np.zeros((0, 3, 4, 5), np.float32)).shape == (0, 4, 5, 3)
+
+
+def test_rounding_leaves_what_it_was_given_alone():
+    images = np.linspace(-2, 2, 3 * 4 * 5, dtype=np.float32).reshape(3, 4, 5)
+    before = images.copy()
+    to_pixels(images)
+    assert np.array_equal(images, before)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

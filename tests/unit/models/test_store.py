@@ -101,6 +101,33 @@ def test_a_builtin_model_is_hidden_only_while_the_program_runs(home):
     assert "plate-gan" in open_store(home).names()
 
 
+def test_another_store_on_the_same_home_sees_what_is_added_and_removed(home, folder):
+    ours, theirs = open_store(home), open_store(home)
+    assert "tiny" not in theirs.names()  # its list holds from here for a moment
+    late_s = store_module._LOOK_AGAIN_S + 0.05
+    ours.add("tiny", folder)
+    assert "tiny" in ours.names()  # who changes it sees it at once
+    time.sleep(late_s)
+    assert "tiny" in theirs.names()
+    assert theirs.entry("tiny").path == ours.entry("tiny").path
+    assert theirs.load("tiny").spec.digest == load_gan(folder).spec.digest
+
+    other = write_gan(home / "other", CONFIG, build_generator(CONFIG).state_dict())
+    ours.add("tiny", other, version="2.0")
+    ours.set_default("tiny", "2.0")
+    time.sleep(late_s)
+    assert [e.is_default for e in theirs.entries() if e.name == "tiny"] == [False, True]
+    assert theirs.load("tiny").spec.digest == load_gan(other).spec.digest
+
+    ours.remove("tiny@1.0")
+    ours.remove("tiny@2.0")
+    assert "tiny" not in ours.names()
+    time.sleep(late_s)
+    assert "tiny" not in theirs.names()
+    with pytest.raises(UnknownName):
+        theirs.load("tiny")
+
+
 def test_an_archive_is_unpacked_into_the_store_and_goes_with_it(home, folder, tmp_path):
     pack(
         folder,
