@@ -5,9 +5,8 @@ program (``plate``, ``plate-quick``, ``plate-gan``), cards under ``HOME/models``
 registered while running. ``name@version`` means one version; the bare name means
 the default one. Paths and Hub ids are names too where that is allowed.
 
-Loaded models stay in memory under a bound of bytes, least recently used first to
-go; a model that is in use is never dropped, and however many ask for one that is
-not there, it is loaded once.
+Loaded models stay in memory under a bound of bytes; see
+:mod:`mezzotint.models.residency`.
 """
 
 import contextlib
@@ -42,6 +41,7 @@ from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.models.digests import DIGESTS
 from mezzotint.models.loading import ModelLayout, identify, load_path
 from mezzotint.models.placement import place
+from mezzotint.models.residency import Residency
 from mezzotint.models.spec import ModelSpec
 
 __all__ = ["ModelEntry", "ModelStore", "load_model"]
@@ -85,15 +85,6 @@ class ModelEntry:
         return f"{self.name}@{self.version}"
 
 
-@dataclass(slots=True)
-class _Loaded:
-    """A model in memory, and who uses it."""
-
-    model: Model
-    users: int = 0
-    used_at: int = 0
-
-
 class ModelStore:
     """The models of one installation; safe to use from any thread.
 
@@ -106,10 +97,8 @@ class ModelStore:
         self._registered: dict[tuple[str, str], ModelEntry] = {}
         self._defaults: dict[str, str] = {}
         self._hidden: set[tuple[str, str]] = set()
-        self._loaded: dict[tuple[str, PlacementConfig], _Loaded] = {}
-        self._loading: dict[tuple[str, PlacementConfig], threading.Lock] = {}
+        self._residency = Residency(self.config.max_bytes)
         self._lock = threading.RLock()
-        self._clock = 0
         self._listed: dict[str, tuple[ModelEntry, ...]] = {}
         self._listed_until_s = 0.0
         DIGESTS.keep_in(self.config.home_path / "cache" / "digests.json")
@@ -377,7 +366,7 @@ class ModelStore:
                 raise UnknownName("model", bare, self.names(), field="model")
             version = version or named
             entry = self.entry(f"{bare}@{version}" if version else bare)
-            self._drop(entry.full_name)
+            self._residency.drop(entry.full_name)
             folder = self.config.models_path / entry.name / entry.version
             if self._registered.pop((entry.name, entry.version), None) is None:
                 if delete and folder.is_dir():
@@ -401,7 +390,7 @@ class ModelStore:
             self._defaults[name] = entry.version
             self._look_again()
             for other in [e.full_name for e in self.entries() if e.name == name]:
-                self._drop(other)  # a spec's name says which version is the default
+                self._residency.drop(other)  # a spec's name says which version is the default
             if keep:
                 path = self.config.models_path / name / "default.txt"
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -429,32 +418,10 @@ class ModelStore:
         """
         entry = self.entry(name)
         placement = placement or self.config.placement
-        key = (entry.full_name if entry.version else entry.name, placement)
-        with self._lock:
-            lock = self._loading.setdefault(key, threading.Lock())
-        with lock:
-            held = self._pin(key)
-            if held is None:
-                model = self._load(entry, placement)
-                with self._lock:
-                    held = self._loaded[key] = _Loaded(model)
-                    self._pin(key)
-                    self._evict(keep=key)
-        try:
-            yield held.model
-        finally:
-            with self._lock:
-                held.users -= 1
-                self._evict(keep=key)
-
-    def _pin(self, key: tuple[str, PlacementConfig]) -> _Loaded | None:
-        with self._lock:
-            held = self._loaded.get(key)
-            if held is not None:
-                self._clock += 1
-                held.users += 1
-                held.used_at = self._clock
-            return held
+        with self._residency.use(
+            (_name_in_memory(entry), placement), lambda: self._load(entry, placement)
+        ) as model:
+            yield model
 
     def _load(self, entry: ModelEntry, placement: PlacementConfig) -> Model:
         """Load an entry's files and let its card override what they say."""
@@ -517,38 +484,12 @@ class ModelStore:
 
     def is_loaded(self, name: str) -> bool:
         """Tell whether a model is in memory."""
-        entry = self.entry(name)
-        key = entry.full_name if entry.version else entry.name
-        with self._lock:
-            return any(known == key for known, _ in self._loaded)
+        return self._residency.has(_name_in_memory(self.entry(name)))
 
     @property
     def loaded_bytes(self) -> int:
         """Bytes of all weights in memory."""
-        with self._lock:
-            return sum(held.model.num_bytes for held in self._loaded.values())
-
-    def _evict(self, *, keep: tuple[str, PlacementConfig]) -> None:
-        """Drop least recently used models until the bound holds; spare those in use."""
-        limit = self.config.max_bytes
-        idle = (
-            sorted(
-                (held.used_at, key)
-                for key, held in self._loaded.items()
-                if held.users == 0 and key != keep
-            )
-            if limit
-            else []
-        )
-        for _, key in idle:
-            if self.loaded_bytes <= limit:
-                return
-            del self._loaded[key]
-
-    def _drop(self, full_name: str) -> None:
-        """Forget a model that is in memory; who uses it keeps it until they are done."""
-        for key in [key for key in self._loaded if key[0] == full_name]:
-            del self._loaded[key]
+        return self._residency.num_bytes
 
     # For people
 
@@ -602,6 +543,11 @@ def load_model(source: str | Path, *, home: str | Path | None = None, **placemen
         raise UnknownName("option", sorted(unknown)[0], PlacementConfig.__dataclass_fields__)
     config = ModelsConfig(home=str(home or ""), placement=PlacementConfig(**placement))
     return ModelStore(config).load(str(source))
+
+
+def _name_in_memory(entry: ModelEntry) -> str:
+    """Return what a loaded model is known by; a path or Hub id has no version."""
+    return entry.full_name if entry.version else entry.name
 
 
 def _only_file(folder: Path) -> Path:

@@ -85,9 +85,10 @@ def test_removing_leaves_files_outside_the_store_alone(home, folder):
     store = open_store(home)
     store.add("tiny", folder)
     store.load("tiny")
+    assert store.loaded_bytes == BYTES
     store.remove("tiny")
     assert "tiny" not in store.names()
-    assert not store._loaded
+    assert store.loaded_bytes == 0
     assert (folder / "config.json").is_file()
     assert not (home / "models" / "tiny").exists()
     with pytest.raises(UnknownName):
