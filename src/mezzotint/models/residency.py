@@ -23,6 +23,7 @@ class _Resident:
     """A model in memory, and who uses it."""
 
     model: Model
+    source: object
     users: int = 0
     used_at: int = 0
 
@@ -42,23 +43,25 @@ class Residency:
         self._clock = 0
 
     @contextlib.contextmanager
-    def use(self, key: _Key, load: Callable[[], Model]) -> Iterator[Model]:
+    def use(self, key: _Key, load: Callable[[], Model], *, source: object) -> Iterator[Model]:
         """Give a model that stays in memory for the length of the block.
 
         Args:
             key: Which one.
             load: Makes it if it is not there. Its errors are passed on, and the next who
                 asks tries again. Others may use other models meanwhile.
+            source: What it is loaded from; one in memory that came from another is replaced,
+                however long ago its loading began.
         """
         with self._lock:
             turn = self._loading.setdefault(key, threading.Lock())
         with turn:
-            resident = self._pin(key)
+            resident = self._pin(key, source)
             if resident is None:
                 model = load()
                 with self._lock:
-                    resident = self._residents[key] = _Resident(model)
-                    self._pin(key)
+                    resident = self._residents[key] = _Resident(model, source)
+                    self._pin(key, source)
                     self._evict(keep=key)
         try:
             yield resident.model
@@ -84,13 +87,14 @@ class Residency:
         with self._lock:
             return sum(resident.model.num_bytes for resident in self._residents.values())
 
-    def _pin(self, key: _Key) -> _Resident | None:
+    def _pin(self, key: _Key, source: object) -> _Resident | None:
         with self._lock:
             resident = self._residents.get(key)
-            if resident is not None:
-                self._clock += 1
-                resident.users += 1
-                resident.used_at = self._clock
+            if resident is None or resident.source != source:
+                return None
+            self._clock += 1
+            resident.users += 1
+            resident.used_at = self._clock
             return resident
 
     def _evict(self, *, keep: _Key) -> None:

@@ -67,6 +67,8 @@ class ModelEntry:
         layout: What kind of model it is; ``"handler"`` for an archive whose only
             content is Python handler code.
         digest: sha256 of a handler archive, "" otherwise.
+        written_at_ns: When its card was written, for one in the store; the same name with
+            another time may be other files.
     """
 
     name: str
@@ -78,6 +80,7 @@ class ModelEntry:
     is_owned: bool = False
     layout: ModelLayout | str = ""
     digest: str = ""
+    written_at_ns: int = 0
 
     @property
     def full_name(self) -> str:
@@ -182,8 +185,16 @@ class ModelStore:
                     is_default = version == self._default_version(name, found)
                     shown = replace(entry, is_default=is_default)
                     listed[name] = (*listed.get(name, ()), shown)
+                self._forget_changed(listed)
                 self._listed, self._listed_until_s = listed, now + _LOOK_AGAIN_S
             return self._listed
+
+    def _forget_changed(self, listed: Mapping[str, tuple[ModelEntry, ...]]) -> None:
+        """Drop from memory what was removed, replaced or made the default by another program."""
+        shown = {entry.full_name: entry for entries in listed.values() for entry in entries}
+        for entry in (entry for entries in self._listed.values() for entry in entries):
+            if shown.get(entry.full_name) != entry:
+                self._residency.drop(entry.full_name)
 
     def _look_again(self) -> None:
         """Forget what was listed: it was changed from here."""
@@ -208,7 +219,7 @@ class ModelStore:
         """Read the cards under HOME/models; a broken card does not hide the others."""
         root = self.config.models_path
         for path in sorted(root.glob("*/*/card.toml")) if root.is_dir() else ():
-            with contextlib.suppress(ModelError):
+            with contextlib.suppress(ModelError, OSError):
                 card = read_card(path)
                 files = path.parent / "files"
                 yield ModelEntry(
@@ -219,6 +230,7 @@ class ModelStore:
                     is_owned=files.is_dir(),
                     layout="handler" if (path.parent / "handler.txt").is_file() else "",
                     digest=_read_text(path.parent / "handler.txt"),
+                    written_at_ns=path.stat().st_mtime_ns,
                 )
 
     def _default_version(self, name: str, found: dict[tuple[str, str], ModelEntry]) -> str:
@@ -419,7 +431,9 @@ class ModelStore:
         entry = self.entry(name)
         placement = placement or self.config.placement
         with self._residency.use(
-            (_name_in_memory(entry), placement), lambda: self._load(entry, placement)
+            (_name_in_memory(entry), placement),
+            lambda: self._load(entry, placement),
+            source=entry,
         ) as model:
             yield model
 

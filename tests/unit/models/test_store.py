@@ -129,6 +129,52 @@ def test_another_store_on_the_same_home_sees_what_is_added_and_removed(home, fol
         theirs.load("tiny")
 
 
+def test_what_another_store_changed_is_not_answered_from_memory(home, folder, tmp_path):
+    other = write_gan(tmp_path / "other", CONFIG, build_generator(CONFIG).state_dict())
+    first, second = load_gan(folder).spec.digest, load_gan(other).spec.digest
+    ours, theirs = open_store(home), open_store(home)
+    late_s = store_module._LOOK_AGAIN_S + 0.05
+    ours.add("tiny", folder, version="1.0")
+    ours.add("tiny", other, version="2.0")
+    assert theirs.load("tiny").spec.digest == first
+
+    ours.set_default("tiny", "2.0")
+    time.sleep(late_s)
+    assert theirs.load("tiny").spec.digest == second
+    assert theirs.load("tiny@1.0").spec.name == "tiny@1.0"  # the bare name means another
+    assert theirs.load("tiny@1.0").spec.digest == first
+
+    ours.remove("tiny@1.0")
+    time.sleep(late_s)
+    theirs.names()
+    assert theirs.loaded_bytes == BYTES  # of 2.0
+
+
+def test_an_archive_replaced_by_another_store_is_loaded_anew(home, folder, tmp_path):
+    other = write_gan(tmp_path / "other", CONFIG, build_generator(CONFIG).state_dict())
+    for number, source in enumerate((folder, other)):
+        pack(source, tmp_path / f"{number}.mzt", name="packed", version="3", licence="MIT")
+    ours, theirs = open_store(home), open_store(home)
+    ours.add("packed", tmp_path / "0.mzt")
+    first = theirs.load("packed")
+    ours.remove("packed")  # and nobody asks the other store until it is there again
+    ours.add("packed", tmp_path / "1.mzt")
+    time.sleep(store_module._LOOK_AGAIN_S + 0.05)
+    assert theirs.load("packed").spec.digest == load_gan(other).spec.digest
+    assert theirs.load("packed").spec.digest != first.spec.digest
+
+
+def test_what_nobody_changed_stays_in_memory(home, folder):
+    store = open_store(home)
+    store.add("tiny", folder, version="1.0")
+    store.add("passing", folder, keep=False)
+    first, passing, named = store.load("tiny"), store.load("passing"), store.load("plate-gan")
+    time.sleep(store_module._LOOK_AGAIN_S + 0.05)
+    assert store.load("tiny") is first
+    assert store.load("passing") is passing
+    assert store.load("plate-gan") is named
+
+
 def test_an_archive_is_unpacked_into_the_store_and_goes_with_it(home, folder, tmp_path):
     pack(
         folder,
@@ -291,6 +337,27 @@ def test_a_model_in_use_stays_even_beyond_the_bound(counted):
         assert counted.loaded_bytes == 300
         assert counted.load("a") is first
     assert counted.loaded_bytes <= 250
+
+
+def test_a_model_that_changes_while_it_is_loaded_is_loaded_anew(counted, monkeypatch, folder):
+    works, begun, go_on = store_module.load_path, threading.Event(), threading.Event()
+
+    def load(path, **named):
+        begun.set()
+        assert go_on.wait(10)
+        return works(path, **named)
+
+    monkeypatch.setattr(store_module, "load_path", load)
+    thread = threading.Thread(target=lambda: counted.load("a"))
+    thread.start()
+    assert begun.wait(10)
+    counted.add("a", folder, version="2.0")
+    counted.set_default("a", "2.0")
+    go_on.set()
+    thread.join()
+    assert counted.load("a@1.0").spec.name == "a@1.0"  # "a" means 2.0 now
+    assert counted.load("a").spec.name == "a"
+    assert counted.load("a@2.0") is counted.load("a")
 
 
 def test_a_load_that_fails_is_tried_again_by_the_next(counted, monkeypatch):
