@@ -6,7 +6,7 @@
 
 500 captions (`training/plate/bench_captions.json`, drawn as the training draws, with another
 seed) become 500 pictures, caption k from seed k, none picked. The judge is
-`training/plate/evaluator.py`, trained apart. With DATA (pictures) and RUN (the training set)
+`training/plate/judge.py`, trained apart. With DATA (pictures) and RUN (the training set)
 the distance of each picture to the nearest training picture is reported too.
 """
 
@@ -94,7 +94,8 @@ def memorisation(
     composition was learnt are told apart from those that ask for something new.
     """
     from compose import Composition, compose
-    from evaluator import read_data, real_pictures, shrink
+    from evaluator import read_data, real_pictures
+    from judge import shrink
 
     sources, entries = read_data(data)
     items = json.loads((run / "items.json").read_text("utf-8"))
@@ -213,7 +214,8 @@ def main() -> None:
     parser.add_argument("--result", default="plate", help="name of the result file")
     options = parser.parse_args()
 
-    from evaluator import CAPTIONS, Judge, check
+    from evaluator import CAPTIONS, check
+    from judge import Judge
 
     import mezzotint as mz
 
