@@ -44,7 +44,8 @@ def load_settings(context: typer.Context, **flags: Any) -> Loaded:
     root: Mapping[str, Any] = context.find_root().params
     file = flags.pop("config", None) or root.get("config")
     given = {name.replace("__", "."): value for name, value in flags.items()}
-    given |= {"home": root.get("home"), "log.level": root.get("log_level")}
+    home = root.get("home")
+    given |= {"home": str(home) if home else None, "log.level": root.get("log_level")}
     loaded = load(file=file, flags=given)
     log.configure(loaded.settings.log)
     return loaded

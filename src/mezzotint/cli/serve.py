@@ -31,7 +31,10 @@ def serve(
     ] = None,
     models: Annotated[
         list[str] | None,
-        typer.Option(help="NAME or NAME=PATH, several with commas: loaded before it is ready."),
+        typer.Option(
+            help="NAME or NAME=PATH, several with commas: loaded before it is ready. "
+            "A PATH may lie in the model store."
+        ),
     ] = None,
     runs: Annotated[
         Path | None, typer.Option(help="Folder whose training runs the page shows.")
@@ -58,7 +61,7 @@ def serve(
         raise WrongFlag("--model-store", f"the folder {model_store} does not exist")
     if runs is not None and not runs.is_dir():
         raise WrongFlag("--runs", f"the folder {runs} does not exist")
-    wanted = parse_models(models or [])
+    wanted = parse_models(models or [], model_store)
     from dataclasses import replace
 
     from mezzotint.serve.run import run
@@ -78,13 +81,20 @@ def serve(
     )
 
 
-def parse_models(texts: list[str]) -> dict[str, str]:
-    """Read ``--models a,b=PATH``; a name without a path means itself."""
+def parse_models(texts: list[str], store: Path | None = None) -> dict[str, str]:
+    """Read ``--models a,b=PATH``; a name without a path means itself.
+
+    Args:
+        texts: What was given.
+        store: Folder of ``--model-store``, where a path is looked for first.
+    """
     found: dict[str, str] = {}
     for item in (piece.strip() for text in texts for piece in text.split(",")):
         name, equals, path = item.partition("=")
         if not name or (equals and not path):
             raise WrongFlag("--models", f"must look like NAME or NAME=PATH, got {item!r}")
+        if path and store is not None and (store / path).exists():
+            path = str((store / path).absolute())
         if path and not Path(path).expanduser().exists() and "/" not in path:
             raise WrongFlag("--models", f"{name}: there is nothing at {path}")
         found[name] = path

@@ -71,6 +71,27 @@ def test_models_are_names_with_or_without_paths():
         parse_models(["a=nowhere"])
 
 
+def test_a_path_is_looked_for_in_the_model_store_first(cli, started, tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "digits.mar").write_bytes(b"")
+    (tmp_path / "here.mar").write_bytes(b"")
+    done = cli("serve", "--model-store", "store", "--models", "digits=digits.mar,other=here.mar")
+    assert done.code == 0, done.err
+    stored = tmp_path / "store" / "digits.mar"
+    assert started[0][2].options["models"] == [f"digits={stored}", "other=here.mar"]
+    with pytest.raises(WrongFlag, match="nothing at gone"):
+        parse_models(["a=gone.mar"], tmp_path / "store")
+
+
+def test_the_home_folder_may_be_a_flag(cli, started, tmp_path):
+    done = cli("--home", "elsewhere", "serve")  # which beats the environment
+    assert done.code == 0, done.err
+    assert started[0][1].folder == str(tmp_path / "elsewhere" / "jobs")
+    assert started[0][2].options["home"] == str(tmp_path / "elsewhere")
+    shown = cli("--home", tmp_path / "elsewhere", "config", "show")
+    assert str(tmp_path / "elsewhere") in shown.out.replace("\n", "")
+
+
 def test_a_new_key_fits_the_keys_file(cli):
     from mezzotint.serve.auth import read_keys
     from mezzotint.serve.config import Limits
