@@ -55,13 +55,14 @@ def test_manifest_probes_paths_that_exist():
     assert {m["name"] for m in container["volumeMounts"]} == volumes
 
 
-def test_keys_line_of_the_manifest_is_of_the_right_shape():
+def test_keys_lines_of_the_manifest_are_of_the_right_shape():
     from mezzotint.serve.auth import read_keys
     from mezzotint.serve.config import Limits
 
     documents = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
-    (caller,) = read_keys(documents[0]["stringData"]["keys"], Limits()).values()
-    assert (caller.name, caller.scopes) == ("nobody", {"generate"})
+    callers = read_keys(documents[0]["stringData"]["keys"], Limits()).values()
+    scopes = {caller.name: set(caller.scopes) for caller in callers}
+    assert scopes == {"nobody": {"generate"}, "prometheus": {"metrics"}}
 
 
 def test_dockerfile_copies_what_exists_and_runs_as_nobody_special():
