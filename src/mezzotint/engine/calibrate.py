@@ -1,9 +1,10 @@
 """Calibration: what calls of each size take here, timed before anybody waits for them.
 
 The engine's own hands do real work on a real plan: so the time holds gathering,
-network, guidance and solver, as it will in service. Sizes grow until one takes too
-long or gains nothing, or the time is up. What was timed by an earlier process with
-the same model, device and versions is not timed again.
+network, guidance and solver, as it will in service. Sizes grow until the time is up;
+a size that is used for the first time is certified by that, which is timed by nobody.
+What was timed by an earlier process with the same model, device and versions is not
+timed again.
 """
 
 import time
