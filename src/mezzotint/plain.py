@@ -12,14 +12,36 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from mezzotint.errors import InvalidRequest, UnknownName
 from mezzotint.types import MAX_SEED, ImageInput
 
-__all__ = ["Checked", "check_range", "convert", "read", "write"]
+__all__ = ["Checked", "check_range", "convert", "exchange", "read", "write"]
+
+_T = TypeVar("_T")
 
 _SCALARS = frozenset((bool, int, float, str))
+
+
+def exchange(value: _T, **changes: Any) -> _T:
+    """Return a copy of a frozen dataclass with some fields exchanged, nothing checked again.
+
+    Args:
+        value: A dataclass whose fields were checked when it was made.
+        changes: Field values that have been checked too, as those of a plan.
+    """
+    cls = type(value)
+    copy = object.__new__(cls)
+    for name in _names(cls):
+        kept = changes[name] if name in changes else getattr(value, name)
+        object.__setattr__(copy, name, kept)
+    return copy
+
+
+@functools.cache
+def _names(cls: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(cls))
 
 
 def check_range(name: str, value: float | None, low: float, high: float, *, unit: str = "") -> None:

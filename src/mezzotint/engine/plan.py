@@ -10,6 +10,7 @@ in the plan by their digest; their bytes travel beside it.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -417,11 +418,22 @@ def prompt_asset(place: int, image: str) -> str:
 
 def to_plain(value: Any) -> Any:
     """Turn nested dataclasses and tuples into plain data, every field included."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    kind = type(value)
+    if kind in _LEAVES:
+        return value
     if isinstance(value, tuple):
         return [to_plain(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+    if dataclasses.is_dataclass(kind):
+        return {name: to_plain(getattr(value, name)) for name in _field_names(kind)}
     return value
+
+
+_LEAVES = frozenset((str, int, float, bool, type(None)))
+
+
+@functools.cache
+def _field_names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(kind))
 
 
 def image_seed(seed: int, index: int) -> int:

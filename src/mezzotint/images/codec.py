@@ -11,6 +11,7 @@ transparency is laid on white, 16-bit pictures are scaled.
 """
 
 import io
+import math
 import struct
 import zlib
 
@@ -60,14 +61,16 @@ def to_pixels(images: np.ndarray) -> np.ndarray:
         raise ShapeError(f"expected pictures of shape (B, 3, H, W), got {array.shape}")
     # Minimum and maximum pass NaN and infinity on. One buffer is worked on in place: each
     # further array costs more than the arithmetic does.
-    if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
+    if array.size and not (math.isfinite(array.min()) and math.isfinite(array.max())):
         raise WorkFailed("the model answered a picture with values that are not finite")
     levels = array * np.float32(0.5)
     levels += np.float32(0.5)
-    np.clip(levels, 0, 1, out=levels)
+    np.minimum(levels, np.float32(1), out=levels)
+    np.maximum(levels, np.float32(0), out=levels)
     levels *= np.float32(255)
     np.rint(levels, out=levels)
-    return np.ascontiguousarray(np.moveaxis(levels.astype(np.uint8), -3, -1))
+    last = (1, 2, 0) if array.ndim == 3 else (0, 2, 3, 1)
+    return np.ascontiguousarray(levels.astype(np.uint8).transpose(last))
 
 
 def to_images(pixels: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -178,7 +179,10 @@ class Generator(nn.Module):
         self.config = config
         inputs = config.latent_size + config.class_embedding_size
         if config.num_classes:
-            self.class_embedding = nn.Embedding(config.num_classes, config.class_embedding_size)
+            table = torch.empty(config.num_classes, config.class_embedding_size)
+            if not table.is_meta:  # there, drawing would load torch's compiler: seconds
+                nn.init.normal_(table)
+            self.class_embedding = nn.Embedding.from_pretrained(table, freeze=False)
         if config.mapping_layers:
             self.mapping = MappingNetwork(config.latent_size, config.mapping_layers)
         layers = _dcgan(config, inputs) if config.architecture == "dcgan" else _mlp(config, inputs)
@@ -396,7 +400,7 @@ class GanModel(Model):
             part = {name: tensor[start : start + rows] for name, tensor in inputs.items()}
             pictures.append(network(**part)[0])
             start += rows
-        return torch.cat(pictures)
+        return _join(pictures)
 
     def _is_certified(self, rows: int) -> bool:
         """Find out once whether ``rows`` rows in one call are the same bits as alone."""
@@ -419,6 +423,15 @@ class GanModel(Model):
         """Let another backend answer, and certify its row counts anew."""
         super().use_network(role, network)
         self._certified.clear()
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    """Put pictures under each other; on a CPU without waking torch's threads for a copy."""
+    if len(parts) == 1:
+        return parts[0]
+    if parts[0].device.type != "cpu":
+        return torch.cat(list(parts))
+    return torch.from_numpy(np.concatenate([part.numpy() for part in parts]))
 
 
 def gan_spec(config: GanConfig, *, name: str, digest: str = "", path: str = "") -> ModelSpec:

@@ -29,12 +29,13 @@ from torch import Tensor, nn
 
 from mezzotint.files import atomic_path
 from mezzotint.models.base import Model, Network
+from mezzotint.models.doubling import rearranged
 from mezzotint.models.networks import Call, TorchNetwork, is_preparing
 from mezzotint.models.quiet import import_openvino
 
 __all__ = ["OpenVINONetwork", "denoiser_streams", "use_openvino"]
 
-FORMAT = 1  # raise when an exported network of before can no longer be used
+FORMAT = 2  # raise when an exported network of before can no longer be used
 EXPORT_ROWS = 2  # a batch of one may be folded into the graph as a constant
 
 RowShape = tuple[tuple[str, str, tuple[int, ...]], ...]
@@ -50,11 +51,13 @@ class _Compiled:
 
     Args:
         requests: Run it, each on threads of its own; the rows are dealt out among them.
+        lone: Runs a single row, on all threads.
         shapes: Of one row of each answer; None where a shape is known only afterwards.
         lock: Held while it runs.
     """
 
     requests: tuple[Any, ...]
+    lone: Any
     shapes: tuple[tuple[int, ...] | None, ...]
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -72,6 +75,8 @@ class OpenVINONetwork:
         num_threads: CPU threads per call; None lets OpenVINO choose.
         streams: Parts that the rows of a call are dealt into, computed side by side:
             less waiting for each other than all threads at one row after another.
+        splits_rows: Whether all threads share the work on a single row; it takes a
+            second copy of the weights where there are several streams.
 
     Attributes:
         options: Role, cache and threads, to make a network like this one.
@@ -86,14 +91,17 @@ class OpenVINONetwork:
         cache: Path | None = None,
         num_threads: int | None = None,
         streams: int = 1,
+        splits_rows: bool = False,
     ) -> None:
         self.source = source
         self.role = role
         self.notes: tuple[str, ...] = ()
         self.options: dict[str, Any] = {
             "role": role, "cache": cache, "num_threads": num_threads, "streams": streams,
+            "splits_rows": splits_rows,
         }  # fmt: skip
         self._streams = streams
+        self._splits_rows = splits_rows and streams > 1
         self._cache = cache
         self._num_threads = num_threads
         self._lock = threading.Lock()
@@ -103,8 +111,13 @@ class OpenVINONetwork:
     @property
     def num_bytes(self) -> int:
         """Bytes of weights, once for each row shape that was compiled."""
-        copies = sum(c is not None for c in list(self._compiled.values()))
+        copies = sum(c is not None for c in list(self._compiled.values())) * self._num_copies
         return self.source.num_bytes * max(1, copies + self.source.is_built)
+
+    @property
+    def _num_copies(self) -> int:
+        """Copies of the weights that a compiled shape has."""
+        return 2 if self._splits_rows else 1
 
     @property
     def digest(self) -> str:
@@ -152,10 +165,11 @@ class OpenVINONetwork:
         """Run a compiled network; the answers are copied out of its buffers."""
         rows = len(next(iter(arrays.values())))
         parts = _deal([t.numpy() for t in arrays.values()], min(len(compiled.requests), rows))
-        working = compiled.requests[: len(parts)]
-        for request, part in zip(working, parts, strict=True):
+        working = compiled.requests[: len(parts)] if rows > 1 else (compiled.lone,)
+        for request, part in zip(working[1:], parts[1:], strict=True):
             request.start_async(part, share_inputs=True)
-        for request in working:
+        working[0].infer(parts[0], share_inputs=True)
+        for request in working[1:]:
             request.wait()
         outputs = [
             [np.array(request.get_output_tensor(k).data, dtype=np.float32) for request in working]
@@ -181,6 +195,11 @@ class OpenVINONetwork:
         try:
             path = self._exported(core, arrays, key)
             model = core.compile_model(path, "CPU", settings)
+            requests = tuple(model.create_infer_request() for _ in range(self._streams))
+            lone = requests[0]
+            if self._splits_rows:
+                settings["NUM_STREAMS"] = 1
+                lone = core.compile_model(path, "CPU", settings).create_infer_request()
         except (RuntimeError, TypeError, ValueError, NotImplementedError, OSError) as error:
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
             self.notes = (
@@ -188,8 +207,7 @@ class OpenVINONetwork:
                 f"({type(error).__name__}: {reason})",
             )
             return None
-        requests = tuple(model.create_infer_request() for _ in range(self._streams))
-        return _Compiled(requests, tuple(map(_row_shape, model.outputs)))
+        return _Compiled(requests, lone, tuple(map(_row_shape, model.outputs)))
 
     def _exported(self, core: Any, arrays: Mapping[str, Tensor], key: RowShape) -> Any:
         """Return the exported network: its path if there is a cache, else itself."""
@@ -264,7 +282,7 @@ def _export(source: TorchNetwork, arrays: Mapping[str, Tensor]) -> Any:
         for t in arrays.values()
     )
     shapes = [openvino.PartialShape([-1, *t.shape[1:]]) for t in example]
-    module = _Positional(source.module, source.call, tuple(arrays))
+    module = _Positional(rearranged(source.module), source.call, tuple(arrays))
     with _EXPORTING, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of every shape it reads
         model = openvino.convert_model(module, example_input=example)
@@ -288,11 +306,16 @@ def use_openvino(model: Model, *, cache: Path | None, num_threads: int | None = 
         num_threads: CPU threads per call.
     """
     for role, network in _torch_networks(model):
-        streams = denoiser_streams() if role == "denoiser" else 1
+        draws = role == "decoder" and not model.spec.has_steps  # a GAN's one network
         model.use_network(
             role,
             OpenVINONetwork(
-                network, role=role, cache=cache, num_threads=num_threads, streams=streams
+                network,
+                role=role,
+                cache=cache,
+                num_threads=num_threads,
+                streams=denoiser_streams() if draws or role == "denoiser" else 1,
+                splits_rows=draws,
             ),
         )
 

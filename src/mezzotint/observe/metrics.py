@@ -6,7 +6,7 @@ our own, so that a program which embeds Mezzotint keeps its own apart.
 """
 
 import threading
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
@@ -69,6 +69,7 @@ class Metrics:
         self._catalogue = CATALOGUE if catalogue is None else catalogue
         self._registry = CollectorRegistry()
         self._made: dict[str, MetricWrapperBase] = {}
+        self._found: dict[tuple[Any, ...], MetricWrapperBase] = {}
         self._lock = threading.Lock()
 
     def count(self, name: str, amount: float = 1, **labels: str) -> None:
@@ -98,11 +99,18 @@ class Metrics:
 
     def _metric(self, name: str, labels: dict[str, str]) -> MetricWrapperBase:
         """Return the metric for one set of labels, made on first use."""
+        key = (name, *labels.items())
+        found = self._found.get(key)
+        if found is not None:
+            return found
         with self._lock:
             if name not in self._made:
                 self._made[name] = self._make(name, self._catalogue[name])
             metric = self._made[name]
-        return metric.labels(**labels) if self._catalogue[name].labels else metric
+            if self._catalogue[name].labels:
+                metric = metric.labels(**labels)
+            self._found[key] = metric
+        return metric
 
     def _make(self, name: str, entry: Metric) -> MetricWrapperBase:
         if entry.kind == "histogram":

@@ -9,6 +9,8 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Any, NamedTuple
 
 from opentelemetry import propagate, trace
@@ -33,8 +35,7 @@ _recorders: tuple[Recorder, ...] = ()  # replaced whole, never edited: readers n
 _change = threading.Lock()
 
 
-@contextlib.contextmanager
-def span(name: str, **attributes: Any) -> Generator[None]:
+def span(name: str, **attributes: Any) -> "AbstractContextManager[None]":
     """Time what happens inside under ``name``, e.g. ``span("decode", images=4)``.
 
     Args:
@@ -42,16 +43,57 @@ def span(name: str, **attributes: Any) -> Generator[None]:
             a dotted name below one of them.
         attributes: Numbers and short texts; never a prompt.
     """
-    start = time.perf_counter()
-    with _TRACER.start_as_current_span(f"mezzotint.{name}", attributes=attributes):
-        try:
-            yield
-        finally:
-            if _recorders:
-                end = time.perf_counter()
-                record = SpanRecord(name, start, end - start, threading.get_ident(), attributes)
-                for recorder in _recorders:
-                    recorder(record)
+    return _Span(name, attributes) if _recorders or _is_traced() else _NOBODY
+
+
+def _is_traced() -> bool:
+    """Whether the embedding program has installed OpenTelemetry's SDK, or one of its kind."""
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
+class _Nobody:
+    """A span that nobody listens to."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, *_: object) -> None:
+        """End."""
+
+
+_NOBODY = _Nobody()
+
+
+class _Span:
+    """A span that is told to OpenTelemetry and to recorders."""
+
+    __slots__ = ("_attributes", "_name", "_start", "_told")
+
+    def __init__(self, name: str, attributes: Mapping[str, Any]) -> None:
+        self._name = name
+        self._attributes = attributes
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+        self._told = _TRACER.start_as_current_span(
+            f"mezzotint.{self._name}", attributes=self._attributes
+        )
+        self._told.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace_back: TracebackType | None,
+    ) -> None:
+        end = time.perf_counter()
+        thread = threading.get_ident()
+        record = SpanRecord(self._name, self._start, end - self._start, thread, self._attributes)
+        for recorder in _recorders:
+            recorder(record)
+        self._told.__exit__(kind, error, trace_back)
 
 
 @contextlib.contextmanager
@@ -70,6 +112,9 @@ def recording(recorder: Recorder) -> Generator[None]:
 @contextlib.contextmanager
 def remote_parent(headers: Mapping[str, str]) -> Generator[None]:
     """Continue the trace that a client's ``traceparent`` header names."""
+    if not any(name in headers for name in propagate.get_global_textmap().fields):
+        yield
+        return
     from opentelemetry import context
 
     token = context.attach(propagate.extract(dict(headers)))

@@ -5,7 +5,6 @@ clients that go away, and keeps what the answer's headers need.
 """
 
 import asyncio
-import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -178,8 +177,10 @@ class Front:
             DeadlineExceeded: If it takes longer than anybody may wait.
             MezzotintError: However the request itself ended, if not well.
         """
-        preview_every = 1 if observe is not None else 0
-        events = self.stream(http, request, preview_every=preview_every)
+        if observe is None:
+            events = self.stream(http, request, quiet=True)
+        else:
+            events = self.stream(http, request, preview_every=1)
         return await self.watched(http, self.finish(events, observe))
 
     async def finish(
@@ -211,30 +212,44 @@ class Front:
             ClientGone: If the connection was closed meanwhile.
             DeadlineExceeded: If it takes longer than anybody may wait.
         """
-        task = asyncio.ensure_future(work)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - called from a task of the server
+        has_left = False
+
+        def leave(ended: "asyncio.Future[None]") -> None:
+            nonlocal has_left
+            has_left = True
+            ended.exception()  # however the connection ended, it did
+            task.cancel()
+
         gone = asyncio.ensure_future(until_gone(http.receive))
+        gone.add_done_callback(leave)
+        limit = asyncio.timeout(self.config.limits.wait_s)
         try:
-            done, _ = await asyncio.wait(
-                {task, gone},
-                timeout=self.config.limits.wait_s,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if task in done:
-                return task.result()
-            if gone in done:
-                raise ClientGone("the client closed the connection")
-            raise DeadlineExceeded(f"not done within {self.config.limits.wait_s:g} s")
+            async with limit:
+                return await work
+        except asyncio.CancelledError:
+            if has_left and not task.uncancel():
+                raise ClientGone("the client closed the connection") from None
+            raise
+        except TimeoutError:
+            if limit.expired():
+                waited_s = self.config.limits.wait_s
+                raise DeadlineExceeded(f"not done within {waited_s:g} s") from None
+            raise
         finally:
+            gone.remove_done_callback(leave)
             gone.cancel()
-            if not task.done():
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, errors.MezzotintError):
-                    await task
 
     async def stream(
-        self, http: Request, request: GenerationRequest, *, preview_every: int = 0
+        self,
+        http: Request,
+        request: GenerationRequest,
+        *,
+        preview_every: int = 0,
+        quiet: bool = False,
     ) -> AsyncGenerator[Event, None]:
-        """Run a request and yield its events; closing cancels it.
+        """Run a request and yield its events, ``quiet``ly its ending; closing cancels it.
 
         Raises:
             MezzotintError: If the request is refused before it is queued.
@@ -251,6 +266,7 @@ class Front:
             client=caller.name,
             use_cache=use_cache(http),
             preview_every=preview_every,
+            quiet=quiet,
         )
         try:
             async for event in events:

@@ -26,6 +26,7 @@ from mezzotint.serve.config import ServeConfig
 from mezzotint.serve.front import Front
 from mezzotint.serve.metrics import ServerMetrics
 from mezzotint.serve.wire import Listener
+from mezzotint.service import event_loop
 from mezzotint.service.base import Service
 from mezzotint.service.config import JobsConfig, WorkerConfig
 from mezzotint.service.crew import create_workers
@@ -70,7 +71,7 @@ def run(
         service = create_workers(worker, log_config)
         await serve(config, jobs, service, version=version, announce=announce)
 
-    asyncio.run(main())
+    event_loop.run(main())
     return 0
 
 

@@ -30,7 +30,8 @@ class GenerationService(Protocol):
     carry it. ``client`` names who asks, for fairness; "" is one shared client.
     ``use_cache`` False makes the pictures again even if the result cache has them.
     ``preview_every`` asks for a small encoded picture with every k-th step of an
-    image; 0 asks for none, so that nobody pays for what nobody sees.
+    image; 0 asks for none, so that nobody pays for what nobody sees. ``quiet`` leaves
+    out all events but ``Started`` and the ending, for whoever only waits for that.
     """
 
     async def generate(
@@ -56,6 +57,7 @@ class GenerationService(Protocol):
         client: str = "",
         use_cache: bool = True,
         preview_every: int = 0,
+        quiet: bool = False,
     ) -> AsyncIterator[Event]:
         """Run one request and yield its events; the last one is its ending.
 

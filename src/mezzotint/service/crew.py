@@ -120,7 +120,9 @@ class CrewService:
         Raises:
             MezzotintError: The one way in which the request ended, if not well.
         """
-        events = self.stream(request, request_id=request_id, client=client, use_cache=use_cache)
+        events = self.stream(
+            request, request_id=request_id, client=client, use_cache=use_cache, quiet=True
+        )
         try:
             async for event in events:
                 if isinstance(event, Finished):
@@ -141,6 +143,7 @@ class CrewService:
         client: str = "",
         use_cache: bool = True,
         preview_every: int = 0,
+        quiet: bool = False,
     ) -> AsyncIterator[Event]:
         """Run one request on the worker that suits it and yield its events."""
         digest = request.digest if request.seed is not None and use_cache else ""
@@ -155,6 +158,7 @@ class CrewService:
             client=client,
             use_cache=use_cache,
             preview_every=preview_every,
+            quiet=quiet,
         )
         try:
             async for event in events:

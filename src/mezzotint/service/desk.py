@@ -1,12 +1,14 @@
-"""Desk: one thread that takes orders, hands images to the engine, gives pictures back.
+"""Desk: takes orders, hands images to the engine, gives pictures back.
 
-It owns every open order and what orders share, so none of it needs a lock.
-Device work happens in the device thread, encoding and judging in the writer;
-both answer here. The bend in the road is here too: a picture that gates refuse
-becomes a new plan with a derived seed.
+It owns every open order and what orders share, and takes one message after the other:
+whoever brings one works it off there and then, with what others bring meanwhile, so
+that an order need not wait for a thread to wake. What the engine tells comes through
+the desk's own thread, since the device waits for nobody. Device work happens in the
+device thread, encoding and judging in the writer (small pictures are encoded here).
+The bend in the road is here too: a picture that gates refuse becomes a new plan with a
+derived seed.
 """
 
-import contextlib
 import math
 import queue
 import threading
@@ -38,6 +40,7 @@ from mezzotint.images.previews import encode_preview
 from mezzotint.observe import metrics
 from mezzotint.sampling.latents import derive
 from mezzotint.service.device_thread import Cancel, CancelImage, DeviceThread, Drain, Stop
+from mezzotint.service.inbox import Inbox
 from mezzotint.service.jury import glance_steps
 from mezzotint.service.letters import (
     Accept,
@@ -54,7 +57,7 @@ from mezzotint.service.orders import Judge, Order, Run
 from mezzotint.service.pictures import Finisher
 from mezzotint.service.promises import Promises
 from mezzotint.service.sharing import Sharing, again, may_share
-from mezzotint.service.writer import Writer
+from mezzotint.service.writer import Writer, is_small
 from mezzotint.types import Cancelled as CancelledEvent
 from mezzotint.types import (
     Event,
@@ -113,10 +116,11 @@ class Desk:
         self._plans: dict[ImageId, Plan] = {}
         self._earlier: dict[ImageId, ImageDone] = {}  # first passes whose second is open
         self._closing: list[Future[None]] = []
-        self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._inbox = Inbox(self._handle, self._look_round)
+        self._told: queue.SimpleQueue[EngineEvent | None] = queue.SimpleQueue()
         self._has_ended = False
         self._writer = Writer(finisher, judge)
-        self.device = DeviceThread(build, self._messages.put)
+        self.device = DeviceThread(build, self._told.put)
         self._thread = threading.Thread(target=self._work, name="mezzotint-desk", daemon=True)
         self._thread.start()
 
@@ -139,10 +143,15 @@ class Desk:
         return answer
 
     def _send(self, message: Any) -> None:
-        """Queue a message; once the desk's thread has ended, it is answered here."""
-        self._messages.put(message)
+        """Take a message, or leave it to the thread that is taking others just now."""
+        self._inbox.put(message)
         if self._has_ended:
             self._refuse_rest()
+
+    def _look_round(self) -> None:
+        """Wake the desk's thread if it may go home."""
+        if self._is_over:
+            self._told.put(None)
 
     @property
     def num_held(self) -> int:
@@ -159,35 +168,19 @@ class Desk:
         """Explain why a plan is not in the result cache."""
         return self._sharing.why_miss(plan)
 
+    @property
+    def _is_over(self) -> bool:
+        """Whether the desk is closing and nothing is left to do."""
+        return bool(self._closing) and not self._runs and not self._held
+
     def _work(self) -> None:
-        """Take messages until closed."""
-        while True:
-            message = self._messages.get()
-            match message:
-                case Accept():
-                    self._take(message)
-                case CancelOrder():
-                    message.answer.set_result(self._cancel(message.id))
-                case Written():
-                    self._take_written(message)
-                case Glanced():
-                    if message.outcome is True:
-                        self.device.send(CancelImage(message.image))
-                case Enlarged():
-                    self._take_enlarged(message)
-                case Animated():
-                    self._take_animated(message)
-                case Loaded():
-                    self._take_loaded(message)
-                case Close():
-                    self._closing.append(message.answer)
-                    if len(self._closing) == 1:
-                        self.device.send(Drain())
-                        self._give_up_loading(lambda _: True, NotReady("the engine is draining"))
-                case _:
-                    self._hear(message)
-            if self._closing and not self._runs and not self._held:
-                break
+        """Take what the engine tells, until closed; None means: look whether it is over."""
+        while (event := self._told.get()) is not None or not self._is_over:
+            events = [event]
+            while not self._told.empty():
+                events.append(self._told.get())
+            self._inbox.put(*(event for event in events if event is not None))
+        self._inbox.shut()
         if self._loader is not None:
             self._loader.close()
         self.device.send(Stop())
@@ -198,19 +191,44 @@ class Desk:
         for answer in self._closing:
             answer.set_result(None)
 
+    def _handle(self, message: Any) -> None:
+        """Take one message."""
+        match message:
+            case Accept():
+                self._take(message)
+            case CancelOrder():
+                message.answer.set_result(self._cancel(message.id))
+            case Written():
+                self._take_written(message)
+            case Glanced():
+                if message.outcome is True:
+                    self.device.send(CancelImage(message.image))
+            case Enlarged():
+                self._take_enlarged(message)
+            case Animated():
+                self._take_animated(message)
+            case Loaded():
+                self._take_loaded(message)
+            case Close():
+                self._closing.append(message.answer)
+                if len(self._closing) == 1:
+                    self.device.send(Drain())
+                    self._give_up_loading(lambda _: True, NotReady("the engine is draining"))
+            case _:
+                self._hear(message)
+
     def _refuse_rest(self) -> None:
         """Answer whoever came while the desk was closing."""
-        with contextlib.suppress(queue.Empty):
-            while True:
-                match self._messages.get_nowait():
-                    case Accept() as late:
-                        late.answer.set_exception(NotReady("the engine is closed"))
-                    case CancelOrder() as late:
-                        late.answer.set_result(False)
-                    case Close() as late:
-                        late.answer.set_result(None)
-                    case _:
-                        pass
+        for message in self._inbox.leftovers():
+            match message:
+                case Accept() as late:
+                    late.answer.set_exception(NotReady("the engine is closed"))
+                case CancelOrder() as late:
+                    late.answer.set_result(False)
+                case Close() as late:
+                    late.answer.set_result(None)
+                case _:
+                    pass
 
     def _take(self, message: Accept) -> None:
         """Accept an order or refuse it."""
@@ -303,7 +321,7 @@ class Desk:
             self.device.send(submission)
             return
         self._loading[image] = submission
-        self._loader.start(plan, lambda error: self._messages.put(Loaded(image, error)))
+        self._loader.start(plan, lambda error: self._send(Loaded(image, error)))
 
     def _submission(
         self, run: Run, image: ImageId, plan: Plan, assets: Mapping[str, Any]
@@ -394,7 +412,7 @@ class Desk:
             self._writer.enlarge(
                 done.picture,
                 plan,
-                lambda outcome: self._messages.put(Enlarged(done.id, outcome)),
+                lambda outcome: self._send(Enlarged(done.id, outcome)),
             )
             return
         self._write(done, run)
@@ -449,7 +467,7 @@ class Desk:
         if event.step not in glance_steps(plan, policy):
             return
         self._writer.glance(
-            event, plan, policy, lambda outcome: self._messages.put(Glanced(event.id, outcome))
+            event, plan, policy, lambda outcome: self._send(Glanced(event.id, outcome))
         )
 
     def _let_go(self, image: ImageId) -> Plan:
@@ -467,12 +485,16 @@ class Desk:
             self._settle(done.id, plan, None)
             return
         attempts = run.attempts.setdefault(done.id.index, [])
+        if is_small(plan, run.order):
+            outcome = self._writer.write_here(done, plan, run.order, attempts)
+            self._take_written(Written(done.id, plan, outcome))
+            return
         self._writer.write(
             done,
             plan,
             run.order,
             attempts,
-            lambda outcome: self._messages.put(Written(done.id, plan, outcome)),
+            lambda outcome: self._send(Written(done.id, plan, outcome)),
         )
 
     def _take_written(self, message: Written) -> None:
@@ -540,7 +562,7 @@ class Desk:
             self._writer.animate(
                 run.order,
                 frames,
-                lambda outcome: self._messages.put(Animated(run.order.id, outcome)),
+                lambda outcome: self._send(Animated(run.order.id, outcome)),
             )
             return
         del self._runs[run.order.id]

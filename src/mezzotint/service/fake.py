@@ -13,7 +13,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from mezzotint.errors import (
 from mezzotint.plain import Checked
 from mezzotint.request import GenerationRequest, GuidanceSchedule, Output
 from mezzotint.service.base import HandlerAnswer
+from mezzotint.service.endings import ENDINGS
 from mezzotint.service.fake_pictures import draw, read_png_text, read_size
 from mezzotint.types import (
     MAX_SEED,
@@ -144,8 +145,20 @@ class FakeService:
         client: str = "",
         use_cache: bool = True,
         preview_every: int = 0,
+        quiet: bool = False,
     ) -> AsyncIterator[Event]:
         """Run one request and yield its events; the last one is its ending."""
+        events = self._events(request, request_id, use_cache, preview_every)
+        try:
+            async for event in events:
+                if not quiet or isinstance(event, (Started, *ENDINGS)):
+                    yield event
+        finally:
+            await events.aclose()
+
+    async def _events(
+        self, request: GenerationRequest, request_id: str, use_cache: bool, preview_every: int
+    ) -> AsyncGenerator[Event, None]:
         self._check(request)
         self.requests.append(request)
         request = request if request.seed is not None else _with_seed(request)

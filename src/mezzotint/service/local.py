@@ -10,7 +10,9 @@ import json
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +47,7 @@ from mezzotint.service.desk import Desk
 from mezzotint.service.device_thread import Perform
 from mezzotint.service.endings import ENDINGS, result_of
 from mezzotint.service.handlers import HandlerPool
+from mezzotint.service.letterbox import Letterbox
 from mezzotint.service.loader import Loader
 from mezzotint.service.orders import Judge, Order
 from mezzotint.service.pictures import Finisher, adapter_assets
@@ -54,10 +57,12 @@ from mezzotint.types import (
     Event,
     GenerationResult,
     ImageOutput,
+    Started,
 )
 
 __all__ = ["LocalConfig", "LocalService", "create_service"]
 
+_FEW_PICTURES = 8  # whose plans are made in less than a millisecond or two
 _TECHNIQUES = frozenset(
     {
         "controls",
@@ -177,6 +182,7 @@ class LocalService:
             device=self.shelf.device,
         )
         self._is_closed = False
+        self._letterbox: Letterbox | None = None
         self._desk = Desk(
             engine,
             self._build_mind,
@@ -340,44 +346,60 @@ class LocalService:
         client: str = "",
         use_cache: bool = True,
         preview_every: int = 0,
+        quiet: bool = False,
     ) -> AsyncIterator[Event]:
         """Run one request and yield its events; closing early cancels it."""
-        loop = asyncio.get_running_loop()
-        events: asyncio.Queue[Event] = asyncio.Queue()
+        letters = self._letters()
+        events: asyncio.Queue[Event | BaseException] = asyncio.Queue()
 
         def sink(event: Event) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
+            if not quiet or isinstance(event, (Started, *ENDINGS)):
+                letters.put(events, event)
 
-        submitting = asyncio.ensure_future(
-            asyncio.to_thread(
-                self.submit,
-                request,
-                sink,
-                request_id=request_id,
-                client=client,
-                use_cache=use_cache,
-                preview_every=preview_every,
-            )
+        def hear(answer: "Future[float]") -> None:
+            if (error := answer.exception()) is not None:
+                letters.put(events, error)
+
+        ask = partial(
+            self._prepare,
+            request,
+            sink,
+            request_id=request_id,
+            client=client,
+            use_cache=use_cache,
+            preview_every=preview_every,
         )
-        try:
-            await asyncio.shield(submitting)
-        except asyncio.CancelledError:  # the thread cannot be stopped; what it hands in can
-            submitting.add_done_callback(lambda task: self._forget(task, request_id))
-            raise
+        order = ask() if self._is_planned_at_once(request) else await asyncio.to_thread(ask)
+        self._desk.accept(order).add_done_callback(hear)
         is_over = False
         try:
             while not is_over:
                 event = await events.get()
+                if isinstance(event, BaseException):
+                    is_over = True
+                    raise event
                 is_over = isinstance(event, ENDINGS)
                 yield event
         finally:
             if not is_over:
                 self._desk.cancel(request_id)
 
-    def _forget(self, submitting: "asyncio.Future[float]", request_id: str) -> None:
-        """Cancel a request that nobody waits for any more."""
-        if not submitting.cancelled() and submitting.exception() is None:
-            self._desk.cancel(request_id)
+    def _letters(self) -> Letterbox:
+        """Return what brings events into the running loop."""
+        loop = asyncio.get_running_loop()
+        if self._letterbox is None or self._letterbox.loop is not loop:
+            self._letterbox = Letterbox(loop)
+        return self._letterbox
+
+    def _is_planned_at_once(self, request: GenerationRequest) -> bool:
+        """Whether planning takes less than handing it to a thread: no file is read for it."""
+        has_files = (
+            request.image or request.mask or request.controls or request.image_prompts
+            or request.loras or request.embeddings or request.regions or request.ensemble
+            or request.upscale or request.hires or request.gates
+        )  # fmt: skip
+        is_short = request.num_pictures <= _FEW_PICTURES
+        return is_short and not has_files and self.shelf.is_loaded(request.model)
 
     async def generate(
         self,
@@ -393,7 +415,7 @@ class LocalService:
             MezzotintError: The one way in which the request ended, if not well.
         """
         async for event in self.stream(
-            request, request_id=request_id, client=client, use_cache=use_cache
+            request, request_id=request_id, client=client, use_cache=use_cache, quiet=True
         ):
             result = result_of(event)
             if result is not None:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from mezzotint.engine.memory import Footprint
 from mezzotint.engine.plan import Plan, Planned
 from mezzotint.errors import DeadlineExceeded, NotReady, WorkFailed
+from mezzotint.plain import exchange
 from mezzotint.request import (
     Embedding,
     Gates,
@@ -191,7 +192,7 @@ def alone(request: GenerationRequest, plan: Plan) -> GenerationRequest:
     """
     techniques = plan.techniques
     file_format, quality, has_metadata = plan.output
-    return replace(
+    return exchange(
         request,
         model=plan.model,
         prompt=plan.prompt,

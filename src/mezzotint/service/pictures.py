@@ -28,7 +28,7 @@ from mezzotint.service.tools import enlarge
 from mezzotint.types import ImageOutput, StageTimings
 from mezzotint.vocabulary import FULL_PRECISION
 
-__all__ = ["Finisher", "adapter_assets", "with_pixels"]
+__all__ = ["Finisher", "adapter_assets", "pastes", "with_pixels"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -176,11 +176,15 @@ def read_image(part: Mapping[str, Any]) -> ImageOutput:
     )
 
 
-def write_event(event: Event) -> dict[str, Any]:
+def write_event(event: Event, sent: Mapping[int, ImageOutput] | None = None) -> dict[str, Any]:
     """Return an event as a message part.
 
-    A ``Finished`` carries its pictures again, so that the part stands alone.
+    Args:
+        event: What happened.
+        sent: Pictures by index that earlier events carried; a ``Finished`` names them
+            only, and carries the others.
     """
+    sent = sent or {}
     part: dict[str, Any] = {"event": type(event).__name__, "id": event.id}
     if isinstance(event, types.Queued):
         part |= {"position": event.position, "eta_s": event.eta_s}
@@ -197,7 +201,10 @@ def write_event(event: Event) -> dict[str, Any]:
         result = event.result
         part["result"] = {
             "id": result.id,
-            "images": [write_image(i) for i in result.images],
+            "images": [
+                {"sent": i.index} if sent.get(i.index) is i else write_image(i)
+                for i in result.images
+            ],
             "plan": dict(result.plan),
             "cache": result.cache,
             "warnings": list(result.warnings),
@@ -207,8 +214,9 @@ def write_event(event: Event) -> dict[str, Any]:
     return part
 
 
-def read_event(part: Mapping[str, Any]) -> Event:
-    """Read what :func:`write_event` wrote."""
+def read_event(part: Mapping[str, Any], sent: Mapping[int, ImageOutput] | None = None) -> Event:
+    """Read what :func:`write_event` wrote, given the pictures that earlier events carried."""
+    sent = sent or {}
     cls = _EVENTS[part["event"]]
     values = {k: v for k, v in part.items() if k != "event"}
     if cls is types.ImageFinished:
@@ -217,7 +225,9 @@ def read_event(part: Mapping[str, Any]) -> Event:
         result = part["result"]
         values["result"] = GenerationResult(
             id=result["id"],
-            images=tuple(read_image(i) for i in result["images"]),
+            images=tuple(
+                sent[i["sent"]] if "sent" in i else read_image(i) for i in result["images"]
+            ),
             plan=result["plan"],
             cache=result["cache"],
             warnings=tuple(result["warnings"]),

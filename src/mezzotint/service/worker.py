@@ -29,7 +29,7 @@ from mezzotint.request import GenerationRequest, Output
 from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.config import WorkerConfig
 from mezzotint.service.wire import pack, read_error, read_event, read_image
-from mezzotint.service.worker_child import read_message
+from mezzotint.service.worker_child import read_message, send_message
 from mezzotint.types import (
     Cancelled,
     Event,
@@ -65,7 +65,7 @@ class _Stream:
     is_started: bool = False
     is_held: bool = False
     started_before: bool = False
-    images: set[int] = field(default_factory=set[int])
+    images: dict[int, ImageOutput] = field(default_factory=dict[int, ImageOutput])
 
 
 @dataclass(slots=True)
@@ -148,7 +148,9 @@ class WorkerService:
         use_cache: bool = True,
     ) -> GenerationResult:
         """Run one request to its end."""
-        events = self.stream(request, request_id=request_id, client=client, use_cache=use_cache)
+        events = self.stream(
+            request, request_id=request_id, client=client, use_cache=use_cache, quiet=True
+        )
         try:
             async for event in events:
                 if isinstance(event, Finished):
@@ -169,6 +171,7 @@ class WorkerService:
         client: str = "",
         use_cache: bool = True,
         preview_every: int = 0,
+        quiet: bool = False,
     ) -> AsyncIterator[Event]:
         """Run one request and yield its events; a death of the process goes unnoticed."""
         self._check()
@@ -183,6 +186,7 @@ class WorkerService:
             "client": client,
             "use_cache": use_cache,
             "preview_every": preview_every,
+            "quiet": quiet,
         }
         stream = self._streams[call] = _Stream(self, request_id, message)
         ended = False
@@ -383,9 +387,7 @@ class WorkerService:
         """Send now, or leave it to the next start (a stop is moot then)."""
         if self._writer is None or not self._ready.is_set():
             return
-        with contextlib.suppress(ConnectionError):
-            self._writer.write(pack(message))
-            await self._writer.drain()
+        await send_message(self._writer, message)
 
     async def _supervise(self) -> None:
         """Start the process again and again until the service closes."""
@@ -554,7 +556,7 @@ class WorkerService:
         elif kind == "end":
             stream.events.put_nowait(WorkFailed("the request ended without an ending"))
         else:
-            self._deliver(stream, read_event(message["event"]))
+            self._deliver(stream, read_event(message["event"], stream.images))
 
     def _deliver(self, stream: _Stream, event: Event) -> None:
         """Hand an event on, unless a run before the crash did so already."""
@@ -568,9 +570,10 @@ class WorkerService:
                 return
             stream.started_before = True
         elif isinstance(event, ImageFinished):
-            if event.image.index in stream.images:
+            was_told = event.image.index in stream.images
+            stream.images[event.image.index] = event.image
+            if was_told:
                 return
-            stream.images.add(event.image.index)
         stream.events.put_nowait(event)
 
     def _count_crashes(self) -> None:

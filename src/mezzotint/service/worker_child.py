@@ -25,6 +25,7 @@ from mezzotint.observe import log, metrics
 from mezzotint.observe.config import LogConfig
 from mezzotint.plain import convert, read
 from mezzotint.request import GenerationRequest, Output
+from mezzotint.service import event_loop
 from mezzotint.service.base import Service
 from mezzotint.service.wire import (
     MAX_MESSAGE_BYTES,
@@ -34,11 +35,12 @@ from mezzotint.service.wire import (
     write_event,
     write_image,
 )
-from mezzotint.types import Failed
+from mezzotint.types import Failed, ImageFinished, ImageOutput
 
-__all__ = ["build", "main", "read_message"]
+__all__ = ["build", "main", "read_message", "send_message"]
 
 _STREAM_LIMIT = 1 << 20
+_BUFFER_BYTES = 1 << 18
 
 
 async def read_message(
@@ -58,6 +60,17 @@ async def read_message(
     if size > most:
         raise ValueError(f"a message of {size} bytes is too long, at most {most}")
     return unpack(await reader.readexactly(size))
+
+
+async def send_message(writer: asyncio.StreamWriter, message: Mapping[str, Any]) -> None:
+    """Write one message; waits only where the other side is slow to read.
+
+    Nothing is raised if the other side is gone: whoever reads from it hears of that.
+    """
+    with contextlib.suppress(ConnectionError):
+        writer.write(pack(message))
+        if writer.transport.get_write_buffer_size() > _BUFFER_BYTES:
+            await writer.drain()
 
 
 async def build(factory: str, options: Mapping[str, Any]) -> Service:
@@ -82,7 +95,6 @@ class _Child:
         self._reader = reader
         self._writer = writer
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._lock = asyncio.Lock()
 
     async def serve(self) -> None:
         """Build the service, then answer until the parent is gone."""
@@ -126,10 +138,14 @@ class _Child:
                 client=message["client"],
                 use_cache=message["use_cache"],
                 preview_every=message["preview_every"],
+                quiet=message["quiet"],
             )
+            sent: dict[int, ImageOutput] = {}
             try:
                 async for event in events:
-                    part = write_event(event)
+                    part = write_event(event, sent)
+                    if isinstance(event, ImageFinished):
+                        sent[event.image.index] = event.image
                     if isinstance(event, Failed) and not isinstance(event.error, MezzotintError):
                         log.error("worker.failed", exception=event.error)
                     await self._send({"kind": "event", "call": call, "event": part})
@@ -157,7 +173,8 @@ class _Child:
             return dict(await service.plan(request))
         if method == "health":
             health = dict(await service.health())
-            health.setdefault("metrics_text", metrics.render().decode())
+            if "metrics_text" not in health:
+                health["metrics_text"] = metrics.render().decode()
             return health
         if method == "upscale":
             output = read(Output, given.pop("output"))
@@ -189,10 +206,7 @@ class _Child:
         await self._send({"kind": "error", "call": call, "error": describe_error(error)})
 
     async def _send(self, message: dict[str, Any]) -> None:
-        async with self._lock:
-            self._writer.write(pack(message))
-            with contextlib.suppress(ConnectionError):
-                await self._writer.drain()
+        await send_message(self._writer, message)
 
 
 async def _run(fd: int) -> None:
@@ -204,7 +218,7 @@ async def _run(fd: int) -> None:
 def main() -> None:
     """Serve the socket named on the command line, then end at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-    asyncio.run(_run(int(sys.argv[1])))
+    event_loop.run(_run(int(sys.argv[1])))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # device threads may be in the middle of a step nobody waits for

@@ -2,6 +2,8 @@
 
 It takes one thing after the other, in the order of asking, beside the device. Each
 piece of work answers with what it came to: a value, or the exception that it raised.
+A picture that takes less to encode than a thread takes to wake is written at once,
+by whoever asks.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,12 +17,21 @@ from mezzotint.gates.policy import GatePolicy, Retry
 from mezzotint.observe.spans import span
 from mezzotint.service.jury import Jury
 from mezzotint.service.orders import Attempted, Judge, Order
-from mezzotint.service.pictures import Finisher
+from mezzotint.service.pictures import Finisher, pastes
 from mezzotint.types import ImageOutput
 
-__all__ = ["Writer"]
+__all__ = ["Writer", "is_small"]
+
+_SMALL_PX = 96 * 96
 
 Tell = Callable[[Any], None]
+
+
+def is_small(plan: Plan, order: Order) -> bool:
+    """Whether writing a picture is a matter of fractions of a millisecond."""
+    techniques = plan.techniques
+    is_plain = order.policy is None and techniques.upscale is None and not pastes(plan)
+    return is_plain and plan.size.width * plan.size.height <= _SMALL_PX
 
 
 class Writer:
@@ -49,6 +60,17 @@ class Writer:
             tell: Gets the outcome.
         """
         self._start(tell, self._finish, done, plan, order, attempts)
+
+    def write_here(
+        self, done: ImageDone, plan: Plan, order: Order, attempts: list[Attempted]
+    ) -> ImageOutput | Exception:
+        """Encode a picture that no gate judges in the caller's thread; see :meth:`write`."""
+        try:
+            output = self._finish(done, plan, order, attempts)
+            assert isinstance(output, ImageOutput)  # noqa: S101 - without gates nothing is refused
+        except Exception as error:  # this picture fails, alone
+            return error
+        return output
 
     def enlarge(self, picture: Any, plan: Plan, tell: Tell) -> None:
         """Make the start picture of a plan's second pass out of what its first drew."""

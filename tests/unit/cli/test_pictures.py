@@ -25,7 +25,9 @@ class Studio(FakeService):
 
     environment = ENVIRONMENT
 
-    async def stream(self, request, *, request_id, client="", use_cache=True, preview_every=0):
+    async def stream(
+        self, request, *, request_id, client="", use_cache=True, preview_every=0, quiet=False
+    ):
         self.use_cache = use_cache
         count = request.walk.frames if request.walk else request.num_images
         images = tuple(self._image(request, (request.seed or 0) + k, k) for k in range(count))

@@ -1,6 +1,8 @@
 import json
 import math
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -273,3 +275,16 @@ def test_a_compressed_checkpoint_is_refused_as_a_bomb(tmp_path):
 def test_what_is_no_generator_says_what_was_found(checkpoint, message):
     with pytest.raises(WeightsError, match=message):
         convert_gan(checkpoint)
+
+
+def test_loading_does_not_load_torchs_compiler():
+    """Drawing weights that are thrown away pulled in torch._dynamo and sympy: seconds."""
+    code = (
+        "import sys; from pathlib import Path; import mezzotint.models; "
+        "from mezzotint.models.gan import load_gan; "
+        "folder = Path(mezzotint.models.__path__[0]) / 'builtin' / 'plate-gan'; "
+        "before = 'torch._dynamo' in sys.modules; "
+        "load_gan(folder); print(before, 'torch._dynamo' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["False", "False"]

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mezzotint.errors import InvalidRequest
+from mezzotint.plain import exchange
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.serve.dialects import torchserve_handlers as handlers
 from mezzotint.serve.dialects.torchserve_models import ENDPOINTS, NoWorkers, find_model, num_workers
@@ -266,7 +267,7 @@ async def predict(front: Front, http: Request) -> Response:
         return from_result(result)
     output = Output(format="jpeg", quality=95)
     if request.num_pictures == 1:  # torchvision frames no single picture; it keeps its recipe
-        return from_result(await front.generate(http, replace(request, output=output)))
+        return from_result(await front.generate(http, exchange(request, output=output)))
     raw = replace(request, output=Output(format="png", metadata=False))
     result = await front.generate(http, raw)
     grid = await front.service.grid(
@@ -359,7 +360,7 @@ async def _together(
         return [await front.generate(http, requests[0])]
 
     async def run(request: GenerationRequest) -> GenerationResult:
-        return await front.finish(front.stream(http, request))
+        return await front.finish(front.stream(http, request, quiet=True))
 
     async def run_all() -> list[GenerationResult]:
         async with asyncio.TaskGroup() as group:
