@@ -271,9 +271,11 @@ def _images(plan: Plan, request: GenerationRequest) -> tuple[Plan, ...]:
 
 def _image(plan: Plan, index: int) -> Plan:
     """Return the plan of image ``index``: its seed and its other seed count up."""
+    if not index:
+        return plan
     plan = plan.with_seed(image_seed(plan.seed, index))
     variation = plan.techniques.variation
-    if variation is None or not index:
+    if variation is None:
         return plan
     variation = replace(variation, seed=image_seed(variation.seed, index))
     return replace(plan, techniques=replace(plan.techniques, variation=variation))

@@ -104,6 +104,7 @@ def _prompts(plan: Plan, model: Model) -> list[Prompt]:
     """Return the prompts as they were written."""
     t = plan.techniques
     base = Prompt(
+        text=plan.prompt,
         size=plan.size,
         class_label=t.class_label,
         distilled_guidance=t.distilled_guidance,
@@ -117,15 +118,15 @@ def _prompts(plan: Plan, model: Model) -> list[Prompt]:
             negative_text=plan.negative_prompt,
             num_inference_steps=plan.num_inference_steps,
         )
-    unguided = replace(
-        base, negative=True, class_label=None, distilled_guidance=None, truncation=1.0
-    )
+    prompts = [base]
     guided = any(scale != 1 for scale in plan.guidance)
-    prompts = [replace(base, text=plan.prompt)]
     if guided or t.regions:
+        unguided = replace(
+            base, negative=True, class_label=None, distilled_guidance=None, truncation=1.0
+        )
         prompts.append(replace(unguided, text=plan.negative_prompt))
-    prompts += [replace(base, text=region.prompt) for region in t.regions]
-    prompts += [replace(unguided, text=text) for text in region_negatives(t.regions)]
+        prompts += [replace(base, text=region.prompt) for region in t.regions]
+        prompts += [replace(unguided, text=text) for text in region_negatives(t.regions)]
     if walks_words(plan):
         prompts.append(replace(base, text=(t.walk and t.walk.to) or ""))
     return prompts

@@ -254,7 +254,7 @@ class Model(ABC):
     def align(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """Give prompts that will share a network call the same number of chunks."""
         most = max((prompt.num_chunks for prompt in prompts), default=1)
-        return [replace(prompt, num_chunks=most) for prompt in prompts]
+        return [p if p.num_chunks == most else replace(p, num_chunks=most) for p in prompts]
 
     def encode_image(
         self, images: Tensor, generators: Sequence[torch.Generator | None] | None = None

@@ -44,6 +44,7 @@ __all__ = ["DIALECTS", "Doorway", "create_app", "endpoints"]
 
 _REQUEST_ID = re.compile(r"^[\w.:/+=-]{1,128}$", re.ASCII)
 _STAGES = ("queue", "encode", "denoise", "decode", "gate", "write")
+_NO_TIMING = ", ".join(f"{stage};dur=0.000" for stage in _STAGES).encode()
 _SECURE = {
     b"x-content-type-options": b"nosniff",
     b"x-frame-options": b"DENY",
@@ -359,11 +360,12 @@ class _Answer:
 
     def _timing(self) -> bytes:
         timings = self._here.timings
+        if not timings:
+            return _NO_TIMING
         totals: dict[str, float] = {
             stage: sum(getattr(t, f"{stage}_s") for t in timings) * 1000.0 for stage in _STAGES
         }
-        if timings:
-            totals["queue"] = max(t.queue_s for t in timings) * 1000
+        totals["queue"] = max(t.queue_s for t in timings) * 1000
         return ", ".join(f"{stage};dur={ms:.3f}" for stage, ms in totals.items()).encode()
 
     async def error(

@@ -1,5 +1,6 @@
 """Configuration of the server: listeners, limits, keys. Torch-free."""
 
+import functools
 import ipaddress
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from mezzotint.plain import Checked, check_range
 __all__ = ["Limits", "ServeConfig", "is_loopback"]
 
 
+@functools.lru_cache(maxsize=1024)
 def is_loopback(host: str) -> bool:
     """Tell whether a listener on ``host`` can be reached from this machine only."""
     if host == "localhost":
