@@ -6,7 +6,6 @@ that goes into every plan and recipe.
 """
 
 import contextlib
-import os
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from mezzotint.models.store import ModelStore
 from mezzotint.models.turbo import turbo_view
 from mezzotint.models.upscalers import upscaler_digest
 from mezzotint.service.adapters import KINDS, AdapterShelf
+from mezzotint.service.host import host_memory
 
 __all__ = ["Backend", "Shelf", "describe_environment"]
 
@@ -144,6 +144,10 @@ class Shelf:
         """Return a model's spec; weights are not read for it."""
         return self._extra[name].spec if name in self._extra else self.store.spec(name)
 
+    def is_code(self, name: str) -> bool:
+        """Tell whether a model is an archive of handler code, which has no spec."""
+        return name not in self._extra and self.store.entry(name).layout == "handler"
+
     def is_loaded(self, name: str) -> bool:
         """Tell whether a model is in memory."""
         return name in self._extra or self.store.is_loaded(name)
@@ -253,12 +257,15 @@ def _accelerator(device: str) -> str:
 
 
 def memory_budget(config_bytes: int, device: str) -> int:
-    """Return the bytes that tensors of requests may take: as configured, or half of all."""
+    """Return the bytes that tensors of requests may take: as configured, or half of all.
+
+    All is the memory of a GPU, or what the machine has and this process may have of it.
+    """
     if config_bytes:
         return config_bytes
     if device.startswith("cuda"):
         return int(torch.cuda.get_device_properties(device).total_memory) // 2
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return host_memory() // 2
 
 
 def cache_folder(home: Path, name: str) -> Path:
