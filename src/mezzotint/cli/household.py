@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -135,15 +135,15 @@ def make_service(settings: Settings) -> Service:
 def service_options(
     settings: Settings,
     *,
-    models: Mapping[str, str] | None = None,
+    models: Sequence[str] = (),
     model_store: Path | None = None,
 ) -> dict[str, Any]:
     """Return what the service's factory takes, as JSON data: a worker process reads it too.
 
     Args:
         settings: The tree.
-        models: Models to load at once, by name; with a path where it is not a
-            name of the store.
+        models: Models to load at once, as
+            :attr:`~mezzotint.service.local.LocalConfig.models` has them.
         model_store: Folder whose models can be registered by name.
     """
     placement = settings.models.placement
@@ -161,7 +161,7 @@ def service_options(
         "images": write(settings.images),
     }
     if models:
-        options["models"] = [f"{name}={path}" if path else name for name, path in models.items()]
+        options["models"] = list(models)
     if model_store is not None:
         options["model_store"] = str(model_store)
     return options

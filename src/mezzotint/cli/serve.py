@@ -14,6 +14,7 @@ from mezzotint.cli.household import load_settings, service_options
 
 __all__ = ["serve"]
 
+_ARCHIVES = (".mar", ".mzt", ".tar.gz", ".tgz")
 _PORT: dict[str, Any] = {"parser": flags.whole_number, "metavar": "PORT"}
 
 
@@ -32,8 +33,8 @@ def serve(
     models: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME or NAME=PATH, several with commas: loaded before it is ready. "
-            "A PATH may lie in the model store."
+            help="NAME, NAME=PATH, FILE.mar, or all for the whole model store; several with "
+            "commas: loaded before it is ready. A PATH may lie in the model store."
         ),
     ] = None,
     runs: Annotated[
@@ -81,24 +82,38 @@ def serve(
     )
 
 
-def parse_models(texts: list[str], store: Path | None = None) -> dict[str, str]:
-    """Read ``--models a,b=PATH``; a name without a path means itself.
+def parse_models(texts: list[str], store: Path | None = None) -> list[str]:
+    """Read ``--models a,b=PATH,c.mar``.
 
     Args:
         texts: What was given.
         store: Folder of ``--model-store``, where a path is looked for first.
+
+    Returns:
+        What :attr:`~mezzotint.service.local.LocalConfig.models` takes, each once:
+        ``name``, ``name=path``, ``=path`` for an archive that names itself, or ``all``.
+
+    Raises:
+        WrongFlag: If an entry cannot be understood, or there is no file at its path.
     """
-    found: dict[str, str] = {}
+    found: dict[str, None] = {}
     for item in (piece.strip() for text in texts for piece in text.split(",")):
         name, equals, path = item.partition("=")
         if not name or (equals and not path):
-            raise WrongFlag("--models", f"must look like NAME or NAME=PATH, got {item!r}")
+            raise WrongFlag(
+                "--models", f"must look like NAME, NAME=PATH, FILE.mar or all, got {item!r}"
+            )
+        if not equals and item.lower() == "all" and store is None:
+            raise WrongFlag("--models", "all means everything in --model-store: give that too")
+        if not equals and item.lower().endswith(_ARCHIVES):
+            name, path = "", item
         if path and store is not None and (store / path).exists():
             path = str((store / path).absolute())
-        if path and not Path(path).expanduser().exists() and "/" not in path:
-            raise WrongFlag("--models", f"{name}: there is nothing at {path}")
-        found[name] = path
-    return found
+        is_archive = not name
+        if path and not Path(path).expanduser().exists() and (is_archive or "/" not in path):
+            raise WrongFlag("--models", f"{name or item}: there is nothing at {path}")
+        found[f"{name}={path}" if path else name] = None
+    return list(found)
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

@@ -41,7 +41,10 @@ CATALOGUE: dict[str, Metric] = {
         "histogram", "Rows of one network call, guidance rows included.", ("model",), _ROWS
     ),
     "mezzotint_request_seconds": Metric(
-        "histogram", "Seconds from a request's arrival to its end.", ("model",), _SECONDS
+        "histogram",
+        "Seconds from a request's arrival at the engine to its end.",
+        ("model",),
+        _SECONDS,
     ),
     "mezzotint_stage_seconds": Metric(
         "histogram", "Seconds one image spent in a stage.", ("stage",), _SECONDS
@@ -51,7 +54,10 @@ CATALOGUE: dict[str, Metric] = {
     "mezzotint_memory_bytes": Metric("gauge", "Bytes that running images hold.", ("kind",)),
     "mezzotint_cache_lookups_total": Metric("counter", "Look-ups in a cache.", ("cache", "answer")),
     "mezzotint_model_load_seconds": Metric(
-        "histogram", "Seconds to load a model.", ("model",), _SECONDS
+        "histogram",
+        "Seconds to read and compile a model for its first picture.",
+        ("model",),
+        _SECONDS,
     ),
     "mezzotint_worker_restarts_total": Metric("counter", "Restarts of the engine's process."),
     "mezzotint_auth_failures_total": Metric("counter", "Requests without a good key.", ("door",)),

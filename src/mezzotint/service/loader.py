@@ -5,6 +5,7 @@ networks would stop them all. So an image whose model is not ready waits here fi
 """
 
 import threading
+import time
 import weakref
 from collections.abc import Callable, Hashable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ from mezzotint.engine.plan import Plan
 from mezzotint.engine.rehearsal import rehearse
 from mezzotint.errors import NotReady
 from mezzotint.models.base import Model
+from mezzotint.observe import metrics
 
 __all__ = ["Loader", "Models"]
 
@@ -92,9 +94,13 @@ class Loader:
 
     def _load(self, plan: Plan) -> None:
         """Load, compile, and remember that it is done."""
+        began = time.monotonic()
         model = rehearse(plan, self._models, self._filler)
+        took_s = time.monotonic() - began
         known = weakref.ref(model)
         with self._lock:
+            if not any(other() is model for other in self._ready.values()):
+                metrics.measure("mezzotint_model_load_seconds", took_s, model=plan.model)
             while len(self._ready) >= _MAX_KNOWN:
                 del self._ready[next(iter(self._ready))]
             self._ready[_shape(plan)] = known

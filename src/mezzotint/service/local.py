@@ -28,7 +28,7 @@ from mezzotint.engine.plan import mask_asset
 from mezzotint.engine.planner import plan
 from mezzotint.engine.schedulers import SIGMA_SCHEDULES, scheduler_names
 from mezzotint.engine.solving import prepare
-from mezzotint.errors import UnknownName, WorkFailed
+from mezzotint.errors import WorkFailed
 from mezzotint.images.animation import check_animation
 from mezzotint.images.codec import decode_mask
 from mezzotint.images.config import ImageConfig
@@ -45,9 +45,10 @@ from mezzotint.service.canvas import read_canvas
 from mezzotint.service.config import HandlersConfig
 from mezzotint.service.desk import Desk
 from mezzotint.service.device_thread import Perform
-from mezzotint.service.endings import ENDINGS, result_of
+from mezzotint.service.endings import ENDINGS, result_of, timed
 from mezzotint.service.handlers import HandlerPool
 from mezzotint.service.letterbox import Letterbox
+from mezzotint.service.librarian import Librarian
 from mezzotint.service.loader import Loader
 from mezzotint.service.orders import Judge, Order
 from mezzotint.service.pictures import Finisher, adapter_assets
@@ -92,10 +93,11 @@ class LocalConfig(Checked):
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         dtype: One type for all networks, or None for the model's own policy.
         backend: Who computes networks on a CPU.
-        models: Names of models to have ready, ``name`` or ``name=path``; the others
-            load when first asked for.
+        models: Names of models to have ready, ``name`` or ``name=path``, or other forms of
+            :meth:`~mezzotint.service.librarian.Librarian.name_wanted`; the others load
+            when first asked for.
         model_store: Folder whose files can be registered by their names, "" for none.
-        allow_paths: Whether a request may name a model by path or Hub id.
+        allow_paths: Whether a request or registration may name a model by path or Hub id.
         allow_downloads: Whether Hub ids may be fetched.
         max_model_bytes: Weights kept in memory at once.
         allow_handler_code: Whether handler code of TorchServe archives may run at all.
@@ -136,13 +138,7 @@ class LocalConfig(Checked):
 
 def create_service(options: Mapping[str, Any]) -> "LocalService":
     """Build a service from plain options; the factory that a worker process calls."""
-    service = LocalService(read(LocalConfig, options))
-    for item in service.config.models:
-        name, has_path, path = item.partition("=")
-        if has_path:
-            service.shelf.store.add(name, service.find_source(path), keep=False)
-        service.shelf.spec(name)  # an unknown or broken model is an error here, not later
-    return service
+    return LocalService(read(LocalConfig, options))
 
 
 class LocalService:
@@ -164,6 +160,9 @@ class LocalService:
         self.config = config or LocalConfig()
         store = self.config.store
         self.shelf = Shelf(store, backend=self.config.backend, extra=models)
+        self._librarian = Librarian(
+            self.shelf, model_store=self.config.model_store, allow_paths=self.config.allow_paths
+        )
         self.environment = describe_environment(self.shelf, self.config.dtype)
         self._environment_text = json.dumps(self.environment, sort_keys=True)
         engine, home = self.config.engine, store.home_path
@@ -213,20 +212,10 @@ class LocalService:
             hands=lambda: self._runner,
         )
         try:
-            self._warm_up.start(self._name_models())
+            self._warm_up.start(self._librarian.name_wanted(self.config.models))
         except BaseException:
             self.shut()
             raise
-
-    def _name_models(self) -> list[str]:
-        """Register what was given as ``name=path``; return the names of all wanted models."""
-        names: list[str] = []
-        for entry in self.config.models:
-            name, _, path = entry.partition("=")
-            if path:
-                self.shelf.store.add(name, path, keep=False)
-            names.append(name)
-        return names
 
     def _build_mind(self, emit: Callable[[Any], None]) -> Mind:
         """Make the engine, inside its own thread."""
@@ -285,6 +274,7 @@ class LocalService:
         preview_every: int = 0,
     ) -> Order:
         """Resolve a request: spec, pictures, plan, bytes, gates."""
+        came = time.monotonic()
         spec = self.shelf.spec(request.model)
         if request.output.animation is not None:
             check_animation(request.output.animation)
@@ -313,7 +303,7 @@ class LocalService:
             request=request,
             planned=planned,
             footprints=tuple(measure(p, spec) for p in planned.plans),
-            sink=sink,
+            sink=timed(sink, first.model, came),
             assets=assets,
             client=client,
             use_cache=use_cache,
@@ -505,52 +495,16 @@ class LocalService:
         self, source: str, *, name: str | None = None, version: str | None = None
     ) -> Mapping[str, Any]:
         """Add a model from a folder, file or archive."""
-
-        def add() -> Mapping[str, Any]:
-            chosen, found = name or Path(source).stem, self.find_source(source)
-            entry = self.shelf.store.add(chosen, found, version=version, keep=False)
-            return self.shelf.store.describe(entry.full_name)
-
-        return await asyncio.to_thread(add)
-
-    def find_source(self, source: str) -> str:
-        """Return the path of a file or folder in the model store, or the source as it is."""
-        store = self.config.model_store
-        if not store or Path(source).is_absolute():
-            return source
-        root = Path(store).expanduser().resolve()
-        path = (root / source).resolve()
-        return str(path) if path.is_relative_to(root) and path.exists() else source
-
-    def _find_source(self, source: str) -> str:
-        """Return the path of a source: in the model store, or as it is where that is allowed.
-
-        Raises:
-            UnknownName: If there is nothing of that name in the model store.
-        """
-        folder = Path(self.config.model_store).absolute() if self.config.model_store else None
-        if folder is not None:
-            path = (folder / source).absolute()
-            if path.is_relative_to(folder) and ".." not in Path(source).parts and path.exists():
-                return str(path)
-        if self.config.allow_paths:
-            return source
-        known = sorted(p.name for p in folder.iterdir()) if folder and folder.is_dir() else []
-        raise UnknownName("model source", source, known, field="url")
+        return await asyncio.to_thread(self._librarian.register, source, name, version)
 
     async def unregister(self, name: str, version: str | None = None) -> None:
         """Remove one version of a model from the service; files stay where they are."""
-        store = self.shelf.store
-        gone = {entry.full_name: entry.digest for entry in store.entries()}
-        await asyncio.to_thread(store.remove, name, version, delete=False)
-        for kept in store.entries():
-            gone.pop(kept.full_name, None)
-        for digest in gone.values():
+        for digest in await asyncio.to_thread(self._librarian.unregister, name, version):
             await self._handlers.forget(digest)
 
     async def set_default(self, name: str, version: str) -> None:
         """Make the bare ``name`` mean this version."""
-        await asyncio.to_thread(self.shelf.store.set_default, name, version, keep=False)
+        await asyncio.to_thread(self._librarian.set_default, name, version)
 
     async def inspect(self, data: bytes) -> Mapping[str, Any]:
         """Read the recipe inside a picture."""

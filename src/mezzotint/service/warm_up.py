@@ -72,11 +72,12 @@ class WarmUp:
         """Draw with each model; returns before the pictures are there.
 
         Raises:
-            MezzotintError: If a model cannot be had or takes no request.
+            MezzotintError: If a model cannot be had or takes no request; nothing is
+                drawn then.
         """
+        requests = {name: _request(self._spec(name), steps=_STEPS) for name in names}
         self._waiting = dict.fromkeys(names, _LOADING)
-        for name in names:
-            request = _request(self._spec(name), steps=_STEPS)
+        for name, request in requests.items():
 
             def hear(event: Event, name: str = name) -> None:
                 if isinstance(event, Finished):

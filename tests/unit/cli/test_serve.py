@@ -66,9 +66,26 @@ def test_the_workers_options_are_what_the_service_takes(cli, started, tmp_path):
 
 
 def test_models_are_names_with_or_without_paths():
-    assert parse_models(["a, b=/x", "c@2"]) == {"a": "", "b": "/x", "c@2": ""}
+    assert parse_models(["a, b=/x", "c@2", "a"]) == ["a", "b=/x", "c@2"]
     with pytest.raises(WrongFlag, match="nothing at nowhere"):
         parse_models(["a=nowhere"])
+    for wrong in ("", "a,,b", "a=", "=x"):
+        with pytest.raises(WrongFlag, match="must look like"):
+            parse_models([wrong])
+
+
+def test_models_are_spelt_as_torchserve_spells_them(tmp_path):
+    (tmp_path / "shout.mar").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    stored = tmp_path / "shout.mar"
+    assert parse_models(["shout.mar"], tmp_path) == [f"={stored}"]
+    assert parse_models([str(stored)]) == [f"={stored}"]
+    assert parse_models(["loud=shout.mar,folder"], tmp_path) == [f"loud={stored}", "folder"]
+    assert parse_models(["ALL"], tmp_path) == ["ALL"]
+    with pytest.raises(WrongFlag, match="--model-store"):
+        parse_models(["all"])
+    with pytest.raises(WrongFlag, match=r"nothing at gone\.mar"):
+        parse_models(["gone.mar"], tmp_path)
 
 
 def test_a_path_is_looked_for_in_the_model_store_first(cli, started, tmp_path):
