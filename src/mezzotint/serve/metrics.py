@@ -15,6 +15,7 @@ from prometheus_client import generate_latest as render_registry
 
 from mezzotint.observe import metrics
 from mezzotint.observe.metrics import Metric, Metrics
+from mezzotint.serve.auth import was_refused
 from mezzotint.serve.wire import Visit
 
 __all__ = ["CATALOGUE", "ServerMetrics", "merge"]
@@ -52,16 +53,19 @@ class ServerMetrics:
             self._metrics.count(f"Requests{kind}XX", 0, Level="Host", Hostname=self._host)
 
     def answered(self, here: Visit, status: int, seconds: float) -> None:
-        """Count one answer."""
+        """Count one answer.
+
+        Meant for the task that served it: a refused key is known there only.
+        """
         door = here.dialect or "none"
         metrics.count("mezzotint_requests_total", door=door, status=str(status))
-        if status == 401:
+        if was_refused(here.request_id):
             metrics.count("mezzotint_auth_failures_total", door=door)
         self._metrics.measure("mezzotint_http_seconds", seconds, door=door)
         if str(status)[0] in "245":
             name = f"Requests{str(status)[0]}XX"
             self._metrics.count(name, Level="Host", Hostname=self._host)
-        if not here.timings:
+        if not (here.timings or here.ran_code):
             return
         model, _, version = here.model.partition("@")
         labels = {
@@ -69,9 +73,11 @@ class ServerMetrics:
             "model_version": version or "default",
             "hostname": self._host,
         }
-        queue_s = max(t.queue_s for t in here.timings)
         self._metrics.count("ts_inference_requests_total", 1, **labels)
         self._metrics.count("ts_inference_latency_microseconds", seconds * 1e6, **labels)
+        if here.ran_code:  # handler code tells no stages
+            return
+        queue_s = max(t.queue_s for t in here.timings)
         self._metrics.count("ts_queue_latency_microseconds", max(0.0, queue_s) * 1e6, **labels)
 
     def expose(self, *, running: int, jobs: Mapping[str, int], health: Mapping[str, Any]) -> bytes:

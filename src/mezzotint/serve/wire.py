@@ -94,7 +94,10 @@ class Dialect:
 
 @dataclass(slots=True)
 class Visit:
-    """What is known about one HTTP exchange while it lasts."""
+    """What is known about one HTTP exchange while it lasts.
+
+    ``ran_code`` says that handler code answered, which has no ``timings``.
+    """
 
     request_id: str
     listener: Listener
@@ -104,6 +107,7 @@ class Visit:
     timings: list[StageTimings] = field(default_factory=list[StageTimings])
     model: str = ""
     queue_s: float = 0.0
+    ran_code: bool = False
 
 
 def visit(http: Request) -> Visit:

@@ -1,12 +1,16 @@
 """Keys: the file, the callers, the limits."""
 
 import hashlib
+import io
+import json
 import os
 
 import pytest
 from tests.serving import open_door
 
 from mezzotint.errors import InvalidRequest
+from mezzotint.observe import log
+from mezzotint.observe.config import LogConfig
 from mezzotint.serve.auth import Caller, KeyRing, Meter, new_key, presented_key, read_keys
 from mezzotint.serve.config import Limits, ServeConfig, is_loopback
 from mezzotint.serve.errors import Forbidden, TooManyRequests, Unauthorized
@@ -254,3 +258,46 @@ class TestDoorWithKeys:
         door.front.meter._buckets.clear()
         assert door.http.get(f"/v1/jobs/{job}", headers=other).status_code == 404
         assert door.http.delete(f"/v1/jobs/{job}", headers=other).status_code == 404
+
+
+class TestChangedKeysFile:
+    @pytest.fixture
+    def told(self):
+        stream = io.StringIO()
+        log.configure(LogConfig(level="info", format="json"), stream)
+        yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+        log.configure(LogConfig(), io.StringIO())
+
+    @pytest.fixture
+    def ring(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("mezzotint.serve.auth._RELOAD_S", 0.0)
+        (tmp_path / "keys").write_text("first-key-of-16-chars\n")
+        return KeyRing(tmp_path / "keys", LIMITS)
+
+    def ask(self, ring, times=3):
+        for _ in range(times):
+            ring.identify({"authorization": "Bearer first-key-of-16-chars"}, "")
+
+    def test_a_broken_file_is_told_once_for_each_change_and_its_keys_never(
+        self, ring, told, tmp_path
+    ):
+        self.ask(ring)
+        assert told() == []
+        for moment, text in enumerate(("secret-key-of-16-chars bob fly", "short"), start=1):
+            (tmp_path / "keys").write_text(text)
+            os.utime(tmp_path / "keys", (moment, moment))
+            self.ask(ring)
+        lines = told()
+        assert [(t["level"], t["event"]) for t in lines] == [("warning", "keys.unchanged")] * 2
+        assert [t["file"] for t in lines] == [str(tmp_path / "keys")] * 2
+        assert "'fly' is no scope" in lines[0]["error"]
+        assert "secret-key" not in str(lines)
+
+    def test_a_file_that_is_gone_is_told_once_and_read_when_it_is_back(self, ring, told, tmp_path):
+        (tmp_path / "keys").unlink()
+        self.ask(ring)
+        assert [t["event"] for t in told()] == ["keys.unchanged"]
+        (tmp_path / "keys").write_text("first-key-of-16-chars\nsecond-key-of-16-chars\n")
+        self.ask(ring)
+        assert [t["event"] for t in told()] == ["keys.unchanged", "keys.read_again"]
+        assert told()[-1]["keys"] == 2

@@ -84,6 +84,7 @@ async def run(
             raise OutOfResources("Out of resources")
         if one.error:
             raise WorkFailed(one.message.removeprefix("Prediction failed: "))
+    visit(http).ran_code = True
     return list(answers)
 
 
