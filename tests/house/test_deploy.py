@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,15 @@ def test_dockerfile_copies_what_exists_and_runs_as_nobody_special():
     assert re.search(r"^USER 10001$", text, re.MULTILINE)
     variables = dict(re.findall(r"(MEZZOTINT_\w+)=(\S+)", text))
     load(environment=variables)
+
+
+def test_whoever_gets_the_package_or_the_image_gets_licence_and_notice():
+    root = DEPLOY.parent
+    named = tomllib.loads((root / "pyproject.toml").read_text())["project"]["license-files"]
+    assert set(named) == {"LICENSE", "NOTICE"}
+    assert all((root / name).is_file() for name in named)
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (DEPLOY / "Dockerfile").read_text(), re.M)
+    assert set(named) <= set(" ".join(copied).split())
 
 
 def test_unit_file_is_well_formed():
