@@ -209,14 +209,14 @@ def start(name: str, model: str, folder: Path) -> Server:
     """Start one server on one of the built-in models.
 
     Args:
-        name: ``mezzotint``, ``torchserve``, ``torchserve-as-packed`` (one request a call,
-            as its archiver packs a model if nothing else is said), ``litserve`` or
-            ``fastapi``.
+        name: ``mezzotint``, ``mezzotint-two-workers`` (``worker.count = 2``),
+            ``torchserve``, ``torchserve-as-packed`` (one request a call, as its archiver
+            packs a model if nothing else is said), ``litserve`` or ``fastapi``.
         model: ``plate`` or ``plate-gan``.
         folder: Where its files and its log (``NAME.log``) go.
     """
-    if name == "mezzotint":
-        return _start_mezzotint(model, folder)
+    if name.startswith("mezzotint"):
+        return _start_mezzotint(name, model, folder)
     if name.startswith("torchserve"):
         return _start_torchserve(name, model, folder)
     port = free_ports(1)[0]
@@ -249,14 +249,17 @@ def _spawn(command: list[str], folder: Path, name: str, **more: str) -> subproce
         )  # fmt: skip
 
 
-def _start_mezzotint(model: str, folder: Path) -> Server:
+def _start_mezzotint(name: str, model: str, folder: Path) -> Server:
     """Start ``mezzotint serve`` as a user does."""
     ports = free_ports(3)
     names = ("--port", "--management-port", "--metrics-port")
     flags = [text for pair in zip(names, map(str, ports), strict=True) for text in pair]
     command = [str(Path(sys.executable).with_name("mezzotint")), "serve", *flags]
-    home = str(folder / "home")
-    process = _spawn([*command, "--models", model], folder, "mezzotint", MEZZOTINT_HOME=home)
+    own = {
+        "MEZZOTINT_HOME": str(folder / f"home-{name}"),
+        "MEZZOTINT_WORKER__COUNT": "2" if name == "mezzotint-two-workers" else "1",
+    }
+    process = _spawn([*command, "--models", model], folder, name, **own)
     wait_for(f"http://127.0.0.1:{ports[0]}/health/ready", '"ready":true', process)
     is_gan = model == "plate-gan"
     return Server(process, ports[0], f"/predictions/{model}" if is_gan else "/v1/generations")

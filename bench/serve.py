@@ -19,6 +19,7 @@ from bench._servers import Server, installed, start, stop
 PROMPTS = ("a red apple", "a blue boat on yellow", "two green leaves", "a brown dog")
 LEVELS = (1, 8, 32)
 PEERS = ("torchserve", "torchserve-as-packed", "litserve")
+OURS = {"plate-gan": ("mezzotint", "mezzotint-two-workers"), "plate": ("mezzotint",)}
 
 
 def body(model: str, seed: int) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         servers: dict[str, Server] = {}
         try:
-            for server in ("mezzotint", *peers):
+            for server in (*OURS[given.model], *peers):
                 servers[server] = start(server, given.model, Path(name))
                 print(f"up: {server}", flush=True)
             for connections in LEVELS:
@@ -122,10 +123,13 @@ def level(
             "p50_ms": round(spent[len(spent) // 2] * 1000, 1),
             "p99_ms": round(spent[int(len(spent) * 0.99)] * 1000, 1),
         }
-    ours = [1 / r for r in rates["mezzotint"]]
-    for name in servers:
-        if name != "mezzotint":
-            found[f"times_{name.replace('-', '_')}"] = ratios(ours, [1 / r for r in rates[name]])
+    seconds = {name: [1 / rate for rate in found_rates] for name, found_rates in rates.items()}
+    for own in OURS[given.model]:
+        which = own.removeprefix("mezzotint").lstrip("-").replace("-", "_")
+        for name in servers:
+            if not name.startswith("mezzotint"):
+                what = f"{which}_times_{name}".lstrip("_").replace("-", "_")
+                found[what] = ratios(seconds[own], seconds[name])
     print(f"{connections} connections: {json.dumps(found)}", flush=True)
     return found
 

@@ -206,6 +206,8 @@ class Filler:
 
     def num_chunks(self, plan: Plan, model: Model) -> int:
         """Return how many chunks of tokens the prompts of a plan fill."""
+        if not model.spec.takes_prompt:
+            return 1
         return staged_prompts(plan, model)[0][0][1].num_chunks
 
     def _encode(self, model: Model, prompt: Prompt) -> Conditioning:

@@ -27,6 +27,14 @@ class _Resident:
     users: int = 0
     used_at: int = 0
 
+    def is_from(self, source: object) -> bool:
+        """Whether it was loaded from what is at hand now; the newest of equal ones is kept."""
+        if self.source is not source:  # comparing all that is known of a model takes a while
+            if self.source != source:
+                return False
+            self.source = source
+        return True
+
 
 class Residency:
     """Models in memory; safe to use from any thread.
@@ -70,6 +78,12 @@ class Residency:
                 resident.users -= 1
                 self._evict(keep=key)
 
+    def find(self, key: _Key, source: object) -> Model | None:
+        """Return a model that is in memory, for a look at it; None if it is not there."""
+        with self._lock:
+            resident = self._residents.get(key)
+            return resident.model if resident is not None and resident.is_from(source) else None
+
     def has(self, name: str) -> bool:
         """Tell whether a model is in memory, wherever it is placed."""
         with self._lock:
@@ -90,7 +104,7 @@ class Residency:
     def _pin(self, key: _Key, source: object) -> _Resident | None:
         with self._lock:
             resident = self._residents.get(key)
-            if resident is None or resident.source != source:
+            if resident is None or not resident.is_from(source):
                 return None
             self._clock += 1
             resident.users += 1

@@ -494,7 +494,9 @@ class ModelStore:
 
     def spec(self, name: str) -> ModelSpec:
         """Return a model's spec; weights are read only when a network is first called."""
-        return self.load(name).spec
+        entry = self.entry(name)
+        known = self._residency.find((_name_in_memory(entry), self.config.placement), entry)
+        return self.load(name).spec if known is None else known.spec
 
     def is_loaded(self, name: str) -> bool:
         """Tell whether a model is in memory."""
