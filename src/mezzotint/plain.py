@@ -32,8 +32,11 @@ def exchange(value: _T, **changes: Any) -> _T:
         changes: Field values that have been checked too, as those of a plan.
     """
     cls = type(value)
+    names = _names(cls)
+    if not changes.keys() <= set(names):
+        raise TypeError(f"{cls.__name__} has no field {sorted(changes.keys() - set(names))}")
     copy = object.__new__(cls)
-    for name in _names(cls):
+    for name in names:
         kept = changes[name] if name in changes else getattr(value, name)
         object.__setattr__(copy, name, kept)
     return copy

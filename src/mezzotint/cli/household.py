@@ -129,7 +129,7 @@ def make_service(settings: Settings) -> Service:
     # would be half of a cold start.
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    return create_service(service_options(settings))
+    return create_service(service_options(settings), interruptible=True)
 
 
 def service_options(

@@ -42,7 +42,7 @@ __all__ = [
     "prompt_asset",
 ]
 
-SCHEMA = 1
+SCHEMA = 2
 """Goes into every digest; raised when the same plan means another picture."""
 
 OUTSIDE = "outside"

@@ -189,8 +189,11 @@ class Model(ABC):
         networks: The model's networks by role (``"denoiser"``, ``"decoder"``,
             ``"encoder"``, ``"text_encoder"``, ...). A backend replaces an entry
             with :meth:`use_network`.
+        certifies_rows: Whether it finds out itself how many rows a call of its decoder may
+            have without changing one of them, so that a backend may deal them out.
     """
 
+    certifies_rows = False
     spec: ModelSpec
     denoiser: Denoiser | None
     networks: dict[str, Network]

@@ -57,7 +57,8 @@ def rearranged(module: nn.Module) -> nn.Module:
     names = [
         name
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.ConvTranspose2d)
+        if type(layer) is nn.ConvTranspose2d
+        and not layer._forward_pre_hooks
         and _is_doubling(layer)
         and layer.out_channels <= _FEW
     ]

@@ -268,6 +268,8 @@ class GanModel(Model):
             takes w, and truncation pulls towards the mean w.
     """
 
+    certifies_rows = True
+
     def __init__(
         self,
         config: GanConfig,

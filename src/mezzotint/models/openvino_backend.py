@@ -35,7 +35,7 @@ from mezzotint.models.quiet import import_openvino
 
 __all__ = ["OpenVINONetwork", "denoiser_streams", "use_openvino"]
 
-FORMAT = 2  # raise when an exported network of before can no longer be used
+FORMAT = 1  # raise when an exported network of before can no longer be used
 EXPORT_ROWS = 2  # a batch of one may be folded into the graph as a constant
 
 RowShape = tuple[tuple[str, str, tuple[int, ...]], ...]
@@ -75,8 +75,9 @@ class OpenVINONetwork:
         num_threads: CPU threads per call; None lets OpenVINO choose.
         streams: Parts that the rows of a call are dealt into, computed side by side:
             less waiting for each other than all threads at one row after another.
-        splits_rows: Whether all threads share the work on a single row; it takes a
-            second copy of the weights where there are several streams.
+        is_generator: Whether it draws whole pictures in one call, as a GAN does: layers are
+            rearranged for it, and all threads share the work on a single row, which takes
+            a second copy of the weights where there are several streams.
 
     Attributes:
         options: Role, cache and threads, to make a network like this one.
@@ -91,17 +92,17 @@ class OpenVINONetwork:
         cache: Path | None = None,
         num_threads: int | None = None,
         streams: int = 1,
-        splits_rows: bool = False,
+        is_generator: bool = False,
     ) -> None:
         self.source = source
         self.role = role
         self.notes: tuple[str, ...] = ()
         self.options: dict[str, Any] = {
             "role": role, "cache": cache, "num_threads": num_threads, "streams": streams,
-            "splits_rows": splits_rows,
+            "is_generator": is_generator,
         }  # fmt: skip
         self._streams = streams
-        self._splits_rows = splits_rows and streams > 1
+        self._is_generator = is_generator
         self._cache = cache
         self._num_threads = num_threads
         self._lock = threading.Lock()
@@ -117,7 +118,7 @@ class OpenVINONetwork:
     @property
     def _num_copies(self) -> int:
         """Copies of the weights that a compiled shape has."""
-        return 2 if self._splits_rows else 1
+        return 2 if self._is_generator and self._streams > 1 else 1
 
     @property
     def digest(self) -> str:
@@ -168,9 +169,11 @@ class OpenVINONetwork:
         working = compiled.requests[: len(parts)] if rows > 1 else (compiled.lone,)
         for request, part in zip(working[1:], parts[1:], strict=True):
             request.start_async(part, share_inputs=True)
-        working[0].infer(parts[0], share_inputs=True)
-        for request in working[1:]:
-            request.wait()
+        try:
+            working[0].infer(parts[0], share_inputs=True)
+        finally:
+            for request in working[1:]:
+                request.wait()
         outputs = [
             [np.array(request.get_output_tensor(k).data, dtype=np.float32) for request in working]
             for k in range(len(compiled.shapes))
@@ -197,7 +200,7 @@ class OpenVINONetwork:
             model = core.compile_model(path, "CPU", settings)
             requests = tuple(model.create_infer_request() for _ in range(self._streams))
             lone = requests[0]
-            if self._splits_rows:
+            if self._num_copies > 1:
                 settings["NUM_STREAMS"] = 1
                 lone = core.compile_model(path, "CPU", settings).create_infer_request()
         except (RuntimeError, TypeError, ValueError, NotImplementedError, OSError) as error:
@@ -212,12 +215,12 @@ class OpenVINONetwork:
     def _exported(self, core: Any, arrays: Mapping[str, Tensor], key: RowShape) -> Any:
         """Return the exported network: its path if there is a cache, else itself."""
         if self._cache is None or not self.digest:
-            return _export(self.source, arrays)
+            return _export(self.source, arrays, rearrange=self._is_generator)
         path = self._cache / self._file_name(key)
         if not path.is_file() or not path.with_suffix(".bin").is_file():
             openvino = import_openvino()
 
-            model = _export(self.source, arrays)
+            model = _export(self.source, arrays, rearrange=self._is_generator)
             self._cache.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as partial:
                 # OpenVINO names the weights after the description; both move in whole.
@@ -231,6 +234,8 @@ class OpenVINONetwork:
         """Name an export by all that decides what is in it."""
         versions = [metadata.version(name) for name in ("openvino", "torch")]
         words = [str(FORMAT), self.role, self.digest, repr(key), *versions]
+        if self._is_generator:
+            words.append("rearranged")
         return hashlib.sha256("\0".join(words).encode()).hexdigest()[:40] + ".xml"
 
 
@@ -273,7 +278,7 @@ class _Positional(nn.Module):
         return self._call(self.module, dict(zip(self._names, tensors, strict=True)))
 
 
-def _export(source: TorchNetwork, arrays: Mapping[str, Tensor]) -> Any:
+def _export(source: TorchNetwork, arrays: Mapping[str, Tensor], *, rearrange: bool) -> Any:
     """Trace a torch network with two rows and leave the number of rows open."""
     openvino = import_openvino()
 
@@ -282,7 +287,8 @@ def _export(source: TorchNetwork, arrays: Mapping[str, Tensor]) -> Any:
         for t in arrays.values()
     )
     shapes = [openvino.PartialShape([-1, *t.shape[1:]]) for t in example]
-    module = _Positional(rearranged(source.module), source.call, tuple(arrays))
+    own = rearranged(source.module) if rearrange else source.module
+    module = _Positional(own, source.call, tuple(arrays))
     with _EXPORTING, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of every shape it reads
         model = openvino.convert_model(module, example_input=example)
@@ -306,7 +312,7 @@ def use_openvino(model: Model, *, cache: Path | None, num_threads: int | None = 
         num_threads: CPU threads per call.
     """
     for role, network in _torch_networks(model):
-        draws = role == "decoder" and not model.spec.has_steps  # a GAN's one network
+        draws = role == "decoder" and model.certifies_rows
         model.use_network(
             role,
             OpenVINONetwork(
@@ -315,7 +321,7 @@ def use_openvino(model: Model, *, cache: Path | None, num_threads: int | None = 
                 cache=cache,
                 num_threads=num_threads,
                 streams=denoiser_streams() if draws or role == "denoiser" else 1,
-                splits_rows=draws,
+                is_generator=draws,
             ),
         )
 

@@ -91,9 +91,11 @@ class _Span:
         end = time.perf_counter()
         thread = threading.get_ident()
         record = SpanRecord(self._name, self._start, end - self._start, thread, self._attributes)
-        for recorder in _recorders:
-            recorder(record)
-        self._told.__exit__(kind, error, trace_back)
+        try:
+            for recorder in _recorders:
+                recorder(record)
+        finally:
+            self._told.__exit__(kind, error, trace_back)
 
 
 @contextlib.contextmanager

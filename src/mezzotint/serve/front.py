@@ -214,10 +214,12 @@ class Front:
         """
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - called from a task of the server
-        has_left = False
+        has_left, is_over = False, False
 
         def leave(ended: "asyncio.Future[None]") -> None:
             nonlocal has_left
+            if is_over or ended.cancelled():
+                return
             has_left = True
             ended.exception()  # however the connection ended, it did
             task.cancel()
@@ -238,6 +240,7 @@ class Front:
                 raise DeadlineExceeded(f"not done within {waited_s:g} s") from None
             raise
         finally:
+            is_over = True  # a call of leave() may be on its way already
             gone.remove_done_callback(leave)
             gone.cancel()
 

@@ -1,14 +1,14 @@
 """Desk: takes orders, hands images to the engine, gives pictures back.
 
-It owns every open order and what orders share, and takes one message after the other:
-whoever brings one works it off there and then, with what others bring meanwhile, so
-that an order need not wait for a thread to wake. What the engine tells comes through
-the desk's own thread, since the device waits for nobody. Device work happens in the
+It owns every open order and what orders share, and takes one message after the other,
+in a thread of its own; an event loop, which nothing interrupts and which must not wait,
+has its order taken there and then. Device work happens in the
 device thread, encoding and judging in the writer (small pictures are encoded here).
 The bend in the road is here too: a picture that gates refuse becomes a new plan with a
 derived seed.
 """
 
+import contextlib
 import math
 import queue
 import threading
@@ -116,42 +116,54 @@ class Desk:
         self._plans: dict[ImageId, Plan] = {}
         self._earlier: dict[ImageId, ImageDone] = {}  # first passes whose second is open
         self._closing: list[Future[None]] = []
-        self._inbox = Inbox(self._handle, self._look_round)
-        self._told: queue.SimpleQueue[EngineEvent | None] = queue.SimpleQueue()
+        self._told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._inbox = Inbox(self._handle, lambda: self._told.put(None))
         self._has_ended = False
         self._writer = Writer(finisher, judge)
         self.device = DeviceThread(build, self._told.put)
         self._thread = threading.Thread(target=self._work, name="mezzotint-desk", daemon=True)
         self._thread.start()
 
-    def accept(self, order: Order) -> "Future[float]":
-        """Hand in an order; the future gives the predicted seconds, or raises the refusal."""
+    def accept(self, order: Order, *, at_once: bool = False) -> "Future[float]":
+        """Hand in an order; the future gives the predicted seconds, or raises the refusal.
+
+        Args:
+            order: What is to be made.
+            at_once: Whether it is taken in this thread, which saves waking another. Not
+                where a signal may raise: an order would be left half taken.
+        """
         answer: Future[float] = Future()
-        self._send(Accept(order, answer))
+        if at_once:
+            self._send(Accept(order, answer))
+        else:
+            self._bring(Accept(order, answer))
         return answer
 
     def cancel(self, order_id: str) -> "Future[bool]":
         """Cancel an order at its next step; the future says whether there was one."""
         answer: Future[bool] = Future()
-        self._send(CancelOrder(order_id, answer))
+        self._bring(CancelOrder(order_id, answer))
         return answer
 
     def close(self) -> "Future[None]":
         """Finish what is being stepped, refuse the rest, end all threads."""
         answer: Future[None] = Future()
-        self._send(Close(answer))
+        self._bring(Close(answer))
         return answer
+
+    def _bring(self, message: Any) -> None:
+        """Leave a message for the desk's thread."""
+        self._told.put(message)
+        if self._has_ended:
+            self._refuse_rest()
 
     def _send(self, message: Any) -> None:
         """Take a message, or leave it to the thread that is taking others just now."""
         self._inbox.put(message)
+        if self._is_over:  # the desk's thread may go home
+            self._told.put(None)
         if self._has_ended:
             self._refuse_rest()
-
-    def _look_round(self) -> None:
-        """Wake the desk's thread if it may go home."""
-        if self._is_over:
-            self._told.put(None)
 
     @property
     def num_held(self) -> int:
@@ -174,12 +186,15 @@ class Desk:
         return bool(self._closing) and not self._runs and not self._held
 
     def _work(self) -> None:
-        """Take what the engine tells, until closed; None means: look whether it is over."""
-        while (event := self._told.get()) is not None or not self._is_over:
-            events = [event]
+        """Take what the engine tells and what others bring, until closed."""
+        while not self._is_over:
+            told = [self._told.get()]  # None: something lies in the inbox
             while not self._told.empty():
-                events.append(self._told.get())
-            self._inbox.put(*(event for event in events if event is not None))
+                told.append(self._told.get())
+            for message in told:
+                if message is not None:
+                    self._inbox.bring(message)
+            self._inbox.work()
         self._inbox.shut()
         if self._loader is not None:
             self._loader.close()
@@ -219,7 +234,11 @@ class Desk:
 
     def _refuse_rest(self) -> None:
         """Answer whoever came while the desk was closing."""
-        for message in self._inbox.leftovers():
+        late_ones = [*self._inbox.leftovers()]
+        with contextlib.suppress(queue.Empty):
+            while True:
+                late_ones.append(self._told.get_nowait())
+        for message in late_ones:
             match message:
                 case Accept() as late:
                     late.answer.set_exception(NotReady("the engine is closed"))
@@ -321,7 +340,7 @@ class Desk:
             self.device.send(submission)
             return
         self._loading[image] = submission
-        self._loader.start(plan, lambda error: self._send(Loaded(image, error)))
+        self._loader.start(plan, lambda error: self._bring(Loaded(image, error)))
 
     def _submission(
         self, run: Run, image: ImageId, plan: Plan, assets: Mapping[str, Any]

@@ -27,8 +27,7 @@ from mezzotint.errors import DeadlineExceeded, ModelError, QueueFull
 from mezzotint.observe import log
 from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.config import HandlersConfig
-from mezzotint.service.wire import pack
-from mezzotint.service.worker_child import read_message
+from mezzotint.service.worker_child import read_message, send_message
 
 __all__ = ["HandlerPool"]
 
@@ -131,8 +130,8 @@ class HandlerPool:
         running = place.running
         try:
             async with asyncio.timeout(self._config.timeout_s):
-                running.writer.write(pack({"kind": "batch", "rows": [dict(r) for r in rows]}))
-                await running.writer.drain()
+                batch = {"kind": "batch", "rows": [dict(r) for r in rows]}
+                await send_message(running.writer, batch)
                 answer = await read_message(running.reader, self._config.max_response_bytes)
             running.used = time.monotonic()
             return _answers(answer, len(rows))
@@ -181,7 +180,7 @@ class HandlerPool:
             info = await asyncio.to_thread(self._unpack, archive, folder, digest)
             (folder / "tmp").mkdir()
             running = await self._spawn(digest, folder)
-            running.writer.write(pack(self._hello(info, folder)))
+            await send_message(running.writer, self._hello(info, folder))
             async with asyncio.timeout(self._config.start_s):
                 greeting = await read_message(running.reader, 1 << 20)
             if greeting.get("kind") != "ready":

@@ -1,8 +1,8 @@
-"""Inbox: messages from any thread, taken one after the other without a thread of its own.
+"""Inbox: messages from any thread, taken one after the other.
 
-Whoever brings a message takes it there and then, and with it what others bring
-meanwhile; they go on at once. So nothing waits for a thread to wake, and whoever takes
-messages needs no lock.
+Whoever brings a message may take it there and then, so that it need not wait for a
+thread to wake; what others bring meanwhile goes to the one thread that does nothing else.
+Never two take messages at a time, so they need no lock.
 """
 
 import threading
@@ -14,6 +14,8 @@ from mezzotint.observe import log
 
 __all__ = ["Inbox"]
 
+_FEW = 4  # messages that whoever brings one takes for others at most
+
 
 class Inbox:
     """Gives messages to ``handle``, never two at a time, in the order of arrival.
@@ -21,25 +23,38 @@ class Inbox:
     Args:
         handle: Takes one message; must not block. What it brings itself is taken after
             it. An error that it raises is logged and costs that one message.
-        settled: Called, also never twice at a time, whenever nothing is left to take.
+        wake: Wakes the thread that calls :meth:`work`.
     """
 
-    def __init__(self, handle: Callable[[Any], None], settled: Callable[[], None]) -> None:
+    def __init__(self, handle: Callable[[Any], None], wake: Callable[[], None]) -> None:
         self._handle = handle
-        self._settled = settled
+        self._wake = wake
         self._messages: deque[Any] = deque()
         self._turn = threading.Lock()  # held by whoever takes messages
 
-    def put(self, *messages: Any) -> None:
-        """Bring messages; they are taken before this returns, or by whoever is at it now."""
-        self._messages.extend(messages)
-        while self._messages and self._turn.acquire(blocking=False):
+    def bring(self, message: Any) -> None:
+        """Leave a message for :meth:`work`, or for whoever takes messages just now."""
+        self._messages.append(message)
+
+    def put(self, message: Any) -> None:
+        """Bring a message and take it, with what lies before it, if nobody is at it."""
+        ahead = len(self._messages)
+        self._messages.append(message)
+        if self._turn.acquire(blocking=False):
             try:
-                while self._messages:
-                    self._take(self._messages.popleft())
-                self._settled()
+                for _ in range(min(ahead, _FEW) + 1):
+                    if self._messages:
+                        self._take(self._messages.popleft())
             finally:
                 self._turn.release()
+        if self._messages:  # too many, or brought while another took his last
+            self._wake()
+
+    def work(self) -> None:
+        """Take everything that is there, after whoever is at it now."""
+        with self._turn:
+            while self._messages:
+                self._take(self._messages.popleft())
 
     def _take(self, message: Any) -> None:
         try:

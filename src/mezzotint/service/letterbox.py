@@ -29,7 +29,7 @@ class Letterbox:
             RuntimeError: If the loop is closed.
         """
         self._items.append((queue, item))
-        if self._is_called:
+        if self._is_called and not self.loop.is_closed():
             return
         self._is_called = True  # before calling: the loop may look at once
         try:

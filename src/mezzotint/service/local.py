@@ -136,9 +136,14 @@ class LocalConfig(Checked):
         )
 
 
-def create_service(options: Mapping[str, Any]) -> "LocalService":
-    """Build a service from plain options; the factory that a worker process calls."""
-    return LocalService(read(LocalConfig, options))
+def create_service(options: Mapping[str, Any], *, interruptible: bool = False) -> "LocalService":
+    """Build a service from plain options; the factory that a worker process calls.
+
+    Args:
+        options: Fields of :class:`LocalConfig`.
+        interruptible: See :class:`LocalService`; no signal raises in a worker.
+    """
+    return LocalService(read(LocalConfig, options), interruptible=interruptible)
 
 
 class LocalService:
@@ -148,6 +153,8 @@ class LocalService:
         config: What it is made of.
         models: Models that are in memory already.
         judge: Scores pictures; the gates room's own if None.
+        interruptible: Whether a signal may raise in the thread of the event loop, as Ctrl-C
+            does in a program's main thread. Where none can, orders are taken in the loop.
     """
 
     def __init__(
@@ -156,8 +163,10 @@ class LocalService:
         *,
         models: Sequence[Model] = (),
         judge: Judge | None = None,
+        interruptible: bool = True,
     ) -> None:
         self.config = config or LocalConfig()
+        self._is_interruptible = interruptible
         store = self.config.store
         self.shelf = Shelf(store, backend=self.config.backend, extra=models)
         self._librarian = Librarian(
@@ -360,7 +369,8 @@ class LocalService:
             preview_every=preview_every,
         )
         order = ask() if self._is_planned_at_once(request) else await asyncio.to_thread(ask)
-        self._desk.accept(order).add_done_callback(hear)
+        answer = self._desk.accept(order, at_once=not self._is_interruptible)
+        answer.add_done_callback(hear)
         is_over = False
         try:
             while not is_over:
@@ -371,15 +381,17 @@ class LocalService:
                 is_over = isinstance(event, ENDINGS)
                 yield event
         finally:
-            if not is_over:
+            was_refused = answer.done() and answer.exception() is not None
+            if not is_over and not was_refused:  # the id may be somebody else's
                 self._desk.cancel(request_id)
 
     def _letters(self) -> Letterbox:
         """Return what brings events into the running loop."""
         loop = asyncio.get_running_loop()
-        if self._letterbox is None or self._letterbox.loop is not loop:
-            self._letterbox = Letterbox(loop)
-        return self._letterbox
+        letters = self._letterbox
+        if letters is None or letters.loop is not loop:
+            letters = self._letterbox = Letterbox(loop)
+        return letters
 
     def _is_planned_at_once(self, request: GenerationRequest) -> bool:
         """Whether planning takes less than handing it to a thread: no file is read for it."""

@@ -376,7 +376,7 @@ class WorkerService:
         for message in self._journal:
             if self._writer is None:
                 return
-            self._writer.write(pack(message))
+            await send_message(self._writer, message)
             while (answer := await read_message(reader))["call"] != message["call"]:
                 pass
             if answer["kind"] == "error":
@@ -396,6 +396,8 @@ class WorkerService:
             began = time.monotonic()
             try:
                 await self._live()
+            except Exception as error:  # a bug of ours: whoever waits gets another process
+                log.error("worker.failed", exception=error)
             finally:
                 await self._bury()
             if self._closing or (self._first is not None and self._first.done()
@@ -435,7 +437,7 @@ class WorkerService:
             "log": write(self._log),
             "cores": list(self._cores),
         }
-        self._writer.write(pack(hello))
+        await send_message(self._writer, hello)
         watch: asyncio.Task[None] | None = None
         try:
             greeting = await asyncio.wait_for(read_message(reader), self._config.start_s)
@@ -535,8 +537,9 @@ class WorkerService:
         suspects = [s for s in self._streams.values() if s.crashes >= _SUSPECT]
         if suspects and all(s.is_held for s in suspects):
             suspects[0].is_held = False
-            with contextlib.suppress(ConnectionError):
-                self._writer.write(pack(suspects[0].message))
+            if not self._writer.transport.is_closing():
+                with contextlib.suppress(ConnectionError, RuntimeError):
+                    self._writer.write(pack(suspects[0].message))
 
     def _take(self, message: Mapping[str, Any]) -> None:
         """Give a message to whoever waits for it."""

@@ -67,8 +67,11 @@ async def send_message(writer: asyncio.StreamWriter, message: Mapping[str, Any])
 
     Nothing is raised if the other side is gone: whoever reads from it hears of that.
     """
-    with contextlib.suppress(ConnectionError):
-        writer.write(pack(message))
+    data = pack(message)
+    if writer.transport.is_closing():
+        return
+    with contextlib.suppress(ConnectionError, RuntimeError):  # uvloop's word for gone is the latter
+        writer.write(data)
         if writer.transport.get_write_buffer_size() > _BUFFER_BYTES:
             await writer.drain()
 

@@ -29,9 +29,9 @@ Tell = Callable[[Any], None]
 
 def is_small(plan: Plan, order: Order) -> bool:
     """Whether writing a picture is a matter of fractions of a millisecond."""
-    techniques = plan.techniques
+    techniques, size = plan.techniques, (plan.second or plan).size
     is_plain = order.policy is None and techniques.upscale is None and not pastes(plan)
-    return is_plain and plan.size.width * plan.size.height <= _SMALL_PX
+    return is_plain and size.width * size.height <= _SMALL_PX
 
 
 class Writer:

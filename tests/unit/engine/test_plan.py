@@ -2,7 +2,7 @@ import json
 
 from tests.unit.engine.fakes import make_plan
 
-from mezzotint.engine.plan import image_seed
+from mezzotint.engine.plan import SCHEMA, image_seed
 
 
 def test_a_plan_is_hashable_and_small():
@@ -31,7 +31,7 @@ def test_canonical_is_json_and_describe_reads_well():
 
 def test_a_new_meaning_of_plans_makes_new_keys(monkeypatch):
     old = make_plan().digest
-    monkeypatch.setattr("mezzotint.engine.plan.SCHEMA", 2)
+    monkeypatch.setattr("mezzotint.engine.plan.SCHEMA", SCHEMA + 1)
     assert make_plan().digest != old
 
 

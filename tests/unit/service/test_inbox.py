@@ -5,14 +5,38 @@ import threading
 from mezzotint.service.inbox import Inbox
 
 
-def test_messages_are_taken_before_put_returns():
+class Desk:
+    """An inbox with the thread that does nothing else."""
+
+    def __init__(self, handle):
+        self.woken = threading.Semaphore(0)
+        self.is_open = True
+        self.inbox = Inbox(handle, self.woken.release)
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        while self.is_open:
+            self.woken.acquire()
+            self.inbox.work()
+
+    def close(self):
+        self.is_open = False
+        self.woken.release()
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+
+
+def test_a_message_is_taken_before_put_returns():
     taken = []
-    Inbox(taken.append, lambda: None).put(1, 2, 3)
-    assert taken == [1, 2, 3]
+    inbox = Inbox(taken.append, lambda: taken.append("woken"))
+    inbox.put(1)
+    inbox.put(2)
+    assert taken == [1, 2]
 
 
-def test_what_a_message_brings_is_taken_after_it_and_not_inside_it():
-    trace = []
+def test_what_a_message_brings_is_left_to_the_other_thread():
+    trace, woken = [], []
 
     def handle(message):
         trace.append(("begin", message))
@@ -20,11 +44,12 @@ def test_what_a_message_brings_is_taken_after_it_and_not_inside_it():
             inbox.put("second")
         trace.append(("end", message))
 
-    inbox = Inbox(handle, lambda: trace.append("settled"))
+    inbox = Inbox(handle, lambda: woken.append(True))
     inbox.put("first")
-    assert trace == [
-        ("begin", "first"), ("end", "first"), ("begin", "second"), ("end", "second"), "settled",
-    ]  # fmt: skip
+    assert trace == [("begin", "first"), ("end", "first")]
+    assert woken
+    inbox.work()
+    assert trace[2:] == [("begin", "second"), ("end", "second")]
 
 
 def test_many_threads_lose_nothing_and_never_meet():
@@ -36,23 +61,40 @@ def test_many_threads_lose_nothing_and_never_meet():
         taken.append(message)
         inside[0] -= 1
 
-    inbox = Inbox(handle, lambda: None)
+    desk = Desk(handle)
     start = threading.Barrier(8)
 
     def send(sender):
         start.wait()
         for number in range(2000):
-            inbox.put((sender, number))
+            desk.inbox.put((sender, number))
 
     threads = [threading.Thread(target=send, args=(k,)) for k in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    desk.close()
     assert worst == [1]
     assert len(taken) == 16_000
     for sender in range(8):
         assert [n for s, n in taken if s == sender] == list(range(2000))
+
+
+def test_whoever_brings_a_message_does_not_work_for_all_others():
+    """The event loop's one put() once lasted as long as others went on bringing."""
+    taken, woken = [], []
+
+    def handle(message):
+        taken.append(message)
+        inbox.bring("one more")  # as fast as they are taken
+
+    inbox = Inbox(handle, lambda: woken.append(True))
+    for _ in range(100):
+        inbox.bring("before")
+    inbox.put("mine")
+    assert len(taken) <= 5
+    assert woken
 
 
 def test_a_thread_that_finds_it_busy_goes_on_at_once():
@@ -64,14 +106,15 @@ def test_a_thread_that_finds_it_busy_goes_on_at_once():
             entered.set()
             assert go_on.wait(10)
 
-    inbox = Inbox(handle, lambda: None)
-    slow = threading.Thread(target=inbox.put, args=("slow",))
+    desk = Desk(handle)
+    slow = threading.Thread(target=desk.inbox.put, args=("slow",))
     slow.start()
     assert entered.wait(10)
-    inbox.put("quick")  # returns although nobody has taken it
+    desk.inbox.put("quick")  # returns although nobody has taken it
     assert taken == ["slow"]
     go_on.set()
     slow.join()
+    desk.close()
     assert taken == ["slow", "quick"]
 
 
@@ -83,9 +126,10 @@ def test_an_error_costs_one_message():
             raise ValueError("a bug")
         taken.append(message)
 
-    inbox = Inbox(handle, lambda: taken.append("settled"))
-    inbox.put(1, 2, 3)
-    assert taken == [1, 3, "settled"]
+    inbox = Inbox(handle, lambda: None)
+    for message in (1, 2, 3):
+        inbox.put(message)
+    assert taken == [1, 3]
 
 
 def test_after_shutting_messages_are_left_lying():
@@ -93,7 +137,8 @@ def test_after_shutting_messages_are_left_lying():
     inbox = Inbox(taken.append, lambda: None)
     inbox.put(1)
     inbox.shut()
-    inbox.put(2, 3)
+    inbox.put(2)
+    inbox.bring(3)
     assert taken == [1]
     assert inbox.leftovers() == [2, 3]
     assert inbox.leftovers() == []
