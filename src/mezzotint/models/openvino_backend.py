@@ -167,13 +167,16 @@ class OpenVINONetwork:
         rows = len(next(iter(arrays.values())))
         parts = _deal([t.numpy() for t in arrays.values()], min(len(compiled.requests), rows))
         working = compiled.requests[: len(parts)] if rows > 1 else (compiled.lone,)
-        for request, part in zip(working[1:], parts[1:], strict=True):
+        for request, part in zip(working, parts, strict=True):
             request.start_async(part, share_inputs=True)
-        try:
-            working[0].infer(parts[0], share_inputs=True)
-        finally:
-            for request in working[1:]:
+        failures: list[RuntimeError] = []
+        for request in working:  # all of them: the next call must not find one busy
+            try:
                 request.wait()
+            except RuntimeError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
         outputs = [
             [np.array(request.get_output_tensor(k).data, dtype=np.float32) for request in working]
             for k in range(len(compiled.shapes))
