@@ -114,7 +114,10 @@ def test_a_wrong_request_is_one_line_and_code_two(cli, service, folder, argument
         (["serve", "--port", "70000"], "--port: port must be 0 to 65535, got 70000"),
         (["serve", "--host", "0.0.0.0"], "mezzotint keys new"),
         (["serve", "--model-store", "nowhere"], "--model-store: the folder nowhere does not exist"),
-        (["serve", "--models", "=x"], "--models: must look like NAME, NAME=PATH, FILE.mar or all, got '=x'"),
+        (
+            ["serve", "--models", "=x"],
+            "--models: must look like NAME, NAME=PATH, FILE.mar or all, got '=x'",
+        ),
         (["serve", "--config", "none.toml"], "cannot read none.toml"),
         (["--config", "broken.json", "config", "show"], "broken.json is not TOML"),
         (["--log-level", "loud", "config", "show"], "must be one of 'debug'"),
