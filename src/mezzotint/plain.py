@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 from mezzotint.errors import InvalidRequest, UnknownName
 from mezzotint.types import MAX_SEED, ImageInput
 
-__all__ = ["Checked", "check_range", "convert", "exchange", "read", "write"]
+__all__ = ["Checked", "check_range", "convert", "exchange", "field_names", "read", "write"]
 
 _T = TypeVar("_T")
 
@@ -32,7 +32,7 @@ def exchange(value: _T, **changes: Any) -> _T:
         changes: Field values that have been checked too, as those of a plan.
     """
     cls = type(value)
-    names = _names(cls)
+    names = field_names(cls)
     if not changes.keys() <= set(names):
         raise TypeError(f"{cls.__name__} has no field {sorted(changes.keys() - set(names))}")
     copy = object.__new__(cls)
@@ -43,7 +43,8 @@ def exchange(value: _T, **changes: Any) -> _T:
 
 
 @functools.cache
-def _names(cls: Any) -> tuple[str, ...]:
+def field_names(cls: Any) -> tuple[str, ...]:
+    """Return the names of a dataclass's fields, in order."""
     return tuple(f.name for f in dataclasses.fields(cls))
 
 

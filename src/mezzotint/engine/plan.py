@@ -10,13 +10,13 @@ in the plan by their digest; their bytes travel beside it.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from mezzotint.plain import field_names
 from mezzotint.request import Inpaint
 from mezzotint.types import MAX_SEED, OutputFormat, Size
 
@@ -424,16 +424,11 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [to_plain(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
     if dataclasses.is_dataclass(kind):
-        return {name: to_plain(getattr(value, name)) for name in _field_names(kind)}
+        return {name: to_plain(getattr(value, name)) for name in field_names(kind)}
     return value
 
 
 _LEAVES = frozenset((str, int, float, bool, type(None)))
-
-
-@functools.cache
-def _field_names(kind: type[Any]) -> tuple[str, ...]:
-    return tuple(f.name for f in dataclasses.fields(kind))
 
 
 def image_seed(seed: int, index: int) -> int:

@@ -375,6 +375,7 @@ class _Answer:
         if self.started:
             raise error
         problem = describe(error)
+        self._here.problem = problem.code
         response = dialect.render(problem, self._here.request_id)
         if problem.retry_after_s is not None:
             response.headers["Retry-After"] = str(max(1, round(problem.retry_after_s)))

@@ -18,7 +18,6 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,21 +26,11 @@ from mezzotint.observe import log
 from mezzotint.serve.config import Limits
 from mezzotint.serve.errors import Forbidden, TooManyRequests, Unauthorized
 
-__all__ = [
-    "SCOPES",
-    "Caller",
-    "KeyRing",
-    "Meter",
-    "new_key",
-    "presented_key",
-    "read_keys",
-    "was_refused",
-]
+__all__ = ["SCOPES", "Caller", "KeyRing", "Meter", "new_key", "presented_key", "read_keys"]
 
 SCOPES = ("generate", "manage", "metrics")
 _RELOAD_S = 2.0
 _HIGHEST = 100  # priority, see GenerationRequest
-_refused: ContextVar[str] = ContextVar("refused", default="")  # id of the HTTP request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,14 +221,14 @@ class KeyRing:
         self._reload()
         key = presented_key(headers)
         if key is None:
-            raise _refusal("an API key is needed: send Authorization: Bearer KEY")
+            raise Unauthorized("an API key is needed: send Authorization: Bearer KEY")
         digest = _digest(key)
         found: Caller | None = None
         for known, caller in self._callers.items():  # every key is compared, found or not
             if hmac.compare_digest(known, digest):
                 found = caller
         if found is None:
-            raise _refusal("the API key is not known here")
+            raise Unauthorized("the API key is not known here")
         return found
 
     def _stat(self) -> tuple[int, int] | None:
@@ -277,20 +266,6 @@ class KeyRing:
                 log.warning("keys.unchanged", file=str(self._path), error=str(error))
                 return
             log.info("keys.read_again", file=str(self._path), keys=len(self._callers))
-
-
-def _refusal(message: str) -> Unauthorized:
-    """Return the error for a missing or unknown key, and note it for :func:`was_refused`."""
-    _refused.set(log.request_id())
-    return Unauthorized(message)
-
-
-def was_refused(request_id: str) -> bool:
-    """Tell whether an HTTP request's key was refused; asked in the task that serves it.
-
-    The status does not tell: TorchServe's words for it are a 400.
-    """
-    return _refused.get() == request_id
 
 
 @dataclass(slots=True)

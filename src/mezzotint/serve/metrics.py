@@ -15,7 +15,6 @@ from prometheus_client import generate_latest as render_registry
 
 from mezzotint.observe import metrics
 from mezzotint.observe.metrics import Metric, Metrics
-from mezzotint.serve.auth import was_refused
 from mezzotint.serve.wire import Visit
 
 __all__ = ["CATALOGUE", "ServerMetrics", "merge"]
@@ -53,13 +52,10 @@ class ServerMetrics:
             self._metrics.count(f"Requests{kind}XX", 0, Level="Host", Hostname=self._host)
 
     def answered(self, here: Visit, status: int, seconds: float) -> None:
-        """Count one answer.
-
-        Meant for the task that served it: a refused key is known there only.
-        """
+        """Count one answer."""
         door = here.dialect or "none"
         metrics.count("mezzotint_requests_total", door=door, status=str(status))
-        if was_refused(here.request_id):
+        if here.problem == "unauthorized":
             metrics.count("mezzotint_auth_failures_total", door=door)
         self._metrics.measure("mezzotint_http_seconds", seconds, door=door)
         if str(status)[0] in "245":

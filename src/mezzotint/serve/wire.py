@@ -96,7 +96,8 @@ class Dialect:
 class Visit:
     """What is known about one HTTP exchange while it lasts.
 
-    ``ran_code`` says that handler code answered, which has no ``timings``.
+    ``ran_code`` says that handler code answered, which has no ``timings``; ``problem`` is
+    the code of the error that was answered, whatever status a dialect has for it.
     """
 
     request_id: str
@@ -108,6 +109,7 @@ class Visit:
     model: str = ""
     queue_s: float = 0.0
     ran_code: bool = False
+    problem: str = ""
 
 
 def visit(http: Request) -> Visit:

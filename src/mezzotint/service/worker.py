@@ -28,8 +28,8 @@ from mezzotint.plain import write
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.config import WorkerConfig
-from mezzotint.service.wire import pack, read_error, read_event, read_image
-from mezzotint.service.worker_child import read_message, send_message
+from mezzotint.service.wire import read_error, read_event, read_image
+from mezzotint.service.worker_child import post_message, read_message, send_message
 from mezzotint.types import (
     Cancelled,
     Event,
@@ -537,9 +537,7 @@ class WorkerService:
         suspects = [s for s in self._streams.values() if s.crashes >= _SUSPECT]
         if suspects and all(s.is_held for s in suspects):
             suspects[0].is_held = False
-            if not self._writer.transport.is_closing():
-                with contextlib.suppress(ConnectionError, RuntimeError):
-                    self._writer.write(pack(suspects[0].message))
+            post_message(self._writer, suspects[0].message)
 
     def _take(self, message: Mapping[str, Any]) -> None:
         """Give a message to whoever waits for it."""

@@ -37,10 +37,11 @@ from mezzotint.service.wire import (
 )
 from mezzotint.types import Failed, ImageFinished, ImageOutput
 
-__all__ = ["build", "main", "read_message", "send_message"]
+__all__ = ["build", "main", "post_message", "read_message", "send_message"]
 
 _STREAM_LIMIT = 1 << 20
 _BUFFER_BYTES = 1 << 18
+_GONE = (ConnectionError, RuntimeError)  # uvloop's word for a closed connection is the latter
 
 
 async def read_message(
@@ -63,17 +64,22 @@ async def read_message(
 
 
 async def send_message(writer: asyncio.StreamWriter, message: Mapping[str, Any]) -> None:
-    """Write one message; waits only where the other side is slow to read.
+    """Write one message as :func:`post_message`; waits where the other side is slow to read."""
+    post_message(writer, message)
+    if writer.transport.get_write_buffer_size() > _BUFFER_BYTES:
+        with contextlib.suppress(*_GONE):
+            await writer.drain()
+
+
+def post_message(writer: asyncio.StreamWriter, message: Mapping[str, Any]) -> None:
+    """Write one message without waiting.
 
     Nothing is raised if the other side is gone: whoever reads from it hears of that.
     """
     data = pack(message)
-    if writer.transport.is_closing():
-        return
-    with contextlib.suppress(ConnectionError, RuntimeError):  # uvloop's word for gone is the latter
-        writer.write(data)
-        if writer.transport.get_write_buffer_size() > _BUFFER_BYTES:
-            await writer.drain()
+    if not writer.transport.is_closing():
+        with contextlib.suppress(*_GONE):
+            writer.write(data)
 
 
 async def build(factory: str, options: Mapping[str, Any]) -> Service:
