@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from mezzotint.models.gan import GanConfig, Generator
+from mezzotint.models.families.gan import GanConfig, Generator
 
 KIND = "image/jpeg"
 

@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    from mezzotint.models.store import ModelStore
+    from mezzotint.models.store.store import ModelStore
 
     folder = str(ModelStore().entry("plate").path)
     program = str(Path(sys.executable).parent / "mezzotint")

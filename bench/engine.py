@@ -29,7 +29,7 @@ def diffusers_peers(images: int, batch: int):
     import torch
     from diffusers import DiffusionPipeline
 
-    from mezzotint.models.store import ModelStore
+    from mezzotint.models.store.store import ModelStore
 
     path = ModelStore().entry("plate").path
     pipeline = DiffusionPipeline.from_pretrained(path)
@@ -123,7 +123,7 @@ def gan_peers(engine, images: int):
     from PIL import Image
 
     import mezzotint as mz
-    from mezzotint.models.store import ModelStore
+    from mezzotint.models.store.store import ModelStore
 
     model = ModelStore().load("plate-gan")
     module = getattr(model.networks["decoder"], "source", model.networks["decoder"]).module

@@ -152,7 +152,7 @@ def sweep(judge, model: str, asked: list[dict[str, Any]], count: int) -> list[di
     from diffusers import DiffusionPipeline
     from evaluate import draw as draw_batches
 
-    from mezzotint.models.store import ModelStore
+    from mezzotint.models.store.store import ModelStore
 
     pipeline = DiffusionPipeline.from_pretrained(ModelStore().entry(model).path)
     pipeline.set_progress_bar_config(disable=True)

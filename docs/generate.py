@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mezzotint import errors, request, settings, vocabulary
-from mezzotint.engine.schedulers import DIFFUSERS_SCHEDULERS, NATIVE_SCHEDULERS, SIGMA_SCHEDULES
 from mezzotint.gates.base import GATES
+from mezzotint.planning.schedulers import DIFFUSERS_SCHEDULERS, NATIVE_SCHEDULERS, SIGMA_SCHEDULES
 
 PAGES = Path(__file__).resolve().parent
 ROOT = PAGES.parent

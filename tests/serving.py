@@ -19,7 +19,7 @@ from mezzotint.serve.front import Front
 from mezzotint.serve.metrics import ServerMetrics
 from mezzotint.service.config import JobsConfig
 from mezzotint.service.fake import FakeConfig, FakeService
-from mezzotint.service.jobs import Jobs
+from mezzotint.service.jobs.jobs import Jobs
 
 BASE = "http://127.0.0.1:8080"
 

@@ -54,7 +54,7 @@ _HOMES = {
         "Walk",
     ),
     "mezzotint.sampling.loop": ("sample",),
-    "mezzotint.train.config": ("TrainConfig",),
+    "mezzotint.train.config.config": ("TrainConfig",),
     "mezzotint.train.trainer": ("Trainer",),
     "mezzotint.types": (
         "Attempt",
@@ -73,6 +73,10 @@ _HOMES = {
         "Verdict",
     ),
 }
+_DELEGATES = {  # what Model's constructors stand for, without an import of those who import Model
+    "from_components": "mezzotint.models.formats.components",
+    "load_model": "mezzotint.models.store.store",
+}
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [  # noqa: PLE0604 - sorted and complete by construction
@@ -81,9 +85,10 @@ __all__ = [  # noqa: PLE0604 - sorted and complete by construction
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    home = _WHERE.get(name) or _DELEGATES.get(name)
+    if home is None:
         raise AttributeError(f"module 'mezzotint' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_WHERE[name]), name)
+    value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
 

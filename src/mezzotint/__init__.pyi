@@ -1,3 +1,5 @@
+import typing
+
 from mezzotint.api import Engine as Engine
 from mezzotint.api import generate as generate
 from mezzotint.errors import ArchiveError as ArchiveError
@@ -39,7 +41,7 @@ from mezzotint.request import Upscale as Upscale
 from mezzotint.request import Variation as Variation
 from mezzotint.request import Walk as Walk
 from mezzotint.sampling.loop import sample as sample
-from mezzotint.train.config import TrainConfig as TrainConfig
+from mezzotint.train.config.config import TrainConfig as TrainConfig
 from mezzotint.train.trainer import Trainer as Trainer
 from mezzotint.types import Attempt as Attempt
 from mezzotint.types import Cancelled as Cancelled
@@ -57,3 +59,6 @@ from mezzotint.types import Stepped as Stepped
 from mezzotint.types import Verdict as Verdict
 
 __version__: str
+
+def from_components(**components: typing.Any) -> Model: ...
+def load_model(source: typing.Any, **options: typing.Any) -> Model: ...

@@ -29,7 +29,7 @@ from typing import Any, Literal, cast
 from mezzotint.errors import InvalidRequest, MezzotintError, ModelError, NotReady
 from mezzotint.images.codec import encode
 from mezzotint.images.sheets import make_sheet
-from mezzotint.models.loading import identify
+from mezzotint.models.formats.identify import identify
 from mezzotint.plain import Checked, read
 from mezzotint.request import GenerationRequest
 from mezzotint.service.engine import Engine, Job

@@ -13,7 +13,7 @@ from mezzotint.request import GenerationRequest, Output
 from mezzotint.service.base import Service
 from mezzotint.service.config import WorkerConfig
 from mezzotint.service.fake import FakeConfig, FakeService
-from mezzotint.service.worker import WorkerService
+from mezzotint.service.workers.supervisor import WorkerService
 from mezzotint.types import (
     Cancelled,
     Failed,

@@ -5,8 +5,8 @@ import torch
 from tests import tiny
 
 from mezzotint.models.base import Conditioning, Prompt
+from mezzotint.models.formats.folders import load_pipeline
 from mezzotint.models.networks import RowLinear, use_row_linears
-from mezzotint.models.pipelines import load_pipeline
 from mezzotint.types import Size
 
 pytestmark = [

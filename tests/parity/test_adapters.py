@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests import adapters_tiny, tiny
 
-from mezzotint.models.components import from_pipeline
+from mezzotint.models.formats.components import from_pipeline
 from mezzotint.request import Control, Embedding, GenerationRequest, ImagePrompt
 from mezzotint.service.engine import Engine
 from mezzotint.types import ImageInput

@@ -13,7 +13,7 @@ import pytest
 from tests import tiny
 
 from mezzotint.models.base import Prompt
-from mezzotint.models.components import from_pipeline
+from mezzotint.models.formats.components import from_pipeline
 
 ANSWERS = [
     ("a red- apple", [-0.78849, -0.76385, -0.11443, 0.43334]),

@@ -8,9 +8,9 @@ import diffusers
 import pytest
 import torch
 
-from mezzotint.engine.schedulers import DIFFUSERS_SCHEDULERS, evaluation_steps
 from mezzotint.errors import InvalidRequest, UnknownName
 from mezzotint.models.solvers import UNFIT, SchedulerSolver, fitting_schedulers
+from mezzotint.planning.schedulers import DIFFUSERS_SCHEDULERS, evaluation_steps
 from mezzotint.sampling.denoiser import NetworkDenoiser
 from mezzotint.sampling.schedules import noise_schedule
 

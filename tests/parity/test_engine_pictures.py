@@ -15,7 +15,7 @@ from diffusers import (
 from PIL import Image
 from tests import tiny
 
-from mezzotint.models.components import from_pipeline
+from mezzotint.models.formats.components import from_pipeline
 from mezzotint.request import GenerationRequest
 from mezzotint.service.engine import Engine
 from mezzotint.types import ImageInput

@@ -16,7 +16,7 @@ from PIL import Image
 from tests import tiny
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.models.components import from_pipeline
+from mezzotint.models.formats.components import from_pipeline
 from mezzotint.request import EnsembleMember, GenerationRequest, Region, Walk
 from mezzotint.service.engine import Engine
 from mezzotint.types import ImageInput

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from mezzotint.images.codec import to_pixels
 from mezzotint.models.base import Conditioning, Prompt
-from mezzotint.models.gan import load_gan
-from mezzotint.models.gan_import import import_gan
+from mezzotint.models.families.gan import load_gan
+from mezzotint.models.formats.checkpoint_scan import import_gan
 from mezzotint.types import Size
 
 SEEDS = [0, 1, 2, 3, 7, 42, 1234, 2**31, 2**53 + 1, 2**64 - 1]

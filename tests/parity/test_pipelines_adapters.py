@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from tests import tiny
 
 from mezzotint.models.base import Conditioning, Prompt
-from mezzotint.models.pipelines import load_pipeline
+from mezzotint.models.formats.folders import load_pipeline
 from mezzotint.sampling.denoiser import prediction_from_denoised
 from mezzotint.types import Size
 

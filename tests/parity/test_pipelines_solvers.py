@@ -30,8 +30,8 @@ from tests import tiny
 
 import mezzotint
 from mezzotint.models.base import Conditioning, Prompt
-from mezzotint.models.components import from_pipeline
-from mezzotint.models.pipelines import load_pipeline
+from mezzotint.models.formats.components import from_pipeline
+from mezzotint.models.formats.folders import load_pipeline
 from mezzotint.sampling.guidance import guide
 from mezzotint.sampling.latents import draw_noise
 from mezzotint.sampling.loop import denoise

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from tests.unit.engine.fakes import Bench, make_plan
 
 from mezzotint.engine.config import EngineConfig
-from mezzotint.engine.memory import Footprint
-from mezzotint.engine.plan import (
+from mezzotint.engine.state import ImageStarted
+from mezzotint.errors import OutOfMemory
+from mezzotint.planning.memory import Footprint
+from mezzotint.planning.plan import (
     Plan,
     PlannedControl,
     PlannedEmbedding,
@@ -21,8 +23,6 @@ from mezzotint.engine.plan import (
     Techniques,
     WalkPosition,
 )
-from mezzotint.engine.state import ImageStarted
-from mezzotint.errors import OutOfMemory
 from mezzotint.techniques import Inpaint
 from mezzotint.types import Size
 
@@ -193,7 +193,7 @@ SAMPLES = {
     "Inpaint": Inpaint(blur=2.0),
     "PlannedVariation": PlannedVariation(seed=3, strength=0.5, noise_size=Size(64, 64)),
     "Plan |": make_plan(),
-    "Optional[mezzotint.engine.plan.Plan]": make_plan(),
+    "Optional[mezzotint.planning.plan.Plan]": make_plan(),
     "tuple[int": (1, 2, 3, 4),
     "WalkPosition": WalkPosition(frame=0, frames=2, mode="seed", to=None, to_seed=1),
     "tuple[float": (2.0, None),

@@ -15,7 +15,7 @@ from tests.roads.test_exactness import differing, run, storm
 from tests.roads.test_techniques import write_lora
 
 from mezzotint.errors import MezzotintError
-from mezzotint.models.components import from_pipeline
+from mezzotint.models.formats.components import from_pipeline
 from mezzotint.request import (
     Control,
     Embedding,

@@ -11,7 +11,7 @@ from tests.roads.test_exactness import differing, run, storm
 from mezzotint.errors import GateRejected
 from mezzotint.gates.base import GateInfo, Score
 from mezzotint.gates.judge import GateJudge
-from mezzotint.models.components import from_pipeline
+from mezzotint.models.formats.components import from_pipeline
 from mezzotint.request import Gates, GateSettings, GenerationRequest
 from mezzotint.service.engine import Engine
 from mezzotint.service.local import LocalConfig, LocalService

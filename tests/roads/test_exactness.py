@@ -12,8 +12,8 @@ from tests import tiny
 
 from mezzotint.engine.config import EngineConfig
 from mezzotint.errors import Cancelled
-from mezzotint.models.components import from_pipeline
-from mezzotint.models.gan import GanConfig, GanModel, build_generator
+from mezzotint.models.families.gan import GanConfig, GanModel, build_generator
+from mezzotint.models.formats.components import from_pipeline
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.request import GenerationRequest, GuidanceSchedule, LatentInput, Output
 from mezzotint.service.engine import Engine, Job

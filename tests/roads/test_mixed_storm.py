@@ -9,7 +9,7 @@ from tests.roads.test_exactness import differing, gan, run, storm
 from tests.roads.test_passes import disc, photo, png
 from tests.roads.test_techniques import write_lora
 
-from mezzotint.models.components import from_pipeline
+from mezzotint.models.formats.components import from_pipeline
 from mezzotint.request import (
     Animation,
     Control,

@@ -8,7 +8,7 @@ import torch
 from tests import tiny
 from tests.roads.test_exactness import differing, gan, run, storm
 
-from mezzotint.models.components import from_pipeline
+from mezzotint.models.formats.components import from_pipeline
 from mezzotint.request import GenerationRequest
 from mezzotint.service.engine import Engine
 

@@ -11,7 +11,7 @@ from tests import tiny
 from tests.roads.test_exactness import differing, run, storm
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.models.components import from_pipeline
+from mezzotint.models.formats.components import from_pipeline
 from mezzotint.request import (
     EnsembleMember,
     GenerationRequest,
@@ -212,7 +212,7 @@ def test_fills_start_from_something_else_and_noise_is_noise(engine):
 
 
 def test_drawing_inwards_takes_the_colour_around():
-    from mezzotint.service.canvas import draw_inwards
+    from mezzotint.service.finishing.inpainting import draw_inwards
 
     flat = np.full((64, 64, 3), (200, 40, 90), np.uint8)
     flat[disc() > 0] = 0
@@ -251,8 +251,8 @@ def test_noise_of_the_same_size_changes_nothing_and_of_another_lies_in_the_middl
     same = Variation(noise_width=64, noise_height=64)
     assert np.array_equal(pixels(engine, variation=same, width=64, height=64),
                           pixels(engine, width=64, height=64))  # fmt: skip
-    from mezzotint.engine.filling import _vary
-    from mezzotint.engine.plan import PlannedVariation
+    from mezzotint.engine.execution.filling import _vary
+    from mezzotint.planning.plan import PlannedVariation
     from mezzotint.sampling.latents import make_generator
     from mezzotint.types import Size
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tests import tiny
 from tests.roads.test_exactness import differing, run, storm
 
-from mezzotint.models.components import from_pipeline
+from mezzotint.models.formats.components import from_pipeline
 from mezzotint.request import (
     EnsembleMember,
     GenerationRequest,
@@ -182,7 +182,7 @@ import hashlib, sys, tempfile
 from tests import tiny
 from tests.roads.test_techniques import ask
 import torch
-from mezzotint.models.components import from_pipeline
+from mezzotint.models.formats.components import from_pipeline
 from mezzotint.service.engine import Engine
 torch.set_num_threads(1)
 with Engine([from_pipeline(tiny.build("sd1"), name="sd")], device="cpu",

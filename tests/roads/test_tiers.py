@@ -9,11 +9,11 @@ import torch
 from tests import tiny
 from tests.roads.test_exactness import differing, run, storm
 
-from mezzotint.models.components import from_pipeline
+from mezzotint.models.backends.openvino_backend import OpenVINONetwork
+from mezzotint.models.backends.quantized import Int8Network, find_ranges
+from mezzotint.models.backends.step_cache import DEEP, call_outer, call_whole
+from mezzotint.models.formats.components import from_pipeline
 from mezzotint.models.networks import TorchNetwork
-from mezzotint.models.openvino_backend import OpenVINONetwork
-from mezzotint.models.quantized import Int8Network, find_ranges
-from mezzotint.models.step_cache import DEEP, call_outer, call_whole
 from mezzotint.request import GenerationRequest
 from mezzotint.service.engine import Engine
 

@@ -15,8 +15,8 @@ from tests.roads.test_exactness import differing, gan, run, storm
 from mezzotint.errors import InvalidRequest
 from mezzotint.images.animation import decode_frames
 from mezzotint.images.metadata import read_recipe
-from mezzotint.models.components import from_pipeline
-from mezzotint.models.gan import GanConfig, build_generator, load_gan, write_gan
+from mezzotint.models.families.gan import GanConfig, build_generator, load_gan, write_gan
+from mezzotint.models.formats.components import from_pipeline
 from mezzotint.request import Animation, GenerationRequest, Output, Walk
 from mezzotint.sampling.latents import make_generator
 from mezzotint.service.engine import Engine

@@ -22,7 +22,7 @@ from PIL import Image
 from tests.serving import Door, RunningServer, open_door, running_server
 
 from mezzotint.service.config import WorkerConfig
-from mezzotint.service.worker import WorkerService
+from mezzotint.service.workers.supervisor import WorkerService
 
 GEN = "/v1/generations"
 EDIT = "/v1/images/edits"

@@ -11,9 +11,9 @@ import psutil
 import pytest
 from tests.serving import Door, open_door
 
-from mezzotint.models.torchserve_archive import inspect_mar
+from mezzotint.models.formats.torchserve_archive import inspect_mar
 from mezzotint.service.config import WorkerConfig
-from mezzotint.service.worker import WorkerService
+from mezzotint.service.workers.supervisor import WorkerService
 
 HANDLER = """
 import os, time

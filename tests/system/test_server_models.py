@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from tests import tiny
 
-from mezzotint.models.gan import GanConfig, build_generator, write_gan
+from mezzotint.models.families.gan import GanConfig, build_generator, write_gan
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from mezzotint.request import GenerationRequest
 from mezzotint.service.config import WorkerConfig
-from mezzotint.service.crew import CrewService
+from mezzotint.service.workers.pool import CrewService
 
 
 @pytest.mark.slow

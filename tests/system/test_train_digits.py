@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mezzotint.train.config import TrainConfig
+from mezzotint.train.config.config import TrainConfig
 from mezzotint.train.trainer import Trainer
 
 

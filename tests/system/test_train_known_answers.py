@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tests.unit.train.making import MEANS, SPREADS, WEIGHTS, mixture
 
-from mezzotint.train.config import TrainConfig
+from mezzotint.train.config.config import TrainConfig
 from mezzotint.train.trainer import Trainer
 
 VP = ("linear", "scaled_linear", "cosine", "sigmoid_beta", "sigmoid")

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from mezzotint.train.config import TrainConfig
+from mezzotint.train.config.config import TrainConfig
 from mezzotint.train.trainer import Trainer
 
 

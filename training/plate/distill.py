@@ -48,7 +48,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mezzotint.models.cards import builtin_cards
-from mezzotint.models.derived import LORA_FILE, describe_derived
+from mezzotint.models.store.derived import LORA_FILE, describe_derived
 
 STEPS, TEACHER_STEPS, GUIDANCE = 4, 20, 4.0
 STOPS = tuple(NUM_TIMESTEPS * (STEPS - k) // STEPS - 1 for k in range(STEPS))  # trailing

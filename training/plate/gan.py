@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from mezzotint.models.gan import GanConfig, build_generator, write_gan
+from mezzotint.models.families.gan import GanConfig, build_generator, write_gan
 
 CONFIG = GanConfig(
     channels=(256, 128, 64, 32),

@@ -19,7 +19,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name, or name@version
 
 def _store(context: typer.Context) -> Any:
     """Open the store of this installation."""
-    from mezzotint.models.store import ModelStore
+    from mezzotint.models.store.store import ModelStore
 
     return ModelStore(load_settings(context).settings.models)
 
@@ -117,7 +117,7 @@ def pack(
     as_json: AsJson = False,
 ) -> None:
     """Pack a model into one file: safetensors and JSON with their digests."""
-    from mezzotint.models.archive import pack as pack_model
+    from mezzotint.models.formats.archive import pack as pack_model
 
     entry = _store(context).entry(source)
     name = name or Path(entry.name).stem
@@ -144,7 +144,7 @@ def inspect(
 ) -> None:
     """Print the manifest of an archive, after checking it."""
     from mezzotint.cli.flags import WrongFlag
-    from mezzotint.models.archive import inspect_archive
+    from mezzotint.models.formats.archive import inspect_archive
 
     if not archive.is_file():
         raise WrongFlag("ARCHIVE", f"cannot read {archive}: it is no file")

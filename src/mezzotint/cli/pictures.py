@@ -125,7 +125,7 @@ def inspect(
     """Print the recipe of a picture: ours, A1111, ComfyUI, InvokeAI, Fooocus."""
     from mezzotint.images.metadata import read_recipe
     from mezzotint.images.readers import read_foreign
-    from mezzotint.models.store import ModelStore
+    from mezzotint.models.store.store import ModelStore
 
     data = _read(picture)
     settings = load_settings(context).settings
@@ -244,8 +244,8 @@ def _cut(tokens: Any, text: str, request: GenerationRequest) -> dict[str, Any]:
 
 def _words(store: Any, request: GenerationRequest) -> dict[str, int]:
     """Return the words of a request's textual inversions and the tokens each becomes."""
-    from mezzotint.models.textual_inversion import read_embedding
-    from mezzotint.service.adapters import AdapterShelf
+    from mezzotint.models.adapters.textual_inversion import read_embedding
+    from mezzotint.service.provision.adapters import AdapterShelf
 
     if not request.embeddings:
         return {}

@@ -32,7 +32,7 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Events as JSON lines.")] = False,
 ) -> None:
     """Train a model; the run folder is a model. Ctrl-C writes a checkpoint first."""
-    from mezzotint.train.config import TrainConfig
+    from mezzotint.train.config.config import TrainConfig
     from mezzotint.train.progress import describe_event
     from mezzotint.train.trainer import Trainer
 

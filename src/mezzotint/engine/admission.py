@@ -9,8 +9,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from mezzotint.engine.config import EngineConfig
-from mezzotint.engine.costs import Prediction
 from mezzotint.errors import DeadlineExceeded, OutOfMemory, QueueFull
+from mezzotint.planning.costs import Prediction
 
 __all__ = ["Held", "Load", "Turns", "admit", "due_s", "finish_s", "load_before"]
 

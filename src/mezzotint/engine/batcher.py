@@ -20,9 +20,9 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 from mezzotint.engine.config import EngineConfig
-from mezzotint.engine.costs import CostTable, cost_key, encode_key
-from mezzotint.engine.memory import Footprint
 from mezzotint.engine.state import ImageId, ImageState, StepBatch
+from mezzotint.planning.costs import CostTable, cost_key, encode_key
+from mezzotint.planning.memory import Footprint
 
 __all__ = ["Credits", "World", "next_batch", "next_joiners", "settle", "welcome"]
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from mezzotint.engine.plan import Plan
 from mezzotint.files import atomic_path
+from mezzotint.planning.plan import Plan
 
 __all__ = ["ByteCache", "CachedImage", "ResultCache"]
 

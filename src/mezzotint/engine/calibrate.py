@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from mezzotint.engine.costs import CostTable, Kind, cost_key
-from mezzotint.engine.engine import Hands
-from mezzotint.engine.plan import Plan
 from mezzotint.engine.state import ImageId, StepBatch
+from mezzotint.engine.step_engine import Hands
+from mezzotint.planning.costs import CostTable, Kind, cost_key
+from mezzotint.planning.plan import Plan
 
 __all__ = ["calibrate"]
 

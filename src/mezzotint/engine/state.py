@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from mezzotint.engine.plan import Plan
+from mezzotint.planning.plan import Plan
 from mezzotint.types import StageTimings
 
 __all__ = [

@@ -1,18 +1,14 @@
 """Gates: scorers of finished pictures.
 
 A gate looks at pixels and returns a number with a reason. It does not retry,
-write logs of policy, or change the picture. Which gates exist is the registry
-``GATES``; plug-ins add theirs through the entry-point group ``mezzotint.gates``:
-a callable without arguments that returns a :class:`Gate`.
+write logs of policy, or change the picture. Which gates exist is told by
+:mod:`mezzotint.gates.registry`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mezzotint.registry import Registry
-
-__all__ = ["GATES", "Gate", "GateInfo", "Score"]
+__all__ = ["Gate", "GateInfo", "Score"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,29 +58,3 @@ class Gate(Protocol):
             The score on the gate's own scale, with a reason for people.
         """
         ...
-
-
-def _nsfw() -> Gate:
-    from mezzotint.gates.nsfw import NsfwGate
-
-    return NsfwGate()
-
-
-def _open_nsfw() -> Gate:
-    from mezzotint.gates.open_nsfw import OpenNsfwGate
-
-    return OpenNsfwGate()
-
-
-def _quality() -> Gate:
-    from mezzotint.gates.quality import QualityGate
-
-    return QualityGate()
-
-
-GATES: Registry[Callable[[], Gate]] = Registry(
-    "gate",
-    {"nsfw": _nsfw, "open_nsfw": _open_nsfw, "quality": _quality},
-    group="mezzotint.gates",
-)
-"""Gate name -> factory. Weights load when the factory runs."""

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.errors import NotReady
-from mezzotint.gates.base import GATES, Gate
+from mezzotint.gates.base import Gate
 from mezzotint.gates.policy import GatePolicy, GateRule
+from mezzotint.gates.registry import GATES
 from mezzotint.request import Gates
 from mezzotint.types import Verdict
 

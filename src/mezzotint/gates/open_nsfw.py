@@ -14,7 +14,7 @@ from PIL import Image
 
 from mezzotint.errors import NotReady
 from mezzotint.gates.base import GateInfo, Score
-from mezzotint.models.quiet import import_openvino
+from mezzotint.models.backends.quiet import import_openvino
 
 __all__ = ["OpenNsfwGate"]
 

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+import mezzotint
 from mezzotint.errors import InvalidRequest, ShapeError
 from mezzotint.models.spec import ModelSpec
 from mezzotint.sampling.denoiser import Denoiser
@@ -292,7 +293,7 @@ class Model(ABC):
 
         Raises:
             InvalidRequest: If the model is no view with IP-Adapters, see
-                :func:`mezzotint.models.ip_adapter.with_ip_adapters`.
+                :func:`mezzotint.models.adapters.ip_adapter.with_ip_adapters`.
         """
         raise InvalidRequest(
             f"model {self.spec.name} carries no IP-Adapter {index}", field="image_prompts"
@@ -337,23 +338,19 @@ class Model(ABC):
 
     @staticmethod
     def load(source: Any, **options: Any) -> "Model":
-        """Load a model by store name, path or Hub id; see :mod:`mezzotint.models.store`.
+        """Load a model by store name, path or Hub id; see :mod:`mezzotint.models.store.store`.
 
         Raises:
             UnknownName: If nothing is called that.
             ModelError: If its files are missing, corrupt or unsafe.
         """
-        from mezzotint.models.store import load_model
-
-        return load_model(source, **options)
+        return mezzotint.load_model(source, **options)
 
     @staticmethod
     def from_components(**components: Any) -> "Model":
-        """Wire loose parts into a model; see :mod:`mezzotint.models.components`.
+        """Wire loose parts into a model; see :mod:`mezzotint.models.formats.components`.
 
         Raises:
             ShapeError: If the parts do not fit together.
         """
-        from mezzotint.models.components import from_components
-
-        return from_components(**components)
+        return mezzotint.from_components(**components)

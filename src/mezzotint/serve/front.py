@@ -22,7 +22,7 @@ from mezzotint.serve.errors import ClientGone, Forbidden, TooLarge
 from mezzotint.serve.streaming import until_gone
 from mezzotint.serve.wire import Visit, visit
 from mezzotint.service.base import Service
-from mezzotint.service.jobs import Jobs
+from mezzotint.service.jobs.jobs import Jobs
 from mezzotint.types import (
     Cancelled,
     Event,

@@ -26,11 +26,11 @@ from mezzotint.serve.config import ServeConfig
 from mezzotint.serve.front import Front
 from mezzotint.serve.metrics import ServerMetrics
 from mezzotint.serve.wire import Listener
-from mezzotint.service import event_loop
 from mezzotint.service.base import Service
 from mezzotint.service.config import JobsConfig, WorkerConfig
-from mezzotint.service.crew import create_workers
-from mezzotint.service.jobs import Jobs
+from mezzotint.service.jobs.jobs import Jobs
+from mezzotint.service.workers import event_loop
+from mezzotint.service.workers.pool import create_workers
 
 __all__ = ["run", "serve"]
 

@@ -17,8 +17,8 @@ from mezzotint.models.spec import ModelSpec
 from mezzotint.plain import read
 from mezzotint.request import GenerationRequest
 from mezzotint.service.endings import ENDINGS, result_of
+from mezzotint.service.finishing.pictures import with_pixels
 from mezzotint.service.local import LocalConfig, LocalService
-from mezzotint.service.pictures import with_pixels
 from mezzotint.types import Event, GenerationResult
 
 __all__ = ["Engine", "Job"]

@@ -17,17 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import mezzotint
-from mezzotint.engine.abilities import Abilities
 from mezzotint.engine.cache import ResultCache
 from mezzotint.engine.config import EngineConfig
-from mezzotint.engine.costs import CostTable
-from mezzotint.engine.engine import Engine as Mind
-from mezzotint.engine.filling import Filler
-from mezzotint.engine.memory import measure
-from mezzotint.engine.plan import mask_asset
-from mezzotint.engine.planner import plan
-from mezzotint.engine.schedulers import SIGMA_SCHEDULES, scheduler_names
-from mezzotint.engine.solving import prepare
+from mezzotint.engine.execution.filling import Filler
+from mezzotint.engine.execution.solving import prepare
+from mezzotint.engine.step_engine import StepEngine
 from mezzotint.errors import WorkFailed
 from mezzotint.images.animation import check_animation
 from mezzotint.images.codec import decode_mask
@@ -37,23 +31,34 @@ from mezzotint.models.base import Model
 from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.observe import metrics
 from mezzotint.plain import Checked, read
+from mezzotint.planning.abilities import Abilities
+from mezzotint.planning.costs import CostTable
+from mezzotint.planning.memory import measure
+from mezzotint.planning.plan import mask_asset
+from mezzotint.planning.planner import plan
+from mezzotint.planning.schedulers import SIGMA_SCHEDULES, scheduler_names
 from mezzotint.preprocessing import PREPROCESSORS
 from mezzotint.request import GenerationRequest, Output
-from mezzotint.service import tools
 from mezzotint.service.base import HandlerAnswer
-from mezzotint.service.canvas import read_canvas
 from mezzotint.service.config import HandlersConfig
-from mezzotint.service.desk import Desk
-from mezzotint.service.device_thread import Perform
+from mezzotint.service.dispatch.device_thread import Perform
+from mezzotint.service.dispatch.dispatcher import Desk
+from mezzotint.service.dispatch.event_mailbox import Letterbox
 from mezzotint.service.endings import ENDINGS, result_of, timed
-from mezzotint.service.handlers import HandlerPool
-from mezzotint.service.letterbox import Letterbox
-from mezzotint.service.librarian import Librarian
-from mezzotint.service.loader import Loader
+from mezzotint.service.finishing import tools
+from mezzotint.service.finishing.inpainting import read_canvas
+from mezzotint.service.finishing.pictures import Finisher, adapter_assets
+from mezzotint.service.handlers.handlers import HandlerPool
 from mezzotint.service.orders import Judge, Order
-from mezzotint.service.pictures import Finisher, adapter_assets
-from mezzotint.service.shelf import Shelf, cache_folder, describe_environment, memory_budget
-from mezzotint.service.warm_up import WarmUp
+from mezzotint.service.provision.loader import Loader
+from mezzotint.service.provision.model_provider import (
+    Shelf,
+    cache_folder,
+    describe_environment,
+    memory_budget,
+)
+from mezzotint.service.provision.registration import Librarian
+from mezzotint.service.provision.warm_up import WarmUp
 from mezzotint.types import (
     Event,
     GenerationResult,
@@ -94,7 +99,7 @@ class LocalConfig(Checked):
         dtype: One type for all networks, or None for the model's own policy.
         backend: Who computes networks on a CPU.
         models: Names of models to have ready, ``name`` or ``name=path``, or other forms of
-            :meth:`~mezzotint.service.librarian.Librarian.name_wanted`; the others load
+            :meth:`~mezzotint.service.provision.registration.Librarian.name_wanted`; the others load
             when first asked for.
         model_store: Folder whose files can be registered by their names, "" for none.
         allow_paths: Whether a request or registration may name a model by path or Hub id.
@@ -226,17 +231,17 @@ class LocalService:
             self.shut()
             raise
 
-    def _build_mind(self, emit: Callable[[Any], None]) -> Mind:
+    def _build_mind(self, emit: Callable[[Any], None]) -> StepEngine:
         """Make the engine, inside its own thread."""
-        from mezzotint.engine.certify import Certificates
-        from mezzotint.engine.runner import Runner
+        from mezzotint.engine.execution.certify import Certificates
+        from mezzotint.engine.execution.runner import Runner
 
         folder = cache_folder(self._home, "certificates")
         self._certificates = Certificates(self._environment_text, folder)
         self._runner = runner = Runner(
             self.config.engine, self.shelf, certificates=self._certificates, filler=self._filler
         )
-        return Mind(
+        return StepEngine(
             self.config.engine,
             runner,
             emit,
@@ -568,7 +573,7 @@ class LocalService:
 
 
 def _unpack_code(archive: Path, target: Path, digest: str) -> Any:
-    from mezzotint.models.torchserve_archive import unpack_code
+    from mezzotint.models.formats.torchserve_archive import unpack_code
 
     return unpack_code(archive, target, digest=digest)
 
@@ -584,7 +589,7 @@ def _gates(folder: Path) -> Judge:
 
 
 def _gate_names(judge: Judge) -> tuple[str, ...]:
-    from mezzotint.gates.base import GATES
+    from mezzotint.gates.registry import GATES
 
     names: Callable[[], tuple[str, ...]] = getattr(judge, "names", GATES.names)
     return names()

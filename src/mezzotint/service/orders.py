@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from mezzotint.engine.memory import Footprint
-from mezzotint.engine.plan import Plan, Planned
 from mezzotint.errors import DeadlineExceeded, NotReady, WorkFailed
 from mezzotint.plain import exchange
+from mezzotint.planning.memory import Footprint
+from mezzotint.planning.plan import Plan, Planned
 from mezzotint.request import (
     Embedding,
     Gates,

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mezzotint.errors import InvalidRequest, WeightsError
 from mezzotint.files import digest_file, write_atomically
-from mezzotint.train.config import TrainConfig
+from mezzotint.train.config.config import TrainConfig
 
 __all__ = ["CheckpointStore", "Restored", "check_same_run", "pack", "unpack"]
 

@@ -17,8 +17,8 @@ from mezzotint.images.codec import encode
 from mezzotint.images.sheets import make_sheet
 from mezzotint.models.base import Model
 from mezzotint.request import GenerationRequest, LatentInput
-from mezzotint.train.config import TrainConfig
-from mezzotint.train.config_run import SamplesConfig
+from mezzotint.train.config.config import TrainConfig
+from mezzotint.train.config.run import SamplesConfig
 from mezzotint.train.sampling import sample_model
 
 __all__ = ["grid_requests", "terminal_picture", "write_grid"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.sampling.schedules import beta_values, frame_of, noise_schedule
-from mezzotint.train.config_model import ObjectiveConfig
+from mezzotint.train.config.model import ObjectiveConfig
 
 __all__ = [
     "Mixture",

@@ -1,7 +1,7 @@
 """Networks: built from the configuration and the shape of the data.
 
 Pictures and fields use the diffusers networks, so that a run folder opens
-anywhere; points and series use :mod:`mezzotint.models.array_networks`.
+anywhere; points and series use :mod:`mezzotint.models.families.array_networks`.
 """
 
 import contextlib
@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.models.array_networks import PointNetwork, SeriesUNet
-from mezzotint.train.config import TrainConfig
-from mezzotint.train.config_model import NetworkConfig
+from mezzotint.models.families.array_networks import PointNetwork, SeriesUNet
+from mezzotint.train.config.config import TrainConfig
+from mezzotint.train.config.model import NetworkConfig
 
 __all__ = ["build_network", "network_kind", "seeded"]
 

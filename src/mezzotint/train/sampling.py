@@ -26,7 +26,7 @@ from mezzotint.images.metadata import (
     make_infotext,
 )
 from mezzotint.models.base import Conditioning, Model, Prompt
-from mezzotint.models.runs import RunModel
+from mezzotint.models.families.runs import RunModel
 from mezzotint.models.spec import ModelSpec
 from mezzotint.request import GenerationRequest, GuidanceSchedule, LatentInput
 from mezzotint.sampling.loop import denoise

@@ -2,7 +2,7 @@
 
 Weights, running means, both moments of the optimisers, and a few counters. The
 random streams need no state of their own: every draw is named by its step
-(:func:`mezzotint.train.data.derive`).
+(:func:`mezzotint.train.data.batches.derive`).
 """
 
 import math
@@ -15,10 +15,10 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.train.config import TrainConfig
-from mezzotint.train.config_run import LoopConfig, OptimizerConfig
+from mezzotint.train.config.config import TrainConfig
+from mezzotint.train.config.run import LoopConfig, OptimizerConfig
 from mezzotint.train.ema import Ema
-from mezzotint.train.tasks import Task
+from mezzotint.train.tasks.base import Task
 
 __all__ = ["Counters", "RunState", "create_accelerator", "learning_rate"]
 

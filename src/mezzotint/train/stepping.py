@@ -12,12 +12,13 @@ import torch
 
 from mezzotint.errors import WorkFailed
 from mezzotint.train.checkpoint import CheckpointStore
-from mezzotint.train.config import TrainConfig
-from mezzotint.train.data import BatchPlan, Dataset, augment, derive
+from mezzotint.train.config.config import TrainConfig
+from mezzotint.train.data.batches import BatchPlan, augment, derive
+from mezzotint.train.data.dataset import Dataset
 from mezzotint.train.networks import seeded
 from mezzotint.train.progress import Progress
 from mezzotint.train.state import RunState
-from mezzotint.train.tasks import Batch
+from mezzotint.train.tasks.base import Batch
 
 __all__ = ["Stepper"]
 

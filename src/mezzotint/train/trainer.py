@@ -34,22 +34,17 @@ from torch import nn
 from mezzotint.errors import Cancelled, InvalidRequest, WorkFailed
 from mezzotint.files import write_atomically
 from mezzotint.models.base import Model
-from mezzotint.models.runs import RUN_FILE, RunDescription, RunModel, load_network
+from mezzotint.models.families.runs import RUN_FILE, RunDescription, RunModel, load_network
 from mezzotint.request import GenerationRequest
 from mezzotint.train.checkpoint import CheckpointStore, check_same_run
-from mezzotint.train.config import TrainConfig
-from mezzotint.train.data import (
-    BatchPlan,
-    DataReport,
-    Dataset,
-    data_kind,
-    derive,
-    load_data,
-)
+from mezzotint.train.config.config import TrainConfig
+from mezzotint.train.data.batches import BatchPlan, derive
+from mezzotint.train.data.dataset import DataReport, Dataset
+from mezzotint.train.data.sources import data_kind, load_data
 from mezzotint.train.progress import Board, Progress, TrainEvent
 from mezzotint.train.state import RunState, create_accelerator
 from mezzotint.train.stepping import Stepper
-from mezzotint.train.tasks import create_task
+from mezzotint.train.tasks.registry import create_task
 from mezzotint.types import GenerationResult
 
 __all__ = ["FitResult", "Trainer"]
@@ -82,7 +77,7 @@ class Trainer:
     """Trains one model and samples from it.
 
     Args:
-        config: The run; see :class:`mezzotint.train.config.TrainConfig`.
+        config: The run; see :class:`mezzotint.train.config.config.TrainConfig`.
         on_event: Called with every event of the run, see
             :mod:`mezzotint.train.progress`.
     """
@@ -232,7 +227,7 @@ class Trainer:
             InvalidRequest: If the run draws nothing (an autoencoder).
         """
         from mezzotint.models.config import PlacementConfig
-        from mezzotint.models.loading import load_path
+        from mezzotint.models.store.loading import load_path
 
         if self._is_exported():
             step, device = self._exported, self.config.loop.device
@@ -417,7 +412,7 @@ class Trainer:
         """
         if not state.accelerator.is_main_process:
             return
-        from mezzotint.train.export import export_run
+        from mezzotint.train.tasks.export import export_run
 
         training = {
             "config": self.config.to_dict(),

@@ -4,10 +4,6 @@ from dataclasses import replace
 
 from mezzotint.engine.admission import due_s
 from mezzotint.engine.config import EngineConfig
-from mezzotint.engine.costs import CostTable
-from mezzotint.engine.engine import Decoded, Encoded, Engine, Submission, Worked
-from mezzotint.engine.memory import Footprint
-from mezzotint.engine.plan import Plan, Techniques
 from mezzotint.engine.state import (
     Claim,
     ImageCancelled,
@@ -15,7 +11,11 @@ from mezzotint.engine.state import (
     ImageFailed,
     ImageId,
 )
+from mezzotint.engine.step_engine import Decoded, Encoded, StepEngine, Submission, Worked
 from mezzotint.errors import OutOfMemory
+from mezzotint.planning.costs import CostTable
+from mezzotint.planning.memory import Footprint
+from mezzotint.planning.plan import Plan, Techniques
 from mezzotint.types import Size
 
 ENDINGS = (ImageDone, ImageFailed, ImageCancelled)
@@ -139,7 +139,7 @@ class Bench:
         self.ended_at: dict[ImageId, float] = {}
         self.costs = CostTable()
         self.listener = listener
-        self.engine = Engine(
+        self.engine = StepEngine(
             config or EngineConfig(),
             self.hands,
             self._hear,

@@ -5,8 +5,8 @@ import pytest
 
 from mezzotint.engine.admission import Held, Load, Turns, admit, due_s, finish_s, load_before
 from mezzotint.engine.config import EngineConfig
-from mezzotint.engine.costs import Prediction
 from mezzotint.errors import DeadlineExceeded, OutOfMemory, QueueFull
+from mezzotint.planning.costs import Prediction
 
 CONFIG = EngineConfig(max_waiting=10)
 

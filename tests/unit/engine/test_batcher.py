@@ -3,9 +3,9 @@ from tests.unit.engine.fakes import Bench, make_plan
 
 from mezzotint.engine.batcher import settle, welcome
 from mezzotint.engine.config import EngineConfig
-from mezzotint.engine.costs import CostTable, cost_key
-from mezzotint.engine.memory import Footprint
 from mezzotint.engine.state import Claim, ImageId, ImageState
+from mezzotint.planning.costs import CostTable, cost_key
+from mezzotint.planning.memory import Footprint
 
 
 def spent_by_client(bench, until):

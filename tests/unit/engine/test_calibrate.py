@@ -4,8 +4,8 @@ import pytest
 from tests.unit.engine.fakes import Bench, FakeClock, FakeHands, make_plan
 
 from mezzotint.engine.calibrate import calibrate
-from mezzotint.engine.costs import CostTable, cost_key
-from mezzotint.engine.memory import Footprint
+from mezzotint.planning.costs import CostTable, cost_key
+from mezzotint.planning.memory import Footprint
 
 SMALL = Footprint(slot_bytes=1, row_bytes=1, decode_bytes=1)
 

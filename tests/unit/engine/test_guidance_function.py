@@ -1,11 +1,11 @@
 """Guidance as a Python function: asked once per step, kept as a list, never sent."""
 
 import pytest
-from tests.unit.engine.test_tiers import SPEC
+from tests.unit.planning.test_tiers import SPEC
 
-from mezzotint.engine.abilities import Abilities
-from mezzotint.engine.planner import plan
 from mezzotint.errors import InvalidRequest
+from mezzotint.planning.abilities import Abilities
+from mezzotint.planning.planner import plan
 from mezzotint.request import GenerationRequest, GuidanceSchedule
 from mezzotint.service.orders import alone
 

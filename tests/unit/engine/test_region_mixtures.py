@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mezzotint.engine.operators import ClassifierFree, Region, Regions
+from mezzotint.engine.execution.operators import ClassifierFree, Region, Regions
 from mezzotint.models.base import Conditioning
 from mezzotint.sampling.mixtures import GaussianMixture
 
@@ -107,8 +107,8 @@ def test_a_region_acts_in_its_part_of_the_run_alone(step, acts):
 
 
 def test_the_rows_are_those_that_the_planner_counts():
-    from mezzotint.engine.plan import PlannedRegion, Techniques
-    from mezzotint.engine.planner import _rows
+    from mezzotint.planning.plan import PlannedRegion, Techniques
+    from mezzotint.planning.planner import _rows
 
     planned = tuple(
         PlannedRegion(prompt=p, negative_prompt=n, mask=None, box=(0, 0, 1, 1), weight=1.0,

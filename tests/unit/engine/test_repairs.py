@@ -3,7 +3,7 @@
 from tests.unit.engine.fakes import make_plan
 
 from mezzotint.engine.config import EngineConfig
-from mezzotint.engine.runner import Runner
+from mezzotint.engine.execution.runner import Runner
 
 
 class Tried:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from mezzotint.errors import UnknownName, WeightsError
-from mezzotint.gates.base import GATES
 from mezzotint.gates.judge import GateJudge
 from mezzotint.gates.nsfw import NsfwGate
 from mezzotint.gates.policy import Accept, decide
 from mezzotint.gates.quality import QualityGate
+from mezzotint.gates.registry import GATES
 from mezzotint.gates.safety_checker import SafetyCheckerGate
 from mezzotint.request import Gates, GateSettings
 

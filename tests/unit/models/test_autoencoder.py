@@ -4,8 +4,8 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from tests import tiny
 
 from mezzotint.errors import ShapeError, WorkFailed
-from mezzotint.models.components import from_components, from_pipeline
 from mezzotint.models.families.autoencoder import Autoencoder, fit_preview
+from mezzotint.models.formats.components import from_components, from_pipeline
 from mezzotint.models.networks import Placement
 from mezzotint.models.parts import Part
 

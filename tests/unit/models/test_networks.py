@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mezzotint.engine.certify import take_in_pairs
+from mezzotint.engine.execution.certify import take_in_pairs
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.networks import (
     Placement,

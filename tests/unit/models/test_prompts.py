@@ -2,8 +2,8 @@ import pytest
 from tests import tiny
 
 from mezzotint.errors import CardError, WeightsError
+from mezzotint.models.formats.single_file import clip_vocabulary
 from mezzotint.models.prompts import Tokens, clip_tokens, load_tokens, tokens_of
-from mezzotint.models.single_file import clip_vocabulary
 
 TEXTS = ["", "a red apple", "A  big RED Äpple, on the table!", "blue cats' leaf <|endoftext|> 42"]
 TOKENIZERS = {

@@ -6,7 +6,7 @@ from diffusers import AutoencoderTiny
 from tests import tiny
 
 from mezzotint.errors import CardError
-from mezzotint.models.pipelines import load_pipeline
+from mezzotint.models.formats.folders import load_pipeline
 
 
 def tiny_decoder(channels=4):

@@ -7,10 +7,10 @@ from safetensors.torch import save_file
 from tests import adapters_tiny, tiny
 
 from mezzotint.errors import InvalidRequest, WeightsError
+from mezzotint.models.adapters.textual_inversion import read_embedding, with_embeddings
 from mezzotint.models.base import Prompt
-from mezzotint.models.components import from_pipeline
+from mezzotint.models.formats.components import from_pipeline
 from mezzotint.models.prompts import tokens_of
-from mezzotint.models.textual_inversion import read_embedding, with_embeddings
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from mezzotint.engine.plan import Adapters
-from mezzotint.models.ip_adapter import crop_picture, prepare_picture
+from mezzotint.models.adapters.ip_adapter import crop_picture, prepare_picture
 from mezzotint.models.networks import Placement
-from mezzotint.service.adapters import AdapterShelf
+from mezzotint.planning.plan import Adapters
+from mezzotint.service.provision.adapters import AdapterShelf
 
 
 class Thing:

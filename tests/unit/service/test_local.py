@@ -17,7 +17,7 @@ from mezzotint.engine.config import EngineConfig
 from mezzotint.gates.policy import GatePolicy, GateRule
 from mezzotint.images.metadata import read_recipe
 from mezzotint.models.base import Prompt
-from mezzotint.models.components import from_pipeline
+from mezzotint.models.formats.components import from_pipeline
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.request import (
     Control,

@@ -4,10 +4,10 @@ import pytest
 from tests.unit.engine.fakes import make_plan
 
 from mezzotint import errors
-from mezzotint.engine.abilities import Abilities
-from mezzotint.engine.plan import Planned, Techniques
-from mezzotint.engine.planner import plan as make
 from mezzotint.models.spec import ModelSpec
+from mezzotint.planning.abilities import Abilities
+from mezzotint.planning.plan import Planned, Techniques
+from mezzotint.planning.planner import plan as make
 from mezzotint.request import (
     Gates,
     GateSettings,

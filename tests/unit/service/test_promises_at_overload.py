@@ -7,7 +7,7 @@ from tests.unit.engine.fakes import Bench, make_plan
 
 from mezzotint.engine.admission import Held, due_s, finish_s, load_before
 from mezzotint.engine.config import EngineConfig
-from mezzotint.service.promises import Promises
+from mezzotint.service.dispatch.eta import Promises
 
 STEPS = (2, 3, 4, 6)
 ROW_S, MOST = 0.05, 60

@@ -13,7 +13,7 @@ from PIL import Image
 from mezzotint.request import GenerationRequest
 from mezzotint.service.config import WorkerConfig
 from mezzotint.service.fake import MODELS
-from mezzotint.service.worker import WorkerService
+from mezzotint.service.workers.supervisor import WorkerService
 from mezzotint.types import ImageInput
 
 uvloop = pytest.importorskip("uvloop")

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from mezzotint.train.config import TrainConfig
+from mezzotint.train.config.config import TrainConfig
 from mezzotint.train.trainer import Trainer
 
 MEANS = np.array([[-2.0, 0.0], [2.0, 1.0], [0.0, -3.0]])

@@ -7,7 +7,7 @@ import torch
 from mezzotint.errors import InvalidRequest, WeightsError
 from mezzotint.train import checkpoint
 from mezzotint.train.checkpoint import CheckpointStore, Restored, check_same_run, pack, unpack
-from mezzotint.train.config import TrainConfig
+from mezzotint.train.config.config import TrainConfig
 
 CONFIG = TrainConfig.from_dict({"output_dir": "x", "data": {"path": "p"}})
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from mezzotint.train.config import TrainConfig
-from mezzotint.train.data import load_data
+from mezzotint.train.config.config import TrainConfig
+from mezzotint.train.data.sources import load_data
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "training" / "examples").glob("*.toml"))
 

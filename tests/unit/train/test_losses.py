@@ -2,7 +2,7 @@ import diffusers
 import pytest
 import torch
 
-from mezzotint.train.config_model import ObjectiveConfig
+from mezzotint.train.config.model import ObjectiveConfig
 from mezzotint.train.losses import (
     Mixture,
     Noising,

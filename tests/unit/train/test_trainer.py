@@ -7,10 +7,10 @@ from tests.unit.train.making import picture_config, points_config, save_points, 
 
 from mezzotint.errors import Cancelled, InvalidRequest, WorkFailed
 from mezzotint.train import trainer as trainer_module
-from mezzotint.train.config_run import OptimizerConfig
-from mezzotint.train.diffusion import DiffusionTask
+from mezzotint.train.config.run import OptimizerConfig
 from mezzotint.train.state import learning_rate
 from mezzotint.train.stepping import Stepper
+from mezzotint.train.tasks.diffusion import DiffusionTask
 from mezzotint.train.trainer import Trainer
 
 

@@ -34,9 +34,9 @@ from mezzotint.serve.wire import (
     read_json,
     visit,
 )
-from mezzotint.service.job_store import Job
-from mezzotint.service.jobs import IdempotencyConflict, JobEvent, Jobs
-from mezzotint.service.wire import describe_image, read_error
+from mezzotint.service.jobs.jobs import IdempotencyConflict, JobEvent, Jobs
+from mezzotint.service.jobs.store import Job
+from mezzotint.service.workers.wire import describe_image, read_error
 from mezzotint.types import (
     Event,
     Failed,

@@ -1,0 +1,90 @@
+"""Adapting: what adapters add to the rows of an image.
+
+Scales, control pictures and the tokens of image prompts are tensors of the rows'
+conditionings, so images that differ in them share calls.
+
+Dimensions: K ControlNets or IP-Adapters, H and W rows and columns of pixels, T tokens,
+D width of the text.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mezzotint.engine.execution.operators import Controlled, Operator
+from mezzotint.models.adapters.controlnet import CONTROL_IMAGE, CONTROL_SCALES
+from mezzotint.models.adapters.ip_adapter import IMAGE_SCALES, IMAGE_TOKENS
+from mezzotint.models.base import Conditioning, Model
+from mezzotint.planning.plan import Plan, control_asset, prompt_asset
+
+__all__ = ["adapt", "under_control", "with_full_scales"]
+
+
+def adapt(
+    plan: Plan,
+    model: Model,
+    assets: Mapping[str, Any] | None,
+    encoded: Sequence[Conditioning],
+    negatives: Sequence[bool],
+) -> list[Conditioning]:
+    """Put control pictures and the tokens of image prompts beside the prompts.
+
+    Args:
+        plan: What is made.
+        model: The view with the plan's adapters.
+        assets: Prepared control pictures (3, H, W) in [0, 1] under
+            :func:`~mezzotint.planning.plan.control_asset`; pictures of image prompts
+            (H, W, 3), uint8, under :func:`~mezzotint.planning.plan.prompt_asset`. None
+            for a rehearsal: blank pictures stand in.
+        encoded: One conditioning per prompt.
+        negatives: Which of them are of the unconditional half.
+    """
+    t = plan.techniques
+    if not (t.controls or t.image_prompts):
+        return list(encoded)
+    common: dict[str, Tensor] = {
+        f"{CONTROL_IMAGE}{k:02d}": torch.from_numpy(assets[control_asset(control, plan.size)])[None]
+        if assets is not None
+        else torch.zeros((1, 3, plan.size.height, plan.size.width))
+        for k, control in enumerate(t.controls)
+    }
+    with_picture: dict[str, Tensor] = {}
+    without: dict[str, Tensor] = {}
+    for k, prompt in enumerate(t.image_prompts):
+        pictures = [
+            np.zeros((8, 8, 3), np.uint8) if assets is None else assets[prompt_asset(k, digest)]
+            for digest in prompt.images
+        ]
+        name = f"{IMAGE_TOKENS}{k:02d}"
+        with_picture[name], without[name] = model.encode_image_prompt(k, pictures)
+    if t.image_prompts:
+        common[IMAGE_SCALES] = torch.tensor([[prompt.scale for prompt in t.image_prompts]])
+    return [
+        conditioning.replace(**common, **(without if is_negative else with_picture))
+        for conditioning, is_negative in zip(encoded, negatives, strict=True)
+    ]
+
+
+def with_full_scales(plan: Plan, conditioning: Conditioning) -> Conditioning:
+    """Let every ControlNet of a plan act on one row, for a rehearsal."""
+    count = len(plan.techniques.controls)
+    scales = torch.ones((conditioning.rows, count))
+    return conditioning.replace(**{CONTROL_SCALES: scales}) if count else conditioning
+
+
+def under_control(plan: Plan, operator: Operator, device: torch.device) -> Operator:
+    """Let a plan's ControlNets act at their steps."""
+    controls = plan.techniques.controls
+    if not controls:
+        return operator
+    count = plan.num_steps
+    scales = [
+        [c.scale if c.is_active(step, count) else 0.0 for c in controls]
+        for step in range(1, count + 1)
+    ]
+    return Controlled(
+        operator, CONTROL_SCALES, tuple(torch.tensor([row], device=device) for row in scales)
+    )

@@ -1,0 +1,358 @@
+"""Step engine: the mind. Chooses, lets the hands work, books what came of it.
+
+No tensors here: all of it is tested with fake hands and a fake clock. One
+thread calls every method, so there are no locks. The one-ending rule: every
+image that was submitted gets exactly one of ImageDone, ImageFailed and
+ImageCancelled, whatever the hands, the clock or the listeners do.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from mezzotint.engine.batcher import Credits, World, next_batch, next_joiners, settle, welcome
+from mezzotint.engine.config import EngineConfig
+from mezzotint.engine.state import (
+    Claim,
+    EngineEvent,
+    ImageCancelled,
+    ImageDone,
+    ImageFailed,
+    ImageId,
+    ImageStarted,
+    ImageState,
+    ImageStepped,
+    StepBatch,
+)
+from mezzotint.errors import DeadlineExceeded, NotReady, OutOfMemory
+from mezzotint.planning.costs import CostTable, cost_key, encode_key
+from mezzotint.planning.memory import Footprint
+from mezzotint.planning.plan import Plan
+
+__all__ = ["Decoded", "Encoded", "Hands", "StepEngine", "Submission", "Worked"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """What encoding told: the key for sharing calls, and what was changed."""
+
+    key: Hashable
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """A finished picture (uint8, (H, W, 3)) and what was changed on the way."""
+
+    picture: Any
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worked:
+    """What one piece of device work gave.
+
+    Args:
+        faults: Images that failed in it, alone, and why; the others went on.
+        decoded: Pictures, after ``decode``.
+        seconds: Device seconds of the call itself, or None if it is no measure
+            (a certificate was made, something was compiled).
+    """
+
+    faults: Mapping[ImageId, Exception] = field(default_factory=dict[ImageId, Exception])
+    decoded: Mapping[ImageId, Decoded] = field(default_factory=dict[ImageId, Decoded])
+    seconds: float | None = None
+
+
+class Hands(Protocol):
+    """Who owns the tensors. Any method may raise; then it has changed nothing."""
+
+    def encode(self, image: ImageId, plan: Plan, assets: Mapping[str, bytes]) -> Encoded:
+        """Make the image's tensors; ``assets`` holds its pictures by digest."""
+        ...
+
+    def step(self, batch: StepBatch) -> Worked:
+        """Take one network evaluation for every image of the batch."""
+        ...
+
+    def decode(self, batch: StepBatch) -> Worked:
+        """Turn finished latents into pictures."""
+        ...
+
+    def preview(self, image: ImageId) -> Any:
+        """Return a small picture of the state (uint8, (h, w, 3)), or None."""
+        ...
+
+    def release(self, image: ImageId) -> None:
+        """Free the image's tensors; unknown images are no error."""
+        ...
+
+    def buckets(self, kind: str, key: Hashable) -> tuple[int, ...]:
+        """Return the call sizes that may be used, rising, at least one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """One image handed to the engine."""
+
+    id: ImageId
+    plan: Plan
+    claim: Claim
+    footprint: Footprint
+    assets: Mapping[str, bytes] = field(default_factory=dict[str, bytes], repr=False)
+
+
+class StepEngine:
+    """The mind over a pair of hands.
+
+    Args:
+        config: Limits.
+        hands: Who works.
+        emit: Told every event, in order, in the engine's thread.
+        costs: Measured seconds; learnt from and read.
+        budget_bytes: Bytes that tensors of requests may take together.
+        clock: Seconds, rising.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        hands: Hands,
+        emit: Callable[[EngineEvent], None],
+        *,
+        costs: CostTable,
+        budget_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._hands = hands
+        self._emit = emit
+        self._costs = costs
+        self._budget_bytes = budget_bytes
+        self._clock = clock
+        self._states: dict[ImageId, ImageState] = {}
+        self._footprints: dict[ImageId, Footprint] = {}
+        self._assets: dict[ImageId, Mapping[str, bytes]] = {}
+        self._credits: Credits = {}
+        self._ceilings: dict[tuple[str, Hashable], int] = {}
+        self._has_deadlines = False
+        self._draining = False
+
+    @property
+    def states(self) -> Mapping[ImageId, ImageState]:
+        """Every image held, in order of arrival."""
+        return self._states
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is held."""
+        return not self._states
+
+    def submit(self, submission: Submission) -> None:
+        """Take an image in; from here on it gets exactly one ending."""
+        image = submission.id
+        assert image not in self._states  # noqa: S101 - ids are made unique by the service
+        state = ImageState(id=image, plan=submission.plan, claim=submission.claim)
+        self._states[image] = state
+        self._footprints[image] = submission.footprint
+        if submission.assets:
+            self._assets[image] = submission.assets
+        self._has_deadlines |= math.isfinite(state.claim.deadline_s)
+        if self._draining:
+            self._fail(image, NotReady("the engine is draining and takes no more pictures"))
+
+    def cancel(self, request: str) -> int:
+        """Cancel every image of a request that is held; return how many there were."""
+        images = [image for image in self._states if image.request == request]
+        for image in images:
+            self._end(image, ImageCancelled(id=image))
+        return len(images)
+
+    def cancel_image(self, image: ImageId) -> None:
+        """Cancel one image if it is held."""
+        self._end(image, ImageCancelled(id=image))
+
+    def drain(self) -> None:
+        """Refuse what waits and what comes; what runs is finished by further ticks."""
+        self._draining = True
+        for state in list(self._states.values()):
+            if state.status == "waiting":
+                self._fail(state.id, NotReady("the engine is draining; ask again elsewhere"))
+
+    def abort(self, error: Exception) -> None:
+        """End everything that is held with one error."""
+        for image in list(self._states):
+            self._fail(image, error)
+
+    def tick(self) -> bool:
+        """Do one piece of device work; False if there was none to do."""
+        self._expire()
+        self._join()
+        batch = next_batch(self._world())
+        if batch is None:
+            return False
+        self._work(batch)
+        return True
+
+    def _world(self) -> World:
+        """Draw the picture that the batcher decides from."""
+        buckets: dict[tuple[str, Hashable], tuple[int, ...]] = {}
+        for state in self._states.values():
+            kind_key = (state.kind, state.key)
+            if state.status == "running" and kind_key not in buckets:
+                allowed = self._hands.buckets(*kind_key)
+                ceiling = max(self._ceilings.get(kind_key, allowed[-1]), allowed[0])
+                buckets[kind_key] = tuple(b for b in allowed if b <= ceiling)
+        return World(
+            states=self._states,
+            footprints=self._footprints,
+            credits=self._credits,
+            costs=self._costs,
+            config=self._config,
+            budget_bytes=self._budget_bytes,
+            buckets=buckets,
+        )
+
+    def _expire(self) -> None:
+        """Fail images whose deadline has passed."""
+        if not self._has_deadlines:
+            return
+        now = self._clock()
+        for state in list(self._states.values()):
+            if state.claim.deadline_s <= now:
+                self._fail(state.id, DeadlineExceeded("deadline_s passed before it was done"))
+        self._has_deadlines = any(math.isfinite(s.claim.deadline_s) for s in self._states.values())
+
+    def _join(self) -> None:
+        """Give tensors to waiting images as far as the budget goes."""
+        if not any(s.status == "waiting" for s in self._states.values()):
+            return
+        for image in next_joiners(self._world()):
+            if image in self._states:  # a listener may have ended it
+                self._encode(image)
+
+    def _encode(self, image: ImageId) -> None:
+        """Encode one image, or fail it."""
+        state = self._states[image]
+        self._credits = welcome(
+            self._credits, state, self._costs, self._footprints[image], self._config.quantum_s
+        )
+        began = self._clock()
+        try:
+            self._emit(ImageStarted(id=image))
+            encoded = self._hands.encode(image, state.plan, self._assets.pop(image, {}))
+        except Exception as error:  # this image fails, alone
+            self._fail(image, error)
+            return
+        seconds = self._clock() - began
+        self._costs.record(encode_key(state.plan), "encode", 1, seconds)
+        if image not in self._states:  # a listener ended it
+            self._hands.release(image)
+            return
+        state = replace(
+            state,
+            status="running",
+            key=encoded.key,
+            warnings=state.warnings + encoded.warnings,
+        )
+        waited = max(began - state.claim.arrived_s, 0.0)
+        self._states[image] = state.spend(queue_s=waited, encode_s=seconds)
+        self._pay({image: seconds})
+
+    def _work(self, batch: StepBatch) -> None:
+        """Let the hands work; where a shared call fails, let each image try alone."""
+        began = self._clock()
+        try:
+            do = self._hands.decode if batch.kind == "decode" else self._hands.step
+            worked = do(batch)
+        except Exception as error:  # blame is found below
+            self._blame(batch, error)
+            return
+        self._book(batch, worked, self._clock() - began)
+
+    def _blame(self, batch: StepBatch, error: Exception) -> None:
+        """Fail the only image of a call, or repeat a shared call image by image."""
+        if len(batch.ids) == 1:
+            self._fail(batch.ids[0], error)
+            return
+        if isinstance(error, OutOfMemory | MemoryError):
+            self._ceilings[batch.kind, batch.key] = batch.bucket // 2
+        allowed = self._hands.buckets(batch.kind, batch.key)
+        for image in batch.ids:
+            if image not in self._states:
+                continue
+            rows = self._states[image].rows
+            bucket = next((b for b in allowed if b >= rows), batch.bucket)
+            self._work(replace(batch, ids=(image,), bucket=bucket))
+
+    def _book(self, batch: StepBatch, worked: Worked, elapsed_s: float) -> None:
+        """Move every image of a call on by one evaluation, or to its end."""
+        states = [self._states[image] for image in batch.ids]
+        total_rows = sum(state.rows for state in states)
+        paid = {s.id: elapsed_s * s.rows / total_rows for s in states}
+        if worked.seconds is not None:  # what a call costs is all of it, not the device alone
+            key = cost_key(states[0].plan)
+            self._costs.record(key, batch.kind, batch.bucket, elapsed_s)
+        self._pay(paid)
+        for state in states:
+            if state.id not in self._states:  # a listener ended it
+                continue
+            if state.id in worked.faults:
+                self._fail(state.id, worked.faults[state.id])
+            elif batch.kind == "decode":
+                self._finish(state, worked.decoded[state.id], elapsed_s / len(states))
+            else:
+                self._advance(state, elapsed_s / len(states))
+
+    def _advance(self, state: ImageState, share_s: float) -> None:
+        """Book one evaluation of one image and tell of a finished step."""
+        calls = state.rows + state.plan.control_rows(state.evaluation)
+        after = state.spend(denoise_s=share_s, model_calls=calls)
+        after = replace(after, evaluation=state.evaluation + 1)
+        self._states[state.id] = after
+        if after.step == state.step:
+            return
+        every, steps = state.claim.preview_every, state.plan.num_steps
+        try:
+            wants = (every and after.step % every == 0) or after.step in state.claim.preview_at
+            wants = wants and after.step < steps
+            preview = self._hands.preview(state.id) if wants else None
+            self._emit(ImageStepped(id=state.id, step=after.step, steps=steps, preview=preview))
+        except Exception as error:  # this image fails, alone
+            self._fail(state.id, error)
+
+    def _finish(self, state: ImageState, decoded: Decoded, share_s: float) -> None:
+        """End an image well."""
+        calls = 0 if state.plan.rows else 1
+        state = state.spend(decode_s=share_s, model_calls=calls)
+        self._end(
+            state.id,
+            ImageDone(
+                id=state.id,
+                picture=decoded.picture,
+                timings=state.timings,
+                warnings=state.warnings + decoded.warnings,
+            ),
+        )
+
+    def _pay(self, paid: Mapping[ImageId, float]) -> None:
+        """Book seconds among clients."""
+        self._credits = settle(self._credits, self._states.values(), paid)
+
+    def _fail(self, image: ImageId, error: Exception) -> None:
+        """End an image with an error; one that has ended already keeps its ending."""
+        self._end(image, ImageFailed(id=image, error=error))
+
+    def _end(self, image: ImageId, event: ImageDone | ImageFailed | ImageCancelled) -> None:
+        """Forget an image, free its tensors, tell its ending."""
+        if self._states.pop(image, None) is None:
+            return
+        self._footprints.pop(image)
+        self._assets.pop(image, None)
+        with contextlib.suppress(Exception):  # freeing must not cost the ending
+            self._hands.release(image)
+        self._emit(event)

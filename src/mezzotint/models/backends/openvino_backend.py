@@ -1,0 +1,340 @@
+"""OpenVINO: a second backend behind the network seam, the default on CPUs.
+
+A network is exported once from its torch module, written beside the other caches
+under its digest, and compiled from there ever after: then neither torch modules
+nor diffusers nor transformers are loaded. The batch dimension stays dynamic and
+all others are fixed, one compiled network per shape of a row. Measured: float32
+answers are bit-identical at every batch size and position and within 1e-5 of
+torch per call.
+
+What does not export falls back to torch, and :attr:`OpenVINONetwork.notes` says so.
+
+Dimensions: R rows, then a fixed shape.
+"""
+
+import hashlib
+import itertools
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mezzotint.files import atomic_path
+from mezzotint.models.backends.doubling import rearranged
+from mezzotint.models.backends.quiet import import_openvino
+from mezzotint.models.base import Model, Network
+from mezzotint.models.networks import Call, TorchNetwork, is_preparing
+
+__all__ = ["OpenVINONetwork", "denoiser_streams", "use_openvino"]
+
+FORMAT = 1  # raise when an exported network of before can no longer be used
+EXPORT_ROWS = 2  # a batch of one may be folded into the graph as a constant
+
+RowShape = tuple[tuple[str, str, tuple[int, ...]], ...]
+"""Name, type and shape of one row of each input, in the order of names."""
+
+
+_EXPORTING = threading.Lock()  # the exporter patches modules while it traces them
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """A compiled network and the requests that run it, one call at a time.
+
+    Args:
+        requests: Run it, each on threads of its own; the rows are dealt out among them.
+        lone: Runs a single row, on all threads.
+        shapes: Of one row of each answer; None where a shape is known only afterwards.
+        lock: Held while it runs.
+    """
+
+    requests: tuple[Any, ...]
+    lone: Any
+    shapes: tuple[tuple[int, ...] | None, ...]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class OpenVINONetwork:
+    """A network that OpenVINO runs, made from one that torch runs.
+
+    Safe to call from several threads; calls of one shape are serialised, and a shape
+    that is being compiled stops no other.
+
+    Args:
+        source: The torch network; built only if an export is needed.
+        role: Its role in the model; decoder and encoder may share weights.
+        cache: Folder of exported networks, or None to keep them in memory only.
+        num_threads: CPU threads per call; None lets OpenVINO choose.
+        streams: Parts that the rows of a call are dealt into, computed side by side:
+            less waiting for each other than all threads at one row after another.
+        is_generator: Whether it draws whole pictures in one call, as a GAN does: layers are
+            rearranged for it, and all threads share the work on a single row, which takes
+            a second copy of the weights where there are several streams.
+
+    Attributes:
+        options: Role, cache and threads, to make a network like this one.
+        notes: Why torch answers in this network's place, if it does.
+    """
+
+    def __init__(
+        self,
+        source: TorchNetwork,
+        *,
+        role: str,
+        cache: Path | None = None,
+        num_threads: int | None = None,
+        streams: int = 1,
+        is_generator: bool = False,
+    ) -> None:
+        self.source = source
+        self.role = role
+        self.notes: tuple[str, ...] = ()
+        self.options: dict[str, Any] = {
+            "role": role, "cache": cache, "num_threads": num_threads, "streams": streams,
+            "is_generator": is_generator,
+        }  # fmt: skip
+        self._streams = streams
+        self._is_generator = is_generator
+        self._cache = cache
+        self._num_threads = num_threads
+        self._lock = threading.Lock()
+        self._compiled: dict[RowShape, _Compiled | None] = {}
+        self._compiling: dict[RowShape, threading.Lock] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights, once for each row shape that was compiled."""
+        copies = sum(c is not None for c in list(self._compiled.values())) * self._num_copies
+        return self.source.num_bytes * max(1, copies + self.source.is_built)
+
+    @property
+    def _num_copies(self) -> int:
+        """Copies of the weights that a compiled shape has."""
+        return 2 if self._is_generator and self._streams > 1 else 1
+
+    @property
+    def digest(self) -> str:
+        """The digest of the weights."""
+        return self.source.digest
+
+    def exported(self, core: Any, inputs: Mapping[str, Tensor]) -> Any:
+        """Return the float32 export for inputs: the path of a file, or the network itself."""
+        arrays = {name: _plain(tensor) for name, tensor in sorted(inputs.items())}
+        return OpenVINONetwork._exported(self, core, arrays, _row_key(arrays))
+
+    def __deepcopy__(self, memo: object) -> "OpenVINONetwork":
+        """Return itself: a copy of a model shares its weights."""
+        return self
+
+    def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run the network once over all rows; float32 on the first input's device."""
+        arrays = {name: _plain(tensor) for name, tensor in sorted(inputs.items())}
+        key = _row_key(arrays)
+        compiled = self._find(arrays, key)
+        if compiled is None:
+            return self.source(**inputs)
+        if is_preparing() and all(shape is not None for shape in compiled.shapes):
+            rows = len(next(iter(arrays.values())))
+            return tuple(
+                torch.zeros(rows, *shape) for shape in compiled.shapes if shape is not None
+            )
+        with compiled.lock:
+            return self._infer(compiled, arrays)
+
+    def _find(self, arrays: Mapping[str, Tensor], key: RowShape) -> _Compiled | None:
+        """Return the compiled network of a shape, compiling it once however many ask."""
+        with self._lock:
+            if key in self._compiled:
+                return self._compiled[key]
+            turn = self._compiling.setdefault(key, threading.Lock())
+        with turn:
+            if key not in self._compiled:
+                compiled = self._prepare(arrays, key)
+                with self._lock:
+                    self._compiled[key] = compiled
+            return self._compiled[key]
+
+    def _infer(self, compiled: _Compiled, arrays: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Run a compiled network; the answers are copied out of its buffers."""
+        rows = len(next(iter(arrays.values())))
+        parts = _deal([t.numpy() for t in arrays.values()], min(len(compiled.requests), rows))
+        working = compiled.requests[: len(parts)] if rows > 1 else (compiled.lone,)
+        for request, part in zip(working, parts, strict=True):
+            request.start_async(part, share_inputs=True)
+        failures: list[RuntimeError] = []
+        for request in working:  # all of them: the next call must not find one busy
+            try:
+                request.wait()
+            except RuntimeError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        outputs = [
+            [np.array(request.get_output_tensor(k).data, dtype=np.float32) for request in working]
+            for k in range(len(compiled.shapes))
+        ]
+        return tuple(
+            torch.from_numpy(part[0] if len(part) == 1 else np.concatenate(part))
+            for part in outputs
+        )
+
+    def _prepare(self, arrays: Mapping[str, Tensor], key: RowShape) -> _Compiled | None:
+        """Read or export, then compile; None if torch has to answer instead."""
+        openvino = import_openvino()
+
+        core = openvino.Core()
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": self._streams,
+        }
+        if self._num_threads:
+            settings["INFERENCE_NUM_THREADS"] = self._num_threads
+        try:
+            path = self._exported(core, arrays, key)
+            model = core.compile_model(path, "CPU", settings)
+            requests = tuple(model.create_infer_request() for _ in range(self._streams))
+            lone = requests[0]
+            if self._num_copies > 1:
+                settings["NUM_STREAMS"] = 1
+                lone = core.compile_model(path, "CPU", settings).create_infer_request()
+        except (RuntimeError, TypeError, ValueError, NotImplementedError, OSError) as error:
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+            self.notes = (
+                f"the {self.role} network runs in torch: OpenVINO could not take it over "
+                f"({type(error).__name__}: {reason})",
+            )
+            return None
+        return _Compiled(requests, lone, tuple(map(_row_shape, model.outputs)))
+
+    def _exported(self, core: Any, arrays: Mapping[str, Tensor], key: RowShape) -> Any:
+        """Return the exported network: its path if there is a cache, else itself."""
+        if self._cache is None or not self.digest:
+            return _export(self.source, arrays, rearrange=self._is_generator)
+        path = self._cache / self._file_name(key)
+        if not path.is_file() or not path.with_suffix(".bin").is_file():
+            openvino = import_openvino()
+
+            model = _export(self.source, arrays, rearrange=self._is_generator)
+            self._cache.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as partial:
+                # OpenVINO names the weights after the description; both move in whole.
+                description = partial.with_suffix(".xml")
+                openvino.save_model(model, description, compress_to_fp16=False)
+                description.with_suffix(".bin").replace(path.with_suffix(".bin"))
+                description.replace(partial)
+        return path
+
+    def _file_name(self, key: RowShape) -> str:
+        """Name an export by all that decides what is in it."""
+        versions = [metadata.version(name) for name in ("openvino", "torch")]
+        words = [str(FORMAT), self.role, self.digest, repr(key), *versions]
+        if self._is_generator:
+            words.append("rearranged")
+        return hashlib.sha256("\0".join(words).encode()).hexdigest()[:40] + ".xml"
+
+
+def denoiser_streams() -> int:
+    """Return into how many parts a denoiser's rows are dealt: two, where two cores are."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 2 if (count or 1) > 1 else 1
+
+
+def _deal(arrays: list[np.ndarray], count: int) -> list[list[np.ndarray]]:
+    """Deal rows out in order, as evenly as they go; parts are views."""
+    rows = len(arrays[0])
+    edges = [rows * k // count for k in range(count + 1)]
+    return [[a[start:end] for a in arrays] for start, end in itertools.pairwise(edges)]
+
+
+def _row_key(arrays: Mapping[str, Tensor]) -> RowShape:
+    """Name the shape of a call's rows."""
+    return tuple((n, str(t.dtype), tuple(t.shape[1:])) for n, t in arrays.items())
+
+
+def _row_shape(output: Any) -> tuple[int, ...] | None:
+    """Return the shape of one row of an answer, None where it is not fixed."""
+    dimensions = list(output.get_partial_shape())[1:]
+    if any(d.is_dynamic for d in dimensions):
+        return None
+    return tuple(int(d.get_length()) for d in dimensions)
+
+
+class _Positional(nn.Module):
+    """A module called with named tensors, as a module called with positions."""
+
+    def __init__(self, module: nn.Module, call: Call, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.module = module
+        self._call = call
+        self._names = names
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return self._call(self.module, dict(zip(self._names, tensors, strict=True)))
+
+
+def _export(source: TorchNetwork, arrays: Mapping[str, Tensor], *, rearrange: bool) -> Any:
+    """Trace a torch network with two rows and leave the number of rows open."""
+    openvino = import_openvino()
+
+    example = tuple(
+        torch.cat([t[:1]] * EXPORT_ROWS) if t.shape[0] < EXPORT_ROWS else t[:EXPORT_ROWS]
+        for t in arrays.values()
+    )
+    shapes = [openvino.PartialShape([-1, *t.shape[1:]]) for t in example]
+    own = rearranged(source.module) if rearrange else source.module
+    module = _Positional(own, source.call, tuple(arrays))
+    with _EXPORTING, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer warns of every shape it reads
+        model = openvino.convert_model(module, example_input=example)
+        model.reshape({port: shape for port, shape in zip(model.inputs, shapes, strict=True)})
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return a contiguous CPU tensor, float32 where it holds fractions."""
+    kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to(device="cpu", dtype=kind).contiguous()
+
+
+def use_openvino(model: Model, *, cache: Path | None, num_threads: int | None = None) -> None:
+    """Let OpenVINO answer for every network of a model that computes on the CPU in float32.
+
+    Args:
+        model: The model; its networks are replaced in place, before its first request.
+        cache: Folder of exported networks, or None for memory only.
+        num_threads: CPU threads per call.
+    """
+    for role, network in _torch_networks(model):
+        draws = role == "decoder" and model.certifies_rows
+        model.use_network(
+            role,
+            OpenVINONetwork(
+                network,
+                role=role,
+                cache=cache,
+                num_threads=num_threads,
+                streams=denoiser_streams() if draws or role == "denoiser" else 1,
+                is_generator=draws,
+            ),
+        )
+
+
+def _torch_networks(model: Model) -> Iterator[tuple[str, TorchNetwork]]:
+    networks: list[tuple[str, Network]] = list(model.networks.items())
+    for role, network in networks:
+        if (
+            isinstance(network, TorchNetwork)
+            and network.device.type == "cpu"
+            and network.dtype == torch.float32
+        ):
+            yield role, network

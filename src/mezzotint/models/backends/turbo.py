@@ -1,0 +1,225 @@
+"""Turbo: a copy of a model that trades bits for speed, weights shared where they can be.
+
+On OpenVINO its denoiser and decoder compute in int8, if pictures drawn that way stay
+close enough to float32; the U-Net of a latent model can reuse deep features. On CUDA
+float32 networks compute in bfloat16. Text encoders are never touched: they run once
+per prompt, and their answers are shared with the other tiers.
+
+Dimensions: R rows, C latent channels, h and w latent rows and columns.
+"""
+
+import copy
+import hashlib
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mezzotint.models.backends.openvino_backend import OpenVINONetwork
+from mezzotint.models.backends.quantized import Int8Network, Ranges, find_ranges, remember
+from mezzotint.models.backends.step_cache import (
+    StepCacheNetwork,
+    call_outer,
+    call_whole,
+)
+from mezzotint.models.base import Conditioning, Model, Network, Prompt
+from mezzotint.models.networks import TorchNetwork, copy_layers
+from mezzotint.observe import log
+from mezzotint.sampling.latents import make_generator
+from mezzotint.sampling.solvers import REGISTERS, advance, plan_table
+from mezzotint.vocabulary import FULL_PRECISION, LEAST_DB
+
+__all__ = ["turbo_view"]
+
+_FORMAT = 2
+_ENOUGH_DB = 38.0  # room for what other shortcuts add
+_EDGES = (0.0, 0.12, 0.25)  # share of the layers at either end that stay in float32
+_PROMPTS = ("a photo of a cat", "two red houses under a blue sky")
+_STEPS = 8
+
+
+def turbo_view(model: Model, *, cache: Path | None, step_cache: bool) -> Model:
+    """Return the fast copy of a model with steps.
+
+    Args:
+        model: The model on its backend; stays as it is.
+        cache: Folder of ranges, or None to find them again in every process.
+        step_cache: Whether its denoiser is a U-Net that can be called in two parts.
+    """
+    view = copy.deepcopy(model)  # networks share themselves
+    found: dict[str, Any] = {}
+    if isinstance(model.networks.get("denoiser"), OpenVINONetwork):
+        found = _ranges(model, cache)
+    good = found.get("decibels", 0.0) >= LEAST_DB["turbo"]
+    for role in ("denoiser", "decoder"):
+        network = model.networks.get(role)
+        ranges = found.get(role, {}) if good else {}
+        if role == "denoiser" and step_cache and network is not None:
+            whole, outer = (_recall(network, call) for call in (call_whole, call_outer))
+            parts = [_lowered(n, ranges, cache) for n in (whole, outer)]
+            view.use_network(role, StepCacheNetwork(*parts))
+        elif network is not None:
+            view.use_network(role, _lowered(network, ranges, cache))
+    if found and not good:
+        note = f"{FULL_PRECISION}: int8 came only within {found['decibels']:.1f} dB"
+        view.use_network("decoder", _Noted(view.networks["decoder"], note))
+    return view
+
+
+class _Noted:
+    """A network with something to say about itself."""
+
+    def __init__(self, network: Network, note: str) -> None:
+        self.network = network
+        self.notes = (note,)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights."""
+        return int(getattr(self.network, "num_bytes", 0))
+
+    def __deepcopy__(self, memo: object) -> "_Noted":
+        return self
+
+    def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
+        return self.network(**inputs)
+
+
+def _recall(network: Network, call: Any) -> Network:
+    """Return a network with the same module and another way to call it."""
+    source = network.source if isinstance(network, OpenVINONetwork) else network
+    assert isinstance(source, TorchNetwork)  # noqa: S101 - step caches are for torch modules
+    again = TorchNetwork(
+        lambda dtype: (
+            source.module if dtype == source.dtype else copy_layers(source.module).to(dtype)
+        ),
+        call,
+        dtype=source.dtype,
+        device=source.device,
+        digest=source.digest and f"{source.digest} {call.__name__}",
+    )
+    if isinstance(network, OpenVINONetwork):
+        return OpenVINONetwork(again, **network.options)
+    return again
+
+
+def _lowered(network: Network, ranges: Ranges, cache: Path | None) -> Network:
+    """Return a network in lower precision, or as it is."""
+    if isinstance(network, OpenVINONetwork):
+        if not ranges:
+            return network
+        return Int8Network(network.source, ranges=ranges, **network.options)
+    if not isinstance(network, TorchNetwork) or network.device.type != "cuda":
+        return network
+    if network.dtype != torch.float32:
+        return network
+    return TorchNetwork(
+        lambda dtype: copy_layers(network.module).to(dtype),
+        network.call,
+        dtype=torch.bfloat16,
+        device=network.device,
+        num_bytes=network.num_bytes // 2,
+        digest=network.digest,
+    )
+
+
+class _Recorder:
+    """Notes what a network is called with."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.calls: list[dict[str, Tensor]] = []
+
+    def __deepcopy__(self, memo: object) -> "_Recorder":
+        return self
+
+    def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
+        self.calls.append({name: tensor.clone() for name, tensor in inputs.items()})
+        return self.network(**inputs)
+
+
+def _ranges(model: Model, cache: Path | None) -> dict[str, Any]:
+    """Find ranges and measure int8 pictures against float32; remembered by digest."""
+
+    def make() -> dict[str, Any]:
+        watched = copy.deepcopy(model)
+        recorders = {r: _Recorder(model.networks[r]) for r in ("denoiser", "decoder")}
+        for role, recorder in recorders.items():
+            watched.use_network(role, recorder)
+        exact = _draw(watched)
+        ranges = {
+            role: find_ranges(network, recorder.calls)
+            for role, recorder in recorders.items()
+            if isinstance(network := model.networks[role], OpenVINONetwork) and not network.notes
+        }
+        best: dict[str, Any] = {"decibels": 0.0}
+        for edge in _EDGES:
+            found = {**ranges, "denoiser": _without_edges(ranges.get("denoiser", {}), edge)}
+            rounded = copy.deepcopy(model)
+            for role in ranges:
+                rounded.use_network(role, _lowered(model.networks[role], found[role], cache))
+            decibels = _decibels(_draw(rounded), exact)
+            log.info("model.int8", model=model.spec.name, edge=edge, decibels=decibels)
+            if decibels > best["decibels"]:
+                best = {**found, "decibels": decibels}
+            if decibels >= _ENOUGH_DB:
+                break
+        return best
+
+    versions = [metadata.version(name) for name in ("openvino", "torch")]
+    words = json.dumps([_FORMAT, model.spec.digest, *versions])
+    name = hashlib.sha256(words.encode()).hexdigest()[:40]
+    if cache is None or not model.spec.digest:
+        return make()
+    return remember(cache / f"{name}.int8.json", make)
+
+
+@torch.no_grad()
+def _draw(model: Model) -> Tensor:
+    """Draw a few pictures at the model's own size, guided. Shape (B, 3, H, W)."""
+    spec = model.spec
+    is_flow = spec.prediction_type == "flow"
+    table = plan_table("flow_euler" if is_flow else "euler", spec.scheduler_config, _STEPS)
+    assert model.denoiser is not None  # noqa: S101 - only models with steps have views
+    pictures: list[Tensor] = []
+    for seed, text in enumerate(_PROMPTS):
+        label = seed % spec.num_classes if spec.num_classes else None
+        base = Prompt(text=text if spec.takes_prompt else "", size=spec.default_size)
+        prompts = [
+            Prompt(text=base.text, size=base.size, class_label=label),
+            Prompt(size=base.size, negative=True),
+        ]
+        both = Conditioning.stack(model.encode(model.align(prompts)))
+        noise = model.draw_latents(base.size, make_generator(seed))
+        registers = noise.new_zeros((1, REGISTERS, *noise.shape[1:]))
+        registers[:, 0] = noise * table.init_noise_sigma
+        for e in table.evaluations:
+            sigma = torch.full((2,), e.sigma, dtype=torch.float64)
+            answers = model.denoiser(
+                torch.cat([registers[:, 0]] * 2),
+                sigma,
+                both,
+                timestep=torch.full((2,), e.timestep),
+            )
+            scale = spec.default_guidance_scale if spec.takes_guidance else 1.0
+            guided = answers[1:] + scale * (answers[:1] - answers[1:])
+            registers = advance(registers, guided, e.tensor()[None], raw=guided, noise=None)
+        pictures.append(model.decode(registers[:, 0], both.row(0)))
+    return torch.cat(pictures)
+
+
+def _without_edges(ranges: Ranges, share: float) -> dict[str, tuple[float, float]]:
+    """Leave the first and last layers out: what they round is felt most."""
+    count = round(share * len(ranges))
+    kept = list(ranges.items())[count : len(ranges) - count]
+    return dict(kept)
+
+
+def _decibels(pictures: Tensor, exact: Tensor) -> float:
+    """Return the worst picture's ratio of peak to noise, in decibels."""
+    noise = (pictures - exact).double().square().flatten(1).mean(dim=1)
+    worst = float(noise.max())
+    return 10 * float(torch.tensor(4.0 / max(worst, 1e-12)).log10())

@@ -1,0 +1,342 @@
+"""Folders: a diffusers folder, or a loaded pipeline, becomes a Model.
+
+Reading a folder builds nothing: configurations are read, weights are checked,
+and a network comes into memory when it is first called.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mezzotint.errors import CardError, WeightsError
+from mezzotint.models.base import Model
+from mezzotint.models.formats.fit import misfits
+from mezzotint.models.networks import Placement, TorchNetwork
+from mezzotint.models.parts import (
+    Part,
+    Parts,
+    combine_digests,
+    digest_files,
+    find_weights,
+    read_header,
+    read_json,
+)
+from mezzotint.models.prompts import load_tokens
+from mezzotint.models.quiet_loading import quiet_loading
+
+__all__ = [
+    "FAMILIES",
+    "assemble",
+    "is_pipeline",
+    "load_pipeline",
+    "native_pipeline",
+    "read_part",
+    "read_parts",
+]
+
+INDEX = "model_index.json"
+LIBRARIES = ("diffusers", "transformers")
+UNUSED_ROLES = ("safety_checker", "feature_extractor", "image_encoder")
+KEPT_SUFFIXES = (".json", ".txt", ".model")
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """One network's folder: library, class, files and the variant they are of."""
+
+    library: str
+    class_name: str
+    path: Path
+    weights: tuple[Path, ...]
+    variant: str | None
+
+
+def _sd(parts: Parts, placement: Placement) -> Model:
+    from mezzotint.models.families.sd import LatentUNetModel
+
+    return LatentUNetModel(parts, placement)
+
+
+def _sd3(parts: Parts, placement: Placement) -> Model:
+    from mezzotint.models.families.sd3 import SD3Model
+
+    return SD3Model(parts, placement)
+
+
+def _flux(parts: Parts, placement: Placement) -> Model:
+    from mezzotint.models.families.flux import FluxModel
+
+    return FluxModel(parts, placement)
+
+
+def _unconditional(parts: Parts, placement: Placement) -> Model:
+    from mezzotint.models.families.unconditional import PixelUNetModel
+
+    return PixelUNetModel(parts, placement)
+
+
+def _dit(parts: Parts, placement: Placement) -> Model:
+    from mezzotint.models.families.dit import DiTModel
+
+    return DiTModel(parts, placement)
+
+
+FAMILIES: Mapping[str, Callable[[Parts, Placement], Model]] = {
+    "DDIMPipeline": _unconditional,
+    "DDPMPipeline": _unconditional,
+    "DiTPipeline": _dit,
+    "FluxPipeline": _flux,
+    "LatentConsistencyModelPipeline": _sd,
+    "StableDiffusion3Pipeline": _sd3,
+    "StableDiffusionImg2ImgPipeline": _sd,
+    "StableDiffusionPipeline": _sd,
+    "StableDiffusionXLPipeline": _sd,
+}
+"""The pipelines whose mathematics is ours; any other is served whole."""
+
+
+def is_pipeline(path: Path) -> bool:
+    """Tell whether a folder is a diffusers pipeline."""
+    return (Path(path) / INDEX).is_file()
+
+
+def native_pipeline(path: Path) -> bool:
+    """Tell whether a diffusers folder runs step by step here, from its files alone.
+
+    A pipeline of a known class with parts its family does not understand (a
+    U-Net with further input channels, say) does not.
+    """
+    index = read_json(Path(path) / INDEX)
+    if index.get("_class_name") not in FAMILIES:
+        return False
+    unet, vae = (_config(Path(path), role) for role in ("unet", "vae"))
+    if not unet or not vae:
+        return True
+    return unet.get("in_channels", 4) == vae.get("latent_channels", 4)
+
+
+def _config(path: Path, role: str) -> dict[str, Any]:
+    """Read the configuration of a role, {} if there is none."""
+    file = path / role / "config.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def load_pipeline(
+    path: str | Path,
+    *,
+    name: str | None = None,
+    device: str = "cpu",
+    dtype: str | torch.dtype | None = None,
+    variant: str | None = None,
+    expected: Mapping[str, str] | None = None,
+) -> Model:
+    """Load a diffusers folder of a native family.
+
+    Args:
+        path: The folder, with its ``model_index.json``.
+        name: Name in the store; the path if None.
+        device: ``"cpu"``, ``"cuda"``, ...
+        dtype: One type for all networks; None follows the type policy of
+            :meth:`~mezzotint.models.networks.Placement.choose`.
+        variant: ``"fp16"`` and the like, to insist on that set of weights.
+        expected: sha256 by path inside the folder, from a card or manifest.
+
+    Raises:
+        CardError: If a configuration is missing, cannot be read, names a class
+            of another library, or the pipeline is of no native family.
+        WeightsError: If weights are missing, corrupt or pickles.
+    """
+    parts = read_parts(Path(path), name=name, variant=variant, expected=expected)
+    halves = [part.is_half for part in parts.networks.values()]
+    stored = "F16" if halves and all(halves) else "F32"
+    model = assemble(parts, Placement.choose(device, dtype, stored=stored))
+    return _add_preview(model, Path(path), Placement.choose(device, dtype, stored=stored))
+
+
+def _add_preview(model: Model, path: Path, placement: Placement) -> Model:
+    """Let a folder's tiny decoder draw previews; it changes no picture, so no digest."""
+    from mezzotint.models.families.autoencoder import PREVIEW_FOLDER, PREVIEW_ROLE, call_decoder
+
+    if (path / PREVIEW_FOLDER).is_dir():
+        part = read_part(
+            path / PREVIEW_FOLDER,
+            PREVIEW_ROLE,
+            library="diffusers",
+            class_name="AutoencoderTiny",
+        )
+        channels = part.config.get("latent_channels", 4)
+        if channels != model.spec.latent_channels:
+            raise CardError(
+                f"{path / PREVIEW_FOLDER} decodes {channels} channels, "
+                f"the model has {model.spec.latent_channels}"
+            )
+        model.use_network(PREVIEW_ROLE, TorchNetwork.of(part, call_decoder, placement))
+    return model
+
+
+def assemble(parts: Parts, placement: Placement) -> Model:
+    """Wire parts into a model of their family.
+
+    Raises:
+        CardError: If the pipeline is of no native family.
+        WeightsError: If a part is missing, or parts do not fit together.
+    """
+    if parts.pipeline not in FAMILIES:
+        raise CardError(
+            f"{parts.name} is a {parts.pipeline}, which has no native family; "
+            f"native: {', '.join(sorted(FAMILIES))}"
+        )
+    if problems := misfits(parts):
+        raise WeightsError(f"{parts.name}: parts do not fit together: {'; '.join(problems)}")
+    return FAMILIES[parts.pipeline](parts, placement)
+
+
+def read_parts(
+    path: Path,
+    *,
+    name: str | None = None,
+    variant: str | None = None,
+    expected: Mapping[str, str] | None = None,
+) -> Parts:
+    """Read and check everything in a diffusers folder without building a network.
+
+    Raises:
+        CardError: See :func:`load_pipeline`.
+        WeightsError: See :func:`load_pipeline`.
+    """
+    index = read_json(path / INDEX)
+    networks: dict[str, _Folder] = {}
+    tokenizers: dict[str, Path] = {}
+    files = {path / INDEX}
+    scheduler: dict[str, Any] = {}
+    for role, entry in index.items():
+        if role.startswith("_") or role in UNUSED_ROLES or not _is_component(entry):
+            continue
+        library, class_name = entry
+        _check_library(path, role, library)
+        folder = path / role if (path / role).is_dir() else path
+        if role == "scheduler":
+            file = folder / "scheduler_config.json"
+            scheduler = {"_class_name": class_name, **read_json(file)}
+            files.add(file)
+        elif role.startswith("tokenizer"):
+            tokenizers[role] = folder
+            files |= {f for f in folder.iterdir() if f.suffix in KEPT_SUFFIXES}
+        else:
+            weights, kind = find_weights(folder, variant=variant)
+            networks[role] = _Folder(library, class_name, folder, tuple(weights), kind)
+            files |= {folder / "config.json", *weights}
+    if missing := [str(file) for file in sorted(files) if not file.is_file()]:
+        raise CardError(f"{path} is not a whole pipeline: {missing[0]} is missing")
+    digests = digest_files(path, files, expected=expected)
+    return Parts(
+        name=name or str(path),
+        pipeline=str(index.get("_class_name")),
+        networks={
+            role: _folder_part(role, found, digests=digests, root=path)
+            for role, found in networks.items()
+        },
+        tokenizers={role: load_tokens(folder) for role, folder in tokenizers.items()},
+        scheduler=scheduler,
+        config=_settings(index),
+        digest=combine_digests(digests),
+        path=str(path),
+    )
+
+
+def read_part(path: Path, role: str, *, library: str, class_name: str) -> Part:
+    """Read and check the folder of one network without building it.
+
+    Args:
+        path: Folder with ``config.json`` and safetensors weights.
+        role: What the network is for.
+        library: ``"diffusers"`` or ``"transformers"``.
+        class_name: Its class there.
+
+    Raises:
+        CardError: If its configuration is missing, or names another class.
+        WeightsError: If weights are missing, corrupt or pickles.
+    """
+    config = read_json(path / "config.json")
+    named = config.get("_class_name") or next(iter(config.get("architectures") or ()), class_name)
+    if named != class_name:
+        raise CardError(f"{path} must hold a {class_name}, it holds a {named}")
+    weights, kind = find_weights(path)
+    digests = digest_files(path, {path / "config.json", *weights})
+    found = _Folder(library, class_name, path, tuple(weights), kind)
+    return _folder_part(role, found, digests=digests, root=path)
+
+
+def _settings(index: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pipeline's own settings, and the unused parts that are there."""
+    unused = {role: index[role] for role in UNUSED_ROLES if _is_component(index.get(role))}
+    own = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}
+    return {**own, **unused}
+
+
+def _is_component(entry: Any) -> bool:
+    """Tell whether an entry of the index names a class that is there."""
+    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(e, str) for e in entry)
+
+
+def _check_library(path: Path, role: str, library: str) -> None:
+    """Refuse components whose class is code inside the folder."""
+    if library not in LIBRARIES:
+        raise CardError(
+            f"{path / INDEX}: {role} is a class of {library!r}; only classes of diffusers and "
+            "transformers are loaded, code inside a model folder never runs"
+        )
+
+
+def _folder_part(role: str, found: _Folder, *, digests: Mapping[str, str], root: Path) -> Part:
+    """Describe one network of a folder."""
+    headers = [read_header(file) for file in found.weights]
+    names = [f.relative_to(root).as_posix() for f in (found.path / "config.json", *found.weights)]
+    return Part(
+        role=role,
+        class_name=found.class_name,
+        config=read_json(found.path / "config.json"),
+        build=lambda dtype: _from_pretrained(found, dtype),
+        digest=combine_digests({name: digests[name] for name in names}),
+        num_bytes=sum(header.data_bytes for header in headers),
+        is_half=all(header.is_half for header in headers),
+    )
+
+
+def _from_pretrained(found: _Folder, dtype: torch.dtype) -> Any:
+    """Build a network from its folder, with every weight accounted for."""
+    cls = getattr(import_module(found.library), found.class_name, None)
+    if cls is None or not hasattr(cls, "from_pretrained"):
+        raise CardError(f"{found.path}: {found.library} has no class {found.class_name}")
+    options: dict[str, Any] = {"dtype": dtype}
+    if found.variant:
+        options["variant"] = found.variant
+    try:
+        with quiet_loading():
+            module, report = cls.from_pretrained(
+                found.path,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
+    except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise WeightsError(
+            f"{found.path}: weights do not fit {found.class_name}: {reason}"
+        ) from error
+    problems = {
+        kind: sorted(map(str, report.get(kind) or ()))
+        for kind in ("missing_keys", "mismatched_keys", "error_msgs")
+    }
+    for kind, names in problems.items():
+        if names:
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+            raise WeightsError(
+                f"{found.path}: weights do not fit {found.class_name}: {kind} {shown}"
+            )
+    return module

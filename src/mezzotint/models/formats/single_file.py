@@ -1,0 +1,214 @@
+"""Single files: one ``.safetensors`` checkpoint in SD 1.x, 2.x or XL layout.
+
+Such a file holds weights and no configuration. What a configuration would say is
+read from names and shapes; the little that shapes cannot tell (heads of 64
+features, 8 heads in SD 1.x, the autoencoder's scale, the noise schedule) is
+fixed by the layout. Nothing is fetched: CLIP's vocabulary is in the package.
+"""
+
+import json
+import lzma
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mezzotint.errors import InvalidRequest, WeightsError
+from mezzotint.models.base import Model
+from mezzotint.models.formats.folders import assemble
+from mezzotint.models.formats.layouts import PREFIXES, Layout, Recipe, layout_of, recipes
+from mezzotint.models.networks import Placement
+from mezzotint.models.parts import (
+    Part,
+    Parts,
+    SafetensorsHeader,
+    check_digest,
+    combine_digests,
+    read_header,
+)
+from mezzotint.models.prompts import Tokens, clip_tokens, load_tokens
+
+__all__ = ["clip_vocabulary", "load_single_file"]
+
+SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+
+
+def load_single_file(
+    path: str | Path,
+    *,
+    name: str | None = None,
+    device: str = "cpu",
+    dtype: str | torch.dtype | None = None,
+    prediction_type: str | None = None,
+    tokenizer: str | Path | None = None,
+    expected: str | None = None,
+) -> Model:
+    """Load one ``.safetensors`` checkpoint.
+
+    Args:
+        path: The file.
+        name: Name in the store; the path if None.
+        device: Where networks compute.
+        dtype: One type for all networks; None follows the type policy.
+        prediction_type: ``"epsilon"`` or ``"v_prediction"``; None reads it from
+            the file where it says so, and takes v for SD 2.x, epsilon otherwise.
+        tokenizer: Folder of another tokenizer than CLIP's.
+        expected: The sha256 the file should have.
+
+    Raises:
+        WeightsError: If the file is a pickle, corrupt, or of another layout.
+        InvalidRequest: If ``prediction_type`` is unknown.
+    """
+    path = Path(path)
+    header = read_header(path)
+    layout = layout_of(header, path)
+    digest = check_digest(path, expected=expected)
+    networks = {
+        role: _part(path, header, role, recipe, digest=digest)
+        for role, recipe in recipes(header, layout).items()
+    }
+    is_xl = layout == "sdxl"
+    parts = Parts(
+        name=name or str(path),
+        pipeline="StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline",
+        networks=networks,
+        tokenizers=_tokenizers(layout, Path(tokenizer) if tokenizer else None),
+        scheduler=_scheduler(header, layout, prediction_type),
+        config={"force_zeros_for_empty_prompt": True} if is_xl else {},
+        digest=digest,
+        path=str(path),
+    )
+    return assemble(
+        parts, Placement.choose(device, dtype, stored="F16" if header.is_half else "F32")
+    )
+
+
+def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return CLIP's vocabulary and merges, from the package.
+
+    Returns:
+        Ids by token, 49408 of them, and the merges in order of priority.
+    """
+    packed = resources.files("mezzotint.models") / "vocabulary" / "clip_merges.txt.xz"
+    lines = lzma.decompress(packed.read_bytes()).decode("utf-8").splitlines()
+    merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
+    letters = _byte_letters()
+    tokens = [*letters, *(f"{c}</w>" for c in letters), *(a + b for a, b in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    return {token: index for index, token in enumerate(tokens)}, merges
+
+
+def _byte_letters() -> list[str]:
+    """Return a printable letter for each byte, in the order of CLIP's ids."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(b) for b in printable] + [chr(256 + k) for k in range(len(others))]
+
+
+@cache
+def _clip(pad: str) -> Tokens:
+    """Return CLIP's tokens with one of the two paddings in use."""
+    vocab, merges = clip_vocabulary()
+    return Tokens(clip_tokens(vocab, merges), kind="clip", max_length=77, pad=vocab[pad])
+
+
+def _tokenizers(layout: Layout, folder: Path | None) -> dict[str, Tokens]:
+    """Return the tokenizers of a layout: SD 2.x and XL's second pad with ``!``."""
+    if folder is not None:
+        tokens = load_tokens(folder)
+        return {"tokenizer": tokens, **({"tokenizer_2": tokens} if layout == "sdxl" else {})}
+    if layout == "sdxl":
+        return {"tokenizer": _clip("<|endoftext|>"), "tokenizer_2": _clip("!")}
+    return {"tokenizer": _clip("!" if layout == "sd2" else "<|endoftext|>")}
+
+
+def _scheduler(
+    header: SafetensorsHeader, layout: Layout, prediction_type: str | None
+) -> dict[str, Any]:
+    """Return the scheduler configuration that the layout was released with."""
+    if prediction_type not in (None, "epsilon", "v_prediction"):
+        raise InvalidRequest(
+            f"prediction_type must be epsilon or v_prediction, got {prediction_type!r}",
+            field="prediction_type",
+        )
+    said = str(header.metadata.get("modelspec.prediction_type", "")).lower()
+    predicts_v = said.startswith("v") or "v_pred" in header.tensors
+    if layout == "sd2" and not said:
+        predicts_v = True
+    names = {"sd1": "PNDMScheduler", "sd2": "DDIMScheduler", "sdxl": "EulerDiscreteScheduler"}
+    config: dict[str, Any] = {"_class_name": names[layout], **SCHEDULER}
+    config["prediction_type"] = prediction_type or ("v_prediction" if predicts_v else "epsilon")
+    if layout == "sd1":
+        config["skip_prk_steps"] = True
+    if layout == "sd2":
+        config["clip_sample"] = False
+    if "ztsnr" in header.tensors:
+        config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return config
+
+
+def _part(path: Path, header: SafetensorsHeader, role: str, recipe: Recipe, *, digest: str) -> Part:
+    """Describe one network of the file."""
+    mine = {k: entry for k, entry in header.tensors.items() if k.startswith(PREFIXES[role])}
+    width = 2 if header.is_half else 4
+    sizes = (torch.Size(shape).numel() * width for _, shape in mine.values())
+    config = json.dumps(recipe.config)
+    return Part(
+        role=role,
+        class_name=recipe.class_name,
+        config=recipe.config,
+        build=lambda dtype: _build(path, recipe, list(mine), dtype),
+        digest=combine_digests({"file": digest, "role": role, "config": config}),
+        num_bytes=sum(sizes),
+        is_half=header.is_half,
+    )
+
+
+def _build(path: Path, recipe: Recipe, names: list[str], dtype: torch.dtype) -> nn.Module:
+    """Build one network from its tensors in the file, every weight accounted for."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in names}
+    module = _empty(recipe.class_name, recipe.config)
+    converted = recipe.convert(state, recipe.config)
+    if not hasattr(module, "text_model"):
+        converted = {k.removeprefix("text_model."): v for k, v in converted.items()}
+    wanted = module.state_dict()
+    if missing := sorted(set(wanted) - set(converted)):
+        raise WeightsError(
+            f"{path}: {recipe.class_name} lacks {missing[0]} ({len(missing)} missing)"
+        )
+    for name, tensor in wanted.items():
+        if tensor.shape != converted[name].shape:
+            raise WeightsError(
+                f"{path}: {recipe.class_name} {name} has shape {tuple(converted[name].shape)}, "
+                f"expected {tuple(tensor.shape)}"
+            )
+    weights = {name: converted[name].to(dtype) for name in wanted}
+    module.load_state_dict(weights, assign=True)
+    return module
+
+
+def _empty(class_name: str, config: Mapping[str, Any]) -> nn.Module:
+    """Build a network whose weights are not in memory yet."""
+    import diffusers
+    import transformers
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        if class_name.startswith("CLIP"):
+            return getattr(transformers, class_name)(transformers.CLIPTextConfig(**config))
+        return getattr(diffusers, class_name).from_config(dict(config))

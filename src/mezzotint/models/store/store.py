@@ -1,0 +1,582 @@
+"""Store: a name becomes a loaded model.
+
+Names come from three places, the later hiding the earlier: cards that come with the
+program (``plate``, ``plate-quick``, ``plate-gan``), cards under ``HOME/models``, and those
+registered while running. ``name@version`` means one version; the bare name means
+the default one. Paths and Hub ids are names too where that is allowed.
+
+Loaded models stay in memory under a bound of bytes; see
+:mod:`mezzotint.models.store.residency`.
+"""
+
+import contextlib
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mezzotint.errors import (
+    InvalidRequest,
+    ModelError,
+    ModelNotAllowed,
+    UnknownName,
+    WeightsError,
+)
+from mezzotint.files import write_atomically
+from mezzotint.models.backends.placement import place
+from mezzotint.models.base import Model
+from mezzotint.models.cards import (
+    Card,
+    apply_card,
+    builtin_cards,
+    describe_spec,
+    read_card,
+    write_card,
+)
+from mezzotint.models.config import ModelsConfig, PlacementConfig
+from mezzotint.models.digests import DIGESTS
+from mezzotint.models.formats.identify import ModelLayout, identify
+from mezzotint.models.spec import ModelSpec
+from mezzotint.models.store.loading import load_path
+from mezzotint.models.store.residency import Residency
+
+__all__ = ["ModelEntry", "ModelStore", "load_model"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[0-9a-f]{7,40}|@[\w.-]+)?")
+_LOOK_AGAIN_S = 0.2
+"""How long what was read of the folder of models holds; another program may add to it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEntry:
+    """One version of one model in the store.
+
+    Args:
+        name: Name in the store, or the path.
+        version: Version, text.
+        card: What is declared about it.
+        path: Folder or file; for a Hub model where it was fetched to.
+        is_default: Whether the bare name means this version.
+        is_builtin: Whether it comes with the program.
+        is_owned: Whether its files lie in the store and go with it.
+        layout: What kind of model it is; ``"handler"`` for an archive whose only
+            content is Python handler code.
+        digest: sha256 of a handler archive, "" otherwise.
+        written_at_ns: When its card was written, for one in the store; the same name with
+            another time may be other files.
+    """
+
+    name: str
+    version: str
+    card: Card
+    path: Path
+    is_default: bool = True
+    is_builtin: bool = False
+    is_owned: bool = False
+    layout: ModelLayout | str = ""
+    digest: str = ""
+    written_at_ns: int = 0
+
+    @property
+    def full_name(self) -> str:
+        """``name@version``, which means this version whatever the default is."""
+        return f"{self.name}@{self.version}"
+
+
+class ModelStore:
+    """The models of one installation; safe to use from any thread.
+
+    Args:
+        config: Where models are and what is allowed.
+    """
+
+    def __init__(self, config: ModelsConfig | None = None) -> None:
+        self.config = config or ModelsConfig()
+        self._registered: dict[tuple[str, str], ModelEntry] = {}
+        self._defaults: dict[str, str] = {}
+        self._hidden: set[tuple[str, str]] = set()
+        self._residency = Residency(self.config.max_bytes)
+        self._lock = threading.RLock()
+        self._listed: dict[str, tuple[ModelEntry, ...]] = {}
+        self._listed_until_s = 0.0
+        DIGESTS.keep_in(self.config.home_path / "cache" / "digests.json")
+
+    # Names
+
+    def entries(self) -> tuple[ModelEntry, ...]:
+        """Return every version of every model, sorted by name and version."""
+        return tuple(entry for versions in self._list().values() for entry in versions)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all models, sorted, without versions."""
+        return tuple(self._list())
+
+    def entry(self, name: str) -> ModelEntry:
+        """Find a model by name, ``name@version``, path or Hub id.
+
+        Raises:
+            UnknownName: If there is none; names the nearest.
+            ModelNotAllowed: If it is a path and paths are not allowed here.
+            ModelError: If the path holds no model.
+        """
+        bare, _, version = name.partition("@")
+        entries = self._list().get(bare, ())
+        if entries:
+            wanted = [e for e in entries if (e.version == version if version else e.is_default)]
+            if wanted:
+                return wanted[0]
+            versions = [e.version for e in entries]
+            raise UnknownName(f"version of model {bare}", version, versions, field="model")
+        return self._entry_of_path(name)
+
+    def _entry_of_path(self, name: str) -> ModelEntry:
+        """Take a name for a path, or a Hub id, if it looks like one."""
+        path = Path(name).expanduser()
+        looks_like_path = path.is_absolute() or name.startswith((".", "~")) or "\\" in name
+        if not (looks_like_path or path.exists() or "/" in name):
+            raise UnknownName("model", name, self.names(), field="model")
+        if not self.config.allow_paths:
+            raise ModelNotAllowed(
+                f"model {name!r} is a path or Hub id, and this server takes names from its store "
+                f"only: {', '.join(self.names())}"
+            )
+        if path.exists():
+            return self._unpacked(
+                ModelEntry(name=name, version="", card=Card(name=name), path=path.resolve())
+            )
+        if not looks_like_path and _HUB_ID.fullmatch(name):
+            repo, _, revision = name.partition("@")
+            card = Card(name=name, repo=repo, revision=revision)
+            return ModelEntry(name=name, version="", card=card, path=Path())
+        raise UnknownName("model", name, self.names(), field="model")
+
+    def _unpacked(self, entry: ModelEntry) -> ModelEntry:
+        """Unpack an archive into the cache and point the entry there."""
+        layout = identify(entry.path)
+        if layout not in ("archive", "mar"):
+            return replace(entry, layout=layout)
+        from mezzotint.models.store.unpacking import unpack_cached
+
+        if layout == "mar" and self.config.allow_handler_code:
+            from mezzotint.models.formats.torchserve_archive import card_of, inspect_mar
+
+            info = inspect_mar(entry.path)
+            if info.has_code and info.digest in self.config.allowed_handlers:
+                card = replace(card_of(info), name=entry.name)
+                return replace(entry, card=card, layout="handler", digest=info.digest)
+
+        found = unpack_cached(entry.path, self.config.home_path / "cache" / "archives")
+        card = replace(found.card, name=entry.name)
+        return replace(entry, card=card, path=found.path, layout=found.layout, digest=found.digest)
+
+    def _list(self) -> Mapping[str, tuple[ModelEntry, ...]]:
+        """Return every version of every name, sorted; looked up again now and then."""
+        with self._lock:
+            now = time.monotonic()
+            if now >= self._listed_until_s:
+                found = {k: entry for k, entry in self._all().items() if k not in self._hidden}
+                listed: dict[str, tuple[ModelEntry, ...]] = {}
+                for (name, version), entry in sorted(found.items()):
+                    is_default = version == self._default_version(name, found)
+                    shown = replace(entry, is_default=is_default)
+                    listed[name] = (*listed.get(name, ()), shown)
+                self._forget_changed(listed)
+                self._listed, self._listed_until_s = listed, now + _LOOK_AGAIN_S
+            return self._listed
+
+    def _forget_changed(self, listed: Mapping[str, tuple[ModelEntry, ...]]) -> None:
+        """Drop from memory what was removed, replaced or made the default by another program."""
+        shown = {entry.full_name: entry for entries in listed.values() for entry in entries}
+        for entry in (entry for entries in self._listed.values() for entry in entries):
+            if shown.get(entry.full_name) != entry:
+                self._residency.drop(entry.full_name)
+
+    def _look_again(self) -> None:
+        """Forget what was listed: it was changed from here."""
+        self._listed_until_s = 0.0
+
+    def _all(self) -> dict[tuple[str, str], ModelEntry]:
+        """Collect the three places, later ones hiding earlier ones."""
+        found: dict[tuple[str, str], ModelEntry] = {}
+        for card in builtin_cards().values():
+            found[card.name, card.version] = ModelEntry(
+                name=card.name,
+                version=card.version,
+                card=card,
+                path=Path(card.path),
+                is_builtin=True,
+            )
+        for entry in self._stored():
+            found[entry.name, entry.version] = entry
+        return {**found, **self._registered}
+
+    def _stored(self) -> Iterator[ModelEntry]:
+        """Read the cards under HOME/models; a broken card does not hide the others."""
+        root = self.config.models_path
+        for path in sorted(root.glob("*/*/card.toml")) if root.is_dir() else ():
+            with contextlib.suppress(ModelError, OSError):
+                card = read_card(path)
+                files = path.parent / "files"
+                yield ModelEntry(
+                    name=card.name,
+                    version=card.version,
+                    card=card,
+                    path=Path(card.path) if card.path else _only_file(files),
+                    is_owned=files.is_dir(),
+                    layout="handler" if (path.parent / "handler.txt").is_file() else "",
+                    digest=_read_text(path.parent / "handler.txt"),
+                    written_at_ns=path.stat().st_mtime_ns,
+                )
+
+    def _default_version(self, name: str, found: dict[tuple[str, str], ModelEntry]) -> str:
+        """Return the version that the bare name means: the chosen one, or the first."""
+        versions = [version for known, version in sorted(found) if known == name]
+        chosen = self._defaults.get(name) or _read_text(
+            self.config.models_path / name / "default.txt"
+        )
+        return chosen if chosen in versions else versions[0]
+
+    # Changes
+
+    def add(
+        self,
+        name: str,
+        source: str | Path,
+        *,
+        version: str | None = None,
+        keep: bool = True,
+    ) -> ModelEntry:
+        """Add a model from a path, an archive or a Hub id.
+
+        A folder or file stays where it is; an archive is unpacked into the store; a
+        Hub model is fetched and its commit written down.
+
+        Args:
+            name: Name to give it: letters, digits, ``.``, ``_`` and ``-``.
+            source: Path, or Hub id with an optional ``@revision``.
+            version: Version; the archive's own, or ``"1.0"``.
+            keep: Whether it is there after a restart.
+
+        Raises:
+            InvalidRequest: If the name is no name, or name and version are taken.
+            UnknownName: If there is nothing at ``source``.
+            ModelError: If it is not a model, is unsafe, or is broken.
+        """
+        for kind, text in (("name", name), ("version", version or "1.0")):
+            if not _NAME.fullmatch(text):
+                raise InvalidRequest(
+                    f"{kind} must be letters, digits, '.', '_' or '-', 1 to 100 of them, "
+                    f"got {text!r}",
+                    field=kind,
+                )
+        entry = self._inspect_source(name, str(source))
+        entry = replace(entry, version=version or entry.card.version)
+        with self._lock:
+            self._look_again()
+            taken = {(e.name, e.version) for e in self.entries()}
+            if (name, entry.version) in taken:
+                raise InvalidRequest(
+                    f"model {name} version {entry.version} exists already; remove it first or "
+                    "give another version",
+                    field="name",
+                )
+            self._hidden.discard((name, entry.version))
+            try:
+                if keep:
+                    entry = self._keep(entry)
+                else:
+                    self._registered[name, entry.version] = entry
+            finally:
+                self._look_again()
+        return entry
+
+    def import_checkpoint(
+        self, name: str, path: str | Path, *, version: str | None = None, **config: Any
+    ) -> ModelEntry:
+        """Convert a foreign GAN checkpoint, a pickle, and add the result to the store.
+
+        Args:
+            name: Name to give it.
+            path: A DCGAN's or perceptron's checkpoint.
+            version: Version; ``"1.0"`` if None.
+            config: Fields of :class:`~mezzotint.models.families.gan.GanConfig` that weights
+                cannot tell (``licence``, ``description``, ...).
+
+        Raises:
+            InvalidRequest: If the name is no name, or name and version are taken.
+            WeightsError: If the file is unsafe or holds no generator that we know.
+        """
+        from mezzotint.models.formats.checkpoint_scan import import_gan
+
+        cache = self.config.home_path / "cache" / "archives"
+        cache.mkdir(parents=True, exist_ok=True)
+        folder = cache / f"checkpoint-{secrets.token_hex(8)}"
+        try:
+            import_gan(Path(path), folder, **config)
+            return self.add(name, folder, version=version)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _inspect_source(self, name: str, source: str) -> ModelEntry:
+        """Find out what a source is, and check it as far as can be without loading."""
+        path = Path(source).expanduser()
+        card = Card(name=name)
+        if path.exists():
+            entry = ModelEntry(name=name, version="", card=card, path=path.resolve())
+            entry = self._unpacked(entry)
+            return replace(entry, card=replace(entry.card, name=name))
+        if _HUB_ID.fullmatch(source) and not source.startswith("."):
+            from mezzotint.models.store.hub import fetch, known_card
+
+            repo, _, revision = source.partition("@")
+            path, commit = fetch(repo, revision or None, allow=self.config.allow_downloads)
+            card = replace(known_card(repo) or card, name=name, repo=repo, revision=commit)
+            return ModelEntry(name=name, version="", card=card, path=path, layout=identify(path))
+        raise UnknownName("model source", source, self.names(), field="source")
+
+    def _keep(self, entry: ModelEntry) -> ModelEntry:
+        """Write an entry's card, and move its files in if they are the cache's."""
+        folder = self.config.models_path / entry.name / entry.version
+        cache = self.config.home_path / "cache" / "archives"
+        path = entry.path
+        folder.mkdir(parents=True, exist_ok=True)
+        is_unpacked = path.is_relative_to(cache)
+        if is_unpacked:
+            shutil.rmtree(folder / "files", ignore_errors=True)
+            shutil.move(path.parent if path.is_file() else path, folder / "files")
+            path = _only_file(folder / "files")
+        if entry.layout == "handler":
+            write_atomically(folder / "handler.txt", entry.digest.encode())
+        is_ours = is_unpacked or bool(entry.card.repo)
+        card = replace(entry.card, version=entry.version, path="" if is_ours else str(entry.path))
+        write_card(folder / "card.toml", card)
+        return replace(entry, path=path, card=card, is_owned=is_unpacked)
+
+    def remove(self, name: str, version: str | None = None, *, delete: bool = True) -> None:
+        """Remove one version of a model (the default one if None).
+
+        Files that lie outside the store stay; so do built-in models, which are only
+        hidden while this program runs.
+
+        Args:
+            name: Name, or ``name@version``.
+            version: Version, if ``name`` has none.
+            delete: Whether files inside the store are deleted too.
+
+        Raises:
+            UnknownName: If there is no such model or version.
+        """
+        with self._lock:
+            self._look_again()
+            bare, _, named = name.partition("@")
+            if bare not in self.names():
+                raise UnknownName("model", bare, self.names(), field="model")
+            version = version or named
+            entry = self.entry(f"{bare}@{version}" if version else bare)
+            self._residency.drop(entry.full_name)
+            folder = self.config.models_path / entry.name / entry.version
+            if self._registered.pop((entry.name, entry.version), None) is None:
+                if delete and folder.is_dir():
+                    shutil.rmtree(folder)
+                    with contextlib.suppress(OSError):  # other versions live beside it
+                        (folder.parent / "default.txt").unlink(missing_ok=True)
+                        folder.parent.rmdir()
+                else:
+                    self._hidden.add((entry.name, entry.version))
+            self._look_again()
+
+    def set_default(self, name: str, version: str, *, keep: bool = True) -> None:
+        """Make the bare ``name`` mean this version.
+
+        Raises:
+            UnknownName: If there is no such model or version.
+        """
+        with self._lock:
+            self._look_again()
+            entry = self.entry(f"{name}@{version}")
+            self._defaults[name] = entry.version
+            self._look_again()
+            for other in [e.full_name for e in self.entries() if e.name == name]:
+                self._residency.drop(other)  # a spec's name says which version is the default
+            if keep:
+                path = self.config.models_path / name / "default.txt"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, entry.version.encode())
+
+    # Loading
+
+    def load(self, name: str, placement: PlacementConfig | None = None) -> Model:
+        """Return a model, loading it if it is not in memory.
+
+        Raises:
+            UnknownName: If nothing is called that.
+            ModelNotAllowed: If it may not be used here.
+            ModelError: If its files are missing, corrupt or unsafe.
+        """
+        with self.use(name, placement) as model:
+            return model
+
+    @contextlib.contextmanager
+    def use(self, name: str, placement: PlacementConfig | None = None) -> Iterator[Model]:
+        """Give a model that stays in memory for the length of the block.
+
+        Raises:
+            MezzotintError: As :meth:`load`.
+        """
+        entry = self.entry(name)
+        placement = placement or self.config.placement
+        with self._residency.use(
+            (_name_in_memory(entry), placement),
+            lambda: self._load(entry, placement),
+            source=entry,
+        ) as model:
+            yield model
+
+    def _load(self, entry: ModelEntry, placement: PlacementConfig) -> Model:
+        """Load an entry's files and let its card override what they say."""
+        if entry.layout == "handler":
+            raise self._refuse_handler(entry)
+        card, path = entry.card, entry.path
+        if card.repo:
+            from mezzotint.models.store.hub import fetch
+
+            path, _ = fetch(card.repo, card.revision or None, allow=self.config.allow_downloads)
+        elif not path.exists():
+            raise WeightsError(
+                f"model {entry.full_name}: its files are missing, expected them at {path}"
+            )
+        model = load_path(
+            path,
+            name=entry.name if entry.is_default else entry.full_name,
+            placement=placement,
+            expected=card.sha256,
+            variant=card.variant,
+            prediction_type=card.prediction_type,
+        )
+        model.spec = apply_card(model.spec, card)
+        return place(model, placement)
+
+    def _refuse_handler(self, entry: ModelEntry) -> ModelNotAllowed:
+        """Say why an archive of handler code is no model here."""
+        if self.may_run(entry):
+            return ModelNotAllowed(
+                f"model {entry.name} is handler code, allowed here; it answers at the TorchServe "
+                "door only"
+            )
+        return ModelNotAllowed(
+            f"model {entry.name} is an archive with Python handler code, which does not run "
+            f"unless the operator sets allow_handler_code and allows its sha256 {entry.digest}"
+        )
+
+    def may_run(self, entry: ModelEntry) -> bool:
+        """Tell whether an entry is handler code that the operator has allowed."""
+        is_allowed = self.config.allow_handler_code and entry.digest in self.config.allowed_handlers
+        return entry.layout == "handler" and is_allowed
+
+    def handler(self, name: str) -> ModelEntry:
+        """Find an archive of handler code that may run.
+
+        Raises:
+            UnknownName: If nothing is called that.
+            ModelNotAllowed: If it is no handler, or may not run here.
+        """
+        entry = self.entry(name)
+        if entry.layout != "handler":
+            raise ModelNotAllowed(f"model {entry.name} is no handler code")
+        if not self.may_run(entry):
+            raise self._refuse_handler(entry)
+        return entry
+
+    def spec(self, name: str) -> ModelSpec:
+        """Return a model's spec; weights are read only when a network is first called."""
+        entry = self.entry(name)
+        known = self._residency.find((_name_in_memory(entry), self.config.placement), entry)
+        return self.load(name).spec if known is None else known.spec
+
+    def is_loaded(self, name: str) -> bool:
+        """Tell whether a model is in memory."""
+        return self._residency.has(_name_in_memory(self.entry(name)))
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Bytes of all weights in memory."""
+        return self._residency.num_bytes
+
+    # For people
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """Return everything about a model as plain data, for lists and ``models show``.
+
+        Raises:
+            MezzotintError: As :meth:`load`.
+        """
+        entry = self.entry(name)
+        basics: dict[str, Any] = {
+            "name": entry.name,
+            "version": entry.version,
+            "default": entry.is_default,
+            "builtin": entry.is_builtin,
+            "path": str(entry.path),
+            "description": entry.card.description,
+            "ready": self.is_loaded(name),
+        }
+        if entry.layout == "handler":
+            return {
+                **basics,
+                "ready": self.may_run(entry),
+                "family": "handler",
+                "digest": entry.digest,
+                "licence": entry.card.licence or "unknown",
+                "limits": [str(self._refuse_handler(entry))],
+                "defaults": {},
+                "takes_prompt": False,
+                "size_multiple": 1,
+                "min_size_px": 1,
+                "max_size_px": 1,
+            }
+        return {**basics, **describe_spec(self.spec(name)), "path": str(entry.path)}
+
+
+def load_model(source: str | Path, *, home: str | Path | None = None, **placement: Any) -> Model:
+    """Load a model by store name, path or Hub id, without keeping it in a store.
+
+    Args:
+        source: What to load.
+        home: Folder of the installation; the user's own if None.
+        placement: Fields of :class:`~mezzotint.models.config.PlacementConfig`.
+
+    Raises:
+        UnknownName: If nothing is called that.
+        ModelError: If its files are missing, corrupt or unsafe.
+    """
+    unknown = set(placement) - set(PlacementConfig.__dataclass_fields__)
+    if unknown:
+        raise UnknownName("option", sorted(unknown)[0], PlacementConfig.__dataclass_fields__)
+    config = ModelsConfig(home=str(home or ""), placement=PlacementConfig(**placement))
+    return ModelStore(config).load(str(source))
+
+
+def _name_in_memory(entry: ModelEntry) -> str:
+    """Return what a loaded model is known by; a path or Hub id has no version."""
+    return entry.full_name if entry.version else entry.name
+
+
+def _only_file(folder: Path) -> Path:
+    """Return the checkpoint of a folder that holds nothing else, or the folder."""
+    inside = list(folder.iterdir()) if folder.is_dir() else []
+    single = len(inside) == 1 and inside[0].suffix == ".safetensors"
+    return inside[0] if single else folder
+
+
+def _read_text(path: Path) -> str:
+    """Read a short text file, "" if it is not there."""
+    try:
+        return path.read_text("utf-8").strip()
+    except OSError:
+        return ""

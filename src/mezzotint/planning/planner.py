@@ -1,0 +1,544 @@
+"""Planner: a request and a spec become one plan per image, purely.
+
+Every refusal is one line that names the field, what came and what is allowed.
+What is changed instead of refused is a warning for the result.
+"""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from mezzotint.errors import InvalidRequest
+from mezzotint.models.spec import ModelSpec
+from mezzotint.planning.abilities import Abilities
+from mezzotint.planning.adapters import read_tags, resolve_adapters
+from mezzotint.planning.guidance_curve import resolve_guidance, run_progress
+from mezzotint.planning.plan import (
+    ENLARGED,
+    OUTSIDE,
+    Plan,
+    Planned,
+    PlannedMember,
+    PlannedRegion,
+    PlannedVariation,
+    Techniques,
+    WalkPosition,
+    image_seed,
+)
+from mezzotint.planning.refusals import check_techniques
+from mezzotint.planning.schedulers import check_scheduler, evaluation_steps
+from mezzotint.planning.sizing import (
+    check_pixels,
+    check_side,
+    check_upscaled,
+    fit_side,
+    resolve_size,
+)
+from mezzotint.planning.tiers import choose
+from mezzotint.request import EnsembleMember, GenerationRequest, GuidanceSchedule
+from mezzotint.types import OutputFormat, Size
+
+__all__ = ["plan"]
+
+_DEFAULT_STRENGTH = 0.8
+
+
+def _draw_seed() -> int:
+    """Draw a seed; 32 bits, because some clients keep no more."""
+    return secrets.randbits(32)
+
+
+def plan(
+    request: GenerationRequest,
+    spec: ModelSpec,
+    abilities: Abilities | None = None,
+    *,
+    image_size: Size | None = None,
+    draw_seed: Callable[[], int] = _draw_seed,
+) -> Planned:
+    """Resolve a request against a model.
+
+    Args:
+        request: What the user asked for.
+        spec: The model that was named.
+        abilities: What the engine can do; nothing beyond text to picture if None.
+        image_size: Size of ``request.image`` in pixels, where there is one.
+        draw_seed: Gives the seed where the request has none.
+
+    Returns:
+        One plan per image, in order, and the warnings.
+
+    Raises:
+        InvalidRequest: If the model or the engine cannot honour a field.
+    """
+    abilities = abilities or Abilities()
+    warnings: list[str] = []
+    request = read_tags(request, spec, abilities)
+    check_techniques(request, spec, abilities)
+    size = resolve_size(request, spec, image_size, warnings)
+    check_pixels(request, size, abilities)
+    if request.hires is None:
+        check_upscaled(request, size, abilities)
+    prompt = _resolve_prompt(request, spec, warnings)
+    steps = _resolve_steps(request, spec, warnings)
+    scheduler = request.scheduler or spec.default_scheduler
+    sigma_schedule = request.sigma_schedule or (
+        spec.default_sigma_schedule if request.scheduler in (None, spec.default_scheduler) else None
+    )
+    if spec.has_steps and spec.stepwise:
+        check_scheduler(scheduler, sigma_schedule, prediction_type=spec.prediction_type)
+    else:
+        scheduler, sigma_schedule = "", None
+    guidance, techniques = _resolve_guidance(
+        request,
+        spec,
+        len(set(steps)),
+        warnings,
+        scheduler=scheduler,
+        sigma_schedule=sigma_schedule,
+    )
+    techniques = _resolve_techniques(
+        request, spec, abilities, techniques, len(guidance), warnings=warnings
+    )
+    guided = any(scale != 1 for scale in guidance) or not spec.stepwise
+    seed = request.seed if request.seed is not None else draw_seed()
+    if request.variation is not None:
+        variation = _resolve_variation(request, spec, seed)
+        if variation.noise_size is not None:
+            noise = variation.noise_size
+            check_pixels(request, noise, abilities, field="variation.noise_width")
+        techniques = replace(techniques, variation=variation)
+    shortcuts = choose(
+        request.reproducibility,
+        spec,
+        techniques,
+        steps=steps,
+        rows=_rows(steps, guidance, techniques),
+        precision=abilities.precision(request.model),
+    )
+    warnings.extend(shortcuts.warnings)
+    one = Plan(
+        model=spec.name,
+        model_digest=spec.digest,
+        environment=abilities.environment,
+        prompt=prompt,
+        negative_prompt=_resolve_negative(
+            request, spec, guided=guided or not spec.stepwise, warnings=warnings
+        ),
+        prompt_dialect=request.prompt_dialect,
+        size=size,
+        seed=seed,
+        num_inference_steps=_num_steps(request, spec),
+        scheduler=scheduler,
+        sigma_schedule=sigma_schedule,
+        steps=steps,
+        rows=shortcuts.rows,
+        guidance=guidance,
+        techniques=techniques,
+        output=_resolve_output(request),
+        reproducibility=request.reproducibility,
+        reused=shortcuts.reused,
+        shortcuts=shortcuts.names,
+    )
+    if request.hires is not None:
+        one = _with_second_pass(one, request, spec, abilities, warnings)
+    return Planned(plans=_images(one, request), warnings=tuple(warnings))
+
+
+def _resolve_variation(request: GenerationRequest, spec: ModelSpec, seed: int) -> PlannedVariation:
+    """Give the other seed and the size of the noise."""
+    asked = request.variation
+    assert asked is not None  # noqa: S101 - the caller saw to it
+    size = None
+    if asked.noise_width is not None and asked.noise_height is not None:
+        size = Size(asked.noise_width, asked.noise_height)
+        if spec.fixed_size or any(side % spec.size_multiple for side in size):
+            raise InvalidRequest(
+                f"variation.noise_width and noise_height must be multiples of "
+                f"{spec.size_multiple} px of a model with free sizes, got {size} for {spec.name}",
+                field="variation.noise_width",
+                value=str(size),
+                allowed=f"multiples of {spec.size_multiple} px",
+            )
+    other = asked.seed if asked.seed is not None else image_seed(seed, 1)
+    return PlannedVariation(seed=other, strength=asked.strength, noise_size=size)
+
+
+def _upscaler(name: str, digest: Callable[[str, str], str]) -> tuple[str, str]:
+    """Return an upscaler by name and content; what is built in has no content of its own."""
+    return (name, "" if name in ("lanczos", "latent") else digest("upscaler", name))
+
+
+def _with_second_pass(
+    one: Plan,
+    request: GenerationRequest,
+    spec: ModelSpec,
+    abilities: Abilities,
+    warnings: list[str],
+) -> Plan:
+    """Add the pass over the enlarged picture."""
+    hires = request.hires
+    assert hires is not None  # noqa: S101 - the caller saw to it
+    sides = [
+        given if given is not None else fit_side(round(side * hires.scale), spec)
+        for given, side in zip((hires.width, hires.height), one.size, strict=True)
+    ]
+    for name, side in zip(("hires.width", "hires.height"), sides, strict=True):
+        check_side(name, side, spec)
+    size = Size(*sides)
+    check_pixels(request, size, abilities, field="hires.width")
+    check_upscaled(request, size, abilities)
+    if hires.upscaler != "latent" and not spec.takes_image:
+        raise InvalidRequest(
+            f"hires.upscaler must be latent for {spec.name}: it has no picture encoder",
+            field="hires.upscaler",
+            value=hires.upscaler,
+            allowed="latent",
+        )
+    total = hires.num_inference_steps or one.num_inference_steps
+    steps = _run_steps(one.scheduler, total, hires.strength, spec, field="hires.strength")
+    guidance, _ = _resolve_guidance(
+        replace(request, num_inference_steps=total),
+        spec,
+        len(set(steps)),
+        [],
+        scheduler=one.scheduler,
+        sigma_schedule=one.sigma_schedule,
+    )
+    negative = one.negative_prompt
+    if hires.negative_prompt is not None:
+        asked = replace(request, negative_prompt=hires.negative_prompt)
+        guided = any(scale != 1 for scale in guidance)
+        negative = _resolve_negative(asked, spec, guided=guided, warnings=warnings)
+    digest = abilities.adapter_digest
+    techniques = replace(
+        one.techniques,
+        image=ENLARGED,
+        strength=hires.strength,
+        variation=None,
+        upscale=None,
+        upscaler=_upscaler(hires.upscaler, digest),
+        first_steps=one.num_inference_steps,
+        ensemble=_resolve_ensemble(request, len(guidance), digest),
+    )
+    second = replace(
+        one,
+        prompt=one.prompt if hires.prompt is None else hires.prompt,
+        negative_prompt=negative,
+        size=size,
+        num_inference_steps=total,
+        steps=steps,
+        rows=_rows(steps, guidance, techniques),
+        guidance=guidance,
+        techniques=techniques,
+        reused=(),
+        shortcuts=(),
+    )
+    return replace(one, second=second)
+
+
+def _resolve_output(request: GenerationRequest) -> tuple[OutputFormat, int, bool]:
+    """Return how a picture is written; frames of an animation are kept without loss."""
+    output = request.output
+    if output.animation is not None:
+        return ("png", 90, True)
+    return (output.format, output.quality, output.metadata)
+
+
+def _images(plan: Plan, request: GenerationRequest) -> tuple[Plan, ...]:
+    """Multiply one plan into those of all images."""
+    if request.walk is None:
+        count = range(request.num_images)
+        return tuple(_image(plan, k) for k in count)
+    walk = request.walk
+    to_seed = walk.to_seed
+    if walk.mode in ("seed", "both") and to_seed is None:
+        to_seed = image_seed(plan.seed, 1)
+    frames = [
+        WalkPosition(
+            frame=k,
+            frames=walk.frames,
+            mode=walk.mode,
+            to=walk.to,
+            to_seed=to_seed,
+            space=walk.space,
+        )
+        for k in range(walk.frames)
+    ]
+    return tuple(_with_techniques(plan, walk=frame) for frame in frames)
+
+
+def _image(plan: Plan, index: int) -> Plan:
+    """Return the plan of image ``index``: its seed and its other seed count up."""
+    if not index:
+        return plan
+    plan = plan.with_seed(image_seed(plan.seed, index))
+    variation = plan.techniques.variation
+    if variation is None:
+        return plan
+    variation = replace(variation, seed=image_seed(variation.seed, index))
+    return replace(plan, techniques=replace(plan.techniques, variation=variation))
+
+
+def _with_techniques(plan: Plan, **changes: Any) -> Plan:
+    """Change techniques in all passes."""
+    second = _with_techniques(plan.second, **changes) if plan.second else None
+    return replace(plan, techniques=replace(plan.techniques, **changes), second=second)
+
+
+def _resolve_prompt(request: GenerationRequest, spec: ModelSpec, warnings: list[str]) -> str:
+    """Refuse a missing prompt; leave out one that means nothing to the model."""
+    label = request.latent.class_label
+    if spec.family == "dit" and label is None:
+        raise InvalidRequest(
+            f"latent.class_label is needed for {spec.name}: 0 to {spec.num_classes - 1}",
+            field="latent.class_label",
+            allowed=f"0 to {spec.num_classes - 1}",
+        )
+    if label is not None and not 0 <= label < spec.num_classes:
+        allowed = f"0 to {spec.num_classes - 1}" if spec.num_classes else "no class label"
+        raise InvalidRequest(
+            f"latent.class_label must be {allowed} for {spec.name}, got {label}",
+            field="latent.class_label",
+            value=label,
+            allowed=allowed,
+        )
+    if request.latent.truncation != 1 and spec.has_steps:
+        warnings.append(f"latent.truncation has no effect on {spec.name}: it is for GANs")
+    if not spec.takes_prompt:
+        if request.prompt.strip():
+            warnings.append(f"prompt has no effect on {spec.name}: it takes no text")
+        return ""
+    if not request.prompt.strip() and request.image is None and not request.regions:
+        raise InvalidRequest(
+            f"prompt is needed for {spec.name}, got an empty text", field="prompt", allowed="a text"
+        )
+    return request.prompt
+
+
+def _is_stepped(spec: ModelSpec) -> bool:
+    """Whether the engine itself takes the model's steps: no GAN, no pipeline run whole."""
+    return spec.has_steps and spec.stepwise
+
+
+def _num_steps(request: GenerationRequest, spec: ModelSpec) -> int:
+    """Return the steps of the whole schedule."""
+    if not spec.has_steps:
+        return 0
+    return request.num_inference_steps or spec.default_steps
+
+
+def _resolve_steps(
+    request: GenerationRequest, spec: ModelSpec, warnings: list[str]
+) -> tuple[int, ...]:
+    """Return the step of each network evaluation, those that a start image skips left out."""
+    if not _is_stepped(spec):
+        names = (
+            "scheduler",
+            "sigma_schedule",
+            *(() if spec.has_steps else ("num_inference_steps",)),
+        )
+        reason = "it runs whole" if spec.has_steps else "it takes no steps"
+        for name in names:
+            if getattr(request, name) is not None:
+                warnings.append(f"{name} has no effect on {spec.name}: {reason}")
+        return ()
+    if not spec.stepwise:  # served whole, it counts its own steps
+        for name in ("scheduler", "sigma_schedule"):
+            if getattr(request, name) is not None:
+                warnings.append(f"{name} has no effect on {spec.name}: it brings its own")
+        return ()
+    total = _num_steps(request, spec)
+    scheduler = request.scheduler or spec.default_scheduler
+    steps = evaluation_steps(scheduler, total, spec.scheduler_config)
+    if request.image is None:
+        if request.strength != _DEFAULT_STRENGTH:
+            warnings.append("strength has no effect without image")
+        return steps
+    return _run_steps(scheduler, total, request.strength, spec, field="strength")
+
+
+def _run_steps(
+    scheduler: str, total: int, strength: float, spec: ModelSpec, *, field: str
+) -> tuple[int, ...]:
+    """Return the step of each evaluation of the last ``strength`` of a schedule, from 1."""
+    steps = evaluation_steps(scheduler, total, spec.scheduler_config)
+    run = min(int(total * strength), total)
+    if run < 1:
+        raise InvalidRequest(
+            f"{field} must be at least {1 / total:g} for {total} steps, got {strength:g}",
+            field=field,
+            value=strength,
+            allowed=f"{1 / total:g} to 1",
+        )
+    skipped = total - run
+    return tuple(step - skipped for step in steps if step > skipped)
+
+
+def _resolve_guidance(
+    request: GenerationRequest,
+    spec: ModelSpec,
+    num_steps: int,
+    warnings: list[str],
+    *,
+    scheduler: str,
+    sigma_schedule: str | None,
+) -> tuple[tuple[float, ...], Techniques]:
+    """Return the scale of each step and the techniques that guidance brings."""
+    asked = request.guidance_scale
+    off = (1.0,) * num_steps
+    if not spec.has_steps or not (spec.takes_guidance or spec.takes_distilled_guidance):
+        if asked not in (None, 1.0):
+            warnings.append(f"guidance_scale has no effect on {spec.name}")
+        return off, Techniques()
+    scale = spec.default_guidance_scale if asked is None else asked
+    if spec.takes_distilled_guidance:
+        values = set(resolve_guidance(scale, max(num_steps, 1)))
+        if len(values) > 1:
+            raise InvalidRequest(
+                f"guidance_scale must be one number for {spec.name}: its network takes the "
+                "scale as an input",
+                field="guidance_scale",
+                allowed="a number",
+            )
+        return off, Techniques(distilled_guidance=values.pop())
+    rescale = scale.rescale if isinstance(scale, GuidanceSchedule) else 0.0
+    progress = None
+    if (isinstance(scale, GuidanceSchedule) or callable(scale)) and scheduler and num_steps:
+        total = _num_steps(request, spec)
+        progress = run_progress(
+            scheduler, spec.scheduler_config, total, sigma_schedule, first=total - num_steps
+        )
+    guidance = resolve_guidance(scale, num_steps, progress)
+    used = rescale if any(s != 1 for s in guidance) else 0.0
+    return guidance, Techniques(guidance_rescale=used)
+
+
+def _resolve_negative(
+    request: GenerationRequest, spec: ModelSpec, *, guided: bool, warnings: list[str]
+) -> str:
+    """Keep the negative prompt only where unconditional rows are computed."""
+    if not request.negative_prompt:
+        return ""
+    if not spec.takes_negative_prompt:
+        warnings.append(f"negative_prompt has no effect on {spec.name}")
+        return ""
+    if not guided:
+        warnings.append("negative_prompt has no effect while guidance is off (guidance_scale 1)")
+        return ""
+    return request.negative_prompt
+
+
+def _resolve_techniques(
+    request: GenerationRequest,
+    spec: ModelSpec,
+    abilities: Abilities,
+    techniques: Techniques,
+    num_steps: int,
+    *,
+    warnings: list[str],
+) -> Techniques:
+    """Resolve the technique fields; names become content digests."""
+    values: dict[str, Any] = {}
+    if request.image is not None:
+        values.update(image=request.image.digest, strength=request.strength)
+    if request.mask is not None:
+        values["mask"] = request.mask.digest
+    if not spec.has_steps:
+        values["truncation"] = request.latent.truncation
+    values["class_label"] = request.latent.class_label
+    digest = abilities.adapter_digest
+    values.update(resolve_adapters(request, abilities, warnings))
+    values["regions"] = tuple(
+        PlannedRegion(
+            prompt=region.prompt,
+            negative_prompt=region.negative_prompt,
+            mask=region.mask.digest if region.mask else None,
+            box=region.box,
+            weight=region.weight,
+            feather=region.feather,
+            start=region.start,
+            end=region.end,
+        )
+        for region in request.regions
+    )
+    values["ensemble"] = _resolve_ensemble(request, num_steps, digest)
+    if request.upscale is not None:
+        name = request.upscale.model or "lanczos"
+        values["upscale"] = (request.upscale.factor, *_upscaler(name, digest))
+    if request.outpaint is not None:
+        out = request.outpaint
+        values["outpaint"] = (out.left, out.top, out.right, out.bottom)
+        values.setdefault("mask", OUTSIDE)
+    if "mask" in values:
+        values["inpaint"] = request.inpaint
+    values["tiling"] = request.tiling
+    return replace(techniques, **values)
+
+
+def _resolve_ensemble(
+    request: GenerationRequest, num_steps: int, digest: Callable[[str, str], str]
+) -> tuple[PlannedMember, ...]:
+    """Normalise the weights of an ensemble; its members are all the denoisers there are."""
+    if not request.ensemble:
+        return ()
+    weights = [
+        _weights_of(member, position, num_steps) for position, member in enumerate(request.ensemble)
+    ]
+    totals = [sum(step) for step in zip(*weights, strict=True)]
+    if not all(total > 0 for total in totals):
+        step = next(k for k, total in enumerate(totals, start=1) if total <= 0)
+        raise InvalidRequest(
+            f"ensemble weights must not all be 0, but they are at step {step}", field="ensemble"
+        )
+    whole = [
+        own for member, own in zip(request.ensemble, weights, strict=True) if not member.is_local
+    ]
+    if not whole or not all(any(step) for step in zip(*whole, strict=True)):
+        raise InvalidRequest(
+            "ensemble needs at every step a member of weight > 0 without mask and box: it "
+            "answers where the others are not asked",
+            field="ensemble",
+        )
+    return tuple(
+        PlannedMember(
+            model=member.model,
+            digest=digest("model", member.model),
+            weights=tuple(w / total for w, total in zip(own, totals, strict=True)),
+            mask=member.mask.digest if member.mask else None,
+            box=member.box,
+            feather=member.feather if member.is_local else 0.0,
+        )
+        for member, own in zip(request.ensemble, weights, strict=True)
+    )
+
+
+def _weights_of(member: EnsembleMember, position: int, num_steps: int) -> tuple[float, ...]:
+    """Return one weight per step."""
+    if member.weights and len(member.weights) != num_steps:
+        raise InvalidRequest(
+            f"ensemble[{position}].weights must have one weight per step that is run, "
+            f"got {len(member.weights)} for {num_steps} steps",
+            field=f"ensemble[{position}].weights",
+            value=len(member.weights),
+            allowed=str(num_steps),
+        )
+    return member.weights or (member.weight,) * num_steps
+
+
+def _rows(
+    steps: tuple[int, ...], guidance: tuple[float, ...], techniques: Techniques
+) -> tuple[int, ...]:
+    """Count the rows of each evaluation: conditional, regional, unconditional, per denoiser."""
+    last = max(len(guidance) - 1, 1)
+    rows: list[int] = []
+    for step in steps:
+        progress = (step - 1) / last
+        active = [r for r in techniques.regions if r.start <= progress <= r.end]
+        negatives = len({r.negative_prompt for r in active if r.negative_prompt})
+        guided = guidance[step - 1] != 1
+        count = 1 + len(active) + ((1 + negatives) if guided else 0)
+        members = sum(member.weights[step - 1] != 0 for member in techniques.ensemble)
+        rows.append(count * max(members, 1))
+    return tuple(rows)

@@ -1,0 +1,110 @@
+"""Refusals: techniques that an engine does not have, or that mean nothing to a model."""
+
+from mezzotint.errors import InvalidRequest
+from mezzotint.models.spec import ModelSpec
+from mezzotint.planning.abilities import Abilities
+from mezzotint.planning.adapters import check_adapters
+from mezzotint.request import GenerationRequest
+
+__all__ = ["check_techniques"]
+
+_TILEABLE = ("sd", "sdxl", "unconditional")
+
+
+def check_techniques(request: GenerationRequest, spec: ModelSpec, abilities: Abilities) -> None:
+    """Refuse technique fields that nothing here would honour.
+
+    Raises:
+        InvalidRequest: Names the field and what there is.
+    """
+    asked = {
+        "image": request.image is not None,
+        "mask": request.mask is not None,
+        "controls": bool(request.controls),
+        "loras": bool(request.loras),
+        "image_prompts": bool(request.image_prompts),
+        "embeddings": bool(request.embeddings),
+        "regions": bool(request.regions),
+        "ensemble": bool(request.ensemble),
+        "walk": request.walk is not None,
+        "outpaint": request.outpaint is not None,
+        "hires": request.hires is not None,
+        "variation": request.variation is not None,
+        "tiling": request.tiling,
+        "upscale": request.upscale is not None,
+        "gates": request.gates is not None and bool(request.gates.gates),
+    }
+    for name, is_asked in asked.items():
+        if is_asked and name not in abilities.techniques:
+            there = ", ".join(sorted(abilities.techniques)) or "none"
+            raise InvalidRequest(
+                f"{name} cannot be honoured by this engine; techniques it has: {there}",
+                field=name,
+                allowed=there,
+            )
+    if asked["image"] and not spec.takes_image:
+        raise InvalidRequest(
+            f"image cannot be honoured by {spec.name}: it has no picture encoder",
+            field="image",
+            allowed="no image",
+        )
+    if request.walk is not None and request.num_images != 1:
+        raise InvalidRequest(
+            f"num_images must be 1 with walk, got {request.num_images}; "
+            "walk.frames counts pictures",
+            field="num_images",
+            value=request.num_images,
+            allowed="1",
+        )
+    if request.walk is not None and not spec.takes_prompt and request.walk.mode != "seed":
+        raise InvalidRequest(
+            f'walk.mode must be "seed" for {spec.name}: it takes no text', field="walk.mode"
+        )
+    if request.walk is not None and request.walk.space == "w" and not spec.has_mapping:
+        raise InvalidRequest(
+            f'walk.space must be "z" for {spec.name}: it has no mapping network to a space w',
+            field="walk.space",
+            value="w",
+            allowed="z",
+        )
+    _check_tiling(request, spec)
+    needs_steps = [
+        "hires",
+        "mask",
+        "outpaint",
+        "tiling",
+        "controls",
+        "loras",
+        "image_prompts",
+        "embeddings",
+        "regions",
+        "ensemble",
+    ]
+    needs_steps += ["walk"] if spec.has_steps and not spec.stepwise else []
+    for name in needs_steps:
+        if asked[name] and not (spec.has_steps and spec.stepwise):
+            kind = "it takes no denoising steps" if not spec.has_steps else "it runs whole"
+            raise InvalidRequest(f"{name} cannot be honoured by {spec.name}: {kind}", field=name)
+    check_adapters(request, spec)
+
+
+def _check_tiling(request: GenerationRequest, spec: ModelSpec) -> None:
+    """Refuse tiling where no convolution could join the edges, or adapters would not."""
+    if not request.tiling:
+        return
+    if spec.family not in _TILEABLE:
+        raise InvalidRequest(
+            f"tiling cannot be honoured by {spec.name}: only convolutional networks "
+            f"({', '.join(_TILEABLE)}) can join the edges of a picture",
+            field="tiling",
+            value=True,
+            allowed="false",
+        )
+    for name in ("loras", "controls", "image_prompts"):
+        if getattr(request, name):
+            raise InvalidRequest(
+                f"tiling cannot be used with {name}: they would have to be padded too",
+                field="tiling",
+                value=True,
+                allowed="false",
+            )

@@ -1,0 +1,129 @@
+"""Device thread: the one thread that owns the engine and every tensor.
+
+Others meet it in two queues: commands in, events out. It sleeps while there is
+nothing to do and never waits for anybody.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mezzotint.engine.state import EngineEvent, ImageFailed, ImageId
+from mezzotint.engine.step_engine import StepEngine, Submission
+from mezzotint.errors import WorkFailed
+from mezzotint.observe import log
+
+__all__ = ["Cancel", "CancelImage", "DeviceThread", "Drain", "Perform", "Stop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Cancel every image of a request."""
+
+    request: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelImage:
+    """Cancel one image; what has ended is no error."""
+
+    image: ImageId
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Refuse what waits, finish what runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the thread; what is still held fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class Perform:
+    """Call something in this thread, e.g. to load a model; its own errors are its own."""
+
+    action: Callable[[], Any]
+
+
+Command = Submission | Cancel | CancelImage | Drain | Stop | Perform
+
+
+class DeviceThread:
+    """Runs an engine until it is told to stop.
+
+    Args:
+        build: Makes the engine in this thread, given where to send events.
+        emit: Takes events; called in this thread, must not block or raise.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[Callable[[EngineEvent], None]], StepEngine],
+        emit: Callable[[EngineEvent], None],
+    ) -> None:
+        self._build = build
+        self._emit = emit
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="mezzotint-device", daemon=True)
+        self._thread.start()
+
+    def send(self, command: Command) -> None:
+        """Queue a command; from any thread."""
+        self._commands.put(command)
+
+    def join(self, timeout_s: float | None = None) -> None:
+        """Wait until the thread has ended."""
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        """Take commands, tick, until stopped."""
+        try:
+            engine = self._build(self._emit)
+        except Exception as error:  # whatever: nobody may wait for an engine that never comes
+            log.error("engine.not_built", exception=error)
+            self._refuse(WorkFailed(f"the engine could not be built: {error}"))
+            return
+        stopping = False
+        while not stopping:
+            stopping = self._take(engine)
+            if stopping:
+                continue
+            try:
+                engine.tick()
+            except Exception as error:  # the engine tick: a bug of ours ends what it held
+                log.error("engine.tick_failed", error=repr(error))
+                engine.abort(WorkFailed(f"the engine failed: {error}"))
+        engine.abort(WorkFailed("the engine was stopped"))
+
+    def _refuse(self, error: WorkFailed) -> None:
+        """Answer everything with the reason for which there is no engine."""
+        while not isinstance(command := self._commands.get(), Stop):
+            if isinstance(command, Submission):
+                self._emit(ImageFailed(id=command.id, error=error))
+
+    def _take(self, engine: StepEngine) -> bool:
+        """Carry out waiting commands; sleep for one while the engine is idle."""
+        block = engine.is_idle
+        while True:
+            try:
+                command = self._commands.get(block=block)
+            except queue.Empty:
+                return False
+            block = False
+            match command:
+                case Submission():
+                    engine.submit(command)
+                case Cancel():
+                    engine.cancel(command.request)
+                case CancelImage():
+                    engine.cancel_image(command.image)
+                case Drain():
+                    engine.drain()
+                case Perform():
+                    command.action()
+                case Stop():
+                    return True

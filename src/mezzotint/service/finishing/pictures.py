@@ -1,0 +1,241 @@
+"""Pictures: from what the engine decoded to an encoded file with its recipe.
+
+CPU work that runs beside the device: rounding to 8 bits, enlargement, recipe,
+encoding. The bytes of a picture depend on its plan and environment alone, not
+on who asked, in which words, or beside whom it was made.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+
+from mezzotint.images.animation import encode_animation, order_frames
+from mezzotint.images.codec import decode_image, encode, to_images, to_pixels
+from mezzotint.images.config import ImageConfig
+from mezzotint.images.metadata import build_recipe, canonical_json, make_infotext
+from mezzotint.images.preprocess import preprocess
+from mezzotint.images.resize import fit
+from mezzotint.models.adapters.ip_adapter import crop_picture
+from mezzotint.models.families.upscalers import load_upscaler
+from mezzotint.planning.plan import Plan, control_asset, prompt_asset
+from mezzotint.request import GenerationRequest
+from mezzotint.service.finishing.inpainting import read_canvas
+from mezzotint.service.finishing.tools import enlarge
+from mezzotint.service.orders import Order, alone
+from mezzotint.types import ImageOutput, StageTimings
+from mezzotint.vocabulary import FULL_PRECISION
+
+__all__ = ["Finisher", "adapter_assets", "pastes", "with_pixels"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finisher:
+    """Turns decoded pictures into finished ones.
+
+    Args:
+        environment: Device, dtype and versions, for the recipe.
+        program: Name and version of this program.
+        limits: On the picture that an inpainting goes back into.
+    """
+
+    environment: Mapping[str, Any]
+    program: str
+    limits: ImageConfig = field(default_factory=ImageConfig)
+
+    def pixels(self, picture: np.ndarray) -> np.ndarray:
+        """Round a picture in [-1, 1], (3, H, W), to uint8, (H, W, 3).
+
+        Raises:
+            WorkFailed: If a value is not finite.
+        """
+        return to_pixels(picture)
+
+    def finish(
+        self,
+        pixels: np.ndarray,
+        *,
+        request: GenerationRequest,
+        plan: Plan,
+        index: int,
+        timings: StageTimings,
+        warnings: tuple[str, ...],
+    ) -> ImageOutput:
+        """Enlarge if asked, write the recipe, encode.
+
+        Args:
+            pixels: The model's own picture. Shape (H, W, 3), uint8.
+            request: What was asked.
+            plan: What was made.
+            index: Position within the request.
+            timings: Where the time went before.
+            warnings: What was changed on the way.
+        """
+        began = time.monotonic()
+        if pastes(plan):
+            canvas = read_canvas(request, self.limits)
+            assert canvas is not None  # noqa: S101 - a plan that pastes has a picture
+            pixels = canvas.paste(pixels, plan)
+        if plan.techniques.upscale is not None:
+            factor, name, _ = plan.techniques.upscale
+            pixels = enlarge(pixels, factor, name)
+        recipe = self.recipe(request, plan, warnings)
+        file_format, quality, has_metadata = plan.output
+        data = encode(
+            pixels,
+            file_format,
+            quality=quality,
+            parameters=make_infotext(recipe, has_steps=bool(plan.steps), version=self.program)
+            if has_metadata
+            else "",
+            recipe=canonical_json(recipe) if has_metadata else "",
+        )
+        return ImageOutput(
+            index=index,
+            seed=plan.seed,
+            data=data,
+            format=file_format,
+            width=pixels.shape[1],
+            height=pixels.shape[0],
+            recipe=recipe,
+            warnings=warnings,
+            timings=replace(timings, write_s=time.monotonic() - began),
+            pixels=pixels,
+        )
+
+    def between(self, picture: np.ndarray, plan: Plan) -> np.ndarray:
+        """Enlarge what the first pass of a plan drew, for its second.
+
+        Args:
+            picture: A decoded picture, (3, H, W) in [-1, 1]; or latents where the plan
+                ends in them, which stay as they are.
+            plan: Has a second pass.
+
+        Returns:
+            What the second pass takes as its start picture: (3, H2, W2), or latents.
+        """
+        if plan.ends_in_latents or plan.second is None:
+            return picture
+        size = plan.second.size
+        pixels = to_pixels(picture)
+        name = plan.second.techniques.upscaler[0]
+        if name != "lanczos":
+            pixels = load_upscaler(name)(pixels)
+        return to_images(fit(pixels, size))
+
+    def animate(self, order: Order, frames: Sequence[ImageOutput]) -> ImageOutput:
+        """Make one moving file of the pictures of a walk.
+
+        Args:
+            order: What was asked, with ``output.animation``.
+            frames: The finished pictures, in order.
+
+        Raises:
+            WorkFailed: If the file cannot be written.
+        """
+        began = time.monotonic()
+        output = order.request.output
+        animation = output.animation
+        assert animation is not None  # noqa: S101 - asked for by orders with one
+        pictures = [with_pixels(frame).pixels for frame in frames]
+        plan = order.planned.plans[0]
+        whole = alone(order.request, plan)
+        recipe = build_recipe(
+            replace(whole, output=output).to_dict(),
+            resolved={"model": plan.model, "width": plan.size.width, "height": plan.size.height},
+            environment={**self.environment, "model_digest": plan.model_digest},
+        )
+        texts = {
+            "parameters": make_infotext(recipe, has_steps=bool(plan.steps), version=self.program),
+            "recipe": canonical_json(recipe),
+        }
+        data = encode_animation(
+            pictures,
+            animation,
+            quality=output.quality,
+            **(texts if output.metadata else {}),
+        )
+        spent = [frame.timings for frame in frames]
+        total = {f.name: sum(getattr(t, f.name) for t in spent) for f in fields(StageTimings)}
+        timings = StageTimings(**total)
+        return ImageOutput(
+            index=0,
+            seed=plan.seed,
+            data=data,
+            format=animation.format,
+            width=pictures[0].shape[1],
+            height=pictures[0].shape[0],
+            recipe=recipe,
+            warnings=tuple(dict.fromkeys(w for frame in frames for w in frame.warnings)),
+            attempts=tuple(a for frame in frames for a in frame.attempts),
+            timings=replace(timings, write_s=timings.write_s + time.monotonic() - began),
+            pixels=pictures[0],
+            frames=len(order_frames(pictures, animation)),
+        )
+
+    def recipe(
+        self, request: GenerationRequest, plan: Plan, warnings: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Return the recipe of one image: its request alone, resolved, and where it was made."""
+        environment = {**self.environment, "model_digest": plan.model_digest}
+        if plan.shortcuts:
+            notes = [w for w in warnings if w.startswith(FULL_PRECISION)]
+            environment["shortcuts"] = [*plan.shortcuts, *notes]
+        walk = plan.techniques.walk
+        return build_recipe(
+            alone(request, plan).to_dict(),
+            resolved={"model": plan.model, "width": plan.size.width, "height": plan.size.height},
+            environment=environment,
+            index=walk.frame if walk else 0,
+        )
+
+
+def pastes(plan: Plan) -> bool:
+    """Whether what was drawn goes back into the picture that came with the request."""
+    asked = plan.techniques.inpaint
+    return asked is not None and (asked.paste or asked.area == "masked")
+
+
+def adapter_assets(
+    request: GenerationRequest, plan: Plan, limits: ImageConfig, side: Callable[[str], int]
+) -> dict[str, np.ndarray]:
+    """Decode and prepare the pictures that adapters of a request look at.
+
+    Args:
+        request: What was asked.
+        plan: What is made.
+        limits: On pictures that come from outside.
+        side: Pixels of each side that an IP-Adapter, by name, looks at.
+
+    Returns:
+        Control pictures at the sizes of all passes, (3, H, W) in [0, 1], and the middles of
+        pictures of image prompts, (side, side, 3), uint8: what waits in a queue stays small.
+
+    Raises:
+        ImageError: If one is no picture; names the field.
+    """
+    assets: dict[str, np.ndarray] = {}
+    sizes = [one.size for one in (plan, plan.second) if one is not None]
+    for k, (control, planned) in enumerate(
+        zip(request.controls, plan.techniques.controls, strict=True)
+    ):
+        pixels = decode_image(control.image.data, field=f"controls[{k}].image", config=limits)
+        for size in sizes:
+            prepared = preprocess(fit(pixels, size), planned.preprocess)
+            array = prepared.astype(np.float32).transpose(2, 0, 1) / np.float32(255)
+            assets[control_asset(planned, size)] = np.ascontiguousarray(array)
+    for k, prompt in enumerate(request.image_prompts):
+        for place, image in enumerate(prompt.images):
+            where = f"image_prompts[{k}].images[{place}]"
+            pixels = decode_image(image.data, field=where, config=limits)
+            assets[prompt_asset(k, image.digest)] = crop_picture(pixels, side(prompt.model))
+    return assets
+
+
+def with_pixels(image: ImageOutput) -> ImageOutput:
+    """Return the image with its pixels, decoded from the file where they are not at hand."""
+    if image.pixels is not None:
+        return image
+    return replace(image, pixels=decode_image(image.data))

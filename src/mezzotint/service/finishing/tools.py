@@ -1,0 +1,125 @@
+"""Tools: what doors need done to encoded pictures; doors themselves decode nothing."""
+
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mezzotint.errors import ImageError, InvalidRequest, NotReady
+from mezzotint.images.codec import decode_image, encode
+from mezzotint.images.config import ImageConfig
+from mezzotint.images.metadata import read_recipe
+from mezzotint.images.readers import read_foreign
+from mezzotint.images.resize import fit, upscale_lanczos
+from mezzotint.images.sheets import make_sheet
+from mezzotint.request import Output
+from mezzotint.textchunks import PARAMETERS, read_texts
+from mezzotint.types import ImageOutput, Size
+
+__all__ = ["enlarge", "grid", "inspect", "installed_upscalers", "upscale"]
+
+
+def inspect(data: bytes, known_models: Collection[str] = ()) -> Mapping[str, Any]:
+    """Read the recipe inside a picture.
+
+    Returns:
+        ``parameters``, ``items``, ``recipe``, ``request`` and ``not_honoured``; see
+        :class:`~mezzotint.service.base.PictureTools`.
+
+    Raises:
+        ImageError: If the bytes are not a picture.
+    """
+    items = read_texts(data)
+    recipe = read_recipe(data)
+    if recipe is None or not recipe["request"].get("output", {}).get("animation"):
+        decode_image(data)
+    foreign = read_foreign(data, known_models=known_models) if recipe is None else None
+    request: Mapping[str, Any] | None = recipe["request"] if recipe else None
+    if foreign is not None:
+        request = foreign.request.to_dict()
+    return {
+        "parameters": items.get(PARAMETERS, ""),
+        "items": items,
+        "recipe": recipe,
+        "request": request,
+        "not_honoured": list(foreign.not_honoured) if foreign is not None else [],
+    }
+
+
+def upscale(
+    data: bytes, *, factor: float, model: str | None, output: Output, limits: ImageConfig
+) -> ImageOutput:
+    """Enlarge a picture.
+
+    Raises:
+        ImageError: If the bytes are not a picture or the result is too large.
+        UnknownName: If there is no upscaler ``model``.
+        NotReady: If its weights are not installed.
+    """
+    pixels = decode_image(data, config=limits)
+    if pixels.shape[0] * pixels.shape[1] * factor**2 > limits.max_pixels:
+        raise ImageError(
+            f"upscale.factor {factor:g} would give more than {limits.max_pixels} pixels",
+            field="upscale.factor",
+            value=factor,
+        )
+    pixels = enlarge(pixels, factor, model or "lanczos")
+    return ImageOutput(
+        index=0,
+        seed=0,
+        data=encode(pixels, output.format, quality=output.quality),
+        format=output.format,
+        width=pixels.shape[1],
+        height=pixels.shape[0],
+        pixels=pixels,
+    )
+
+
+def enlarge(pixels: np.ndarray, factor: float, name: str) -> np.ndarray:
+    """Enlarge pixels with Lanczos, or with a network and Lanczos for what is left.
+
+    Args:
+        pixels: Shape (H, W, 3), uint8.
+        factor: 1 to 8.
+        name: ``lanczos`` or one of :data:`~mezzotint.models.families.upscalers.UPSCALERS`.
+
+    Returns:
+        Shape (round(H * factor), round(W * factor), 3), uint8.
+
+    Raises:
+        UnknownName: If there is none of that name.
+        NotReady: If its weights are not installed.
+    """
+    if name == "lanczos":
+        return upscale_lanczos(pixels, factor)
+    from mezzotint.models.families.upscalers import load_upscaler
+
+    height, width = pixels.shape[:2]
+    larger = load_upscaler(name)(pixels)
+    return fit(larger, Size(round(width * factor), round(height * factor)))
+
+
+def installed_upscalers() -> tuple[str, ...]:
+    """Return the names of upscalers whose weights are there."""
+    from mezzotint.models.families.upscalers import UPSCALERS, upscaler_digest
+
+    found: list[str] = []
+    for name in UPSCALERS:
+        with contextlib.suppress(NotReady):
+            upscaler_digest(name)
+            found.append(name)
+    return tuple(found)
+
+
+def grid(images: Sequence[bytes], *, columns: int, padding_px: int, output: Output) -> bytes:
+    """Lay encoded pictures of one size out in a grid.
+
+    Raises:
+        InvalidRequest: If there are none.
+    """
+    if not images:
+        raise InvalidRequest("a grid needs at least one picture, got none", field="images")
+    pictures = [decode_image(image) for image in images]
+    sheet = make_sheet(pictures, columns=min(columns, len(pictures)), gap_px=padding_px)
+    return encode(sheet, output.format, quality=output.quality)

@@ -1,0 +1,558 @@
+"""Jobs: requests that outlive their connection, the process and the machine's power.
+
+A job is a row before its sender hears of it. A runner feeds queued jobs to the
+service, keeps each picture under its digest as soon as it is finished, and
+writes the ending once. What ran when a process died is queued again with the
+seed it had, so that it comes to the same bytes.
+
+Event ids rise within a job: ``runs * 1_000_000 + n``. Endings, pictures and
+starts are kept; steps and their previews live in memory as long as the job runs.
+"""
+
+import asyncio
+import contextlib
+import json
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import exc
+
+from mezzotint import errors
+from mezzotint.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    MezzotintError,
+    NotReady,
+    QueueFull,
+    WorkFailed,
+)
+from mezzotint.observe import log
+from mezzotint.request import GenerationRequest
+from mezzotint.service.base import GenerationService
+from mezzotint.service.config import JobsConfig
+from mezzotint.service.jobs.results import NoRoom, ResultFiles
+from mezzotint.service.jobs.retry import Patience
+from mezzotint.service.jobs.store import ENDED, Job, JobImage, JobStore, Status, StoredEvent
+from mezzotint.service.workers.wire import describe_error, describe_image
+from mezzotint.types import (
+    Cancelled,
+    Event,
+    Failed,
+    Finished,
+    ImageFinished,
+    Started,
+    Stepped,
+)
+
+__all__ = ["IdempotencyConflict", "JobEvent", "Jobs"]
+
+_EPOCH = 1_000_000
+_STEPS_KEPT = 512
+_SWEEP_S = 60.0
+_AWAY = (exc.OperationalError, exc.InterfaceError, exc.InternalError)
+T = TypeVar("T")
+
+
+class IdempotencyConflict(InvalidRequest):
+    """The idempotency key was used before, with another body."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEvent:
+    """One event of a job as a client sees it; ``preview`` is an encoded picture."""
+
+    id: int
+    kind: str
+    data: Mapping[str, Any]
+    preview: bytes | None = field(default=None, repr=False)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether nothing comes after it."""
+        return self.kind in ("finished", "failed", "cancelled")
+
+
+@dataclass(slots=True)
+class _Live:
+    """What is known of a running job beyond its row."""
+
+    request_id: str
+    next_id: int
+    events: deque[JobEvent] = field(default_factory=lambda: deque[JobEvent](maxlen=_STEPS_KEPT))
+    images: set[int] = field(default_factory=set[int])
+    step: int = 0
+    steps: int = 0
+    task: asyncio.Task[None] | None = None
+
+
+class Jobs:
+    """The durable queue in front of a service.
+
+    Args:
+        service: Who does the work.
+        config: Where jobs are kept and how many run.
+
+    Use it between :meth:`start` and :meth:`stop`.
+    """
+
+    def __init__(self, service: GenerationService, config: JobsConfig) -> None:
+        self._service = service
+        self._config = config
+        self._folder = Path(config.folder)
+        self.results = ResultFiles(self._folder / "results")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mezzotint-jobs")
+        self._live: dict[str, _Live] = {}
+        self._bells: dict[str, list[asyncio.Event]] = {}
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._seconds = 1.0  # moving average of one job
+        self._has_run = False
+        self._patience = Patience()
+
+    async def start(self) -> None:
+        """Open the store, queue again what was left running, begin to work.
+
+        Raises:
+            NotReady: If the folder or the database cannot be used.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            url = self._config.url or f"sqlite:///{self._folder / 'jobs.sqlite3'}"
+            owner = secrets.token_hex(8)
+            self._store = await self._do(lambda: JobStore(url, owner))
+            cancelled = await self._do(
+                lambda: self._store.reclaim(everything=self._store.is_sqlite)
+            )
+        except (OSError, exc.SQLAlchemyError, NotReady) as error:
+            raise NotReady(f"the job store cannot be opened: {error}") from None
+        for id_ in cancelled:
+            await self._end(id_, "cancelled", {}, "cancelled", {"id": id_})
+        self._tasks = [
+            asyncio.create_task(self._pump()),
+            asyncio.create_task(self._tend()),
+        ]
+
+    async def stop(self, drain_s: float = 0.0) -> None:
+        """Take nothing new, let running jobs finish for a while, queue the others again."""
+        self._stopping = True
+        self._patience.end()
+        self._wake.set()
+        running = [live.task for live in self._live.values() if live.task is not None]
+        if running:
+            await asyncio.wait(running, timeout=drain_s)
+        for task in [*running, *self._tasks]:
+            task.cancel()
+        for task in [*running, *self._tasks]:
+            with contextlib.suppress(asyncio.CancelledError, MezzotintError):
+                await task
+        await self._do(self._store.close)
+        self._thread.shutdown(wait=True)
+
+    async def submit(
+        self,
+        request: GenerationRequest,
+        *,
+        client: str = "",
+        idempotency_key: str | None = None,
+        use_cache: bool = True,
+    ) -> Job:
+        """Queue a request durably.
+
+        Args:
+            request: What to make; an open seed is drawn here, so that a second
+                run after a crash makes the same picture.
+            client: Who asks.
+            idempotency_key: The same key with the same request gives the job
+                made before.
+            use_cache: Whether a cached result will do.
+
+        Raises:
+            IdempotencyConflict: If the key came with another request before.
+            QueueFull: If too many jobs wait.
+            NotReady: If the store or a picture cannot be written (a full disk), or
+                the server is stopping.
+        """
+        if self._stopping:
+            raise NotReady("the server is shutting down")
+        if self._patience.trouble:
+            raise NotReady(f"no job can be taken now: {self._patience.trouble}")
+        body_digest = request.digest
+        if idempotency_key is not None:
+            known = await self._do(lambda: self._store.by_key(client, idempotency_key))
+            if known is not None:
+                return _same(known, body_digest, idempotency_key)
+        waiting = await self._do(self._store.waiting)
+        if waiting >= self._config.max_waiting:
+            eta_s = self._seconds * waiting / self._config.max_running
+            raise QueueFull(f"{waiting} jobs wait already", retry_after_s=max(1.0, eta_s))
+        if request.seed is None:
+            request = replace(request, seed=secrets.randbits(32))
+        id_ = f"job-{secrets.token_hex(12)}"
+        values = {
+            "id": id_,
+            "client": client,
+            "priority": request.priority,
+            "request": request.canonical(),
+            "body_digest": body_digest,
+            "idempotency_key": idempotency_key,
+            "use_cache": use_cache,
+            "created": time.time(),
+        }
+        event = StoredEvent(id=1, kind="queued", data={"id": id_, "position": waiting})
+        job = await self._do(lambda: self._store.add(values, event))
+        if job is None:  # the same key arrived twice at once
+            known = await self._do(lambda: self._store.by_key(client, str(idempotency_key)))
+            return _same(known, body_digest, str(idempotency_key))
+        self._wake.set()
+        return job
+
+    async def get(self, id_: str, *, client: str | None = None) -> Job:
+        """Return a job; ``client`` None may see everybody's.
+
+        Raises:
+            UnknownName: If there is none, or it is somebody else's.
+        """
+        job = await self._do(lambda: self._store.get(id_))
+        if client is not None and job.client != client:
+            raise errors.UnknownName("job", id_[:80], (), field="id")
+        return job
+
+    async def page(
+        self,
+        *,
+        client: str | None = None,
+        status: str | None = None,
+        limit: int = 50,
+        after: str | None = None,
+    ) -> list[Job]:
+        """Return jobs, newest first."""
+        return await self._do(
+            lambda: self._store.page(client=client, status=status, limit=limit, after=after)
+        )
+
+    async def place(self, job: Job) -> tuple[int, float]:
+        """Return how many jobs stand before this one, and the seconds that will take."""
+        if job.status != "queued":
+            return 0, self._seconds if job.status == "running" else 0.0
+        position = await self._do(lambda: self._store.position(job))
+        return position, self._seconds * (1 + position / self._config.max_running)
+
+    def expect(self, seconds: float) -> None:
+        """Take a planner's prediction for the average as long as no job has run."""
+        if not self._has_run and seconds > 0:
+            self._seconds = seconds
+
+    def progress(self, job: Job) -> tuple[int, int]:
+        """Return steps done and steps in all of a running job, (0, 0) if not known."""
+        live = self._live.get(job.id)
+        return (live.step, live.steps) if live is not None else (0, 0)
+
+    async def counts(self) -> dict[str, int]:
+        """Count the jobs by status."""
+        return await self._do(self._store.counts)
+
+    async def cancel(self, id_: str) -> Job:
+        """Cancel a job: at once while it waits, at the next step while it runs."""
+        ended = await self._end(
+            id_, "cancelled", {}, "cancelled", {"id": id_}, only_from=("queued",), insist=False
+        )
+        if not ended:
+            await self._do(lambda: self._store.ask_cancel(id_))
+            live = self._live.get(id_)
+            if live is not None:
+                await self._service.cancel(live.request_id)
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self.wait(id_), 2.0)
+        return await self._do(lambda: self._store.get(id_))
+
+    async def wait(self, id_: str) -> Job:
+        """Return the job when it has ended."""
+        async for _ in self.events(id_):
+            pass
+        return await self._do(lambda: self._store.get(id_))
+
+    async def events(self, id_: str, after: int = 0) -> AsyncIterator[JobEvent]:
+        """Yield the events of a job with ids above ``after``, up to its ending."""
+        bell = asyncio.Event()
+        self._bells.setdefault(id_, []).append(bell)
+        try:
+            while True:
+                bell.clear()
+                live = self._live.get(id_)
+                recent = [e for e in live.events if e.id > after] if live is not None else []
+                first = live.events[0].id if live is not None and live.events else None
+                if first is None or after + 1 < first:
+                    kept = await self._do(lambda since=after: self._store.events(id_, since))
+                    recent += [
+                        JobEvent(id=e.id, kind=e.kind, data=e.data)
+                        for e in kept
+                        if first is None or e.id < first
+                    ]
+                for event in sorted(recent, key=lambda e: e.id):
+                    after = event.id
+                    yield event
+                    if event.is_ending:
+                        return
+                if live is None and not recent:
+                    job = await self._do(lambda: self._store.get(id_))
+                    if job.status in ENDED and not bell.is_set():
+                        return
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(bell.wait(), 1.0)
+        finally:
+            self._bells[id_].remove(bell)
+            if not self._bells[id_]:
+                del self._bells[id_]
+
+    async def image(self, job: Job, index: int) -> bytes:
+        """Return the bytes of a finished picture.
+
+        Raises:
+            UnknownName: If the job has no such picture, or it is gone.
+        """
+        for image in job.images:
+            if image.index == index:
+                data = await asyncio.to_thread(self.results.get, image.digest)
+                if data is not None:
+                    return data
+        raise errors.UnknownName("job", f"{job.id}/images/{index}", (), field="k")
+
+    async def _do(self, work: Callable[[], T]) -> T:
+        """Run blocking database work in its own thread.
+
+        Raises:
+            NotReady: If the database does not answer, or takes nothing (a full disk).
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except _AWAY as error:
+            raise NotReady(f"the job store cannot be used: {error.orig}") from None
+
+    async def _insist(self, work: Callable[[], T]) -> T:
+        """Run database work of a job under way until it succeeds.
+
+        Raises:
+            NotReady: If the server stops before it does.
+        """
+        return await self._patience.insist(lambda: self._do(work), NotReady)
+
+    async def _pump(self) -> None:
+        """Start queued jobs while there is room."""
+        while not self._stopping:
+            self._wake.clear()
+            try:
+                ready = bool((await self._service.health()).get("ready"))
+                while ready and not self._stopping and len(self._live) < self._config.max_running:
+                    job = await self._do(lambda: self._store.claim(self._config.lease_s))
+                    if job is None:
+                        break
+                    live = _Live(f"{job.id}.{job.runs}", job.runs * _EPOCH)
+                    live.images = {image.index for image in job.images}
+                    self._live[job.id] = live
+                    live.task = asyncio.create_task(self._run(job, live))
+            except NotReady as error:
+                log.error("jobs.store_failed", reason=str(error))
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), 1.0)
+
+    async def _tend(self) -> None:
+        """Renew leases, take over silent servers' jobs, expire old results."""
+        swept = 0.0
+        while True:
+            try:
+                for id_ in await self._do(lambda: self._store.renew(self._config.lease_s)):
+                    live = self._live.get(id_)
+                    if live is not None:
+                        await self._service.cancel(live.request_id)
+                for id_ in await self._do(lambda: self._store.reclaim(everything=False)):
+                    await self._end(id_, "cancelled", {}, "cancelled", {"id": id_})
+                if time.monotonic() - swept > _SWEEP_S:
+                    swept = time.monotonic()
+                    await self.sweep()
+            except (NotReady, OSError) as error:
+                log.error("jobs.store_failed", reason=str(error))
+            await asyncio.sleep(self._config.lease_s / 3)
+
+    async def sweep(self) -> int:
+        """Expire old results; return how many files went."""
+        config = self._config
+        gone = await self._do(
+            lambda: self._store.expire(max_age_s=config.max_age_s, max_bytes=config.max_bytes)
+        )
+        for digest in gone:
+            await asyncio.to_thread(self.results.remove, digest)
+        return len(gone)
+
+    async def _run(self, job: Job, live: _Live) -> None:
+        """Run one job to its ending, or put it back."""
+        began = time.monotonic()
+        try:
+            await self._follow(job, live)
+            spent = time.monotonic() - began
+            self._seconds += (0.2 if self._has_run else 1.0) * (spent - self._seconds)
+            self._has_run = True
+        except asyncio.CancelledError:
+            await self._requeue(job.id)
+            raise
+        except MezzotintError as error:
+            if self._stopping and isinstance(error, NotReady | errors.Cancelled):
+                await self._requeue(job.id)
+            elif isinstance(error, errors.Overloaded | NotReady):
+                await asyncio.sleep(min(getattr(error, "retry_after_s", 1.0), 5.0))
+                await self._requeue(job.id)
+            else:
+                await self._fail(job, error)
+        except Exception as error:
+            log.error("jobs.failed", exception=error, job=job.id)
+            await self._fail(job, error)
+        finally:
+            self._live.pop(job.id, None)
+            self._announce(job.id)
+            self._wake.set()
+
+    async def _requeue(self, id_: str) -> None:
+        """Put a job back; where that cannot be written the next start finds it running."""
+        with contextlib.suppress(NotReady):
+            await self._insist(lambda: self._store.requeue(id_))
+
+    async def _follow(self, job: Job, live: _Live) -> None:
+        """Turn the service's events into the job's."""
+        request = GenerationRequest.from_dict(json.loads(job.request))
+        if request.deadline_s is not None and time.time() > job.created + request.deadline_s:
+            raise DeadlineExceeded(
+                f"the job waited longer than its deadline_s {request.deadline_s}"
+            )
+        events = self._service.stream(
+            request,
+            request_id=live.request_id,
+            client=job.client,
+            use_cache=job.use_cache,
+            preview_every=self._config.preview_every,
+        )
+        async for event in events:
+            if await self._take(job, live, event):
+                return
+        raise WorkFailed("the request ended without an ending")
+
+    async def _take(self, job: Job, live: _Live, event: Event) -> bool:
+        """Book one event; True if it was the ending."""
+        if isinstance(event, Started):
+            await self._keep(job.id, live, "started", {"id": job.id})
+        elif isinstance(event, Stepped):
+            live.step, live.steps = event.step, event.steps
+            data = {"image": event.image, "step": event.step, "steps": event.steps}
+            self._publish(job.id, live, "step", data, event.preview)
+        elif isinstance(event, ImageFinished):
+            await self._keep_image(job.id, live, event)
+        elif isinstance(event, Failed):
+            raise event.error
+        elif isinstance(event, Cancelled):
+            if not self._stopping:
+                await self._end(job.id, "cancelled", {}, "cancelled", {"id": job.id}, live=live)
+            else:
+                await self._requeue(job.id)
+            return True
+        elif isinstance(event, Finished):
+            for image in event.result.images:
+                await self._keep_image(job.id, live, ImageFinished(id=job.id, image=image))
+            outcome = {
+                "plan": dict(event.result.plan),
+                "cache": event.result.cache,
+                "warnings": list(event.result.warnings),
+            }
+            await self._end(job.id, "succeeded", outcome, "finished", {"id": job.id}, live=live)
+            return True
+        return False
+
+    async def _keep_image(self, id_: str, live: _Live, event: ImageFinished) -> None:
+        """Keep a picture under its digest, once."""
+        image = event.image
+        if image.index in live.images:
+            return
+        digest = await self._patience.insist(
+            lambda: asyncio.to_thread(self.results.put, image.data), NoRoom
+        )
+        about = describe_image(image)
+        kept = JobImage(index=image.index, digest=digest, bytes=len(image.data), about=about)
+        await self._keep(id_, live, "image", about, kept)
+        live.images.add(image.index)
+
+    async def _keep(
+        self,
+        id_: str,
+        live: _Live,
+        kind: str,
+        data: Mapping[str, Any],
+        image: JobImage | None = None,
+    ) -> None:
+        """Keep an event in the store, then tell whoever listens."""
+        event = StoredEvent(id=live.next_id, kind=kind, data=data)
+        await self._insist(lambda: self._store.add_event(id_, event, image))
+        self._publish(id_, live, kind, data)
+
+    def _publish(
+        self,
+        id_: str,
+        live: _Live,
+        kind: str,
+        data: Mapping[str, Any],
+        preview: bytes | None = None,
+    ) -> None:
+        live.events.append(JobEvent(id=live.next_id, kind=kind, data=data, preview=preview))
+        live.next_id += 1
+        self._announce(id_)
+
+    def _announce(self, id_: str) -> None:
+        """Wake everybody who waits for an event of this job."""
+        for bell in self._bells.get(id_, ()):
+            bell.set()
+
+    async def _fail(self, job: Job, error: BaseException) -> None:
+        """End a job with its error."""
+        described = describe_error(error)
+        live = self._live.get(job.id)
+        await self._end(
+            job.id, "failed", {"error": described}, "failed", {"error": described}, live=live
+        )
+
+    async def _end(
+        self,
+        id_: str,
+        status: Status,
+        outcome: Mapping[str, Any],
+        kind: str,
+        data: Mapping[str, Any],
+        *,
+        live: _Live | None = None,
+        only_from: tuple[str, ...] = ("running",),
+        insist: bool = True,
+    ) -> bool:
+        """Write the ending, once; a store that cannot be written is tried again."""
+        do = self._insist if insist else self._do
+        job = await do(lambda: self._store.get(id_))
+        last = live.next_id if live is not None else job.runs * _EPOCH + _EPOCH - 1
+        event = StoredEvent(id=last, kind=kind, data=data)
+        done = await do(
+            lambda: self._store.finish(id_, status, outcome, event, only_from=only_from)
+        )
+        if done and live is not None:
+            self._publish(id_, live, kind, data)
+        self._announce(id_)
+        return done
+
+
+def _same(known: Job | None, body_digest: str, key: str) -> Job:
+    """Return the job made before, if it was the same request."""
+    if known is None or known.body_digest != body_digest:
+        raise IdempotencyConflict(
+            f"Idempotency-Key {key[:80]!r} was used with another body",
+            field="Idempotency-Key",
+        )
+    return known

@@ -1,0 +1,408 @@
+"""Job store: the rows behind durable jobs, in SQLite (WAL) or PostgreSQL.
+
+Every method is one transaction and blocks; :mod:`mezzotint.service.jobs.jobs` calls
+them from a thread of their own. Endings are written with a condition on the
+status, so that a job ends once whoever tries.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy import event as sa_event
+from sqlalchemy import exc
+
+from mezzotint.errors import UnknownName
+
+__all__ = ["ENDED", "Job", "JobImage", "JobStore", "Status", "StoredEvent"]
+
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
+ENDED = ("succeeded", "failed", "cancelled", "expired")
+
+_META = sa.MetaData()
+_JOBS = sa.Table(
+    "jobs",
+    _META,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.String(64), nullable=False, unique=True),
+    sa.Column("client", sa.String(200), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False, index=True),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("request", sa.Text, nullable=False),
+    sa.Column("body_digest", sa.String(64), nullable=False),
+    sa.Column("idempotency_key", sa.String(300), nullable=True),
+    sa.Column("use_cache", sa.Boolean, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("started", sa.Float, nullable=True),
+    sa.Column("finished", sa.Float, nullable=True),
+    sa.Column("runs", sa.Integer, nullable=False),
+    sa.Column("owner", sa.String(64), nullable=True),
+    sa.Column("lease", sa.Float, nullable=True),
+    sa.Column("cancel", sa.Boolean, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.UniqueConstraint("client", "idempotency_key"),
+)
+_IMAGES = sa.Table(
+    "images",
+    _META,
+    sa.Column("job", sa.String(64), primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False, index=True),
+    sa.Column("bytes", sa.Integer, nullable=False),
+    sa.Column("about", sa.Text, nullable=False),
+)
+_EVENTS = sa.Table(
+    "events",
+    _META,
+    sa.Column("job", sa.String(64), primary_key=True),
+    sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobImage:
+    """One finished picture of a job: where it is and what is known about it."""
+
+    index: int
+    digest: str
+    bytes: int
+    about: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One row: a request, its state and, when it ended, how.
+
+    Args:
+        outcome: ``plan``, ``cache``, ``warnings`` of a success; ``error`` of a
+            failure (``type``, ``message``, ``field``).
+    """
+
+    id: str
+    seq: int
+    client: str
+    status: Status
+    priority: int
+    request: str
+    body_digest: str
+    use_cache: bool
+    created: float
+    started: float | None
+    finished: float | None
+    runs: int
+    cancel: bool
+    outcome: Mapping[str, Any]
+    images: tuple[JobImage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredEvent:
+    """One event that survives a restart."""
+
+    id: int
+    kind: str
+    data: Mapping[str, Any]
+
+
+class JobStore:
+    """The tables.
+
+    Args:
+        url: SQLAlchemy URL.
+        owner: Name of this server process, unique.
+    """
+
+    def __init__(self, url: str, owner: str) -> None:
+        self._owner = owner
+        self.is_sqlite = url.startswith("sqlite")
+        self._engine = sa.create_engine(url, pool_pre_ping=not self.is_sqlite)
+        if self.is_sqlite:
+            sa_event.listen(self._engine, "connect", _tune_sqlite)
+        _META.create_all(self._engine)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+    def add(self, values: Mapping[str, Any], event: StoredEvent) -> Job | None:
+        """Insert a queued job; None if the client used the idempotency key before."""
+        row = {"status": "queued", "runs": 0, "cancel": False, "outcome": "{}", **values}
+        try:
+            with self._engine.begin() as db:
+                db.execute(sa.insert(_JOBS).values(row))
+                db.execute(sa.insert(_EVENTS).values(_event_row(values["id"], event)))
+        except exc.IntegrityError:
+            return None
+        return self.get(values["id"])
+
+    def by_key(self, client: str, key: str) -> Job | None:
+        """Return the job a client made under an idempotency key."""
+        where = (_JOBS.c.client == client) & (_JOBS.c.idempotency_key == key)
+        with self._engine.connect() as db:
+            row = db.execute(sa.select(_JOBS).where(where)).mappings().first()
+        return self.get(row["id"]) if row is not None else None
+
+    def get(self, id_: str) -> Job:
+        """Return a job with its pictures.
+
+        Raises:
+            UnknownName: If there is none.
+        """
+        with self._engine.connect() as db:
+            row = db.execute(sa.select(_JOBS).where(_JOBS.c.id == id_)).mappings().first()
+            if row is None:
+                raise UnknownName("job", id_[:80], (), field="id")
+            images = db.execute(
+                sa.select(_IMAGES).where(_IMAGES.c.job == id_).order_by(_IMAGES.c.position)
+            ).mappings()
+            return _job(row, tuple(_image(i) for i in images))
+
+    def page(
+        self, *, client: str | None, status: str | None, limit: int, after: str | None
+    ) -> list[Job]:
+        """Return jobs, newest first, that come after (are older than) job ``after``."""
+        query = sa.select(_JOBS).order_by(_JOBS.c.seq.desc()).limit(limit)
+        if client is not None:
+            query = query.where(_JOBS.c.client == client)
+        if status is not None:
+            query = query.where(_JOBS.c.status == status)
+        if after is not None:
+            query = query.where(_JOBS.c.seq < self.get(after).seq)
+        with self._engine.connect() as db:
+            return [self.get(row["id"]) for row in db.execute(query).mappings().all()]
+
+    def waiting(self) -> int:
+        """Count the queued jobs."""
+        query = sa.select(sa.func.count()).select_from(_JOBS).where(_JOBS.c.status == "queued")
+        with self._engine.connect() as db:
+            return int(db.execute(query).scalar_one())
+
+    def counts(self) -> dict[str, int]:
+        """Count the jobs by status."""
+        query = sa.select(_JOBS.c.status, sa.func.count()).group_by(_JOBS.c.status)
+        with self._engine.connect() as db:
+            return {status: int(count) for status, count in db.execute(query)}
+
+    def position(self, job: Job) -> int:
+        """Count the queued jobs before this one."""
+        before = (_JOBS.c.priority > job.priority) | (
+            (_JOBS.c.priority == job.priority) & (_JOBS.c.seq < job.seq)
+        )
+        query = (
+            sa.select(sa.func.count())
+            .select_from(_JOBS)
+            .where((_JOBS.c.status == "queued") & before)
+        )
+        with self._engine.connect() as db:
+            return int(db.execute(query).scalar_one())
+
+    def claim(self, lease_s: float) -> Job | None:
+        """Take the next queued job: highest priority, then the client with least running."""
+        now = time.time()
+        with self._engine.begin() as db:
+            running = {
+                client: count
+                for client, count in db.execute(
+                    sa.select(_JOBS.c.client, sa.func.count())
+                    .where(_JOBS.c.status == "running")
+                    .group_by(_JOBS.c.client)
+                )
+            }
+            first = (
+                sa.select(_JOBS.c.client, _JOBS.c.priority, sa.func.min(_JOBS.c.seq).label("seq"))
+                .where(_JOBS.c.status == "queued")
+                .group_by(_JOBS.c.client, _JOBS.c.priority)
+            )
+            choices = sorted(
+                db.execute(first).all(),
+                key=lambda r: (-r.priority, running.get(r.client, 0), r.seq),
+            )
+            for choice in choices:
+                taken = db.execute(
+                    sa.update(_JOBS)
+                    .where((_JOBS.c.seq == choice.seq) & (_JOBS.c.status == "queued"))
+                    .values(
+                        status="running",
+                        owner=self._owner,
+                        lease=now + lease_s,
+                        started=now,
+                        runs=_JOBS.c.runs + 1,
+                    )
+                )
+                if taken.rowcount:
+                    id_ = db.execute(
+                        sa.select(_JOBS.c.id).where(_JOBS.c.seq == choice.seq)
+                    ).scalar_one()
+                    break
+            else:
+                return None
+        return self.get(id_)
+
+    def renew(self, lease_s: float) -> list[str]:
+        """Renew the leases of this server; return the ids somebody wants cancelled."""
+        mine = (_JOBS.c.owner == self._owner) & (_JOBS.c.status == "running")
+        with self._engine.begin() as db:
+            db.execute(sa.update(_JOBS).where(mine).values(lease=time.time() + lease_s))
+            return list(db.execute(sa.select(_JOBS.c.id).where(mine & _JOBS.c.cancel)).scalars())
+
+    def reclaim(self, *, everything: bool) -> list[str]:
+        """Queue again what runs on nobody's machine; cancel what was to be cancelled.
+
+        Args:
+            everything: Whether every running job counts (a fresh start on a
+                database that only one server may use), not only those whose
+                lease ran out.
+        """
+        lost = _JOBS.c.status == "running"
+        if not everything:
+            lost &= _JOBS.c.lease < time.time()
+        with self._engine.begin() as db:
+            cancelled = list(
+                db.execute(sa.select(_JOBS.c.id).where(lost & _JOBS.c.cancel)).scalars()
+            )
+            db.execute(
+                sa.update(_JOBS)
+                .where(lost & ~_JOBS.c.cancel)
+                .values(status="queued", owner=None, lease=None)
+            )
+        return cancelled
+
+    def requeue(self, id_: str) -> None:
+        """Put a running job back, for the next start of the server."""
+        with self._engine.begin() as db:
+            db.execute(
+                sa.update(_JOBS)
+                .where((_JOBS.c.id == id_) & (_JOBS.c.status == "running"))
+                .values(status="queued", owner=None, lease=None)
+            )
+
+    def ask_cancel(self, id_: str) -> None:
+        """Note that somebody wants the job cancelled."""
+        with self._engine.begin() as db:
+            db.execute(sa.update(_JOBS).where(_JOBS.c.id == id_).values(cancel=True))
+
+    def finish(
+        self,
+        id_: str,
+        status: Status,
+        outcome: Mapping[str, Any],
+        event: StoredEvent,
+        *,
+        only_from: Sequence[str] = ("running",),
+    ) -> bool:
+        """End a job once; False if it had ended, or is in another state."""
+        where = (_JOBS.c.id == id_) & _JOBS.c.status.in_(list(only_from))
+        values = {
+            "status": status,
+            "outcome": json.dumps(outcome),
+            "finished": time.time(),
+            "owner": None,
+            "lease": None,
+        }
+        with self._engine.begin() as db:
+            changed = db.execute(sa.update(_JOBS).where(where).values(values)).rowcount
+            if changed:
+                db.execute(sa.insert(_EVENTS).values(_event_row(id_, event)))
+        return bool(changed)
+
+    def add_event(self, id_: str, event: StoredEvent, image: JobImage | None = None) -> None:
+        """Keep an event, and the picture it is about; doing it again changes nothing."""
+        with self._engine.begin() as db:
+            same = (_EVENTS.c.job == id_) & (_EVENTS.c.id == event.id)
+            db.execute(sa.delete(_EVENTS).where(same))
+            if image is not None:
+                where = (_IMAGES.c.job == id_) & (_IMAGES.c.position == image.index)
+                db.execute(sa.delete(_IMAGES).where(where))
+                db.execute(
+                    sa.insert(_IMAGES).values(
+                        job=id_,
+                        position=image.index,
+                        digest=image.digest,
+                        bytes=image.bytes,
+                        about=json.dumps(image.about),
+                    )
+                )
+            db.execute(sa.insert(_EVENTS).values(_event_row(id_, event)))
+
+    def events(self, id_: str, after: int) -> list[StoredEvent]:
+        """Return the kept events of a job with an id above ``after``, in order."""
+        query = (
+            sa.select(_EVENTS)
+            .where((_EVENTS.c.job == id_) & (_EVENTS.c.id > after))
+            .order_by(_EVENTS.c.id)
+        )
+        with self._engine.connect() as db:
+            return [
+                StoredEvent(id=row["id"], kind=row["kind"], data=json.loads(row["data"]))
+                for row in db.execute(query).mappings()
+            ]
+
+    def expire(self, *, max_age_s: float, max_bytes: int) -> list[str]:
+        """Expire old finished jobs and the oldest beyond ``max_bytes``.
+
+        Returns:
+            Digests of pictures that no job refers to any more.
+        """
+        cut = time.time() - max_age_s
+        with self._engine.begin() as db:
+            ended = _JOBS.c.status.in_(["succeeded", "failed", "cancelled"])
+            old = set(
+                db.execute(sa.select(_JOBS.c.id).where(ended & (_JOBS.c.finished < cut))).scalars()
+            )
+            sizes = db.execute(
+                sa.select(_JOBS.c.id, sa.func.sum(_IMAGES.c.bytes))
+                .join(_IMAGES, _IMAGES.c.job == _JOBS.c.id)
+                .where(ended)
+                .group_by(_JOBS.c.id, _JOBS.c.finished)
+                .order_by(_JOBS.c.finished.desc())
+            ).all()
+            kept = 0
+            for id_, size in sizes:
+                kept += int(size)
+                if kept > max_bytes:
+                    old.add(id_)
+            if old:
+                db.execute(sa.update(_JOBS).where(_JOBS.c.id.in_(old)).values(status="expired"))
+            gone = set(
+                db.execute(sa.select(_IMAGES.c.digest).where(_IMAGES.c.job.in_(old))).scalars()
+            )
+            db.execute(sa.delete(_IMAGES).where(_IMAGES.c.job.in_(old)))
+            db.execute(sa.delete(_EVENTS).where(_EVENTS.c.job.in_(old)))
+            used = set(
+                db.execute(sa.select(_IMAGES.c.digest).where(_IMAGES.c.digest.in_(gone))).scalars()
+            )
+            forget = (_JOBS.c.status == "expired") & (_JOBS.c.finished < cut - max_age_s)
+            db.execute(sa.delete(_JOBS).where(forget))
+        return sorted(gone - used)
+
+
+def _tune_sqlite(connection: Any, _: object) -> None:
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _event_row(id_: str, event: StoredEvent) -> dict[str, Any]:
+    return {"job": id_, "id": event.id, "kind": event.kind, "data": json.dumps(event.data)}
+
+
+def _image(row: Any) -> JobImage:
+    return JobImage(
+        index=row["position"],
+        digest=row["digest"],
+        bytes=row["bytes"],
+        about=json.loads(row["about"]),
+    )
+
+
+def _job(row: Any, images: tuple[JobImage, ...]) -> Job:
+    names = (
+        "id", "seq", "client", "status", "priority", "request", "body_digest",
+        "use_cache", "created", "started", "finished", "runs", "cancel",
+    )  # fmt: skip
+    values = {name: row[name] for name in names}
+    return Job(**values, outcome=json.loads(row["outcome"]), images=images)

@@ -1,0 +1,221 @@
+"""Adapters: LoRAs, ControlNets, IP-Adapters and textual inversions by name, put on models.
+
+Each kind lies in a folder of its own below the home folder. What is put on a model is a
+view that shares the model's weights, kept for the next request with the same adapters.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mezzotint.errors import UnknownName
+from mezzotint.models.adapters.controlnet import (
+    ControlNet,
+    check_controlnet,
+    read_controlnet,
+    with_controlnets,
+)
+from mezzotint.models.adapters.ip_adapter import (
+    check_ip_adapter,
+    ip_adapter_digest,
+    ip_adapter_side,
+    read_ip_adapter,
+    with_ip_adapters,
+)
+from mezzotint.models.adapters.lora import read_lora, with_loras
+from mezzotint.models.adapters.textual_inversion import (
+    EmbeddingWeights,
+    check_embedding,
+    read_embedding,
+    with_embeddings,
+)
+from mezzotint.models.base import Model
+from mezzotint.models.digests import DIGESTS
+from mezzotint.models.networks import Placement
+from mezzotint.planning.plan import Adapters, Plan
+
+__all__ = ["KINDS", "AdapterShelf"]
+
+_MAX_VIEWS = 8
+"""Models with adapters kept at once; each holds the adapters' own weights only."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """One kind: its folder below home, its request field, file endings ("" for folders)."""
+
+    folder: str
+    field: str
+    suffixes: tuple[str, ...]
+
+
+KINDS = {
+    "lora": _Kind("loras", "loras", (".safetensors",)),
+    "control": _Kind("controlnets", "controls.model", ("",)),
+    "image_prompt": _Kind("ip_adapters", "image_prompts.model", ("", ".safetensors")),
+    "embedding": _Kind("embeddings", "embeddings.name", (".safetensors", ".pt", ".bin")),
+}
+
+
+class AdapterShelf:
+    """The adapters of one installation; safe to use from any thread.
+
+    Args:
+        home: Folder of the installation.
+        allow_paths: Whether a name may be a path.
+        dress: Puts a ControlNet on the backend of the models; torch runs it if None.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        allow_paths: bool,
+        dress: Callable[[ControlNet], ControlNet] | None = None,
+    ) -> None:
+        self._home = home
+        self._allow_paths = allow_paths
+        self._dress = dress
+        self._views: weakref.WeakKeyDictionary[Model, dict[Adapters, Model]] = (
+            weakref.WeakKeyDictionary()  # a model that leaves memory takes its views along
+        )
+        self._controls: dict[tuple[str, Placement], ControlNet] = {}
+        self._lock = threading.RLock()
+
+    def names(self, kind: str) -> tuple[str, ...]:
+        """Return the names of one kind, sorted."""
+        folder, suffixes = self._home / KINDS[kind].folder, KINDS[kind].suffixes
+        found = folder.iterdir() if folder.is_dir() else ()
+        return tuple(
+            sorted(
+                {
+                    path.name if path.is_dir() else path.stem
+                    for path in found
+                    if not path.name.startswith(".")
+                    and (("" in suffixes) if path.is_dir() else path.suffix in suffixes)
+                }
+            )
+        )
+
+    def path(self, kind: str, name: str) -> Path:
+        """Return where an adapter lies, by name or, where allowed, by path.
+
+        Raises:
+            UnknownName: If there is none.
+        """
+        known = self.names(kind)
+        if name in known:
+            stem = self._home / KINDS[kind].folder / name
+            files = (stem.with_name(name + suffix) for suffix in KINDS[kind].suffixes)
+            return next(file for file in files if file.exists())
+        path = Path(name).expanduser()
+        suffixes = KINDS[kind].suffixes
+        fits = ("" in suffixes) if path.is_dir() else path.is_file() and path.suffix in suffixes
+        if self._allow_paths and fits:
+            return path
+        raise UnknownName(kind.replace("_", " "), name, known, field=KINDS[kind].field)
+
+    def digest(self, kind: str, name: str) -> str:
+        """Return the digest of an adapter's content.
+
+        Raises:
+            UnknownName: If there is none of that name.
+            ModelError: If its files are missing, corrupt or of another kind.
+        """
+        path = self.path(kind, name)
+        if kind == "control":
+            return self._control(name, Placement()).digest
+        if kind == "image_prompt":
+            return ip_adapter_digest(path, name)
+        return DIGESTS.digest(path)
+
+    def side(self, name: str) -> int:
+        """Return the pixels of each side of the pictures that an IP-Adapter looks at."""
+        return ip_adapter_side(self.path("image_prompt", name), name)
+
+    def token(self, name: str) -> str:
+        """Return the word that stands for an embedding if a request names none."""
+        return self._embedding(name).token or Path(name).stem
+
+    def check(self, plan: Plan, model: Model) -> None:
+        """Refuse adapters that were made for another model, before anything runs.
+
+        Raises:
+            InvalidRequest: If one does not fit; names it.
+        """
+        t = plan.techniques
+        for k, control in enumerate(t.controls):
+            found = self._control(control.model, Placement())
+            check_controlnet(found, model, field=f"controls[{k}].model")
+        for k, prompt in enumerate(t.image_prompts):
+            path = self.path("image_prompt", prompt.model)
+            check_ip_adapter(path, prompt.model, model, field=f"image_prompts[{k}].model")
+        for k, embedding in enumerate(t.embeddings):
+            weights = self._embedding(embedding.name)
+            check_embedding(weights, model, field=f"embeddings[{k}].name")
+
+    def put_on(self, model: Model, adapters: Adapters, placement: Placement) -> Model:
+        """Return a view of a model with adapters.
+
+        Raises:
+            InvalidRequest: If the model takes none, or one does not fit.
+            WeightsError: If a file is broken or does not fit.
+        """
+        if not adapters:
+            return model
+        with self._lock:
+            if adapters not in self._views.get(model, {}):
+                made = self._make(model, adapters, placement)
+                self._forget_views()
+                self._views.setdefault(model, {})[adapters] = made
+            return self._views[model][adapters]
+
+    def _forget_views(self) -> None:
+        """Make room for one more view: the oldest of the model with most goes first."""
+        while sum(map(len, self._views.values())) >= _MAX_VIEWS:
+            views = max(self._views.values(), key=len)
+            del views[next(iter(views))]
+
+    def _make(self, model: Model, adapters: Adapters, placement: Placement) -> Model:
+        """Put adapters on a model, those that act inside its layers first."""
+        view = model
+        if adapters.embeddings:
+            weights = [self._embedding(name) for name, _, _ in adapters.embeddings]
+            view = with_embeddings(view, weights, [token for *_, token in adapters.embeddings])
+        if adapters.image_prompts:
+            found = [
+                read_ip_adapter(
+                    self.path("image_prompt", name), name=name, placement=placement, digest=digest
+                )
+                for name, digest in adapters.image_prompts
+            ]
+            view = with_ip_adapters(view, found)
+        if adapters.loras:
+            family = model.spec.family
+            loras = [
+                read_lora(self.path("lora", name), name=name, family=family)
+                for name, _ in adapters.loras
+            ]
+            view = with_loras(view, loras)
+        if adapters.controls:
+            view = with_controlnets(
+                view, [self._control(name, placement) for name, _ in adapters.controls]
+            )
+        return view
+
+    def _control(self, name: str, placement: Placement) -> ControlNet:
+        """Return a ControlNet; its weights come into memory at its first call."""
+        with self._lock:
+            path = self.path("control", name)
+            read = read_controlnet(path, name=name, placement=placement)
+            key = (read.digest, placement)
+            if key not in self._controls:
+                while len(self._controls) >= _MAX_VIEWS:
+                    del self._controls[next(iter(self._controls))]
+                self._controls[key] = self._dress(read) if self._dress else read
+            return self._controls[key]
+
+    def _embedding(self, name: str) -> EmbeddingWeights:
+        return read_embedding(self.path("embedding", name), name=Path(name).stem)

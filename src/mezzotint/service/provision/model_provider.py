@@ -1,0 +1,273 @@
+"""Shelf: models as the engine wants them: by name, on a backend, with their arithmetic named.
+
+On a CPU, OpenVINO answers for every network that it can take over; torch answers
+for the rest. Which of them it is changes bits, so it is part of the environment
+that goes into every plan and recipe.
+"""
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import mezzotint
+from mezzotint.errors import InvalidRequest
+from mezzotint.images.metadata import library_versions
+from mezzotint.models.adapters.controlnet import ControlNet
+from mezzotint.models.backends.openvino_backend import denoiser_streams
+from mezzotint.models.backends.turbo import turbo_view
+from mezzotint.models.base import Model
+from mezzotint.models.config import ModelsConfig
+from mezzotint.models.families.upscalers import upscaler_digest
+from mezzotint.models.networks import Placement, TorchNetwork
+from mezzotint.models.spec import ModelSpec
+from mezzotint.models.store.loading import choose_device
+from mezzotint.models.store.store import ModelStore
+from mezzotint.planning.plan import Adapters, Plan
+from mezzotint.planning.tiers import has_low_precision, has_step_cache
+from mezzotint.service.provision.adapters import KINDS, AdapterShelf
+from mezzotint.service.provision.memory_limit import host_memory
+
+__all__ = ["Backend", "Shelf", "describe_environment"]
+
+NO_ADAPTERS = Adapters()
+Backend = Literal["auto", "torch", "openvino"]
+
+
+class Shelf:
+    """Models for the engine and their specs for the planner.
+
+    Args:
+        config: Where models are.
+        backend: Who computes networks on a CPU.
+        extra: Models that are in memory already; their names hide the store's.
+    """
+
+    def __init__(
+        self,
+        config: ModelsConfig,
+        *,
+        backend: Backend = "auto",
+        extra: Sequence[Model] = (),
+    ) -> None:
+        self.store = ModelStore(config)
+        self.device = choose_device(config.placement.device)
+        self.backend: Literal["torch", "openvino"] = _choose_backend(backend, self.device)
+        self._cache = config.home_path / "cache" / "openvino"
+        self._extra = {model.spec.name: model for model in extra}
+        self.adapters = AdapterShelf(
+            config.home_path, allow_paths=config.allow_paths, dress=self._dress_control
+        )
+        self._dressed: weakref.WeakSet[Model] = weakref.WeakSet()
+        self._fast: weakref.WeakKeyDictionary[Model, Model] = weakref.WeakKeyDictionary()
+        self._making: weakref.WeakKeyDictionary[Model, threading.Lock] = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def use(
+        self, name: str, adapters: Adapters = NO_ADAPTERS, *, turbo: bool = False
+    ) -> Iterator[Model]:
+        """Give a model on its backend, pinned in memory for the length of the block.
+
+        Args:
+            name: Its name.
+            adapters: What it is to wear; it keeps full precision then.
+            turbo: Whether the fast copy is wanted.
+        """
+        with contextlib.ExitStack() as pin:
+            own = self._extra.get(name)
+            model = self._dress(own if own is not None else pin.enter_context(self.store.use(name)))
+            yield self._faster(model) if turbo and not adapters else self._wear(model, adapters)
+
+    def _wear(self, model: Model, adapters: Adapters) -> Model:
+        """Return a view of a model with adapters, kept for the next request with the same."""
+        return self.adapters.put_on(model, adapters, placement_of(model)) if adapters else model
+
+    def check_adapters(self, plan: Plan) -> None:
+        """Refuse adapters that do not fit a plan's model or the members of its ensemble.
+
+        Raises:
+            InvalidRequest: If one does not fit; names it.
+        """
+        if plan.techniques.adapters:
+            members = plan.techniques.ensemble
+            for name in [m.model for m in members] or [plan.model]:
+                with self.use(name) as model:
+                    self.adapters.check(plan, model)
+
+    def precision(self, name: str) -> str:
+        """Return the low precision that ``turbo`` has for a model, "" for none."""
+        if not has_low_precision(self.spec(name)):
+            return ""
+        if self.backend == "openvino":
+            return "int8"
+        return "bfloat16" if self.device.startswith("cuda") else ""
+
+    def _faster(self, model: Model) -> Model:
+        """Return the turbo copy of a model, made once."""
+        with self._lock:
+            turn = self._making.setdefault(model, threading.Lock())
+        with turn:
+            if model not in self._fast:
+                self._fast[model] = turbo_view(
+                    model, cache=self._cache, step_cache=has_step_cache(model.spec)
+                )
+            return self._fast[model]
+
+    def adapter_digest(self, kind: str, name: str) -> str:
+        """Return the content digest of an adapter or of another model.
+
+        Args:
+            kind: ``"model"``, ``"upscaler"``, or a kind of
+                :data:`mezzotint.service.provision.adapters.KINDS`.
+            name: Its name, or a path where paths are allowed.
+
+        Raises:
+            UnknownName: If there is none of that name.
+            InvalidRequest: If there are no adapters of that kind here.
+        """
+        if kind == "model":
+            return self.spec(name).digest
+        if kind == "upscaler":
+            return upscaler_digest(name)
+        if kind not in KINDS:
+            raise InvalidRequest(f"{kind} {name!r} cannot be used here", field=kind)
+        return self.adapters.digest(kind, name)
+
+    def spec(self, name: str) -> ModelSpec:
+        """Return a model's spec; weights are not read for it."""
+        return self._extra[name].spec if name in self._extra else self.store.spec(name)
+
+    def is_code(self, name: str) -> bool:
+        """Tell whether a model is an archive of handler code, which has no spec."""
+        return name not in self._extra and self.store.entry(name).layout == "handler"
+
+    def is_loaded(self, name: str) -> bool:
+        """Tell whether a model is in memory."""
+        return name in self._extra or self.store.is_loaded(name)
+
+    def names(self) -> tuple[str, ...]:
+        """Return every name, sorted."""
+        return tuple(sorted({*self._extra, *self.store.names()}))
+
+    def describe(self) -> tuple[Mapping[str, Any], ...]:
+        """Return every model as plain data; one that is broken says why."""
+        found: list[Mapping[str, Any]] = []
+        for entry in self.store.entries():
+            try:
+                found.append(self.store.describe(entry.full_name))
+            except mezzotint.MezzotintError as error:
+                found.append(_broken(entry.name, entry.version, str(entry.path), error))
+        return tuple(found)
+
+    def _dress(self, model: Model) -> Model:
+        """Put a model on the backend once."""
+        with self._lock:
+            if model not in self._dressed:
+                self._dressed.add(model)
+                if self.backend == "openvino":
+                    from mezzotint.models.backends.openvino_backend import use_openvino
+
+                    use_openvino(model, cache=self._cache)
+        return model
+
+    def _dress_control(self, control: ControlNet) -> ControlNet:
+        """Put a ControlNet on the backend."""
+        network = control.network
+        if self.backend != "openvino" or not isinstance(network, TorchNetwork):
+            return control
+        if network.device.type != "cpu" or network.dtype != torch.float32:
+            return control
+        from mezzotint.models.backends.openvino_backend import OpenVINONetwork
+
+        dressed = OpenVINONetwork(network, role="controlnet", cache=self._cache)
+        return replace(control, network=dressed)
+
+
+def placement_of(model: Model) -> Placement:
+    """Return where and in which type a model's denoiser computes."""
+    network: Any = model.networks.get("denoiser")
+    while network is not None and not isinstance(network, TorchNetwork):
+        network = getattr(network, "source", None)
+    return Placement() if network is None else Placement(str(network.device), network.dtype)
+
+
+def _broken(name: str, version: str, path: str, error: Exception) -> dict[str, Any]:
+    return {
+        "name": name,
+        "version": version,
+        "default": True,
+        "ready": False,
+        "path": path,
+        "digest": "",
+        "family": "",
+        "licence": "unknown",
+        "takes_prompt": False,
+        "size_multiple": 1,
+        "min_size_px": 1,
+        "max_size_px": 1,
+        "defaults": {},
+        "limits": [str(error)],
+    }
+
+
+def _choose_backend(wanted: Backend, device: str) -> Literal["torch", "openvino"]:
+    """Return who computes; OpenVINO serves the CPU alone."""
+    if wanted == "openvino" and device != "cpu":
+        raise InvalidRequest(
+            f"backend must be auto or torch on {device}, got openvino; it serves the cpu",
+            field="backend",
+            value=wanted,
+            allowed="auto, torch",
+        )
+    if wanted == "auto":
+        return "openvino" if device == "cpu" else "torch"
+    return wanted
+
+
+def describe_environment(shelf: Shelf, placement_dtype: str | None) -> dict[str, Any]:
+    """Return what arithmetic depends on: device, type, backend, versions, threads."""
+    is_cpu = shelf.device == "cpu"
+    found: dict[str, Any] = {
+        "mezzotint": mezzotint.__version__,
+        "device": shelf.device if is_cpu else _accelerator(shelf.device),
+        "dtype": placement_dtype or ("float32" if is_cpu else "as stored"),
+        "backend": shelf.backend,
+        **library_versions(),
+    }
+    if is_cpu:
+        found["cpu"] = torch.backends.cpu.get_cpu_capability()
+        found["threads"] = torch.get_num_threads()
+    if shelf.backend == "openvino":
+        found["openvino"] = metadata.version("openvino")
+        found["streams"] = denoiser_streams()
+    return found
+
+
+def _accelerator(device: str) -> str:
+    if device.startswith("cuda"):
+        return f"{device.partition(':')[0]} {torch.cuda.get_device_name(device)}"
+    return device
+
+
+def memory_budget(config_bytes: int, device: str) -> int:
+    """Return the bytes that tensors of requests may take: as configured, or half of all.
+
+    All is the memory of a GPU, or what the machine has and this process may have of it.
+    """
+    if config_bytes:
+        return config_bytes
+    if device.startswith("cuda"):
+        return int(torch.cuda.get_device_properties(device).total_memory) // 2
+    return host_memory() // 2
+
+
+def cache_folder(home: Path, name: str) -> Path:
+    """Return a folder for caches below the home folder; it need not exist."""
+    return home / "cache" / name

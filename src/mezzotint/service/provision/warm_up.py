@@ -1,0 +1,119 @@
+"""Warm-up: one small picture with each wanted model before anybody waits for it.
+
+So the model is loaded and compiled; then its calls are timed in the device thread.
+A model that fails stays not ready, with the reason, and holds no other up.
+"""
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mezzotint.engine.calibrate import calibrate
+from mezzotint.engine.step_engine import Hands
+from mezzotint.models.spec import ModelSpec
+from mezzotint.observe import log
+from mezzotint.planning.costs import CostTable
+from mezzotint.planning.plan import Plan
+from mezzotint.request import GenerationRequest, LatentInput
+from mezzotint.types import Event, Failed, Finished
+
+__all__ = ["WarmUp"]
+
+_STEPS = 4
+_CALIBRATION_SIZES = (1, 2, 4, 8)
+_CALIBRATION_STEPS = 12
+_LOADING = "is being loaded"
+
+
+class WarmUp:
+    """Makes models ready and knows which are not.
+
+    Args:
+        costs: Where measured times go.
+        limit_s: Seconds for timing one model; 0 times nothing.
+        spec: Gives the spec of a model by its name.
+        draw: Hands in a request: ``(request, sink, request_id)``.
+        resolve: Plans a request for one picture.
+        perform: Calls something in the device thread.
+        hands: Gives what works there; asked in that thread.
+    """
+
+    def __init__(
+        self,
+        costs: CostTable,
+        limit_s: float,
+        *,
+        spec: Callable[[str], ModelSpec],
+        draw: Callable[[GenerationRequest, Callable[[Event], None], str], Any],
+        resolve: Callable[[GenerationRequest, ModelSpec], Plan],
+        perform: Callable[[Callable[[], None]], None],
+        hands: Callable[[], Hands],
+    ) -> None:
+        self._costs = costs
+        self._limit_s = limit_s
+        self._spec = spec
+        self._draw = draw
+        self._resolve = resolve
+        self._perform = perform
+        self._hands = hands
+        self._waiting: dict[str, str] = {}
+
+    @property
+    def waiting(self) -> dict[str, str]:
+        """Models that are not ready, and why."""
+        return dict(self._waiting)
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Models that will not be ready, and why."""
+        return {name: why for name, why in self.waiting.items() if why != _LOADING}
+
+    def start(self, names: Sequence[str]) -> None:
+        """Draw with each model; returns before the pictures are there.
+
+        Raises:
+            MezzotintError: If a model cannot be had or takes no request; nothing is
+                drawn then.
+        """
+        requests = {name: _request(self._spec(name), steps=_STEPS) for name in names}
+        self._waiting = dict.fromkeys(names, _LOADING)
+        for name, request in requests.items():
+
+            def hear(event: Event, name: str = name) -> None:
+                if isinstance(event, Finished):
+                    self._perform(lambda: self._calibrate(name))
+                elif isinstance(event, Failed):
+                    self._waiting[name] = str(event.error)
+                    log.error("model.warm_up_failed", model=name, error=str(event.error))
+
+            self._draw(request, hear, f"warm-up {secrets.token_hex(4)}")
+
+    def _calibrate(self, name: str) -> None:
+        """Time a model's calls, in the device thread; then it is ready."""
+        try:
+            spec = self._spec(name)
+            request = _request(spec, steps=_CALIBRATION_STEPS)
+            if self._limit_s:
+                calibrate(
+                    self._hands(),
+                    self._costs,
+                    self._resolve(request, spec),
+                    sizes=_CALIBRATION_SIZES,
+                    limit_s=self._limit_s,
+                )
+                self._costs.save()
+        except Exception as error:  # a model that cannot be timed can still be used
+            log.error("model.calibration_failed", model=name, error=repr(error))
+        self._waiting.pop(name, None)
+
+
+def _request(spec: ModelSpec, *, steps: int) -> GenerationRequest:
+    """Return a small request that every model of a kind can draw."""
+    return GenerationRequest(
+        model=spec.name,
+        prompt="warm-up" if spec.takes_prompt else "",
+        seed=0,
+        num_inference_steps=steps if spec.has_steps else None,
+        latent=LatentInput(class_label=0 if spec.family == "dit" else None),
+        priority=100,
+    )

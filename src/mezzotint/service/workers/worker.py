@@ -1,0 +1,237 @@
+"""Worker child: the engine's own process, serving its service over one socket.
+
+Started as ``python -m mezzotint.service.workers.worker FD``. The first message says
+which factory to call; after that every message is a call, a stream or a cancel.
+When the socket closes, the parent is gone and so is this process.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import os
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from mezzotint.errors import InvalidRequest, MezzotintError
+from mezzotint.observe import log, metrics
+from mezzotint.observe.config import LogConfig
+from mezzotint.plain import convert, read
+from mezzotint.request import GenerationRequest, Output
+from mezzotint.service.base import Service
+from mezzotint.service.workers import event_loop
+from mezzotint.service.workers.wire import (
+    MAX_MESSAGE_BYTES,
+    describe_error,
+    pack,
+    unpack,
+    write_event,
+    write_image,
+)
+from mezzotint.types import Failed, ImageFinished, ImageOutput
+
+__all__ = ["build", "main", "post_message", "read_message", "send_message"]
+
+_STREAM_LIMIT = 1 << 20
+_BUFFER_BYTES = 1 << 18
+_GONE = (ConnectionError, RuntimeError)  # uvloop's word for a closed connection is the latter
+
+
+async def read_message(
+    reader: asyncio.StreamReader, most: int = MAX_MESSAGE_BYTES
+) -> dict[str, Any]:
+    """Read one message.
+
+    Args:
+        reader: The socket's.
+        most: Bytes that a message may have.
+
+    Raises:
+        asyncio.IncompleteReadError: If the other side is gone.
+        ValueError: If it is longer than any message can be, or broken.
+    """
+    (size,) = struct.unpack(">Q", await reader.readexactly(8))
+    if size > most:
+        raise ValueError(f"a message of {size} bytes is too long, at most {most}")
+    return unpack(await reader.readexactly(size))
+
+
+async def send_message(writer: asyncio.StreamWriter, message: Mapping[str, Any]) -> None:
+    """Write one message as :func:`post_message`; waits where the other side is slow to read."""
+    post_message(writer, message)
+    if writer.transport.get_write_buffer_size() > _BUFFER_BYTES:
+        with contextlib.suppress(*_GONE):
+            await writer.drain()
+
+
+def post_message(writer: asyncio.StreamWriter, message: Mapping[str, Any]) -> None:
+    """Write one message without waiting.
+
+    Nothing is raised if the other side is gone: whoever reads from it hears of that.
+    """
+    data = pack(message)
+    if not writer.transport.is_closing():
+        with contextlib.suppress(*_GONE):
+            writer.write(data)
+
+
+async def build(factory: str, options: Mapping[str, Any]) -> Service:
+    """Call the factory ``module:function`` with its options.
+
+    Raises:
+        InvalidRequest: If there is no such function.
+    """
+    module, _, name = factory.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InvalidRequest(f"worker.factory {factory!r}: {error}", field="factory") from None
+    made = function(options)
+    return await made if inspect.isawaitable(made) else made
+
+
+class _Child:
+    """Serves one parent."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    async def serve(self) -> None:
+        """Build the service, then answer until the parent is gone."""
+        hello = await read_message(self._reader)
+        log.configure(convert(hello["log"], LogConfig, "log"))
+        if hello["cores"] and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, hello["cores"])  # before any library counts them
+        try:
+            self._service = await build(hello["factory"], hello["options"])
+        except MezzotintError as error:
+            await self._send({"kind": "refused", "error": describe_error(error)})
+            return
+        await self._send({"kind": "ready", "pid": os.getpid()})
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                await self._take(await read_message(self._reader))
+        for task in self._tasks.values():
+            task.cancel()
+
+    async def _take(self, message: dict[str, Any]) -> None:
+        """Start the work a message asks for."""
+        call = message["call"]
+        if message["kind"] == "stop":
+            task = self._tasks.get(call)
+            if task is not None:
+                task.cancel()
+            return
+        work = self._stream(message) if message["kind"] == "stream" else self._answer(message)
+        task = asyncio.create_task(work)
+        self._tasks[call] = task
+        task.add_done_callback(lambda _: self._tasks.pop(call, None))
+
+    async def _stream(self, message: dict[str, Any]) -> None:
+        """Run one request and send its events."""
+        call = message["call"]
+        try:
+            request = GenerationRequest.from_dict(orjson.loads(message["request"]))
+            events = self._service.stream(
+                request,
+                request_id=message["request_id"],
+                client=message["client"],
+                use_cache=message["use_cache"],
+                preview_every=message["preview_every"],
+                quiet=message["quiet"],
+            )
+            sent: dict[int, ImageOutput] = {}
+            try:
+                async for event in events:
+                    part = write_event(event, sent)
+                    if isinstance(event, ImageFinished):
+                        sent[event.image.index] = event.image
+                    if isinstance(event, Failed) and not isinstance(event.error, MezzotintError):
+                        log.error("worker.failed", exception=event.error)
+                    await self._send({"kind": "event", "call": call, "event": part})
+            finally:
+                close = getattr(events, "aclose", None)
+                if close is not None:
+                    await close()
+            await self._send({"kind": "end", "call": call})
+        except Exception as error:
+            await self._fail(call, error)
+
+    async def _answer(self, message: dict[str, Any]) -> None:
+        """Run one call and send its answer."""
+        try:
+            value = await self._call(message["method"], message["arguments"])
+            await self._send({"kind": "answer", "call": message["call"], "value": value})
+        except Exception as error:
+            await self._fail(message["call"], error)
+
+    async def _call(self, method: str, given: dict[str, Any]) -> Any:
+        """Call one method of the service with plain arguments."""
+        service = self._service
+        if method == "plan":
+            request = GenerationRequest.from_dict(orjson.loads(given["request"]))
+            return dict(await service.plan(request))
+        if method == "health":
+            health = dict(await service.health())
+            if "metrics_text" not in health:
+                health["metrics_text"] = metrics.render().decode()
+            return health
+        if method == "upscale":
+            output = read(Output, given.pop("output"))
+            return write_image(await service.upscale(**given, output=output))
+        if method == "grid":
+            output = read(Output, given.pop("output"))
+            return await service.grid(**given, output=output)
+        if method == "handle":
+            answers = await service.handle(**given)
+            return [dataclasses.asdict(answer) for answer in answers]
+        if method == "close":
+            await service.close()
+            return None
+        simple = {
+            "models": service.models,
+            "capabilities": service.capabilities,
+            "cancel": service.cancel,
+            "register": service.register,
+            "unregister": service.unregister,
+            "set_default": service.set_default,
+            "inspect": service.inspect,
+        }
+        value = await simple[method](**given)
+        return [dict(m) for m in value] if method == "models" else value
+
+    async def _fail(self, call: int, error: BaseException) -> None:
+        if not isinstance(error, MezzotintError):
+            log.error("worker.failed", exception=error)
+        await self._send({"kind": "error", "call": call, "error": describe_error(error)})
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        await send_message(self._writer, message)
+
+
+async def _run(fd: int) -> None:
+    connection = socket.socket(fileno=fd)
+    reader, writer = await asyncio.open_connection(sock=connection, limit=_STREAM_LIMIT)
+    await _Child(reader, writer).serve()
+
+
+def main() -> None:
+    """Serve the socket named on the command line, then end at once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    event_loop.run(_run(int(sys.argv[1])))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # device threads may be in the middle of a step nobody waits for
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""ControlNets: residual shapes, and rows that do not know each other."""
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from tests import adapters_tiny, tiny
+
+from mezzotint.errors import CardError, WeightsError
+from mezzotint.models.adapters.controlnet import read_controlnet, residual_shapes, with_controlnets
+from mezzotint.models.adapters.ip_adapter import find_ip_adapter
+from mezzotint.models.formats.components import from_pipeline
+from mezzotint.models.networks import Placement
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"layers_per_block": 2},
+        {
+            "block_out_channels": (16, 32, 32, 64), "layers_per_block": 2,
+            "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        },
+    ],
+)  # fmt: skip
+def test_residual_shapes_are_those_the_network_answers(config):
+    unet = tiny.unet(**config)
+    assert isinstance(unet, UNet2DConditionModel)
+    net = adapters_tiny.ControlNetModel.from_unet(
+        unet, conditioning_embedding_out_channels=(4, 8, 8)
+    )
+    for rows, columns in ((16, 24), (9, 7)):
+        sample = torch.zeros(1, 4, rows, columns)
+        picture = torch.zeros(1, 3, 4 * rows, 4 * columns)
+        downs, middle = net(
+            sample, 5, torch.zeros(1, 6, 32), controlnet_cond=picture, return_dict=False
+        )
+        found = [tuple(t.shape[1:]) for t in (*downs, middle)]
+        assert found == list(residual_shapes(unet.config, rows, columns))
+
+
+def test_the_model_without_the_view_answers_as_before(tmp_path):
+    pipeline = tiny.build("sd1")
+    adapters_tiny.controlnet(pipeline).save_pretrained(tmp_path / "net")
+    model = from_pipeline(pipeline, name="sd")
+    net = read_controlnet(tmp_path / "net", name="net", placement=Placement())
+    view = with_controlnets(model, [net])
+    rows = {
+        "sample": torch.randn(3, 4, 16, 16), "timestep": torch.tensor([900.0, 500.0, 20.0]),
+        "encoder_hidden_states": torch.randn(3, 7, 32),
+    }  # fmt: skip
+    (before,) = model.networks["denoiser"](**rows)
+    scales = torch.tensor([[0.0], [0.8], [0.3]])
+    pictures = {"control_scales": scales, "control_image_00": torch.rand(3, 3, 64, 64)}
+    (steered,) = view.networks["denoiser"](**rows, **pictures)
+    (after,) = model.networks["denoiser"](**rows)
+    assert torch.equal(before, after)
+    assert torch.equal(steered[0], before[0])
+    assert (steered[1] - before[1]).abs().max() > 0.01
+    assert (steered[2] - before[2]).abs().max() > 0.01
+
+
+def test_other_networks_and_empty_folders_are_no_controlnet(tmp_path):
+    tiny.build("sd1").unet.save_pretrained(tmp_path / "unet")
+    with pytest.raises(CardError, match="must hold a ControlNetModel, it holds a UNet2DCond"):
+        read_controlnet(tmp_path / "unet", name="unet", placement=Placement())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CardError, match=r"config\.json"):
+        read_controlnet(tmp_path / "empty", name="empty", placement=Placement())
+
+
+def test_an_ip_adapter_needs_its_encoder(tmp_path):
+    folder = adapters_tiny.ip_adapter(tiny.build("sd1"), tmp_path / "style")
+    (folder / "image_encoder" / "config.json").unlink()
+    with pytest.raises(WeightsError, match="needs its CLIP vision encoder"):
+        find_ip_adapter(folder, "style")

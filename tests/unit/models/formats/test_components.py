@@ -1,0 +1,104 @@
+import pytest
+import torch
+from tests import tiny
+
+from mezzotint.errors import InvalidRequest, ShapeError
+from mezzotint.models.base import Conditioning, Model, Prompt
+from mezzotint.models.formats.components import from_components, from_pipeline
+from mezzotint.models.formats.folders import load_pipeline
+from mezzotint.types import Size
+
+NAMES = ["sd1", "bert_sd", "sdxl", "sd3", "flux", "ddpm", "dit"]
+
+
+SIZE = Size(64, 64)
+
+
+def answers(model, size=SIZE):
+    """Conditioning, denoised latents and pictures of fixed inputs."""
+    label = 3 if model.spec.family == "dit" else None
+    prompts = [
+        Prompt(text="a red apple", size=size, class_label=label),
+        Prompt(size=size, negative=True),
+    ]
+    conditioning = Conditioning.stack(model.encode(prompts))
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, *model.latent_shape(size), generator=generator)
+    denoised = model.denoiser(latents, torch.tensor([0.5, 0.9]), conditioning)
+    return [*conditioning.values(), denoised, model.decode(denoised)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_components_equal_their_folder(name):
+    ours = from_pipeline(tiny.build(name))
+    theirs = load_pipeline(tiny.folder(name))
+    for one, other in zip(answers(ours), answers(theirs), strict=True):
+        assert torch.equal(one, other)
+    assert ours.spec.family == theirs.spec.family
+    assert ours.spec.prediction_type == theirs.spec.prediction_type
+
+
+def test_components_are_not_changed():
+    pipeline = tiny.build("sd1")
+    pipeline.unet.train().requires_grad_(True)
+    model = Model.from_components(
+        tokenizer=pipeline.tokenizer,
+        text_encoder=pipeline.text_encoder,
+        unet=pipeline.unet,
+        vae=pipeline.vae,
+        scheduler=pipeline.scheduler,
+    )
+    answers(model)
+    assert pipeline.unet.training
+    assert all(p.requires_grad for p in pipeline.unet.parameters())
+    assert type(pipeline.unet.time_embedding.linear_1) is torch.nn.Linear
+    own = model.networks["denoiser"].module
+    assert own.conv_in.weight.data_ptr() == pipeline.unet.conv_in.weight.data_ptr()
+
+
+def test_digest_follows_the_weights():
+    first, second = tiny.build("sd1"), tiny.build("sd1")
+    assert from_pipeline(first).spec.digest == from_pipeline(second).spec.digest
+    second.unet.conv_in.weight.data[0, 0, 0, 0] += 1
+    assert from_pipeline(first).spec.digest != from_pipeline(second).spec.digest
+
+
+def mixed(**changes):
+    pipeline = tiny.build("sd1")
+    names = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+    return from_components(**{**{n: getattr(pipeline, n) for n in names}, **changes})
+
+
+def test_parts_that_do_not_fit_say_which_and_why():
+    with pytest.raises(ShapeError, match="unet takes 4 latent channels, vae makes 8"):
+        mixed(vae=tiny.vae(8))
+    with pytest.raises(
+        ShapeError, match="unet reads text states of width 32, text_encoder makes 48"
+    ):
+        mixed(text_encoder=tiny.clip_text(tiny.clip_tokenizer(), width=48))
+    with pytest.raises(ShapeError, match=r"tokenizer has \d+ tokens, text_encoder knows \d+"):
+        mixed(text_encoder=tiny.bert_text(tiny.bert_tokenizer()))
+
+
+def test_missing_and_unknown_parts_are_named():
+    with pytest.raises(InvalidRequest, match="vae is missing; a StableDiffusionPipeline needs"):
+        mixed(vae=None)
+    with pytest.raises(InvalidRequest, match="a unet or a transformer is needed"):
+        mixed(unet=None)
+    with pytest.raises(InvalidRequest, match="unknown component 'unett'"):
+        mixed(unett=1)
+    with pytest.raises(InvalidRequest, match="vae must be a torch module, got int"):
+        mixed(vae=3)
+    with pytest.raises(
+        InvalidRequest, match="unet is a AutoencoderKL; known: UNet2DConditionModel"
+    ):
+        mixed(unet=tiny.vae())
+    with pytest.raises(InvalidRequest, match="must be a diffusers pipeline, got int"):
+        from_pipeline(3)
+
+
+def test_unet_of_a_refiner_width_is_refused_for_its_added_vector():
+    pipeline = tiny.build("sdxl")
+    pipeline.text_encoder_2 = tiny.clip_text(pipeline.tokenizer_2, width=24, projection=16)
+    with pytest.raises(ShapeError, match="unet adds a vector of 72 numbers"):
+        from_pipeline(pipeline)

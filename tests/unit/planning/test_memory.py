@@ -1,0 +1,41 @@
+from tests.unit.engine.fakes import make_plan
+
+from mezzotint.models.spec import ModelSpec
+from mezzotint.planning.memory import machine_memory_bytes, measure
+
+SD = ModelSpec(name="sd", digest="d", family="sd", prediction_type="epsilon")
+PIXELS = ModelSpec(name="ddpm", digest="d", family="unconditional", latent_scale=1, token_limit=0)
+GAN = ModelSpec(name="gan", digest="d", family="gan", has_steps=False, token_limit=0)
+
+
+def test_bytes_grow_with_the_picture():
+    small, large = (measure(make_plan(side=side), SD) for side in (256, 512))
+    assert large.row_bytes == 4 * small.row_bytes
+    assert large.decode_bytes == 4 * small.decode_bytes
+    assert large.slot_bytes > small.slot_bytes
+
+
+def test_guided_images_hold_two_conditionings():
+    guided, free = (measure(make_plan(guidance=g), SD) for g in (5.0, 1.0))
+    assert guided.slot_bytes > free.slot_bytes
+
+
+def test_the_peak_is_the_slot_and_the_wider_of_both_stages():
+    footprint = measure(make_plan(side=512), SD)
+    assert footprint.peak_bytes(1) == footprint.slot_bytes + max(
+        footprint.row_bytes, footprint.decode_bytes
+    )
+    assert footprint.peak_bytes(100) == footprint.slot_bytes + 100 * footprint.row_bytes
+
+
+def test_a_512_px_stable_diffusion_picture_needs_about_a_gigabyte_at_most():
+    assert 0.1e9 < measure(make_plan(side=512), SD).peak_bytes(2) < 1.5e9
+
+
+def test_pixel_space_and_gans_are_measured_in_pixels():
+    assert measure(make_plan(side=64), PIXELS).row_bytes > 0
+    assert measure(make_plan(side=64, steps=0), GAN).decode_bytes > 0
+
+
+def test_the_machine_has_memory():
+    assert machine_memory_bytes() > 1 << 28

@@ -1,0 +1,144 @@
+"""Messages from many threads: one at a time, in each sender's order, none lost."""
+
+import threading
+
+from mezzotint.service.dispatch.mailbox import Inbox
+
+
+class Desk:
+    """An inbox with the thread that does nothing else."""
+
+    def __init__(self, handle):
+        self.woken = threading.Semaphore(0)
+        self.is_open = True
+        self.inbox = Inbox(handle, self.woken.release)
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        while self.is_open:
+            self.woken.acquire()
+            self.inbox.work()
+
+    def close(self):
+        self.is_open = False
+        self.woken.release()
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+
+
+def test_a_message_is_taken_before_put_returns():
+    taken = []
+    inbox = Inbox(taken.append, lambda: taken.append("woken"))
+    inbox.put(1)
+    inbox.put(2)
+    assert taken == [1, 2]
+
+
+def test_what_a_message_brings_is_left_to_the_other_thread():
+    trace, woken = [], []
+
+    def handle(message):
+        trace.append(("begin", message))
+        if message == "first":
+            inbox.put("second")
+        trace.append(("end", message))
+
+    inbox = Inbox(handle, lambda: woken.append(True))
+    inbox.put("first")
+    assert trace == [("begin", "first"), ("end", "first")]
+    assert woken
+    inbox.work()
+    assert trace[2:] == [("begin", "second"), ("end", "second")]
+
+
+def test_many_threads_lose_nothing_and_never_meet():
+    inside, worst, taken = [0], [0], []
+
+    def handle(message):
+        inside[0] += 1
+        worst[0] = max(worst[0], inside[0])
+        taken.append(message)
+        inside[0] -= 1
+
+    desk = Desk(handle)
+    start = threading.Barrier(8)
+
+    def send(sender):
+        start.wait()
+        for number in range(2000):
+            desk.inbox.put((sender, number))
+
+    threads = [threading.Thread(target=send, args=(k,)) for k in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    desk.close()
+    assert worst == [1]
+    assert len(taken) == 16_000
+    for sender in range(8):
+        assert [n for s, n in taken if s == sender] == list(range(2000))
+
+
+def test_whoever_brings_a_message_does_not_work_for_all_others():
+    """The event loop's one put() once lasted as long as others went on bringing."""
+    taken, woken = [], []
+
+    def handle(message):
+        taken.append(message)
+        inbox.bring("one more")  # as fast as they are taken
+
+    inbox = Inbox(handle, lambda: woken.append(True))
+    for _ in range(100):
+        inbox.bring("before")
+    inbox.put("mine")
+    assert len(taken) <= 5
+    assert woken
+
+
+def test_a_thread_that_finds_it_busy_goes_on_at_once():
+    entered, go_on, taken = threading.Event(), threading.Event(), []
+
+    def handle(message):
+        taken.append(message)
+        if message == "slow":
+            entered.set()
+            assert go_on.wait(10)
+
+    desk = Desk(handle)
+    slow = threading.Thread(target=desk.inbox.put, args=("slow",))
+    slow.start()
+    assert entered.wait(10)
+    desk.inbox.put("quick")  # returns although nobody has taken it
+    assert taken == ["slow"]
+    go_on.set()
+    slow.join()
+    desk.close()
+    assert taken == ["slow", "quick"]
+
+
+def test_an_error_costs_one_message():
+    taken = []
+
+    def handle(message):
+        if message == 2:
+            raise ValueError("a bug")
+        taken.append(message)
+
+    inbox = Inbox(handle, lambda: None)
+    for message in (1, 2, 3):
+        inbox.put(message)
+    assert taken == [1, 3]
+
+
+def test_after_shutting_messages_are_left_lying():
+    taken = []
+    inbox = Inbox(taken.append, lambda: None)
+    inbox.put(1)
+    inbox.shut()
+    inbox.put(2)
+    inbox.bring(3)
+    assert taken == [1]
+    assert inbox.leftovers() == [2, 3]
+    assert inbox.leftovers() == []
