@@ -112,10 +112,10 @@ def test_handler_code_waits_for_its_digest_and_then_answers_at_its_door(tmp_path
         health = door.do(door.service.health)
         assert health["restarts"] == 0
         worker = psutil.Process(health["pid"])
-        assert any("handler_child" in " ".join(c.cmdline()) for c in worker.children())
+        assert any("handlers.child" in " ".join(c.cmdline()) for c in worker.children())
         assert door.management.delete("/models/shout").status_code == 200
         until = time.monotonic() + 5
-        while any("handler_child" in " ".join(c.cmdline()) for c in worker.children()):
+        while any("handlers.child" in " ".join(c.cmdline()) for c in worker.children()):
             assert time.monotonic() < until
             time.sleep(0.05)
         assert http.post("/predictions/shout", content=b"x").status_code == 404
@@ -128,7 +128,7 @@ def test_a_worker_that_is_killed_takes_its_handlers_along(tmp_path):
         door.management.post("/models", params={"url": "shout.mar", "initial_workers": 1})
         assert door.http.post("/predictions/shout", content=b"a").text == "A"
         worker = psutil.Process(door.do(door.service.health)["pid"])
-        (child,) = [c for c in worker.children() if "handler_child" in " ".join(c.cmdline())]
+        (child,) = [c for c in worker.children() if "handlers.child" in " ".join(c.cmdline())]
         worker.kill()
         with contextlib.suppress(psutil.NoSuchProcess):
             child.wait(10)
