@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mezzotint import errors, request, settings, vocabulary
-from mezzotint.gates.base import GATES
+from mezzotint.gates.registry import GATES
 from mezzotint.planning.schedulers import DIFFUSERS_SCHEDULERS, NATIVE_SCHEDULERS, SIGMA_SCHEDULES
 
 PAGES = Path(__file__).resolve().parent
