@@ -149,7 +149,10 @@ class ImageStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageStepped:
-    """The image took one solver step; ``preview`` is a small uint8 picture (H, W, 3) or None."""
+    """The image took one solver step.
+
+    ``preview`` is a float32 array of shape (3, h, w), about [-1, 1], or None.
+    """
 
     id: ImageId
     step: int
@@ -159,7 +162,11 @@ class ImageStepped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageDone:
-    """The image is finished; ``picture`` is what the hands made (uint8, (H, W, 3))."""
+    """The image is finished.
+
+    ``picture`` is a float32 array of shape (3, H, W), about [-1, 1], not rounded yet; or
+    latents of shape (C, h, w) where the plan ends in them.
+    """
 
     id: ImageId
     picture: Any

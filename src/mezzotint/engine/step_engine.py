@@ -45,7 +45,13 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """A finished picture (uint8, (H, W, 3)) and what was changed on the way."""
+    """A finished image and what was changed on the way.
+
+    Args:
+        picture: float32 array of shape (3, H, W), in [-1, 1] or a little beyond; for a
+            plan that ends in latents those, of shape (C, h, w).
+        warnings: One sentence for each change.
+    """
 
     picture: Any
     warnings: tuple[str, ...] = ()
@@ -70,8 +76,8 @@ class Worked:
 class Hands(Protocol):
     """Who owns the tensors. Any method may raise; then it has changed nothing."""
 
-    def encode(self, image: ImageId, plan: Plan, assets: Mapping[str, bytes]) -> Encoded:
-        """Make the image's tensors; ``assets`` holds its pictures by digest."""
+    def encode(self, image: ImageId, plan: Plan, assets: Mapping[str, Any]) -> Encoded:
+        """Make the image's tensors; ``assets`` holds its arrays, see :class:`Submission`."""
         ...
 
     def step(self, batch: StepBatch) -> Worked:
@@ -83,7 +89,10 @@ class Hands(Protocol):
         ...
 
     def preview(self, image: ImageId) -> Any:
-        """Return a small picture of the state (uint8, (h, w, 3)), or None."""
+        """Return a rough picture, or None if there is none yet.
+
+        A float32 array of shape (3, h, w), in [-1, 1] or a little beyond.
+        """
         ...
 
     def release(self, image: ImageId) -> None:
@@ -97,13 +106,23 @@ class Hands(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """One image handed to the engine."""
+    """One image handed to the engine.
+
+    Args:
+        id: Which image, unlike any other held.
+        plan: What to make.
+        claim: What it may claim beside others.
+        footprint: Bytes it is expected to take.
+        assets: The pictures that the plan names, decoded, under the names that the plan
+            gives them: start image and mask by digest, control and image prompts under
+            their size; numpy arrays whose shapes stand where they are made.
+    """
 
     id: ImageId
     plan: Plan
     claim: Claim
     footprint: Footprint
-    assets: Mapping[str, bytes] = field(default_factory=dict[str, bytes], repr=False)
+    assets: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
 
 class StepEngine:
@@ -136,7 +155,7 @@ class StepEngine:
         self._clock = clock
         self._states: dict[ImageId, ImageState] = {}
         self._footprints: dict[ImageId, Footprint] = {}
-        self._assets: dict[ImageId, Mapping[str, bytes]] = {}
+        self._assets: dict[ImageId, Mapping[str, Any]] = {}
         self._credits: Credits = {}
         self._ceilings: dict[tuple[str, Hashable], int] = {}
         self._has_deadlines = False

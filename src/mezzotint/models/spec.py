@@ -12,9 +12,7 @@ from mezzotint.types import Size
 
 __all__ = ["Family", "ModelSpec", "PredictionType"]
 
-Family = Literal[
-    "sd", "sdxl", "sd3", "flux", "pixart", "unconditional", "dit", "gan", "denoiser", "foreign"
-]
+Family = Literal["sd", "sdxl", "sd3", "flux", "unconditional", "dit", "gan", "denoiser", "foreign"]
 """``sd`` is Stable Diffusion 1.x/2.x and ``plate``; ``denoiser`` is a run of our own trainer that
 fits no other family; ``foreign`` is any other diffusers pipeline, served whole."""
 

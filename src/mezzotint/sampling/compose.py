@@ -5,6 +5,12 @@ mixed per pixel with weights that sum to one everywhere, and the base prompt
 fills what no region covers. That is one row per region and one for the base, not
 a pair per region: the unconditional row is shared.
 
+Theory: for a pixel that belongs to region n with weight w_n, sum_n w_n = 1, the mix
+``sum_n w_n denoised_n`` is the minimiser of ``sum_n w_n |x - denoised_n|^2``: the picture
+nearest to all estimates at once (Bar-Tal et al. 2023, arXiv:2302.08113, equation 5).
+Weights that do not sum to one would add or take noise, which the next step mistakes
+for signal; so they are divided by their sum, and what no region claims is the base's.
+
 Masks are made in pixels, softened there, and averaged down to latents: an edge
 that falls inside a latent cell is a share of that cell, not a step.
 

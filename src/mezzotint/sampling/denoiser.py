@@ -145,7 +145,16 @@ def prediction_from_denoised(
 ) -> Tensor:
     """Convert a clean estimate back into what the network would have said.
 
-    The inverse of :func:`denoised_from_prediction`, with the same arguments.
+    The inverse of :func:`denoised_from_prediction`.
+
+    Args:
+        denoised: The clean estimate. Shape (B, ...), float32.
+        latents: Noisy latents in the model's frame. Same shape.
+        sigma: Noise level of each image. Shape (B,), > 0.
+        prediction_type: ``epsilon``, ``v_prediction``, ``sample`` or ``flow``.
+
+    Returns:
+        The prediction. Shape (B, ...), float32.
     """
     skip, out = _skip_and_out(sigma, prediction_type)
     if prediction_type == "sample":

@@ -5,6 +5,11 @@ ensemble is their weighted mean. Members are converted to that common language
 before they meet, so an epsilon model and a v model may stand together as long as
 they share a latent space.
 
+Theory: the mean of clean estimates with weights that sum to one is the estimate under
+the product of the members' densities, each to the power of its weight, since their
+scores add: ``sum_m w_m (denoised_m - x) / sigma^2``. Weights that sum to anything else
+would scale the noise along with the picture; they are divided by their sum.
+
 Dimensions: M members, S steps, then any rank.
 """
 

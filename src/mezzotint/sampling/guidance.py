@@ -4,6 +4,14 @@ Nothing here calls a network: the rows of an image ride in one batch with
 everybody else's, and are combined afterwards. The convention is
 ``uncond + scale * (cond - uncond)``: 1 is off and needs no unconditional row.
 
+Theory: sampling from ``p(x) p(c | x)^s`` needs the score of that density, which by
+Bayes is ``grad log p(x) + s (grad log p(x | c) - grad log p(x))`` (Ho and Salimans
+2021, arXiv:2207.12598). A score and a clean estimate are linear in each other,
+``grad log p(x) = (denoised - x) / sigma^2``, so estimates are combined as scores are.
+For s > 1 the sum leaves the spread that estimates have: :func:`rescaled` brings the
+standard deviation of the guided prediction back to that of the conditional one and
+mixes both by phi (Lin et al. 2023, arXiv:2305.08891, section 3.4).
+
 Dimensions: B images, then any rank.
 """
 

@@ -6,7 +6,15 @@ that an image does not depend on its neighbours, its device or its precision.
 Spherical interpolation: Gaussian latents of a high dimension lie near a sphere;
 the straight line between two of them passes through its inside, where no
 latents are. Directions are interpolated along the great circle and norms on
-their own, so the ends come back bit for bit and equal ends stay what they are.
+their own, so the ends come back bit for bit and equal ends stay what they are:
+``slerp(a, b, t) = r(t) (sin((1 - t) omega) u + sin(t omega) v) / sin(omega)`` with unit
+directions u and v, the angle omega between them from atan2, and
+``r(t) = (1 - t) |a| + t |b|`` (Shoemake 1985).
+
+Starts: a clean picture c enters a run at level sigma as a draw from what training saw
+there: ``c + sigma noise``, or ``(1 - sigma) c + sigma noise`` in the flow frame.
+Inpainting replaces what is kept by such a draw after every step (Lugmayr et al. 2022,
+arXiv:2201.09865, equation 8).
 
 Dimensions: B images, T tokens, D features, then any rank.
 """

@@ -5,6 +5,13 @@ table: call the network, combine, move. The engine does the same for images that
 follow different tables, and is tested against it; the trainer samples with it.
 :func:`sample` is the public face for any denoiser.
 
+Theory: data noised to level sigma has the density p(x; sigma); along
+``dx/dsigma = -sigma grad log p(x; sigma) = (x - denoised(x, sigma)) / sigma`` its
+samples move from one level to the next without changing p (Karras et al. 2022,
+arXiv:2206.00364, equations 1 and 3). A run starts from noise, where p is all but
+Gaussian, and follows that equation, with fresh noise added and taken off again in
+stochastic solvers, to sigma = 0, where p is the data.
+
 Dimensions: B images, R registers, then any rank.
 """
 

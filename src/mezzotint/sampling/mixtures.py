@@ -4,6 +4,12 @@ If the data are a mixture of isotropic Gaussians, the best estimate of the clean
 data given noisy data is a formula. Whatever a sampler gets wrong on it is the
 sampler's own error. Guidance, regions and ensembles have exact answers too.
 
+Theory: for components of weight w_k, mean m_k and deviation s_k, data noised to
+``x = a c + sigma noise`` (a is 1, or 1 - sigma in the flow frame) is a mixture again, of
+means a m_k and variances v_k = a^2 s_k^2 + sigma^2. Given x, component k has the
+probability ``w_k N(x; a m_k, v_k)``, normalised over k, and a clean mean of
+``m_k + a s_k^2 / v_k (x - a m_k)``; their mean is the best estimate.
+
 Dimensions: B images, K components, then the shape of one image.
 """
 
@@ -69,13 +75,8 @@ class GaussianMixture:
         mixed = (posterior[..., None] * estimates).sum(1)
         return mixed.reshape(latents.shape).to(latents.dtype)
 
-    def responsibilities(self, latents: Tensor, sigma: Tensor) -> Tensor:
-        """Return the probability of each component given noisy data. Shape (B, K)."""
-        level = sigma.double().reshape(-1, 1)
-        keep = 1 - level if self.frame == "flow" else torch.ones_like(level)
-        return self._responsibilities(latents.double(), keep, level)
-
     def _responsibilities(self, x: Tensor, keep: Tensor, level: Tensor) -> Tensor:
+        """Return the probability of each component given noisy data. Shape (B, K)."""
         flat, means = x.flatten(1), self.means.double().flatten(1)
         spread = torch.tensor(self.deviations, dtype=torch.float64)[None] ** 2
         variance = (keep**2) * spread + level**2

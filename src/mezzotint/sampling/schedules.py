@@ -11,6 +11,13 @@ Betas and cumulative products are rounded to float32 where the training code of
 the field rounds them, because those are the numbers the weights have seen;
 everything derived from them is float64.
 
+Theory: training sees ``x_t = sqrt(alpha_bar_t) clean + sqrt(1 - alpha_bar_t) noise`` with
+``alpha_bar_t = prod_(s <= t) (1 - beta_s)`` (Ho et al. 2020, arXiv:2006.11239, equation 4),
+so timestep t has the noise level ``sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t)`` in the
+frame of the denoisers. A schedule whose last alpha_bar is not 0 never shows the network
+pure noise; rescaling it to zero terminal SNR mends that (Lin et al. 2023,
+arXiv:2305.08891, algorithm 1). A flow has no betas: ``x_t = (1 - t) clean + t noise``.
+
 Dimensions: T training timesteps, index 0 the cleanest.
 """
 

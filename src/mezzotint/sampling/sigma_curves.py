@@ -2,6 +2,12 @@
 
 Plain arithmetic; no training schedule and no tensor.
 
+Theory: a step's error grows with the curvature of the path, which is highest at low
+noise. ``karras`` spaces ``sigma^(1/rho)`` evenly, rho = 7 (Karras et al. 2022,
+arXiv:2206.00364, equation 5); ``exponential`` spaces log sigma evenly, its limit for
+rho to infinity; ``linear`` spaces sigma; ``beta`` takes quantiles of a Beta
+distribution, dense at both ends (Lee et al. 2024, arXiv:2407.12173).
+
 Dimensions: N levels, falling, without the final 0 unless said.
 """
 

@@ -6,6 +6,13 @@ linear in the old ones, in what the network said, and in fresh noise. A table
 holds those coefficients for a whole run, so a batch of images at different steps
 of different solvers is one elementwise update (:func:`advance`).
 
+Theory: every multistep or multistage solver of ``dx/dsigma = (x - denoised) / sigma`` is
+linear in what it knows. With registers r, latents ``x = r_0`` and the estimate d of one
+network call, ``r'_i = sum_j A_ij r_j + b_i d + c_i (x - d) + e_i (x - raw) + n_i noise``,
+where raw is the estimate before the model's clipping. The whole of a solver is one such
+matrix of R rows and R + 4 columns after the other, and images at different rows of
+different tables are one product. Coefficients are computed once a run, in float64.
+
 A solver never calls the network and never draws noise. How each one fills its
 table is in :mod:`mezzotint.sampling.rules`.
 

@@ -8,7 +8,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -29,8 +28,6 @@ from mezzotint.types import (
     Failed,
     Finished,
     GenerationResult,
-    ImageFinished,
-    Stepped,
 )
 
 __all__ = ["Front", "new_id"]
@@ -294,18 +291,6 @@ def note(here: Visit, event: Event) -> None:
     if isinstance(event, Finished):
         here.cache = event.result.cache
         here.timings = [image.timings for image in event.result.images]
-
-
-def is_preview(event: Event) -> bool:
-    """Tell whether an event carries a preview picture."""
-    return isinstance(event, Stepped) and event.preview is not None
-
-
-def strip_pixels(event: Event) -> Event:
-    """Return the event without arrays, which no wire carries."""
-    if isinstance(event, ImageFinished):
-        return replace(event, image=replace(event.image, pixels=None))
-    return event
 
 
 def _limit(field: str, value: int | None, most: int, what: str) -> None:

@@ -1,4 +1,7 @@
-"""Bad input: one line, the flag, what came, what is allowed; exit code 2; nothing written."""
+"""Bad input: one line, the flag, what came, what is allowed; exit code 2; nothing written.
+
+Tests mezzotint.cli.main.
+"""
 
 import errno
 import json

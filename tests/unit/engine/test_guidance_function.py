@@ -1,4 +1,7 @@
-"""Guidance as a Python function: asked once per step, kept as a list, never sent."""
+"""Guidance as a Python function: asked once per step, kept as a list, never sent.
+
+Tests mezzotint.planning.guidance_curve.
+"""
 
 import pytest
 from tests.unit.planning.test_tiers import SPEC

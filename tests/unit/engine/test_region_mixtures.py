@@ -2,6 +2,8 @@
 
 Each prompt is a mixture of its own with an exact denoiser, so the estimate that regions should
 give is a formula over those posteriors, written out here per pixel in float64.
+
+Tests mezzotint.engine.execution.operators.
 """
 
 import numpy as np

@@ -1,4 +1,7 @@
-"""A certificate of an earlier process rests on repairs, which each model needs anew."""
+"""A certificate of an earlier process rests on repairs, which each model needs anew.
+
+Tests mezzotint.engine.execution.certify.
+"""
 
 from tests.unit.engine.fakes import make_plan
 

@@ -1,6 +1,8 @@
 """Oracles: TensorFlow.js on the npm package's own files, and the PyPI package brisque 0.2.0.
 
 The numbers were read off those programs once, on the pictures made below.
+
+Tests mezzotint.gates.nsfw, mezzotint.gates.quality and mezzotint.gates.judge.
 """
 
 from importlib import util

@@ -1,4 +1,7 @@
-"""Resizing, previews and sheets."""
+"""Resizing, previews and sheets.
+
+Tests mezzotint.images.resize, mezzotint.images.previews and mezzotint.images.sheets.
+"""
 
 import io
 

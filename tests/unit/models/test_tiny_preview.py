@@ -1,4 +1,7 @@
-"""Previews by a tiny decoder, where the model's folder brings one."""
+"""Previews by a tiny decoder, where the model's folder brings one.
+
+Tests mezzotint.models.formats.folders.
+"""
 
 import pytest
 import torch

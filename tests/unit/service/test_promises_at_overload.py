@@ -1,4 +1,7 @@
-"""The ETA at 1.2 times what the engine can do, on its own mind with a made-up clock."""
+"""The ETA at 1.2 times what the engine can do, on its own mind with a made-up clock.
+
+Tests mezzotint.service.dispatch.eta.
+"""
 
 import random
 from math import inf

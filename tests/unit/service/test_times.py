@@ -1,4 +1,7 @@
-"""How long requests and loading took is measured, whoever asked and however it ended."""
+"""How long requests and loading took is measured, whoever asked and however it ended.
+
+Tests mezzotint.service.endings.
+"""
 
 import asyncio
 from types import SimpleNamespace

@@ -1,6 +1,8 @@
 """A worker that dies while requests with large pictures are sent to it, on either loop.
 
 A write to a connection that is gone is silence in asyncio and a RuntimeError in uvloop.
+
+Tests mezzotint.service.workers.supervisor.
 """
 
 import asyncio

@@ -1,3 +1,5 @@
+"""Tests mezzotint.train.config.config."""
+
 import importlib.util
 from pathlib import Path
 

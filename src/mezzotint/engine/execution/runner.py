@@ -90,11 +90,6 @@ class Runner:
         )
         self._filler = filler or Filler(models, config.prompt_cache_bytes)
 
-    @property
-    def num_slots(self) -> int:
-        """Images that hold tensors."""
-        return len(self._slots)
-
     def encode(self, image: ImageId, plan: Plan, assets: Mapping[str, Any]) -> Encoded:
         """Make an image's tensors; see :class:`~mezzotint.engine.step_engine.Hands`."""
         with span("encode", image=image.index), torch.no_grad(), self._translated():

@@ -4,7 +4,7 @@ Native solvers are tables of coefficients over registers, so images at different
 steps of different solvers move together in one elementwise update. Any other
 diffusers scheduler is an object of the image's own, stepped by itself.
 
-Dimensions: B images, K registers, E evaluations, then the shape of the latents.
+Dimensions: B images, R registers, then the shape of the latents (C, h, w).
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,7 +56,7 @@ class NativeSolver:
 
     @property
     def latents(self) -> Tensor:
-        """What the network sees next. Shape (1, ...)."""
+        """What the network sees next. Shape (1, C, h, w)."""
         return self.registers[:, 0]
 
     @property
@@ -76,7 +76,7 @@ class NativeSolver:
 
     @property
     def coefficients(self) -> Tensor:
-        """Coefficients of the next update. Shape (K, K + 3)."""
+        """Coefficients of the next update. Shape (R, R + 4)."""
         return self._coefficients[self.position]
 
     def clip(self, denoised: Tensor) -> Tensor:
@@ -281,7 +281,7 @@ def advance_together(
 
 
 def _advance_native(solvers: Sequence[NativeSolver], estimates: Sequence[Tensor]) -> Tensor:
-    """Move images with tables together. Shape (B, K, ...)."""
+    """Move images with tables together. Shape (B, R, C, h, w)."""
     raw = torch.cat(list(estimates))
     clipped = torch.cat([s.clip(e) for s, e in zip(solvers, estimates, strict=True)])
     drawn = [solver.noise() for solver in solvers]

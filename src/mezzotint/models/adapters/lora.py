@@ -165,7 +165,7 @@ def _layer(name: str) -> str:
 
 def _with_role(state: dict[str, Tensor], family: str) -> dict[str, Tensor]:
     """Give a file of one bare network (peft's own layout) the role it must mean."""
-    role = "transformer" if family in ("flux", "sd3", "dit", "pixart") else "unet"
+    role = "transformer" if family in ("flux", "sd3", "dit") else "unet"
     stripped = {key.removeprefix("base_model.model."): value for key, value in state.items()}
     if any(key.startswith((*_ROLES, "lora_", "diffusion_model")) for key in stripped):
         return stripped

@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 from mezzotint.errors import ArchiveError, ModelNotAllowed, WeightsError
 from mezzotint.models.cards import Card
@@ -340,15 +340,3 @@ def _convert_checkpoint(folder: Path, target: Path, notes: list[str]) -> Path | 
     if any("unsafe" in reason for reason in reasons):
         raise ArchiveError(reasons[0])
     return None
-
-
-def describe_mar(info: MarInfo) -> dict[str, Any]:
-    """Return what is known of an archive as plain data."""
-    return {
-        "name": info.name,
-        "version": info.version,
-        "handler": info.handler,
-        "has_code": info.has_code,
-        "digest": info.digest,
-        "files": list(info.files),
-    }

@@ -227,21 +227,30 @@ def test_foreign_checkpoints_of_both_kinds_are_converted(tmp_path, wrap, legacy)
     assert torch.equal(model.decode(noise(SMALL, 3)), own.decode(noise(SMALL, 3)))
 
 
-class Evil:
+class Planter:
+    """A pickle that would make a file when it is read."""
+
+    def __init__(self, target):
+        self.target = target
+
     def __reduce__(self):
         import os
 
-        return (os.system, ("touch /tmp/mezzotint-was-here",))
+        return (os.system, (f"touch {self.target}",))
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_a_checkpoint_that_would_run_code_is_refused_and_named(tmp_path, protocol):
-    path = tmp_path / "evil.pth"
-    torch.save({"a.weight": torch.zeros(2), "x": Evil()}, path, pickle_protocol=max(protocol, 2))
+    path, planted = tmp_path / "evil.pth", tmp_path / "planted"
+    evil = Planter(planted)
+    torch.save({"a.weight": torch.zeros(2), "x": evil}, path, pickle_protocol=max(protocol, 2))
     with pytest.raises(WeightsError, match="unsafe"):
         read_checkpoint(path)
     with pytest.raises(WeightsError, match="unsafe"):
-        scan_pickle(pickle.dumps(Evil(), protocol), source="x")
+        scan_pickle(pickle.dumps(evil, protocol), source="x")
+    assert not planted.exists()
+    pickle.loads(pickle.dumps(evil, protocol))
+    assert planted.exists()  # read as a pickle it would have
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):

@@ -1,3 +1,5 @@
+"""Tests mezzotint.train.data.batches, mezzotint.train.data.sources and mezzotint.train.data.array_data."""
+
 import json
 
 import numpy as np
