@@ -82,7 +82,9 @@ def entries(doc: str, section: str) -> dict[str, str]:
     if section == "Returns":
         return {"": " ".join(body.split())}
     parts = re.split(r"^(\w+): ", body, flags=re.MULTILINE)[1:]
-    return {name: " ".join(text.split()) for name, text in zip(parts[::2], parts[1::2], strict=True)}
+    return {
+        name: " ".join(text.split()) for name, text in zip(parts[::2], parts[1::2], strict=True)
+    }
 
 
 @pytest.mark.parametrize("function", functions())
