@@ -18,9 +18,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mezzotint import errors
-from mezzotint.errors import ImageError, InvalidRequest, UnknownName
-from mezzotint.request import GenerationRequest, Output
+from mezzotint.errors import UnknownName
+from mezzotint.request import GenerationRequest
+from mezzotint.serve.dialects import a1111_extras
 from mezzotint.serve.dialects.a1111_controlnet import FIELD, read_units
+from mezzotint.serve.dialects.a1111_extras import post
 from mezzotint.serve.dialects.a1111_lists import ENDPOINTS, find_checkpoint, options
 from mezzotint.serve.dialects.a1111_techniques import (
     read_hires,
@@ -424,97 +426,21 @@ async def skip(front: Front, http: Request) -> Response:
     return json_response(None)
 
 
-async def png_info(front: Front, http: Request) -> Response:
-    """Read the parameters inside a picture."""
-    text = (await read_json(http)).get("image")
-    if not isinstance(text, str) or not text.strip():
-        return json_response({"info": "", "items": {}, "parameters": {}})
-    found = await front.service.inspect(ImageInput.from_base64(text).data)
-    return json_response(
-        {
-            "info": found["parameters"],
-            "items": {k: v for k, v in found["items"].items() if isinstance(v, str)},
-            "parameters": found["request"] or {},
-        }
-    )
-
-
-def _factor(body: Mapping[str, Any]) -> tuple[float, str | None]:
-    """Read how much to enlarge, and with what."""
-    fields = Fields(body)
-    if fields.take("resize_mode", int, 0) != 0:
-        raise InvalidRequest(
-            "resize_mode must be 0 (by a factor), resizing to a size is not offered",
-            field="resize_mode",
-            allowed="0",
-        )
-    factor = float(fields.number("upscaling_resize", 1, 8, 2.0))
-    name = fields.take("upscaler_1", str, "None")
-    if name in ("None", "Lanczos", "Nearest"):
-        return factor, None
-    return factor, "real-esrgan" if "esrgan" in name.lower() else name
-
-
-async def _upscale(front: Front, body: Mapping[str, Any], picture: Any) -> str:
-    if not isinstance(picture, str):
-        raise ImageError("image must be a picture as base64 text", field="image")
-    factor, model = _factor(body)
-    data = ImageInput.from_base64(picture).data
-    image = await front.service.upscale(data, factor=factor, model=model, output=Output())
-    return _b64(image.data)
-
-
-async def extra_single(front: Front, http: Request) -> Response:
-    """Enlarge one picture."""
-    body = await read_json(http)
-    image = await _upscale(front, body, body.get("image"))
-    return json_response({"html_info": "", "image": image})
-
-
-async def extra_batch(front: Front, http: Request) -> Response:
-    """Enlarge several pictures."""
-    body = await read_json(http)
-    entries = body.get("imageList")
-    if not isinstance(entries, list):
-        raise InvalidRequest("imageList must be a list", field="imageList")
-    pictures = [e.get("data") if isinstance(e, Mapping) else e for e in entries]
-    images = [await _upscale(front, body, p) for p in pictures[: front.config.limits.images]]
-    return json_response({"html_info": "", "images": images})
-
-
-async def interrogate(front: Front, http: Request) -> Response:
-    """Describe a picture: not offered, no captioner is built in."""
-    raise NotFound("Model not found")
-
-
-def _post(path: str, handler: Any, summary: str, *, body: bool = True) -> Endpoint:
-    return Endpoint(
-        method="POST",
-        path=f"/sdapi/v1/{path}",
-        handler=handler,
-        summary=f"A1111: {summary}",
-        body={"type": "object"} if body else None,
-    )
-
-
 DIALECT = Dialect(
     name="a1111",
     pattern=re.compile(r"^/(sdapi|controlnet)(/|$)"),
     endpoints=(
-        _post("txt2img", txt2img, "make pictures from a prompt"),
-        _post("img2img", img2img, "make pictures from pictures"),
-        _post("extra-single-image", extra_single, "enlarge a picture"),
-        _post("extra-batch-images", extra_batch, "enlarge pictures"),
-        _post("png-info", png_info, "read the parameters in a picture"),
-        _post("interrogate", interrogate, "not offered"),
-        _post("interrupt", interrupt, "end the caller's requests", body=False),
-        _post("skip", skip, "end the caller's round", body=False),
+        post("txt2img", txt2img, "make pictures from a prompt"),
+        post("img2img", img2img, "make pictures from pictures"),
+        post("interrupt", interrupt, "end the caller's requests", body=False),
+        post("skip", skip, "end the caller's round", body=False),
         Endpoint(
             method="GET",
             path="/sdapi/v1/progress",
             handler=progress,
             summary="A1111: how far it is",
         ),
+        *a1111_extras.ENDPOINTS,
         *ENDPOINTS,
     ),
     render=_render,

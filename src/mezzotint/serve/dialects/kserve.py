@@ -1,0 +1,266 @@
+"""KServe: its v1 predictions and the open inference protocol (v2), as TorchServe speaks them."""
+
+import asyncio
+import base64
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mezzotint.errors import InvalidRequest
+from mezzotint.request import GenerationRequest
+from mezzotint.serve.dialects import torchserve_handlers as handlers
+from mezzotint.serve.dialects.torchserve_models import find_model, num_workers
+from mezzotint.serve.dialects.torchserve_requests import plain_picture, resolve, to_request
+from mezzotint.serve.errors import Malformed, TooLarge, Unsupported
+from mezzotint.serve.front import Front
+from mezzotint.serve.schema import ANY_OBJECT
+from mezzotint.serve.wire import Endpoint, json_response, parse_json, read_json
+from mezzotint.service.base import HandlerAnswer
+from mezzotint.types import GenerationResult
+
+__all__ = ["answer_v1", "endpoints"]
+
+
+async def predict_v1(front: Front, http: Request) -> Response:
+    """KServe v1: one prediction for each instance."""
+    model, is_handler = await resolve(front, http.path_params["model"], None)
+    body = await read_json(http)
+    if is_handler:
+        rows = [{"body": instance} for instance in _instances(front, body)]
+        made = await handlers.run(front, http, model, rows)
+        return json_response({"predictions": [_prediction(one) for one in made]}, indent=True)
+    return await answer_v1(front, http, model, body)
+
+
+def _instances(front: Front, body: Mapping[str, Any]) -> list[Any]:
+    """Return the instances of a KServe v1 body.
+
+    Raises:
+        InvalidRequest: If there are none.
+        TooLarge: If there are too many.
+    """
+    instances = body.get("instances")
+    if not isinstance(instances, list) or not instances:
+        raise InvalidRequest("instances must be a list with at least one entry", field="instances")
+    most = front.config.limits.images
+    if len(instances) > most:
+        raise TooLarge(
+            f"instances has {len(instances)} entries, at most {most} in one request",
+            field="instances",
+            value=len(instances),
+            allowed=f"at most {most}",
+        )
+    return instances
+
+
+def _prediction(made: HandlerAnswer) -> Any:
+    """Return what handler code answered as JSON: itself, text, or base64 of bytes."""
+    if made.content_type.startswith("application/json"):
+        with contextlib.suppress(Malformed):
+            return parse_json(made.data)
+    with contextlib.suppress(UnicodeDecodeError):
+        return made.data.decode("utf-8")
+    return {"b64": base64.b64encode(made.data).decode("ascii")}
+
+
+async def answer_v1(front: Front, http: Request, model: str, body: Mapping[str, Any]) -> Response:
+    """Answer a KServe v1 body with one prediction for each instance."""
+    instances = _instances(front, body)
+    requests: list[GenerationRequest] = []
+    for position, instance in enumerate(instances):
+        row = {"prompt": instance} if isinstance(instance, str) else instance
+        if not isinstance(row, dict):
+            raise InvalidRequest(
+                f"instances[{position}] must be a text or an object", field="instances"
+            )
+        requests.append(to_request(model, row)[0])
+    results = await _together(front, http, requests)
+    predictions: list[Any] = []
+    for result in results:
+        plain = [plain_picture(i) for i in result.images]
+        predictions.append(plain[0] if len(plain) == 1 else plain)
+    return json_response({"predictions": predictions}, indent=True)
+
+
+async def _together(
+    front: Front, http: Request, requests: Sequence[GenerationRequest]
+) -> list[GenerationResult]:
+    """Run several requests at once, so that they share the engine's batches."""
+    most = front.config.limits.images
+    count = sum(r.num_images for r in requests)
+    if count > most:
+        raise TooLarge(
+            f"instances ask for {count} pictures, at most {most} in one request",
+            field="instances",
+            value=count,
+            allowed=f"at most {most}",
+        )
+    if len(requests) == 1:
+        return [await front.generate(http, requests[0])]
+
+    async def run(request: GenerationRequest) -> GenerationResult:
+        return await front.finish(front.stream(http, request, quiet=True))
+
+    async def run_all() -> list[GenerationResult]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(run(r)) for r in requests]
+        return [t.result() for t in tasks]
+
+    try:
+        return await front.watched(http, run_all())
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+
+
+async def live_v2(front: Front, http: Request) -> Response:
+    """Open inference protocol: whether the server lives."""
+    return json_response({"live": True})
+
+
+async def ready_v2(front: Front, http: Request) -> Response:
+    """Open inference protocol: whether the server is ready."""
+    ready = bool((await front.service.health()).get("ready")) and not front.draining
+    return json_response({"ready": ready}, 200 if ready else 503)
+
+
+async def metadata_v2(front: Front, http: Request) -> Response:
+    """Open inference protocol: the server's metadata, TorchServe's spelling included."""
+    extensions = ["kserve", "kubeflow"]
+    return json_response(
+        {
+            "name": "mezzotint",
+            "version": front.memory.get("version", ""),
+            "extensions": extensions,
+            "extenstion": extensions,
+        }
+    )
+
+
+_TENSORS = {
+    "inputs": [
+        {"name": "prompt", "datatype": "BYTES", "shape": [-1]},
+        {"name": "seed", "datatype": "UINT64", "shape": [-1]},
+    ],
+    "outputs": [
+        {"name": "image", "datatype": "BYTES", "shape": [-1]},
+        {"name": "seed", "datatype": "UINT64", "shape": [-1]},
+    ],
+}
+
+
+async def model_v2(front: Front, http: Request) -> Response:
+    """Open inference protocol: a model's metadata."""
+    name = http.path_params["model"]
+    await find_model(front, name, None)
+    versions = [m["version"] for m in await front.service.models() if m["name"] == name]
+    return json_response(
+        {"name": name, "versions": versions, "platform": "mezzotint_pytorch", **_TENSORS}
+    )
+
+
+async def model_ready_v2(front: Front, http: Request) -> Response:
+    """Open inference protocol: whether a model is ready."""
+    name = http.path_params["model"]
+    model = await find_model(front, name, None)
+    ready = bool(model["ready"]) and num_workers(front, model) > 0
+    return json_response({"name": name, "ready": ready}, 200 if ready else 503)
+
+
+async def model_version_v2(front: Front, http: Request) -> Response:
+    """Open inference protocol: versions, which TorchServe does not offer either."""
+    raise Unsupported("versions are not offered here; use /v2/models/{model}")
+
+
+async def infer_v2(front: Front, http: Request) -> Response:
+    """Open inference protocol: one row of every input tensor is one request."""
+    name = http.path_params["model"]
+    model, _ = await resolve(front, name, None, protocol="the open inference protocol")
+    body = await read_json(http)
+    rows = _rows(body)
+    results = await _together(front, http, [to_request(model, row)[0] for row in rows])
+    images = [image for result in results for image in result.images]
+    version = (await find_model(front, name, None))["version"]
+    return json_response(
+        {
+            "id": str(body.get("id", "") or results[0].id),
+            "model_name": name,
+            "model_version": version,
+            "outputs": [
+                {
+                    "name": "image",
+                    "shape": [len(images)],
+                    "datatype": "BYTES",
+                    "parameters": {"content_type": "base64", "format": images[0].format},
+                    "data": [plain_picture(i)["b64"] for i in images],
+                },
+                {
+                    "name": "seed",
+                    "shape": [len(images)],
+                    "datatype": "UINT64",
+                    "data": [i.seed for i in images],
+                },
+            ],
+        }
+    )
+
+
+def _rows(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Turn named tensors into one set of parameters for each row."""
+    inputs = body.get("inputs")
+    if not isinstance(inputs, list) or not inputs:
+        raise InvalidRequest("inputs must be a list of tensors", field="inputs")
+    common = body.get("parameters") or {}
+    if not isinstance(common, dict):
+        raise InvalidRequest("parameters must be an object", field="parameters")
+    columns: dict[str, list[Any]] = {}
+    for position, tensor in enumerate(inputs):
+        where = f"inputs[{position}]"
+        if not isinstance(tensor, dict) or not isinstance(tensor.get("name"), str):
+            raise InvalidRequest(f"{where} must be an object with a name", field=where)
+        data = tensor.get("data")
+        if not isinstance(data, list) or not data:
+            raise InvalidRequest(f"{where}.data must be a list with values", field=f"{where}.data")
+        while len(data) == 1 and isinstance(data[0], list) and data[0]:
+            data = data[0]  # shape [1, n]
+        columns[tensor["name"]] = data
+    lengths = {name: len(data) for name, data in columns.items()}
+    rows = max(lengths.values())
+    if any(length not in (1, rows) for length in lengths.values()):
+        raise InvalidRequest(f"inputs must have one length, got {lengths}", field="inputs")
+    return [
+        {**common, **{n: d[k] if len(d) > 1 else d[0] for n, d in columns.items()}}
+        for k in range(rows)
+    ]
+
+
+def endpoints() -> tuple[Endpoint, ...]:
+    """Return the endpoints of both protocols."""
+    plain = {"application/json": ANY_OBJECT}
+    v1 = {
+        "type": "object",
+        "required": ["instances"],
+        "properties": {"instances": {"type": "array"}},
+    }
+    v2 = {"type": "object", "required": ["inputs"], "properties": {"inputs": {"type": "array"}}}
+
+    def endpoint(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
+        return Endpoint(method=method, path=path, handler=handler, summary=summary, **more)
+
+    return (
+        endpoint("POST", "/v1/models/{model}:predict", predict_v1, "KServe v1: make pictures",
+                 body=v1, answers=plain),
+        endpoint("GET", "/v2", metadata_v2, "OIP: server metadata", scope=None),
+        endpoint("GET", "/v2/health/live", live_v2, "OIP: liveness", scope=None),
+        endpoint("GET", "/v2/health/ready", ready_v2, "OIP: readiness", scope=None),
+        endpoint("GET", "/v2/models/{model}", model_v2, "OIP: model metadata"),
+        endpoint("GET", "/v2/models/{model}/ready", model_ready_v2, "OIP: model readiness"),
+        endpoint("GET", "/v2/models/{model}/versions/{rest:path}", model_version_v2,
+                 "OIP: not offered"),
+        endpoint("POST", "/v2/models/{model}/versions/{rest:path}", model_version_v2,
+                 "OIP: not offered"),
+        endpoint("POST", "/v2/models/{model}/infer", infer_v2, "OIP: make pictures", body=v2,
+                 answers=plain),
+    )  # fmt: skip

@@ -1,0 +1,147 @@
+"""Native bodies: requests, results and problems as our own JSON."""
+
+import base64
+import json
+from dataclasses import replace
+from typing import Any
+
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+
+from mezzotint.errors import InvalidRequest
+from mezzotint.request import Animation, GenerationRequest
+from mezzotint.serve.errors import Malformed, Problem
+from mezzotint.serve.wire import CONTENT_TYPES, media_type, read_form, read_json
+from mezzotint.service.workers.wire import describe_image
+from mezzotint.types import GenerationResult, ImageInput, ImageOutput
+
+__all__ = [
+    "FORMATS",
+    "b64",
+    "from_result",
+    "problem_body",
+    "read_request",
+    "read_upload",
+    "to_request",
+    "wanted_format",
+    "with_bytes",
+]
+
+_MOVING = ("gif", "apng", "mp4")
+FORMATS = {kind: name for name, kind in CONTENT_TYPES.items()}
+
+
+def to_request(body: dict[str, Any]) -> GenerationRequest:
+    """Read a native request body."""
+    return GenerationRequest.from_dict(body)
+
+
+def from_result(result: GenerationResult) -> dict[str, Any]:
+    """Write a result with its pictures as base64."""
+    return {
+        "id": result.id,
+        "status": "succeeded",
+        "images": [with_bytes(image) for image in result.images],
+        "plan": dict(result.plan),
+        "cache": result.cache,
+        "warnings": list(result.warnings),
+    }
+
+
+def problem_body(problem: Problem, request_id: str = "") -> dict[str, Any]:
+    """Write an error as RFC 9457 problem details."""
+    body: dict[str, Any] = {
+        "type": f"urn:mezzotint:error:{problem.code}",
+        "title": problem.code.replace("_", " "),
+        "status": problem.status,
+        "detail": problem.detail,
+    }
+    if request_id:
+        body["instance"] = f"urn:mezzotint:request:{request_id}"
+    extra = {"field": problem.field, "value": problem.value, "allowed": problem.allowed}
+    return body | {name: value for name, value in extra.items() if value is not None}
+
+
+def with_bytes(image: ImageOutput) -> dict[str, Any]:
+    """Write a picture with its file as base64."""
+    return {**describe_image(image), "b64": b64(image.data)}
+
+
+def b64(data: bytes) -> str:
+    """Write bytes as base64 text."""
+    return base64.b64encode(data).decode("ascii")
+
+
+async def read_request(http: Request) -> GenerationRequest:
+    """Read the request, JSON or a form with uploads; ``Accept: image/...`` picks a format."""
+    if media_type(http) == "multipart/form-data":
+        body = await read_upload(http)
+    else:
+        body = await read_json(http)
+    request = to_request(body)
+    wanted = wanted_format(http)
+    if wanted is not None and (wanted in _MOVING or request.output.animation is not None):
+        return _animated(request, wanted)
+    if wanted is not None and request.output.format != wanted:
+        if "output" in body and "format" in body["output"]:
+            raise InvalidRequest(
+                f"output.format is {request.output.format} but Accept asks for image/{wanted}",
+                field="output.format",
+                value=request.output.format,
+                allowed=wanted,
+            )
+        request = replace(request, output=replace(request.output, format=wanted))
+    return request
+
+
+def _animated(request: GenerationRequest, wanted: Any) -> GenerationRequest:
+    """Let ``Accept`` choose the kind of animation where the request did not."""
+    animation = request.output.animation
+    if animation is None:
+        output = replace(request.output, animation=Animation(format=wanted))
+        return replace(request, output=output)
+    if animation.format != wanted:
+        raise InvalidRequest(
+            f"output.animation.format is {animation.format} but Accept asks for "
+            f"{CONTENT_TYPES[wanted]}",
+            field="output.animation.format",
+            value=animation.format,
+            allowed=wanted,
+        )
+    return request
+
+
+async def read_upload(http: Request) -> dict[str, Any]:
+    """Read a form: ``request`` holds JSON; other parts are fields, files are pictures."""
+    body: dict[str, Any] = {}
+    async with read_form(http) as form:
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                body[name] = ImageInput(await value.read())
+            elif name == "request":
+                try:
+                    parsed = json.loads(value)
+                except (ValueError, RecursionError):
+                    raise Malformed("the part named request must be JSON") from None
+                if not isinstance(parsed, dict):
+                    raise Malformed("the part named request must be a JSON object")
+                body |= parsed
+            else:
+                body[name] = _scalar(name, value)
+    return body
+
+
+def _scalar(name: str, text: str) -> Any:
+    """Read a form field: numbers and objects as JSON, texts as they are."""
+    if name in ("prompt", "negative_prompt", "model", "seed", "image", "mask"):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def wanted_format(http: Request) -> Any:
+    """Return the file format that ``Accept`` asks for, or None."""
+    accept = http.headers.get("accept", "")
+    return next((name for kind, name in FORMATS.items() if kind in accept), None)

@@ -1,0 +1,211 @@
+"""Native jobs: requests left on the durable queue, their events and pictures."""
+
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mezzotint.errors import InvalidRequest, UnknownName
+from mezzotint.request import GenerationRequest
+from mezzotint.serve.dialects.native_bodies import FORMATS, b64, problem_body, read_request
+from mezzotint.serve.errors import Conflict, Malformed, NotFound, describe
+from mezzotint.serve.front import Front, use_cache
+from mezzotint.serve.schema import request_schema
+from mezzotint.serve.streaming import EventStream, last_event_id, sse
+from mezzotint.serve.wire import CONTENT_TYPES, Endpoint, json_response, visit
+from mezzotint.service.jobs.jobs import IdempotencyConflict, JobEvent, Jobs
+from mezzotint.service.jobs.store import Job
+from mezzotint.service.workers.wire import read_error
+
+__all__ = ["endpoints", "queue_of", "submit"]
+
+_STATUSES = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
+
+
+def queue_of(front: Front) -> Jobs:
+    """Return the durable queue.
+
+    Raises:
+        NotFound: If this server keeps none.
+    """
+    if front.jobs is None:
+        raise NotFound("this server keeps no jobs")
+    return front.jobs
+
+
+def _owner(http: Request) -> str | None:
+    """Return whose jobs the caller may see: its own, or everybody's for a manager."""
+    caller = visit(http).caller
+    return None if "manage" in caller.scopes else caller.name
+
+
+async def submit(front: Front, http: Request, request: GenerationRequest) -> Job:
+    """Put a request onto the queue."""
+    front.admit(request, visit(http).caller)
+    visit(http).model = request.model
+    planned = await front.service.plan(request)  # refused now rather than when its turn comes
+    cost = planned.get("cost") or {}
+    queue_of(front).expect(float(cost.get("seconds") or 0.0))
+    key = http.headers.get("idempotency-key")
+    if key is not None and not 1 <= len(key) <= 255:
+        raise Malformed("Idempotency-Key must have 1 to 255 characters")
+    try:
+        return await queue_of(front).submit(
+            request,
+            client=visit(http).caller.name,
+            idempotency_key=key,
+            use_cache=use_cache(http),
+        )
+    except IdempotencyConflict as error:
+        raise Conflict(str(error), field="Idempotency-Key") from None
+
+
+async def describe_job(front: Front, job: Job) -> dict[str, Any]:
+    """Write a job."""
+    jobs = queue_of(front)
+    position, eta_s = await jobs.place(job)
+    step, steps = jobs.progress(job)
+    body: dict[str, Any] = {
+        "id": job.id,
+        "status": job.status,
+        "position": position,
+        "eta_s": round(eta_s, 3),
+        "progress": {"step": step, "steps": steps},
+        "images": [
+            {**image.about, "url": f"/v1/jobs/{job.id}/images/{image.index}"}
+            for image in job.images
+        ],
+        "plan": job.outcome.get("plan"),
+        "cache": job.outcome.get("cache", "miss"),
+        "warnings": job.outcome.get("warnings", []),
+        "created": job.created,
+        "started": job.started,
+        "finished": job.finished,
+    }
+    if "error" in job.outcome:
+        body["error"] = problem_body(describe(read_error(job.outcome["error"])))
+    return body
+
+
+async def create_job(front: Front, http: Request) -> Response:
+    """Queue a request."""
+    job = await submit(front, http, await read_request(http))
+    body = await describe_job(front, job)
+    return json_response(body, 202, headers={"Location": f"/v1/jobs/{job.id}"})
+
+
+async def get_job(front: Front, http: Request) -> Response:
+    """Show a job."""
+    job = await queue_of(front).get(http.path_params["id"], client=_owner(http))
+    return json_response(await describe_job(front, job))
+
+
+async def list_jobs(front: Front, http: Request) -> Response:
+    """List jobs, newest first."""
+    query = http.query_params
+    status = query.get("status")
+    if status is not None and status not in _STATUSES:
+        raise UnknownName("status", status[:80], _STATUSES, field="status")
+    text = query.get("limit", "50")
+    limit = int(text) if re.fullmatch(r"[0-9]{1,6}", text) else 0
+    if not 1 <= limit <= 1000:
+        raise InvalidRequest(
+            f"limit must be 1 to 1000, got {text[:40]}", field="limit", value=text[:40]
+        )
+    jobs = await queue_of(front).page(
+        client=_owner(http), status=status, limit=limit, after=query.get("after")
+    )
+    following = jobs[-1].id if len(jobs) == limit else None
+    return json_response({"jobs": [await describe_job(front, j) for j in jobs], "next": following})
+
+
+async def job_events(front: Front, http: Request) -> EventStream:
+    """Follow a job; ``Last-Event-ID`` resumes."""
+    jobs = queue_of(front)
+    after = last_event_id(http)
+    job = await jobs.get(http.path_params["id"], client=_owner(http))
+
+    async def encode() -> AsyncIterator[bytes]:
+        async for event in jobs.events(job.id, after):
+            yield sse(await _job_event(front, event, job.id), event=event.kind, id_=event.id)
+
+    return EventStream(encode())
+
+
+async def _job_event(front: Front, event: JobEvent, id_: str) -> dict[str, Any]:
+    if event.kind == "step":
+        preview = b64(event.preview) if event.preview is not None else None
+        return {**event.data, "preview": preview}
+    if event.kind == "image":
+        return {**event.data, "url": f"/v1/jobs/{id_}/images/{event.data['index']}"}
+    if event.kind == "failed":
+        return {"id": id_, "error": problem_body(describe(read_error(event.data["error"])))}
+    if event.kind == "finished":
+        return await describe_job(front, await queue_of(front).get(id_))
+    return dict(event.data)
+
+
+async def job_image(front: Front, http: Request) -> Response:
+    """Return one picture of a job."""
+    jobs = queue_of(front)
+    job = await jobs.get(http.path_params["id"], client=_owner(http))
+    text = http.path_params["k"]
+    index = int(text) if re.fullmatch(r"[0-9]{1,6}", text) else -1
+    image = next((i for i in job.images if i.index == index), None)
+    if image is None:
+        raise NotFound(f"job {job.id} has no picture {text[:20]!r} (status {job.status})")
+    headers = {"ETag": f'"{image.digest}"', "Cache-Control": "private, max-age=31536000, immutable"}
+    if http.headers.get("if-none-match") == f'"{image.digest}"':
+        return Response(status_code=304, headers=headers)
+    data = await jobs.image(job, index)
+    return Response(data, headers=headers, media_type=CONTENT_TYPES[image.about["format"]])
+
+
+async def cancel_job(front: Front, http: Request) -> Response:
+    """Cancel a job at its next step."""
+    jobs = queue_of(front)
+    job = await jobs.get(http.path_params["id"], client=_owner(http))
+    return json_response(await describe_job(front, await jobs.cancel(job.id)))
+
+
+_JOB = {
+    "type": "object",
+    "required": ["id", "status", "position", "eta_s", "progress", "images"],
+    "properties": {"id": {"type": "string"}, "status": {"enum": list(_STATUSES)}},
+}
+_JSON_JOB = {"application/json": _JOB}
+
+
+def endpoints() -> tuple[Endpoint, ...]:
+    """Return the endpoints of the durable queue."""
+    query = tuple(
+        {"name": name, "in": "query", "schema": schema}
+        for name, schema in (
+            ("status", {"enum": list(_STATUSES)}),
+            ("limit", {"type": "integer", "minimum": 1, "maximum": 1000}),
+            ("after", {"type": "string"}),
+        )
+    )
+
+    def endpoint(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
+        return Endpoint(method=method, path=path, handler=handler, summary=summary, **more)
+
+    return (
+        endpoint(
+            "POST", "/v1/jobs", create_job, "Queue a request", body=request_schema(),
+            answers=_JSON_JOB, status=202,
+        ),
+        endpoint("GET", "/v1/jobs", list_jobs, "List jobs", parameters=query),
+        endpoint("GET", "/v1/jobs/{id}", get_job, "Show a job", answers=_JSON_JOB),
+        endpoint("DELETE", "/v1/jobs/{id}", cancel_job, "Cancel a job", answers=_JSON_JOB),
+        endpoint(
+            "GET", "/v1/jobs/{id}/events", job_events, "Follow a job",
+            answers={"text/event-stream": {}},
+        ),
+        endpoint(
+            "GET", "/v1/jobs/{id}/images/{k}", job_image, "One picture of a job",
+            answers={kind: {} for kind in FORMATS},
+        ),
+    )  # fmt: skip
