@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.plain import read, write
+from mezzotint.plain import read
 from mezzotint.request import GenerationRequest
 from mezzotint.service.engine import Engine
 from mezzotint.settings import load
@@ -63,13 +63,7 @@ def shared_engine() -> Engine:
     """Return the process's own engine, building it the first time."""
     with _lock:
         if not _engines:
-            settings = load().settings
-            engine = Engine(
-                home=settings.home_path,
-                device=settings.models.placement.device,
-                dtype=settings.models.placement.dtype,
-                engine=write(settings.engine),
-            )
+            engine = Engine(config=load().settings.service_config())
             _engines.append(engine)
             atexit.register(engine.close)
         return _engines[0]

@@ -17,7 +17,7 @@ import os
 import re
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,7 +30,7 @@ from mezzotint.models.config import ModelsConfig
 from mezzotint.observe.config import LogConfig
 from mezzotint.plain import convert, field_types
 from mezzotint.serve.config import ServeConfig
-from mezzotint.service.config import HandlersConfig, JobsConfig, WorkerConfig
+from mezzotint.service.config import HandlersConfig, JobsConfig, ServiceConfig, WorkerConfig
 
 __all__ = [
     "Loaded",
@@ -79,6 +79,24 @@ class Settings:
     def home_path(self) -> Path:
         """The home folder, absolute after :func:`load`; it need not exist yet."""
         return Path(self.home or user_home())
+
+    def service_config(
+        self, *, ready: Sequence[str] = (), model_store: str | Path = ""
+    ) -> ServiceConfig:
+        """Return what a service in one process is made of.
+
+        Args:
+            ready: Models to have ready, see :class:`~mezzotint.service.config.ServiceConfig`.
+            model_store: Folder whose models can be registered by name, "" for none.
+        """
+        return ServiceConfig(
+            ready=tuple(ready),
+            model_store=str(model_store),
+            engine=self.engine,
+            handlers=self.handlers,
+            images=self.images,
+            models=self.models,
+        )
 
 
 class Setting(NamedTuple):

@@ -14,7 +14,9 @@ from mezzotint.gates.judge import GateJudge
 from mezzotint.models.formats.components import from_pipeline
 from mezzotint.request import Gates, GateSettings, GenerationRequest
 from mezzotint.service.engine import Engine
-from mezzotint.service.local import LocalConfig, LocalService
+from mezzotint.models.config import ModelsConfig, PlacementConfig
+from mezzotint.service.config import ServiceConfig
+from mezzotint.service.local import LocalService
 
 
 class Parity:
@@ -43,7 +45,8 @@ def engine(tmp_path_factory):
     torch.set_num_threads(1)
     home = tmp_path_factory.mktemp("home")
     models = [from_pipeline(tiny.build("sd1"), name="sd")]
-    config = LocalConfig(home=str(home), device="cpu", backend="torch")
+    store = ModelsConfig(home=str(home), backend="torch", placement=PlacementConfig(device="cpu"))
+    config = ServiceConfig(models=store)
 
     class Started(Engine):
         def __init__(self):

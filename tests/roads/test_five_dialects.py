@@ -19,7 +19,9 @@ from tests.serving import Door, open_door
 
 from mezzotint.engine.config import EngineConfig
 from mezzotint.request import GenerationRequest
-from mezzotint.service.local import LocalConfig, LocalService
+from mezzotint.models.config import ModelsConfig, PlacementConfig
+from mezzotint.service.config import ServiceConfig
+from mezzotint.service.local import LocalService
 
 COMMON = {"num_inference_steps": 2, "guidance_scale": 3.0, "width": 64, "height": 64}
 PROMPT, SEED = "a red apple", 11
@@ -34,7 +36,8 @@ def pixels(data: bytes) -> np.ndarray:
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     folder = tmp_path_factory.mktemp("roads")
     engine = EngineConfig(buckets=(2, 4), cache_memory_bytes=0, cache_disk_bytes=0)
-    config = LocalConfig(home=str(folder), device="cpu", engine=engine)
+    models = ModelsConfig(home=str(folder), placement=PlacementConfig(device="cpu"))
+    config = ServiceConfig(models=models, engine=engine)
     service = LocalService(config)
     with open_door(folder / "jobs", service=service) as opened:
         yield opened

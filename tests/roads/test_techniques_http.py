@@ -12,7 +12,9 @@ from tests.serving import Door, open_door
 
 from mezzotint.engine.config import EngineConfig
 from mezzotint.request import GenerationRequest
-from mezzotint.service.local import LocalConfig, LocalService
+from mezzotint.models.config import ModelsConfig, PlacementConfig
+from mezzotint.service.config import ServiceConfig
+from mezzotint.service.local import LocalService
 
 COMMON = {
     "prompt": "a red apple", "seed": 3, "num_inference_steps": 2, "guidance_scale": 3.0,
@@ -28,9 +30,10 @@ THEIRS = {
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     folder = tmp_path_factory.mktemp("techniques")
     engine = EngineConfig(buckets=(2, 4))
-    service = LocalService(
-        LocalConfig(home=str(folder), device="cpu", backend="torch", engine=engine)
+    models = ModelsConfig(
+        home=str(folder), backend="torch", placement=PlacementConfig(device="cpu")
     )
+    service = LocalService(ServiceConfig(models=models, engine=engine))
     with open_door(folder / "jobs", service=service) as opened:
         yield opened
         opened.do(service.close)

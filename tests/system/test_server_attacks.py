@@ -278,8 +278,8 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     home = tmp_path_factory.mktemp("pictures")
     store = tmp_path_factory.mktemp("store")
     options = {
-        "home": str(home), "device": "cpu", "backend": "torch", "model_store": str(store),
-        "images": {"max_pixels": 1 << 20}, "engine": {"buckets": [2]},
+        "models": {"home": str(home), "backend": "torch", "placement": {"device": "cpu"}},
+        "model_store": str(store), "images": {"max_pixels": 1 << 20}, "engine": {"buckets": [2]},
     }  # fmt: skip
     service = WorkerService(WorkerConfig(options=options))
     with open_door(service=service) as opened:

@@ -48,11 +48,14 @@ def write_mar(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def opened(folder: Path, mar: Path, **options: object) -> Iterator[Door]:
+def opened(folder: Path, mar: Path, *, handlers: object = None, **models: object) -> Iterator[Door]:
     config = WorkerConfig(
         options={
-            "home": str(folder / "home"), "device": "cpu", "backend": "torch",
-            "model_store": str(mar.parent), **options,
+            "models": {
+                "home": str(folder / "home"), "backend": "torch",
+                "placement": {"device": "cpu"}, **models,
+            },
+            "model_store": str(mar.parent), "handlers": handlers or {},
         }
     )  # fmt: skip
     service = WorkerService(config)

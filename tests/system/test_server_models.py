@@ -40,7 +40,7 @@ def test_models_named_with_paths_are_served(tmp_path, store):
     environment = {
         **os.environ, "MEZZOTINT_HOME": str(tmp_path / "home"),
         "MEZZOTINT_ENGINE__CALIBRATE_S": "0", "OMP_NUM_THREADS": "1",
-        "MEZZOTINT_WORKER__OPTIONS": '{"backend": "torch"}',
+        "MEZZOTINT_MODELS__BACKEND": "torch",
     }  # fmt: skip
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(

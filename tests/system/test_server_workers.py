@@ -13,7 +13,10 @@ from mezzotint.service.workers.pool import CrewService
 
 @pytest.mark.slow
 def test_the_same_bytes_from_either_worker_and_after_a_death(tmp_path):
-    options = {"home": str(tmp_path), "device": "cpu", "engine": {"buckets": [2, 4]}}
+    options = {
+        "models": {"home": str(tmp_path), "placement": {"device": "cpu"}},
+        "engine": {"buckets": [2, 4]},
+    }
     request = GenerationRequest(
         prompt="a red apple", seed=7, num_inference_steps=3, width=64, height=64
     )

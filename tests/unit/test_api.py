@@ -5,6 +5,7 @@ from PIL import Image
 
 import mezzotint as mz
 from mezzotint import api
+from mezzotint.settings import load
 
 
 @pytest.fixture
@@ -47,6 +48,25 @@ def test_an_unknown_keyword_names_the_nearest(asked):
 def test_the_prompt_cannot_be_given_twice(asked):
     with pytest.raises(mz.InvalidRequest, match="prompt was given twice"):
         mz.generate("x", prompt="y")
+
+
+def test_the_shared_engine_has_every_setting_that_the_command_line_has(monkeypatch, tmp_path):
+    monkeypatch.setattr(api, "_engines", [])
+    monkeypatch.setenv("MEZZOTINT_HOME", str(tmp_path))
+    monkeypatch.setenv("MEZZOTINT_IMAGES__MAX_PIXELS", "4096")
+    file = tmp_path / "config.toml"
+    file.write_text("[models]\nmax_bytes = 7\nallow_paths = false\nplacement.vae_slicing = true\n")
+    engine = api.shared_engine()
+    try:
+        assert engine.service.config == load().settings.service_config()
+        assert engine.service.shelf.store.config.max_bytes == 7
+        assert engine.service.shelf.store.config.placement.vae_slicing
+        with pytest.raises(mz.ModelNotAllowed):
+            mz.generate("x", model=str(tmp_path))
+        with pytest.raises(mz.ImageError, match="4096"):
+            mz.generate("x", image=Image.new("RGB", (128, 64)))
+    finally:
+        engine.close()
 
 
 def test_pictures_come_as_paths_bytes_or_pil(asked, tmp_path):

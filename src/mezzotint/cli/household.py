@@ -12,8 +12,7 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -21,7 +20,6 @@ import typer
 
 from mezzotint.errors import Cancelled, WorkFailed
 from mezzotint.observe import log
-from mezzotint.plain import write
 from mezzotint.service.base import Service
 from mezzotint.settings import Loaded, Settings, load
 from mezzotint.types import Cancelled as CancelledEvent
@@ -122,49 +120,14 @@ async def open_service(settings: Settings) -> AsyncGenerator[Service]:
 
 def make_service(settings: Settings) -> Service:
     """Build the service of this process."""
-    from mezzotint.service.local import create_service
+    from mezzotint.service.local import LocalService
 
     # What the libraries warn about is ours to say. They read this when they are imported,
     # which a model that is converted already never makes them: importing them to tell them
     # would be half of a cold start.
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    return create_service(service_options(settings), interruptible=True)
-
-
-def service_options(
-    settings: Settings,
-    *,
-    models: Sequence[str] = (),
-    model_store: Path | None = None,
-) -> dict[str, Any]:
-    """Return what the service's factory takes, as JSON data: a worker process reads it too.
-
-    Args:
-        settings: The tree.
-        models: Models to load at once, as
-            :attr:`~mezzotint.service.local.LocalConfig.models` has them.
-        model_store: Folder whose models can be registered by name.
-    """
-    placement = settings.models.placement
-    options: dict[str, Any] = {
-        "home": str(settings.home_path),
-        "device": placement.device,
-        "dtype": placement.dtype,
-        "allow_paths": settings.models.allow_paths,
-        "allow_downloads": settings.models.allow_downloads,
-        "max_model_bytes": settings.models.max_bytes,
-        "allow_handler_code": settings.models.allow_handler_code,
-        "allowed_handlers": list(settings.models.allowed_handlers),
-        "handlers": write(settings.handlers),
-        "engine": write(settings.engine),
-        "images": write(settings.images),
-    }
-    if models:
-        options["models"] = list(models)
-    if model_store is not None:
-        options["model_store"] = str(model_store)
-    return options
+    return LocalService(settings.service_config(), interruptible=True)
 
 
 def ending(event: Event) -> GenerationResult | None:

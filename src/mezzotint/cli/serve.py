@@ -10,7 +10,7 @@ import typer
 import mezzotint
 from mezzotint.cli import flags
 from mezzotint.cli.flags import WrongFlag
-from mezzotint.cli.household import load_settings, service_options
+from mezzotint.cli.household import load_settings
 
 __all__ = ["serve"]
 
@@ -70,8 +70,8 @@ def serve(
 
     worker = settings.worker
     if worker.factory == WorkerConfig().factory:  # another factory has options of its own
-        options = service_options(settings, models=wanted, model_store=model_store)
-        worker = replace(worker, options={**options, **worker.options})
+        made_of = settings.service_config(ready=wanted, model_store=model_store or "")
+        worker = replace(worker, options=made_of.options(worker.options))
     return run(
         settings.serve,
         settings.jobs,
@@ -90,7 +90,7 @@ def parse_models(texts: list[str], store: Path | None = None) -> list[str]:
         store: Folder of ``--model-store``, where a path is looked for first.
 
     Returns:
-        What :attr:`~mezzotint.service.local.LocalConfig.models` takes, each once:
+        What :attr:`~mezzotint.service.config.ServiceConfig.ready` takes, each once:
         ``name``, ``name=path``, ``=path`` for an archive that names itself, or ``all``.
 
     Raises:

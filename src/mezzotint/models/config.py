@@ -7,13 +7,13 @@ from typing import Literal
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.files import user_home
-from mezzotint.plain import check_range
+from mezzotint.plain import Checked, check_range
 
 __all__ = ["ModelsConfig", "PlacementConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlacementConfig:
+class PlacementConfig(Checked):
     """Where a model computes, and what it trades for memory.
 
     Args:
@@ -39,7 +39,7 @@ class PlacementConfig:
     vae_tiling: bool = False
     channels_last: bool = False
 
-    def __post_init__(self) -> None:
+    def _validate(self) -> None:
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
             raise InvalidRequest(
                 f"device must be auto, cpu, mps, cuda or cuda:N, got {self.device!r}",
@@ -48,7 +48,7 @@ class PlacementConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelsConfig:
+class ModelsConfig(Checked):
     """Where models are, how many bytes may be loaded, and what is refused.
 
     Args:
@@ -60,6 +60,9 @@ class ModelsConfig:
         allow_downloads: Whether Hub ids may be fetched over the network.
         allow_handler_code: Whether archives with Python handler code may run at all.
         allowed_handlers: sha256 of the archives whose handler code may run.
+        backend: Who computes networks on a CPU: ``"openvino"``, ``"torch"``; ``"auto"`` is
+            OpenVINO there and torch elsewhere.
+        placement: Where a model computes, and what it trades for memory.
     """
 
     home: str = ""
@@ -68,9 +71,10 @@ class ModelsConfig:
     allow_downloads: bool = True
     allow_handler_code: bool = False
     allowed_handlers: tuple[str, ...] = ()
+    backend: Literal["auto", "torch", "openvino"] = "auto"
     placement: PlacementConfig = PlacementConfig()
 
-    def __post_init__(self) -> None:
+    def _validate(self) -> None:
         check_range("models.max_bytes", self.max_bytes, 0, 1 << 50)
         for digest in self.allowed_handlers:
             if not re.fullmatch(r"[0-9a-f]{64}", digest):

@@ -11,14 +11,16 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mezzotint.errors import DeadlineExceeded
+from mezzotint.errors import DeadlineExceeded, UnknownName
 from mezzotint.models.base import Model
+from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.models.spec import ModelSpec
-from mezzotint.plain import read
+from mezzotint.plain import field_names, read
 from mezzotint.request import GenerationRequest
+from mezzotint.service.config import ServiceConfig
 from mezzotint.service.endings import ENDINGS, result_of
 from mezzotint.service.finishing.pictures import with_pixels
-from mezzotint.service.local import LocalConfig, LocalService
+from mezzotint.service.local import LocalService
 from mezzotint.types import Event, GenerationResult
 
 __all__ = ["Engine", "Job"]
@@ -85,13 +87,21 @@ class Engine:
 
     Args:
         models: Models to have ready: store names, paths, or loaded models.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        home: Folder of models, results and caches; the user's own if empty.
-        options: Further fields of :class:`LocalConfig`.
+        config: What the service is made of, whole; the defaults if None.
+        options: What differs from it, by the names that the settings have: a field of
+            :class:`~mezzotint.models.config.PlacementConfig` (``device``, ``dtype``,
+            ``offload``, ...), a field of :class:`~mezzotint.models.config.ModelsConfig`
+            (``home``, ``max_bytes``, ``allow_paths``, ...), or a section of
+            :class:`~mezzotint.service.config.ServiceConfig` (``engine``, ``images``,
+            ``handlers``), as the configuration itself or as a dictionary of fields.
+
+    Raises:
+        UnknownName: If an option does not exist, or a model.
+        InvalidRequest: If a value is out of range.
 
     Example::
 
-        with mz.Engine(models=["plate"]) as engine:
+        with mz.Engine(models=["plate"], device="cpu", engine={"max_rows": 8}) as engine:
             result = engine.submit(mz.GenerationRequest(prompt="a pear")).result()
     """
 
@@ -99,14 +109,14 @@ class Engine:
         self,
         models: Sequence[str | Path | Model] = (),
         *,
-        device: str = "auto",
-        home: str | Path = "",
+        config: ServiceConfig | None = None,
         **options: Any,
     ) -> None:
         loaded = [model for model in models if isinstance(model, Model)]
         names = tuple(str(model) for model in models if not isinstance(model, Model))
-        config = read(LocalConfig, {"home": str(home), "device": device, **options})
-        self.service = LocalService(dataclasses.replace(config, models=names), models=loaded)
+        made_of = _with_options(config or ServiceConfig(), options)
+        ready = (*made_of.ready, *names)
+        self.service = LocalService(dataclasses.replace(made_of, ready=ready), models=loaded)
 
     def submit(
         self, request: GenerationRequest, *, client: str = "", preview_every: int = 0
@@ -163,3 +173,32 @@ class Engine:
             request, job._hear, request_id=job.id, client=client, preview_every=preview_every
         )
         return job
+
+
+def _with_options(config: ServiceConfig, options: Mapping[str, Any]) -> ServiceConfig:
+    """Return a configuration with some settings exchanged, wherever they stand in it."""
+    sections = [name for name in field_names(ServiceConfig) if name not in ("models", "ready")]
+    of_models = field_names(ModelsConfig)
+    of_placement = field_names(PlacementConfig)
+    known = (*sections, *of_models, *of_placement)
+    for name in options:
+        if name not in known:
+            raise UnknownName("option", name, known, field=name)
+
+    def own(names: Sequence[str]) -> dict[str, Any]:
+        given = {name: value for name, value in options.items() if name in names}
+        return {n: str(v) if isinstance(v, Path) else v for n, v in given.items()}
+
+    models = _exchanged(config.models, own(of_models))
+    placement = _exchanged(models.placement, own(of_placement))
+    models = dataclasses.replace(models, placement=placement)
+    return dataclasses.replace(_exchanged(config, own(sections)), models=models)
+
+
+def _exchanged(config: Any, changes: Mapping[str, Any], path: str = "") -> Any:
+    """Return a configuration with fields exchanged; a dictionary changes part of a section."""
+    values = {name: getattr(config, name) for name in field_names(type(config))}
+    for name, value in changes.items():
+        is_part = isinstance(value, Mapping) and dataclasses.is_dataclass(values.get(name))
+        values[name] = _exchanged(values[name], value, name) if is_part else value
+    return read(type(config), values, path)

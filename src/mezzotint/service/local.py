@@ -7,40 +7,34 @@ events. Asyncio and plain threads meet it in the same way.
 
 import asyncio
 import json
-import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import mezzotint
 from mezzotint.engine.cache import ResultCache
-from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.execution.filling import Filler
 from mezzotint.engine.execution.solving import prepare
 from mezzotint.engine.step_engine import StepEngine
 from mezzotint.errors import WorkFailed
 from mezzotint.images.animation import check_animation
 from mezzotint.images.codec import decode_mask
-from mezzotint.images.config import ImageConfig
 from mezzotint.images.resize import fit
 from mezzotint.models.base import Model
-from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.observe import metrics
-from mezzotint.plain import Checked, read
+from mezzotint.plain import read
 from mezzotint.planning.abilities import Abilities
 from mezzotint.planning.costs import CostTable
 from mezzotint.planning.memory import measure
 from mezzotint.planning.plan import mask_asset
 from mezzotint.planning.planner import plan
-from mezzotint.planning.schedulers import SIGMA_SCHEDULES, scheduler_names
-from mezzotint.preprocessing import PREPROCESSORS
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.service.base import HandlerAnswer
-from mezzotint.service.config import HandlersConfig
+from mezzotint.service.capabilities import abilities, capabilities, open_gates
+from mezzotint.service.config import ServiceConfig
 from mezzotint.service.dispatch.device_thread import Perform
 from mezzotint.service.dispatch.dispatcher import Desk
 from mezzotint.service.dispatch.event_mailbox import Letterbox
@@ -66,89 +60,19 @@ from mezzotint.types import (
     Started,
 )
 
-__all__ = ["LocalConfig", "LocalService", "create_service"]
+__all__ = ["LocalService", "create_service"]
 
 _FEW_PICTURES = 8  # whose plans are made in less than a millisecond or two
-_TECHNIQUES = frozenset(
-    {
-        "controls",
-        "embeddings",
-        "ensemble",
-        "hires",
-        "image",
-        "image_prompts",
-        "loras",
-        "mask",
-        "outpaint",
-        "regions",
-        "tiling",
-        "upscale",
-        "variation",
-        "walk",
-    }
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalConfig(Checked):
-    """What a local service is made of.
-
-    Args:
-        home: Folder of models, results and caches; the user's own if empty.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        dtype: One type for all networks, or None for the model's own policy.
-        backend: Who computes networks on a CPU.
-        models: Names of models to have ready, ``name`` or ``name=path``, or other forms of
-            :meth:`~mezzotint.service.provision.registration.Librarian.name_wanted`; the others load
-            when first asked for.
-        model_store: Folder whose files can be registered by their names, "" for none.
-        allow_paths: Whether a request or registration may name a model by path or Hub id.
-        allow_downloads: Whether Hub ids may be fetched.
-        max_model_bytes: Weights kept in memory at once.
-        allow_handler_code: Whether handler code of TorchServe archives may run at all.
-        allowed_handlers: sha256 of the archives whose code may run.
-        engine: How the engine shares the device.
-        images: Limits on pictures that come from outside.
-        handlers: What handler code may take.
-    """
-
-    home: str = ""
-    device: str = "auto"
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    backend: Literal["auto", "torch", "openvino"] = "auto"
-    models: tuple[str, ...] = ()
-    model_store: str = ""
-    allow_paths: bool = True
-    allow_downloads: bool = True
-    max_model_bytes: int = 8 << 30
-    allow_handler_code: bool = False
-    allowed_handlers: tuple[str, ...] = ()
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    images: ImageConfig = field(default_factory=ImageConfig)
-    handlers: HandlersConfig = field(default_factory=HandlersConfig)
-
-    @property
-    def store(self) -> ModelsConfig:
-        """The configuration of the model store."""
-        return ModelsConfig(
-            home=self.home,
-            max_bytes=self.max_model_bytes,
-            allow_paths=self.allow_paths,
-            allow_downloads=self.allow_downloads,
-            allow_handler_code=self.allow_handler_code,
-            allowed_handlers=self.allowed_handlers,
-            placement=PlacementConfig(device=self.device, dtype=self.dtype),
-        )
 
 
 def create_service(options: Mapping[str, Any], *, interruptible: bool = False) -> "LocalService":
     """Build a service from plain options; the factory that a worker process calls.
 
     Args:
-        options: Fields of :class:`LocalConfig`.
+        options: Fields of :class:`~mezzotint.service.config.ServiceConfig`.
         interruptible: See :class:`LocalService`; no signal raises in a worker.
     """
-    return LocalService(read(LocalConfig, options), interruptible=interruptible)
+    return LocalService(read(ServiceConfig, options), interruptible=interruptible)
 
 
 class LocalService:
@@ -164,20 +88,20 @@ class LocalService:
 
     def __init__(
         self,
-        config: LocalConfig | None = None,
+        config: ServiceConfig | None = None,
         *,
         models: Sequence[Model] = (),
         judge: Judge | None = None,
         interruptible: bool = True,
     ) -> None:
-        self.config = config or LocalConfig()
+        self.config = config or ServiceConfig()
         self._is_interruptible = interruptible
-        store = self.config.store
-        self.shelf = Shelf(store, backend=self.config.backend, extra=models)
+        store = self.config.models
+        self.shelf = Shelf(store, extra=models)
         self._librarian = Librarian(
-            self.shelf, model_store=self.config.model_store, allow_paths=self.config.allow_paths
+            self.shelf, model_store=self.config.model_store, allow_paths=store.allow_paths
         )
-        self.environment = describe_environment(self.shelf, self.config.dtype)
+        self.environment = describe_environment(self.shelf, store.placement.dtype)
         self._environment_text = json.dumps(self.environment, sort_keys=True)
         engine, home = self.config.engine, store.home_path
         self.budget_bytes = memory_budget(engine.memory_bytes, self.shelf.device)
@@ -187,7 +111,7 @@ class LocalService:
         self._filler = Filler(self.shelf, engine.prompt_cache_bytes)
         self._loader = Loader(self.shelf, self._filler)
         self._home = home
-        self._judge = judge or _gates(store.home_path / "gates")
+        self._judge = judge or open_gates(store.home_path / "gates")
         self._handlers = HandlerPool(
             self.config.handlers,
             cache_folder(home, "handlers"),
@@ -226,7 +150,7 @@ class LocalService:
             hands=lambda: self._runner,
         )
         try:
-            self._warm_up.start(self._librarian.name_wanted(self.config.models))
+            self._warm_up.start(self._librarian.name_wanted(self.config.ready))
         except BaseException:
             self.shut()
             raise
@@ -328,18 +252,12 @@ class LocalService:
 
     def _abilities(self, request: GenerationRequest) -> Abilities:
         """Return what this engine can do."""
-        engine = self.config.engine
-        gates = {"gates"} if self._judge is not None else set[str]()
-        return Abilities(
-            techniques=_TECHNIQUES | gates,
+        return abilities(
+            self.shelf,
+            self._judge,
             environment=self._environment_text,
-            adapter_digest=self.shelf.adapter_digest,
-            precision=self.shelf.precision,
-            embedding_token=self.shelf.adapters.token,
-            embedding_names=lambda: self.shelf.adapters.names("embedding"),
-            max_pixels=engine.max_pixels,
-            max_request_pixels=engine.max_request_pixels,
-            max_output_pixels=self.config.images.max_pixels,
+            engine=self.config.engine,
+            images=self.config.images,
         )
 
     async def stream(
@@ -470,29 +388,13 @@ class LocalService:
 
     async def capabilities(self) -> Mapping[str, Any]:
         """List every name a request may use, and what is certified and measured."""
-        return {
-            "schedulers": list(scheduler_names()),
-            "sigma_schedules": list(SIGMA_SCHEDULES),
-            "guidance_schedules": ["constant", "cosine", "interval", "linear", "list", "power"],
-            "gates": list(_gate_names(self._judge)) if self._judge is not None else [],
-            "loras": list(self.shelf.adapters.names("lora")),
-            "controls": list(self.shelf.adapters.names("control")),
-            "image_prompts": list(self.shelf.adapters.names("image_prompt")),
-            "embeddings": list(self.shelf.adapters.names("embedding")),
-            "preprocessors": list(PREPROCESSORS),
-            "upscalers": ["lanczos", *tools.installed_upscalers()],
-            "prompt_dialects": ["plain", "a1111", "comfyui", "compel"],
-            "output_formats": ["png", "jpeg", "webp"],
-            "animation_formats": [
-                "webp",
-                "gif",
-                "apng",
-                *(["mp4"] if shutil.which("ffmpeg") else []),
-            ],
-            "environment": dict(self.environment),
-            "certificates": self._certificates.table() if self._certificates else [],
-            "costs": self.costs.table(),
-        }
+        return capabilities(
+            self.shelf,
+            self._judge,
+            environment=self.environment,
+            certificates=self._certificates.table() if self._certificates else [],
+            costs=self.costs.table(),
+        )
 
     async def health(self) -> Mapping[str, Any]:
         """Tell how the service is, without waiting."""
@@ -580,16 +482,3 @@ def _unpack_code(archive: Path, target: Path, digest: str) -> Any:
 
 def _no_sink(_event: Event) -> None:
     """Stand for nobody who listens."""
-
-
-def _gates(folder: Path) -> Judge:
-    from mezzotint.gates.judge import GateJudge
-
-    return GateJudge(folder)
-
-
-def _gate_names(judge: Judge) -> tuple[str, ...]:
-    from mezzotint.gates.registry import GATES
-
-    names: Callable[[], tuple[str, ...]] = getattr(judge, "names", GATES.names)
-    return names()

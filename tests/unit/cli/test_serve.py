@@ -4,6 +4,8 @@ import pytest
 
 from mezzotint.cli.flags import WrongFlag
 from mezzotint.cli.serve import parse_models
+from mezzotint.plain import read
+from mezzotint.service.config import ServiceConfig
 
 
 @pytest.fixture
@@ -34,11 +36,11 @@ def test_flags_reach_listeners_jobs_and_the_worker(cli, started, tmp_path):
     )  # fmt: skip
     assert config.api_keys == "keys"
     assert jobs.folder == str(tmp_path / "home" / "jobs")
-    assert worker.options["home"] == str(tmp_path / "home")
-    assert worker.options["models"] == ["plate", "mine=some/folder"]
-    assert worker.options["model_store"] == "store"
-    assert worker.options["device"] == "cpu"
-    json.dumps(worker.options)  # another process reads them
+    made_of = read(ServiceConfig, json.loads(json.dumps(worker.options)))  # by another process
+    assert made_of.models.home == str(tmp_path / "home")
+    assert made_of.ready == ("plate", "mine=some/folder")
+    assert made_of.model_store == "store"
+    assert made_of.models.placement.device == "cpu"
 
 
 def test_a_settings_file_is_read(cli, started, tmp_path):
@@ -55,14 +57,15 @@ def test_another_factory_gets_only_its_own_options(cli, started, monkeypatch):
     assert started[0][2].options == {"step_s": 0.1}
 
 
-def test_the_workers_options_are_what_the_service_takes(cli, started, tmp_path):
-    from mezzotint.plain import read
-    from mezzotint.service.local import LocalConfig
-
+def test_the_workers_options_are_what_the_service_takes(cli, started, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEZZOTINT_MODELS__PLACEMENT__VAE_SLICING", "true")
+    monkeypatch.setenv("MEZZOTINT_WORKER__OPTIONS", '{"models": {"backend": "torch"}}')
     cli("serve", "--models", "plate")
-    config = read(LocalConfig, started[0][2].options)
-    assert config.home == str(tmp_path / "home")
-    assert config.models == ("plate",)
+    config = read(ServiceConfig, started[0][2].options)
+    assert config.models.home == str(tmp_path / "home")
+    assert config.models.placement.vae_slicing
+    assert config.models.backend == "torch"  # an option of the worker exchanges nothing else
+    assert config.ready == ("plate",)
 
 
 def test_models_are_names_with_or_without_paths():
@@ -95,7 +98,7 @@ def test_a_path_is_looked_for_in_the_model_store_first(cli, started, tmp_path):
     done = cli("serve", "--model-store", "store", "--models", "digits=digits.mar,other=here.mar")
     assert done.code == 0, done.err
     stored = tmp_path / "store" / "digits.mar"
-    assert started[0][2].options["models"] == [f"digits={stored}", "other=here.mar"]
+    assert started[0][2].options["ready"] == [f"digits={stored}", "other=here.mar"]
     with pytest.raises(WrongFlag, match="nothing at gone"):
         parse_models(["a=gone.mar"], tmp_path / "store")
 
@@ -104,7 +107,7 @@ def test_the_home_folder_may_be_a_flag(cli, started, tmp_path):
     done = cli("--home", "elsewhere", "serve")  # which beats the environment
     assert done.code == 0, done.err
     assert started[0][1].folder == str(tmp_path / "elsewhere" / "jobs")
-    assert started[0][2].options["home"] == str(tmp_path / "elsewhere")
+    assert started[0][2].options["models"]["home"] == str(tmp_path / "elsewhere")
     shown = cli("--home", tmp_path / "elsewhere", "config", "show")
     assert str(tmp_path / "elsewhere") in shown.out.replace("\n", "")
 

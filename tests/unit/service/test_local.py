@@ -3,6 +3,7 @@ import io
 import json
 import threading
 import time
+from dataclasses import replace
 from importlib import metadata
 
 import numpy as np
@@ -15,6 +16,7 @@ from tests.roads.test_exactness import gan
 from mezzotint import errors
 from mezzotint.engine.config import EngineConfig
 from mezzotint.gates.policy import GatePolicy, GateRule
+from mezzotint.images.config import ImageConfig
 from mezzotint.images.metadata import read_recipe
 from mezzotint.models.base import Prompt
 from mezzotint.models.formats.components import from_pipeline
@@ -30,7 +32,9 @@ from mezzotint.request import (
     Walk,
 )
 from mezzotint.service.engine import Engine, Job
-from mezzotint.service.local import LocalConfig, LocalService
+from mezzotint.models.config import ModelsConfig, PlacementConfig
+from mezzotint.service.config import ServiceConfig
+from mezzotint.service.local import LocalService
 from mezzotint.types import (
     Finished,
     ImageFinished,
@@ -81,9 +85,10 @@ def counting(models):
 
 
 def config(tmp_path, **engine):
-    return LocalConfig(
-        home=str(tmp_path), device="cpu", backend="torch", engine=EngineConfig(**engine)
+    models = ModelsConfig(
+        home=str(tmp_path), backend="torch", placement=PlacementConfig(device="cpu")
     )
+    return ServiceConfig(models=models, engine=EngineConfig(**engine))
 
 
 @pytest.fixture
@@ -452,13 +457,8 @@ def test_the_plan_predicts_calls_exactly(service):
 
 def test_models_that_are_to_be_ready_are_warm_before_ready(tmp_path):
     tiny.build("sd1").save_pretrained(tmp_path / "folder")
-    settings = LocalConfig(
-        home=str(tmp_path / "home"),
-        device="cpu",
-        backend="torch",
-        models=(f"mine={tmp_path / 'folder'}",),
-    )
-    service = LocalService(settings)
+    settings = config(tmp_path / "home")
+    service = LocalService(replace(settings, ready=(f"mine={tmp_path / 'folder'}",)))
     assert not asyncio.run(service.health())["ready"]
     deadline = time.monotonic() + 60
     while not asyncio.run(service.health())["ready"] and time.monotonic() < deadline:
@@ -469,6 +469,38 @@ def test_models_that_are_to_be_ready_are_warm_before_ready(tmp_path):
     listed = {m["name"]: m for m in asyncio.run(service.models())}
     assert listed["mine"]["ready"]
     service.shut()
+
+
+def test_options_of_the_engine_exchange_what_they_name_and_keep_the_rest(tmp_path):
+    given = ServiceConfig(
+        models=ModelsConfig(backend="torch", max_bytes=1 << 30, allow_paths=False),
+        engine=EngineConfig(max_rows=8, quantum_s=1.0),
+    )
+    images = ImageConfig(max_pixels=4096)
+    options = {"vae_slicing": True, "engine": {"max_rows": 4}, "images": images}
+    with Engine(config=given, home=tmp_path, device="cpu", **options) as engine:
+        config = engine.service.config
+    assert config.models == replace(
+        given.models,
+        home=str(tmp_path),
+        placement=PlacementConfig(device="cpu", vae_slicing=True),
+    )
+    assert config.engine == EngineConfig(max_rows=4, quantum_s=1.0)
+    assert config.images is images
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vae_slice": True}, "did you mean 'vae_slicing'"),
+        ({"engine": {"max_row": 3}}, "did you mean 'max_rows'"),
+        ({"dtype": "float64"}, "dtype must be one of"),
+        ({"max_bytes": -1}, "models.max_bytes must be"),
+    ],
+)
+def test_a_wrong_option_of_the_engine_is_named(tmp_path, options, message):
+    with pytest.raises(errors.InvalidRequest, match=message):
+        Engine(home=tmp_path, device="cpu", **options)
 
 
 def test_an_unknown_model_to_be_ready_is_an_error_at_once(tmp_path):

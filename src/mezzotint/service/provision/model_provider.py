@@ -44,21 +44,14 @@ class Shelf:
     """Models for the engine and their specs for the planner.
 
     Args:
-        config: Where models are.
-        backend: Who computes networks on a CPU.
+        config: Where models are and who computes them.
         extra: Models that are in memory already; their names hide the store's.
     """
 
-    def __init__(
-        self,
-        config: ModelsConfig,
-        *,
-        backend: Backend = "auto",
-        extra: Sequence[Model] = (),
-    ) -> None:
+    def __init__(self, config: ModelsConfig, *, extra: Sequence[Model] = ()) -> None:
         self.store = ModelStore(config)
         self.device = choose_device(config.placement.device)
-        self.backend: Literal["torch", "openvino"] = _choose_backend(backend, self.device)
+        self.backend: Literal["torch", "openvino"] = _choose_backend(config.backend, self.device)
         self._cache = config.home_path / "cache" / "openvino"
         self._extra = {model.spec.name: model for model in extra}
         self.adapters = AdapterShelf(

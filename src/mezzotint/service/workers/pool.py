@@ -23,7 +23,7 @@ from mezzotint.observe import log
 from mezzotint.observe.config import LogConfig
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.service.base import HandlerAnswer
-from mezzotint.service.config import WorkerConfig
+from mezzotint.service.config import WorkerConfig, device_in, on_device
 from mezzotint.service.workers.supervisor import WorkerService
 from mezzotint.types import Cancelled, Event, Failed, Finished, GenerationResult, ImageOutput
 
@@ -57,7 +57,7 @@ def shares(cores: Sequence[int], count: int) -> list[tuple[int, ...]]:
 
 
 def _on_device(config: WorkerConfig, device: str) -> WorkerConfig:
-    return replace(config, options={**config.options, "device": device}) if device else config
+    return replace(config, options=on_device(config.options, device)) if device else config
 
 
 class CrewService:
@@ -71,7 +71,7 @@ class CrewService:
     """
 
     def __init__(self, config: WorkerConfig, log_config: LogConfig | None = None) -> None:
-        devices = config.devices or (str(config.options.get("device", "")),)
+        devices = config.devices or (device_in(config.options),)
         places = [device for device in devices for _ in range(config.count)]
         here = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         on_cpu = [not place.startswith(("cuda", "mps")) for place in places]

@@ -49,11 +49,13 @@ def place(tmp_path):
     return tmp_path
 
 
-def options(place, *models, **more):
+def options(place, *models, model_store="store", **more):
     return {
-        "home": str(place / "home"), "device": "cpu", "backend": "torch",
-        "engine": {"calibrate_s": 0.0}, "model_store": str(place / "store"),
-        "models": list(models), **more,
+        "models": {
+            "home": str(place / "home"), "backend": "torch", "placement": {"device": "cpu"}, **more,
+        },
+        "engine": {"calibrate_s": 0.0}, "model_store": model_store and str(place / model_store),
+        "ready": list(models),
     }  # fmt: skip
 
 

@@ -1,0 +1,118 @@
+"""Capabilities: every name that a request may use here, and what the planner may promise."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mezzotint.engine.config import EngineConfig
+from mezzotint.images.config import ImageConfig
+from mezzotint.planning.abilities import Abilities
+from mezzotint.planning.schedulers import SIGMA_SCHEDULES, scheduler_names
+from mezzotint.preprocessing import PREPROCESSORS
+from mezzotint.service.finishing import tools
+from mezzotint.service.orders import Judge
+from mezzotint.service.provision.model_provider import Shelf
+
+__all__ = ["abilities", "capabilities", "open_gates"]
+
+_TECHNIQUES = frozenset(
+    {
+        "controls",
+        "embeddings",
+        "ensemble",
+        "hires",
+        "image",
+        "image_prompts",
+        "loras",
+        "mask",
+        "outpaint",
+        "regions",
+        "tiling",
+        "upscale",
+        "variation",
+        "walk",
+    }
+)
+
+
+def abilities(
+    shelf: Shelf,
+    judge: Judge | None,
+    *,
+    environment: str,
+    engine: EngineConfig,
+    images: ImageConfig,
+) -> Abilities:
+    """Return what the planner may promise in this process.
+
+    Args:
+        shelf: The models and what they wear.
+        judge: Who scores pictures, or None.
+        environment: What arithmetic depends on, as text.
+        engine: Limits on pictures that are drawn.
+        images: Limits on pictures that are enlarged.
+    """
+    gates = {"gates"} if judge is not None else set[str]()
+    return Abilities(
+        techniques=_TECHNIQUES | gates,
+        environment=environment,
+        adapter_digest=shelf.adapter_digest,
+        precision=shelf.precision,
+        embedding_token=shelf.adapters.token,
+        embedding_names=lambda: shelf.adapters.names("embedding"),
+        max_pixels=engine.max_pixels,
+        max_request_pixels=engine.max_request_pixels,
+        max_output_pixels=images.max_pixels,
+    )
+
+
+def capabilities(
+    shelf: Shelf,
+    judge: Judge | None,
+    *,
+    environment: Mapping[str, Any],
+    certificates: Sequence[Any],
+    costs: Any,
+) -> dict[str, Any]:
+    """Return every name that a request may use, and what is certified and measured.
+
+    Args:
+        shelf: The models and what they wear.
+        judge: Who scores pictures, or None.
+        environment: What arithmetic depends on.
+        certificates: Call sizes that were proven exact.
+        costs: What was measured.
+    """
+    return {
+        "schedulers": list(scheduler_names()),
+        "sigma_schedules": list(SIGMA_SCHEDULES),
+        "guidance_schedules": ["constant", "cosine", "interval", "linear", "list", "power"],
+        "gates": list(_gate_names(judge)) if judge is not None else [],
+        "loras": list(shelf.adapters.names("lora")),
+        "controls": list(shelf.adapters.names("control")),
+        "image_prompts": list(shelf.adapters.names("image_prompt")),
+        "embeddings": list(shelf.adapters.names("embedding")),
+        "preprocessors": list(PREPROCESSORS),
+        "upscalers": ["lanczos", *tools.installed_upscalers()],
+        "prompt_dialects": ["plain", "a1111", "comfyui", "compel"],
+        "output_formats": ["png", "jpeg", "webp"],
+        "animation_formats": ["webp", "gif", "apng", *(["mp4"] if shutil.which("ffmpeg") else [])],
+        "environment": dict(environment),
+        "certificates": certificates,
+        "costs": costs,
+    }
+
+
+def open_gates(folder: Path) -> Judge:
+    """Return the judge of this installation, with its own weights in ``folder``."""
+    from mezzotint.gates.judge import GateJudge
+
+    return GateJudge(folder)
+
+
+def _gate_names(judge: Judge) -> tuple[str, ...]:
+    from mezzotint.gates.registry import GATES
+
+    names: Callable[[], tuple[str, ...]] = getattr(judge, "names", GATES.names)
+    return names()
