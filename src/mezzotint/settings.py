@@ -30,7 +30,8 @@ from mezzotint.models.config import ModelsConfig
 from mezzotint.observe.config import LogConfig
 from mezzotint.plain import convert, field_types
 from mezzotint.serve.config import ServeConfig
-from mezzotint.service.config import HandlersConfig, JobsConfig, ServiceConfig, WorkerConfig
+from mezzotint.service.composition import ServiceConfig
+from mezzotint.service.config import HandlersConfig, JobsConfig, WorkerConfig
 
 __all__ = [
     "Loaded",
@@ -86,7 +87,7 @@ class Settings:
         """Return what a service in one process is made of.
 
         Args:
-            ready: Models to have ready, see :class:`~mezzotint.service.config.ServiceConfig`.
+            ready: Models to have ready, see :class:`~mezzotint.service.composition.ServiceConfig`.
             model_store: Folder whose models can be registered by name, "" for none.
         """
         return ServiceConfig(

@@ -11,11 +11,11 @@ from tests.roads.test_exactness import differing, run, storm
 from mezzotint.errors import GateRejected
 from mezzotint.gates.base import GateInfo, Score
 from mezzotint.gates.judge import GateJudge
+from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.models.formats.components import from_pipeline
 from mezzotint.request import Gates, GateSettings, GenerationRequest
+from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.engine import Engine
-from mezzotint.models.config import ModelsConfig, PlacementConfig
-from mezzotint.service.config import ServiceConfig
 from mezzotint.service.local import LocalService
 
 

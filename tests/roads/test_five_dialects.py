@@ -18,9 +18,9 @@ from PIL import Image
 from tests.serving import Door, open_door
 
 from mezzotint.engine.config import EngineConfig
-from mezzotint.request import GenerationRequest
 from mezzotint.models.config import ModelsConfig, PlacementConfig
-from mezzotint.service.config import ServiceConfig
+from mezzotint.request import GenerationRequest
+from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.local import LocalService
 
 COMMON = {"num_inference_steps": 2, "guidance_scale": 3.0, "width": 64, "height": 64}

@@ -11,9 +11,9 @@ from tests.roads.test_passes import disc, photo, png
 from tests.serving import Door, open_door
 
 from mezzotint.engine.config import EngineConfig
-from mezzotint.request import GenerationRequest
 from mezzotint.models.config import ModelsConfig, PlacementConfig
-from mezzotint.service.config import ServiceConfig
+from mezzotint.request import GenerationRequest
+from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.local import LocalService
 
 COMMON = {

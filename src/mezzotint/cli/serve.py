@@ -90,7 +90,7 @@ def parse_models(texts: list[str], store: Path | None = None) -> list[str]:
         store: Folder of ``--model-store``, where a path is looked for first.
 
     Returns:
-        What :attr:`~mezzotint.service.config.ServiceConfig.ready` takes, each once:
+        What :attr:`~mezzotint.service.composition.ServiceConfig.ready` takes, each once:
         ``name``, ``name=path``, ``=path`` for an archive that names itself, or ``all``.
 
     Raises:

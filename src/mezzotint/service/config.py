@@ -1,24 +1,16 @@
-"""Configuration of the service room: durable jobs and worker processes. Torch-free.
-
-:class:`ServiceConfig` is what a service in one process is made of: the configurations
-of the rooms below, whole, so that a setting that is read arrives where it acts.
-"""
+"""Configuration of the service room: durable jobs and worker processes. Torch-free."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mezzotint.engine.config import EngineConfig
 from mezzotint.errors import InvalidRequest
-from mezzotint.images.config import ImageConfig
-from mezzotint.models.config import ModelsConfig
-from mezzotint.plain import Checked, check_range, write
+from mezzotint.plain import Checked, check_range
 
 __all__ = [
     "HandlersConfig",
     "JobsConfig",
-    "ServiceConfig",
     "WorkerConfig",
     "device_in",
     "on_device",
@@ -68,7 +60,7 @@ class WorkerConfig(Checked):
         factory: ``module:function`` that takes the options and returns the
             service (or an awaitable of it); called in the worker process.
         options: Plain JSON data for the factory; the usual factory takes fields of
-            :class:`ServiceConfig`.
+            :class:`~mezzotint.service.composition.ServiceConfig`.
         start_s: Seconds the process may take until it is ready.
         silence_s: Seconds without an answer to a ping after which the process
             counts as hung and is killed.
@@ -145,44 +137,11 @@ class HandlersConfig(Checked):
         check_range("handlers.max_waiting", self.max_waiting, 1, 100_000)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceConfig(Checked):
-    """What a service in one process is made of.
-
-    Args:
-        ready: Names of models to have ready, ``name`` or ``name=path``, or other forms of
-            :meth:`~mezzotint.service.provision.registration.Librarian.name_wanted`; the
-            others load when first asked for.
-        model_store: Folder whose files can be registered by their names, "" for none.
-        engine: How the engine shares the device.
-        handlers: What handler code may take.
-        images: Limits on pictures that come from outside.
-        models: Where models are and where they compute; ``models.home`` is the folder of
-            the installation.
-    """
-
-    ready: tuple[str, ...] = ()
-    model_store: str = ""
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    handlers: HandlersConfig = field(default_factory=HandlersConfig)
-    images: ImageConfig = field(default_factory=ImageConfig)
-    models: ModelsConfig = field(default_factory=ModelsConfig)
-
-    def options(self, over: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return it as plain data, which the factory in a worker process reads.
-
-        Args:
-            over: Options that win, e.g. ``{"models": {"backend": "torch"}}``; what they
-                leave out stays.
-        """
-        return _merged(write(self), over or {})
-
-
 def on_device(options: Mapping[str, Any], device: str) -> dict[str, Any]:
     """Return options of the usual factory for a worker on one device.
 
     Args:
-        options: Fields of :class:`ServiceConfig` as plain data.
+        options: Fields of :class:`~mezzotint.service.composition.ServiceConfig` as plain data.
         device: Value of ``models.placement.device``.
     """
     models = dict(options.get("models") or {})
@@ -194,12 +153,3 @@ def device_in(options: Mapping[str, Any]) -> str:
     """Return the device in options of the usual factory, "" if they name none."""
     models = options.get("models") or {}
     return str((models.get("placement") or {}).get("device", ""))
-
-
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested plain data with some values exchanged."""
-    merged = dict(base)
-    for name, value in over.items():
-        is_branch = isinstance(merged.get(name), Mapping) and isinstance(value, Mapping)
-        merged[name] = _merged(merged[name], value) if is_branch else value
-    return merged

@@ -17,7 +17,7 @@ from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.models.spec import ModelSpec
 from mezzotint.plain import field_names, read
 from mezzotint.request import GenerationRequest
-from mezzotint.service.config import ServiceConfig
+from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.endings import ENDINGS, result_of
 from mezzotint.service.finishing.pictures import with_pixels
 from mezzotint.service.local import LocalService
@@ -92,7 +92,7 @@ class Engine:
             :class:`~mezzotint.models.config.PlacementConfig` (``device``, ``dtype``,
             ``offload``, ...), a field of :class:`~mezzotint.models.config.ModelsConfig`
             (``home``, ``max_bytes``, ``allow_paths``, ...), or a section of
-            :class:`~mezzotint.service.config.ServiceConfig` (``engine``, ``images``,
+            :class:`~mezzotint.service.composition.ServiceConfig` (``engine``, ``images``,
             ``handlers``), as the configuration itself or as a dictionary of fields.
 
     Raises:

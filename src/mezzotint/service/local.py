@@ -34,7 +34,7 @@ from mezzotint.planning.planner import plan
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.capabilities import abilities, capabilities, open_gates
-from mezzotint.service.config import ServiceConfig
+from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.dispatch.device_thread import Perform
 from mezzotint.service.dispatch.dispatcher import Desk
 from mezzotint.service.dispatch.event_mailbox import Letterbox
@@ -69,7 +69,7 @@ def create_service(options: Mapping[str, Any], *, interruptible: bool = False) -
     """Build a service from plain options; the factory that a worker process calls.
 
     Args:
-        options: Fields of :class:`~mezzotint.service.config.ServiceConfig`.
+        options: Fields of :class:`~mezzotint.service.composition.ServiceConfig`.
         interruptible: See :class:`LocalService`; no signal raises in a worker.
     """
     return LocalService(read(ServiceConfig, options), interruptible=interruptible)

@@ -5,7 +5,7 @@ import pytest
 from mezzotint.cli.flags import WrongFlag
 from mezzotint.cli.serve import parse_models
 from mezzotint.plain import read
-from mezzotint.service.config import ServiceConfig
+from mezzotint.service.composition import ServiceConfig
 
 
 @pytest.fixture

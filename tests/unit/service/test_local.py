@@ -19,6 +19,7 @@ from mezzotint.gates.policy import GatePolicy, GateRule
 from mezzotint.images.config import ImageConfig
 from mezzotint.images.metadata import read_recipe
 from mezzotint.models.base import Prompt
+from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.models.formats.components import from_pipeline
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.request import (
@@ -31,9 +32,8 @@ from mezzotint.request import (
     Upscale,
     Walk,
 )
+from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.engine import Engine, Job
-from mezzotint.models.config import ModelsConfig, PlacementConfig
-from mezzotint.service.config import ServiceConfig
 from mezzotint.service.local import LocalService
 from mezzotint.types import (
     Finished,
