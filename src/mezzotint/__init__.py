@@ -17,6 +17,7 @@ _HOMES = {
         "DeadlineExceeded",
         "GateRejected",
         "ImageError",
+        "InvalidField",
         "InvalidRequest",
         "MezzotintError",
         "ModelError",

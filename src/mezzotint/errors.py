@@ -4,6 +4,7 @@
 
     MezzotintError
     ├── InvalidRequest (ValueError)   the caller's fault
+    │   ├── InvalidField              one field is wrong by itself: its type or its range
     │   ├── UnknownName               a name nobody knows; lists the known ones
     │   ├── ImageError                a picture that cannot be read or is not allowed
     │   └── ShapeError                tensors or sizes that do not fit together
@@ -37,6 +38,7 @@ __all__ = [
     "DeadlineExceeded",
     "GateRejected",
     "ImageError",
+    "InvalidField",
     "InvalidRequest",
     "MezzotintError",
     "ModelError",
@@ -86,6 +88,15 @@ class InvalidRequest(MezzotintError, ValueError):
         self.field = field
         self.value = value
         self.allowed = allowed
+
+
+class InvalidField(InvalidRequest):
+    """One field is wrong by itself: its type, its range, its length, or no choice of it.
+
+    What a field may hold is published, so a body that keeps to the schema never meets
+    this error. Fields that do not fit together, names that do not exist and what only a
+    model can tell are refused with the other errors.
+    """
 
 
 class UnknownName(InvalidRequest):

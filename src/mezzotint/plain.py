@@ -8,16 +8,32 @@ JSON names equal field names but for a trailing underscore (``from_``).
 import collections.abc
 import dataclasses
 import functools
+import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from mezzotint.errors import InvalidRequest, UnknownName
-from mezzotint.types import MAX_SEED, ImageInput
+from mezzotint.bounds import SPACE, Bound, Range
+from mezzotint.errors import InvalidField, InvalidRequest, UnknownName
+from mezzotint.types import ImageInput
 
-__all__ = ["Checked", "check_range", "convert", "exchange", "field_names", "read", "write"]
+__all__ = [
+    "Checked",
+    "bounds_of",
+    "check_range",
+    "convert",
+    "exchange",
+    "field_docs",
+    "field_hints",
+    "field_names",
+    "field_types",
+    "json_name",
+    "read",
+    "write",
+]
 
 _T = TypeVar("_T")
 
@@ -50,57 +66,105 @@ def field_names(cls: Any) -> tuple[str, ...]:
 
 def check_range(name: str, value: float | None, low: float, high: float, *, unit: str = "") -> None:
     """Refuse a number outside [low, high], NaN and infinity included."""
-    if value is None:
-        return
-    if not (math.isfinite(value) and low <= value <= high):
-        allowed = f"{_exact(low)} to {_exact(high)}{unit}"
-        raise InvalidRequest(
-            f"{name} must be {allowed}, got {value}", field=name, value=value, allowed=allowed
-        )
-
-
-def _exact(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:g}"
+    if value is not None:
+        Range(low, high, unit.strip()).check(name, value)
 
 
 class Checked:
-    """Converts and checks every field, whether it came from JSON or from Python."""
+    """Converts and checks every field, whether it came from JSON or from Python.
+
+    A field's type says what it may hold (:mod:`mezzotint.bounds`); ``_validate`` adds
+    what fields say about each other.
+    """
 
     __slots__ = ()
 
+    where: ClassVar[str] = ""
+    """Path of the part in a request, e.g. ``output.animation``, for messages."""
+
     def __post_init__(self) -> None:
-        for name, hint, settled in _checks(type(self)):
+        cls = type(self)
+        for name, hint, settled, own, items in _checks(cls):
             value = getattr(self, name)
             if value is settled:
                 continue
-            converted = convert(value, hint, _json_name(name))
+            converted = convert(value, hint, json_name(name))
             if converted is not value:
                 object.__setattr__(self, name, converted)
+            if own or items:
+                _check_bounds(cls, name, converted, own, items)
         self._validate()
 
     def _validate(self) -> None:
-        """Refuse values that no model could honour."""
+        """Refuse fields that do not fit together."""
+
+
+def _check_bounds(
+    cls: type[Checked], name: str, value: Any, own: tuple[Bound, ...], items: tuple[Bound, ...]
+) -> None:
+    """Refuse a field, or an entry of it, that is out of bounds."""
+    shown = f"{cls.where}.{json_name(name)}" if cls.where else json_name(name)
+    for bound in own:
+        bound.check(shown, value)
+    if items and isinstance(value, tuple):
+        for position, item in enumerate(typing.cast("tuple[Any, ...]", value)):
+            for bound in items:
+                bound.check(f"{shown}[{position}]", item)
 
 
 @functools.cache
-def field_types(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def field_hints(cls: Any) -> dict[str, Any]:
+    """Return the type of each field of a dataclass, its bounds included."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {name: hints[name] for name in field_names(cls)}
 
 
 @functools.cache
-def _checks(cls: type) -> tuple[tuple[str, Any, Any], ...]:
-    """Return name, type and default of every field; a default that needs no conversion.
+def field_types(cls: Any) -> dict[str, Any]:
+    """Return the type of each field of a dataclass, without bounds."""
+    hints = typing.get_type_hints(cls)
+    return {name: hints[name] for name in field_names(cls)}
+
+
+@functools.cache
+def field_docs(cls: Any) -> dict[str, str]:
+    """Return what the docstring of a dataclass says about each field, on one line."""
+    text = inspect.cleandoc(cls.__doc__ or "").partition("Args:\n")[2]
+    section = re.split(r"\n(?=\S)", text)[0]
+    entries = re.finditer(r"^    (\w+): (.*(?:\n        .*)*)", section, re.MULTILINE)
+    return {entry[1]: " ".join(entry[2].split()) for entry in entries}
+
+
+def bounds_of(hint: Any) -> tuple[tuple[Bound, ...], tuple[Bound, ...]]:
+    """Return the bounds of a field's type, and those of its entries if it is a list."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        own, items = bounds_of(arguments[0])
+        return own + tuple(a for a in arguments[1:] if isinstance(a, Bound)), items
+    if origin in (typing.Union, types.UnionType):
+        found = [bounds_of(a) for a in arguments]
+        return sum((own for own, _ in found), ()), sum((items for _, items in found), ())
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return (), bounds_of(arguments[0])[0]
+    return (), ()
+
+
+@functools.cache
+def _checks(
+    cls: type,
+) -> tuple[tuple[str, Any, Any, tuple[Bound, ...], tuple[Bound, ...]], ...]:
+    """Return name, type, default and bounds of every field; a default that needs no check.
 
     Where there is none it is an object that no field has, so that nothing equals it.
     """
-    found: list[tuple[str, Any, Any]] = []
+    found: list[tuple[str, Any, Any, tuple[Bound, ...], tuple[Bound, ...]]] = []
     defaults = {f.name: f.default for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for name, hint in field_types(cls).items():
-        default = defaults.get(name, dataclasses.MISSING)
+    for name, hint in field_hints(cls).items():
+        default = defaults[name]
         settled = object()
         if default is not dataclasses.MISSING and convert(default, hint, name) is default:
             settled = default
-        found.append((name, hint, settled))
+        found.append((name, hint, settled, *bounds_of(hint)))
     return tuple(found)
 
 
@@ -109,14 +173,15 @@ def _fields_of(cls: Any) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return the field of each JSON name, and the JSON names that must be given."""
     fields = dataclasses.fields(cls)
     needed = tuple(
-        _json_name(f.name)
+        json_name(f.name)
         for f in fields
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     )
-    return {_json_name(f.name): f.name for f in fields}, needed
+    return {json_name(f.name): f.name for f in fields}, needed
 
 
-def _json_name(name: str) -> str:
+def json_name(name: str) -> str:
+    """Return what a field is called in JSON: without the underscore of ``from_``."""
     return name.rstrip("_")
 
 
@@ -132,7 +197,7 @@ def read(cls: Any, data: Any, path: str = "") -> Any:
     entries = typing.cast(Mapping[Any, Any], data)
     if hasattr(cls, "from_plain"):
         return cls.from_plain(entries, path)
-    hints = field_types(cls)
+    hints = field_hints(cls)
     fields, needed = _fields_of(cls)
     values: dict[str, Any] = {}
     for key, value in entries.items():
@@ -143,7 +208,8 @@ def read(cls: Any, data: Any, path: str = "") -> Any:
         values[name] = convert(value, hints[name], f"{path}.{key}" if path else key)
     missing = next((name for name in needed if name not in entries), None)
     if missing is not None:
-        raise InvalidRequest(f"{path}.{missing} is needed", field=f"{path}.{missing}")
+        where = f"{path}.{missing}" if path else missing
+        raise InvalidField(f"{where} is needed", field=where)
     try:
         return cls(**values)
     except InvalidRequest as error:
@@ -157,6 +223,11 @@ def convert(value: Any, hint: Any, path: str) -> Any:
     if type(value) is hint and hint in _SCALARS:
         return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        text = next((b for b in arguments[1:] if isinstance(b, Range) and b.as_text), None)
+        if isinstance(value, str) and text is not None:
+            value = _read_digits(value, text, path)
+        return convert(value, arguments[0], path)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
@@ -171,7 +242,7 @@ def convert(value: Any, hint: Any, path: str) -> Any:
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
             listed = ", ".join(repr(a) for a in arguments)
-            raise InvalidRequest(
+            raise InvalidField(
                 f"{path} must be one of {listed}, got {value!r}",
                 field=path,
                 value=value,
@@ -213,11 +284,7 @@ def _convert_scalar(value: Any, hint: Any, path: str) -> Any:
             raise _wrong_type(path, value, "true or false")
         return value
     if hint is int:
-        if isinstance(value, str) and path.endswith("seed"):  # beyond 2**53, JSON needs text
-            if not value.strip().isdecimal():
-                raise _wrong_type(path, value, f"a whole number 0 to {MAX_SEED}")
-            return int(value) if len(value.strip()) <= 20 else MAX_SEED + 1
-        if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
+        if isinstance(value, float) and value.is_integer() and abs(value) < 2**64:
             return int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise _wrong_type(path, value, "a whole number")
@@ -234,9 +301,19 @@ def _convert_scalar(value: Any, hint: Any, path: str) -> Any:
     return value
 
 
-def _wrong_type(path: str, value: object, expected: str) -> InvalidRequest:
+def _read_digits(text: str, bound: Range, path: str) -> int:
+    """Read a whole number that came as text, which JSON needs beyond 2**53."""
+    digits = text.strip(SPACE)
+    if not (digits.isascii() and digits.isdecimal()):
+        raise _wrong_type(path, text, f"a whole number {bound.words}")
+    digits = digits.lstrip("0") or "0"
+    high = int(bound.high)
+    return int(digits) if len(digits) <= len(str(high)) else high + 1
+
+
+def _wrong_type(path: str, value: object, expected: str) -> InvalidField:
     got = "null" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
-    return InvalidRequest(
+    return InvalidField(
         f"{path} must be {expected}, got {got}", field=path, value=str(value)[:80], allowed=expected
     )
 
@@ -252,7 +329,7 @@ def write(value: Any) -> Any:
         for f in dataclasses.fields(value):
             item = getattr(value, f.name)
             if item is not f.default and item != f.default:
-                result[_json_name(f.name)] = write(item)
+                result[json_name(f.name)] = write(item)
         return result
     if isinstance(value, tuple):
         return [write(v) for v in typing.cast("tuple[Any, ...]", value)]

@@ -15,10 +15,11 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from mezzotint.bounds import Count, Length, Range
 from mezzotint.errors import InvalidRequest
-from mezzotint.plain import Checked, check_range, convert, read, write
+from mezzotint.plain import Checked, convert, field_hints, read, write
 from mezzotint.techniques import (
     Control,
     Embedding,
@@ -35,14 +36,15 @@ from mezzotint.techniques import (
 )
 from mezzotint.types import (
     MAX_ADAPTERS,
-    MAX_GUIDANCE,
-    MAX_IMAGES,
-    MAX_SEED,
-    MAX_SIDE_PX,
-    MAX_STEPS,
-    MAX_TEXT,
+    GuidanceScale,
     ImageInput,
+    NumImages,
     OutputFormat,
+    PromptText,
+    Seed,
+    Share,
+    Side,
+    Steps,
 )
 
 __all__ = [
@@ -68,30 +70,22 @@ __all__ = [
 ]
 
 MAX_PROMPT_IMAGES = 32
-MAX_REGIONS = 64
-
-
-def _check_count(field: str, count: int, most: int) -> None:
-    """Refuse more of something than one request may hold."""
-    if count > most:
-        raise InvalidRequest(
-            f"{field} must be at most {most}, got {count}",
-            field=field,
-            value=count,
-            allowed=f"at most {most}",
-        )
+ModelName = Annotated[str, Length(1, empty="must name a model, got an empty text")]
+UpscaleFactor = Annotated[float, Range(1, 8)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentInput(Checked):
-    """Inputs of GANs and class-conditional models."""
+    """Inputs of GANs and class-conditional models.
 
-    truncation: float = 1.0
-    class_label: int | None = None
+    Args:
+        truncation: Factor on the latent of a GAN; less than 1 is nearer to the mean picture.
+        class_label: Number of the class; drawn from the seed if None.
+    """
 
-    def _validate(self) -> None:
-        check_range("latent.truncation", self.truncation, 0, 10)
-        check_range("latent.class_label", self.class_label, 0, 10_000_000)
+    where: ClassVar[str] = "latent"
+    truncation: Annotated[float, Range(0, 10)] = 1.0
+    class_label: Annotated[int, Range(0, 10_000_000)] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,17 +95,14 @@ class GateSettings(Checked):
     Args:
         threshold: Where the answer changes; the gate's own if None.
         on_error: What an error of the gate means.
-        preview_at: Share of the steps, above 0 and below 1, at which a preview is judged
-            too: an attempt that fails there is given up. None judges pictures only.
+        preview_at: Share of the steps at which a preview is judged too: an attempt that
+            fails there is given up. None judges pictures only.
     """
 
-    threshold: float | None = None
+    where: ClassVar[str] = "gates"
+    threshold: Annotated[float, Range(-1e6, 1e6)] | None = None
     on_error: Literal["open", "closed"] = "closed"
-    preview_at: float | None = None
-
-    def _validate(self) -> None:
-        check_range("gates.threshold", self.threshold, -1e6, 1e6)
-        check_range("gates.preview_at", self.preview_at, 0.01, 0.99)
+    preview_at: Annotated[float, Range(0.01, 0.99)] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,32 +122,23 @@ class Gates(Checked):
             everywhere.
     """
 
+    where: ClassVar[str] = "gates"
     gates: tuple[tuple[str, GateSettings], ...] = ()
-    max_attempts: int = 1
+    max_attempts: Annotated[int, Range(1, 64)] = 1
     keep: Literal["first_pass", "best"] = "first_pass"
-    budget_s: float | None = None
-    budget_calls: int | None = None
-
-    def _validate(self) -> None:
-        check_range("gates.max_attempts", self.max_attempts, 1, 64)
-        check_range("gates.budget_s", self.budget_s, 0, 7 * 86400, unit=" s")
-        check_range("gates.budget_calls", self.budget_calls, 1, 10_000_000)
+    budget_s: Annotated[float, Range(0, 7 * 86400, "s")] | None = None
+    budget_calls: Annotated[int, Range(1, 10_000_000)] | None = None
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any], path: str) -> "Gates":
         """Split the gates object into settings per gate and the common fields."""
+        hints = field_hints(cls)
         common: dict[str, Any] = {}
         gates: list[tuple[str, GateSettings]] = []
         for key, value in data.items():
             where = f"{path}.{key}"
-            if key == "max_attempts":
-                common[key] = convert(value, int, where)
-            elif key == "keep":
-                common[key] = convert(value, Literal["first_pass", "best"], where)
-            elif key == "budget_s":
-                common[key] = convert(value, float | None, where)
-            elif key == "budget_calls":
-                common[key] = convert(value, int | None, where)
+            if key in hints and key != "gates":
+                common[key] = convert(value, hints[key], where)
             else:
                 gates.append((str(key), convert(value, GateSettings, where)))
         return cls(gates=tuple(gates), **common)
@@ -178,11 +160,9 @@ class Upscale(Checked):
         model: ``lanczos`` (also None), or ``real-esrgan`` where its weights are installed.
     """
 
-    factor: float = 2.0
+    where: ClassVar[str] = "upscale"
+    factor: UpscaleFactor = 2.0
     model: str | None = None
-
-    def _validate(self) -> None:
-        check_range("upscale.factor", self.factor, 1, 8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,12 +176,10 @@ class Animation(Checked):
             repeating: players decide.
     """
 
+    where: ClassVar[str] = "output.animation"
     format: Literal["webp", "gif", "apng", "mp4"] = "webp"
-    fps: float = 8.0
+    fps: Annotated[float, Range(0.1, 120, "1/s")] = 8.0
     loop: Literal["forever", "pingpong", "once"] = "forever"
-
-    def _validate(self) -> None:
-        check_range("output.animation.fps", self.fps, 0.1, 120, unit=" 1/s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,23 +188,58 @@ class Output(Checked):
 
     Args:
         format: Of still pictures.
-        quality: Of JPEG, WebP and MP4, 1 to 100.
+        quality: Of JPEG, WebP and MP4.
         metadata: Whether the recipe goes into the file.
         animation: Make one moving file of a walk, in place of its pictures.
     """
 
+    where: ClassVar[str] = "output"
     format: OutputFormat = "png"
-    quality: int = 90
+    quality: Annotated[int, Range(1, 100)] = 90
     metadata: bool = True
     animation: Animation | None = None
-
-    def _validate(self) -> None:
-        check_range("output.quality", self.quality, 1, 100)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest(Checked):
     """Everything a user can ask for.
+
+    Args:
+        model: Name in the store, ``name@version``, or a path.
+        prompt: What to draw.
+        negative_prompt: What to steer away from.
+        width: Pixels; the model's own if None.
+        height: Pixels; the model's own if None.
+        num_images: Pictures; picture k has the seed ``seed + k``.
+        seed: Of the first picture's noise; drawn and reported if None.
+        num_inference_steps: Solver steps; the model's own if None.
+        scheduler: Noise scheduler by name or diffusers class; the model's own if None.
+        sigma_schedule: Spacing of the noise levels; the scheduler's own if None.
+        guidance_scale: How strictly the prompt is followed, 1 is off; a number or a
+            curve; the model's own if None.
+        image: Picture to begin from.
+        strength: Share of the steps that are run on ``image``.
+        mask: Picture that is white where ``image`` is repainted.
+        inpaint: How the masked part is repainted.
+        outpaint: Pixels to add around ``image``.
+        variation: Noise a part of the way to another seed's.
+        tiling: Whether opposite edges of the picture meet.
+        hires: A second, larger pass.
+        controls: ControlNets and their pictures.
+        loras: LoRAs for this request alone.
+        image_prompts: Pictures that speak beside the text.
+        embeddings: Words whose meaning was learnt.
+        regions: Prompts for parts of the picture.
+        ensemble: Several denoisers as one.
+        walk: An interpolation to another prompt or seed.
+        latent: Inputs of GANs and class-conditional models.
+        gates: Quality gates, in order.
+        upscale: Enlargement after decoding.
+        prompt_dialect: How weights in the text are read.
+        output: Encoding of the pictures.
+        reproducibility: What may differ between two runs.
+        priority: Greater goes first.
+        deadline_s: Seconds after which nobody waits any more; None is no deadline.
 
     In Python ``guidance_scale`` may also be a function of progress (0 at the first step,
     1 at the last, see :class:`GuidanceSchedule`). It stays in this process: the recipe
@@ -236,31 +249,31 @@ class GenerationRequest(Checked):
         InvalidRequest: If a field is out of range or fields exclude each other.
     """
 
-    model: str = "plate"
-    prompt: str = ""
-    negative_prompt: str = ""
-    width: int | None = None
-    height: int | None = None
-    num_images: int = 1
-    seed: int | None = None
-    num_inference_steps: int | None = None
+    model: ModelName = "plate"
+    prompt: PromptText = ""
+    negative_prompt: PromptText = ""
+    width: Side | None = None
+    height: Side | None = None
+    num_images: NumImages = 1
+    seed: Seed | None = None
+    num_inference_steps: Steps | None = None
     scheduler: str | None = None
     sigma_schedule: str | None = None
-    guidance_scale: float | GuidanceSchedule | Callable[[float], float] | None = None
+    guidance_scale: GuidanceScale | GuidanceSchedule | Callable[[float], float] | None = None
     image: ImageInput | None = None
-    strength: float = 0.8
+    strength: Share = 0.8
     mask: ImageInput | None = None
     inpaint: Inpaint = Inpaint()
     outpaint: Outpaint | None = None
     variation: Variation | None = None
     tiling: bool = False
     hires: Hires | None = None
-    controls: tuple[Control, ...] = ()
-    loras: tuple[Lora, ...] = ()
-    image_prompts: tuple[ImagePrompt, ...] = ()
-    embeddings: tuple[Embedding, ...] = ()
-    regions: tuple[Region, ...] = ()
-    ensemble: tuple[EnsembleMember, ...] = ()
+    controls: Annotated[tuple[Control, ...], Count(0, MAX_ADAPTERS)] = ()
+    loras: Annotated[tuple[Lora, ...], Count(0, MAX_ADAPTERS)] = ()
+    image_prompts: Annotated[tuple[ImagePrompt, ...], Count(0, MAX_ADAPTERS)] = ()
+    embeddings: Annotated[tuple[Embedding, ...], Count(0, MAX_ADAPTERS)] = ()
+    regions: Annotated[tuple[Region, ...], Count(0, 64)] = ()
+    ensemble: Annotated[tuple[EnsembleMember, ...], Count(0, MAX_ADAPTERS)] = ()
     walk: Walk | None = None
     latent: LatentInput = LatentInput()
     gates: Gates | None = None
@@ -268,34 +281,19 @@ class GenerationRequest(Checked):
     prompt_dialect: Literal["plain", "a1111", "comfyui", "compel"] = "plain"
     output: Output = Output()
     reproducibility: Literal["exact", "stable", "turbo"] = "exact"
-    priority: int = 0
-    deadline_s: float | None = None
+    priority: Annotated[int, Range(-100, 100)] = 0
+    deadline_s: Annotated[float, Range(0, 7 * 86400, "s")] | None = None
 
     def _validate(self) -> None:
-        check_range("width", self.width, 1, MAX_SIDE_PX, unit=" px")
-        check_range("height", self.height, 1, MAX_SIDE_PX, unit=" px")
-        check_range("num_images", self.num_images, 1, MAX_IMAGES)
-        check_range("seed", self.seed, 0, MAX_SEED)
-        check_range("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
-        if isinstance(self.guidance_scale, int | float):
-            check_range("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE)
-        check_range("strength", self.strength, 0, 1)
-        check_range("priority", self.priority, -100, 100)
-        check_range("deadline_s", self.deadline_s, 0, 7 * 86400, unit=" s")
-        for name in ("controls", "loras", "image_prompts", "embeddings", "ensemble"):
-            _check_count(name, len(getattr(self, name)), MAX_ADAPTERS)
-        _check_count("regions", len(self.regions), MAX_REGIONS)
         pictures = sum(len(prompt.images) for prompt in self.image_prompts)
-        _check_count("image_prompts.images", pictures, MAX_PROMPT_IMAGES)
-        for name in ("prompt", "negative_prompt"):
-            if len(getattr(self, name)) > MAX_TEXT:
-                raise InvalidRequest(
-                    f"{name} must be at most {MAX_TEXT} characters, got {len(getattr(self, name))}",
-                    field=name,
-                    allowed=f"at most {MAX_TEXT} characters",
-                )
-        if not self.model:
-            raise InvalidRequest("model must name a model, got an empty text", field="model")
+        if pictures > MAX_PROMPT_IMAGES:
+            raise InvalidRequest(
+                f"image_prompts must hold at most {MAX_PROMPT_IMAGES} pictures together, "
+                f"got {pictures}",
+                field="image_prompts.images",
+                value=pictures,
+                allowed=f"at most {MAX_PROMPT_IMAGES}",
+            )
         if self.mask is not None and self.image is None:
             raise InvalidRequest("mask needs image: inpainting repaints a picture", field="mask")
         if self.outpaint is not None and self.image is None:

@@ -11,7 +11,6 @@ home folder if there is one.
 
 import collections.abc
 import dataclasses
-import inspect
 import json
 import os
 import re
@@ -28,7 +27,7 @@ from mezzotint.files import user_home
 from mezzotint.images.config import ImageConfig
 from mezzotint.models.config import ModelsConfig
 from mezzotint.observe.config import LogConfig
-from mezzotint.plain import convert, field_types
+from mezzotint.plain import convert, field_docs, field_types
 from mezzotint.serve.config import ServeConfig
 from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.config import HandlersConfig, JobsConfig, WorkerConfig
@@ -207,13 +206,10 @@ def _leaves(cls: type, prefix: str) -> collections.abc.Iterator[tuple[str, tuple
 
 def _argument_docs(cls: type) -> dict[str, str]:
     """Return the first sentence about each argument from a Google docstring."""
-    text = inspect.cleandoc(cls.__doc__ or "").partition("Args:\n")[2]
-    section = re.split(r"\n(?=\S)", text)[0]
-    found: dict[str, str] = {}
-    for match in re.finditer(r"^    (\w+): (.*(?:\n        .*)*)", section, re.MULTILINE):
-        sentence = " ".join(match[2].split())
-        found[match[1]] = re.split(r"(?<=[.;])\s", sentence)[0].rstrip(".;")
-    return found
+    return {
+        name: re.split(r"(?<=[.;])\s", text)[0].rstrip(".;")
+        for name, text in field_docs(cls).items()
+    }
 
 
 def _read_environment(

@@ -5,22 +5,24 @@ picture that came along. Checks here need no model, as in :mod:`mezzotint.reques
 which gives these names to everybody else.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
+from mezzotint.bounds import Count, Length, Pattern, Range
 from mezzotint.errors import InvalidRequest
 from mezzotint.plain import Checked, check_range
 from mezzotint.preprocessing import read_preprocess
 from mezzotint.types import (
     MAX_ADAPTERS,
-    MAX_GUIDANCE,
     MAX_IMAGES,
-    MAX_SEED,
     MAX_SIDE_PX,
     MAX_STEPS,
+    GuidanceScale,
     ImageInput,
+    Seed,
+    Share,
+    Steps,
 )
 
 __all__ = [
@@ -38,7 +40,11 @@ __all__ = [
     "Walk",
 ]
 
-MAX_TOKEN = 100
+Box = Annotated[tuple[Share, ...], Count(4, 4, "numbers (x0, y0, x1, y1)")]
+"""``(x0, y0, x1, y1)`` as fractions of width and height."""
+Margin = Annotated[int, Range(0, 8192, "px")]
+_Side = Annotated[int, Range(1, MAX_SIDE_PX, "px")]  # held to no limit of its own at a server
+_VISIBLE = r"[^\s\x1c-\x1f\x85\u180e\ufeff]"  # what Python and JavaScript call white space
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +68,14 @@ class GuidanceSchedule(Checked):
     """
 
     schedule: Literal["constant", "linear", "cosine", "power", "interval", "list"] = "constant"
-    start: float = 1.0
-    end: float | None = None
-    power: float = 1.0
-    values: tuple[float, ...] = ()
-    from_: float = 0.0
-    until: float = 1.0
-    rescale: float = 0.0
+    where: ClassVar[str] = "guidance_scale"
+    start: GuidanceScale = 1.0
+    end: GuidanceScale | None = None
+    power: Annotated[float, Range(1e-3, 100)] = 1.0
+    values: tuple[GuidanceScale, ...] = ()
+    from_: Share = 0.0
+    until: Share = 1.0
+    rescale: Share = 0.0
 
     @classmethod
     def from_function(
@@ -94,14 +101,6 @@ class GuidanceSchedule(Checked):
         return cls(schedule="list", values=values, rescale=rescale)
 
     def _validate(self) -> None:
-        check_range("guidance_scale.start", self.start, 0, MAX_GUIDANCE)
-        check_range("guidance_scale.end", self.end, 0, MAX_GUIDANCE)
-        check_range("guidance_scale.power", self.power, 1e-3, 100)
-        check_range("guidance_scale.from", self.from_, 0, 1)
-        check_range("guidance_scale.until", self.until, 0, 1)
-        check_range("guidance_scale.rescale", self.rescale, 0, 1)
-        for position, value in enumerate(self.values):
-            check_range(f"guidance_scale.values[{position}]", value, 0, MAX_GUIDANCE)
         if (self.schedule == "list") != bool(self.values):
             raise InvalidRequest(
                 'guidance_scale.values belongs to schedule "list" and is needed there, '
@@ -130,17 +129,15 @@ class Control(Checked):
             numbers may be left out.
     """
 
+    where: ClassVar[str] = "controls"
     model: str
     image: ImageInput
-    scale: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
+    scale: Annotated[float, Range(0, 10)] = 1.0
+    start: Share = 0.0
+    end: Share = 1.0
     preprocess: str | None = None
 
     def _validate(self) -> None:
-        check_range("controls.scale", self.scale, 0, 10)
-        check_range("controls.start", self.start, 0, 1)
-        check_range("controls.end", self.end, 0, 1)
         if self.start >= self.end:
             raise InvalidRequest(
                 f"controls.start must be less than controls.end, got {self.start:g} and "
@@ -162,20 +159,10 @@ class ImagePrompt(Checked):
         scale: Strength, 0 is off.
     """
 
+    where: ClassVar[str] = "image_prompts"
     model: str
-    images: tuple[ImageInput, ...]
-    scale: float = 1.0
-
-    def _validate(self) -> None:
-        check_range("image_prompts.scale", self.scale, -10, 10)
-        if not 1 <= len(self.images) <= MAX_ADAPTERS:
-            raise InvalidRequest(
-                f"image_prompts.images must hold 1 to {MAX_ADAPTERS} pictures, "
-                f"got {len(self.images)}",
-                field="image_prompts.images",
-                value=len(self.images),
-                allowed=f"1 to {MAX_ADAPTERS}",
-            )
+    images: Annotated[tuple[ImageInput, ...], Count(1, MAX_ADAPTERS, "pictures")]
+    scale: Annotated[float, Range(-10, 10)] = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,27 +175,23 @@ class Embedding(Checked):
             its name where the file names none.
     """
 
+    where: ClassVar[str] = "embeddings"
     name: str
-    token: str | None = None
-
-    def _validate(self) -> None:
-        if self.token is not None and (not self.token.strip() or len(self.token) > MAX_TOKEN):
-            raise InvalidRequest(
-                f"embeddings.token must be 1 to {MAX_TOKEN} characters, got {self.token[:80]!r}",
-                field="embeddings.token",
-                value=self.token[:80],
-            )
+    token: Annotated[str, Length(1, 100), Pattern(_VISIBLE, "a visible word")] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora(Checked):
-    """One LoRA for this request alone."""
+    """One LoRA for this request alone.
 
+    Args:
+        name: Name of the LoRA.
+        scale: Strength, 0 is off.
+    """
+
+    where: ClassVar[str] = "loras"
     name: str
-    scale: float = 1.0
-
-    def _validate(self) -> None:
-        check_range("loras.scale", self.scale, -10, 10)
+    scale: Annotated[float, Range(-10, 10)] = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,20 +209,17 @@ class Region(Checked):
         end: Progress at which it stops.
     """
 
+    where: ClassVar[str] = "regions"
     prompt: str
     negative_prompt: str = ""
     mask: ImageInput | None = None
-    box: tuple[float, ...] | None = None
-    weight: float = 1.0
-    feather: float = 0.05
-    start: float = 0.0
-    end: float = 1.0
+    box: Box | None = None
+    weight: Annotated[float, Range(1e-6, 1000)] = 1.0
+    feather: Share = 0.05
+    start: Share = 0.0
+    end: Share = 1.0
 
     def _validate(self) -> None:
-        check_range("regions.weight", self.weight, 1e-6, 1000)
-        check_range("regions.feather", self.feather, 0, 1)
-        check_range("regions.start", self.start, 0, 1)
-        check_range("regions.end", self.end, 0, 1)
         if (self.mask is None) == (self.box is None):
             raise InvalidRequest(
                 "a region needs either mask or box, and not both", field="regions.box"
@@ -248,11 +228,8 @@ class Region(Checked):
 
 
 def _check_box(field: str, box: tuple[float, ...] | None) -> None:
-    """Refuse a box that is no part of the picture."""
-    if box is None:
-        return
-    ok = len(box) == 4 and all(math.isfinite(v) and 0 <= v <= 1 for v in box)
-    if not ok or not (box[0] < box[2] and box[1] < box[3]):
+    """Refuse a box with nothing inside."""
+    if box is not None and not (box[0] < box[2] and box[1] < box[3]):
         raise InvalidRequest(
             f"{field} must be [x0, y0, x1, y1] as fractions of the picture "
             f"with x0 < x1 and y0 < y1, got {list(box)}",
@@ -276,18 +253,15 @@ class EnsembleMember(Checked):
         feather: Width of the soft edge as a fraction of the shorter side.
     """
 
+    where: ClassVar[str] = "ensemble"
     model: str
-    weight: float = 1.0
-    weights: tuple[float, ...] = ()
+    weight: Annotated[float, Range(0, 1000)] = 1.0
+    weights: tuple[Annotated[float, Range(0, 1000)], ...] = ()
     mask: ImageInput | None = None
-    box: tuple[float, ...] | None = None
-    feather: float = 0.05
+    box: Box | None = None
+    feather: Share = 0.05
 
     def _validate(self) -> None:
-        check_range("ensemble.weight", self.weight, 0, 1000)
-        for position, value in enumerate(self.weights):
-            check_range(f"ensemble.weights[{position}]", value, 0, 1000)
-        check_range("ensemble.feather", self.feather, 0, 1)
         if self.mask is not None and self.box is not None:
             raise InvalidRequest(
                 "an ensemble member takes mask or box, not both", field="ensemble.box"
@@ -313,15 +287,14 @@ class Walk(Checked):
             ``w``, straight, for GANs with a mapping network.
     """
 
+    where: ClassVar[str] = "walk"
     to: str | None = None
-    frames: int = 8
+    frames: Annotated[int, Range(2, MAX_IMAGES, limit="images")] = 8
     mode: Literal["prompt", "seed", "both"] = "prompt"
-    to_seed: int | None = None
+    to_seed: Seed | None = None
     space: Literal["z", "w"] = "z"
 
     def _validate(self) -> None:
-        check_range("walk.frames", self.frames, 2, MAX_IMAGES)
-        check_range("walk.to_seed", self.to_seed, 0, MAX_SEED)
         if self.mode in ("prompt", "both") and self.to is None:
             raise InvalidRequest(
                 f'walk.to (the prompt to end at) is needed for mode "{self.mode}"', field="walk.to"
@@ -343,30 +316,33 @@ class Inpaint(Checked):
         paste: Give the picture's own pixels back outside the mask.
     """
 
+    where: ClassVar[str] = "inpaint"
     invert: bool = False
-    blur: float = 0.0
+    blur: Annotated[float, Range(0, 512, "px")] = 0.0
     fill: Literal["original", "surroundings", "noise", "nothing"] = "original"
     area: Literal["whole", "masked"] = "whole"
-    padding: int = 32
+    padding: Annotated[int, Range(0, 4096, "px")] = 32
     paste: bool = False
-
-    def _validate(self) -> None:
-        check_range("inpaint.blur", self.blur, 0, 512, unit=" px")
-        check_range("inpaint.padding", self.padding, 0, 4096, unit=" px")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outpaint(Checked):
-    """Pixels to add to ``image`` on each side, painted to go on with it."""
+    """Pixels to add to ``image`` on each side, painted to go on with it.
 
-    left: int = 0
-    top: int = 0
-    right: int = 0
-    bottom: int = 0
+    Args:
+        left: Pixels to add on the left.
+        top: Pixels to add above.
+        right: Pixels to add on the right.
+        bottom: Pixels to add below.
+    """
+
+    where: ClassVar[str] = "outpaint"
+    left: Margin = 0
+    top: Margin = 0
+    right: Margin = 0
+    bottom: Margin = 0
 
     def _validate(self) -> None:
-        for name in ("left", "top", "right", "bottom"):
-            check_range(f"outpaint.{name}", getattr(self, name), 0, 8192, unit=" px")
         if not (self.left or self.top or self.right or self.bottom):
             raise InvalidRequest(
                 "outpaint must add pixels on a side, got 0 on all four", field="outpaint"
@@ -385,16 +361,13 @@ class Variation(Checked):
         noise_height: As ``noise_width``; both or neither.
     """
 
-    seed: int | None = None
-    strength: float = 0.0
-    noise_width: int | None = None
-    noise_height: int | None = None
+    where: ClassVar[str] = "variation"
+    seed: Seed | None = None
+    strength: Share = 0.0
+    noise_width: _Side | None = None
+    noise_height: _Side | None = None
 
     def _validate(self) -> None:
-        check_range("variation.seed", self.seed, 0, MAX_SEED)
-        check_range("variation.strength", self.strength, 0, 1)
-        check_range("variation.noise_width", self.noise_width, 1, MAX_SIDE_PX, unit=" px")
-        check_range("variation.noise_height", self.noise_height, 1, MAX_SIDE_PX, unit=" px")
         if (self.noise_width is None) != (self.noise_height is None):
             raise InvalidRequest(
                 "variation.noise_width and noise_height belong together, got one",
@@ -418,18 +391,12 @@ class Hires(Checked):
         negative_prompt: Of the second pass; the request's if None.
     """
 
-    scale: float = 2.0
-    width: int | None = None
-    height: int | None = None
-    strength: float = 0.6
-    num_inference_steps: int | None = None
+    where: ClassVar[str] = "hires"
+    scale: Annotated[float, Range(1, 8)] = 2.0
+    width: _Side | None = None
+    height: _Side | None = None
+    strength: Share = 0.6
+    num_inference_steps: Steps | None = None
     upscaler: Literal["latent", "lanczos", "real-esrgan"] = "latent"
     prompt: str | None = None
     negative_prompt: str | None = None
-
-    def _validate(self) -> None:
-        check_range("hires.scale", self.scale, 1, 8)
-        check_range("hires.width", self.width, 1, MAX_SIDE_PX, unit=" px")
-        check_range("hires.height", self.height, 1, MAX_SIDE_PX, unit=" px")
-        check_range("hires.strength", self.strength, 0, 1)
-        check_range("hires.num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)

@@ -11,8 +11,9 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NewType
+from typing import Annotated, Any, Literal, NamedTuple, NewType
 
+from mezzotint.bounds import SPACE, Length, Range
 from mezzotint.errors import ImageError
 from mezzotint.files import write_atomically
 
@@ -23,7 +24,7 @@ __all__ = [
     "MAX_SEED",
     "MAX_SIDE_PX",
     "MAX_STEPS",
-    "MAX_TEXT",
+    "PICTURE_TEXT",
     "Attempt",
     "Cancelled",
     "Event",
@@ -31,16 +32,23 @@ __all__ = [
     "FileFormat",
     "Finished",
     "GenerationResult",
+    "GuidanceScale",
     "ImageFinished",
     "ImageInput",
     "ImageOutput",
     "JobId",
+    "NumImages",
     "OutputFormat",
+    "PromptText",
     "Queued",
+    "Seed",
+    "Share",
+    "Side",
     "Size",
     "StageTimings",
     "Started",
     "Stepped",
+    "Steps",
     "Verdict",
 ]
 
@@ -48,15 +56,30 @@ MAX_SEED = 2**64 - 1
 MAX_STEPS = 1000
 MAX_IMAGES = 1024
 MAX_SIDE_PX = 16384
-MAX_TEXT = 32_000
-"""Characters of a prompt."""
 MAX_GUIDANCE = 1000.0
 MAX_ADAPTERS = 16
 """Of each kind, in one request."""
+Seed = Annotated[int, Range(0, MAX_SEED, as_text=True)]
+Steps = Annotated[int, Range(1, MAX_STEPS, limit="steps")]
+NumImages = Annotated[int, Range(1, MAX_IMAGES, limit="images")]
+Side = Annotated[int, Range(1, MAX_SIDE_PX, "px", limit="side")]
+GuidanceScale = Annotated[float, Range(0, MAX_GUIDANCE)]
+Share = Annotated[float, Range(0, 1)]
+"""Of something whole: steps, noise, a picture's shorter side."""
+PromptText = Annotated[str, Length(most=32_000)]
 OutputFormat = Literal["png", "jpeg", "webp"]
 FileFormat = Literal["png", "jpeg", "webp", "gif", "apng", "mp4"]
 """What a finished file may be; the last three, and ``webp``, also move."""
 JobId = NewType("JobId", str)
+_CHAR, _END = f"[A-Za-z0-9+/][{SPACE}]*", f"=[{SPACE}]*"
+PICTURE_TEXT = (
+    f"^(?:[dD][aA][tT][aA]:[^,]*,)?[{SPACE}]*(?:(?:{_CHAR}){{4}})*"
+    f"(?:(?:{_CHAR}){{2}}(?:{_END}){{2}}|(?:{_CHAR}){{3}}{_END}|(?:{_CHAR}){{4}})$"
+)
+"""Regular expression of the texts that :meth:`ImageInput.from_base64` reads."""
+
+
+_NO_SPACE = dict.fromkeys(map(ord, SPACE))
 
 
 class Size(NamedTuple):
@@ -107,7 +130,7 @@ class ImageInput:
             )
         body = text.partition(",")[2] if text[:5].lower() == "data:" else text
         try:
-            return cls(base64.b64decode("".join(body.split()), validate=True))
+            return cls(base64.b64decode(body.translate(_NO_SPACE), validate=True))
         except (binascii.Error, ValueError) as error:
             raise ImageError(f"{field} must be base64 of a picture: {error}", field=field) from None
 

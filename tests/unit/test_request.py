@@ -1,11 +1,14 @@
+import dataclasses
 import json
 import math
+import typing
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mezzotint.errors import ImageError, InvalidRequest, UnknownName
+from mezzotint.errors import ImageError, InvalidField, InvalidRequest, UnknownName
+from mezzotint.plain import bounds_of, field_docs, field_hints, field_types
 from mezzotint.request import (
     GenerationRequest,
     GuidanceSchedule,
@@ -206,3 +209,68 @@ def test_a_function_becomes_a_list_that_reaches_both_ends():
     assert GuidanceSchedule.from_function(lambda done: 3 - done, 1).values == (3.0,)
     with pytest.raises(InvalidRequest, match=r"guidance_scale\.values"):
         GuidanceSchedule.from_function(lambda done: float("nan"), 2)
+
+
+def parts(cls=GenerationRequest, where=""):
+    """Yield every part of a request with its path."""
+    yield cls, where
+    for name, hint in field_types(cls).items():
+        for part in found_parts(hint):
+            inner = f"{where}.{name}" if where else name
+            yield from parts(part, where if inner == "gates.gates" else inner)
+
+
+def found_parts(hint):
+    if dataclasses.is_dataclass(hint):
+        return [hint] if hint is not ImageInput else []
+    return [part for inner in typing.get_args(hint) for part in found_parts(inner)]
+
+
+@pytest.mark.parametrize(("cls", "where"), list(parts()))
+def test_a_part_knows_its_path_and_says_what_each_field_means(cls, where):
+    assert cls.where == where
+    assert field_docs(cls).keys() == {f.name for f in dataclasses.fields(cls)}
+
+
+def test_every_number_and_every_list_of_parts_has_bounds():
+    def holds(hint, kinds):
+        return hint in kinds or any(holds(a, kinds) for a in typing.get_args(hint))
+
+    bare = [
+        f"{where}.{name}"
+        for cls, where in parts()
+        for name, hint in field_hints(cls).items()
+        if (holds(hint, (int, float)) or (found_parts(hint) and typing.get_origin(hint) is tuple))
+        and bounds_of(hint) == ((), ())
+    ]
+    assert bare == ["gates.gates"]  # as many gates as there are
+
+
+def test_a_default_is_within_its_bounds():
+    for cls, _ in parts():
+        for field in dataclasses.fields(cls):
+            own, items = bounds_of(field_hints(cls)[field.name])
+            if field.default is not dataclasses.MISSING:
+                for bound in own:
+                    bound.check(field.name, field.default)
+            assert not items or field.default in ((), None, dataclasses.MISSING)
+
+
+def test_one_wrong_field_is_told_from_fields_that_do_not_fit_together():
+    for data in ({"width": 0}, {"prompt": 3}, {"loras": [{}]}, {"output": {"format": "gif"}}):
+        with pytest.raises(InvalidField):
+            GenerationRequest.from_dict(data)
+    for data in ({"mask": PICTURE}, {"walk": {}}, {"regions": [{"prompt": "a"}]}):
+        with pytest.raises(InvalidRequest) as caught:
+            GenerationRequest.from_dict(data)
+        assert not isinstance(caught.value, InvalidField)
+
+
+@pytest.mark.parametrize(("text", "seed"), [(" 7\n", 7), ("0" * 30 + "7", 7), ("0", 0)])
+def test_a_seed_as_text_may_have_zeros_and_space_around_it(text, seed):
+    assert GenerationRequest(seed=text).seed == seed
+
+
+def test_digits_of_other_scripts_are_no_seed():
+    with pytest.raises(InvalidField, match="whole number"):
+        GenerationRequest(seed="٧")

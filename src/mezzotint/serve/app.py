@@ -74,7 +74,10 @@ async def _openapi(front: Front, http: Request) -> Response:
     version = str(front.memory.get("version", ""))
     shown = endpoints("generation")
     secured = bool(front.memory.get("secured"))
-    return json_response(document(shown, title="Mezzotint", version=version, secured=secured))
+    limits = front.config.limits.ends
+    return json_response(
+        document(shown, limits=limits, title="Mezzotint", version=version, secured=secured)
+    )
 
 
 def _pages() -> tuple[Endpoint, ...]:

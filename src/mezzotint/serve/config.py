@@ -58,6 +58,16 @@ class Limits(Checked):
         check_range("limits.concurrency", self.concurrency, 0, 1 << 31)
         check_range("limits.connections", self.connections, 1, 1 << 20)
 
+    @property
+    def side(self) -> int:
+        """Pixels of one side: the other has eight at least."""
+        return max(1, self.pixels // 8)
+
+    @property
+    def ends(self) -> dict[str, int]:
+        """Upper ends of request fields, by the name that their bounds know them by."""
+        return {"images": self.images, "steps": self.steps, "side": self.side}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig(Checked):

@@ -104,6 +104,7 @@ class Unsupported(DoorError):
 TABLE: Mapping[type[Exception], tuple[int, str]] = {
     errors.MezzotintError: (500, "internal_error"),
     errors.InvalidRequest: (422, "invalid_request"),
+    errors.InvalidField: (422, "invalid_request"),
     errors.UnknownName: (422, "unknown_name"),
     errors.ImageError: (422, "unreadable_image"),
     errors.ShapeError: (422, "invalid_shape"),

@@ -5,6 +5,7 @@ clients that go away, and keeps what the answer's headers need.
 """
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -119,8 +120,8 @@ class Front:
         factor = request.upscale.factor if request.upscale else 1.0
         for side in ("width", "height"):
             length = getattr(request, side)
-            if length is not None and length * factor * 8 > limits.pixels:
-                _limit(side, round(length * factor), limits.pixels // 8, "px")
+            if length is not None and length * factor > limits.side:
+                _limit(side, math.ceil(length * factor), limits.side, "px")
         if request.width is not None and request.height is not None:
             pixels = round(request.width * request.height * factor * factor)
             _limit("width", pixels, limits.pixels, "pixels in one picture (width x height)")

@@ -1,107 +1,101 @@
 """Schema: the OpenAPI document, made from the endpoints and the request's own types.
 
-The schema of the native request is derived from the dataclasses, so it cannot
-drift from what :meth:`GenerationRequest.from_dict` accepts.
+The schema of a body is derived from the dataclass that reads it, bounds and doc lines
+included (:mod:`mezzotint.bounds`), so it cannot drift from what the server accepts. It
+says all that one field may hold; what fields say about each other, which names exist
+and what only a model can tell is refused when the request is read or planned.
 """
 
+import collections.abc
 import dataclasses
-import functools
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
-from mezzotint.plain import field_types
-from mezzotint.request import Gates, GateSettings, GenerationRequest
+from mezzotint.bounds import Bound, Range
+from mezzotint.plain import field_docs, field_hints, json_name
+from mezzotint.request import Gates, GenerationRequest
 from mezzotint.serve.wire import Endpoint
-from mezzotint.types import (
-    MAX_GUIDANCE,
-    MAX_IMAGES,
-    MAX_SEED,
-    MAX_SIDE_PX,
-    MAX_STEPS,
-    MAX_TEXT,
-    ImageInput,
-)
+from mezzotint.types import PICTURE_TEXT, ImageInput
 
-__all__ = ["ANY_OBJECT", "document", "request_schema"]
+__all__ = ["ANY_OBJECT", "document", "object_schema", "request_schema"]
 
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
-_LIMITS: Mapping[str, dict[str, Any]] = {
-    "width": {"minimum": 1, "maximum": MAX_SIDE_PX},
-    "height": {"minimum": 1, "maximum": MAX_SIDE_PX},
-    "num_images": {"minimum": 1, "maximum": MAX_IMAGES},
-    "num_inference_steps": {"minimum": 1, "maximum": MAX_STEPS},
-    "strength": {"minimum": 0, "maximum": 1},
-    "priority": {"minimum": -100, "maximum": 100},
-    "deadline_s": {"minimum": 0, "maximum": 604800},
-    "prompt": {"maxLength": MAX_TEXT},
-    "negative_prompt": {"maxLength": MAX_TEXT},
-}
+_NAMES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 
 
-@functools.cache
-def request_schema() -> dict[str, Any]:
-    """Return the JSON Schema of the native generation request."""
-    schema = _object(GenerationRequest)
-    for name, limits in _LIMITS.items():
-        options = schema["properties"][name].get("anyOf", [schema["properties"][name]])
-        options[0].update(limits)
-    schema["properties"]["guidance_scale"]["anyOf"][0] |= {"minimum": 0, "maximum": MAX_GUIDANCE}
-    schema["properties"]["model"]["minLength"] = 1
-    schema["properties"]["seed"] = {
-        "anyOf": [
-            {"type": "integer", "minimum": 0, "maximum": MAX_SEED},
-            {"type": "string", "pattern": r"^[0-9]{1,19}$"},
-            {"type": "null"},
-        ]
-    }
-    return schema
+def request_schema(limits: Mapping[str, int]) -> dict[str, Any]:
+    """Return the JSON Schema of the native generation request.
+
+    Args:
+        limits: Upper ends that the operator lowered, by the name that bounds know
+            them by (:attr:`mezzotint.serve.config.Limits.ends`).
+    """
+    return object_schema(GenerationRequest, limits)
 
 
-def _object(cls: Any) -> dict[str, Any]:
-    """Return the schema of a dataclass."""
-    if cls is Gates:
-        return {
-            "type": "object",
-            "properties": {
-                "max_attempts": {"type": "integer", "minimum": 1, "maximum": 64},
-                "keep": {"enum": ["first_pass", "best"]},
-            },
-            "additionalProperties": _object(GateSettings),
-        }
-    hints = field_types(cls)
-    properties = {f.name.rstrip("_"): _schema(hints[f.name]) for f in dataclasses.fields(cls)}
-    needed = [
-        f.name.rstrip("_")
-        for f in dataclasses.fields(cls)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
+def object_schema(cls: Any, limits: Mapping[str, int]) -> dict[str, Any]:
+    """Return the schema of a dataclass that is read from JSON.
+
+    Args:
+        cls: The dataclass.
+        limits: As of :func:`request_schema`.
+    """
+    hints, docs = field_hints(cls), field_docs(cls)
+    properties: dict[str, Any] = {}
+    needed: list[str] = []
+    for field in dataclasses.fields(cls):
+        said = {"description": docs[field.name]} if field.name in docs else {}
+        properties[json_name(field.name)] = _schema(hints[field.name], limits) | said
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            needed.append(json_name(field.name))
     schema: dict[str, Any] = {
         "type": "object",
         "properties": properties,
         "additionalProperties": False,
     }
+    if cls is Gates:  # in JSON the gates stand beside the common fields, by name
+        gate = typing.get_args(typing.get_args(hints["gates"])[0])[1]
+        del properties["gates"]
+        schema["additionalProperties"] = object_schema(gate, limits)
     return schema | ({"required": needed} if needed else {})
 
 
-def _schema(hint: Any) -> dict[str, Any]:
+def _schema(hint: Any, limits: Mapping[str, int]) -> dict[str, Any]:
     """Return the schema of a field's type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _bounded(_schema(arguments[0], limits), arguments[1:], limits)
     if origin in (typing.Union, types.UnionType):
-        plain = [a for a in arguments if typing.get_origin(a) is not Callable]
-        return {"anyOf": [_schema(a) for a in plain]}
+        plain = [a for a in arguments if typing.get_origin(a) is not collections.abc.Callable]
+        options: list[dict[str, Any]] = []
+        for schema in (_schema(a, limits) for a in plain):
+            options += schema["anyOf"] if schema.keys() == {"anyOf"} else [schema]
+        return {"anyOf": options}
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin is tuple:
-        return {"type": "array", "items": _schema(arguments[0])}
+        return {"type": "array", "items": _schema(arguments[0], limits)}
     if hint is ImageInput:
-        return {"type": "string", "contentEncoding": "base64", "description": "a picture"}
+        return {"type": "string", "contentEncoding": "base64", "pattern": PICTURE_TEXT}
     if dataclasses.is_dataclass(hint):
-        return _object(hint)
-    names = {int: "integer", float: "number", bool: "boolean", str: "string"}
-    return {"type": names.get(hint, "null")}
+        return object_schema(hint, limits)
+    return {"type": _NAMES.get(hint, "null")}
+
+
+def _bounded(
+    schema: dict[str, Any], marks: tuple[Any, ...], limits: Mapping[str, int]
+) -> dict[str, Any]:
+    """Add what the bounds of a field say."""
+    text: list[dict[str, Any]] = []
+    for mark in marks:
+        if isinstance(mark, Bound):
+            schema |= mark.schema(limits)
+        if isinstance(mark, Range) and mark.as_text:
+            text.append(mark.text_schema())
+    return {"anyOf": [schema, *text]} if text else schema
 
 
 _PROBLEM = {
@@ -121,17 +115,24 @@ _PROBLEM = {
 
 
 def document(
-    endpoints: Iterable[Endpoint], *, title: str, version: str, secured: bool = False
+    endpoints: Iterable[Endpoint],
+    *,
+    limits: Mapping[str, int],
+    title: str,
+    version: str,
+    secured: bool = False,
 ) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of the endpoints.
 
     Args:
         endpoints: What to describe.
+        limits: As of :func:`request_schema`: those of the server that answers with it.
         title: Name of the API.
         version: Mezzotint's version.
         secured: Whether keys are needed where an endpoint has a scope.
     """
     paths: dict[str, dict[str, Any]] = {}
+    schemas: dict[str, Any] = {}
     for endpoint in endpoints:
         path = re.sub(r"{(\w+):\w+}", r"{\1}", endpoint.path)
         operation: dict[str, Any] = {
@@ -160,7 +161,9 @@ def document(
         ]
         operation["parameters"] = [*parameters, *endpoint.parameters]
         if endpoint.body is not None:
-            content = {"application/json": {"schema": endpoint.body}}
+            name = endpoint.body.name
+            schemas[name] = endpoint.body.schema(limits)
+            content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
             operation["requestBody"] = {"required": True, "content": content}
         if secured and endpoint.scope is not None:
             operation["security"] = [{"bearer": []}]
@@ -169,5 +172,8 @@ def document(
         "openapi": "3.1.0",
         "info": {"title": title, "version": version},
         "paths": paths,
-        "components": {"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}},
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+        },
     }

@@ -24,6 +24,7 @@ from mezzotint.types import FileFormat, StageTimings
 
 __all__ = [
     "CONTENT_TYPES",
+    "Body",
     "Dialect",
     "Endpoint",
     "Fields",
@@ -51,6 +52,19 @@ Handler = Callable[[Any, Request], Awaitable[Any]]
 Listener = Literal["generation", "management", "metrics"]
 
 
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What the OpenAPI document says about the body of an endpoint.
+
+    Args:
+        name: Of the schema among the document's components.
+        schema: Makes the JSON Schema; told the operator's limits.
+    """
+
+    name: str
+    schema: Callable[[Mapping[str, int]], dict[str, Any]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """One path and method, and what the OpenAPI document says about it.
@@ -62,7 +76,7 @@ class Endpoint:
         summary: One line for people.
         listener: Which port serves it.
         scope: Scope a key needs, or None for everybody.
-        body: JSON Schema of the request body, or None.
+        body: What a JSON body may be, or None.
         answers: Content type -> JSON Schema (empty for bytes) of the 200 answer.
         status: Status of the good answer.
         parameters: Query parameters as OpenAPI objects.
@@ -74,7 +88,7 @@ class Endpoint:
     summary: str
     listener: Listener = "generation"
     scope: str | None = "generate"
-    body: Mapping[str, Any] | None = None
+    body: Body | None = None
     answers: Mapping[str, Mapping[str, Any]] = field(
         default_factory=lambda: {"application/json": {}}
     )

@@ -218,6 +218,7 @@ class TestNativeAnswers:
         assert "euler" in body["schedulers"]
         assert body["request"]["properties"]["strength"] == {
             "type": "number", "minimum": 0, "maximum": 1,
+            "description": "Share of the steps that are run on ``image``.",
         }  # fmt: skip
 
     def test_inspect_reads_a_picture_back(self, door):

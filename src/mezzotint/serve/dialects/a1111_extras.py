@@ -11,7 +11,8 @@ from mezzotint.errors import ImageError, InvalidRequest
 from mezzotint.request import Output
 from mezzotint.serve.errors import NotFound
 from mezzotint.serve.front import Front
-from mezzotint.serve.wire import Endpoint, Fields, json_response, read_json
+from mezzotint.serve.schema import ANY_OBJECT
+from mezzotint.serve.wire import Body, Endpoint, Fields, json_response, read_json
 from mezzotint.types import ImageInput
 
 __all__ = ["ENDPOINTS", "post"]
@@ -87,7 +88,7 @@ def post(path: str, handler: Any, summary: str, *, body: bool = True) -> Endpoin
         path=f"/sdapi/v1/{path}",
         handler=handler,
         summary=f"A1111: {summary}",
-        body={"type": "object"} if body else None,
+        body=Body("A1111", lambda _: ANY_OBJECT) if body else None,
     )
 
 

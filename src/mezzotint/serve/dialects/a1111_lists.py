@@ -10,7 +10,8 @@ from starlette.responses import Response
 from mezzotint.errors import InvalidRequest, UnknownName
 from mezzotint.preprocessing import A1111_MODULES
 from mezzotint.serve.front import Front
-from mezzotint.serve.wire import Endpoint, json_response, read_json
+from mezzotint.serve.schema import ANY_OBJECT
+from mezzotint.serve.wire import Body, Endpoint, json_response, read_json
 from mezzotint.vocabulary import (
     A1111_SAMPLERS,
     A1111_SCHEDULES,
@@ -260,7 +261,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         path="/sdapi/v1/options",
         handler=set_options,
         summary="A1111: set options",
-        body={"type": "object"},
+        body=Body("A1111Options", lambda _: ANY_OBJECT),
     ),
     _get("samplers", samplers, "samplers"),
     _get("schedulers", schedulers, "schedule types"),

@@ -18,6 +18,7 @@ from mezzotint.serve.errors import Problem
 from mezzotint.serve.front import Front
 from mezzotint.serve.wire import (
     CONTENT_TYPES,
+    Body,
     Dialect,
     Endpoint,
     Fields,
@@ -148,7 +149,7 @@ DIALECT = Dialect(
             path="/hf/{model:path}",
             handler=infer,
             summary="Hugging Face: make one picture",
-            body=_BODY,
+            body=Body("HuggingFace", lambda _: _BODY),
             answers={kind: {} for kind in CONTENT_TYPES.values()},
         ),
         Endpoint(

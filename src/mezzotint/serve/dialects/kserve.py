@@ -17,7 +17,7 @@ from mezzotint.serve.dialects.torchserve_requests import plain_picture, resolve,
 from mezzotint.serve.errors import Malformed, TooLarge, Unsupported
 from mezzotint.serve.front import Front
 from mezzotint.serve.schema import ANY_OBJECT
-from mezzotint.serve.wire import Endpoint, json_response, parse_json, read_json
+from mezzotint.serve.wire import Body, Endpoint, json_response, parse_json, read_json
 from mezzotint.service.base import HandlerAnswer
 from mezzotint.types import GenerationResult
 
@@ -239,12 +239,12 @@ def _rows(body: Mapping[str, Any]) -> list[dict[str, Any]]:
 def endpoints() -> tuple[Endpoint, ...]:
     """Return the endpoints of both protocols."""
     plain = {"application/json": ANY_OBJECT}
-    v1 = {
-        "type": "object",
-        "required": ["instances"],
-        "properties": {"instances": {"type": "array"}},
-    }
-    v2 = {"type": "object", "required": ["inputs"], "properties": {"inputs": {"type": "array"}}}
+
+    def body(name: str, needed: str) -> Body:
+        schema = {"type": "object", "required": [needed], "properties": {needed: {"type": "array"}}}
+        return Body(name, lambda _: schema)
+
+    v1, v2 = body("KServeV1", "instances"), body("KServeV2", "inputs")
 
     def endpoint(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
         return Endpoint(method=method, path=path, handler=handler, summary=summary, **more)

@@ -34,6 +34,7 @@ from mezzotint.serve.schema import ANY_OBJECT, request_schema
 from mezzotint.serve.streaming import EventStream, sse
 from mezzotint.serve.wire import (
     CONTENT_TYPES,
+    Body,
     Dialect,
     Endpoint,
     json_response,
@@ -44,6 +45,7 @@ from mezzotint.serve.wire import (
 from mezzotint.service.jobs.store import Job
 from mezzotint.service.workers.wire import read_error
 from mezzotint.types import (
+    PICTURE_TEXT,
     Event,
     Failed,
     Finished,
@@ -188,7 +190,7 @@ async def capabilities(front: Front, http: Request) -> Response:
             "num_inference_steps": limits.steps,
             "num_images": limits.images,
         },
-        "request": request_schema(),
+        "request": request_schema(limits.ends),
     }
     return json_response(body)
 
@@ -241,14 +243,12 @@ _RESULT = {
 
 
 def _endpoints() -> tuple[Endpoint, ...]:
-    body = request_schema()
+    body = Body("GenerationRequest", request_schema)
     events = {"text/event-stream": {}}
     pictures = {kind: {} for kind in FORMATS}
-    inspected = {
-        "type": "object",
-        "required": ["image"],
-        "properties": {"image": {"type": "string"}},
-    }
+    picture = {"type": "string", "contentEncoding": "base64", "pattern": PICTURE_TEXT}
+    inspected = {"type": "object", "required": ["image"], "properties": {"image": picture}}
+    inspection = Body("Inspection", lambda _: inspected)
 
     def endpoint(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
         return Endpoint(method=method, path=path, handler=handler, summary=summary, **more)
@@ -260,7 +260,7 @@ def _endpoints() -> tuple[Endpoint, ...]:
         ),
         *native_jobs.endpoints(),
         endpoint("POST", "/v1/plan", plan, "Resolve a request without running it", body=body),
-        endpoint("POST", "/v1/inspect", inspect, "Read the recipe in a picture", body=inspected),
+        endpoint("POST", "/v1/inspect", inspect, "Read the recipe in a picture", body=inspection),
         endpoint("GET", "/v1/capabilities", capabilities, "Models, names and limits"),
         *runs.ENDPOINTS,
         endpoint("GET", "/health/live", live, "Whether the process runs", scope=None),

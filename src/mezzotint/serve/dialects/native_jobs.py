@@ -14,7 +14,7 @@ from mezzotint.serve.errors import Conflict, Malformed, NotFound, describe
 from mezzotint.serve.front import Front, use_cache
 from mezzotint.serve.schema import request_schema
 from mezzotint.serve.streaming import EventStream, last_event_id, sse
-from mezzotint.serve.wire import CONTENT_TYPES, Endpoint, json_response, visit
+from mezzotint.serve.wire import CONTENT_TYPES, Body, Endpoint, json_response, visit
 from mezzotint.service.jobs.jobs import IdempotencyConflict, JobEvent, Jobs
 from mezzotint.service.jobs.store import Job
 from mezzotint.service.workers.wire import read_error
@@ -194,8 +194,8 @@ def endpoints() -> tuple[Endpoint, ...]:
 
     return (
         endpoint(
-            "POST", "/v1/jobs", create_job, "Queue a request", body=request_schema(),
-            answers=_JSON_JOB, status=202,
+            "POST", "/v1/jobs", create_job, "Queue a request",
+            body=Body("GenerationRequest", request_schema), answers=_JSON_JOB, status=202,
         ),
         endpoint("GET", "/v1/jobs", list_jobs, "List jobs", parameters=query),
         endpoint("GET", "/v1/jobs/{id}", get_job, "Show a job", answers=_JSON_JOB),

@@ -25,6 +25,7 @@ from mezzotint.serve.schema import ANY_OBJECT
 from mezzotint.serve.streaming import EventStream, sse
 from mezzotint.serve.wire import (
     CONTENT_TYPES,
+    Body,
     Dialect,
     Endpoint,
     Fields,
@@ -422,7 +423,7 @@ def _endpoints() -> tuple[Endpoint, ...]:
     def nullable(kind: str, **limits: Any) -> dict[str, Any]:
         return {"type": [kind, "null"], **limits}
 
-    body = {
+    schema: dict[str, Any] = {
         "type": "object",
         "required": ["prompt"],
         "properties": {
@@ -437,6 +438,7 @@ def _endpoints() -> tuple[Endpoint, ...]:
             "partial_images": nullable("integer", minimum=0, maximum=3),
         },
     }
+    generation = Body("OpenAIGeneration", lambda _: schema)
     answers = {"application/json": ANY_OBJECT, "text/event-stream": {}}
 
     def endpoint(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
@@ -444,7 +446,7 @@ def _endpoints() -> tuple[Endpoint, ...]:
 
     return (
         endpoint(
-            "POST", "/v1/images/generations", generate, "OpenAI: make pictures", body=body,
+            "POST", "/v1/images/generations", generate, "OpenAI: make pictures", body=generation,
             answers=answers,
         ),
         endpoint("POST", "/v1/images/edits", edit, "OpenAI: edit a picture", answers=answers),

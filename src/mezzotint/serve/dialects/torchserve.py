@@ -150,7 +150,12 @@ async def options(front: Front, http: Request) -> Response:
     if model is not None:
         await find_model(front, model, None)
         shown = [e for e in shown if e.path == "/predictions/{model}"]
-    body = document(shown, title="TorchServe APIs", version=front.memory.get("version", ""))
+    body = document(
+        shown,
+        limits=front.config.limits.ends,
+        title="TorchServe APIs",
+        version=front.memory.get("version", ""),
+    )
     return json_response({**body, "openapi": "3.0.1"}, indent=True)
 
 
