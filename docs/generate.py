@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mezzotint import errors, request, settings, vocabulary
 from mezzotint.gates.registry import GATES
-from mezzotint.planning.schedulers import DIFFUSERS_SCHEDULERS, NATIVE_SCHEDULERS, SIGMA_SCHEDULES
+from mezzotint.schedulers import DIFFUSERS, NATIVE, SIGMA_SCHEDULES
 
 PAGES = Path(__file__).resolve().parent
 ROOT = PAGES.parent
@@ -71,13 +71,13 @@ def schedulers_table() -> str:
     """The built-in schedulers, the sigma schedules and the other classes."""
     lines = [
         "Built in, stepped together in one batch: "
-        + ", ".join(f"`{name}`" for name in NATIVE_SCHEDULERS)
+        + ", ".join(f"`{name}`" for name in NATIVE.builtin)
         + ".",
         "",
         "Sigma schedules: " + ", ".join(f"`{name}`" for name in SIGMA_SCHEDULES) + ".",
         "",
         "Other diffusers schedulers, by class name, one object per image: "
-        + ", ".join(f"`{name}`" for name in DIFFUSERS_SCHEDULERS)
+        + ", ".join(f"`{name}`" for name in DIFFUSERS)
         + ".",
         "",
     ]

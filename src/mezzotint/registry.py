@@ -5,11 +5,11 @@ Plug-ins add names through entry points, which are looked up on the first miss;
 nothing registers itself by being imported.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from mezzotint.errors import UnknownName
+from mezzotint.errors import UnknownName, WorkFailed
 
 __all__ = ["Registry"]
 
@@ -23,6 +23,7 @@ class Registry(Generic[T]):
         kind: What the things are, in the singular, for the error message.
         entries: The built-in things by name.
         group: Entry-point group that plug-ins use, e.g. ``"mezzotint.gates"``.
+        read: Makes an entry of what an entry point loads; None takes it as it is.
 
     Example:
         >>> schedulers = Registry("scheduler", {"euler": 1})
@@ -30,10 +31,20 @@ class Registry(Generic[T]):
         1
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, T], *, group: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        entries: Mapping[str, T],
+        *,
+        group: str | None = None,
+        read: Callable[[Any], T] | None = None,
+    ) -> None:
         self._kind = kind
         self._entries = dict(entries)
+        self._broken: dict[str, Exception] = {}
         self._group = group
+        self._read = read
+        self.builtin: tuple[str, ...] = tuple(sorted(entries))
         self._plugins_loaded = group is None
 
     def __getitem__(self, name: str) -> T:
@@ -41,9 +52,16 @@ class Registry(Generic[T]):
 
         Raises:
             UnknownName: If neither the built-in entries nor a plug-in has it.
+            WorkFailed: If a plug-in has it and cannot be loaded.
         """
         if name not in self._entries:
             self._load_plugins()
+        if name in self._broken:
+            error = self._broken[name]
+            raise WorkFailed(
+                f"{self._kind} {name} comes from a plug-in that cannot be loaded: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         if name not in self._entries:
             raise UnknownName(self._kind, name, self._entries, field=self._kind)
         return self._entries[name]
@@ -59,16 +77,32 @@ class Registry(Generic[T]):
     def __len__(self) -> int:
         return len(self.names())
 
+    def get(self, name: str) -> T | None:
+        """Return the thing called ``name``, or None if there is none.
+
+        Raises:
+            WorkFailed: If a plug-in has it and cannot be loaded.
+        """
+        try:
+            return self[name]
+        except UnknownName:
+            return None
+
     def names(self) -> tuple[str, ...]:
         """Return every known name, sorted, plug-ins included."""
         self._load_plugins()
         return tuple(sorted(self._entries))
 
     def _load_plugins(self) -> None:
-        """Add what entry points offer, once; built-in names win."""
+        """Add what entry points offer, once; built-in names win, what is broken is kept apart."""
         if self._plugins_loaded or self._group is None:
             return
         self._plugins_loaded = True
         for entry in metadata.entry_points(group=self._group):
-            if entry.name not in self._entries:
-                self._entries[entry.name] = entry.load()
+            if entry.name in self._entries:
+                continue
+            try:
+                loaded = entry.load()
+                self._entries[entry.name] = self._read(loaded) if self._read else loaded
+            except Exception as error:  # a plug-in's own code: told to whoever asks for its name
+                self._broken[entry.name] = error

@@ -51,7 +51,7 @@ def theirs(name, config, steps, curve=None):
     info = SCHEDULERS[name].info
     cls = getattr(diffusers, info.equals)
     extra = {f"use_{curve}_sigmas": True} if curve else {}
-    scheduler = cls.from_config({**config, **dict(info.overrides), **extra})
+    scheduler = cls.from_config({**config, **dict(info.when), **extra})
     scheduler.set_timesteps(steps)
     return scheduler
 

@@ -26,50 +26,11 @@ from torch import Tensor
 
 from mezzotint.errors import InvalidRequest, ShapeError, UnknownName
 from mezzotint.sampling.denoiser import prediction_from_denoised
+from mezzotint.schedulers import DIFFUSERS, UNFIT, diffusers_names
 
-__all__ = ["UNFIT", "SchedulerSolver", "SolverPoint", "fitting_schedulers"]
+__all__ = ["SchedulerSolver", "SolverPoint"]
 
 Kind = Literal["ve", "vp", "flow"]
-
-_VE = (
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "LMSDiscreteScheduler",
-)
-_VP_BY_SIGMA = (
-    "DEISMultistepScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "SASolverScheduler",
-    "UniPCMultistepScheduler",
-)
-_VP_BY_ALPHA = (
-    "CogVideoXDDIMScheduler",
-    "DDIMParallelScheduler",
-    "DDIMScheduler",
-    "DDPMParallelScheduler",
-    "DDPMScheduler",
-    "LCMScheduler",
-    "PNDMScheduler",
-    "TCDScheduler",
-)
-_FLOW = (
-    "FlowMatchEulerDiscreteScheduler",
-    "FlowMatchHeunDiscreteScheduler",
-    "FlowMatchLCMScheduler",
-)
-
-UNFIT: Mapping[str, str] = {
-    "CMStochasticIterativeScheduler": "it expects a consistency model",
-    "CogVideoXDPMScheduler": "it steps two video latents at once",
-    "EDMDPMSolverMultistepScheduler": "it expects a network with EDM preconditioning",
-    "EDMEulerScheduler": "it expects a network with EDM preconditioning",
-    "IPNDMScheduler": "it has noise levels of its own and timesteps below 1",
-}
-"""Schedulers that fit none of our networks, and why."""
 
 _SPACINGS = {"linear": "linspace", "leading": "leading", "trailing": "trailing"}
 _CURVES = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas",
@@ -84,13 +45,6 @@ class SolverPoint(NamedTuple):
     timestep: float
 
 
-def fitting_schedulers(frame: Literal["ve", "flow"]) -> tuple[str, ...]:
-    """Return the class names that fit models of a frame, sorted."""
-    if frame == "flow":
-        return tuple(sorted((*_FLOW, *_VP_BY_SIGMA)))
-    return tuple(sorted((*_VE, *_VP_BY_SIGMA, *_VP_BY_ALPHA)))
-
-
 @cache
 def _scheduler_class(name: str) -> Any:
     """Return a scheduler class of diffusers by name.
@@ -100,10 +54,9 @@ def _scheduler_class(name: str) -> Any:
     """
     import diffusers
 
-    known = (*_VE, *_VP_BY_SIGMA, *_VP_BY_ALPHA, *_FLOW)
     found = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-    if found is None or name not in (*known, *UNFIT):
-        raise UnknownName("scheduler", name, known, field="scheduler")
+    if found is None or name not in (*DIFFUSERS, *UNFIT):
+        raise UnknownName("scheduler", name, DIFFUSERS, field="scheduler")
     return found
 
 
@@ -181,7 +134,7 @@ class SchedulerSolver:
     def _sigma(self, position: int, timestep: float) -> float:
         """Return our sigma at a call."""
         scheduler = self._scheduler
-        if self.name in _VP_BY_ALPHA:
+        if DIFFUSERS[self.name].sample == "vp_by_alpha":
             alpha_bar = max(float(scheduler.alphas_cumprod[int(timestep)]), _MIN_ALPHA_BAR)
             return ((1 - alpha_bar) / alpha_bar) ** 0.5
         if self.name == "KDPM2DiscreteScheduler" and position % 2 == 1:
@@ -274,7 +227,7 @@ class SchedulerSolver:
 
 def _check_fit(name: str, frame: str) -> None:
     """Refuse a scheduler that assumes another kind of network."""
-    allowed = fitting_schedulers("flow" if frame == "flow" else "ve")
+    allowed = diffusers_names("flow" if frame == "flow" else "ve")
     if name in allowed:
         return
     kind = "a flow-matching" if frame == "flow" else "a diffusion"
@@ -290,7 +243,7 @@ def _check_fit(name: str, frame: str) -> None:
 def _kind(name: str, frame: str) -> Kind:
     if frame == "flow":
         return "flow"
-    return "ve" if name in _VE else "vp"
+    return "ve" if DIFFUSERS[name].sample == "ve" else "vp"
 
 
 def _prediction(scheduler: Any, frame: str) -> str:
@@ -304,7 +257,7 @@ def _overrides(cls: Any, name: str, frame: str, sigma_schedule: str | None) -> d
     """Translate the sigma schedule and the frame into the scheduler's own words."""
     known = set(inspect.signature(cls.__init__).parameters)
     words: dict[str, Any] = {}
-    if frame == "flow" and name in _VP_BY_SIGMA:
+    if frame == "flow" and DIFFUSERS[name].sample == "vp_by_sigma":
         words = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
     if sigma_schedule is not None:
         if sigma_schedule in _CURVES and _CURVES[sigma_schedule] in known:

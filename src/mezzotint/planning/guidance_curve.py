@@ -14,11 +14,10 @@ from mezzotint.errors import InvalidRequest
 from mezzotint.plain import check_range
 from mezzotint.request import GuidanceSchedule
 from mezzotint.sampling.timesteps import (
-    SCHEDULER_INFO,
-    SchedulerInfo,
     inference_schedule,
     noise_progress,
 )
+from mezzotint.schedulers import NATIVE, SchedulerInfo, native_twin
 from mezzotint.types import MAX_GUIDANCE
 
 __all__ = ["resolve_guidance", "run_progress"]
@@ -52,10 +51,8 @@ def run_progress(
         >>> [round(p, 2) for p in run_progress("euler", {}, 5)]
         [0.0, 0.19, 0.37, 0.5, 1.0]
     """
-    info = SCHEDULER_INFO.get(scheduler) or next(
-        (known for known in SCHEDULER_INFO.values() if known.equals == scheduler),
-        SchedulerInfo(equals=scheduler),
-    )
+    twin = native_twin(scheduler, {})
+    info = NATIVE.get(twin or scheduler) or SchedulerInfo(equals=scheduler)
     return noise_progress(inference_schedule(info, config, num_steps, sigma_schedule), first=first)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mezzotint.models.spec import ModelSpec
 from mezzotint.planning.plan import Plan
-from mezzotint.planning.schedulers import NATIVE_SCHEDULERS
+from mezzotint.schedulers import NATIVE
 
 __all__ = ["Footprint", "machine_memory_bytes", "measure"]
 
@@ -62,7 +62,7 @@ def measure(plan: Plan, spec: ModelSpec) -> Footprint:
     has_latent_space = spec.latent_scale > 1 and spec.has_steps
     latent_pixels = pixels // spec.latent_scale**2 if has_latent_space else pixels
     channels = spec.latent_channels if spec.has_steps else 3
-    registers = _REGISTERS if plan.scheduler in NATIVE_SCHEDULERS else 2 * _REGISTERS
+    registers = _REGISTERS if plan.scheduler in NATIVE else 2 * _REGISTERS
     latents = latent_pixels * channels * _FLOAT32
     rows = max(plan.rows, default=1)
     conditioning = rows * spec.token_limit * _CONDITIONING_BYTES_PER_TOKEN

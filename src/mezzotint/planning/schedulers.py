@@ -1,100 +1,17 @@
-"""Schedulers: the names a plan may hold and what each costs, without a tensor.
-
-The planner must know every scheduler that may be asked for and how often it
-calls the network, long before torch is imported. The mathematics behind the
-names is in ``sampling.solvers`` (ours) and ``models.solvers`` (diffusers'); a
-test holds this page and both of them together.
-"""
+"""Schedulers of a plan: which fit a model, and how often they call its network."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from mezzotint.errors import InvalidRequest, UnknownName
+from mezzotint.schedulers import DIFFUSERS, NATIVE, SIGMA_SCHEDULES, Calls, diffusers_names
 
-__all__ = [
-    "DIFFUSERS_SCHEDULERS",
-    "FLOW_SCHEDULERS",
-    "NATIVE_SCHEDULERS",
-    "SIGMA_SCHEDULES",
-    "check_scheduler",
-    "evaluation_steps",
-    "fitting_schedulers",
-    "scheduler_names",
-]
-
-NATIVE_SCHEDULERS: tuple[str, ...] = (
-    "ddim",
-    "ddpm",
-    "dpmpp_2m",
-    "dpmpp_sde",
-    "euler",
-    "euler_ancestral",
-    "flow_euler",
-    "flow_heun",
-    "heun",
-    "lcm",
-    "unipc",
-)
-"""Schedulers with tables of coefficients; images that use them share one update."""
-
-FLOW_SCHEDULERS = frozenset({"flow_euler", "flow_heun"})
-
-_DIFFUSION_ONLY = (
-    "CogVideoXDDIMScheduler",
-    "DDIMParallelScheduler",
-    "DDIMScheduler",
-    "DDPMParallelScheduler",
-    "DDPMScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "LCMScheduler",
-    "LMSDiscreteScheduler",
-    "PNDMScheduler",
-    "TCDScheduler",
-)
-_FLOW_ONLY = (
-    "FlowMatchEulerDiscreteScheduler",
-    "FlowMatchHeunDiscreteScheduler",
-    "FlowMatchLCMScheduler",
-)
-_EITHER = (
-    "DEISMultistepScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "SASolverScheduler",
-    "UniPCMultistepScheduler",
-)
-
-DIFFUSERS_SCHEDULERS: tuple[str, ...] = tuple(sorted((*_DIFFUSION_ONLY, *_FLOW_ONLY, *_EITHER)))
-"""Class names that ``models.solvers`` can step image by image."""
-
-SIGMA_SCHEDULES: tuple[str, ...] = (
-    "beta",
-    "exponential",
-    "karras",
-    "leading",
-    "linear",
-    "trailing",
-)
-
-_TWO_CALLS_A_STEP = frozenset(
-    {
-        "flow_heun",
-        "heun",
-        "FlowMatchHeunDiscreteScheduler",
-        "HeunDiscreteScheduler",
-        "KDPM2AncestralDiscreteScheduler",
-        "KDPM2DiscreteScheduler",
-    }
-)
+__all__ = ["check_scheduler", "evaluation_steps", "fitting_schedulers", "scheduler_names"]
 
 
 def scheduler_names() -> tuple[str, ...]:
     """Return every name that the request field ``scheduler`` may hold, sorted."""
-    return tuple(sorted(NATIVE_SCHEDULERS + DIFFUSERS_SCHEDULERS))
+    return tuple(sorted((*NATIVE.names(), *DIFFUSERS)))
 
 
 def check_scheduler(scheduler: str, sigma_schedule: str | None, *, prediction_type: str) -> None:
@@ -108,8 +25,9 @@ def check_scheduler(scheduler: str, sigma_schedule: str | None, *, prediction_ty
     Raises:
         UnknownName: If a name is in no list.
         InvalidRequest: If a flow model is asked for a diffusion scheduler or the reverse.
+        WorkFailed: If a plug-in's scheduler cannot be loaded.
     """
-    if scheduler not in NATIVE_SCHEDULERS and scheduler not in DIFFUSERS_SCHEDULERS:
+    if NATIVE.get(scheduler) is None and scheduler not in DIFFUSERS:
         raise UnknownName("scheduler", scheduler, scheduler_names(), field="scheduler")
     if sigma_schedule is not None and sigma_schedule not in SIGMA_SCHEDULES:
         raise UnknownName("sigma_schedule", sigma_schedule, SIGMA_SCHEDULES, field="sigma_schedule")
@@ -126,10 +44,9 @@ def check_scheduler(scheduler: str, sigma_schedule: str | None, *, prediction_ty
 
 def fitting_schedulers(prediction_type: str) -> tuple[str, ...]:
     """Return the names that fit models of a prediction type, sorted."""
-    if prediction_type == "flow":
-        return tuple(sorted((*FLOW_SCHEDULERS, *_FLOW_ONLY, *_EITHER)))
-    native = set(NATIVE_SCHEDULERS) - FLOW_SCHEDULERS
-    return tuple(sorted((*native, *_DIFFUSION_ONLY, *_EITHER)))
+    frame = "flow" if prediction_type == "flow" else "ve"
+    native = (name for name in NATIVE.names() if NATIVE[name].frame == frame)
+    return tuple(sorted((*native, *diffusers_names(frame))))
 
 
 def evaluation_steps(
@@ -152,11 +69,20 @@ def evaluation_steps(
         (1, 1, 2, 2, 3)
     """
     steps = range(1, num_steps + 1)
-    if scheduler in _TWO_CALLS_A_STEP:
-        return tuple(step for step in steps for _ in range(2))[:-1]
-    if scheduler == "PNDMScheduler":
-        return _pndm_steps(num_steps, skip_prk=bool((config or {}).get("skip_prk_steps", False)))
-    return tuple(steps)
+    match _calls(scheduler):
+        case "two":
+            return tuple(step for step in steps for _ in range(2))[:-1]
+        case "pndm":
+            skips = bool((config or {}).get("skip_prk_steps", False))
+            return _pndm_steps(num_steps, skip_prk=skips)
+        case "one":
+            return tuple(steps)
+
+
+def _calls(scheduler: str) -> Calls:
+    """Return the calls of a step; one for a name that nobody knows, which is refused anyway."""
+    found = NATIVE.get(scheduler) or DIFFUSERS.get(scheduler)
+    return "one" if found is None else found.calls
 
 
 def _pndm_steps(num_steps: int, *, skip_prk: bool) -> tuple[int, ...]:

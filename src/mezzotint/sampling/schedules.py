@@ -28,14 +28,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 from mezzotint.errors import InvalidRequest, UnknownName
+from mezzotint.schedulers import Frame
 
 __all__ = [
     "BETA_SCHEDULES",
     "TERMINAL_ALPHA_BAR",
-    "Frame",
     "NoiseSchedule",
     "beta_values",
     "cumulate",
@@ -44,7 +44,6 @@ __all__ = [
     "rescale_zero_terminal_snr",
 ]
 
-Frame = Literal["ve", "flow"]
 
 # Zero terminal SNR means an infinite sigma. Solvers that keep sigmas stop at the
 # field's 2**-24 (sigma 4096, diffusers); those that work on alpha_bar itself use

@@ -30,11 +30,10 @@ from mezzotint.errors import InvalidRequest, ShapeError
 from mezzotint.registry import Registry
 from mezzotint.sampling.rules import REGISTERS, RULES, Evaluation, Rule
 from mezzotint.sampling.timesteps import (
-    SCHEDULER_INFO,
     Schedule,
-    SchedulerInfo,
     inference_schedule,
 )
+from mezzotint.schedulers import NATIVE, SchedulerInfo
 
 __all__ = [
     "REGISTERS",
@@ -80,20 +79,10 @@ class Scheduler:
 
 SCHEDULERS: Registry[Scheduler] = Registry(
     "scheduler",
-    {name: Scheduler(info=SCHEDULER_INFO[name], rule=rule) for name, rule in RULES.items()},
+    {name: Scheduler(info=NATIVE[name], rule=rule) for name, rule in RULES.items()},
     group="mezzotint.schedulers",
 )
 """Built-in schedulers by name; plug-ins add theirs as :class:`Scheduler` objects."""
-
-
-_CLIPPING = ("DDIMScheduler", "DDPMScheduler", "HeunDiscreteScheduler", "LCMScheduler")
-_THRESHOLDING = (
-    "DDIMScheduler",
-    "DDPMScheduler",
-    "DPMSolverMultistepScheduler",
-    "LCMScheduler",
-    "UniPCMultistepScheduler",
-)
 
 
 def tabulate(
@@ -148,12 +137,12 @@ def plan_table(
 
 def _clip_of(info: SchedulerInfo, config: Mapping[str, Any]) -> Clip:
     """Read what the model's scheduler does to denoised, if its class does anything."""
-    if config.get("thresholding") and info.equals in _THRESHOLDING:
+    if config.get("thresholding") and info.twin.thresholds:
         return Clip(
             quantile=float(config.get("dynamic_thresholding_ratio", 0.995)),
             maximum=float(config.get("sample_max_value", 1.0)),
         )
-    if config.get("clip_sample") and info.equals in _CLIPPING:
+    if config.get("clip_sample") and info.twin.clips:
         return Clip(limit=float(config.get("clip_sample_range", 1.0)))
     return Clip()
 

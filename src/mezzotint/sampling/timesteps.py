@@ -14,100 +14,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from mezzotint.errors import InvalidRequest, UnknownName
-from mezzotint.sampling.schedules import Frame, NoiseSchedule, noise_schedule
+from mezzotint.sampling.schedules import NoiseSchedule, noise_schedule
 from mezzotint.sampling.sigma_curves import CURVES, ramp
+from mezzotint.schedulers import SIGMA_SCHEDULES, Frame, SchedulerInfo
 
 __all__ = [
-    "SCHEDULER_INFO",
-    "SIGMA_SCHEDULES",
     "Schedule",
-    "SchedulerInfo",
     "inference_schedule",
     "noise_progress",
     "spaced_timesteps",
 ]
 
 SPACINGS = {"linear": "linspace", "leading": "leading", "trailing": "trailing"}
-SIGMA_SCHEDULES = ("beta", "exponential", "karras", "leading", "linear", "trailing")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerInfo:
-    """What is particular about one scheduler's noise levels.
-
-    Args:
-        equals: Name of the diffusers class with the same schedule and solver.
-        overrides: Settings of that class that make it so.
-        spacing: Its own default of ``timestep_spacing``.
-        rounds: Whether its timesteps are whole numbers.
-        counts_ends: Whether it spaces one more timestep and leaves out the last.
-        from_spaced: Whether karras and the like span the spaced levels instead
-            of the whole training table.
-        uses_alpha_bar: Whether it steps on training timesteps alone.
-        starts_at_sigma: Whether the start noise is scaled by the first sigma
-            alone (diffusers' ``init_noise_sigma`` in the variance-exploding frame).
-    """
-
-    equals: str
-    overrides: tuple[tuple[str, Any], ...] = ()
-    spacing: str = "linspace"
-    rounds: bool = False
-    counts_ends: bool = False
-    from_spaced: bool = True
-    uses_alpha_bar: bool = False
-    starts_at_sigma: bool = True
-    frame: Frame = "ve"
-
-
-def _multistep(equals: str, **overrides: str) -> SchedulerInfo:
-    """Describe a solver that keeps history over whole timesteps of the training table."""
-    return SchedulerInfo(
-        equals=equals,
-        overrides=tuple(overrides.items()),
-        rounds=True,
-        counts_ends=True,
-        from_spaced=False,
-        starts_at_sigma=False,
-    )
-
-
-def _by_timestep(equals: str) -> SchedulerInfo:
-    """Describe a solver that is written in training timesteps."""
-    return SchedulerInfo(
-        equals=equals,
-        spacing="leading",
-        rounds=True,
-        uses_alpha_bar=True,
-        starts_at_sigma=False,
-    )
-
-
-def _by_sigma(equals: str, frame: Frame = "ve") -> SchedulerInfo:
-    """Describe a solver that is written in noise levels."""
-    return SchedulerInfo(equals=equals, frame=frame)
-
-
-SCHEDULER_INFO: Mapping[str, SchedulerInfo] = {
-    "ddim": _by_timestep("DDIMScheduler"),
-    "ddpm": _by_timestep("DDPMScheduler"),
-    "dpmpp_2m": _multistep("DPMSolverMultistepScheduler"),
-    "dpmpp_sde": _multistep("DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++"),
-    "euler": _by_sigma("EulerDiscreteScheduler"),
-    "euler_ancestral": _by_sigma("EulerAncestralDiscreteScheduler"),
-    "flow_euler": _by_sigma("FlowMatchEulerDiscreteScheduler", "flow"),
-    "flow_heun": _by_sigma("FlowMatchHeunDiscreteScheduler", "flow"),
-    "heun": _by_sigma("HeunDiscreteScheduler"),
-    "lcm": _by_timestep("LCMScheduler"),
-    "unipc": _multistep("UniPCMultistepScheduler"),
-}
-"""The noise levels of every built-in scheduler, by name."""
-
-# Classes of diffusers that may end at the lowest trained level instead of 0.
-_MAY_END_ABOVE_ZERO = (
-    "DPMSolverMultistepScheduler",
-    "EulerDiscreteScheduler",
-    "UniPCMultistepScheduler",
-)
 
 # Levels beyond these say nothing about data of unit size; the ends of a flow and of
 # zero terminal SNR would otherwise be infinitely far away in log-SNR.
@@ -259,8 +178,7 @@ def _ve_schedule(
                 config.get("beta_schedule") != "squaredcos_cap_v2"
             )
             timesteps = [float(round(t) if whole else int(t + 1e-3)) for t in timesteps]
-    may_stay = info.equals in _MAY_END_ABOVE_ZERO
-    stays = may_stay and config.get("final_sigmas_type") == "sigma_min"
+    stays = info.twin.may_end_above_zero and config.get("final_sigmas_type") == "sigma_min"
     last = training.sigmas[0] if stays else 0.0
     is_plain = spacing in ("linspace", "trailing") and info.starts_at_sigma
     start = sigmas[0] if is_plain else math.sqrt(sigmas[0] ** 2 + 1)

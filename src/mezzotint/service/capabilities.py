@@ -8,8 +8,9 @@ from typing import Any
 from mezzotint.engine.config import EngineConfig
 from mezzotint.images.config import ImageConfig
 from mezzotint.planning.abilities import Abilities
-from mezzotint.planning.schedulers import SIGMA_SCHEDULES, scheduler_names
+from mezzotint.planning.schedulers import scheduler_names
 from mezzotint.preprocessing import PREPROCESSORS
+from mezzotint.schedulers import SIGMA_SCHEDULES
 from mezzotint.service.finishing import tools
 from mezzotint.service.orders import Judge
 from mezzotint.service.provision.model_provider import Shelf

@@ -29,6 +29,7 @@ from mezzotint.errors import (
 )
 from mezzotint.plain import Checked
 from mezzotint.request import GenerationRequest, GuidanceSchedule, Output
+from mezzotint.schedulers import DIFFUSERS, NATIVE
 from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.endings import ENDINGS
 from mezzotint.service.fake_pictures import draw, read_png_text, read_size
@@ -52,18 +53,6 @@ __all__ = ["FakeConfig", "FakeService", "create_fake"]
 MODELS: tuple[dict[str, Any], ...] = (
     {"name": "plate", "family": "sd", "takes_prompt": True, "max_size_px": 512},
     {"name": "plate-gan", "family": "gan", "takes_prompt": False, "max_size_px": 64},
-)
-SCHEDULERS = (
-    "PNDMScheduler",
-    "ddim",
-    "ddpm",
-    "dpmpp_2m",
-    "dpmpp_sde",
-    "euler",
-    "euler_ancestral",
-    "heun",
-    "lcm",
-    "unipc",
 )
 
 
@@ -200,7 +189,7 @@ class FakeService:
     async def capabilities(self) -> Mapping[str, Any]:
         """List every name a request may use."""
         return {
-            "schedulers": list(SCHEDULERS),
+            "schedulers": sorted((*NATIVE.names(), *DIFFUSERS)),
             "sigma_schedules": ["beta", "exponential", "karras", "leading", "linear", "trailing"],
             "guidance_schedules": ["constant", "cosine", "interval", "linear", "list", "power"],
             "gates": ["nsfw", "quality"],
@@ -317,8 +306,10 @@ class FakeService:
             raise NotReady("the service is closing")
         name, _, version = request.model.partition("@")
         self._known(name, version or self._defaults.get(name, ""), field="model")
-        if request.scheduler is not None and request.scheduler not in SCHEDULERS:
-            raise UnknownName("scheduler", request.scheduler, SCHEDULERS, field="scheduler")
+        if request.scheduler is not None and request.scheduler not in (*NATIVE.names(), *DIFFUSERS):
+            raise UnknownName(
+                "scheduler", request.scheduler, (*NATIVE.names(), *DIFFUSERS), field="scheduler"
+            )
         for side in ("width", "height"):
             value = getattr(request, side)
             if value is not None and value % 8:

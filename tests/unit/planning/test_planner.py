@@ -18,7 +18,8 @@ from mezzotint.request import (
     Variation,
     Walk,
 )
-from mezzotint.sampling.timesteps import SCHEDULER_INFO, inference_schedule
+from mezzotint.sampling.timesteps import inference_schedule
+from mezzotint.schedulers import NATIVE
 from mezzotint.types import ImageInput, Size
 
 SD = ModelSpec(name="sd15", digest="a" * 64, family="sd", prediction_type="epsilon")
@@ -162,7 +163,7 @@ def test_an_interval_means_the_same_noise_levels_at_any_step_count_and_spacing()
                 guidance_scale=schedule, num_inference_steps=steps,
                 scheduler=scheduler, sigma_schedule=curve,
             )  # fmt: skip
-            levels = inference_schedule(SCHEDULER_INFO[scheduler], {}, steps, curve).sigmas
+            levels = inference_schedule(NATIVE[scheduler], {}, steps, curve).sigmas
             guided = [s for s, scale in zip(levels, p.guidance, strict=False) if scale != 1]
             shares.append((guided[0], guided[-1]))
         # a quarter and three quarters of the way from 100 to 0.01, in the logarithm

@@ -4,17 +4,15 @@ import diffusers
 import pytest
 
 from mezzotint.planning.schedulers import (
-    DIFFUSERS_SCHEDULERS,
-    NATIVE_SCHEDULERS,
-    SIGMA_SCHEDULES,
     evaluation_steps,
     fitting_schedulers,
     scheduler_names,
 )
+from mezzotint.schedulers import DIFFUSERS, NATIVE, UNFIT, native_twin
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", DIFFUSERS_SCHEDULERS)
+@pytest.mark.parametrize("name", DIFFUSERS)
 @pytest.mark.parametrize("steps", [4, 10, 31])
 def test_evaluations_equal_the_length_of_diffusers_own_timesteps(name, steps):
     with warnings.catch_warnings():
@@ -31,25 +29,48 @@ def test_pndm_without_runge_kutta_calls_its_second_step_twice():
     assert len(mine) == len(scheduler.timesteps) == 31
 
 
-@pytest.mark.parametrize("name", NATIVE_SCHEDULERS)
+@pytest.mark.parametrize("name", NATIVE.builtin)
 def test_every_step_is_evaluated_in_order(name):
     steps = evaluation_steps(name, 7)
     assert sorted(steps) == list(steps)
     assert set(steps) == set(range(1, 8))
 
 
-def test_names_are_those_that_the_solvers_have():
-    from mezzotint.models.solvers import fitting_schedulers as diffusers_names
-    from mezzotint.sampling.solvers import SCHEDULERS
-    from mezzotint.sampling.timesteps import SIGMA_SCHEDULES as sigma_names
+def test_every_native_scheduler_has_a_rule_and_equals_a_class():
+    from mezzotint.sampling.rules import RULES
 
-    assert set(NATIVE_SCHEDULERS) == set(SCHEDULERS.names())
-    assert tuple(sorted(sigma_names)) == SIGMA_SCHEDULES
-    for frame, kind in (("ve", "epsilon"), ("flow", "flow")):
-        foreign = {n for n in fitting_schedulers(kind) if n not in NATIVE_SCHEDULERS}
-        assert foreign == set(diffusers_names(frame))
-        native = {n for n in fitting_schedulers(kind) if n in NATIVE_SCHEDULERS}
-        assert native == {n for n in SCHEDULERS.names() if SCHEDULERS[n].info.frame == frame}
+    assert set(NATIVE.builtin) == set(RULES)
+    assert all(NATIVE[name].equals in DIFFUSERS for name in NATIVE.builtin)
+
+
+def test_what_fits_is_told_by_the_frame():
+    assert {"flow_euler", "UniPCMultistepScheduler"} <= set(fitting_schedulers("flow"))
+    assert not {"euler", "DDIMScheduler"} & set(fitting_schedulers("flow"))
+    assert {"euler", "UniPCMultistepScheduler"} <= set(fitting_schedulers("epsilon"))
+    assert "flow_euler" not in fitting_schedulers("epsilon")
+
+
+def test_every_scheduler_that_diffusers_exports_is_stepped_or_refused_with_the_reason():
+    exported = {
+        name
+        for name in dir(diffusers)
+        if name.endswith("Scheduler") and name not in ("AysSchedules",)
+    }
+    known = {*DIFFUSERS, *UNFIT}
+    assert known <= exported
+
+
+@pytest.mark.parametrize(
+    ("config", "twin"),
+    [
+        ({}, "dpmpp_2m"),
+        ({"algorithm_type": "sde-dpmsolver++"}, "dpmpp_sde"),
+        ({"algorithm_type": "dpmsolver"}, None),
+        ({"solver_order": 3}, None),
+    ],
+)
+def test_a_configured_class_has_a_native_twin_only_where_it_is_the_same(config, twin):
+    assert native_twin("DPMSolverMultistepScheduler", config) == twin
 
 
 def test_names_are_sorted_and_unique():

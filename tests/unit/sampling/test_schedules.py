@@ -124,7 +124,8 @@ def test_beta_levels_are_scipys_quantiles():
     ],
 )
 def test_flow_levels_are_those_of_diffusers(config, steps):
-    from mezzotint.sampling.timesteps import SCHEDULER_INFO, inference_schedule
+    from mezzotint.sampling.timesteps import inference_schedule
+    from mezzotint.schedulers import NATIVE
 
     if config.get("shift_terminal") and steps == 1:
         return  # one level cannot both start at 1 and end at the terminal
@@ -134,7 +135,7 @@ def test_flow_levels_are_those_of_diffusers(config, steps):
     mu = 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
     scheduler.set_timesteps(steps, **({"mu": mu} if own.get("use_dynamic_shifting") else {}))
     found = inference_schedule(
-        SCHEDULER_INFO["flow_euler"],
+        NATIVE["flow_euler"],
         {"_class_name": "FlowMatchEulerDiscreteScheduler", **config},
         steps,
         sequence_length=tokens,

@@ -17,9 +17,10 @@ from mezzotint.errors import WorkFailed
 from mezzotint.models.base import Model
 from mezzotint.models.solvers import SchedulerSolver
 from mezzotint.planning.plan import Plan
-from mezzotint.planning.schedulers import NATIVE_SCHEDULERS, evaluation_steps
+from mezzotint.planning.schedulers import evaluation_steps
 from mezzotint.sampling.schedules import frame_of
 from mezzotint.sampling.solvers import REGISTERS, SolverTable, advance, clip_denoised, plan_table
+from mezzotint.schedulers import NATIVE
 
 __all__ = ["ForeignSolver", "NativeSolver", "advance_together", "make_solver", "prepare"]
 
@@ -205,7 +206,7 @@ def prepare(
     Raises:
         InvalidRequest: If scheduler, sigma schedule and model do not go together.
     """
-    if plan.scheduler in NATIVE_SCHEDULERS:
+    if plan.scheduler in NATIVE:
         table = plan_table(
             plan.scheduler,
             config,

@@ -6,6 +6,7 @@ from typing import Any
 from mezzotint.models.base import Network
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.models.parts import Part, Parts
+from mezzotint.schedulers import native_twin
 from mezzotint.types import Size
 
 __all__ = [
@@ -17,17 +18,6 @@ __all__ = [
     "weights_bytes",
 ]
 
-NATIVE_SCHEDULERS = {
-    "DDIMScheduler": "ddim",
-    "DDPMScheduler": "ddpm",
-    "EulerAncestralDiscreteScheduler": "euler_ancestral",
-    "EulerDiscreteScheduler": "euler",
-    "FlowMatchEulerDiscreteScheduler": "flow_euler",
-    "FlowMatchHeunDiscreteScheduler": "flow_heun",
-    "HeunDiscreteScheduler": "heun",
-    "LCMScheduler": "lcm",
-    "UniPCMultistepScheduler": "unipc",
-}
 FEW_STEPS = ("turbo", "lightning", "lcm", "hyper-sd", "schnell", "sdxs")
 
 
@@ -61,12 +51,7 @@ def scheduler_defaults(scheduler: Mapping[str, Any], fallback: str) -> dict[str,
     A scheduler that has no native twin is named by its diffusers class.
     """
     name = str(scheduler.get("_class_name") or "")
-    native = NATIVE_SCHEDULERS.get(name)
-    if name == "DPMSolverMultistepScheduler":
-        kinds = {"dpmsolver++": "dpmpp_2m", "sde-dpmsolver++": "dpmpp_sde"}
-        is_second_order = scheduler.get("solver_order", 2) == 2
-        kind = str(scheduler.get("algorithm_type", "dpmsolver++"))
-        native = kinds.get(kind) if is_second_order else None
+    native = native_twin(name, scheduler)
     sigmas = next(
         (k for k in ("karras", "exponential", "beta") if scheduler.get(f"use_{k}_sigmas")), None
     )

@@ -27,6 +27,7 @@ from mezzotint.models.parts import (
 )
 from mezzotint.models.prompts import load_tokens
 from mezzotint.models.quiet_loading import quiet_loading
+from mezzotint.registry import Registry
 
 __all__ = [
     "FAMILIES",
@@ -85,18 +86,29 @@ def _dit(parts: Parts, placement: Placement) -> Model:
     return DiTModel(parts, placement)
 
 
-FAMILIES: Mapping[str, Callable[[Parts, Placement], Model]] = {
-    "DDIMPipeline": _unconditional,
-    "DDPMPipeline": _unconditional,
-    "DiTPipeline": _dit,
-    "FluxPipeline": _flux,
-    "LatentConsistencyModelPipeline": _sd,
-    "StableDiffusion3Pipeline": _sd3,
-    "StableDiffusionImg2ImgPipeline": _sd,
-    "StableDiffusionPipeline": _sd,
-    "StableDiffusionXLPipeline": _sd,
-}
-"""The pipelines whose mathematics is ours; any other is served whole."""
+Family = Callable[[Parts, Placement], Model]
+"""Makes a model of the parts of a folder; no weights are read before they are called."""
+
+FAMILIES: Registry[Family] = Registry(
+    "pipeline",
+    {
+        "DDIMPipeline": _unconditional,
+        "DDPMPipeline": _unconditional,
+        "DiTPipeline": _dit,
+        "FluxPipeline": _flux,
+        "LatentConsistencyModelPipeline": _sd,
+        "StableDiffusion3Pipeline": _sd3,
+        "StableDiffusionImg2ImgPipeline": _sd,
+        "StableDiffusionPipeline": _sd,
+        "StableDiffusionXLPipeline": _sd,
+    },
+    group="mezzotint.models",
+)
+"""Pipelines that run step by step here, by ``_class_name``; any other is served whole.
+
+Plug-ins add theirs through the entry-point group ``mezzotint.models``: the name is the
+pipeline's, what it loads a :data:`Family`.
+"""
 
 
 def is_pipeline(path: Path) -> bool:
@@ -111,7 +123,7 @@ def native_pipeline(path: Path) -> bool:
     U-Net with further input channels, say) does not.
     """
     index = read_json(Path(path) / INDEX)
-    if index.get("_class_name") not in FAMILIES:
+    if str(index.get("_class_name")) not in FAMILIES:
         return False
     unet, vae = (_config(Path(path), role) for role in ("unet", "vae"))
     if not unet or not vae:
@@ -188,7 +200,7 @@ def assemble(parts: Parts, placement: Placement) -> Model:
     if parts.pipeline not in FAMILIES:
         raise CardError(
             f"{parts.name} is a {parts.pipeline}, which has no native family; "
-            f"native: {', '.join(sorted(FAMILIES))}"
+            f"native: {', '.join(FAMILIES)}"
         )
     if problems := misfits(parts):
         raise WeightsError(f"{parts.name}: parts do not fit together: {'; '.join(problems)}")
