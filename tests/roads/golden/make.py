@@ -1,0 +1,83 @@
+"""Draw the golden pictures and keep them: ``python -m tests.roads.golden.make``.
+
+Run only where pictures change on purpose: what is kept is the proof that nothing else does.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tests.roads.golden import drawing
+from tests.roads.golden.requests import CASES, inputs
+
+SHEET_WIDTH = 2048
+
+
+def main():
+    """Draw every case and write the pictures and their digests."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--into", type=Path, default=drawing.HERE)
+    parser.add_argument("--only", default="")
+    arguments = parser.parse_args()
+    given, cases, arrays = inputs(), [], []
+    with tempfile.TemporaryDirectory() as folder, drawing.Engines(Path(folder)) as engines:
+        fingerprint = drawing.fingerprint(engines["own"])
+        version = drawing.mz.__version__
+        for case in CASES:
+            if arguments.only not in case["name"]:
+                continue
+            began = time.monotonic()
+            drawn = drawing.draw(engines[case["engine"]], case["request"], given)
+            took = time.monotonic() - began
+            notes = {w for _, image in drawn for w in image.warnings}
+            if any("runs in torch" in note for note in notes):
+                raise SystemExit(f"{case['name']} was not drawn by its own backend: {notes}")
+            print(
+                f"{took:6.2f} s  {case['engine']:5}  {case['name']}  {len(drawn)}",
+                *notes,
+                flush=True,
+            )
+            cases.append({**case, "pictures": [kept for kept, _ in drawn]})
+            arrays += [image.pixels for _, image in drawn]
+    places, size = lay_out([array.shape[:2] for array in arrays])
+    sheet = np.zeros((*size, 3), np.uint8)
+    pictures = [picture for case in cases for picture in case["pictures"]]
+    for picture, array, (x, y) in zip(pictures, arrays, places, strict=True):
+        picture["at"] = [x, y]
+        sheet[y : y + array.shape[0], x : x + array.shape[1]] = array
+    into = arguments.into
+    into.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet).save(
+        into / drawing.SHEET.name, lossless=True, quality=75, method=3, exact=True
+    )
+    kept = {"version": version, "fingerprint": fingerprint, "inputs": given, "cases": cases}
+    (into / drawing.PICTURES.name).write_text(lines(kept), "utf-8")
+    print(f"{len(cases)} cases, {len(arrays)} pictures")
+
+
+def lines(kept):
+    """Return what is kept as JSON, one case a line."""
+    head = {key: value for key, value in kept.items() if key != "cases"}
+    cases = ",\n  ".join(json.dumps(case, ensure_ascii=False) for case in kept["cases"])
+    return json.dumps(head, indent=1)[:-2] + f',\n "cases": [\n  {cases}\n ]\n}}\n'
+
+
+def lay_out(sizes):
+    """Place rectangles (height, width) in rows, tall ones first; return (x, y) of each, (H, W)."""
+    places = [(0, 0)] * len(sizes)
+    x = y = row = 0
+    for k in sorted(range(len(sizes)), key=lambda k: (-sizes[k][0], k)):
+        height, width = sizes[k]
+        if x + width > SHEET_WIDTH:
+            x, y, row = 0, y + row, 0
+        places[k] = (x, y)
+        x, row = x + width, max(row, height)
+    return places, (y + row, SHEET_WIDTH)
+
+
+if __name__ == "__main__":
+    main()
