@@ -1,26 +1,24 @@
 """The verb ``generate``: words and flags into pictures on disk."""
 
 import contextlib
-import dataclasses
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mezzotint.cli import flags
-from mezzotint.cli.flags import WrongFlag
-from mezzotint.cli.household import ending, load_settings, new_id, no_ending, open_service, run
-from mezzotint.cli.outputs import FORMATS, MOVING, Destination, describe
-from mezzotint.errors import InvalidRequest, MezzotintError
-from mezzotint.request import Animation, GenerationRequest
+from mezzotint.cli.delivery import Delivery, deliver
+from mezzotint.cli.household import load_settings, open_service, run
+from mezzotint.cli.outputs import Destination, describe
+from mezzotint.cli.requests import build_request, gate_fields, read_seed, with_format
+from mezzotint.errors import MezzotintError
+from mezzotint.request import GenerationRequest
 from mezzotint.settings import Settings, terminal_pictures
-from mezzotint.types import GenerationResult, ImageFinished, ImageOutput
 
-__all__ = ["Delivery", "deliver", "generate"]
+__all__ = ["generate"]
 
 _PICTURE, _TECHNIQUES, _OUTPUT, _RUN = "Picture", "Techniques", "Output", "Run"
 
@@ -241,7 +239,7 @@ def generate(
     given: dict[str, Any] = {
         "prompt": sys.stdin.read().strip() if prompt == "-" else prompt,
         "model": model,
-        "seed": _seed(seed, "--seed"),
+        "seed": read_seed(seed, "--seed"),
         "num_images": num_images,
         "width": width,
         "height": height,
@@ -268,7 +266,7 @@ def generate(
         "walk.to": walk_to,
         "walk.frames": frames,
         "walk.mode": walk_mode,
-        "walk.to_seed": _seed(to_seed, "--to-seed"),
+        "walk.to_seed": read_seed(to_seed, "--to-seed"),
         "walk.space": walk_space,
         "latent.truncation": truncation,
         "latent.class_label": class_label,
@@ -280,7 +278,7 @@ def generate(
         "reproducibility": reproducibility,
         "priority": priority,
         "deadline_s": deadline_s,
-        **_gate_fields(gate, max_attempts, keep),
+        **gate_fields(gate, max_attempts, keep),
     }
     overrides = [flags.parse_set(text) for text in set_ or ()]
     wanted = build_request(given, file=request, overrides=overrides)
@@ -298,7 +296,7 @@ def generate(
         sheet = draw_grid(settings, cell, axes, Destination(output, output_dir))
         print(sheet or "")
         return
-    wanted = _with_format(wanted, output, given=output_format)
+    wanted = with_format(wanted, output, given=output_format)
     several = wanted.num_files > 1
     destination = Destination(output, output_dir, several=several, replace=not no_clobber)
     delivery = Delivery(
@@ -310,74 +308,6 @@ def generate(
     )
     with _profiling(delivery) if profile else contextlib.nullcontext():
         run(_generate(settings, wanted, delivery))
-
-
-@dataclass(kw_only=True)
-class Delivery:
-    """How a request's pictures reach the person, and where they went.
-
-    Args:
-        destination: Where files go.
-        as_json: Print one JSON object in place of paths.
-        quiet: Show no progress.
-        use_cache: Whether known pictures may come from the cache.
-        pictures_as: How this terminal shows pictures, None not to show any.
-        paths: Where each image went, filled while the request runs.
-    """
-
-    destination: Destination
-    as_json: bool = False
-    quiet: bool = False
-    use_cache: bool = True
-    pictures_as: str | None = None
-    paths: dict[int, Path | None] = dataclasses.field(default_factory=dict[int, Path | None])
-
-    def take(self, image: ImageOutput, request: GenerationRequest) -> None:
-        """Write one picture and print its path, once."""
-        if image.index in self.paths:
-            return
-        path = self.paths[image.index] = self.destination.write(image, request)
-        if path is not None and not self.as_json:
-            print(path, flush=True)
-        if self.pictures_as:
-            from mezzotint.cli.progress import show_picture
-
-            show_picture(image.data, self.pictures_as)
-
-
-async def deliver(
-    settings: Settings, request: GenerationRequest, delivery: Delivery
-) -> GenerationResult:
-    """Run a request in this process, showing progress, writing each picture when it is done.
-
-    Raises:
-        MezzotintError: However the request ended, if not well.
-    """
-    from mezzotint.cli.progress import reporting
-
-    images = request.num_pictures
-    quiet = delivery.quiet or (delivery.as_json and not sys.stderr.isatty())
-    shows = delivery.pictures_as is not None and sys.stderr.isatty()
-    with reporting(images, quiet=quiet) as report:
-        async with open_service(settings) as service:
-            events = service.stream(
-                request,
-                request_id=new_id(),
-                use_cache=delivery.use_cache,
-                preview_every=1 if shows else 0,
-            )
-            async for event in events:
-                report(event)
-                if isinstance(event, ImageFinished):
-                    delivery.take(event.image, request)
-                result = ending(event)
-                if result is not None:
-                    break
-            else:
-                raise no_ending()
-    for image in result.images:
-        delivery.take(image, request)
-    return result
 
 
 async def _generate(settings: Settings, request: GenerationRequest, delivery: Delivery) -> None:
@@ -417,97 +347,6 @@ def _print_branch(title: str, value: Any, indent: str = "") -> None:
     else:
         shown = json.dumps(value, ensure_ascii=False, default=str)
         print(f"{indent}{title}: {value if isinstance(value, str) else shown}")
-
-
-def build_request(
-    given: Mapping[str, Any],
-    *,
-    file: Path | None = None,
-    overrides: list[tuple[str, Any]] | None = None,
-) -> GenerationRequest:
-    """Put a request together: file, then flags, then ``--set``.
-
-    Args:
-        given: Values by dotted field; None is "not given".
-        file: JSON file with a whole request.
-        overrides: What ``--set`` said.
-
-    Raises:
-        InvalidRequest: Named by flag where a flag is at fault.
-    """
-    data = flags.read_request_file(file) if file else {}
-    for field, value in given.items():
-        if value is not None:
-            flags.merge(data, field, value)
-    for field, value in overrides or ():
-        flags.merge(data, field, value)
-    if isinstance(data.get("walk"), dict) and "mode" not in data["walk"]:
-        has_prompt, has_seed = "to" in data["walk"], "to_seed" in data["walk"]
-        mode = "both" if has_prompt and has_seed else "seed" if has_seed else "prompt"
-        data["walk"]["mode"] = mode
-    try:
-        return GenerationRequest.from_dict(data)
-    except InvalidRequest as error:
-        from_flag = {f.partition(".")[0] for f, v in given.items() if v is not None}
-        top = (error.field or "").partition(".")[0].partition("[")[0]
-        if overrides and any(f.partition(".")[0] == top for f, _ in overrides):
-            error.field = "--set"
-        elif file and top not in from_flag:
-            error.field = "--request"
-        raise
-
-
-def _gate_fields(
-    gates: list[str] | None, max_attempts: int | None, keep: str | None
-) -> dict[str, Any]:
-    """Return the fields of the gates' object."""
-    found: dict[str, Any] = {
-        f"gates.{name}": settings for name, settings in flags.parse_gates(gates or ()).items()
-    }
-    return {**found, "gates.max_attempts": max_attempts, "gates.keep": keep}
-
-
-def _seed(text: str | None, flag: str) -> int | None:
-    """Read a seed; larger than what JSON numbers hold is fine."""
-    if text is None:
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        allowed = "a whole number 0 to 18446744073709551615"
-        raise WrongFlag(flag, f"must be {allowed}, got {text[:60]!r}", allowed) from None
-
-
-def _with_format(
-    request: GenerationRequest, path: Path | None, *, given: str | None
-) -> GenerationRequest:
-    """Let the file name decide the encoding where no flag did."""
-    named: Any = FORMATS.get(path.suffix.lower()) if path else None
-    animation = request.output.animation
-    if named in MOVING or animation is not None:
-        return _with_animation(request, named)
-    if named is None or named == request.output.format:
-        return request
-    if given is not None:
-        raise WrongFlag("--output-format", f"{given} does not fit the name given with -o ({named})")
-    output = dataclasses.replace(request.output, format=named)
-    return dataclasses.replace(request, output=output)
-
-
-def _with_animation(request: GenerationRequest, named: Any) -> GenerationRequest:
-    """Let the name of a moving file decide its kind where --animate did not."""
-    animation = request.output.animation
-    if animation is None:
-        if request.walk is None:
-            raise WrongFlag("--output", f"{named} moves: it needs a walk (--walk-to or --to-seed)")
-        output = dataclasses.replace(request.output, animation=Animation(format=named))
-        return dataclasses.replace(request, output=output)
-    fits = {animation.format, "png"} if animation.format == "apng" else {animation.format}
-    if named is not None and named not in fits:
-        raise WrongFlag(
-            "--animate", f"{animation.format} does not fit the name given with -o ({named})"
-        )
-    return request
 
 
 @contextlib.contextmanager

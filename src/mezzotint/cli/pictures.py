@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mezzotint.cli.delivery import Delivery, deliver
 from mezzotint.cli.flags import WrongFlag
-from mezzotint.cli.generate import Delivery, deliver
 from mezzotint.cli.household import load_settings, run
 from mezzotint.cli.outputs import Destination
 from mezzotint.errors import MezzotintError, WorkFailed

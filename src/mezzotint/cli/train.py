@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from mezzotint.cli import flags
-from mezzotint.cli.generate import build_request
 from mezzotint.cli.outputs import Destination
+from mezzotint.cli.requests import build_request
 
 __all__ = ["sample", "train"]
 

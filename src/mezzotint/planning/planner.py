@@ -13,13 +13,13 @@ from mezzotint.errors import InvalidRequest
 from mezzotint.models.spec import ModelSpec
 from mezzotint.planning.abilities import Abilities
 from mezzotint.planning.adapters import read_tags, resolve_adapters
+from mezzotint.planning.ensemble import resolve_ensemble
 from mezzotint.planning.guidance_curve import resolve_guidance, run_progress
 from mezzotint.planning.plan import (
     ENLARGED,
     OUTSIDE,
     Plan,
     Planned,
-    PlannedMember,
     PlannedRegion,
     PlannedVariation,
     Techniques,
@@ -27,7 +27,7 @@ from mezzotint.planning.plan import (
     image_seed,
 )
 from mezzotint.planning.refusals import check_techniques
-from mezzotint.planning.schedulers import check_scheduler, evaluation_steps
+from mezzotint.planning.schedulers import check_scheduler
 from mezzotint.planning.sizing import (
     check_pixels,
     check_side,
@@ -35,13 +35,12 @@ from mezzotint.planning.sizing import (
     fit_side,
     resolve_size,
 )
+from mezzotint.planning.steps import count_rows, count_steps, resolve_steps, run_steps
 from mezzotint.planning.tiers import choose
-from mezzotint.request import EnsembleMember, GenerationRequest, GuidanceSchedule
+from mezzotint.request import GenerationRequest, GuidanceSchedule
 from mezzotint.types import OutputFormat, Size
 
 __all__ = ["plan"]
-
-_DEFAULT_STRENGTH = 0.8
 
 
 def _draw_seed() -> int:
@@ -81,7 +80,7 @@ def plan(
     if request.hires is None:
         check_upscaled(request, size, abilities)
     prompt = _resolve_prompt(request, spec, warnings)
-    steps = _resolve_steps(request, spec, warnings)
+    steps = resolve_steps(request, spec, warnings)
     scheduler = request.scheduler or spec.default_scheduler
     sigma_schedule = request.sigma_schedule or (
         spec.default_sigma_schedule if request.scheduler in (None, spec.default_scheduler) else None
@@ -114,7 +113,7 @@ def plan(
         spec,
         techniques,
         steps=steps,
-        rows=_rows(steps, guidance, techniques),
+        rows=count_rows(steps, guidance, techniques),
         precision=abilities.precision(request.model),
     )
     warnings.extend(shortcuts.warnings)
@@ -129,7 +128,7 @@ def plan(
         prompt_dialect=request.prompt_dialect,
         size=size,
         seed=seed,
-        num_inference_steps=_num_steps(request, spec),
+        num_inference_steps=count_steps(request, spec),
         scheduler=scheduler,
         sigma_schedule=sigma_schedule,
         steps=steps,
@@ -197,7 +196,7 @@ def _with_second_pass(
             allowed="latent",
         )
     total = hires.num_inference_steps or one.num_inference_steps
-    steps = _run_steps(one.scheduler, total, hires.strength, spec, field="hires.strength")
+    steps = run_steps(one.scheduler, total, hires.strength, spec, field="hires.strength")
     guidance, _ = _resolve_guidance(
         replace(request, num_inference_steps=total),
         spec,
@@ -220,7 +219,7 @@ def _with_second_pass(
         upscale=None,
         upscaler=_upscaler(hires.upscaler, digest),
         first_steps=one.num_inference_steps,
-        ensemble=_resolve_ensemble(request, len(guidance), digest),
+        ensemble=resolve_ensemble(request, len(guidance), digest),
     )
     second = replace(
         one,
@@ -229,7 +228,7 @@ def _with_second_pass(
         size=size,
         num_inference_steps=total,
         steps=steps,
-        rows=_rows(steps, guidance, techniques),
+        rows=count_rows(steps, guidance, techniques),
         guidance=guidance,
         techniques=techniques,
         reused=(),
@@ -317,65 +316,6 @@ def _resolve_prompt(request: GenerationRequest, spec: ModelSpec, warnings: list[
     return request.prompt
 
 
-def _is_stepped(spec: ModelSpec) -> bool:
-    """Whether the engine itself takes the model's steps: no GAN, no pipeline run whole."""
-    return spec.has_steps and spec.stepwise
-
-
-def _num_steps(request: GenerationRequest, spec: ModelSpec) -> int:
-    """Return the steps of the whole schedule."""
-    if not spec.has_steps:
-        return 0
-    return request.num_inference_steps or spec.default_steps
-
-
-def _resolve_steps(
-    request: GenerationRequest, spec: ModelSpec, warnings: list[str]
-) -> tuple[int, ...]:
-    """Return the step of each network evaluation, those that a start image skips left out."""
-    if not _is_stepped(spec):
-        names = (
-            "scheduler",
-            "sigma_schedule",
-            *(() if spec.has_steps else ("num_inference_steps",)),
-        )
-        reason = "it runs whole" if spec.has_steps else "it takes no steps"
-        for name in names:
-            if getattr(request, name) is not None:
-                warnings.append(f"{name} has no effect on {spec.name}: {reason}")
-        return ()
-    if not spec.stepwise:  # served whole, it counts its own steps
-        for name in ("scheduler", "sigma_schedule"):
-            if getattr(request, name) is not None:
-                warnings.append(f"{name} has no effect on {spec.name}: it brings its own")
-        return ()
-    total = _num_steps(request, spec)
-    scheduler = request.scheduler or spec.default_scheduler
-    steps = evaluation_steps(scheduler, total, spec.scheduler_config)
-    if request.image is None:
-        if request.strength != _DEFAULT_STRENGTH:
-            warnings.append("strength has no effect without image")
-        return steps
-    return _run_steps(scheduler, total, request.strength, spec, field="strength")
-
-
-def _run_steps(
-    scheduler: str, total: int, strength: float, spec: ModelSpec, *, field: str
-) -> tuple[int, ...]:
-    """Return the step of each evaluation of the last ``strength`` of a schedule, from 1."""
-    steps = evaluation_steps(scheduler, total, spec.scheduler_config)
-    run = min(int(total * strength), total)
-    if run < 1:
-        raise InvalidRequest(
-            f"{field} must be at least {1 / total:g} for {total} steps, got {strength:g}",
-            field=field,
-            value=strength,
-            allowed=f"{1 / total:g} to 1",
-        )
-    skipped = total - run
-    return tuple(step - skipped for step in steps if step > skipped)
-
-
 def _resolve_guidance(
     request: GenerationRequest,
     spec: ModelSpec,
@@ -406,7 +346,7 @@ def _resolve_guidance(
     rescale = scale.rescale if isinstance(scale, GuidanceSchedule) else 0.0
     progress = None
     if (isinstance(scale, GuidanceSchedule) or callable(scale)) and scheduler and num_steps:
-        total = _num_steps(request, spec)
+        total = count_steps(request, spec)
         progress = run_progress(
             scheduler, spec.scheduler_config, total, sigma_schedule, first=total - num_steps
         )
@@ -463,7 +403,7 @@ def _resolve_techniques(
         )
         for region in request.regions
     )
-    values["ensemble"] = _resolve_ensemble(request, num_steps, digest)
+    values["ensemble"] = resolve_ensemble(request, num_steps, digest)
     if request.upscale is not None:
         name = request.upscale.model or "lanczos"
         values["upscale"] = (request.upscale.factor, *_upscaler(name, digest))
@@ -475,70 +415,3 @@ def _resolve_techniques(
         values["inpaint"] = request.inpaint
     values["tiling"] = request.tiling
     return replace(techniques, **values)
-
-
-def _resolve_ensemble(
-    request: GenerationRequest, num_steps: int, digest: Callable[[str, str], str]
-) -> tuple[PlannedMember, ...]:
-    """Normalise the weights of an ensemble; its members are all the denoisers there are."""
-    if not request.ensemble:
-        return ()
-    weights = [
-        _weights_of(member, position, num_steps) for position, member in enumerate(request.ensemble)
-    ]
-    totals = [sum(step) for step in zip(*weights, strict=True)]
-    if not all(total > 0 for total in totals):
-        step = next(k for k, total in enumerate(totals, start=1) if total <= 0)
-        raise InvalidRequest(
-            f"ensemble weights must not all be 0, but they are at step {step}", field="ensemble"
-        )
-    whole = [
-        own for member, own in zip(request.ensemble, weights, strict=True) if not member.is_local
-    ]
-    if not whole or not all(any(step) for step in zip(*whole, strict=True)):
-        raise InvalidRequest(
-            "ensemble needs at every step a member of weight > 0 without mask and box: it "
-            "answers where the others are not asked",
-            field="ensemble",
-        )
-    return tuple(
-        PlannedMember(
-            model=member.model,
-            digest=digest("model", member.model),
-            weights=tuple(w / total for w, total in zip(own, totals, strict=True)),
-            mask=member.mask.digest if member.mask else None,
-            box=member.box,
-            feather=member.feather if member.is_local else 0.0,
-        )
-        for member, own in zip(request.ensemble, weights, strict=True)
-    )
-
-
-def _weights_of(member: EnsembleMember, position: int, num_steps: int) -> tuple[float, ...]:
-    """Return one weight per step."""
-    if member.weights and len(member.weights) != num_steps:
-        raise InvalidRequest(
-            f"ensemble[{position}].weights must have one weight per step that is run, "
-            f"got {len(member.weights)} for {num_steps} steps",
-            field=f"ensemble[{position}].weights",
-            value=len(member.weights),
-            allowed=str(num_steps),
-        )
-    return member.weights or (member.weight,) * num_steps
-
-
-def _rows(
-    steps: tuple[int, ...], guidance: tuple[float, ...], techniques: Techniques
-) -> tuple[int, ...]:
-    """Count the rows of each evaluation: conditional, regional, unconditional, per denoiser."""
-    last = max(len(guidance) - 1, 1)
-    rows: list[int] = []
-    for step in steps:
-        progress = (step - 1) / last
-        active = [r for r in techniques.regions if r.start <= progress <= r.end]
-        negatives = len({r.negative_prompt for r in active if r.negative_prompt})
-        guided = guidance[step - 1] != 1
-        count = 1 + len(active) + ((1 + negatives) if guided else 0)
-        members = sum(member.weights[step - 1] != 0 for member in techniques.ensemble)
-        rows.append(count * max(members, 1))
-    return tuple(rows)

@@ -40,7 +40,7 @@ BAD = [
     (["--control", "canny"], "--control: must look like NAME:PICTURE[:SCALE[:START:END]]"),
     (["--control", "canny:none.png:1"], "--control: cannot read none.png"),
     (["--region", "a cat"], "--region: must look like PROMPT@X0,Y0,X1,Y1"),
-    (["--region", "a cat@0,0,2,1"], "--region: regions.box must be [x0, y0, x1, y1]"),
+    (["--region", "a cat@0,0,2,1"], "--region: regions.box[2] must be 0 to 1, got 2"),
     (["--region", "a cat@0,0,1,1;colour=red"], "--region: must be a number, got 'red'"),
     (["--walk-to", "x", "--frames", "1"], "--frames: walk.frames must be 2 to 1024, got 1"),
     (["--gate", "nsfw:high"], "--gate: must be a number, got 'high'"),

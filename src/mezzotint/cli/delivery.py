@@ -1,0 +1,82 @@
+"""Delivery: a request runs in this process, and its pictures reach the person."""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from mezzotint.cli.household import ending, new_id, no_ending, open_service
+from mezzotint.cli.outputs import Destination
+from mezzotint.request import GenerationRequest
+from mezzotint.settings import Settings
+from mezzotint.types import GenerationResult, ImageFinished, ImageOutput
+
+__all__ = ["Delivery", "deliver"]
+
+
+@dataclass(kw_only=True)
+class Delivery:
+    """How a request's pictures reach the person, and where they went.
+
+    Args:
+        destination: Where files go.
+        as_json: Print one JSON object in place of paths.
+        quiet: Show no progress.
+        use_cache: Whether known pictures may come from the cache.
+        pictures_as: How this terminal shows pictures, None not to show any.
+        paths: Where each image went, filled while the request runs.
+    """
+
+    destination: Destination
+    as_json: bool = False
+    quiet: bool = False
+    use_cache: bool = True
+    pictures_as: str | None = None
+    paths: dict[int, Path | None] = dataclasses.field(default_factory=dict[int, Path | None])
+
+    def take(self, image: ImageOutput, request: GenerationRequest) -> None:
+        """Write one picture and print its path, once."""
+        if image.index in self.paths:
+            return
+        path = self.paths[image.index] = self.destination.write(image, request)
+        if path is not None and not self.as_json:
+            print(path, flush=True)
+        if self.pictures_as:
+            from mezzotint.cli.progress import show_picture
+
+            show_picture(image.data, self.pictures_as)
+
+
+async def deliver(
+    settings: Settings, request: GenerationRequest, delivery: Delivery
+) -> GenerationResult:
+    """Run a request in this process, showing progress, writing each picture when it is done.
+
+    Raises:
+        MezzotintError: However the request ended, if not well.
+    """
+    from mezzotint.cli.progress import reporting
+
+    images = request.num_pictures
+    quiet = delivery.quiet or (delivery.as_json and not sys.stderr.isatty())
+    shows = delivery.pictures_as is not None and sys.stderr.isatty()
+    with reporting(images, quiet=quiet) as report:
+        async with open_service(settings) as service:
+            events = service.stream(
+                request,
+                request_id=new_id(),
+                use_cache=delivery.use_cache,
+                preview_every=1 if shows else 0,
+            )
+            async for event in events:
+                report(event)
+                if isinstance(event, ImageFinished):
+                    delivery.take(event.image, request)
+                result = ending(event)
+                if result is not None:
+                    break
+            else:
+                raise no_ending()
+    for image in result.images:
+        delivery.take(image, request)
+    return result
