@@ -45,3 +45,14 @@ def test_package_files_are_empty_so_that_words_stay_light():
         and path.read_text().strip()
     ]
     assert full == []
+
+
+def test_a_broad_except_says_in_its_line_why_it_is_one():
+    broad = re.compile(r"except (\(.*)?(Base)?Exception\b(?!Group)")
+    silent = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in SOURCES
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if broad.search(line) and "#" not in line
+    ]
+    assert silent == []

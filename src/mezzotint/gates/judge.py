@@ -64,7 +64,7 @@ class GateJudge:
         for rule in policy.rules:
             try:
                 score = self._gate(rule.gate).score(pixels)
-            except Exception as error:
+            except Exception as error:  # a gate may be a plug-in; policy decides open or closed
                 verdicts.append(rule.judge_error(f"{type(error).__name__}: {error}"))
             else:
                 verdicts.append(rule.judge(score.value, score.reason))

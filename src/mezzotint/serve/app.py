@@ -175,7 +175,7 @@ class Doorway:
             failure = MethodNotAllowed(f"{scope['method']} is not allowed here")
             failure = failure if error.status_code == 405 else NotFound("nothing is here")
             await answer.error(dialect, failure, scope, body)
-        except Exception as error:
+        except Exception as error:  # the border to the client: a status, whatever it was
             if describe(error).status == 500:
                 log.error("http.failed", exception=error, path=scope["path"])
             await answer.error(dialect, error, scope, body)

@@ -151,7 +151,7 @@ class LocalService:
         )
         try:
             self._warm_up.start(self._librarian.name_wanted(self.config.ready))
-        except BaseException:
+        except BaseException:  # Ctrl-C too: threads that run are stopped; it goes on
             self.shut()
             raise
 

@@ -99,7 +99,7 @@ class Runner:
                     self._models.use(plan.model, plan.techniques.adapters, turbo=plan.is_turbo)
                 )
                 slot = self._filler.fill(plan, model, pin, assets)
-            except BaseException:
+            except BaseException:  # whatever it was, the model is let go of; it goes on
                 pin.close()
                 raise
             self._slots[image] = slot

@@ -197,7 +197,7 @@ class HandlerPool:
             too_large = running is not None and running.was_too_large
             reason = _DEATHS["memory" if too_large else "died"]
             raise ModelError(f"the handler died while it was loaded: {reason}") from None
-        except BaseException:
+        except BaseException:  # cancelled too: no process is left behind; it goes on
             await self._bury(running, folder)
             raise
 

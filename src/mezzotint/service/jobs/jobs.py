@@ -409,7 +409,7 @@ class Jobs:
                 await self._requeue(job.id)
             else:
                 await self._fail(job, error)
-        except Exception as error:
+        except Exception as error:  # a bug of ours fails this job; the others are run
             log.error("jobs.failed", exception=error, job=job.id)
             await self._fail(job, error)
         finally:

@@ -163,7 +163,7 @@ class _Child:
                 if close is not None:
                     await close()
             await self._send({"kind": "end", "call": call})
-        except Exception as error:
+        except Exception as error:  # the border to the other process: sent as it is
             await self._fail(call, error)
 
     async def _answer(self, message: dict[str, Any]) -> None:
@@ -171,7 +171,7 @@ class _Child:
         try:
             value = await self._call(message["method"], message["arguments"])
             await self._send({"kind": "answer", "call": message["call"], "value": value})
-        except Exception as error:
+        except Exception as error:  # the border to the other process: sent as it is
             await self._fail(message["call"], error)
 
     async def _call(self, method: str, given: dict[str, Any]) -> Any:
