@@ -88,11 +88,9 @@ class Range:
         return {"minimum": self.low, "maximum": max(high, self.low)}
 
     def text_schema(self) -> dict[str, Any]:
-        """Return the schema of the number as a text."""
-        return {
-            "type": "string",
-            "pattern": f"^[{SPACE}]*{whole_numbers(int(self.high))}[{SPACE}]*$",
-        }
+        """Return the schema of the number as a text; there is no text of a negative one."""
+        numbers = whole_numbers(int(self.high), low=1 if self.low >= 1 else 0)
+        return {"type": "string", "pattern": f"^[{SPACE}]*{numbers}[{SPACE}]*$"}
 
     @property
     def words(self) -> str:
@@ -195,7 +193,8 @@ class Pattern:
 
     def check(self, name: str, value: Any) -> None:
         """Refuse a text that is not so."""
-        if isinstance(value, str) and re.search(self.regex, value) is None:
+        regex = re.sub(r"\$$", r"\\Z", self.regex)  # Python's $ lets a line end follow
+        if isinstance(value, str) and re.search(regex, value) is None:
             raise InvalidField(
                 f"{name} must be {self.words}, got {value[:80]!r}",
                 field=name,

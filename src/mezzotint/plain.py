@@ -220,7 +220,7 @@ def read(cls: Any, data: Any, path: str = "") -> Any:
 
 def convert(value: Any, hint: Any, path: str) -> Any:
     """Convert a JSON value to the type of a field, or say what was expected."""
-    if type(value) is hint and hint in _SCALARS:
+    if hint is Any or (type(value) is hint and hint in _SCALARS):
         return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:

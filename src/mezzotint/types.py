@@ -24,6 +24,7 @@ __all__ = [
     "MAX_SEED",
     "MAX_SIDE_PX",
     "MAX_STEPS",
+    "MAX_TEXT",
     "PICTURE_TEXT",
     "Attempt",
     "Cancelled",
@@ -56,6 +57,8 @@ MAX_SEED = 2**64 - 1
 MAX_STEPS = 1000
 MAX_IMAGES = 1024
 MAX_SIDE_PX = 16384
+MAX_TEXT = 32_000
+"""Characters of a prompt."""
 MAX_GUIDANCE = 1000.0
 MAX_ADAPTERS = 16
 """Of each kind, in one request."""
@@ -66,7 +69,7 @@ Side = Annotated[int, Range(1, MAX_SIDE_PX, "px", limit="side")]
 GuidanceScale = Annotated[float, Range(0, MAX_GUIDANCE)]
 Share = Annotated[float, Range(0, 1)]
 """Of something whole: steps, noise, a picture's shorter side."""
-PromptText = Annotated[str, Length(most=32_000)]
+PromptText = Annotated[str, Length(most=MAX_TEXT)]
 OutputFormat = Literal["png", "jpeg", "webp"]
 FileFormat = Literal["png", "jpeg", "webp", "gif", "apng", "mp4"]
 """What a finished file may be; the last three, and ``webp``, also move."""

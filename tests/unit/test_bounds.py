@@ -23,6 +23,7 @@ from mezzotint.errors import InvalidField
         (Count(0, 1), (1, 2), "x must be at most 1, got 2"),
         (Count(1, 2, "pictures"), (), "x must hold 1 to 2 pictures, got 0"),
         (Pattern("^a", "a word with a"), "b", "x must be a word with a, got 'b'"),
+        (Pattern("^a$", "an a"), "a\n", "x must be an a, got 'a\\n'"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_with_what_came_and_what_is_allowed(bound, value, words):

@@ -28,6 +28,7 @@ __all__ = [
     "Unsupported",
     "UnsupportedMedia",
     "WrongField",
+    "WrongForeignField",
     "describe",
 ]
 
@@ -89,6 +90,10 @@ class WrongField(errors.InvalidRequest):
     """A field is wrong, and is named in the dialect's own words already."""
 
 
+class WrongForeignField(errors.InvalidField):
+    """A field is wrong by itself, and is named in the dialect's own words already."""
+
+
 class TooManyRequests(errors.Overloaded):
     """A rate limit or a concurrency limit of this key is reached."""
 
@@ -123,6 +128,7 @@ TABLE: Mapping[type[Exception], tuple[int, str]] = {
     errors.WeightsError: (500, "weights_error"),
     errors.CardError: (500, "card_error"),
     WrongField: (422, "invalid_request"),
+    WrongForeignField: (422, "invalid_request"),
     DoorError: (400, "malformed"),
     Malformed: (400, "malformed"),
     Unauthorized: (401, "unauthorized"),
@@ -173,7 +179,7 @@ class Problem:
         Args:
             names: Our field -> the dialect's, e.g. ``guidance_scale`` -> ``cfg_scale``.
         """
-        if self.field is None or self.cause == "WrongField":
+        if self.field is None or self.cause in ("WrongField", "WrongForeignField"):
             return self
         root, rest = _split(self.field)
         theirs = names.get(root)

@@ -20,9 +20,10 @@ from mezzotint.request import Gates, GenerationRequest
 from mezzotint.serve.wire import Endpoint
 from mezzotint.types import PICTURE_TEXT, ImageInput
 
-__all__ = ["ANY_OBJECT", "document", "object_schema", "request_schema"]
+__all__ = ["ANY_OBJECT", "document", "foreign", "object_schema", "request_schema"]
 
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
+_NULL = {"type": "null"}
 _NAMES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 
 
@@ -63,6 +64,29 @@ def object_schema(cls: Any, limits: Mapping[str, int]) -> dict[str, Any]:
     return schema | ({"required": needed} if needed else {})
 
 
+def foreign(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an object whose fields may also be null, as if they were absent.
+
+    Clients of other dialects send null for what they do not set.
+    """
+    needed = schema.get("required", [])
+    properties = {
+        name: inner if name in needed else _nullable(inner)
+        for name, inner in schema["properties"].items()
+    }
+    return schema | {"properties": properties}
+
+
+def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
+    if not schema.keys() - {"description"}:
+        return schema  # anything may come, null included
+    options = schema.get("anyOf")
+    if options is not None:
+        return schema | {"anyOf": [o for o in options if o != _NULL] + [_NULL]}
+    said = {k: v for k, v in schema.items() if k == "description"}
+    return {"anyOf": [{k: v for k, v in schema.items() if k not in said}, _NULL]} | said
+
+
 def _schema(hint: Any, limits: Mapping[str, int]) -> dict[str, Any]:
     """Return the schema of a field's type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -78,6 +102,8 @@ def _schema(hint: Any, limits: Mapping[str, int]) -> dict[str, Any]:
         return {"enum": list(arguments)}
     if origin is tuple:
         return {"type": "array", "items": _schema(arguments[0], limits)}
+    if hint is Any:
+        return {}
     if hint is ImageInput:
         return {"type": "string", "contentEncoding": "base64", "pattern": PICTURE_TEXT}
     if dataclasses.is_dataclass(hint):
@@ -161,10 +187,13 @@ def document(
         ]
         operation["parameters"] = [*parameters, *endpoint.parameters]
         if endpoint.body is not None:
-            name = endpoint.body.name
-            schemas[name] = endpoint.body.schema(limits)
-            content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
-            operation["requestBody"] = {"required": True, "content": content}
+            for body in (endpoint.body, *endpoint.body.parts):
+                schemas[body.name] = body.schema(limits)
+            content = {"application/json": {"schema": endpoint.body.reference}}
+            operation["requestBody"] = {
+                "required": endpoint.body.required,
+                "content": content,
+            }
         if secured and endpoint.scope is not None:
             operation["security"] = [{"bearer": []}]
         paths.setdefault(path, {})[endpoint.method.lower()] = operation

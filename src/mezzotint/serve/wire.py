@@ -17,9 +17,9 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mezzotint.errors import InvalidRequest, UnknownName
-from mezzotint.plain import convert
-from mezzotint.serve.errors import Malformed, Problem, UnsupportedMedia
+from mezzotint.errors import InvalidField, InvalidRequest, UnknownName
+from mezzotint.plain import convert, field_names, json_name, read
+from mezzotint.serve.errors import Malformed, Problem, UnsupportedMedia, WrongForeignField
 from mezzotint.types import FileFormat, StageTimings
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Visit",
     "json_response",
     "media_type",
+    "read_fields",
     "read_form",
     "read_json",
     "visit",
@@ -59,10 +60,19 @@ class Body:
     Args:
         name: Of the schema among the document's components.
         schema: Makes the JSON Schema; told the operator's limits.
+        parts: Schemas that it refers to.
+        required: Whether there must be a JSON body.
     """
 
     name: str
     schema: Callable[[Mapping[str, int]], dict[str, Any]]
+    parts: "tuple[Body, ...]" = ()
+    required: bool = True
+
+    @property
+    def reference(self) -> dict[str, Any]:
+        """The schema by its name."""
+        return {"$ref": f"#/components/schemas/{self.name}"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +224,30 @@ def json_response(
     """Answer with JSON."""
     body = orjson.dumps(value, option=orjson.OPT_INDENT_2 if indent else None)
     return Response(body, status, headers=dict(headers or {}), media_type=media)
+
+
+def read_fields(cls: Any, body: Mapping[str, Any], path: str = "") -> tuple[Any, dict[str, Any]]:
+    """Read the fields of a foreign body that a dataclass declares; null is as good as absent.
+
+    Args:
+        cls: A :class:`mezzotint.plain.Checked` dataclass, named as the dialect has it.
+        body: What came.
+        path: Where it stands.
+
+    Returns:
+        The fields, and what ``cls`` does not know.
+
+    Raises:
+        WrongForeignField: If a field is wrong by itself; named as the dialect has it.
+    """
+    known = {json_name(name) for name in field_names(cls)}
+    given = {k: v for k, v in body.items() if k in known and v is not None}
+    try:
+        return read(cls, given, path), {k: v for k, v in body.items() if k not in known}
+    except InvalidField as error:
+        raise WrongForeignField(
+            str(error), field=error.field, value=error.value, allowed=error.allowed
+        ) from None
 
 
 class Fields:

@@ -7,31 +7,69 @@ image to image, and the prompt is a parameter.
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mezzotint.errors import ImageError, InvalidRequest, UnknownName
+from mezzotint.errors import ImageError, InvalidField, InvalidRequest, UnknownName
+from mezzotint.plain import Checked, field_names
 from mezzotint.request import GenerationRequest
 from mezzotint.serve.errors import Problem
 from mezzotint.serve.front import Front
+from mezzotint.serve.schema import foreign, object_schema, request_schema
 from mezzotint.serve.wire import (
     CONTENT_TYPES,
     Body,
     Dialect,
     Endpoint,
-    Fields,
     json_response,
     media_type,
+    read_fields,
     read_json,
 )
-from mezzotint.types import GenerationResult, ImageInput
+from mezzotint.types import (
+    MAX_TEXT,
+    PICTURE_TEXT,
+    GenerationResult,
+    ImageInput,
+    NumImages,
+    Side,
+)
 
 __all__ = ["DIALECT", "error_body", "from_result", "to_request"]
 
 _PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
-_TASKS = ("inputs", "parameters", "options", "extra_body")
+_FIELDS = ("inputs", "parameters", "options")
+_SAME = {"num_images_per_prompt": ("num_images",), "target_size": ("width", "height")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Size(Checked):
+    """Size of the answer.
+
+    Args:
+        width: Pixels.
+        height: Pixels.
+    """
+
+    where: ClassVar[str] = "target_size"
+    width: Side | None = None
+    height: Side | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parameters(Checked):
+    """What the inference API calls otherwise than we do.
+
+    Args:
+        target_size: Size of the answer, as ``width`` and ``height``.
+        num_images_per_prompt: Pictures, as ``num_images``.
+    """
+
+    target_size: _Size = _Size()
+    num_images_per_prompt: NumImages | None = None
 
 
 def to_request(model: str, body: Mapping[str, Any]) -> GenerationRequest:
@@ -40,35 +78,22 @@ def to_request(model: str, body: Mapping[str, Any]) -> GenerationRequest:
     Raises:
         InvalidRequest: If a field is wrong; parameters are named ``parameters.x``.
     """
-    fields = Fields(body)
-    inputs = fields.take("inputs", str)
-    if inputs is None:
-        raise InvalidRequest("inputs is needed: the prompt, or a picture as base64", field="inputs")
-    parameters = fields.rest().get("parameters")
+    inputs = body.get("inputs")
+    if not isinstance(inputs, str):
+        raise InvalidField("inputs is needed: the prompt, or a picture as base64", field="inputs")
+    parameters = body.get("parameters")
     parameters = {} if parameters is None else parameters
     if not isinstance(parameters, Mapping):
-        raise InvalidRequest("parameters must be an object", field="parameters")
-    fields.drop("parameters", "options")
-    fields.refuse_rest(_TASKS)
-    native: dict[str, Any] = {k: v for k, v in parameters.items() if v is not None}
-    size = native.pop("target_size", None)
-    if size is not None:
-        if not isinstance(size, Mapping) or not size.keys() <= {"width", "height"}:
-            raise InvalidRequest(
-                "parameters.target_size must be {width, height}", field="parameters.target_size"
-            )
-        native |= size
-    if "num_images_per_prompt" in native:
-        native["num_images"] = native.pop("num_images_per_prompt")
+        raise InvalidField("parameters must be an object", field="parameters")
+    for name in body:
+        if name not in _FIELDS:
+            raise UnknownName("field", name, _FIELDS, field=name)
+    native = _native(parameters)
     if "prompt" in native or _is_picture(inputs):
+        _refuse_both("inputs", native, ("image",))
         native["image"] = ImageInput.from_base64(inputs, field="inputs")
     else:
         native["prompt"] = inputs
-    if "model" in native:
-        raise UnknownName(
-            "field", "parameters.model", GenerationRequest.__dataclass_fields__,
-            field="parameters.model",
-        )  # fmt: skip
     request = GenerationRequest.from_dict({**native, "model": model})
     if request.num_files != 1:
         raise InvalidRequest(
@@ -80,14 +105,39 @@ def to_request(model: str, body: Mapping[str, Any]) -> GenerationRequest:
     return request
 
 
+def _native(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters under our names."""
+    theirs, rest = read_fields(_Parameters, parameters)
+    if "model" in rest:
+        known = {*field_names(GenerationRequest), *_SAME} - {"model"}
+        raise UnknownName("field", "parameters.model", known, field="parameters.model")
+    native = {name: value for name, value in rest.items() if value is not None}
+    for name, ours in _SAME.items():
+        if parameters.get(name) is not None:
+            _refuse_both(f"parameters.{name}", native, ours)
+    sides = {"width": theirs.target_size.width, "height": theirs.target_size.height}
+    sides["num_images"] = theirs.num_images_per_prompt
+    return native | {name: value for name, value in sides.items() if value is not None}
+
+
+def _refuse_both(name: str, native: Mapping[str, Any], ours: tuple[str, ...]) -> None:
+    """Refuse two fields that say the same."""
+    for other in ours:
+        if other in native:
+            raise InvalidRequest(
+                f"{name} and parameters.{other} say the same, give one", field=f"parameters.{other}"
+            )
+
+
 def _is_picture(text: str) -> bool:
     """Tell whether a text is base64 of a picture rather than a prompt."""
     if len(text) < 64 and not text.startswith("data:"):
         return False
     try:
-        return ImageInput.from_base64(text).data.startswith(_PICTURE_STARTS)
+        data = ImageInput.from_base64(text).data
     except ImageError:
         return False
+    return data.startswith(_PICTURE_STARTS) or len(text) > MAX_TEXT  # no prompt is that long
 
 
 def from_result(result: GenerationResult) -> Response:
@@ -133,12 +183,25 @@ async def status(front: Front, http: Request) -> Response:
     return json_response({"id": name, "pipeline_tag": task, "loaded": models[name]["ready"]})
 
 
-_BODY = {
-    "type": "object",
-    "required": ["inputs"],
-    "properties": {"inputs": {"type": "string"}, "parameters": {"type": "object"}},
-    "additionalProperties": False,
-}
+def _schema(limits: Mapping[str, int]) -> dict[str, Any]:
+    """Return the schema of a body."""
+    ours = foreign(request_schema(limits))["properties"]
+    parameters = foreign(object_schema(_Parameters, limits))
+    del ours["model"]
+    parameters["properties"] |= ours
+    prompt = {"type": "string", "maxLength": MAX_TEXT}
+    picture = {"type": "string", "contentEncoding": "base64", "pattern": PICTURE_TEXT}
+    return {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "inputs": {"anyOf": [prompt, picture], "description": "The prompt, or a picture."},
+            "parameters": {"anyOf": [parameters, {"type": "null"}]},
+            "options": {},
+        },
+        "additionalProperties": False,
+    }
+
 
 DIALECT = Dialect(
     name="huggingface",
@@ -149,7 +212,7 @@ DIALECT = Dialect(
             path="/hf/{model:path}",
             handler=infer,
             summary="Hugging Face: make one picture",
-            body=Body("HuggingFace", lambda _: _BODY),
+            body=Body("HuggingFace", _schema),
             answers={kind: {} for kind in CONTENT_TYPES.values()},
         ),
         Endpoint(

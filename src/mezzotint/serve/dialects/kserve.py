@@ -3,17 +3,26 @@
 import asyncio
 import base64
 import contextlib
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mezzotint.errors import InvalidRequest
+from mezzotint.errors import InvalidField, InvalidRequest
+from mezzotint.plain import field_types
 from mezzotint.request import GenerationRequest
 from mezzotint.serve.dialects import torchserve_handlers as handlers
 from mezzotint.serve.dialects.torchserve_models import find_model, num_workers
-from mezzotint.serve.dialects.torchserve_requests import plain_picture, resolve, to_request
+from mezzotint.serve.dialects.torchserve_requests import (
+    INSTANCE,
+    PARAMETERS,
+    parameter_schemas,
+    plain_picture,
+    resolve,
+    to_request,
+)
 from mezzotint.serve.errors import Malformed, TooLarge, Unsupported
 from mezzotint.serve.front import Front
 from mezzotint.serve.schema import ANY_OBJECT
@@ -21,7 +30,7 @@ from mezzotint.serve.wire import Body, Endpoint, json_response, parse_json, read
 from mezzotint.service.base import HandlerAnswer
 from mezzotint.types import GenerationResult
 
-__all__ = ["answer_v1", "endpoints"]
+__all__ = ["V1", "answer_v1", "endpoints"]
 
 
 async def predict_v1(front: Front, http: Request) -> Response:
@@ -44,7 +53,7 @@ def _instances(front: Front, body: Mapping[str, Any]) -> list[Any]:
     """
     instances = body.get("instances")
     if not isinstance(instances, list) or not instances:
-        raise InvalidRequest("instances must be a list with at least one entry", field="instances")
+        raise InvalidField("instances must be a list with at least one entry", field="instances")
     most = front.config.limits.images
     if len(instances) > most:
         raise TooLarge(
@@ -73,7 +82,7 @@ async def answer_v1(front: Front, http: Request, model: str, body: Mapping[str, 
     for position, instance in enumerate(instances):
         row = {"prompt": instance} if isinstance(instance, str) else instance
         if not isinstance(row, dict):
-            raise InvalidRequest(
+            raise InvalidField(
                 f"instances[{position}] must be a text or an object", field="instances"
             )
         requests.append(to_request(model, row)[0])
@@ -211,21 +220,22 @@ def _rows(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Turn named tensors into one set of parameters for each row."""
     inputs = body.get("inputs")
     if not isinstance(inputs, list) or not inputs:
-        raise InvalidRequest("inputs must be a list of tensors", field="inputs")
-    common = body.get("parameters") or {}
+        raise InvalidField("inputs must be a list of tensors", field="inputs")
+    common = body.get("parameters")
+    common = {} if common is None else common
     if not isinstance(common, dict):
-        raise InvalidRequest("parameters must be an object", field="parameters")
+        raise InvalidField("parameters must be an object", field="parameters")
     columns: dict[str, list[Any]] = {}
     for position, tensor in enumerate(inputs):
         where = f"inputs[{position}]"
         if not isinstance(tensor, dict) or not isinstance(tensor.get("name"), str):
-            raise InvalidRequest(f"{where} must be an object with a name", field=where)
-        data = tensor.get("data")
+            raise InvalidField(f"{where} must be an object with a name", field=where)
+        name, data = tensor["name"], tensor.get("data")
         if not isinstance(data, list) or not data:
-            raise InvalidRequest(f"{where}.data must be a list with values", field=f"{where}.data")
-        while len(data) == 1 and isinstance(data[0], list) and data[0]:
-            data = data[0]  # shape [1, n]
-        columns[tensor["name"]] = data
+            raise InvalidField(f"{where}.data must be a list with values", field=f"{where}.data")
+        if name in columns or name in common:
+            raise InvalidRequest(f"{name} is given twice", field=where)
+        columns[name] = _flat(name, data)
     lengths = {name: len(data) for name, data in columns.items()}
     rows = max(lengths.values())
     if any(length not in (1, rows) for length in lengths.values()):
@@ -236,22 +246,60 @@ def _rows(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def _flat(name: str, data: list[Any]) -> list[Any]:
+    """Return the values of a tensor of shape [n] or [1, n]; those of lists have shape [n]."""
+    has_lists = typing.get_origin(field_types(GenerationRequest).get(name)) is tuple
+    if len(data) == 1 and isinstance(data[0], list) and data[0] and not has_lists:
+        return typing.cast("list[Any]", data[0])
+    return data
+
+
+def _v1(limits: Mapping[str, int]) -> dict[str, Any]:
+    """Return the schema of a KServe v1 body."""
+    instances = {"type": "array", "minItems": 1, "items": INSTANCE}
+    return {"type": "object", "required": ["instances"], "properties": {"instances": instances}}
+
+
+def _v2(limits: Mapping[str, int]) -> dict[str, Any]:
+    """Return the schema of a body of the open inference protocol."""
+    tensors = [_tensor(name, schema) for name, schema in parameter_schemas(limits).items()]
+    return {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "inputs": {"type": "array", "minItems": 1, "items": {"anyOf": tensors}},
+            "parameters": {"anyOf": [PARAMETERS.reference, {"type": "null"}]},
+        },
+    }
+
+
+def _tensor(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of the tensor of one parameter."""
+    values = {"type": "array", "minItems": 1, "items": schema}
+    shapes = [values]
+    if schema.get("type") != "array":
+        shapes.append({"type": "array", "minItems": 1, "maxItems": 1, "items": values})
+    return {
+        "type": "object",
+        "required": ["name", "data"],
+        "properties": {"name": {"const": name}, "data": {"anyOf": shapes}},
+    }
+
+
+V1 = Body("KServeV1", _v1, (PARAMETERS,))
+V2 = Body("KServeV2", _v2, (PARAMETERS,))
+
+
 def endpoints() -> tuple[Endpoint, ...]:
     """Return the endpoints of both protocols."""
     plain = {"application/json": ANY_OBJECT}
-
-    def body(name: str, needed: str) -> Body:
-        schema = {"type": "object", "required": [needed], "properties": {needed: {"type": "array"}}}
-        return Body(name, lambda _: schema)
-
-    v1, v2 = body("KServeV1", "instances"), body("KServeV2", "inputs")
 
     def endpoint(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
         return Endpoint(method=method, path=path, handler=handler, summary=summary, **more)
 
     return (
         endpoint("POST", "/v1/models/{model}:predict", predict_v1, "KServe v1: make pictures",
-                 body=v1, answers=plain),
+                 body=V1, answers=plain),
         endpoint("GET", "/v2", metadata_v2, "OIP: server metadata", scope=None),
         endpoint("GET", "/v2/health/live", live_v2, "OIP: liveness", scope=None),
         endpoint("GET", "/v2/health/ready", ready_v2, "OIP: readiness", scope=None),
@@ -261,6 +309,6 @@ def endpoints() -> tuple[Endpoint, ...]:
                  "OIP: not offered"),
         endpoint("POST", "/v2/models/{model}/versions/{rest:path}", model_version_v2,
                  "OIP: not offered"),
-        endpoint("POST", "/v2/models/{model}/infer", infer_v2, "OIP: make pictures", body=v2,
+        endpoint("POST", "/v2/models/{model}/infer", infer_v2, "OIP: make pictures", body=V2,
                  answers=plain),
     )  # fmt: skip

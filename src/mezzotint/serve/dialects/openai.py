@@ -9,7 +9,6 @@ import base64
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -19,16 +18,15 @@ from starlette.responses import Response
 
 from mezzotint.errors import InvalidRequest, MezzotintError, UnknownName, WorkFailed
 from mezzotint.request import GenerationRequest
+from mezzotint.serve.dialects.openai_bodies import BODIES, Answer, Kind, to_request
 from mezzotint.serve.errors import Conflict, NotFound, Problem, describe
 from mezzotint.serve.front import Front
 from mezzotint.serve.schema import ANY_OBJECT
 from mezzotint.serve.streaming import EventStream, sse
 from mezzotint.serve.wire import (
     CONTENT_TYPES,
-    Body,
     Dialect,
     Endpoint,
-    Fields,
     json_response,
     media_type,
     read_form,
@@ -61,114 +59,7 @@ _TYPES = {
     503: "server_error",
     504: "server_error",
 }
-_STANDARD = (
-    "background", "image", "input_fidelity", "mask", "model", "moderation", "n",
-    "output_compression", "output_format", "partial_images", "prompt", "quality",
-    "response_format", "safety_identifier", "size", "stream", "style", "user",
-)  # fmt: skip
-_QUALITIES = ("auto", "low", "medium", "high", "max", "xhigh", "standard", "hd")
-_SIZE = re.compile(r"^([0-9]{1,5})x([0-9]{1,5})$")
 _URL_SECONDS = 3600
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """How the client wants to be answered."""
-
-    kind: str = "generation"
-    as_url: bool = False
-    stream: bool = False
-    partial_images: int = 0
-    quality: str = "auto"
-    background: str = "opaque"
-    prompt: str = ""
-
-
-def to_request(
-    body: Mapping[str, Any], kind: str = "generation"
-) -> tuple[GenerationRequest, Answer]:
-    """Translate a body; ``kind`` is ``generation``, ``edit`` or ``variation``.
-
-    Raises:
-        InvalidRequest: If a field is wrong; named in OpenAI's words.
-    """
-    fields = Fields(body)
-    native: dict[str, Any] = {}
-    prompt = fields.take("prompt", str)
-    if kind != "variation" and prompt is None:
-        raise InvalidRequest("prompt is needed", field="prompt")
-    native["prompt"] = prompt or ""
-    if kind != "generation":
-        image = fields.take("image", ImageInput)
-        if image is None:
-            raise InvalidRequest("image is needed", field="image")
-        native |= {"image": image, "mask": fields.take("mask", ImageInput)}
-    model = fields.take("model", str)
-    if model is not None:
-        native["model"] = model
-    native["num_images"] = fields.number("n", 1, 1024, 1, int)
-    native |= _size(fields.take("size", str, "auto"))
-    native["output"] = _output(fields)
-    response_format = _choice(fields, "response_format", ("b64_json", "url"), "b64_json")
-    answer = Answer(
-        kind=kind,
-        as_url=response_format == "url",
-        stream=fields.take("stream", bool, False),
-        partial_images=int(fields.number("partial_images", 0, 3, 0, int)),
-        quality=_choice(fields, "quality", _QUALITIES, "auto"),
-        background=_choice(fields, "background", ("auto", "opaque"), "opaque"),
-        prompt=native["prompt"],
-    )
-    fields.drop("moderation", "style", "user", "safety_identifier", "input_fidelity")
-    native |= _extras(fields.rest(), native)
-    return GenerationRequest.from_dict(native), answer
-
-
-def _choice(fields: Fields, name: str, allowed: tuple[str, ...], default: str) -> str:
-    value = fields.take(name, str, default)
-    if value not in allowed:
-        raise InvalidRequest(
-            f"{name} must be one of {', '.join(allowed)}, got {value[:80]!r}",
-            field=name,
-            value=value[:80],
-            allowed=", ".join(allowed),
-        )
-    return value
-
-
-def _size(text: str) -> dict[str, Any]:
-    if text == "auto":
-        return {}
-    found = _SIZE.match(text)
-    if found is None:
-        raise InvalidRequest(
-            f'size must be "auto" or WIDTHxHEIGHT, got {text[:40]!r}',
-            field="size",
-            value=text[:40],
-            allowed="auto, or e.g. 512x512",
-        )
-    return {"width": int(found[1]), "height": int(found[2])}
-
-
-def _output(fields: Fields) -> dict[str, Any]:
-    output = dict(fields.rest().get("output") or {})
-    fields.drop("output")
-    output["format"] = _choice(
-        fields, "output_format", ("png", "jpeg", "webp"), output.get("format", "png")
-    )
-    compression = fields.number("output_compression", 0, 100, None, int)
-    if compression is not None:
-        output["quality"] = max(1, compression)
-    return output
-
-
-def _extras(rest: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
-    """Take our own fields as they are; refuse what nobody knows."""
-    known = GenerationRequest.__dataclass_fields__
-    for name in rest:
-        if name not in known or name in native:
-            raise UnknownName("field", name, {*known, *_STANDARD}, field=name)
-    return {name: value for name, value in rest.items() if value is not None}
 
 
 def from_result(
@@ -236,7 +127,7 @@ def _render(problem: Problem, request_id: str) -> Response:
     return json_response(error_body(problem), problem.status)
 
 
-async def _read(http: Request, kind: str) -> tuple[GenerationRequest, Answer]:
+async def _read(http: Request, kind: Kind) -> tuple[GenerationRequest, Answer]:
     """Read JSON or a form."""
     if media_type(http) != "multipart/form-data":
         return to_request(await read_json(http), kind)
@@ -268,7 +159,7 @@ def _scalar(name: str, text: str) -> Any:
         return text
 
 
-async def _answer(front: Front, http: Request, kind: str) -> Any:
+async def _answer(front: Front, http: Request, kind: Kind) -> Any:
     request, answer = await _read(http, kind)
     if answer.stream:
         return await _stream(front, http, request, answer)
@@ -420,25 +311,6 @@ async def get_model(front: Front, http: Request) -> Response:
 
 
 def _endpoints() -> tuple[Endpoint, ...]:
-    def nullable(kind: str, **limits: Any) -> dict[str, Any]:
-        return {"type": [kind, "null"], **limits}
-
-    schema: dict[str, Any] = {
-        "type": "object",
-        "required": ["prompt"],
-        "properties": {
-            "prompt": {"type": "string"},
-            "model": nullable("string"),
-            "n": nullable("integer", minimum=1, maximum=10),
-            "size": nullable("string", pattern=r"^(auto|[1-9][0-9]{1,4}x[1-9][0-9]{1,4})$"),
-            "response_format": {"enum": ["b64_json", "url", None]},
-            "output_format": {"enum": ["png", "jpeg", "webp", None]},
-            "output_compression": nullable("integer", minimum=0, maximum=100),
-            "stream": nullable("boolean"),
-            "partial_images": nullable("integer", minimum=0, maximum=3),
-        },
-    }
-    generation = Body("OpenAIGeneration", lambda _: schema)
     answers = {"application/json": ANY_OBJECT, "text/event-stream": {}}
 
     def endpoint(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
@@ -446,11 +318,17 @@ def _endpoints() -> tuple[Endpoint, ...]:
 
     return (
         endpoint(
-            "POST", "/v1/images/generations", generate, "OpenAI: make pictures", body=generation,
+            "POST", "/v1/images/generations", generate, "OpenAI: make pictures",
+            body=BODIES["generation"], answers=answers,
+        ),
+        endpoint(
+            "POST", "/v1/images/edits", edit, "OpenAI: edit a picture", body=BODIES["edit"],
             answers=answers,
         ),
-        endpoint("POST", "/v1/images/edits", edit, "OpenAI: edit a picture", answers=answers),
-        endpoint("POST", "/v1/images/variations", vary, "OpenAI: vary a picture", answers=answers),
+        endpoint(
+            "POST", "/v1/images/variations", vary, "OpenAI: vary a picture",
+            body=BODIES["variation"], answers=answers,
+        ),
         endpoint(
             "GET", "/v1/images/files/{digest}", image_file, "OpenAI: a picture answered as URL",
             scope=None, answers={kind: {} for kind in CONTENT_TYPES.values()},

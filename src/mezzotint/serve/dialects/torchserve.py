@@ -20,6 +20,9 @@ from mezzotint.serve.dialects import kserve
 from mezzotint.serve.dialects import torchserve_handlers as handlers
 from mezzotint.serve.dialects.torchserve_models import ENDPOINTS, find_model
 from mezzotint.serve.dialects.torchserve_requests import (
+    INSTANCE,
+    PARAMETERS,
+    parameter_schemas,
     plain_picture,
     read_parameters,
     resolve,
@@ -28,7 +31,7 @@ from mezzotint.serve.dialects.torchserve_requests import (
 from mezzotint.serve.errors import Problem, Unsupported
 from mezzotint.serve.front import Front
 from mezzotint.serve.schema import ANY_OBJECT, document
-from mezzotint.serve.wire import CONTENT_TYPES, Dialect, Endpoint, json_response
+from mezzotint.serve.wire import CONTENT_TYPES, Body, Dialect, Endpoint, json_response
 from mezzotint.types import GenerationResult
 
 __all__ = ["DIALECT", "error_body", "from_result", "to_request"]
@@ -159,6 +162,17 @@ async def options(front: Front, http: Request) -> Response:
     return json_response({**body, "openapi": "3.0.1"}, indent=True)
 
 
+def _prediction(limits: Mapping[str, int]) -> dict[str, Any]:
+    """Return the schema of a prediction as JSON: one request, or a KServe v1 body."""
+    properties = {**parameter_schemas(limits), "model_name": {}}
+    named = {"type": "object", "properties": properties, "additionalProperties": False}
+    one = {"anyOf": [*INSTANCE["anyOf"][:1], named, kserve.V1.reference]}
+    return {"anyOf": [*one["anyOf"], {"type": "array", "items": one, "minItems": 1, "maxItems": 1}]}
+
+
+PREDICTION = Body("Prediction", _prediction, (PARAMETERS, kserve.V1), required=False)
+
+
 def _endpoints() -> tuple[Endpoint, ...]:
     pictures = {kind: {} for kind in CONTENT_TYPES.values()}
     plain = {"application/json": ANY_OBJECT}
@@ -168,7 +182,14 @@ def _endpoints() -> tuple[Endpoint, ...]:
 
     def predictions(path: str) -> tuple[Endpoint, ...]:
         return tuple(
-            endpoint(m, path, predict, "TorchServe: make pictures", answers={**pictures, **plain})
+            endpoint(
+                m,
+                path,
+                predict,
+                "TorchServe: make pictures",
+                body=PREDICTION if m in ("POST", "PUT", "PATCH") else None,
+                answers={**pictures, **plain},
+            )
             for m in ("POST", "PUT", "GET", "DELETE", "PATCH")  # TorchServe takes any
         )
 
@@ -182,9 +203,10 @@ def _endpoints() -> tuple[Endpoint, ...]:
                  scope=None),
         *predictions("/predictions/{model}"),
         *predictions("/predictions/{model}/{version}"),
-        endpoint("POST", "/invocations", predict, "SageMaker: make pictures", answers=pictures),
-        endpoint("POST", "/models/{model}/invoke", predict, "SageMaker: make pictures",
+        endpoint("POST", "/invocations", predict, "SageMaker: make pictures", body=PREDICTION,
                  answers=pictures),
+        endpoint("POST", "/models/{model}/invoke", predict, "SageMaker: make pictures",
+                 body=PREDICTION, answers=pictures),
         endpoint("POST", "/explanations/{model}", explain, "TorchServe: not offered"),
         endpoint("POST", "/explanations/{model}/{version}", explain, "TorchServe: not offered"),
         endpoint("POST", "/v1/models/{model}:explain", explain, "KServe v1: not offered"),

@@ -3,24 +3,47 @@
 import base64
 import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from mezzotint.errors import InvalidRequest
+from mezzotint.bounds import Length, Range
+from mezzotint.errors import InvalidField, InvalidRequest
+from mezzotint.plain import Checked, read
 from mezzotint.request import GenerationRequest
 from mezzotint.serve.dialects import torchserve_handlers as handlers
 from mezzotint.serve.dialects.torchserve_models import NoWorkers, find_model, num_workers
 from mezzotint.serve.errors import Malformed
 from mezzotint.serve.front import Front
-from mezzotint.serve.wire import media_type, parse_json, read_form
-from mezzotint.types import ImageInput, ImageOutput
+from mezzotint.serve.schema import object_schema, request_schema
+from mezzotint.serve.wire import Body, media_type, parse_json, read_form
+from mezzotint.types import MAX_IMAGES, MAX_TEXT, ImageInput, ImageOutput
 
-__all__ = ["plain_picture", "read_parameters", "resolve", "to_request"]
+__all__ = [
+    "INSTANCE",
+    "PARAMETERS",
+    "parameter_schemas",
+    "plain_picture",
+    "read_parameters",
+    "resolve",
+    "to_request",
+]
 
 _TEXT_NAMES = ("data", "body", "text", "prompt", "input")
 _FASHIONGEN = ("input_gender", "input_category", "input_pose")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Examples(Checked):
+    """Parameters of TorchServe's own examples.
+
+    Args:
+        number_of_images: Pictures, answered as one grid.
+    """
+
+    number_of_images: Annotated[int, Range(1, MAX_IMAGES, limit="images", as_text=True)]
 
 
 def to_request(model: str, body: Mapping[str, Any]) -> tuple[GenerationRequest, bool]:
@@ -34,7 +57,8 @@ def to_request(model: str, body: Mapping[str, Any]) -> tuple[GenerationRequest, 
         native.pop(name, None)
     wants_grid = "number_of_images" in native
     if wants_grid:
-        native["num_images"] = _whole(native.pop("number_of_images"))
+        count = read(_Examples, {"number_of_images": native.pop("number_of_images")})
+        _add(native, {"num_images": count.number_of_images})
     if native.get("seed") == -1:
         native.pop("seed")
     native.pop("model", None)
@@ -43,26 +67,61 @@ def to_request(model: str, body: Mapping[str, Any]) -> tuple[GenerationRequest, 
 
 def _unwrap(body: dict[str, Any]) -> dict[str, Any]:
     """Find the prompt under the names TorchServe's examples use, however nested."""
-    for _ in range(4):
-        inner = next((body[n] for n in ("data", "body") if isinstance(body.get(n), dict)), None)
-        if inner is None:
-            break
-        body = {k: v for k, v in body.items() if k not in ("data", "body")} | inner
+    while name := next((n for n in ("data", "body") if isinstance(body.get(n), dict)), None):
+        inner = body.pop(name)
+        _add(body, inner)
     for name in _TEXT_NAMES:
         if name in body and name != "prompt":
             text = body.pop(name)
             if isinstance(text, list) and len(text) == 1:
                 text = text[0]
             if not isinstance(text, str):
-                raise InvalidRequest(
-                    f"{name} must be a text, got {type(text).__name__}", field=name
-                )
+                raise InvalidField(f"{name} must be a text, got {type(text).__name__}", field=name)
+            Length(most=MAX_TEXT).check(name, text)
             body.setdefault("prompt", text)
     return body
 
 
-def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) else value
+def _add(body: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Add parameters; none may be given twice.
+
+    Raises:
+        InvalidRequest: If one is there already.
+    """
+    for name, value in more.items():
+        if name in body:
+            raise InvalidRequest(f"{name} is given twice", field=name)
+        body[name] = value
+
+
+def parameter_schemas(limits: Mapping[str, int]) -> dict[str, Any]:
+    """Return the schema of each named parameter that :func:`to_request` knows."""
+    native = request_schema(limits)["properties"]
+    text = {"type": "string", "maxLength": MAX_TEXT}
+    texts = [text, {"type": "array", "items": text, "minItems": 1, "maxItems": 1}]
+    nested = {"anyOf": [*texts, PARAMETERS.reference]}
+    return {
+        **native,
+        **object_schema(_Examples, limits)["properties"],
+        **{name: {"anyOf": texts} for name in _TEXT_NAMES if name != "prompt"},
+        "data": nested,
+        "body": nested,
+        "seed": native["seed"] | {"anyOf": [{"const": -1}, *native["seed"]["anyOf"]]},
+        "model": {},
+        **{name: {} for name in _FASHIONGEN},
+    }
+
+
+def _named(limits: Mapping[str, int]) -> dict[str, Any]:
+    properties = parameter_schemas(limits)
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+PARAMETERS = Body("NamedParameters", _named)
+"""Named parameters of one request, as the protocols of TorchServe and KServe take them."""
+INSTANCE: Mapping[str, Any] = {
+    "anyOf": [{"type": "string", "maxLength": MAX_TEXT}, PARAMETERS.reference]
+}
 
 
 def plain_picture(image: ImageOutput) -> dict[str, Any]:
@@ -88,7 +147,7 @@ async def read_parameters(http: Request) -> dict[str, Any]:
         if isinstance(value, str):
             return {"prompt": value}
         if not isinstance(value, dict):
-            raise InvalidRequest("the body must be a JSON object or a text", field="body")
+            raise InvalidField("the body must be a JSON object or a text", field="body")
         return value
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         return await _form(http)
