@@ -234,13 +234,16 @@ def convert(value: Any, hint: Any, path: str) -> Any:
         if callable(value) and any(_is_function(a) for a in arguments):
             return value
         options = [a for a in arguments if a is not type(None) and not _is_function(a)]
-        if isinstance(value, Mapping) or dataclasses.is_dataclass(value):
-            options = [a for a in options if dataclasses.is_dataclass(a)] or options
+        is_object = isinstance(value, Mapping) or dataclasses.is_dataclass(value)
+        if is_object and not isinstance(value, ImageInput):
+            options = [a for a in options if _is_object(a)] or options
         else:
             options = [a for a in options if not _is_object(a)] or options
         return convert(value, options[0], path)
     if origin is Literal:
-        if value not in arguments or isinstance(value, bool):
+        if not any(
+            value == a and isinstance(value, bool) == isinstance(a, bool) for a in arguments
+        ):
             listed = ", ".join(repr(a) for a in arguments)
             raise InvalidField(
                 f"{path} must be one of {listed}, got {value!r}",

@@ -7,12 +7,23 @@ spelling, which is what plans and cache keys hold; what is done to pixels stands
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from mezzotint.errors import InvalidRequest, UnknownName
+from mezzotint.bounds import SPACE, whole_numbers
+from mezzotint.errors import InvalidField, InvalidRequest, UnknownName
 
-__all__ = ["A1111_MODULES", "PREPROCESSORS", "Number", "read_preprocess", "spell_preprocess"]
+__all__ = [
+    "A1111_MODULES",
+    "PREPROCESSORS",
+    "Number",
+    "Preprocess",
+    "read_preprocess",
+    "spell_number",
+    "spell_preprocess",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +45,8 @@ PREPROCESSORS: Mapping[str, tuple[Number, ...]] = {
     "tile": (Number("factor", 4, 1, 64),),
 }
 """Every preprocessor and its numbers, in order."""
+
+_DECIMAL = re.compile(r"[0-9]+(?:\.[0-9]*)?")
 
 A1111_MODULES: Mapping[str, str] = {
     "none": "none",
@@ -65,13 +78,13 @@ def read_preprocess(text: str | None, field: str) -> tuple[str, tuple[float, ...
         >>> read_preprocess("canny:50", "controls.preprocess")
         ('canny', (50.0, 200.0))
     """
-    name, *given = (text or "none").strip().lower().split(":")
+    name, *given = (text or "none").strip(SPACE).lower().split(":")
     if name not in PREPROCESSORS:
         raise UnknownName("preprocessor", name[:80], PREPROCESSORS, field=field)
     numbers = PREPROCESSORS[name]
     if len(given) > len(numbers):
         shape = ":".join((name, *(number.name.upper() for number in numbers)))
-        raise InvalidRequest(
+        raise InvalidField(
             f"{field} must look like {shape}, got {(text or '')[:80]!r}", field=field, allowed=shape
         )
     values = [_number(part, numbers[k], name, field) for k, part in enumerate(given)]
@@ -93,20 +106,56 @@ def spell_preprocess(text: str | None, field: str) -> str | None:
         'canny:100:200'
     """
     name, values = read_preprocess(text, field)
-    return None if name == "none" else ":".join((name, *(f"{value:g}" for value in values)))
+    return None if name == "none" else ":".join((name, *map(spell_number, values)))
 
 
 def _number(text: str, number: Number, name: str, field: str) -> float:
     allowed = f"{number.low:g} to {number.high:g}"
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = float(text) if _DECIMAL.fullmatch(text) else math.nan
     if not number.low <= value <= number.high:
-        raise InvalidRequest(
+        raise InvalidField(
             f"{field}: {name}'s {number.name} must be {allowed}, got {text[:40]!r}",
             field=field,
             value=text[:40],
             allowed=allowed,
         )
     return value
+
+
+def spell_number(value: float) -> str:
+    """Return a number as a preprocessor's text has it: six digits, no exponent."""
+    short = f"{value:g}"
+    return short if "e" not in short else f"{value:.12f}".rstrip("0").rstrip(".")
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """Texts that :func:`read_preprocess` reads, as a bound of a field."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse a text that cannot be read."""
+        if isinstance(value, str):
+            read_preprocess(value, name)
+
+    def schema(self, limits: Mapping[str, int]) -> dict[str, Any]:
+        """Return a pattern: every preprocessor with numbers in their ranges."""
+        shapes = "|".join(_shape(name, numbers) for name, numbers in PREPROCESSORS.items())
+        return {"pattern": f"^(?:[{SPACE}]*(?:{shapes})[{SPACE}]*)?$"}
+
+    @property
+    def words(self) -> str:
+        """The preprocessors and their numbers."""
+        return ", ".join(
+            ":".join((name, *(number.name.upper() for number in numbers)))
+            for name, numbers in PREPROCESSORS.items()
+        )
+
+
+def _shape(name: str, numbers: tuple[Number, ...]) -> str:
+    """Return the expression of one preprocessor, whose numbers may be left out from the end."""
+    rest = ""
+    for number in reversed(numbers):
+        high = int(number.high)
+        less = f"{whole_numbers(high - 1, low=int(number.low))}(?:\\.[0-9]*)?"
+        rest = f"(?::(?:{less}|0*{high}(?:\\.0*)?){rest})?"
+    return "".join(f"[{c}{c.upper()}]" for c in name) + rest

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from mezzotint.bounds import Count, Length, Pattern, Range
 from mezzotint.errors import InvalidRequest
 from mezzotint.plain import Checked, check_range
-from mezzotint.preprocessing import read_preprocess
+from mezzotint.preprocessing import Preprocess
 from mezzotint.types import (
     MAX_ADAPTERS,
     MAX_IMAGES,
@@ -42,6 +42,10 @@ __all__ = [
 
 Box = Annotated[tuple[Share, ...], Count(4, 4, "numbers (x0, y0, x1, y1)")]
 """``(x0, y0, x1, y1)`` as fractions of width and height."""
+MaskBlur = Annotated[float, Range(0, 512, "px")]
+MaskPadding = Annotated[int, Range(0, 4096, "px")]
+HiresScale = Annotated[float, Range(1, 8)]
+ControlScale = Annotated[float, Range(0, 10)]
 Margin = Annotated[int, Range(0, 8192, "px")]
 _Side = Annotated[int, Range(1, MAX_SIDE_PX, "px")]  # held to no limit of its own at a server
 _VISIBLE = r"[^\s\x1c-\x1f\x85\u180e\ufeff]"  # what Python and JavaScript call white space
@@ -132,10 +136,10 @@ class Control(Checked):
     where: ClassVar[str] = "controls"
     model: str
     image: ImageInput
-    scale: Annotated[float, Range(0, 10)] = 1.0
+    scale: ControlScale = 1.0
     start: Share = 0.0
     end: Share = 1.0
-    preprocess: str | None = None
+    preprocess: Annotated[str, Preprocess()] | None = None
 
     def _validate(self) -> None:
         if self.start >= self.end:
@@ -146,7 +150,6 @@ class Control(Checked):
                 value=self.start,
                 allowed=f"less than {self.end:g}",
             )
-        read_preprocess(self.preprocess, "controls.preprocess")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,10 +321,10 @@ class Inpaint(Checked):
 
     where: ClassVar[str] = "inpaint"
     invert: bool = False
-    blur: Annotated[float, Range(0, 512, "px")] = 0.0
+    blur: MaskBlur = 0.0
     fill: Literal["original", "surroundings", "noise", "nothing"] = "original"
     area: Literal["whole", "masked"] = "whole"
-    padding: Annotated[int, Range(0, 4096, "px")] = 32
+    padding: MaskPadding = 32
     paste: bool = False
 
 
@@ -392,7 +395,7 @@ class Hires(Checked):
     """
 
     where: ClassVar[str] = "hires"
-    scale: Annotated[float, Range(1, 8)] = 2.0
+    scale: HiresScale = 2.0
     width: _Side | None = None
     height: _Side | None = None
     strength: Share = 0.6

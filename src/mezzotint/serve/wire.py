@@ -17,8 +17,8 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mezzotint.errors import InvalidField, InvalidRequest, UnknownName
-from mezzotint.plain import convert, field_names, json_name, read
+from mezzotint.errors import InvalidField
+from mezzotint.plain import field_names, json_name, read
 from mezzotint.serve.errors import Malformed, Problem, UnsupportedMedia, WrongForeignField
 from mezzotint.types import FileFormat, StageTimings
 
@@ -27,7 +27,6 @@ __all__ = [
     "Body",
     "Dialect",
     "Endpoint",
-    "Fields",
     "Visit",
     "json_response",
     "media_type",
@@ -248,77 +247,3 @@ def read_fields(cls: Any, body: Mapping[str, Any], path: str = "") -> tuple[Any,
         raise WrongForeignField(
             str(error), field=error.field, value=error.value, allowed=error.allowed
         ) from None
-
-
-class Fields:
-    """Reads the fields of a foreign body one by one, with checked types.
-
-    Args:
-        data: The body.
-
-    What nobody took is left in :meth:`rest`.
-    """
-
-    def __init__(self, data: Mapping[str, Any]) -> None:
-        self._data = dict(data)
-
-    def take(self, name: str, hint: Any, default: Any = None) -> Any:
-        """Take one field; null and absent give ``default``.
-
-        Raises:
-            InvalidRequest: If the value has another type; names the field.
-        """
-        value = self._data.pop(name, None)
-        return default if value is None else convert(value, hint, name)
-
-    def number(
-        self, name: str, low: float, high: float, default: float | None = None, hint: Any = float
-    ) -> Any:
-        """Take a number within [low, high].
-
-        Raises:
-            InvalidRequest: If it is no number or out of range.
-        """
-        value = self.take(name, hint, default)
-        if value is not None and not low <= value <= high:
-            raise InvalidRequest(
-                f"{name} must be {low:g} to {high:g}, got {value}",
-                field=name,
-                value=value,
-                allowed=f"{low:g} to {high:g}",
-            )
-        return value
-
-    def flag(self, name: str) -> bool:
-        """Take a switch that clients send as true and false, or as 1 and 0; absent is off.
-
-        Raises:
-            InvalidRequest: If it is anything else.
-        """
-        value = self._data.pop(name, None)
-        if value not in (None, 0, 1):
-            raise InvalidRequest(
-                f"{name} must be 0, 1, true or false, got {value!r}",
-                field=name,
-                value=value,
-                allowed="0, 1, true or false",
-            )
-        return bool(value)
-
-    def drop(self, *names: str) -> None:
-        """Ignore fields that mean nothing here."""
-        for name in names:
-            self._data.pop(name, None)
-
-    def rest(self) -> dict[str, Any]:
-        """Return what was not taken."""
-        return self._data
-
-    def refuse_rest(self, known: tuple[str, ...]) -> None:
-        """Refuse fields that nobody took.
-
-        Raises:
-            UnknownName: For the first of them; names the nearest known one.
-        """
-        for name in self._data:
-            raise UnknownName("field", name, known, field=name)

@@ -21,6 +21,7 @@ from mezzotint import errors
 from mezzotint.errors import UnknownName
 from mezzotint.request import GenerationRequest
 from mezzotint.serve.dialects import a1111_extras
+from mezzotint.serve.dialects.a1111_bodies import ImageToImage, TextToImage
 from mezzotint.serve.dialects.a1111_controlnet import FIELD, read_units
 from mezzotint.serve.dialects.a1111_extras import post
 from mezzotint.serve.dialects.a1111_lists import ENDPOINTS, find_checkpoint, options
@@ -32,13 +33,12 @@ from mezzotint.serve.dialects.a1111_techniques import (
 )
 from mezzotint.serve.errors import NotFound, Problem, WrongField
 from mezzotint.serve.front import Front, new_id
-from mezzotint.serve.wire import Dialect, Endpoint, Fields, json_response, read_json, visit
+from mezzotint.serve.wire import Dialect, Endpoint, json_response, read_fields, read_json, visit
 from mezzotint.types import (
     MAX_SEED,
     Event,
     GenerationResult,
     ImageFinished,
-    ImageInput,
     ImageOutput,
     Stepped,
 )
@@ -121,56 +121,50 @@ def to_request(
     Raises:
         InvalidRequest: If a field is wrong; named in A1111's words.
     """
-    fields = Fields(body)
+    given = {k: v for k, v in body.items() if not (k == "mask" and v == "")}
+    fields, _ = read_fields(ImageToImage if is_img2img else TextToImage, given)
     warnings = [
         f"{name} is not offered here and was left out"
         for name, off in _NOT_HONOURED.items()
         if body.get(name) not in (off, None, "", False, 0)
     ]
     native: dict[str, Any] = {
-        "prompt": fields.take("prompt", str, ""),
-        "negative_prompt": fields.take("negative_prompt", str, ""),
+        "prompt": fields.prompt,
+        "negative_prompt": fields.negative_prompt,
         "prompt_dialect": "a1111",
-        "num_images": fields.number("batch_size", 1, 1024, 1, int),
-        "seed": read_seed(fields.take("seed", int, -1)),
-        "num_inference_steps": fields.number("steps", 1, 1000, None, int),
-        "guidance_scale": fields.number("cfg_scale", 0, 1000, None),
-        "width": _side(fields, "width"),
-        "height": _side(fields, "height"),
+        "num_images": fields.batch_size,
+        "seed": read_seed(fields.seed),
+        "num_inference_steps": fields.steps,
+        "guidance_scale": fields.cfg_scale,
+        "width": fields.width or None,
+        "height": fields.height or None,
+        "model": model,
+        "tiling": fields.tiling,
+        "variation": read_variation(fields),
     }
-    if model is not None:
-        native["model"] = model
     native |= _sampler(fields, warnings)
-    native["tiling"] = fields.take("tiling", bool, False)
-    native["variation"] = read_variation(fields)
     if is_img2img:
         native |= _init(fields, warnings)
     else:
         native["hires"] = read_hires(fields, warnings)
-    pictures = body.get("init_images") if is_img2img else None
-    start = pictures[0] if isinstance(pictures, list) and pictures else None
+    start = body["init_images"][0] if is_img2img else None
     native["controls"] = read_units(body.get("alwayson_scripts"), warnings, start_image=start)
     if body.get("script_name"):
         warnings.append(f"script {str(body['script_name'])[:80]!r} is not offered here")
     native = {k: v for k, v in native.items() if v is not None and v != []}
     return Order(
         request=GenerationRequest.from_dict(native),
-        rounds=int(fields.number("n_iter", 1, 1024, 1, int)),
-        send_images=fields.take("send_images", bool, True),
+        rounds=fields.n_iter,
+        send_images=fields.send_images,
         warnings=tuple(warnings),
         parameters={k: v for k, v in body.items() if k not in ("init_images", "mask")},
     )
 
 
-def _side(fields: Fields, name: str) -> int | None:
-    side = fields.take(name, int)
-    return side if side else None
-
-
-def _sampler(fields: Fields, warnings: list[str]) -> dict[str, Any]:
+def _sampler(fields: TextToImage, warnings: list[str]) -> dict[str, Any]:
     """Read sampler and schedule type by A1111's names, other tools' or ours."""
     native: dict[str, Any] = {}
-    name = fields.take("sampler_name", str) or fields.take("sampler_index", str)
+    name = fields.sampler_name or fields.sampler_index
     if name:
         match = match_sampler(name)
         if match is None:
@@ -178,7 +172,7 @@ def _sampler(fields: Fields, warnings: list[str]) -> dict[str, Any]:
         if not match.exact:
             warnings.append(f"sampler {name!r} is not offered here; {match.scheduler} was used")
         native |= {"scheduler": match.scheduler, "sigma_schedule": match.sigma_schedule}
-    schedule = fields.take("scheduler", str)
+    schedule = fields.scheduler
     if schedule and schedule.lower() != "automatic":
         found = match_schedule(schedule)
         if found is None:
@@ -193,21 +187,16 @@ def _sampler(fields: Fields, warnings: list[str]) -> dict[str, Any]:
     return native
 
 
-def _init(fields: Fields, warnings: list[str]) -> dict[str, Any]:
+def _init(fields: ImageToImage, warnings: list[str]) -> dict[str, Any]:
     """Read the pictures of img2img."""
-    pictures = fields.take("init_images", tuple[str, ...], ())
+    pictures = fields.init_images
     if not pictures:
         raise NotFound("Init image not found")
     if len(pictures) > 1:
         warnings.append(f"only the first of {len(pictures)} init_images was used")
-    native: dict[str, Any] = {
-        "image": ImageInput.from_base64(pictures[0], field="init_images"),
-        "strength": fields.number("denoising_strength", 0, 1, 0.75),
-    }
-    mask = fields.take("mask", str)
-    if mask:
-        native["mask"] = ImageInput.from_base64(mask, field="mask")
-        native["inpaint"] = read_inpaint(fields)
+    native: dict[str, Any] = {"image": pictures[0], "strength": fields.denoising_strength}
+    if fields.mask is not None:
+        native |= {"mask": fields.mask, "inpaint": read_inpaint(fields)}
     return native
 
 

@@ -5,16 +5,56 @@ A unit's ``module`` is our ``preprocess``, its ``weight`` our ``scale``, its
 beyond that is said in the warnings.
 """
 
+import itertools
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from mezzotint.errors import InvalidRequest, UnknownName
-from mezzotint.preprocessing import A1111_MODULES, PREPROCESSORS
+from mezzotint.bounds import Range
+from mezzotint.errors import InvalidField, InvalidRequest, UnknownName
+from mezzotint.plain import Checked
+from mezzotint.preprocessing import A1111_MODULES, PREPROCESSORS, spell_number
+from mezzotint.serve.schema import foreign, object_schema
+from mezzotint.serve.wire import read_fields
+from mezzotint.techniques import ControlScale
+from mezzotint.types import PICTURE_TEXT, ImageInput, Share
 
-__all__ = ["FIELD", "read_units"]
+__all__ = ["FIELD", "read_units", "scripts_schema"]
 
 FIELD = "alwayson_scripts.controlnet.args"
 _THRESHOLDS = ("threshold_a", "threshold_b")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unit(Checked):
+    """What a ControlNet unit takes.
+
+    Args:
+        enabled: Whether it acts.
+        model: Name of the ControlNet; ``None`` leaves the unit out.
+        module: How the picture is prepared.
+        image: The picture; that of ``img2img`` if there is none.
+        input_image: Older name of ``image``.
+        weight: Strength, 0 is off.
+        guidance_start: Share of the steps after which it begins to act.
+        guidance_end: Share of the steps after which it stops.
+        threshold_a: First number of the module; negative is its own default.
+        threshold_b: Second number of the module; negative is its own default.
+    """
+
+    enabled: bool = True
+    model: str = "None"
+    module: str = "none"
+    image: Any = None
+    input_image: Any = None
+    weight: ControlScale = 1.0
+    guidance_start: Share = 0.0
+    guidance_end: Share = 1.0
+    threshold_a: float = -1.0
+    threshold_b: float = -1.0
+
+
 _LEFT_OUT: Mapping[str, tuple[Any, ...]] = {
     "control_mode": (0, "Balanced"),
     "resize_mode": (0, "Just Resize", "Scale to Fit (Inner Fit)", "Crop and Resize", 1),
@@ -46,15 +86,26 @@ def read_units(
         return []
     units = script.get("args") if isinstance(script, Mapping) else None
     if not isinstance(units, Sequence) or isinstance(units, str):
-        raise InvalidRequest(f"{FIELD} must be a list of units", field=FIELD, allowed="a list")
+        raise InvalidField(f"{FIELD} must be a list of units", field=FIELD, allowed="a list")
     controls: list[dict[str, Any]] = []
     for k, unit in enumerate(units):
         where = f"{FIELD}[{k}]"
         if not isinstance(unit, Mapping):
-            raise InvalidRequest(f"{where} must be an object", field=where, allowed="an object")
-        if unit.get("enabled", True):
-            control = _read_unit(unit, where, warnings, start_image)
-            controls += [control] if control else []
+            raise InvalidField(f"{where} must be an object", field=where, allowed="an object")
+        fields, _ = read_fields(_Unit, unit, where)
+        picture = _picture(fields.image, f"{where}.image")
+        picture = picture or _picture(fields.input_image, f"{where}.input_image")
+        preprocess = _preprocess(fields, where)
+        if fields.enabled and fields.model.lower() in ("none", ""):
+            warnings.append(f"{where} names no model and was left out")
+        elif fields.enabled:
+            control = _read_unit(fields, where, picture or start_image)
+            controls.append(control | ({"preprocess": preprocess} if preprocess else {}))
+            warnings += [
+                f"{where}.{name} {str(unit[name])[:40]!r} is not offered here and was left out"
+                for name, plain in _LEFT_OUT.items()
+                if name in unit and unit[name] not in plain
+            ]
     return controls
 
 
@@ -64,47 +115,81 @@ def _script(scripts: Any) -> Any:
     return next((v for k, v in scripts.items() if str(k).lower() == "controlnet"), None)
 
 
-def _read_unit(
-    unit: Mapping[str, Any], where: str, warnings: list[str], start_image: str | None
-) -> dict[str, Any] | None:
-    """Read one unit that is on; None if it names no model."""
-    model = str(unit.get("model") or "None")
-    if model.lower() == "none":
-        warnings.append(f"{where} names no model and was left out")
+def _picture(value: Any, where: str) -> str | None:
+    """Return a picture as text; it may stand in an object of its own."""
+    if isinstance(value, Mapping):
+        value, where = value.get("image"), f"{where}.image"
+    if value is None or value == "":
         return None
-    picture = unit.get("image") or unit.get("input_image") or start_image
-    if isinstance(picture, Mapping):
-        picture = picture.get("image")
-    if not isinstance(picture, str) or not picture:
+    if not isinstance(value, str):
+        raise InvalidField(f"{where} must be a picture as base64", field=where)
+    ImageInput.from_base64(value, field=where)
+    return value
+
+
+def _read_unit(fields: _Unit, where: str, picture: str | None) -> dict[str, Any]:
+    """Read one unit that is on."""
+    if picture is None:
         raise InvalidRequest(
             f"{where}.image must be a picture as base64, none came", field=f"{where}.image"
         )
-    warnings += [
-        f"{where}.{name} {str(unit[name])[:40]!r} is not offered here and was left out"
-        for name, plain in _LEFT_OUT.items()
-        if name in unit and unit[name] not in plain
-    ]
-    control = {
-        "model": model.partition(" [")[0],
+    return {
+        "model": fields.model.partition(" [")[0],
         "image": picture,
-        "scale": unit.get("weight", 1.0),
-        "start": unit.get("guidance_start", 0.0),
-        "end": unit.get("guidance_end", 1.0),
+        "scale": fields.weight,
+        "start": fields.guidance_start,
+        "end": fields.guidance_end,
     }
-    preprocess = _preprocess(unit, where)
-    return control if preprocess is None else control | {"preprocess": preprocess}
 
 
-def _preprocess(unit: Mapping[str, Any], where: str) -> str | None:
+def _preprocess(fields: _Unit, where: str) -> str | None:
     """Translate a module and its thresholds; A1111 sends -1 for one that is not set."""
-    module = str(unit.get("module") or "none").lower()
+    module = (fields.module or "none").lower()
     name = A1111_MODULES.get(module)
     if name is None:
         raise UnknownName("ControlNet module", module[:80], A1111_MODULES, field=f"{where}.module")
-    values: list[str] = []
-    for key in _THRESHOLDS[: len(PREPROCESSORS[name])]:
-        value = unit.get(key)
-        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
-            break
-        values.append(f"{value:g}")
-    return None if name == "none" else ":".join((name, *values))
+    values: list[float] = []
+    for key, number in zip(_THRESHOLDS, PREPROCESSORS[name], strict=False):
+        value = getattr(fields, key)
+        values.append(value)
+        if value >= 0:
+            Range(number.low, number.high).check(f"{where}.{key}", value)
+    given = list(itertools.takewhile(lambda value: value >= 0, values))
+    return None if name == "none" else ":".join((name, *map(spell_number, given)))
+
+
+def scripts_schema(limits: Mapping[str, int]) -> dict[str, Any]:
+    """Return what ``alwayson_scripts`` may hold: anything, and ControlNet units."""
+    unit = foreign(object_schema(_Unit, limits))
+    del unit["additionalProperties"]
+    picture = {"type": "string", "contentEncoding": "base64", "pattern": PICTURE_TEXT}
+    shown = [picture, {"const": ""}, {"type": "null"}]
+    inside = {"type": "object", "properties": {"image": {"anyOf": shown}}}
+    for name in ("image", "input_image"):
+        unit["properties"][name] = {"anyOf": [*shown, inside]}
+    unit["allOf"] = [_thresholds(name) for name, numbers in PREPROCESSORS.items() if numbers]
+    units = {"type": "array", "items": unit}
+    script = {"type": "object", "required": ["args"], "properties": {"args": units}}
+    return {"patternProperties": {f"^{_any_case('controlnet')}$": script}}
+
+
+def _thresholds(name: str) -> dict[str, Any]:
+    """Return the ranges of the thresholds where a module is asked for."""
+    modules = [_any_case(module) for module, ours in A1111_MODULES.items() if ours == name]
+    asked = {"properties": {"module": {"type": "string", "pattern": f"^(?:{'|'.join(modules)})$"}}}
+    ranges = {
+        key: {
+            "anyOf": [
+                {"type": "null"},
+                {"type": "number", "exclusiveMaximum": 0},
+                {"type": "number", "minimum": number.low, "maximum": number.high},
+            ]
+        }
+        for key, number in zip(_THRESHOLDS, PREPROCESSORS[name], strict=False)
+    }
+    return {"if": asked | {"required": ["module"]}, "then": {"properties": ranges}}
+
+
+def _any_case(text: str) -> str:
+    """Return the expression of a text in letters of either case."""
+    return "".join(f"[{c}{c.upper()}]" if c.isalpha() else re.escape(c) for c in text)
