@@ -113,8 +113,8 @@ class Page:
 
 
 @contextlib.contextmanager
-def open_page(url: str, folder: Path) -> Iterator[Page]:
-    """Start a browser on ``url`` with a profile of its own."""
+def open_page(url: str, folder: Path, *flags: str) -> Iterator[Page]:
+    """Start a browser on ``url`` with a profile of its own and further ``flags``."""
     to_read, to_write = os.pipe()
     from_read, from_write = os.pipe()
 
@@ -128,7 +128,7 @@ def open_page(url: str, folder: Path) -> Iterator[Page]:
             str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu",
             "--disable-dev-shm-usage", "--remote-debugging-pipe", "--no-first-run",
             "--disable-background-networking", "--disable-component-update",
-            f"--user-data-dir={folder / 'profile'}", "about:blank",
+            f"--user-data-dir={folder / 'profile'}", *flags, "about:blank",
         ],
         preexec_fn=wire,
         close_fds=False,

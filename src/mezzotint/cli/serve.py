@@ -71,6 +71,7 @@ def serve(
     worker = settings.worker
     if worker.factory == WorkerConfig().factory:  # another factory has options of its own
         made_of = settings.service_config(ready=wanted, model_store=model_store or "")
+        made_of = replace(made_of, register_paths=settings.serve.register_paths)
         worker = replace(worker, options=made_of.options(worker.options))
     return run(
         settings.serve,

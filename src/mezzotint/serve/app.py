@@ -12,7 +12,6 @@ import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -23,12 +22,12 @@ from starlette.types import Message, Receive, Scope, Send
 from mezzotint.observe import log, spans
 from mezzotint.serve import page
 from mezzotint.serve.auth import KeyRing
+from mezzotint.serve.browsers import check_caller
 from mezzotint.serve.config import is_loopback
 from mezzotint.serve.dialects import a1111, huggingface, native, openai, torchserve
 from mezzotint.serve.errors import (
     BodyTooSlow,
     ClientGone,
-    Forbidden,
     Malformed,
     MethodNotAllowed,
     NotFound,
@@ -128,7 +127,7 @@ class Doorway:
             redirect_slashes=False,
             default=_nothing_here,
         )
-        self._local = all(is_loopback(h) for h, _ in front.config.listeners().values())
+        self._is_local = is_loopback(front.config.listeners()[listener][0])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one exchange."""
@@ -163,7 +162,15 @@ class Doorway:
         body = _Body(receive, self._front, headers)
         answer = _Answer(send, here, body, self._cors(headers), self._front)
         try:
-            self._check(headers, scope)
+            if body.is_ambiguous:
+                raise Malformed("Content-Length and Transfer-Encoding cannot both be given")
+            check_caller(
+                headers,
+                method=scope["method"],
+                path=scope["path"],
+                is_local=self._is_local,
+                config=self._front.config,
+            )
             if self._preflight(scope, headers):
                 await Response(status_code=204)(scope, body, answer)
             else:
@@ -210,28 +217,6 @@ class Doorway:
         if self._listener != "generation":
             return torchserve.DIALECT
         return next((d for d in DIALECTS if d.pattern.match(path)), native.DIALECT)
-
-    def _check(self, headers: Mapping[str, str], scope: Scope) -> None:
-        """Refuse pages of other origins and names that a page may have rebound to us.
-
-        Raises:
-            Malformed: If two headers disagree about where the body ends.
-            Forbidden: If the browser says the page comes from elsewhere.
-        """
-        if "content-length" in headers and "transfer-encoding" in headers:
-            raise Malformed("Content-Length and Transfer-Encoding cannot both be given")
-        host = headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname or ""
-        config = self._front.config
-        if self._local and name and not is_loopback(name) and name not in config.trusted_hosts:
-            raise Forbidden(
-                f"this server answers to loopback names only, got Host {host[:80]!r}; "
-                "list other names in trusted_hosts"
-            )
-        origin = headers.get("origin")
-        foreign = origin is not None and origin not in config.cors_origins
-        if foreign and urlsplit(origin or "").netloc != host:
-            raise Forbidden(f"pages of {str(origin)[:80]!r} may not call this server")
 
     def _cors(self, headers: Mapping[str, str]) -> dict[bytes, bytes]:
         origin = headers.get("origin", "")
@@ -382,6 +367,8 @@ class _Answer:
         response = dialect.render(problem, self._here.request_id)
         if problem.retry_after_s is not None:
             response.headers["Retry-After"] = str(max(1, round(problem.retry_after_s)))
+        if problem.status == 405 and problem.allowed:
+            response.headers["Allow"] = problem.allowed
         if problem.status == 401 and "www-authenticate" not in response.headers:
             response.headers["WWW-Authenticate"] = 'Bearer realm="mezzotint"'
         await response(scope, body, self)

@@ -84,9 +84,11 @@ class ServeConfig(Checked):
         certificate: Path of a TLS certificate chain (PEM), "" for none.
         private_key: Path of its private key (PEM).
         cors_origins: Origins whose pages may call the server; none by default.
-        trusted_hosts: Names a browser may use for a loopback listener beside
+        trusted_hosts: Names under which a loopback listener may be asked for beside
             ``localhost``, e.g. behind a reverse proxy on the same machine.
         model_api: Whether models can be registered and removed at run time.
+        register_paths: Whether a model can be registered over HTTP by a path or a Hub id;
+            by its name in the model store it always can.
         runs: Folder whose training runs the web page shows, "" for none; needs the
             scope ``manage``.
         drain_s: Seconds that running work may take after SIGTERM.
@@ -105,6 +107,7 @@ class ServeConfig(Checked):
     cors_origins: tuple[str, ...] = ()
     trusted_hosts: tuple[str, ...] = ()
     model_api: bool = True
+    register_paths: bool = False
     runs: str = ""
     drain_s: float = 30.0
     limits: Limits = Limits()

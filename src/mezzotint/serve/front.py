@@ -157,11 +157,17 @@ class Front:
             raise NotReady("the server is shutting down")
 
     def check_source(self, source: str, field: str) -> None:
-        """Refuse a path where the server can be reached from other machines.
+        """Refuse to register a path or a Hub id unless the operator allows it.
 
         Raises:
             ModelNotAllowed: If ``source`` is more than a name.
         """
+        if not self.config.register_paths and _is_path(source):
+            raise ModelNotAllowed(
+                f"{field} must be a name from the model store: put the file into the folder of "
+                "--model-store; by path or Hub id models are registered only where the operator "
+                "has set serve.register_paths"
+            )
         if not self._paths_allowed:
             _refuse_path(source, field)
 
@@ -321,8 +327,13 @@ def _refuse_paths(request: GenerationRequest) -> None:
 
 
 def _refuse_path(name: str, field: str) -> None:
-    if "/" in name or "\\" in name or name.startswith((".", "~")) or "\0" in name:
+    if _is_path(name):
         raise ModelNotAllowed(
             f"{field} must be a name from the model store: this server can be reached from "
             "other machines, so paths are not allowed"
         )
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name could lead out of the model store, or to the Hub."""
+    return "/" in name or "\\" in name or name.startswith((".", "~")) or "\0" in name

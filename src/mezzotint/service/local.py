@@ -99,7 +99,9 @@ class LocalService:
         store = self.config.models
         self.shelf = Shelf(store, extra=models)
         self._librarian = Librarian(
-            self.shelf, model_store=self.config.model_store, allow_paths=store.allow_paths
+            self.shelf,
+            model_store=self.config.model_store,
+            allow_paths=store.allow_paths and self.config.register_paths,
         )
         self.environment = describe_environment(self.shelf, store.placement.dtype)
         self._environment_text = json.dumps(self.environment, sort_keys=True)

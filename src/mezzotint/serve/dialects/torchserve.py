@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from mezzotint.plain import exchange
 from mezzotint.request import Output
+from mezzotint.serve.browsers import refuse_drawing_by_get
 from mezzotint.serve.dialects import kserve
 from mezzotint.serve.dialects import torchserve_handlers as handlers
 from mezzotint.serve.dialects.torchserve_models import ENDPOINTS, find_model
@@ -106,6 +107,7 @@ def _render(problem: Problem, request_id: str) -> Response:
 
 async def predict(front: Front, http: Request) -> Response:
     """Make pictures: bytes, a JPEG grid, or JSON."""
+    refuse_drawing_by_get(http.method, http.headers)
     params = http.path_params
     name = params.get("model") or http.query_params.get("model_name", "")
     model, is_handler = await resolve(front, name, params.get("version"))
