@@ -2,10 +2,11 @@
 
 A picture is found again only if its whole plan is the same: the stored
 canonical plan is compared on every hit, so not even a forged digest gives one
-user another's picture. What is kept is encoded bytes, never a shared object
-that somebody could change. Memory and disk are bounded by bytes; the least
-recently used goes first. A file is checked against the digest of its content, so writing one
-need not wait for the disk.
+user another's picture. A picture has an owner, and for others it is not there.
+What is kept is encoded bytes, never a shared object that somebody could change.
+Memory and disk are bounded by bytes; the least recently used goes first. A file
+is checked against the digest of its content, so writing one need not wait for
+the disk.
 """
 
 import hashlib
@@ -115,12 +116,12 @@ class ResultCache:
         self._disk_bytes = disk_bytes
         self._disk: OrderedDict[str, int] = OrderedDict()
         self._disk_used = 0
-        self._plans: OrderedDict[str, str] = OrderedDict()
+        self._plans: OrderedDict[str, tuple[str, str]] = OrderedDict()  # owner, canonical
         self._scan()
 
-    def get(self, plan: Plan) -> CachedImage | None:
-        """Return the picture of this very plan, or None."""
-        digest, canonical = plan.digest, plan.canonical
+    def get(self, plan: Plan, owner: str = "") -> CachedImage | None:
+        """Return the owner's picture of this very plan, or None."""
+        digest, canonical = _key(plan, owner), plan.canonical
         found = self._memory.get(digest)
         if found is None and digest in self._disk:
             found = self._read(digest)
@@ -128,25 +129,29 @@ class ResultCache:
                 self._memory.put(digest, found)
         return found if found is not None and found.canonical == canonical else None
 
-    def put(self, plan: Plan, image: CachedImage, *, drawn_s: float = math.inf) -> None:
+    def put(
+        self, plan: Plan, image: CachedImage, owner: str = "", *, drawn_s: float = math.inf
+    ) -> None:
         """Keep a picture; on disk too if it took ``drawn_s`` seconds that are worth it."""
-        digest = plan.digest
+        digest = _key(plan, owner)
         self._memory.put(digest, image)
-        self._plans[digest] = image.canonical
+        self._plans[digest] = (owner, image.canonical)
         while len(self._plans) > _REMEMBERED_PLANS:
             self._plans.popitem(last=False)
         if drawn_s >= _WORTH_A_FILE_S:
             self._write(digest, image)
 
-    def why_miss(self, plan: Plan) -> str:
-        """Explain a miss: what differs from the most similar picture that is kept.
+    def why_miss(self, plan: Plan, owner: str = "") -> str:
+        """Explain a miss: what differs from the most similar picture that the owner has.
 
         Returns:
             One sentence, naming up to five fields with both values.
         """
         wanted = _flatten(json.loads(plan.canonical))
         best: tuple[int, list[str]] | None = None
-        for canonical in self._plans.values():
+        for whose, canonical in self._plans.values():
+            if whose != owner:
+                continue
             kept = _flatten(json.loads(canonical))
             changed = [k for k in sorted({*wanted, *kept}) if wanted.get(k) != kept.get(k)]
             if best is None or len(changed) < best[0]:
@@ -229,6 +234,13 @@ class ResultCache:
             return None
         self._disk.move_to_end(digest)
         return image
+
+
+def _key(plan: Plan, owner: str) -> str:
+    """Return under what a picture is kept: 64 hex digits, the plan's own without an owner."""
+    if not owner:
+        return plan.digest
+    return hashlib.sha256(f"{plan.digest} {owner}".encode()).hexdigest()
 
 
 def _flatten(value: Any, path: str = "") -> dict[str, Any]:

@@ -33,6 +33,8 @@ class EngineConfig(Checked):
         cache_memory_bytes: Finished pictures kept in memory, in bytes; 0 is none.
         cache_disk_bytes: Finished pictures kept on disk, in bytes; 0 is none.
         prompt_cache_bytes: Prompt embeddings kept in memory, in bytes.
+        share_results: Whether a client's picture, finished or under way, answers the equal
+            request of another client; else nobody can tell what others have asked for.
         max_pixels: Pixels of one picture, at most.
         max_request_pixels: Pixels of all pictures of one request, at most.
     """
@@ -49,6 +51,7 @@ class EngineConfig(Checked):
     cache_memory_bytes: int = 256 * _MIB
     cache_disk_bytes: int = 1024 * _MIB
     prompt_cache_bytes: int = 64 * _MIB
+    share_results: bool = False
     max_pixels: int = 4096 * 4096
     max_request_pixels: int = 4096 * 4096 * 64
 

@@ -90,10 +90,11 @@ def read_keys(text: str, limits: Limits) -> dict[str, Caller]:
         Callers by the hex digest of their key.
 
     Raises:
-        InvalidRequest: If a line cannot be understood; keys are not repeated in
-            the message.
+        InvalidRequest: If a line cannot be understood, or two keys have one name; keys
+            are not repeated in the message.
     """
     callers: dict[str, Caller] = {}
+    names: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.split("#", 1)[0].split()
         if not words:
@@ -111,7 +112,16 @@ def read_keys(text: str, limits: Limits) -> dict[str, Caller]:
                 options["name"] = word
             else:
                 raise InvalidRequest(f"{where}: {word!r} is no scope; scopes: {', '.join(SCOPES)}")
-        callers[digest] = _caller(digest, options, limits, where)
+        caller = _caller(digest, options, limits, where)
+        if digest in callers:
+            raise InvalidRequest(f"{where}: this key stands in the file twice")
+        if caller.name in names:
+            raise InvalidRequest(
+                f"{where}: the name {caller.name!r} stands in line {names[caller.name]} too; two "
+                "keys of one name would see each other's jobs and share each other's limits"
+            )
+        names[caller.name] = number
+        callers[digest] = caller
     if not callers:
         raise InvalidRequest("the keys file holds no key; `mezzotint keys new` makes one")
     return callers

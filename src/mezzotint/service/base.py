@@ -69,8 +69,11 @@ class GenerationService(Protocol):
         """Cancel at the next step; False if there is no such running request."""
         ...
 
-    async def plan(self, request: GenerationRequest) -> Mapping[str, Any]:
-        """Resolve a request without running it: plan, warnings, predicted cost."""
+    async def plan(self, request: GenerationRequest, *, client: str = "") -> Mapping[str, Any]:
+        """Resolve a request without running it: plan, warnings, predicted cost.
+
+        What it says of the result cache is about the pictures of ``client`` alone.
+        """
         ...
 
     async def models(self) -> tuple[Mapping[str, Any], ...]:

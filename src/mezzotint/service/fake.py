@@ -104,7 +104,7 @@ class FakeService:
         self._slots = asyncio.Semaphore(self.config.slots)
         self._waiting = 0
         self._running: dict[str, asyncio.Event] = {}
-        self._cache: dict[str, GenerationResult] = {}
+        self._cache: dict[tuple[str, str], GenerationResult] = {}
         self._closed = False
 
     async def generate(
@@ -137,7 +137,7 @@ class FakeService:
         quiet: bool = False,
     ) -> AsyncIterator[Event]:
         """Run one request and yield its events; the last one is its ending."""
-        events = self._events(request, request_id, use_cache, preview_every)
+        events = self._events(request, request_id, client, use_cache, preview_every)
         try:
             async for event in events:
                 if not quiet or isinstance(event, (Started, *ENDINGS)):
@@ -146,7 +146,12 @@ class FakeService:
             await events.aclose()
 
     async def _events(
-        self, request: GenerationRequest, request_id: str, use_cache: bool, preview_every: int
+        self,
+        request: GenerationRequest,
+        request_id: str,
+        client: str,
+        use_cache: bool,
+        preview_every: int,
     ) -> AsyncGenerator[Event, None]:
         self._check(request)
         self.requests.append(request)
@@ -158,13 +163,16 @@ class FakeService:
         self._waiting += 1
         try:
             yield Queued(id=request_id, position=self._waiting - 1, eta_s=self._eta_s(request))
-            if use_cache and request.digest in self._cache:
-                result = replace(self._cache[request.digest], id=request_id, cache="hit")
+            if use_cache and (client, request.digest) in self._cache:
+                kept = self._cache[client, request.digest]
+                result = replace(kept, id=request_id, cache="hit")
                 yield Finished(id=request_id, result=result)
                 return
             async with self._slots:
                 timings = StageTimings(queue_s=time.monotonic() - began)
                 async for event in self._run(request, request_id, stop, preview_every, timings):
+                    if isinstance(event, Finished) and len(self._cache) < 256:
+                        self._cache[client, request.digest] = event.result
                     yield event
         finally:
             self._waiting -= 1
@@ -177,10 +185,13 @@ class FakeService:
             stop.set()
         return stop is not None
 
-    async def plan(self, request: GenerationRequest) -> Mapping[str, Any]:
+    async def plan(self, request: GenerationRequest, *, client: str = "") -> Mapping[str, Any]:
         """Resolve a request without running it."""
         self._check(request)
-        return {"plan": self._plan(request), "warnings": [], "cost": {"seconds": 0.0, "bytes": 0}}
+        cost = {"seconds": 0.0, "bytes": 0}
+        known = (client, request.digest) in self._cache
+        answer = {"plan": self._plan(request), "warnings": [], "cost": cost}
+        return {**answer, "cache": "it is kept" if known else "nothing is kept yet"}
 
     async def models(self) -> tuple[Mapping[str, Any], ...]:
         """List the models."""
@@ -405,8 +416,6 @@ class FakeService:
             images.append(self._picture(request, index, plan, timings))
             yield ImageFinished(id=request_id, image=images[-1])
         result = GenerationResult(id=request_id, images=tuple(images), plan=plan)
-        if len(self._cache) < 256:
-            self._cache[request.digest] = result
         yield Finished(id=request_id, result=result)
 
     def _maybe_crash(self, prompt: str) -> None:

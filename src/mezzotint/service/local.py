@@ -353,11 +353,11 @@ class LocalService:
         """Cancel at the next step; False if there is no such running request."""
         return await asyncio.wrap_future(self._desk.cancel(request_id))
 
-    async def plan(self, request: GenerationRequest) -> Mapping[str, Any]:
+    async def plan(self, request: GenerationRequest, *, client: str = "") -> Mapping[str, Any]:
         """Resolve a request without running it: plan, warnings, predicted cost."""
-        return await asyncio.to_thread(self.describe_plan, request)
+        return await asyncio.to_thread(self.describe_plan, request, client)
 
-    def describe_plan(self, request: GenerationRequest) -> dict[str, Any]:
+    def describe_plan(self, request: GenerationRequest, client: str = "") -> dict[str, Any]:
         """Return plan, warnings and predicted cost of a request as plain data."""
         began = time.perf_counter()  # pictures that come along are read and fitted here
         order = self._prepare(request, _no_sink, request_id="plan")
@@ -381,7 +381,7 @@ class LocalService:
                 "measured": all(c.measured for c in costs),
             },
             "digest": first.digest,
-            "cache": self._desk.why_miss(first),
+            "cache": self._desk.why_miss(first, client),
         }
 
     async def models(self) -> tuple[Mapping[str, Any], ...]:

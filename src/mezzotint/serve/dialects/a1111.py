@@ -282,11 +282,11 @@ def _mine(front: Front, http: Request) -> list[_Job]:
     return [job for job in _jobs(front).values() if job.owner == name]
 
 
-async def _model(front: Front, body: Mapping[str, Any]) -> str | None:
+async def _model(front: Front, http: Request, body: Mapping[str, Any]) -> str | None:
     """Return the model that the body's settings or the options name."""
     settings = body.get("override_settings")
     title = settings.get("sd_model_checkpoint") if isinstance(settings, Mapping) else None
-    title = title or options(front).get("sd_model_checkpoint")
+    title = title or options(front, http).get("sd_model_checkpoint")
     return await find_checkpoint(front, str(title)) if title else None
 
 
@@ -302,7 +302,7 @@ async def img2img(front: Front, http: Request) -> Response:
 
 async def _make(front: Front, http: Request, *, is_img2img: bool) -> Response:
     body = await read_json(http)
-    order = to_request(body, await _model(front, body), is_img2img=is_img2img)
+    order = to_request(body, await _model(front, http, body), is_img2img=is_img2img)
     total = order.request.num_images * order.rounds
     caller = visit(http).caller
     front.admit(replace(order.request, num_images=min(total, 1024)), caller)

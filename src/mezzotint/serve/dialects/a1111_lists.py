@@ -1,6 +1,7 @@
 """A1111 lists: what clients ask for at start, in A1111's shapes (WIRE, section 9)."""
 
 import platform
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from mezzotint.errors import InvalidRequest, UnknownName
 from mezzotint.preprocessing import A1111_MODULES
 from mezzotint.serve.front import Front
 from mezzotint.serve.schema import ANY_OBJECT
-from mezzotint.serve.wire import Body, Endpoint, json_response, read_json
+from mezzotint.serve.wire import Body, Endpoint, json_response, read_json, visit
 from mezzotint.vocabulary import (
     A1111_SAMPLERS,
     A1111_SCHEDULES,
@@ -43,7 +44,9 @@ _DEFAULTS: Mapping[str, Any] = {
     "upcast_attn": False,
     "outdir_samples": "",
 }
-_MOST_OPTIONS = 500
+_MOST_OPTIONS = 100
+_MOST_CALLERS = 1000
+_EVERYBODY = ""  # no caller has this name
 
 
 def model_title(model: Mapping[str, Any]) -> str:
@@ -69,14 +72,20 @@ async def find_checkpoint(front: Front, title: str) -> str:
     raise UnknownName("model", title[:200], map(_name, models), field="sd_model_checkpoint")
 
 
-def options(front: Front) -> dict[str, Any]:
-    """Return the options as they are set."""
-    return front.memory.setdefault("a1111_options", dict(_DEFAULTS))
+def options(front: Front, http: Request) -> dict[str, Any]:
+    """Return the options of the caller: its own over everybody's over the defaults."""
+    own = _kept(front).get(visit(http).caller.name, {})
+    return {**_DEFAULTS, **_kept(front).get(_EVERYBODY, {}), **own}
+
+
+def _kept(front: Front) -> "OrderedDict[str, dict[str, Any]]":
+    """Return what was set, by the name of who set it."""
+    return front.memory.setdefault("a1111_options", OrderedDict())
 
 
 async def get_options(front: Front, http: Request) -> Response:
     """Show the options."""
-    values = options(front)
+    values = options(front, http)
     if not values["sd_model_checkpoint"]:
         models = [m for m in await front.service.models() if m["default"]]
         first = next((m for m in models if m["takes_prompt"]), models[0] if models else None)
@@ -90,9 +99,19 @@ async def get_options(front: Front, http: Request) -> Response:
 
 
 async def set_options(front: Front, http: Request) -> Response:
-    """Set options; they live as long as the server."""
+    """Set options for the caller, or with ``?global=true`` for everybody.
+
+    They live as long as the server. Everybody's need the scope ``manage``, since they
+    change what other callers' requests draw.
+    """
     body = await read_json(http)
-    values = options(front)
+    caller = visit(http).caller
+    is_global = http.query_params.get("global", "").lower() == "true"
+    if is_global:
+        caller.require("manage")
+    owner = _EVERYBODY if is_global else caller.name
+    kept = _kept(front)
+    values = kept.get(owner, {})
     for name, value in body.items():
         if value is not None and not isinstance(value, str | int | float | bool | list):
             raise InvalidRequest(f"{name} must be a plain value", field=name)
@@ -102,7 +121,10 @@ async def set_options(front: Front, http: Request) -> Response:
         await find_checkpoint(front, str(body["sd_model_checkpoint"]))
     if len({*values, *body}) > _MOST_OPTIONS:
         raise InvalidRequest(f"at most {_MOST_OPTIONS} options are kept", field="options")
-    values.update(body)
+    kept[owner] = {**values, **body}
+    kept.move_to_end(owner)
+    while len(kept) > _MOST_CALLERS:
+        kept.pop(next(name for name in kept if name != _EVERYBODY))
     return json_response(None)
 
 

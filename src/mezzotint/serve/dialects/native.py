@@ -174,8 +174,9 @@ def _event(event: Event) -> tuple[str, dict[str, Any]]:
 async def plan(front: Front, http: Request) -> Response:
     """Resolve a request without running it."""
     request = await read_request(http)
-    front.admit(request, visit(http).caller)
-    return json_response(dict(await front.service.plan(request)))
+    caller = visit(http).caller
+    front.admit(request, caller)
+    return json_response(dict(await front.service.plan(request, client=caller.name)))
 
 
 async def capabilities(front: Front, http: Request) -> Response:

@@ -43,9 +43,11 @@ def _owner(http: Request) -> str | None:
 
 async def submit(front: Front, http: Request, request: GenerationRequest) -> Job:
     """Put a request onto the queue."""
-    front.admit(request, visit(http).caller)
+    caller = visit(http).caller
+    front.admit(request, caller)
     visit(http).model = request.model
-    planned = await front.service.plan(request)  # refused now rather than when its turn comes
+    # refused now rather than when its turn comes
+    planned = await front.service.plan(request, client=caller.name)
     cost = planned.get("cost") or {}
     queue_of(front).expect(float(cost.get("seconds") or 0.0))
     key = http.headers.get("idempotency-key")
@@ -54,7 +56,7 @@ async def submit(front: Front, http: Request, request: GenerationRequest) -> Job
     try:
         return await queue_of(front).submit(
             request,
-            client=visit(http).caller.name,
+            client=caller.name,
             idempotency_key=key,
             use_cache=use_cache(http),
         )

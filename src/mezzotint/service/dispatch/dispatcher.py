@@ -105,7 +105,7 @@ class Desk:
         self._config = config
         self._loader = loader
         self._loading: dict[ImageId, Submission] = {}
-        self._sharing = Sharing(results)
+        self._sharing = Sharing(results, among_clients=config.share_results)
         self._costs = costs
         self._budget_bytes = budget_bytes
         self._clock = clock
@@ -176,9 +176,9 @@ class Desk:
         held = list(self._held.values())
         return Load(images=len(held), seconds=sum(image.seconds for image in held))
 
-    def why_miss(self, plan: Plan) -> str:
-        """Explain why a plan is not in the result cache."""
-        return self._sharing.why_miss(plan)
+    def why_miss(self, plan: Plan, client: str = "") -> str:
+        """Explain why a plan is not among the pictures kept for this client."""
+        return self._sharing.why_miss(plan, client)
 
     @property
     def _is_over(self) -> bool:
@@ -276,7 +276,7 @@ class Desk:
         work = [
             self._predict(plan, order, index)
             for index, plan in enumerate(order.planned.plans)
-            if not (may_share(plan, order) and self._sharing.is_known(plan))
+            if not (may_share(plan, order) and self._sharing.is_known(plan, order.client))
         ]
         now = self._clock()
         first = order.planned.plans[0]
@@ -305,7 +305,8 @@ class Desk:
         """Return for how long an order will wait for pictures that others have begun."""
         longest = 0.0
         for plan in order.planned.plans:
-            leader = self._sharing.leader(plan) if may_share(plan, order) else None
+            is_shared = may_share(plan, order)
+            leader = self._sharing.leader(plan, order.client) if is_shared else None
             if leader is not None and leader.request in self._runs:
                 longest = max(longest, self._runs[leader.request].promised_s - now)
         return longest
@@ -319,12 +320,12 @@ class Desk:
         order, plan = run.order, run.order.planned.plans[index]
         image = ImageId(order.id, index)
         if may_share(plan, order):
-            kept = self._sharing.find(plan, index)
+            kept = self._sharing.find(plan, index, order.client)
             if kept is not None:
                 run.hits += 1
                 self._deliver(run, index, kept)
                 return
-            if self._sharing.follow(plan, image):
+            if self._sharing.follow(plan, image, order.client):
                 return
         self._submit(run, image, plan)
 
@@ -463,7 +464,7 @@ class Desk:
         if run is not None and event.preview is not None and image not in self._earlier:
             self._glance(event, plan, run)
         preview = encode_preview(event.preview) if event.preview is not None else None
-        for order_id, index in self._sharing.audience(image, plan):
+        for order_id, index in self._sharing.audience(image):
             waiting = self._runs.get(order_id)
             if waiting is not None:
                 if not waiting.is_started:
@@ -533,8 +534,9 @@ class Desk:
         """Close an image, and with it everybody who waited for the same picture."""
         if isinstance(outcome, ImageOutput):
             self._observe(plan, outcome.timings)
-        followers = self._sharing.land(image, plan, outcome)
         run = self._runs.get(image.request)
+        client = run.order.client if run is not None else ""
+        followers = self._sharing.land(image, plan, outcome, client)
         if run is not None:
             self._deliver(run, image.index, outcome)
             self._end_if_over(run)

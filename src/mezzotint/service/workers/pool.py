@@ -92,6 +92,7 @@ class CrewService:
         self._flights: dict[str, tuple[int, int]] = {}  # digest -> worker, requests
         self._loads: Counter[int] = Counter()
         self._turn = 0
+        self._shares = bool(dict(config.options.get("engine", {})).get("share_results"))
 
     async def start(self) -> None:
         """Start the first worker, then the others with the caches that it has filled.
@@ -146,7 +147,8 @@ class CrewService:
         quiet: bool = False,
     ) -> AsyncIterator[Event]:
         """Run one request on the worker that suits it and yield its events."""
-        digest = request.digest if request.seed is not None and use_cache else ""
+        owner = "" if self._shares else client
+        digest = f"{owner} {request.digest}" if request.seed is not None and use_cache else ""
         index = self._choose(request, digest)
         weight = request.walk.frames if request.walk else request.num_images
         self._loads[index] += weight
@@ -210,9 +212,9 @@ class CrewService:
                 return True
         return False
 
-    async def plan(self, request: GenerationRequest) -> Mapping[str, Any]:
+    async def plan(self, request: GenerationRequest, *, client: str = "") -> Mapping[str, Any]:
         """Resolve a request without running it."""
-        return await self._any().plan(request)
+        return await self._any().plan(request, client=client)
 
     async def models(self) -> tuple[Mapping[str, Any], ...]:
         """List the models; one is ready where any worker has it in memory."""

@@ -238,9 +238,9 @@ class WorkerService:
                 return True
         return False
 
-    async def plan(self, request: GenerationRequest) -> Mapping[str, Any]:
+    async def plan(self, request: GenerationRequest, *, client: str = "") -> Mapping[str, Any]:
         """Resolve a request without running it."""
-        return await self._ask("plan", request=request.canonical())
+        return await self._ask("plan", request=request.canonical(), client=client)
 
     async def models(self) -> tuple[Mapping[str, Any], ...]:
         """List the models."""

@@ -179,7 +179,7 @@ class _Child:
         service = self._service
         if method == "plan":
             request = GenerationRequest.from_dict(orjson.loads(given["request"]))
-            return dict(await service.plan(request))
+            return dict(await service.plan(request, client=given["client"]))
         if method == "health":
             health = dict(await service.health())
             if "metrics_text" not in health:
