@@ -305,8 +305,7 @@ class Desk:
         """Return for how long an order will wait for pictures that others have begun."""
         longest = 0.0
         for plan in order.planned.plans:
-            is_shared = may_share(plan, order)
-            leader = self._sharing.leader(plan, order.client) if is_shared else None
+            leader = self._sharing.leader(plan, order.client) if may_share(plan, order) else None
             if leader is not None and leader.request in self._runs:
                 longest = max(longest, self._runs[leader.request].promised_s - now)
         return longest
@@ -535,8 +534,7 @@ class Desk:
         if isinstance(outcome, ImageOutput):
             self._observe(plan, outcome.timings)
         run = self._runs.get(image.request)
-        client = run.order.client if run is not None else ""
-        followers = self._sharing.land(image, plan, outcome, client)
+        followers = self._sharing.land(image, plan, outcome, run.order.client if run else "")
         if run is not None:
             self._deliver(run, image.index, outcome)
             self._end_if_over(run)
