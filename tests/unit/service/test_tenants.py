@@ -8,9 +8,11 @@ import torch
 from tests import tiny
 
 from mezzotint.engine.config import EngineConfig
+from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.models.formats.components import from_pipeline
 from mezzotint.request import GenerationRequest
-from mezzotint.service.local import LocalConfig, LocalService
+from mezzotint.service.composition import ServiceConfig
+from mezzotint.service.local import LocalService
 
 SECRET = GenerationRequest(
     model="sd",
@@ -32,7 +34,9 @@ def model():
 
 def open_service(model, home, *, share):
     engine = EngineConfig(calibrate_s=0.0, share_results=share)
-    config = LocalConfig(home=str(home), device="cpu", backend="torch", engine=engine)
+    placement = PlacementConfig(device="cpu")
+    models = ModelsConfig(home=str(home), backend="torch", placement=placement)
+    config = ServiceConfig(engine=engine, models=models)
     return LocalService(config, models=[model])
 
 
