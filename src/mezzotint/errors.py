@@ -132,6 +132,10 @@ class ImageError(InvalidRequest):
     """A picture that cannot be decoded, is too large, or has the wrong kind."""
 
 
+class PictureTooLarge(ImageError):
+    """A picture with more pixels than are read, worked on or answered."""
+
+
 class ShapeError(InvalidRequest):
     """Tensors, sizes or counts that do not fit together."""
 

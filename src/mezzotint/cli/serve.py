@@ -71,7 +71,12 @@ def serve(
     worker = settings.worker
     if worker.factory == WorkerConfig().factory:  # another factory has options of its own
         made_of = settings.service_config(ready=wanted, model_store=model_store or "")
-        made_of = replace(made_of, register_paths=settings.serve.register_paths)
+        most = min(settings.images.most_output_pixels, settings.serve.limits.pixels)
+        made_of = replace(
+            made_of,
+            register_paths=settings.serve.register_paths,
+            images=replace(settings.images, max_output_pixels=most),
+        )
         worker = replace(worker, options=made_of.options(worker.options))
     return run(
         settings.serve,

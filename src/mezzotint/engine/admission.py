@@ -4,6 +4,7 @@ Pure: a picture of the load in, nothing or an error out. What is admitted has
 room in the queue, fits the memory and, as far as is known, meets its deadline.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class Load:
         ahead_s: The part that the same client is to get first.
         rivals: Other clients of the same class.
         rival_s: The part that belongs to them.
+        own_images: Images of the same client, if it has a name.
     """
 
     images: int = 0
@@ -39,6 +41,7 @@ class Load:
     ahead_s: float = 0.0
     rivals: int = 0
     rival_s: float = 0.0
+    own_images: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +62,11 @@ class Held:
 
 def load_before(held: Iterable[Held], client: str, rank: tuple[int, float, float]) -> Load:
     """Return what is held as an image of this client and rank meets it."""
-    images, seconds, before, ahead = 0, 0.0, 0.0, 0.0
+    images, own_images, seconds, before, ahead = 0, 0, 0.0, 0.0, 0.0
     rivals: dict[str, float] = {}
     for image in held:
         images += 1
+        own_images += bool(client) and image.client == client
         seconds += image.seconds
         if image.rank[0] < rank[0]:
             before += image.seconds
@@ -77,6 +81,7 @@ def load_before(held: Iterable[Held], client: str, rank: tuple[int, float, float
         ahead_s=ahead,
         rivals=len(rivals),
         rival_s=sum(rivals.values()),
+        own_images=own_images,
     )
 
 
@@ -150,7 +155,7 @@ def admit(
 
     Raises:
         OutOfMemory: If an image does not fit the memory even alone.
-        QueueFull: If the queue has no room for all its images.
+        QueueFull: If the queue has no room for all its images, or its client no more.
         DeadlineExceeded: If the deadline cannot be met by measured times.
     """
     largest = max(costs, key=lambda cost: cost.peak_bytes)
@@ -161,6 +166,13 @@ def admit(
             retry_after_s=_LONGEST_RETRY_S,
         )
     own = sum(cost.seconds for cost in costs)
+    own_room = math.ceil(config.max_waiting * config.client_share) - load.own_images
+    if load.own_images and len(costs) > own_room:
+        raise QueueFull(
+            f"this client has {load.own_images} of {config.max_waiting} pictures in the queue "
+            f"and no room for {len(costs)} more: a share stays free for others",
+            retry_after_s=_SHORTEST_RETRY_S,
+        )
     room = config.max_waiting - load.images
     if len(costs) > room:
         share = pace * load.seconds / max(load.images, 1)

@@ -25,6 +25,8 @@ class EngineConfig(Checked):
             so that a short request never waits for a long call.
         max_running: Images that hold tensors at once, at most.
         max_waiting: Images that wait, at most; more are refused with QueueFull.
+        client_share: Share of them that the images of one named client may take; the rest
+            stays free for others.
         memory_bytes: Bytes that tensors of requests may take together; 0 is half
             of the machine's (or the device's) memory.
         calibrate_s: Seconds that timing a model may take when it is made ready, apart
@@ -45,6 +47,7 @@ class EngineConfig(Checked):
     quantum_s: float = 2.0
     max_running: int = 128
     max_waiting: int = 4096
+    client_share: float = 0.75
     memory_bytes: int = 0
     calibrate_s: float = 3.0
     certify: bool = True
@@ -65,6 +68,7 @@ class EngineConfig(Checked):
         for name in ("memory_bytes", "cache_memory_bytes", "cache_disk_bytes"):
             check_range(name, getattr(self, name), 0, 2**50)
         check_range("prompt_cache_bytes", self.prompt_cache_bytes, 0, 2**50)
+        check_range("client_share", self.client_share, 0.01, 1)
         check_range("max_pixels", self.max_pixels, 1, 2**40)
         check_range("max_request_pixels", self.max_request_pixels, 1, 2**50)
         rising = all(a < b for a, b in zip((0, *self.buckets), self.buckets, strict=False))

@@ -14,17 +14,18 @@ import io
 import math
 import struct
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from mezzotint.errors import ImageError, ShapeError, WorkFailed
+from mezzotint.errors import ImageError, PictureTooLarge, ShapeError, WorkFailed
 from mezzotint.images.config import ImageConfig
 from mezzotint.images.png import encode_png
 from mezzotint.textchunks import PARAMETERS, RECIPE, jpeg_segments, make_exif
-from mezzotint.types import OutputFormat
+from mezzotint.types import OutputFormat, Size
 
-__all__ = ["decode_image", "decode_mask", "encode", "to_images", "to_pixels"]
+__all__ = ["decode_image", "decode_mask", "encode", "read_size", "to_images", "to_pixels"]
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _BROKEN = (
@@ -181,8 +182,34 @@ def decode_mask(
     return 1 - alpha.astype(np.float32) / np.float32(255)
 
 
+def read_size(data: bytes, *, field: str = "image", config: ImageConfig | None = None) -> Size:
+    """Read the size of a picture from its head; no pixel is decoded.
+
+    Args:
+        data: The encoded file.
+        field: Request field to name in errors.
+        config: Limits.
+
+    Raises:
+        ImageError: As for :func:`decode_image`, as far as the head tells.
+    """
+    return Size(*_open(data, field, config or ImageConfig(), lambda picture: picture).size)
+
+
 def _decode(data: bytes, field: str, config: ImageConfig) -> Image.Image:
     """Open, check, decode and turn a picture; mode is L, RGB or RGBA afterwards."""
+
+    def read(picture: Image.Image) -> Image.Image:
+        picture.load()
+        return _simplify(ImageOps.exif_transpose(picture), field)
+
+    return _open(data, field, config, read)
+
+
+def _open(
+    data: bytes, field: str, config: ImageConfig, read: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    """Check the head of a file and read on; what is broken is an error that names the field."""
     if len(data) > config.max_bytes:
         raise ImageError(
             f"{field} must be at most {config.max_bytes} bytes, got {len(data)}",
@@ -192,8 +219,7 @@ def _decode(data: bytes, field: str, config: ImageConfig) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(data), formats=_FORMATS)
         _check_size(picture, field, config)
-        picture.load()
-        return _simplify(ImageOps.exif_transpose(picture), field)
+        return read(picture)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -220,9 +246,9 @@ def _check_size(picture: Image.Image, field: str, config: ImageConfig) -> None:
         )
 
 
-def _too_large(field: str, got: str, config: ImageConfig) -> ImageError:
+def _too_large(field: str, got: str, config: ImageConfig) -> PictureTooLarge:
     allowed = f"at most {config.max_pixels} pixels and {config.max_side_px} px a side"
-    return ImageError(f"{field} must have {allowed}, got {got}", field=field, allowed=allowed)
+    return PictureTooLarge(f"{field} must have {allowed}, got {got}", field=field, allowed=allowed)
 
 
 def _simplify(picture: Image.Image, field: str) -> Image.Image:

@@ -15,13 +15,26 @@ class ImageConfig:
         max_pixels: Most pixels (width times height) of a picture that is read.
         max_side_px: Longest side of a picture that is read.
         max_bytes: Most bytes of an encoded picture.
+        max_request_pixels: Most pixels of all pictures that come with one request.
+        max_output_pixels: Most pixels of a picture that is enlarged, extended, or put back
+            into the one that came; 0 is ``max_pixels``. The server takes
+            ``serve.limits.pixels`` if that is less.
     """
 
     max_pixels: int = 40_000_000
     max_side_px: int = 16_384
     max_bytes: int = 64 << 20
+    max_request_pixels: int = 64_000_000
+    max_output_pixels: int = 0
+
+    @property
+    def most_output_pixels(self) -> int:
+        """The limit on what is answered, resolved."""
+        return self.max_output_pixels or self.max_pixels
 
     def __post_init__(self) -> None:
         check_range("images.max_pixels", self.max_pixels, 1, 170_000_000)
         check_range("images.max_side_px", self.max_side_px, 1, 65_500)
+        check_range("images.max_request_pixels", self.max_request_pixels, 1, 1 << 40)
+        check_range("images.max_output_pixels", self.max_output_pixels, 0, 1 << 40)
         check_range("images.max_bytes", self.max_bytes, 1, 1 << 30)

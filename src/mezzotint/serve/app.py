@@ -10,18 +10,19 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mezzotint.errors import NotReady
 from mezzotint.observe import log, spans
 from mezzotint.serve import page
-from mezzotint.serve.auth import KeyRing
+from mezzotint.serve.auth import Caller, KeyRing
 from mezzotint.serve.browsers import check_caller
 from mezzotint.serve.config import is_loopback
 from mezzotint.serve.dialects import a1111, huggingface, native, openai, torchserve
@@ -127,6 +128,7 @@ class Doorway:
             redirect_slashes=False,
             default=_nothing_here,
         )
+        self._visits = 0
         self._is_local = is_loopback(front.config.listeners()[listener][0])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -202,9 +204,29 @@ class Doorway:
                     here.caller = self._keys.identify(http.headers, address)
                 here.caller.require(endpoint.scope)
                 self._front.meter.count(here.caller)
+                return await self._answer(endpoint, http, here.caller)
             return await endpoint.handler(self._front, http)
 
         return handle
+
+    async def _answer(self, endpoint: Endpoint, http: Request, caller: Caller) -> Any:
+        """Answer as one of the requests that the caller, and all callers, may have open."""
+        limits, meter = self._front.config.limits, self._front.meter
+        if self._visits >= limits.connections:
+            raise NotReady(f"{limits.connections} requests are open already")
+        meter.take(caller, "requests", limits.visits)
+        self._visits += 1
+
+        def leave() -> None:
+            self._visits -= 1
+            meter.give(caller, "requests")
+
+        try:
+            response = await endpoint.handler(self._front, http)
+        except BaseException:
+            leave()
+            raise
+        return _Leaving(response, leave)
 
     def _keys_or_open(self, headers: Mapping[str, str], scope: Scope) -> Any:
         """Identify the caller where no key is needed; else the endpoint asks for one."""
@@ -234,6 +256,21 @@ class Doorway:
 
     def _preflight(self, scope: Scope, headers: Mapping[str, str]) -> bool:
         return scope["method"] == "OPTIONS" and "access-control-request-method" in headers
+
+
+class _Leaving:
+    """A response that is followed by something, however it ends."""
+
+    def __init__(self, response: ASGIApp, leave: Callable[[], None]) -> None:
+        self._response = response
+        self._leave = leave
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
+        try:
+            await self._response(scope, receive, send)
+        finally:
+            self._leave()
 
 
 def _write_access(scope: Scope, here: Visit, status: int, seconds: float) -> None:

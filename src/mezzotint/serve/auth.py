@@ -16,7 +16,7 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -282,12 +282,12 @@ class KeyRing:
 class _Bucket:
     tokens: float
     filled: float
-    running: int = 0
+    held: "Counter[str]" = field(default_factory=Counter)
 
 
 @dataclass(slots=True)
 class Meter:
-    """Counts what each caller does: a token bucket a minute, and work at once.
+    """Counts what each caller does: a token bucket a minute, and what it holds at once.
 
     Args:
         clock: Seconds, rising.
@@ -325,24 +325,38 @@ class Meter:
         Raises:
             TooManyRequests: If the caller has as many as it may have.
         """
-        bucket = self._bucket(caller)
-        if caller.concurrency and bucket.running >= caller.concurrency:
-            raise TooManyRequests(
-                f"at most {caller.concurrency} generations at once for this key",
-                retry_after_s=1.0,
-            )
-        bucket.running += 1
+        self.take(caller, "generations", caller.concurrency)
 
     def leave(self, caller: Caller) -> None:
         """Count one generation that ended."""
-        self._bucket(caller).running -= 1
+        self.give(caller, "generations")
+
+    def take(self, caller: Caller, what: str, most: int) -> None:
+        """Count one more thing that the caller holds.
+
+        Args:
+            caller: Who.
+            what: The things, in the plural.
+            most: How many it may hold at once; 0 is no limit.
+
+        Raises:
+            TooManyRequests: If the caller has as many as it may have.
+        """
+        held = self._bucket(caller).held
+        if most and held[what] >= most:
+            raise TooManyRequests(f"at most {most} {what} at once for this key", retry_after_s=1.0)
+        held[what] += 1
+
+    def give(self, caller: Caller, what: str) -> None:
+        """Count one thing less that the caller holds."""
+        self._bucket(caller).held[what] -= 1
 
     def _bucket(self, caller: Caller) -> _Bucket:
         bucket = self._buckets.get(caller.name)
         if bucket is None:
             bucket = _Bucket(float(caller.requests_per_minute), self.clock())
             self._buckets[caller.name] = bucket
-            idle = [n for n, b in self._buckets.items() if not b.running]
+            idle = [n for n, b in self._buckets.items() if not b.held.total()]
             for name in idle[: max(0, len(self._buckets) - self.most)]:
                 del self._buckets[name]
         self._buckets.move_to_end(caller.name)

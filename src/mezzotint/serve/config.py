@@ -33,8 +33,13 @@ class Limits(Checked):
         images: Pictures of one request, frames of a walk included.
         wait_s: Seconds a synchronous client waits at most.
         requests_per_minute: Requests of one key (or address); 0 is no limit.
-        concurrency: Generations of one key (or address) at once; 0 is no limit.
+        concurrency: Generations, enlargements and calls of handler code of one key (or
+            address) at once; 0 is no limit.
+        streams: Event streams of one key (or address) at once; 0 is no limit.
         connections: Connections to one listener at once.
+        client_share: Share of the connections that requests of one key (or address) may
+            hold; the rest stays free for others.
+        head_s: Seconds in which the head of a request must arrive.
     """
 
     body_bytes: int = 32 << 20
@@ -45,7 +50,10 @@ class Limits(Checked):
     wait_s: float = 3600.0
     requests_per_minute: int = 0
     concurrency: int = 0
+    streams: int = 64
     connections: int = 1024
+    client_share: float = 0.75
+    head_s: float = 2.0
 
     def _validate(self) -> None:
         check_range("limits.body_bytes", self.body_bytes, 1024, 1 << 32)
@@ -56,6 +64,9 @@ class Limits(Checked):
         check_range("limits.wait_s", self.wait_s, 0.1, 7 * 86400, unit=" s")
         check_range("limits.requests_per_minute", self.requests_per_minute, 0, 1 << 31)
         check_range("limits.concurrency", self.concurrency, 0, 1 << 31)
+        check_range("limits.streams", self.streams, 0, 1 << 31)
+        check_range("limits.client_share", self.client_share, 0.01, 1)
+        check_range("limits.head_s", self.head_s, 0.1, 3600, unit=" s")
         check_range("limits.connections", self.connections, 1, 1 << 20)
 
     @property
@@ -67,6 +78,11 @@ class Limits(Checked):
     def ends(self) -> dict[str, int]:
         """Upper ends of request fields, by the name that their bounds know them by."""
         return {"images": self.images, "steps": self.steps, "side": self.side}
+
+    @property
+    def visits(self) -> int:
+        """Requests of one caller that may be open at once, at least one."""
+        return max(1, int(self.connections * self.client_share))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -112,6 +112,7 @@ TABLE: Mapping[type[Exception], tuple[int, str]] = {
     errors.InvalidField: (422, "invalid_request"),
     errors.UnknownName: (422, "unknown_name"),
     errors.ImageError: (422, "unreadable_image"),
+    errors.PictureTooLarge: (413, "too_large"),
     errors.ShapeError: (422, "invalid_shape"),
     errors.Refused: (403, "refused"),
     errors.GateRejected: (422, "gate_rejected"),

@@ -5,21 +5,22 @@ clients that go away, and keeps what the answer's headers need.
 """
 
 import asyncio
+import contextlib
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from starlette.requests import Request
 
 from mezzotint import errors
 from mezzotint.errors import DeadlineExceeded, ModelNotAllowed, NotReady, WorkFailed
-from mezzotint.request import GenerationRequest
+from mezzotint.request import GenerationRequest, Output
 from mezzotint.serve.auth import Caller, Meter
 from mezzotint.serve.config import ServeConfig, is_loopback
 from mezzotint.serve.errors import ClientGone, Forbidden, TooLarge
-from mezzotint.serve.streaming import until_gone
+from mezzotint.serve.streaming import EventStream, until_gone
 from mezzotint.serve.wire import Visit, visit
 from mezzotint.service.base import Service
 from mezzotint.service.jobs.jobs import Jobs
@@ -29,6 +30,7 @@ from mezzotint.types import (
     Failed,
     Finished,
     GenerationResult,
+    ImageOutput,
 )
 
 __all__ = ["Front", "new_id"]
@@ -170,6 +172,52 @@ class Front:
             )
         if not self._paths_allowed:
             _refuse_path(source, field)
+
+    async def upscale(
+        self, http: Request, data: bytes, *, factor: float, model: str | None
+    ) -> ImageOutput:
+        """Enlarge a picture; it counts as a generation of the caller.
+
+        Raises:
+            NotReady: While draining.
+            TooManyRequests: If the caller has as much under way as it may have.
+            ClientGone: If the connection was closed meanwhile.
+            MezzotintError: If the picture cannot be enlarged.
+        """
+        self.check_open()
+        if model is not None and not self._paths_allowed:
+            _refuse_path(model, "upscale.model")
+        caller: Caller = visit(http).caller
+        with self.counted(caller):
+            work = self.service.upscale(
+                data, factor=factor, model=model, output=Output(), client=caller.name
+            )
+            return await self.watched(http, work)
+
+    @contextlib.contextmanager
+    def counted(self, caller: Caller) -> Iterator[None]:
+        """Count one generation of the caller while the block runs.
+
+        Raises:
+            TooManyRequests: If the caller has as many as it may have.
+        """
+        self.meter.enter(caller)
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.meter.leave(caller)
+            self.running -= 1
+
+    def event_stream(self, http: Request, events: AsyncIterator[bytes]) -> EventStream:
+        """Answer with events, one of the streams that the caller may hold.
+
+        Raises:
+            TooManyRequests: If it has as many open as it may have.
+        """
+        caller: Caller = visit(http).caller
+        self.meter.take(caller, "event streams", self.config.limits.streams)
+        return EventStream(events, closed=lambda: self.meter.give(caller, "event streams"))
 
     async def generate(
         self, http: Request, request: GenerationRequest, observe: Observer | None = None

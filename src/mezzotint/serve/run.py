@@ -7,6 +7,7 @@ On SIGTERM or SIGINT nothing new is taken, what runs is finished within
 import asyncio
 import contextlib
 import datetime
+import functools
 import signal
 import socket
 import time
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mezzotint.errors import InvalidRequest, MezzotintError
 from mezzotint.observe import log
@@ -23,6 +23,7 @@ from mezzotint.observe.config import LogConfig
 from mezzotint.serve.app import create_app
 from mezzotint.serve.auth import KeyRing
 from mezzotint.serve.config import ServeConfig
+from mezzotint.serve.connections import Crowd, Protocol, raise_file_limit
 from mezzotint.serve.front import Front
 from mezzotint.serve.metrics import ServerMetrics
 from mezzotint.serve.wire import Listener
@@ -34,7 +35,6 @@ from mezzotint.service.workers.pool import create_workers
 
 __all__ = ["run", "serve"]
 
-_HEADERS_S = 15.0
 _NAMES: tuple[Listener, ...] = ("generation", "management", "metrics")
 
 
@@ -99,6 +99,7 @@ async def serve(
     front = Front(service, config, jobs=jobs)
     now = datetime.datetime.now(datetime.UTC)
     front.memory |= {"version": version, "started": now.isoformat(timespec="milliseconds")}
+    raise_file_limit(len(_NAMES) * config.limits.connections)
     sockets = _bind(config)
     counted = ServerMetrics()
     servers: dict[Listener, uvicorn.Server] = {
@@ -185,47 +186,6 @@ def _bind(config: ServeConfig) -> dict[Listener, socket.socket]:
     return sockets
 
 
-class _Protocol(H11Protocol):
-    """Closes connections that do not get the head of a request across in time.
-
-    The time runs from the first byte (or the connection), not from the last: a client
-    that sends a line now and then gains nothing.
-    """
-
-    _patience: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._watch()
-
-    def data_received(self, data: bytes) -> None:
-        self._watch()
-        super().data_received(data)
-        if not self._is_idle():
-            self._rest()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._rest()
-        super().connection_lost(exc)
-
-    def _is_idle(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
-
-    def _watch(self) -> None:
-        if self._patience is None and self._is_idle():
-            self._patience = self.loop.call_later(_HEADERS_S, self._give_up)
-
-    def _rest(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
-
-    def _give_up(self) -> None:
-        self._patience = None
-        if self._is_idle():
-            self.transport.close()
-
-
 class _Server(uvicorn.Server):
     """A uvicorn server that leaves signals alone."""
 
@@ -236,17 +196,18 @@ class _Server(uvicorn.Server):
 
 
 def _server(config: ServeConfig, app: Any) -> uvicorn.Server:
+    crowd = Crowd(config.limits.connections, config.limits.head_s)
     return _Server(
         uvicorn.Config(
             app,
-            http=_Protocol,
+            http=functools.partial(Protocol, crowd=crowd),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=config.limits.connections,
+            limit_concurrency=None,  # the crowd and the doorway see to it
             timeout_keep_alive=30,
             timeout_graceful_shutdown=5,
             ssl_certfile=config.certificate or None,

@@ -7,7 +7,7 @@ quiet connection.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import orjson
@@ -59,10 +59,18 @@ class EventStream:
     Args:
         events: Encoded events.
         headers: Further headers.
+        closed: Called once it is over, however it ended.
     """
 
-    def __init__(self, events: AsyncIterator[bytes], headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        headers: dict[str, str] | None = None,
+        *,
+        closed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._events = events
+        self._closed = closed
         self._headers = {
             "content-type": "text/event-stream; charset=utf-8",
             "cache-control": "no-store",
@@ -72,6 +80,13 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events until they end or the client goes away."""
+        try:
+            await self._send(receive, send)
+        finally:
+            self._closed()
+
+    async def _send(self, receive: Receive, send: Send) -> None:
+        """Send until the events end or the client is gone."""
         raw = [(k.encode(), v.encode()) for k, v in self._headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": raw})
         gone = asyncio.ensure_future(until_gone(receive))

@@ -151,9 +151,12 @@ class ModelManager(Protocol):
 
 
 class PictureTools(Protocol):
-    """What doors need done to encoded pictures; doors themselves decode nothing."""
+    """What doors need done to encoded pictures; doors themselves decode nothing.
 
-    async def inspect(self, data: bytes) -> Mapping[str, Any]:
+    ``client`` names who asks, so that nobody's pictures keep all threads busy.
+    """
+
+    async def inspect(self, data: bytes, *, client: str = "") -> Mapping[str, Any]:
         """Read the recipe inside a picture.
 
         Returns:
@@ -168,7 +171,13 @@ class PictureTools(Protocol):
         ...
 
     async def upscale(
-        self, data: bytes, *, factor: float, model: str | None = None, output: Output
+        self,
+        data: bytes,
+        *,
+        factor: float,
+        model: str | None = None,
+        output: Output,
+        client: str = "",
     ) -> ImageOutput:
         """Enlarge a picture; ``model`` None is Lanczos.
 

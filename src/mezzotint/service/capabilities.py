@@ -64,7 +64,7 @@ def abilities(
         embedding_names=lambda: shelf.adapters.names("embedding"),
         max_pixels=engine.max_pixels,
         max_request_pixels=engine.max_request_pixels,
-        max_output_pixels=images.max_pixels,
+        max_output_pixels=images.most_output_pixels,
     )
 
 

@@ -26,6 +26,7 @@ class JobsConfig(Checked):
         url: SQLAlchemy URL of another database, e.g.
             ``postgresql+psycopg://...``; "" is SQLite in ``folder``.
         max_waiting: Jobs that may wait; more are refused with ``QueueFull``.
+        client_share: Share of them that one client may hold; the rest stays free for others.
         max_running: Jobs given to the engine at once.
         max_age_s: Seconds after which a finished job's pictures are removed.
         max_bytes: Bytes of pictures kept; the oldest finished jobs go first.
@@ -37,6 +38,7 @@ class JobsConfig(Checked):
     folder: str = "."
     url: str = ""
     max_waiting: int = 1000
+    client_share: float = 0.75
     max_running: int = 8
     max_age_s: float = 7 * 86400.0
     max_bytes: int = 10 << 30
@@ -45,6 +47,7 @@ class JobsConfig(Checked):
 
     def _validate(self) -> None:
         check_range("jobs.max_waiting", self.max_waiting, 1, 1_000_000)
+        check_range("jobs.client_share", self.client_share, 0.01, 1)
         check_range("jobs.max_running", self.max_running, 1, 1024)
         check_range("jobs.max_age_s", self.max_age_s, 1, 10 * 365 * 86400, unit=" s")
         check_range("jobs.max_bytes", self.max_bytes, 0, 1 << 60)

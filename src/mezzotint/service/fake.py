@@ -275,7 +275,7 @@ class FakeService:
                 answers.append(HandlerAnswer(data=text.encode(), content_type="text/plain"))
         return tuple(answers)
 
-    async def inspect(self, data: bytes) -> Mapping[str, Any]:
+    async def inspect(self, data: bytes, *, client: str = "") -> Mapping[str, Any]:
         """Read the text chunks of a PNG."""
         items = read_png_text(data)
         return {
@@ -287,7 +287,13 @@ class FakeService:
         }
 
     async def upscale(
-        self, data: bytes, *, factor: float, model: str | None = None, output: Output
+        self,
+        data: bytes,
+        *,
+        factor: float,
+        model: str | None = None,
+        output: Output,
+        client: str = "",
     ) -> ImageOutput:
         """Draw a picture of the enlarged size."""
         if model is not None and model != "anime-x4":

@@ -41,9 +41,10 @@ from mezzotint.service.dispatch.event_mailbox import Letterbox
 from mezzotint.service.endings import ENDINGS, result_of, timed
 from mezzotint.service.finishing import tools
 from mezzotint.service.finishing.inpainting import read_canvas
-from mezzotint.service.finishing.pictures import Finisher, adapter_assets
+from mezzotint.service.finishing.pictures import Finisher, adapter_assets, check_pictures
 from mezzotint.service.handlers.handlers import HandlerPool
 from mezzotint.service.orders import Judge, Order
+from mezzotint.service.provision.fair_threads import FairThreads
 from mezzotint.service.provision.loader import Loader
 from mezzotint.service.provision.model_provider import (
     Shelf,
@@ -121,6 +122,7 @@ class LocalService:
             device=self.shelf.device,
         )
         self._is_closed = False
+        self._threads = FairThreads()
         self._letterbox: Letterbox | None = None
         self._desk = Desk(
             engine,
@@ -219,6 +221,7 @@ class LocalService:
         if request.output.animation is not None:
             check_animation(request.output.animation)
         limits = self.config.images
+        check_pictures(request, limits)
         canvas = read_canvas(request, limits)
         size = canvas.size if canvas is not None else None
         planned = plan(request, spec, self._abilities(request), image_size=size)
@@ -293,7 +296,8 @@ class LocalService:
             use_cache=use_cache,
             preview_every=preview_every,
         )
-        order = ask() if self._is_planned_at_once(request) else await asyncio.to_thread(ask)
+        at_once = self._is_planned_at_once(request)
+        order = ask() if at_once else await self._threads.run(client, ask)
         answer = self._desk.accept(order, at_once=not self._is_interruptible)
         answer.add_done_callback(hear)
         is_over = False
@@ -355,7 +359,7 @@ class LocalService:
 
     async def plan(self, request: GenerationRequest, *, client: str = "") -> Mapping[str, Any]:
         """Resolve a request without running it: plan, warnings, predicted cost."""
-        return await asyncio.to_thread(self.describe_plan, request, client)
+        return await self._threads.run(client, self.describe_plan, request, client)
 
     def describe_plan(self, request: GenerationRequest, client: str = "") -> dict[str, Any]:
         """Return plan, warnings and predicted cost of a request as plain data."""
@@ -427,15 +431,22 @@ class LocalService:
         """Make the bare ``name`` mean this version."""
         await asyncio.to_thread(self._librarian.set_default, name, version)
 
-    async def inspect(self, data: bytes) -> Mapping[str, Any]:
+    async def inspect(self, data: bytes, *, client: str = "") -> Mapping[str, Any]:
         """Read the recipe inside a picture."""
-        return await asyncio.to_thread(tools.inspect, data, self.shelf.names())
+        return await self._threads.run(client, tools.inspect, data, self.shelf.names())
 
     async def upscale(
-        self, data: bytes, *, factor: float, model: str | None = None, output: Output
+        self,
+        data: bytes,
+        *,
+        factor: float,
+        model: str | None = None,
+        output: Output,
+        client: str = "",
     ) -> ImageOutput:
         """Enlarge a picture; ``model`` None is Lanczos."""
-        return await asyncio.to_thread(
+        return await self._threads.run(
+            client,
             tools.upscale,
             data,
             factor=factor,
@@ -468,6 +479,7 @@ class LocalService:
         """Do what :meth:`close` does, from a plain thread."""
         if not self._is_closed:
             self._is_closed = True
+            self._threads.close()
             self._desk.close().result()
             self.costs.save()
 

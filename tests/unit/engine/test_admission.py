@@ -72,7 +72,9 @@ def test_own_backlog_comes_first():
 
 def test_a_load_is_told_apart_by_who_goes_first():
     load = load_before(HELD, "a", (0, inf, 15.0))
-    assert load == Load(images=6, seconds=129.5, before_s=8.0, ahead_s=4.0, rivals=2, rival_s=100.5)
+    assert load == Load(
+        images=6, seconds=129.5, before_s=8.0, ahead_s=4.0, rivals=2, rival_s=100.5, own_images=2
+    )
     # 8 of the class above, 4 and 2 of the client's own, 6 of each rival or all it has
     assert finish_s(load, 2.0) == 8.0 + 6.0 + 12.0
 
@@ -97,3 +99,15 @@ def test_equal_requests_keep_their_order_while_what_they_are_thought_to_take_wav
     for kind in range(3000):
         turns.due_s(kind, 0.0, 1.0)
     assert len(turns._latest) <= 1024
+
+
+def test_a_named_client_leaves_a_share_of_the_queue_to_others():
+    config = EngineConfig(max_waiting=8)  # six of them for one client
+    held = [Held(client="a", seconds=1.0, rank=(0, inf, 0.0))] * 6
+    rank = (0, inf, 0.0)
+    cost = Prediction(seconds=1.0, model_calls=1, peak_bytes=1, measured=True)
+    with pytest.raises(QueueFull, match="this client has 6 of 8"):
+        admit(load_before(held, "a", rank), [cost], config=config, budget_bytes=10)
+    assert admit(load_before(held, "b", rank), [cost], config=config, budget_bytes=10) > 0
+    nameless = [Held(client="", seconds=1.0, rank=rank)] * 7  # one program, one user
+    assert admit(load_before(nameless, "", rank), [cost], config=config, budget_bytes=10) > 0

@@ -1,4 +1,4 @@
-"""No key sees, guesses or changes what another key asks for."""
+"""No key sees, guesses or changes what another key asks for (mezzotint.serve.auth, .front)."""
 
 import pytest
 from tests.serving import open_door

@@ -1,4 +1,7 @@
-"""What one client asked for is neither told to another nor faster for it."""
+"""What one client asked for is neither told to another nor faster for it.
+
+Of mezzotint.service.dispatch.coalescing, through the whole service.
+"""
 
 import asyncio
 import json

@@ -7,7 +7,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mezzotint.bounds import SPACE
-from mezzotint.request import Output
 from mezzotint.serve.dialects.a1111_bodies import (
     BODIES,
     Enlargement,
@@ -15,9 +14,9 @@ from mezzotint.serve.dialects.a1111_bodies import (
     ExtraBatch,
     ExtraEntry,
 )
-from mezzotint.serve.errors import NotFound
+from mezzotint.serve.errors import NotFound, TooLarge
 from mezzotint.serve.front import Front
-from mezzotint.serve.wire import Endpoint, json_response, read_fields, read_json
+from mezzotint.serve.wire import Endpoint, json_response, read_fields, read_json, visit
 from mezzotint.types import ImageInput
 
 __all__ = ["ENDPOINTS", "post"]
@@ -28,7 +27,9 @@ async def png_info(front: Front, http: Request) -> Response:
     text = (await read_json(http)).get("image")
     if not isinstance(text, str) or not text.strip(SPACE):
         return json_response({"info": "", "items": {}, "parameters": {}})
-    found = await front.service.inspect(ImageInput.from_base64(text).data)
+    found = await front.service.inspect(
+        ImageInput.from_base64(text).data, client=visit(http).caller.name
+    )
     return json_response(
         {
             "info": found["parameters"],
@@ -38,20 +39,21 @@ async def png_info(front: Front, http: Request) -> Response:
     )
 
 
-async def _upscale(front: Front, fields: Enlargement, picture: ImageInput) -> str:
+async def _upscale(
+    front: Front, http: Request, fields: Enlargement, picture: ImageInput
+) -> str:
     name = fields.upscaler_1
     model = "real-esrgan" if "esrgan" in name.lower() else name
     model = None if name in ("None", "Lanczos", "Nearest") else model
-    image = await front.service.upscale(
-        picture.data, factor=fields.upscaling_resize, model=model, output=Output()
-    )
+    factor = fields.upscaling_resize
+    image = await front.upscale(http, picture.data, factor=factor, model=model)
     return base64.b64encode(image.data).decode("ascii")
 
 
 async def extra_single(front: Front, http: Request) -> Response:
     """Enlarge one picture."""
     fields, _ = read_fields(Extra, await read_json(http))
-    image = await _upscale(front, fields, fields.image)
+    image = await _upscale(front, http, fields, fields.image)
     return json_response({"html_info": "", "image": image})
 
 
@@ -59,7 +61,15 @@ async def extra_batch(front: Front, http: Request) -> Response:
     """Enlarge several pictures."""
     fields, _ = read_fields(ExtraBatch, await read_json(http))
     pictures = [e.data if isinstance(e, ExtraEntry) else e for e in fields.imageList]
-    images = [await _upscale(front, fields, p) for p in pictures[: front.config.limits.images]]
+    most = front.config.limits.images
+    if len(pictures) > most:
+        raise TooLarge(
+            f"imageList has {len(pictures)} pictures, at most {most} in one request",
+            field="imageList",
+            value=len(pictures),
+            allowed=f"at most {most}",
+        )
+    images = [await _upscale(front, http, fields, picture) for picture in pictures]
     return json_response({"html_info": "", "images": images})
 
 

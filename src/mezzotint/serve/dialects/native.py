@@ -28,7 +28,7 @@ from mezzotint.serve.dialects.native_bodies import (
     wanted_format,
     with_bytes,
 )
-from mezzotint.serve.errors import Conflict, Problem, describe
+from mezzotint.serve.errors import Conflict, Problem, TooManyRequests, describe
 from mezzotint.serve.front import Front
 from mezzotint.serve.schema import ANY_OBJECT, request_schema
 from mezzotint.serve.streaming import EventStream, sse
@@ -95,8 +95,13 @@ async def _generate(front: Front, http: Request, request: GenerationRequest) -> 
     """Run a request; with an idempotency key through a job, so that a repeat finds it."""
     if "idempotency-key" not in http.headers or front.jobs is None:
         return await front.generate(http, request)
-    job = await native_jobs.submit(front, http, request)
-    job = await front.watched(http, front.jobs.wait(job.id))
+    caller = visit(http).caller
+    front.meter.enter(caller)  # it waits as one without the key does
+    try:
+        job = await native_jobs.submit(front, http, request)
+        job = await front.watched(http, front.jobs.wait(job.id))
+    finally:
+        front.meter.leave(caller)
     if job.status != "succeeded":
         raise _job_error(job)
     images: list[ImageOutput] = []
@@ -149,7 +154,11 @@ async def _stream(front: Front, http: Request, request: GenerationRequest) -> Ev
         finally:
             await events.aclose()
 
-    return EventStream(encode())
+    try:
+        return front.event_stream(http, encode())
+    except TooManyRequests:
+        await events.aclose()
+        raise
 
 
 def _event(event: Event) -> tuple[str, dict[str, Any]]:
@@ -211,7 +220,7 @@ async def inspect(front: Front, http: Request) -> Response:
         if not isinstance(body.get("image"), str):
             raise InvalidRequest("image must be a picture as base64 text", field="image")
         data = ImageInput.from_base64(body["image"]).data
-    return json_response(dict(await front.service.inspect(data)))
+    return json_response(dict(await front.service.inspect(data, client=visit(http).caller.name)))
 
 
 async def live(front: Front, http: Request) -> Response:

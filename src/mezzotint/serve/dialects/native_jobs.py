@@ -133,7 +133,7 @@ async def job_events(front: Front, http: Request) -> EventStream:
         async for event in jobs.events(job.id, after):
             yield sse(await _job_event(front, event, job.id), event=event.kind, id_=event.id)
 
-    return EventStream(encode())
+    return front.event_stream(http, encode())
 
 
 async def _job_event(front: Front, event: JobEvent, id_: str) -> dict[str, Any]:

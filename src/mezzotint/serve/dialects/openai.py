@@ -19,7 +19,7 @@ from starlette.responses import Response
 from mezzotint.errors import InvalidRequest, MezzotintError, UnknownName, WorkFailed
 from mezzotint.request import GenerationRequest
 from mezzotint.serve.dialects.openai_bodies import BODIES, Answer, Kind, to_request
-from mezzotint.serve.errors import Conflict, NotFound, Problem, describe
+from mezzotint.serve.errors import Conflict, NotFound, Problem, TooManyRequests, describe
 from mezzotint.serve.front import Front
 from mezzotint.serve.schema import ANY_OBJECT
 from mezzotint.serve.streaming import EventStream, sse
@@ -209,7 +209,11 @@ async def _stream(
         raise InvalidRequest("stream is not part of variations", field="stream")
     events = front.stream(http, request, preview_every=1 if answer.partial_images else 0)
     first = await anext(events)
-    return EventStream(_encode(events, first, answer))
+    try:
+        return front.event_stream(http, _encode(events, first, answer))
+    except TooManyRequests:
+        await events.aclose()
+        raise
 
 
 async def _encode(

@@ -68,15 +68,11 @@ async def run(
     front.check_open()
     visit(http).model = model
     given = [await _row(http)] if rows is None else list(rows)
-    front.meter.enter(visit(http).caller)
-    front.running += 1
     try:
-        answers = await front.watched(http, front.service.handle(model, given))
+        with front.counted(visit(http).caller):
+            answers = await front.watched(http, front.service.handle(model, given))
     except ModelError as error:
         raise WorkFailed(str(error)) from None
-    finally:
-        front.meter.leave(visit(http).caller)
-        front.running -= 1
     for one in answers:
         if one.error == "died":
             raise WorkerDied("Worker died.")

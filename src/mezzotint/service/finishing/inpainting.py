@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from mezzotint.errors import ImageError
-from mezzotint.images.codec import decode_image, decode_mask, to_images
+from mezzotint.errors import ImageError, PictureTooLarge
+from mezzotint.images.codec import decode_image, decode_mask, read_size, to_images
 from mezzotint.images.config import ImageConfig
 from mezzotint.images.resize import fit
 from mezzotint.planning.plan import OUTSIDE, Plan
 from mezzotint.request import GenerationRequest
-from mezzotint.types import Size
+from mezzotint.types import ImageInput, Size
 
 __all__ = ["Canvas", "read_canvas"]
 
@@ -77,10 +77,12 @@ def read_canvas(request: GenerationRequest, limits: ImageConfig | None = None) -
     """
     if request.image is None:
         return None
+    limits = limits or ImageConfig()
+    _check_worked_on(request, request.image, limits)
     image = decode_image(request.image.data, config=limits)
     mask = _read_mask(request, image, limits)
     if request.outpaint is not None:
-        image, mask = _extend(request, image, mask, limits or ImageConfig())
+        image, mask = _extend(request, image, mask)
     if mask is None:
         return Canvas(image, None, None)
     asked = request.inpaint
@@ -112,20 +114,40 @@ def _read_mask(
     return _blurred(mask, request.inpaint.blur) if request.inpaint.blur else mask
 
 
+def _check_worked_on(request: GenerationRequest, image: ImageInput, limits: ImageConfig) -> None:
+    """Refuse a picture that is worked on at its own size and has too many pixels for that.
+
+    A start picture is brought to the size of the plan first; extended, filled under a
+    mask, blurred or put back into, it is not. Its head tells the size.
+
+    Raises:
+        PictureTooLarge: If there are more than may be answered.
+    """
+    out, asked = request.outpaint, request.inpaint
+    is_masked = request.mask is not None or out is not None
+    is_whole = asked.area == "masked" or asked.fill == "surroundings" or bool(asked.blur)
+    if not (out is not None or (is_masked and is_whole)):
+        return
+    width, height = read_size(image.data, config=limits)
+    if out is not None:
+        width, height = width + out.left + out.right, height + out.top + out.bottom
+    if width * height > limits.most_output_pixels:
+        field = "image" if out is None else "outpaint"
+        raise PictureTooLarge(
+            f"{field} must give at most {limits.most_output_pixels} pixels, got {width}x{height}: "
+            "it is worked on at its own size; send a smaller picture",
+            field=field,
+            value=f"{width}x{height}",
+            allowed=f"at most {limits.most_output_pixels} pixels",
+        )
+
+
 def _extend(
-    request: GenerationRequest, image: np.ndarray, mask: np.ndarray | None, limits: ImageConfig
+    request: GenerationRequest, image: np.ndarray, mask: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Add pixels on the sides: the edge goes on, and all of them are repainted."""
     out = request.outpaint
     assert out is not None  # noqa: S101 - the caller saw to it
-    height, width = image.shape[0] + out.top + out.bottom, image.shape[1] + out.left + out.right
-    if width * height > limits.max_pixels:
-        raise ImageError(
-            f"outpaint must give at most {limits.max_pixels} pixels, got {width}x{height}",
-            field="outpaint",
-            value=f"{width}x{height}",
-            allowed=f"at most {limits.max_pixels} pixels",
-        )
     pad = ((out.top, out.bottom), (out.left, out.right))
     inner = np.zeros(image.shape[:2], np.float32) if mask is None else mask
     wide = np.pad(inner, pad, constant_values=np.float32(1))
@@ -165,6 +187,8 @@ def draw_inwards(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     colours = image.astype(np.float32)
     filled, missing = colours * known, 1 - known
     for radius in _FILL_RADII_PX:
+        if not (missing.any() and known.any()):  # a wider look round would add nothing
+            break
         weight = _blurred(known[..., 0], radius)[..., None]
         planes = [_blurred(colours[..., c] * known[..., 0], radius) for c in range(3)]
         around = np.stack(planes, -1) / np.maximum(weight, 1e-6)
@@ -189,8 +213,9 @@ def _gauss(plane: np.ndarray, radius: float) -> np.ndarray:
             pads = [(0, 0), (0, 0)]
             pads[axis] = (half + 1, half)
             total = np.cumsum(np.pad(array, pads, mode="edge"), axis=axis)
-            upper = np.take(total, range(width, total.shape[axis]), axis=axis)
-            lower = np.take(total, range(total.shape[axis] - width), axis=axis)
+            upper, lower = (total[width:], total[:-width]) if not axis else (
+                total[:, width:], total[:, :-width]
+            )  # fmt: skip
             array = (upper - lower) / width
     return array.astype(np.float32)
 

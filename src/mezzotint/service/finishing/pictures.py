@@ -6,14 +6,15 @@ on who asked, in which words, or beside whom it was made.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
+from mezzotint.errors import PictureTooLarge
 from mezzotint.images.animation import encode_animation, order_frames
-from mezzotint.images.codec import decode_image, encode, to_images, to_pixels
+from mezzotint.images.codec import decode_image, encode, read_size, to_images, to_pixels
 from mezzotint.images.config import ImageConfig
 from mezzotint.images.metadata import build_recipe, canonical_json, make_infotext
 from mezzotint.images.preprocess import preprocess
@@ -25,10 +26,10 @@ from mezzotint.request import GenerationRequest
 from mezzotint.service.finishing.inpainting import read_canvas
 from mezzotint.service.finishing.tools import enlarge
 from mezzotint.service.orders import Order, alone
-from mezzotint.types import ImageOutput, StageTimings
+from mezzotint.types import ImageInput, ImageOutput, StageTimings
 from mezzotint.vocabulary import FULL_PRECISION
 
-__all__ = ["Finisher", "adapter_assets", "pastes", "with_pixels"]
+__all__ = ["Finisher", "adapter_assets", "check_pictures", "pastes", "with_pixels"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +197,47 @@ def pastes(plan: Plan) -> bool:
     """Whether what was drawn goes back into the picture that came with the request."""
     asked = plan.techniques.inpaint
     return asked is not None and (asked.paste or asked.area == "masked")
+
+
+def check_pictures(request: GenerationRequest, limits: ImageConfig) -> None:
+    """Hold the pictures of a request to the limits before one of them is decoded.
+
+    Args:
+        request: What was asked.
+        limits: On each picture, on all of them together, and on what is answered.
+
+    Raises:
+        ImageError: If one is no picture.
+        PictureTooLarge: If there are too many pixels; names the field.
+    """
+    total = 0
+    for name, image in _pictures(request):
+        size = read_size(image.data, field=name, config=limits)
+        total += size.width * size.height
+        if total > limits.max_request_pixels:
+            raise PictureTooLarge(
+                f"{name}: the pictures of one request may have {limits.max_request_pixels} "
+                f"pixels together, these have at least {total}",
+                field=name,
+                value=total,
+                allowed=f"at most {limits.max_request_pixels} pixels together",
+            )
+
+
+def _pictures(request: GenerationRequest) -> Iterator[tuple[str, ImageInput]]:
+    """Yield every picture of a request with the field it came in."""
+    for name, image in (("image", request.image), ("mask", request.mask)):
+        if image is not None:
+            yield name, image
+    for k, control in enumerate(request.controls):
+        yield f"controls[{k}].image", control.image
+    for k, prompt in enumerate(request.image_prompts):
+        for place, image in enumerate(prompt.images):
+            yield f"image_prompts[{k}].images[{place}]", image
+    for name, parts in (("regions", request.regions), ("ensemble", request.ensemble)):
+        for k, part in enumerate(parts):
+            if part.mask is not None:
+                yield f"{name}[{k}].mask", part.mask
 
 
 def adapter_assets(

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mezzotint.errors import ImageError, InvalidRequest, NotReady
-from mezzotint.images.codec import decode_image, encode
+from mezzotint.errors import InvalidRequest, NotReady, PictureTooLarge
+from mezzotint.images.codec import decode_image, encode, read_size
 from mezzotint.images.config import ImageConfig
 from mezzotint.images.metadata import read_recipe
 from mezzotint.images.readers import read_foreign
@@ -53,17 +53,21 @@ def upscale(
     """Enlarge a picture.
 
     Raises:
-        ImageError: If the bytes are not a picture or the result is too large.
+        ImageError: If the bytes are not a picture.
+        PictureTooLarge: If it is, or would become, too large; found out before it is decoded.
         UnknownName: If there is no upscaler ``model``.
         NotReady: If its weights are not installed.
     """
-    pixels = decode_image(data, config=limits)
-    if pixels.shape[0] * pixels.shape[1] * factor**2 > limits.max_pixels:
-        raise ImageError(
-            f"upscale.factor {factor:g} would give more than {limits.max_pixels} pixels",
+    size, most = read_size(data, config=limits), limits.most_output_pixels
+    if size.width * size.height * factor**2 > most:
+        raise PictureTooLarge(
+            f"upscale.factor must give at most {most} pixels, {factor:g} would make "
+            f"{round(size.width * factor)}x{round(size.height * factor)} of {size}",
             field="upscale.factor",
             value=factor,
+            allowed=f"at most {most} pixels",
         )
+    pixels = decode_image(data, config=limits)
     pixels = enlarge(pixels, factor, model or "lanczos")
     return ImageOutput(
         index=0,

@@ -8,16 +8,17 @@ import errno
 import hashlib
 from pathlib import Path
 
-from mezzotint.errors import WorkFailed
+from mezzotint.errors import NotReady, WorkFailed
 from mezzotint.files import write_atomically
 
 __all__ = ["NoRoom", "ResultFiles"]
 
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# Each of them passes: the disk gets room, connections and files are closed.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE})
 
 
 class NoRoom(WorkFailed):
-    """The disk is full; the same picture can be kept when there is room again."""
+    """No room on the disk or no file left to open; the picture can be kept later."""
 
 
 class ResultFiles:
@@ -37,7 +38,7 @@ class ResultFiles:
             Its sha256, 64 hex digits.
 
         Raises:
-            NoRoom: If the disk is full.
+            NoRoom: If the disk is full, or too many files are open.
             WorkFailed: If the disk does not take it for another reason.
         """
         digest = hashlib.sha256(data).hexdigest()
@@ -49,15 +50,21 @@ class ResultFiles:
             write_atomically(path, data)
         except OSError as error:
             if error.errno in _NO_ROOM:
-                raise NoRoom(f"the disk has no room for a picture: {error.strerror}") from None
+                raise NoRoom(f"there is no room for a picture: {error.strerror}") from None
             raise WorkFailed(f"the picture could not be kept: {error.strerror}") from None
         return digest
 
     def get(self, digest: str) -> bytes | None:
-        """Return a picture, or None if it is gone or damaged."""
+        """Return a picture, or None if it is gone or damaged.
+
+        Raises:
+            NotReady: If too many files are open to read it now.
+        """
         try:
             data = self.path(digest).read_bytes()
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise NotReady(f"no picture can be read now: {error.strerror}") from None
             return None
         return data if hashlib.sha256(data).hexdigest() == digest else None
 

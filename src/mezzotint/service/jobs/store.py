@@ -176,11 +176,13 @@ class JobStore:
         with self._engine.connect() as db:
             return [self.get(row["id"]) for row in db.execute(query).mappings().all()]
 
-    def waiting(self) -> int:
-        """Count the queued jobs."""
-        query = sa.select(sa.func.count()).select_from(_JOBS).where(_JOBS.c.status == "queued")
+    def waiting(self, client: str) -> tuple[int, int]:
+        """Count the queued jobs, all of them and the client's."""
+        mine = sa.func.sum(sa.case((_JOBS.c.client == client, 1), else_=0))
+        query = sa.select(sa.func.count(), mine).where(_JOBS.c.status == "queued")
         with self._engine.connect() as db:
-            return int(db.execute(query).scalar_one())
+            everybody, own = db.execute(query).one()
+        return int(everybody), int(own or 0)
 
     def counts(self) -> dict[str, int]:
         """Count the jobs by status."""

@@ -269,15 +269,23 @@ class CrewService:
         for worker in self._workers:
             await worker.set_default(name, version)
 
-    async def inspect(self, data: bytes) -> Mapping[str, Any]:
+    async def inspect(self, data: bytes, *, client: str = "") -> Mapping[str, Any]:
         """Read the recipe inside a picture."""
-        return await self._any().inspect(data)
+        return await self._any().inspect(data, client=client)
 
     async def upscale(
-        self, data: bytes, *, factor: float, model: str | None = None, output: Output
+        self,
+        data: bytes,
+        *,
+        factor: float,
+        model: str | None = None,
+        output: Output,
+        client: str = "",
     ) -> ImageOutput:
         """Enlarge a picture."""
-        return await self._any().upscale(data, factor=factor, model=model, output=output)
+        return await self._any().upscale(
+            data, factor=factor, model=model, output=output, client=client
+        )
 
     async def grid(
         self, images: Sequence[bytes], *, columns: int, padding_px: int = 2, output: Output

@@ -280,16 +280,22 @@ class WorkerService:
         """Make the bare name mean this version."""
         await self._change("set_default", name=name, version=version)
 
-    async def inspect(self, data: bytes) -> Mapping[str, Any]:
+    async def inspect(self, data: bytes, *, client: str = "") -> Mapping[str, Any]:
         """Read the recipe inside a picture."""
-        return await self._ask("inspect", data=data)
+        return await self._ask("inspect", data=data, client=client)
 
     async def upscale(
-        self, data: bytes, *, factor: float, model: str | None = None, output: Output
+        self,
+        data: bytes,
+        *,
+        factor: float,
+        model: str | None = None,
+        output: Output,
+        client: str = "",
     ) -> ImageOutput:
         """Enlarge a picture."""
         part = await self._ask(
-            "upscale", data=data, factor=factor, model=model, output=write(output)
+            "upscale", data=data, factor=factor, model=model, output=write(output), client=client
         )
         return read_image(part)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from mezzotint import errors
 from mezzotint.request import GenerationRequest
 from mezzotint.service.config import JobsConfig
 from mezzotint.service.fake import FakeConfig, FakeService
+from mezzotint.service.jobs import results
 from mezzotint.service.jobs.jobs import IdempotencyConflict, Jobs
 from mezzotint.service.jobs.store import JobStore, StoredEvent
 
@@ -311,3 +313,48 @@ def test_eta_begins_with_the_planners_prediction_and_learns_from_what_ran(tmp_pa
         assert jobs._seconds < 10
 
     using(tmp_path, body, fake=FakeConfig(step_s=0.01), max_running=1)
+
+
+def test_a_lack_of_file_descriptors_delays_a_job_as_a_full_disk_does(tmp_path, monkeypatch):
+    monkeypatch.setattr("mezzotint.service.jobs.retry._PAUSE_S", 0.05)
+    refused: list[str] = []
+    write = results.write_atomically
+
+    def busy(path: Path, data: bytes) -> Path:
+        if len(refused) < 3:
+            refused.append(path.name)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return write(path, data)
+
+    async def body(jobs: Jobs, service: FakeService) -> None:
+        monkeypatch.setattr(results, "write_atomically", busy)
+        job = await jobs.submit(GenerationRequest(prompt="a", seed=1))
+        ended = await jobs.wait(job.id)
+        assert ended.status == "succeeded"
+        assert len(refused) == 3
+        assert await jobs.image(ended, 0)
+        monkeypatch.setattr(Path, "read_bytes", lambda _: raise_busy())
+        with pytest.raises(errors.NotReady, match="Too many open files"):
+            await jobs.image(ended, 0)
+
+    using(tmp_path, body)
+
+
+def raise_busy() -> bytes:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_one_client_leaves_a_share_of_the_queue_to_others(tmp_path, url):
+    async def body(jobs: Jobs, service: FakeService) -> None:
+        slow = GenerationRequest(num_inference_steps=900)
+        await jobs.submit(slow, client="first")
+        await asyncio.sleep(0.2)
+        for _ in range(3):
+            await jobs.submit(slow, client="greedy")
+        with pytest.raises(errors.QueueFull, match="3 jobs of this key wait already"):
+            await jobs.submit(slow, client="greedy")
+        await jobs.submit(slow, client="other")
+        with pytest.raises(errors.QueueFull, match="4 jobs wait already"):
+            await jobs.submit(slow, client="third")
+
+    using(tmp_path, body, fake=FakeConfig(step_s=0.05), url=url, max_running=1, max_waiting=4)

@@ -1,0 +1,147 @@
+"""Connections: what a listener holds open, and who has to go when it is full.
+
+A connection without a request is worth nothing to anybody but its owner: it goes when
+somebody else comes. Heads of requests have to arrive within a few seconds. So neither
+idle nor half-open connections keep a probe out, and a listener never has more files
+open than it may.
+"""
+
+import asyncio
+import contextlib
+import math
+import resource
+from collections import OrderedDict
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from mezzotint.observe import log
+
+__all__ = ["Crowd", "Protocol", "raise_file_limit"]
+
+_SPARE = 64  # connections beyond the limit that are heard, so that probes are answered
+_FILES = 512  # files of everything but connections
+
+
+class Crowd:
+    """The connections of one listener.
+
+    Args:
+        most: How many there may be before idle ones make room.
+        head_s: Seconds in which the head of a request must arrive.
+    """
+
+    def __init__(self, most: int, head_s: float) -> None:
+        self.most = most
+        self.head_s = head_s
+        self._idle: OrderedDict[Protocol, None] = OrderedDict()
+        self._open = 0
+
+    def enter(self, newcomer: "Protocol") -> bool:
+        """Count a connection; False if there is no room for it at all."""
+        self._open += 1
+        while self._open > self.most and self._idle:
+            oldest, _ = self._idle.popitem(last=False)
+            oldest.let_go()
+            self._open -= 1
+        self._idle[newcomer] = None
+        return self._open <= self.most + _SPARE
+
+    def work(self, connection: "Protocol") -> None:
+        """Note that a connection has a request."""
+        self._idle.pop(connection, None)
+
+    def rest(self, connection: "Protocol") -> None:
+        """Note that a connection waits for its next request."""
+        if not connection.is_gone:
+            self._idle[connection] = None
+            self._idle.move_to_end(connection)
+
+    def leave(self, connection: "Protocol") -> None:
+        """Forget a connection that is closed, unless it was let go before."""
+        self._idle.pop(connection, None)
+        if not connection.is_gone:
+            connection.is_gone = True
+            self._open -= 1
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1 on one connection, counted, with little patience for slow heads.
+
+    The time runs from the first byte (or the connection), not from the last: a client
+    that sends a line now and then gains nothing.
+    """
+
+    def __init__(self, *arguments: Any, crowd: Crowd, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._crowd = crowd
+        self._patience: asyncio.TimerHandle | None = None
+        self.is_gone = False
+
+    def connection_made(self, transport: Any) -> None:
+        """Count the connection, or close it where there is no room."""
+        super().connection_made(transport)
+        if self._crowd.enter(self):
+            self._watch()
+        else:
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; once a head is whole the connection works."""
+        self._watch()
+        super().data_received(data)
+        if not self._is_idle():
+            self._rest()
+            self._crowd.work(self)
+
+    def on_response_complete(self) -> None:
+        """Rest until the next request."""
+        super().on_response_complete()
+        if self._is_idle():
+            self._crowd.rest(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._rest()
+        self._crowd.leave(self)
+        super().connection_lost(exc)
+
+    def let_go(self) -> None:
+        """Close an idle connection, to make room."""
+        self.is_gone = True
+        self._rest()
+        self.transport.close()
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _watch(self) -> None:
+        if self._patience is None and self._is_idle():
+            self._patience = self.loop.call_later(self._crowd.head_s, self._give_up)
+
+    def _rest(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _give_up(self) -> None:
+        self._patience = None
+        if self._is_idle():
+            self.transport.close()
+
+
+def raise_file_limit(connections: int) -> None:
+    """Let this process open as many files as its connections may need, if it may.
+
+    Args:
+        connections: Of all listeners together.
+    """
+    wanted = connections + _FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft in (resource.RLIM_INFINITY, -1) or soft >= wanted:
+        return
+    most = math.inf if hard == resource.RLIM_INFINITY else hard
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(min(wanted, most)), hard))
+    if most < wanted:
+        log.warning("files.few", allowed=int(most), wanted=wanted)

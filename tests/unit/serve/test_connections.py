@@ -1,0 +1,113 @@
+"""Probes are answered whatever others hold open, and half-open connections are cut."""
+
+import contextlib
+import resource
+import socket
+import time
+
+import httpx
+import pytest
+from tests.serving import RunningServer, running_server
+
+from mezzotint.serve.connections import raise_file_limit
+
+PROBES = ("/health/live", "/ping", "/v2/health/live")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    limits = {"connections": 40, "streams": 0, "client_share": 0.75}
+    folder = tmp_path_factory.mktemp("connections")
+    with running_server(folder, serve={"limits": limits}, fake={"step_s": 0.05}) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def connected(server: RunningServer, count: int, data: bytes = b""):
+    """Open connections that send ``data`` and keep quiet."""
+    with contextlib.ExitStack() as stack:
+        raws = []
+        for _ in range(count):
+            raw = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            if data:
+                raw.sendall(data)
+            raws.append(raw)
+        yield raws
+
+
+def is_closed(raw: socket.socket, seconds: float) -> bool:
+    """Tell whether the other side closes a connection within some time."""
+    raw.settimeout(seconds)
+    try:
+        while raw.recv(65536):
+            continue
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@pytest.mark.parametrize("data", [b"", b"GET /v1/models HTTP/1.1\r\nhost: 127.0.0.1\r\nx: "])
+def test_probes_are_answered_beside_any_number_of_half_open_connections(server, data):
+    with connected(server, 300, data):
+        for path in PROBES:
+            assert httpx.get(server.url + path, timeout=2).status_code == 200
+
+
+def test_probes_are_answered_beside_connections_that_are_kept_alive(server):
+    request = b"GET /ping HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
+    with connected(server, 40, request) as raws:
+        for raw in raws:
+            assert raw.recv(65536).startswith(b"HTTP/1.1 200")
+        for path in PROBES:
+            assert httpx.get(server.url + path, timeout=2).status_code == 200
+        assert is_closed(raws[0], 1.0)  # the one idle longest made room
+
+
+def test_a_thousand_and_thirty_idle_connections_leave_the_default_server_alive(tmp_path):
+    with running_server(tmp_path) as server, connected(server, 1030):
+        assert httpx.get(f"{server.url}/health/live", timeout=2).status_code == 200
+
+
+@pytest.mark.parametrize("data", [b"", b"POST /v1/generations HTTP/1.1\r\nhost: 127.0.0.1\r\n"])
+def test_half_open_connections_are_cut_within_two_seconds(server, data):
+    began = time.monotonic()
+    with connected(server, 20, data) as raws:
+        for _ in range(3):  # a line now and then gains nothing
+            time.sleep(0.5)
+            for raw in raws if data else []:
+                raw.sendall(b"x: y\r\n")
+        assert all(is_closed(raw, max(0.1, 4.0 - (time.monotonic() - began))) for raw in raws)
+    assert 1.5 < time.monotonic() - began < 4.0
+
+
+def test_one_caller_leaves_room_for_others_and_for_probes(server):
+    body = b'{"num_inference_steps": 100}'
+    head = (
+        b"POST /v1/generations HTTP/1.1\r\nhost: 127.0.0.1\r\naccept: text/event-stream\r\n"
+        b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    )
+    with connected(server, 36, head + body) as raws:
+        answers = sorted(raw.recv(65536).split()[1] for raw in raws)
+        assert answers.count(b"200") == 30  # three quarters of forty
+        assert answers.count(b"429") == 6
+        assert httpx.get(f"{server.url}/health/live", timeout=2).status_code == 200
+        full = httpx.get(f"{server.url}/v1/capabilities", timeout=2)
+        assert (full.status_code, full.headers["retry-after"]) == (429, "1")
+    until = time.monotonic() + 10
+    while httpx.get(f"{server.url}/v1/capabilities").status_code != 200:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_the_limit_on_open_files_is_raised_as_far_as_it_may():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (600, hard))
+        raise_file_limit(200)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (712, hard)
+        raise_file_limit(10)  # never lowered
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (712, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
