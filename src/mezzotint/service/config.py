@@ -1,5 +1,6 @@
 """Configuration of the service room: durable jobs and worker processes. Torch-free."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -53,6 +54,17 @@ class JobsConfig(Checked):
         check_range("jobs.max_bytes", self.max_bytes, 0, 1 << 60)
         check_range("jobs.preview_every", self.preview_every, 0, 1000)
         check_range("jobs.lease_s", self.lease_s, 1, 3600, unit=" s")
+
+    def full(self, waiting: int, own: int) -> str:
+        """Say what keeps another job out; "" if it may come in.
+
+        Args:
+            waiting: Jobs that wait.
+            own: Jobs of the same client among them; 0 where nobody has a name.
+        """
+        if own >= math.ceil(self.max_waiting * self.client_share):
+            return f"{own} jobs of this key"
+        return f"{waiting} jobs" if waiting >= self.max_waiting else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

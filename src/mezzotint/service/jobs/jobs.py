@@ -12,7 +12,6 @@ starts are kept; steps and their previews live in memory as long as the job runs
 import asyncio
 import contextlib
 import json
-import math
 import secrets
 import time
 from collections import deque
@@ -190,12 +189,9 @@ class Jobs:
             if known is not None:
                 return _same(known, body_digest, idempotency_key)
         waiting, own = await self._do(lambda: self._store.waiting(client))
-        most = math.ceil(self._config.max_waiting * self._config.client_share)
-        is_greedy = bool(client) and own >= most
-        if waiting >= self._config.max_waiting or is_greedy:
+        if full := self._config.full(waiting, own if client else 0):
             eta_s = self._seconds * waiting / self._config.max_running
-            whose = f"{own} jobs of this key" if is_greedy else f"{waiting} jobs"
-            raise QueueFull(f"{whose} wait already", retry_after_s=max(1.0, eta_s))
+            raise QueueFull(f"{full} wait already", retry_after_s=max(1.0, eta_s))
         if request.seed is None:
             request = replace(request, seed=secrets.randbits(32))
         id_ = f"job-{secrets.token_hex(12)}"

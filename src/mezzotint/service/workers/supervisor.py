@@ -285,19 +285,12 @@ class WorkerService:
         return await self._ask("inspect", data=data, client=client)
 
     async def upscale(
-        self,
-        data: bytes,
-        *,
-        factor: float,
-        model: str | None = None,
-        output: Output,
+        self, data: bytes, *, factor: float, model: str | None = None, output: Output,
         client: str = "",
-    ) -> ImageOutput:
+    ) -> ImageOutput:  # fmt: skip
         """Enlarge a picture."""
-        part = await self._ask(
-            "upscale", data=data, factor=factor, model=model, output=write(output), client=client
-        )
-        return read_image(part)
+        how = {"factor": factor, "model": model, "output": write(output), "client": client}
+        return read_image(await self._ask("upscale", data=data, **how))
 
     async def grid(
         self, images: Sequence[bytes], *, columns: int, padding_px: int = 2, output: Output
