@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from mezzotint.observe import metrics
+from mezzotint.serve.config import Limits
 from mezzotint.serve.metrics import CATALOGUE
 from mezzotint.settings import load
 
@@ -52,13 +53,13 @@ def test_manifest_probes_paths_that_exist():
         assert container[probe]["httpGet"]["path"] in paths
     ports = {p["name"]: p["containerPort"] for p in container["ports"]}
     assert ports == {"generation": 8080, "management": 8081, "metrics": 8082}
+    assert spec["automountServiceAccountToken"] is False
     volumes = {v["name"] for v in spec["volumes"]}
     assert {m["name"] for m in container["volumeMounts"]} == volumes
 
 
 def test_keys_lines_of_the_manifest_are_of_the_right_shape():
     from mezzotint.serve.auth import read_keys
-    from mezzotint.serve.config import Limits
 
     documents = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
     callers = read_keys(documents[0]["stringData"]["keys"], Limits()).values()
@@ -73,6 +74,8 @@ def test_dockerfile_copies_what_exists_and_runs_as_nobody_special():
         for source in sources.split():
             assert (root / source).exists(), source
     assert re.search(r"^USER 10001$", text, re.MULTILINE)
+    assert re.search(r"^ARG BASE$", text, re.MULTILINE)  # by digest: there is no default
+    assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == ["${BASE}", "${BASE}"]
     variables = dict(re.findall(r"(MEZZOTINT_\w+)=(\S+)", text))
     load(environment=variables)
 
@@ -92,6 +95,8 @@ def test_unit_file_is_well_formed():
     parser.read_string((DEPLOY / "mezzotint.service").read_text())
     assert parser["Service"]["KillSignal"] == "SIGTERM"
     assert " serve " in parser["Service"]["ExecStart"]
+    assert int(parser["Service"]["LimitNOFILE"]) >= 3 * Limits().connections + 512
+    assert parser["Service"]["MemoryMax"].endswith("%")
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not here")
