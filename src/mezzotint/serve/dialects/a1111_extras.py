@@ -39,9 +39,7 @@ async def png_info(front: Front, http: Request) -> Response:
     )
 
 
-async def _upscale(
-    front: Front, http: Request, fields: Enlargement, picture: ImageInput
-) -> str:
+async def _upscale(front: Front, http: Request, fields: Enlargement, picture: ImageInput) -> str:
     name = fields.upscaler_1
     model = "real-esrgan" if "esrgan" in name.lower() else name
     model = None if name in ("None", "Lanczos", "Nearest") else model
