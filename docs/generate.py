@@ -11,12 +11,16 @@ import dataclasses
 import inspect
 import re
 import sys
-from collections.abc import Callable
+import types
+import typing
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from mezzotint import errors, request, settings, vocabulary
+from mezzotint import errors, plain, request, settings, vocabulary
 from mezzotint.gates.registry import GATES
 from mezzotint.schedulers import DIFFUSERS, NATIVE, SIGMA_SCHEDULES
+from mezzotint.types import ImageInput
 
 PAGES = Path(__file__).resolve().parent
 ROOT = PAGES.parent
@@ -39,17 +43,62 @@ def error_tree() -> str:
 
 
 def request_fields() -> str:
-    """Every field of the request with its type and default."""
-    rows = []
-    for field in dataclasses.fields(request.GenerationRequest):
+    """Every field of the request and of its parts: type, default, what is allowed, meaning."""
+    return "\n".join(_part(cls, where) for cls, where in _parts(request.GenerationRequest, ""))
+
+
+def _parts(cls: Any, where: str) -> Iterator[tuple[Any, str]]:
+    """Yield a part of the request with its path, then the parts below it."""
+    yield cls, where
+    for name, hint in plain.field_types(cls).items():
+        for part in _found(hint):
+            inner = f"{where}.{name}" if where else name
+            yield from _parts(part, inner.replace("gates.gates", "gates.NAME"))
+
+
+def _found(hint: Any) -> list[Any]:
+    if dataclasses.is_dataclass(hint):
+        return [hint] if hint is not ImageInput else []
+    return [part for inner in typing.get_args(hint) for part in _found(inner)]
+
+
+def _part(cls: Any, where: str) -> str:
+    """The table of one part."""
+    hints, kinds, docs = plain.field_hints(cls), plain.field_types(cls), plain.field_docs(cls)
+    rows: list[tuple[str, ...]] = []
+    for field in dataclasses.fields(cls):
+        if (cls, field.name) == (request.Gates, "gates"):
+            continue  # in JSON they stand beside the other fields, each by its name
         default = field.default
-        shown = "" if default is dataclasses.MISSING else f"`{default!r}`"
+        shown = "needed" if default is dataclasses.MISSING else f"`{default!r}`"
         if dataclasses.is_dataclass(default):
             shown = f"`{type(default).__name__}()`"
-        kind = field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
-        kind = re.sub(r"(mezzotint\.\w+|typing)\.", "", str(kind))
-        rows.append((f"`{field.name}`", f"`{kind}`", shown))
-    return table(("field", "type", "default"), rows)
+        name = f"`{plain.json_name(field.name)}`"
+        rows.append(
+            (
+                name,
+                f"`{_kind(kinds[field.name])}`",
+                shown,
+                plain.allowed(hints[field.name]),
+                docs[field.name],
+            )
+        )
+    heading = f"### `{where}`\n\n" if where else ""
+    return heading + table(("field", "type", "default", "allowed", "meaning"), rows)
+
+
+def _kind(hint: Any) -> str:
+    """A type as a person writes it."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(_kind(a) for a in arguments)
+    if origin is tuple:
+        return f"tuple[{', '.join('...' if a is ... else _kind(a) for a in arguments)}]"
+    if origin is typing.Literal:
+        return "str"
+    if origin is Callable:
+        return "function"
+    return "None" if hint is type(None) else hint.__name__
 
 
 def settings_table() -> str:

@@ -22,6 +22,7 @@ from mezzotint.types import ImageInput
 
 __all__ = [
     "Checked",
+    "allowed",
     "bounds_of",
     "check_range",
     "convert",
@@ -147,6 +148,30 @@ def bounds_of(hint: Any) -> tuple[tuple[Bound, ...], tuple[Bound, ...]]:
     if origin is tuple and arguments[-1] is Ellipsis:
         return (), bounds_of(arguments[0])[0]
     return (), ()
+
+
+def allowed(hint: Any) -> str:
+    """Return what a field may hold, for people: its choices and its bounds.
+
+    "" stands for any value of its type.
+
+    Example:
+        >>> allowed(Literal["png", "jpeg"] | None)
+        'png, jpeg'
+    """
+    own, items = bounds_of(hint)
+    said = [", ".join(map(str, _choices(hint)))] if _choices(hint) else []
+    said += [bound.words for bound in own] + [f"each {bound.words}" for bound in items]
+    return "; ".join(said)
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return arguments
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return sum((_choices(a) for a in arguments), ())
+    return ()
 
 
 @functools.cache

@@ -23,7 +23,9 @@ Every technique of a request has a form that fits into one argument::
 What is wrong is said with the flag's name.
 """
 
+import dataclasses
 import json
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,11 +33,14 @@ from typing import Any
 import typer
 
 from mezzotint.errors import InvalidRequest
+from mezzotint.plain import allowed, field_docs, field_hints, field_types
+from mezzotint.request import GenerationRequest
 from mezzotint.types import ImageInput
 
 __all__ = [
     "FIELD_FLAGS",
     "WrongFlag",
+    "field_help",
     "flag_of",
     "merge",
     "parse_animation",
@@ -108,6 +113,27 @@ def flag_of(field: str) -> str:
         if name in FIELD_FLAGS:
             return FIELD_FLAGS[name]
     return "--" + plain.partition(".")[0].replace("_", "-")
+
+
+def field_help(path: str) -> str:
+    """Return the help of a flag that sets one request field: its meaning and its bounds.
+
+    Args:
+        path: The field, dotted for one of a part.
+
+    Example:
+        >>> field_help("output.quality")
+        'Of JPEG, WebP and MP4: 1 to 100.'
+    """
+    cls: Any = GenerationRequest
+    *parents, name = path.split(".")
+    for parent in parents:
+        options = (field_types(cls)[parent], *typing.get_args(field_types(cls)[parent]))
+        cls = next(option for option in options if dataclasses.is_dataclass(option))
+    meaning = field_docs(cls).get(name, "").replace("`", "").rstrip(".")
+    meaning = meaning.replace("if None", "if not given")
+    bounds = allowed(field_hints(cls)[name])
+    return f"{meaning}: {bounds}." if bounds else f"{meaning}."
 
 
 def whole_number(text: str) -> int:

@@ -11,6 +11,7 @@ import typer
 
 from mezzotint.cli import flags
 from mezzotint.cli.delivery import Delivery, deliver
+from mezzotint.cli.flags import field_help
 from mezzotint.cli.household import load_settings, open_service, run
 from mezzotint.cli.outputs import Destination, describe
 from mezzotint.cli.requests import build_request, gate_fields, read_seed, with_format
@@ -52,16 +53,17 @@ def generate(
     model: Annotated[
         str | None, _option(_PICTURE, "--model", "-m", about="Name, name@version, or path.")
     ] = None,
-    seed: Annotated[
-        str | None, _option(_PICTURE, "--seed", "-s", about="0 to 2^64-1; drawn if not given.")
-    ] = None,
+    seed: Annotated[str | None, _option(_PICTURE, "--seed", "-s", about=field_help("seed"))] = None,
     num_images: Annotated[
-        int | None, _whole(_PICTURE, "--num-images", "-n", about="Image k has seed + k.")
+        int | None, _whole(_PICTURE, "--num-images", "-n", about=field_help("num_images"))
     ] = None,
-    width: Annotated[int | None, _whole(_PICTURE, "--width", about="Pixels.")] = None,
-    height: Annotated[int | None, _whole(_PICTURE, "--height", about="Pixels.")] = None,
+    width: Annotated[int | None, _whole(_PICTURE, "--width", about=field_help("width"))] = None,
+    height: Annotated[int | None, _whole(_PICTURE, "--height", about=field_help("height"))] = None,
     num_inference_steps: Annotated[
-        int | None, _whole(_PICTURE, "--num-inference-steps", "--steps", about="Solver steps.")
+        int | None,
+        _whole(
+            _PICTURE, "--num-inference-steps", "--steps", about=field_help("num_inference_steps")
+        ),
     ] = None,
     scheduler: Annotated[
         str | None,
@@ -75,18 +77,18 @@ def generate(
         _option(_PICTURE, "--guidance-scale", "-g", about="Number, linear:8:2, list:8,6,4, JSON."),
     ] = None,
     negative_prompt: Annotated[
-        str | None, _option(_PICTURE, "--negative-prompt", about="What to steer away from.")
+        str | None, _option(_PICTURE, "--negative-prompt", about=field_help("negative_prompt"))
     ] = None,
     prompt_dialect: Annotated[
         str | None,
-        _option(_PICTURE, "--prompt-dialect", about="plain, a1111, comfyui or compel."),
+        _option(_PICTURE, "--prompt-dialect", about=field_help("prompt_dialect")),
     ] = None,
     # --- techniques
     image: Annotated[
         str | None, _option(_TECHNIQUES, "--image", about="Begin from this picture.")
     ] = None,
     strength: Annotated[
-        float | None, _real(_TECHNIQUES, "--strength", about="How far from --image, 0 to 1.")
+        float | None, _real(_TECHNIQUES, "--strength", about=field_help("strength"))
     ] = None,
     mask: Annotated[
         str | None, _option(_TECHNIQUES, "--mask", about="Repaint where this picture is white.")
@@ -101,9 +103,7 @@ def generate(
     variation: Annotated[
         str | None, _option(_TECHNIQUES, "--variation", about="SEED:STRENGTH, part of its noise.")
     ] = None,
-    tiling: Annotated[
-        bool, _option(_TECHNIQUES, "--tiling", about="Let the edges of the picture meet.")
-    ] = False,
+    tiling: Annotated[bool, _option(_TECHNIQUES, "--tiling", about=field_help("tiling"))] = False,
     hires: Annotated[
         str | None,
         _option(
@@ -138,35 +138,35 @@ def generate(
         ),
     ] = None,
     walk_to: Annotated[
-        str | None, _option(_TECHNIQUES, "--walk-to", about="Prompt to walk to.")
+        str | None, _option(_TECHNIQUES, "--walk-to", about=field_help("walk.to"))
     ] = None,
     frames: Annotated[
-        int | None, _whole(_TECHNIQUES, "--frames", about="Pictures of the walk, ends included.")
+        int | None, _whole(_TECHNIQUES, "--frames", about=field_help("walk.frames"))
     ] = None,
     walk_mode: Annotated[
-        str | None, _option(_TECHNIQUES, "--walk-mode", about="prompt, seed or both.")
+        str | None, _option(_TECHNIQUES, "--walk-mode", about=field_help("walk.mode"))
     ] = None,
     to_seed: Annotated[
-        str | None, _option(_TECHNIQUES, "--to-seed", about="Seed to walk to.")
+        str | None, _option(_TECHNIQUES, "--to-seed", about=field_help("walk.to_seed"))
     ] = None,
     walk_space: Annotated[
-        str | None, _option(_TECHNIQUES, "--walk-space", about="z, or w of a GAN that has one.")
+        str | None, _option(_TECHNIQUES, "--walk-space", about=field_help("walk.space"))
     ] = None,
     truncation: Annotated[
-        float | None, _real(_TECHNIQUES, "--truncation", about="Of a GAN's latent.")
+        float | None, _real(_TECHNIQUES, "--truncation", about=field_help("latent.truncation"))
     ] = None,
     class_label: Annotated[
-        int | None, _whole(_TECHNIQUES, "--class-label", about="For class-conditional models.")
+        int | None, _whole(_TECHNIQUES, "--class-label", about=field_help("latent.class_label"))
     ] = None,
     gate: Annotated[
         list[str] | None,
         _option(_TECHNIQUES, "--gate", about="NAME[:THRESHOLD[:open|closed]]; repeatable."),
     ] = None,
     max_attempts: Annotated[
-        int | None, _whole(_TECHNIQUES, "--max-attempts", about="Tries until the gates pass.")
+        int | None, _whole(_TECHNIQUES, "--max-attempts", about=field_help("gates.max_attempts"))
     ] = None,
     keep: Annotated[
-        str | None, _option(_TECHNIQUES, "--keep", about="first_pass or best of the attempts.")
+        str | None, _option(_TECHNIQUES, "--keep", about=field_help("gates.keep"))
     ] = None,
     upscale: Annotated[
         str | None, _option(_TECHNIQUES, "--upscale", about="FACTOR[:MODEL].")
@@ -186,10 +186,10 @@ def generate(
         bool, _option(_OUTPUT, "--no-clobber", about="Never replace the file named by -o.")
     ] = False,
     output_format: Annotated[
-        str | None, _option(_OUTPUT, "--output-format", about="png, jpeg or webp.")
+        str | None, _option(_OUTPUT, "--output-format", about=field_help("output.format"))
     ] = None,
     quality: Annotated[
-        int | None, _whole(_OUTPUT, "--quality", about="Of JPEG and WebP, 1 to 100.")
+        int | None, _whole(_OUTPUT, "--quality", about=field_help("output.quality"))
     ] = None,
     no_metadata: Annotated[
         bool, _option(_OUTPUT, "--no-metadata", about="Leave the recipe out of the file.")
@@ -207,11 +207,13 @@ def generate(
         list[str] | None, _option(_RUN, "--set", about="FIELD=JSON, any request field.")
     ] = None,
     reproducibility: Annotated[
-        str | None, _option(_RUN, "--reproducibility", about="exact, stable or turbo.")
+        str | None, _option(_RUN, "--reproducibility", about=field_help("reproducibility"))
     ] = None,
-    priority: Annotated[int | None, _whole(_RUN, "--priority", about="-100 to 100.")] = None,
+    priority: Annotated[
+        int | None, _whole(_RUN, "--priority", about=field_help("priority"))
+    ] = None,
     deadline_s: Annotated[
-        float | None, _real(_RUN, "--deadline-s", about="Give up after so many seconds.")
+        float | None, _real(_RUN, "--deadline-s", about=field_help("deadline_s"))
     ] = None,
     device: Annotated[
         str | None, _option(_RUN, "--device", about="auto, cpu, cuda or cuda:N.")

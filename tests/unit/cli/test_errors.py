@@ -225,3 +225,14 @@ def test_a_picture_that_cannot_be_written_keeps_its_error_short(tmp_path):
     image = ImageOutput(index=0, seed=1, data=b"x", format="png", width=1, height=1)
     with pytest.raises(WorkFailed, match=r"cannot write to .*a\.png"):
         destination.write(image, GenerationRequest())
+
+
+def test_the_help_of_a_flag_states_the_bounds_that_its_field_is_checked_by():
+    from mezzotint.cli.flags import field_help
+
+    assert field_help("num_images") == "Pictures; picture k has the seed seed + k: 1 to 1024."
+    assert field_help("output.quality") == "Of JPEG, WebP and MP4: 1 to 100."
+    assert field_help("walk.frames") == "Pictures, both ends included: 2 to 1024."
+    assert (
+        field_help("gates.keep") == "The first that passes, or the best of all: first_pass, best."
+    )

@@ -189,12 +189,12 @@ def _sampler(fields: TextToImage, warnings: list[str]) -> dict[str, Any]:
 
 def _init(fields: ImageToImage, warnings: list[str]) -> dict[str, Any]:
     """Read the pictures of img2img."""
-    pictures = fields.init_images
-    if not pictures:
+    if not fields.init_images:
         raise NotFound("Init image not found")
-    if len(pictures) > 1:
-        warnings.append(f"only the first of {len(pictures)} init_images was used")
-    native: dict[str, Any] = {"image": pictures[0], "strength": fields.denoising_strength}
+    first, *others = fields.init_images
+    if others:
+        warnings.append(f"only the first of {len(others) + 1} init_images was used")
+    native: dict[str, Any] = {"image": first, "strength": fields.denoising_strength}
     if fields.mask is not None:
         native |= {"mask": fields.mask, "inpaint": read_inpaint(fields)}
     return native
