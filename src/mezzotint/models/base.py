@@ -190,11 +190,13 @@ class Model(ABC):
         networks: The model's networks by role (``"denoiser"``, ``"decoder"``,
             ``"encoder"``, ``"text_encoder"``, ...). A backend replaces an entry
             with :meth:`use_network`.
+        notes: What every picture's warnings say of how the model computes here.
         certifies_rows: Whether it finds out itself how many rows a call of its decoder may
             have without changing one of them, so that a backend may deal them out.
     """
 
     certifies_rows = False
+    notes: tuple[str, ...] = ()
     spec: ModelSpec
     denoiser: Denoiser | None
     networks: dict[str, Network]
@@ -330,6 +332,25 @@ class Model(ABC):
     def use_network(self, role: str, network: Network) -> None:
         """Let another backend answer for one of :attr:`networks`."""
         self.networks[role] = network
+
+    def cut_autoencoder(
+        self,
+        *,
+        slicing: bool | None = None,
+        tiling: bool | None = None,
+        circular: bool | None = None,
+    ) -> int | None:
+        """Let the autoencoder take pictures one at a time, or large ones in tiles.
+
+        Args:
+            slicing: Whether pictures go through it one at a time; None leaves it as it is.
+            tiling: Whether a picture larger than a tile is cut into overlapping tiles.
+            circular: Whether what lies outside a picture is its other side.
+
+        Returns:
+            Side of a tile in pixels, or None if the model has no autoencoder to cut.
+        """
+        return None
 
     @property
     def num_bytes(self) -> int:

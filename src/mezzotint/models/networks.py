@@ -17,7 +17,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from mezzotint.models.parts import Part
 __all__ = [
     "Call",
     "NetworkReady",
+    "Offload",
     "Placement",
     "RowLinear",
     "TorchNetwork",
@@ -233,6 +234,17 @@ def align_weights(module: nn.Module) -> nn.Module:
     return module
 
 
+class Offload(Protocol):
+    """How a network that lives on the CPU comes to its device for the length of a call."""
+
+    shares_weights: bool
+    """Whether another module over the same weights may come and go in the same way."""
+
+    def bring(self, network: "TorchNetwork") -> contextlib.AbstractContextManager[nn.Module]:
+        """Give the network's module, able to compute on the network's device."""
+        ...
+
+
 class TorchNetwork:
     """A torch module behind the :class:`~mezzotint.models.base.Network` seam.
 
@@ -244,6 +256,9 @@ class TorchNetwork:
         num_bytes: Bytes of its weights.
         digest: sha256 of its weights and configuration, for compiled copies.
         config: The module's configuration, where it has one.
+
+    Attributes:
+        offload: How the module comes to its device; None where it stays there.
     """
 
     def __init__(
@@ -261,6 +276,8 @@ class TorchNetwork:
         self._build = build
         self._module: nn.Module | None = None
         self._lock = threading.Lock()
+        self._changes: dict[str, Callable[[nn.Module], Any]] = {}
+        self.offload: Offload | None = None
         self.call = call
         self.dtype = dtype
         self.device = torch.device(device)
@@ -293,10 +310,71 @@ class TorchNetwork:
         """The module, built and moved to its device on first use."""
         with self._lock:
             if self._module is None:
-                module = self._build(self.dtype).to(device=self.device)
+                module = self._build(self.dtype)
+                module = module.to(device="cpu" if self.offload else self.device)
                 align_weights(module.eval().requires_grad_(False))
-                self._module = use_row_linears(module)
+                use_row_linears(module)
+                for change in self._changes.values():
+                    change(module)
+                self._module = module
             return self._module
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """Names of what :meth:`change` was asked for."""
+        return tuple(self._changes)
+
+    def change(self, name: str, how: Callable[[nn.Module], Any]) -> None:
+        """Change the module in place, when it is built or now if it is.
+
+        Args:
+            name: Of the change; a second one of that name replaces it.
+            how: What to do with the module.
+        """
+        with self._lock:
+            self._changes[name] = how
+            if self._module is not None:
+                how(self._module)
+
+    def like(
+        self,
+        build: Callable[[torch.dtype], nn.Module],
+        *,
+        call: Call | None = None,
+        dtype: torch.dtype | None = None,
+        num_bytes: int = 0,
+        digest: str = "",
+    ) -> "TorchNetwork":
+        """Return another network at the same place, offloaded in the same way.
+
+        Args:
+            build: Makes its module, maybe with layers of its own over this one's weights.
+            call: How to call it; as this one if None.
+            dtype: What it computes in; as this one if None.
+            num_bytes: Bytes of weights that it adds.
+            digest: Its digest.
+
+        Raises:
+            InvalidRequest: If this network's layers come and go one by one.
+        """
+        if self.offload is not None and not self.offload.shares_weights:
+            raise InvalidRequest(
+                "tiling, turbo and step caches need whole networks; with offload sequential "
+                "layers come and go one by one. Use offload model or none",
+                field="offload",
+                value="sequential",
+                allowed="none, model",
+            )
+        other = TorchNetwork(
+            build,
+            call or self.call,
+            dtype=dtype or self.dtype,
+            device=self.device,
+            num_bytes=num_bytes,
+            digest=digest,
+        )
+        other.offload = self.offload
+        return other
 
     @property
     def is_built(self) -> bool:
@@ -319,7 +397,11 @@ class TorchNetwork:
             raise NetworkReady
         cast = {name: self._cast(name, tensor) for name, tensor in inputs.items()}
         with torch.no_grad():
-            outputs = self.call(self.module, cast)
+            if self.offload is None:
+                outputs = self.call(self.module, cast)
+            else:
+                with self.offload.bring(self) as module:
+                    outputs = self.call(module, cast)
         return tuple(output.to(device=device, dtype=torch.float32) for output in outputs)
 
     def _cast(self, name: str, tensor: Tensor) -> Tensor:

@@ -55,6 +55,8 @@ class ModelSpec:
         token_limit: Tokens of one prompt chunk, start and end included; 0 without text.
         has_steps: False for a GAN, whose plan has zero denoising steps.
         stepwise: False for ``foreign`` pipelines, which run whole and join no batch.
+        tile_px: Side of a tile in pixels, where larger pictures are decoded in tiles; 0 where
+            they are decoded whole.
         licence: SPDX id or a short sentence.
         limits: Things the model cannot do, one sentence each, for people.
         path: Where the files are, for ``models show``; "" if in memory only.
@@ -87,6 +89,7 @@ class ModelSpec:
     token_limit: int = 77
     has_steps: bool = True
     stepwise: bool = True
+    tile_px: int = 0
     licence: str = "unknown"
     limits: tuple[str, ...] = ()
     path: str = ""

@@ -74,8 +74,15 @@ def measure(plan: Plan, spec: ModelSpec) -> Footprint:
     return Footprint(
         slot_bytes=latents * registers + conditioning + 3 * pixels + hints,
         row_bytes=latent_pixels * floats * _FLOAT32 + hints,
-        decode_bytes=pixels * decoder * _FLOAT32,
+        decode_bytes=_decoded_at_once(plan, spec) * decoder * _FLOAT32,
     )
+
+
+def _decoded_at_once(plan: Plan, spec: ModelSpec) -> int:
+    """Return the pixels of one call of the decoder: a picture's, or those of a tile of it."""
+    if not spec.tile_px:
+        return plan.size.width * plan.size.height
+    return min(plan.size.width, spec.tile_px) * min(plan.size.height, spec.tile_px)
 
 
 def machine_memory_bytes() -> int:

@@ -104,7 +104,7 @@ class LocalService:
             model_store=self.config.model_store,
             allow_paths=store.allow_paths and self.config.register_paths,
         )
-        self.environment = describe_environment(self.shelf, store.placement.dtype)
+        self.environment = describe_environment(self.shelf, store.placement)
         self._environment_text = json.dumps(self.environment, sort_keys=True)
         engine, home = self.config.engine, store.home_path
         self.budget_bytes = memory_budget(engine.memory_bytes, self.shelf.device)

@@ -358,7 +358,8 @@ def _shapes(slot: Slot) -> tuple[Any, ...]:
 
 def _backend_notes(model: Model) -> list[str]:
     """Return what a backend could not take over."""
-    return [n for network in model.networks.values() for n in getattr(network, "notes", ())]
+    notes = [n for network in model.networks.values() for n in getattr(network, "notes", ())]
+    return [*model.notes, *notes]
 
 
 def _pad(rows: Rows, size: int) -> Rows:

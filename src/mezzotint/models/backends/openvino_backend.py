@@ -38,6 +38,12 @@ __all__ = ["OpenVINONetwork", "denoiser_streams", "use_openvino"]
 FORMAT = 1  # raise when an exported network of before can no longer be used
 EXPORT_ROWS = 2  # a batch of one may be folded into the graph as a constant
 
+_IGNORED = {
+    "attention_slicing": "OpenVINO computes attention in its own blocks",
+    "channels_last": "OpenVINO lays out weights itself",
+}
+"""Changes of a torch module that are nothing to OpenVINO, and why."""
+
 RowShape = tuple[tuple[str, str, tuple[int, ...]], ...]
 """Name, type and shape of one row of each input, in the order of names."""
 
@@ -309,12 +315,25 @@ def _plain(tensor: Tensor) -> Tensor:
 def use_openvino(model: Model, *, cache: Path | None, num_threads: int | None = None) -> None:
     """Let OpenVINO answer for every network of a model that computes on the CPU in float32.
 
+    Changes of torch modules that mean nothing to OpenVINO are left out of what it runs, and
+    the model's notes say so.
+
     Args:
         model: The model; its networks are replaced in place, before its first request.
         cache: Folder of exported networks, or None for memory only.
         num_threads: CPU threads per call.
     """
+    ignored = [
+        note for note in _IGNORED if any(note in n.changes for _, n in _torch_networks(model))
+    ]
+    model.notes += tuple(
+        f"{name} has no effect on {model.spec.name}: {_IGNORED[name]}; to have it, set "
+        "models.backend to torch"
+        for name in ignored
+    )
     for role, network in _torch_networks(model):
+        for name in ignored:
+            network.change(name, _leave)
         draws = role == "decoder" and model.certifies_rows
         model.use_network(
             role,
@@ -327,6 +346,10 @@ def use_openvino(model: Model, *, cache: Path | None, num_threads: int | None = 
                 is_generator=draws,
             ),
         )
+
+
+def _leave(module: nn.Module) -> None:
+    """Change nothing about a module."""
 
 
 def _torch_networks(model: Model) -> Iterator[tuple[str, TorchNetwork]]:

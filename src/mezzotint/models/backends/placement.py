@@ -1,8 +1,9 @@
 """Placement: what a loaded model trades for memory or speed.
 
-Options of a model, not branches in the loop: a network's module is changed once
-when it is built, or the network is wrapped. Which type a model computes in is
-decided by :meth:`mezzotint.models.networks.Placement.choose`:
+Options of a model, not branches in the loop: a network's module is changed once when it
+is built, the autoencoder is told how to cut, or networks take turns on the device.
+What cannot act on a model or backend is refused, or said with every picture. Which type
+a model computes in is decided by :meth:`mezzotint.models.networks.Placement.choose`:
 
     device   asked for       stored as       computes in
     CPU      nothing         anything        float32
@@ -14,9 +15,10 @@ decided by :meth:`mezzotint.models.networks.Placement.choose`:
 A VAE that asks for float32 (``force_upcast``) gets it wherever the rest is float16.
 """
 
+import contextlib
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,80 +28,99 @@ from torch import Tensor, nn
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.base import Model
 from mezzotint.models.config import PlacementConfig
-from mezzotint.models.networks import TorchNetwork
+from mezzotint.models.networks import Offload, TorchNetwork
 
-__all__ = ["OffloadedNetwork", "offload", "place"]
+__all__ = ["OffloadByLayer", "OffloadByModel", "check_offload", "offload_network", "place"]
 
-_VAE_ROLES = ("decoder", "encoder")
+_SLICED = ("sd", "sdxl")  # families whose U-Net has attention that can be sliced
 
 
-class OffloadedNetwork:
-    """A network that is on its device only while it is called.
+class OffloadByModel:
+    """One network at a time is on the device; it leaves when another one is called."""
+
+    shares_weights = True
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._home: list[tuple[Tensor, Tensor]] = []
+        self.on_device: nn.Module | None = None
+
+    @contextlib.contextmanager
+    def bring(self, network: TorchNetwork) -> Iterator[nn.Module]:
+        """Give the module on the network's device, and keep all others away meanwhile."""
+        module = network.module
+        with self._lock:
+            if self.on_device is not module:
+                self._leave()
+                self._home = [(t, t.data) for t in (*module.parameters(), *module.buffers())]
+                self.on_device = module
+                for tensor, home in self._home:
+                    tensor.data = home.to(network.device)
+            yield module
+
+    def _leave(self) -> None:
+        """Free the device: weights do not change, so those at home are still right."""
+        for tensor, home in self._home:
+            tensor.data = home
+        self._home, self.on_device = [], None
+
+
+class OffloadByLayer:
+    """One layer at a time is on the device: least memory, slowest.
 
     Args:
-        source: The network, built on the CPU.
-        device: Where it computes.
-        by_layer: Whether layers come and go one by one (slower, least memory).
-        siblings: All torch networks of the model; some share a module with this one
-            and have to be built before its layers leave.
+        networks: All torch networks of the model; some share a module and have to be built
+            before its layers are taken apart.
     """
 
-    def __init__(
-        self,
-        source: TorchNetwork,
-        device: torch.device,
-        *,
-        by_layer: bool,
-        siblings: Sequence[TorchNetwork] = (),
-    ) -> None:
-        self.source = source
-        self.device = device
-        self.num_bytes = source.num_bytes
-        self._by_layer = by_layer
-        self._siblings = siblings
+    shares_weights = False
+
+    def __init__(self, networks: Sequence[TorchNetwork]) -> None:
+        self._networks = networks
         self._lock = threading.Lock()
-        source.device = torch.device("cpu")
 
-    def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        """Bring the network to its device, run it, and take it away again."""
-        home = next(iter(inputs.values())).device
-        with self._lock, torch.no_grad():
-            module = self.source.module
-            cast = {name: self._cast(tensor) for name, tensor in inputs.items()}
-            if self._by_layer:
-                self._hook(module)
-                outputs = self.source.call(module, cast)
-            else:
-                module.to(self.device)
-                try:
-                    outputs = self.source.call(module, cast)
-                finally:
-                    module.to("cpu")
-        return tuple(output.to(device=home, dtype=torch.float32) for output in outputs)
+    @contextlib.contextmanager
+    def bring(self, network: TorchNetwork) -> Iterator[nn.Module]:
+        """Give the module, its layers hooked: accelerate moves each in and out."""
+        with self._lock:
+            module = network.module
+            if not hasattr(module, "_hf_hook"):
+                from accelerate import cpu_offload
 
-    def _cast(self, tensor: Tensor) -> Tensor:
-        dtype = self.source.dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(device=self.device, dtype=dtype)
+                for sibling in self._networks:
+                    if sibling.digest == network.digest:
+                        _ = sibling.module
+                cpu_offload(module, execution_device=network.device)
+            yield module
 
-    def _hook(self, module: nn.Module) -> None:
-        """Let accelerate move each layer in and out, from now on."""
-        if not hasattr(module, "_hf_hook"):  # decoder and encoder may share one module
-            from accelerate import cpu_offload
 
-            for sibling in self._siblings:
-                if sibling.digest == self.source.digest:
-                    _ = sibling.module
-            cpu_offload(module, execution_device=self.device)
+def check_offload(config: PlacementConfig, device: str) -> None:
+    """Refuse offloading where there is nothing to offload from.
+
+    Args:
+        config: What was asked for.
+        device: Where networks compute.
+
+    Raises:
+        InvalidRequest: If offloading is asked for on a CPU.
+    """
+    if config.offload != "none" and device == "cpu":
+        raise InvalidRequest(
+            "offload needs a device that is not the CPU; use offload none, or device cuda",
+            field="offload",
+            value=config.offload,
+            allowed="none",
+        )
 
 
 def place(model: Model, config: PlacementConfig) -> Model:
-    """Apply placement options to a model whose networks are not built yet.
+    """Apply placement options to a model.
 
-    What a model has no part for is said in its spec's limits. With ``vae_tiling`` the
-    digest changes, since pictures do.
+    What cannot act on it is said in its spec's limits and with every picture. With
+    ``vae_tiling`` the digest changes, since pictures do.
 
     Args:
-        model: Changed in place.
+        model: Changed in place; once is enough, twice does no harm.
         config: What to apply; device and dtype were applied when it was loaded.
 
     Returns:
@@ -109,37 +130,34 @@ def place(model: Model, config: PlacementConfig) -> Model:
         InvalidRequest: If offloading is asked for on a CPU.
     """
     networks = {r: n for r, n in model.networks.items() if isinstance(n, TorchNetwork)}
+    silent: list[str] = []
     if config.channels_last:
         for network in networks.values():
-            _on_build(network, _use_channels_last)
-    notes = [
-        *_place_attention(model, networks, config),
-        *_place_vae(model, networks, config),
-    ]
+            network.change("channels_last", _use_channels_last)
+        if not networks:
+            silent.append(_no_effect("channels_last", model, "it runs whole"))
+    if config.attention_slicing:
+        if "denoiser" in networks and model.spec.family in _SLICED:
+            networks["denoiser"].change("attention_slicing", _slice_attention)
+        else:
+            silent.append(_no_effect("attention_slicing", model, "it has no sliced attention"))
     if config.offload != "none":
-        devices = {n.device for n in networks.values() if n.device.type != "cpu"}
-        if not devices:
-            raise InvalidRequest(
-                "offload needs a device that is not the CPU; use offload none, or device cuda",
-                field="offload",
-                allowed="none",
-            )
-        offload(model, devices.pop(), by_layer=config.offload == "sequential")
-    if notes:
-        model.spec = replace(model.spec, limits=(*model.spec.limits, *notes))
+        kinds = {n.device.type for n in networks.values()}
+        check_offload(config, "cpu" if kinds == {"cpu"} else "")
+        if networks:
+            _offload_all(list(networks.values()), config)
+        else:
+            silent.append(_no_effect("offload", model, "it runs whole"))
+    silent += _cut(model, config)
+    fresh = tuple(note for note in silent if note not in model.notes)
+    if fresh:
+        model.notes += fresh
+        model.spec = replace(model.spec, limits=(*model.spec.limits, *fresh))
     return model
 
 
-def _on_build(network: TorchNetwork, change: Callable[[nn.Module], Any]) -> None:
-    """Change a network's module when it is built."""
-    build = network._build
-
-    def build_changed(dtype: torch.dtype) -> nn.Module:
-        module = build(dtype)
-        change(module)
-        return module
-
-    network._build = build_changed
+def _no_effect(option: str, model: Model, reason: str) -> str:
+    return f"{option} has no effect on {model.spec.name}: {reason}"
 
 
 def _use_channels_last(module: nn.Module) -> None:
@@ -147,58 +165,36 @@ def _use_channels_last(module: nn.Module) -> None:
     module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def _place_attention(
-    model: Model, networks: dict[str, TorchNetwork], config: PlacementConfig
-) -> list[str]:
-    if not config.attention_slicing:
+def _slice_attention(module: Any) -> None:
+    """Let attention compute some heads at a time."""
+    module.set_attention_slice("auto")
+
+
+def offload_network(network: TorchNetwork, config: PlacementConfig) -> None:
+    """Offload a network that stands beside a model, as a ControlNet's, as the model's are."""
+    if config.offload != "none" and network.offload is None:
+        _offload_all([network], config)
+
+
+def _offload_all(networks: Sequence[TorchNetwork], config: PlacementConfig) -> None:
+    """Let the networks of a model take turns on their device."""
+    how: Offload = OffloadByModel() if config.offload == "model" else OffloadByLayer(networks)
+    for network in networks:
+        network.offload = how
+
+
+def _cut(model: Model, config: PlacementConfig) -> list[str]:
+    """Let the autoencoder cut; return what cannot act."""
+    options = {"vae_slicing": config.vae_slicing, "vae_tiling": config.vae_tiling}
+    wanted = [name for name, is_on in options.items() if is_on]
+    if not wanted:
         return []
-    denoiser = networks.get("denoiser")
-    if denoiser is None or model.spec.family not in ("sd", "sdxl"):
-        return [f"attention_slicing has no effect: {model.spec.family} has no sliced attention"]
-    _on_build(denoiser, lambda module: getattr(module, "set_attention_slice")("auto"))  # noqa: B009
+    tile_px = model.cut_autoencoder(slicing=config.vae_slicing, tiling=config.vae_tiling)
+    if tile_px is None:
+        return [_no_effect(name, model, "it has no autoencoder to cut") for name in wanted]
+    if config.vae_tiling and not model.spec.tile_px:
+        digest = hashlib.sha256(f"{model.spec.digest} vae_tiling".encode()).hexdigest()
+        limit = f"pictures above {tile_px} px are decoded in tiles, which changes them a little"
+        limits = (*model.spec.limits, limit)
+        model.spec = replace(model.spec, digest=digest, tile_px=tile_px, limits=limits)
     return []
-
-
-def _place_vae(
-    model: Model, networks: dict[str, TorchNetwork], config: PlacementConfig
-) -> list[str]:
-    wanted = {"enable_slicing": config.vae_slicing, "enable_tiling": config.vae_tiling}
-    methods = [name for name, is_on in wanted.items() if is_on]
-    if not methods:
-        return []
-    latent = model.spec.latent_scale > 1 and model.spec.family != "gan"
-    if not latent or "decoder" not in networks:
-        return ["vae_slicing and vae_tiling have no effect: there is no VAE"]
-
-    def change(module: nn.Module) -> None:
-        for name in methods:
-            if hasattr(module, name):
-                getattr(module, name)()
-
-    for role in _VAE_ROLES:
-        if role in networks:
-            _on_build(networks[role], change)
-    if not config.vae_tiling:
-        return []
-    digest = hashlib.sha256(f"{model.spec.digest} vae_tiling".encode()).hexdigest()
-    model.spec = replace(model.spec, digest=digest)
-    return ["large pictures are decoded in tiles (vae_tiling), which changes them a little"]
-
-
-def offload(model: Model, device: torch.device, *, by_layer: bool) -> Model:
-    """Wrap every torch network of a model, so that it is on ``device`` only when called.
-
-    Args:
-        model: Changed in place.
-        device: Where to compute.
-        by_layer: Whether layers come and go one by one.
-
-    Returns:
-        The same model.
-    """
-    sources = {r: n for r, n in model.networks.items() if isinstance(n, TorchNetwork)}
-    siblings = tuple(sources.values())
-    for role, network in sources.items():
-        wrapped = OffloadedNetwork(network, device, by_layer=by_layer, siblings=siblings)
-        model.use_network(role, wrapped)
-    return model

@@ -34,6 +34,7 @@ def tiled(model: Model) -> Model:
             network = model.networks.get(role)
             if network is not None:
                 view.networks[role] = _tiled_network(network)
+        view.cut_autoencoder(circular=True)
         digest = combine_digests({"model": model.spec.digest, "tiling": "circular"})
         view.spec = replace(model.spec, digest=digest)
         _views[model] = view
@@ -45,13 +46,7 @@ def _tiled_network(network: Network) -> Network:
     source = network.source if isinstance(network, OpenVINONetwork) else network
     if not isinstance(source, TorchNetwork):
         return network
-    return TorchNetwork(
-        lambda _dtype: _circular(source.module),
-        source.call,
-        dtype=source.dtype,
-        device=source.device,
-        digest=source.digest,
-    )
+    return source.like(lambda _dtype: _circular(source.module), digest=source.digest)
 
 
 def _circular(module: nn.Module) -> nn.Module:

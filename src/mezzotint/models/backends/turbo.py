@@ -92,13 +92,11 @@ def _recall(network: Network, call: Any) -> Network:
     """Return a network with the same module and another way to call it."""
     source = network.source if isinstance(network, OpenVINONetwork) else network
     assert isinstance(source, TorchNetwork)  # noqa: S101 - step caches are for torch modules
-    again = TorchNetwork(
+    again = source.like(
         lambda dtype: (
             source.module if dtype == source.dtype else copy_layers(source.module).to(dtype)
         ),
-        call,
-        dtype=source.dtype,
-        device=source.device,
+        call=call,
         digest=source.digest and f"{source.digest} {call.__name__}",
     )
     if isinstance(network, OpenVINONetwork):
@@ -116,11 +114,9 @@ def _lowered(network: Network, ranges: Ranges, cache: Path | None) -> Network:
         return network
     if network.dtype != torch.float32:
         return network
-    return TorchNetwork(
+    return network.like(
         lambda dtype: copy_layers(network.module).to(dtype),
-        network.call,
         dtype=torch.bfloat16,
-        device=network.device,
         num_bytes=network.num_bytes // 2,
         digest=network.digest,
     )

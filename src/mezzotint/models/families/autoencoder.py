@@ -4,7 +4,7 @@ Dimensions: B rows, C latent channels, h and w latent rows and columns.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.errors import CardError, ShapeError, WorkFailed
+from mezzotint.models.backends.cuts import Cut
 from mezzotint.models.base import Network, Report
 from mezzotint.models.finite import rows_not_finite
 from mezzotint.models.networks import Placement, TorchNetwork
@@ -57,6 +58,10 @@ class Autoencoder:
     Attributes:
         channels: Latent channels.
         scale: Pixels per latent row and column.
+        tile: Latent rows and columns of a tile: what the autoencoder was trained at.
+        is_sliced: Whether pictures go through it one at a time.
+        is_tiled: Whether a picture larger than a tile goes through it in tiles.
+        is_circular: Whether what lies outside a picture is its other side.
     """
 
     def __init__(self, part: Part, networks: dict[str, Network], placement: Placement) -> None:
@@ -67,18 +72,23 @@ class Autoencoder:
         self.channels = int(config.get("latent_channels", 4))
         levels = config.get("block_out_channels") or config.get("decoder_block_out_channels") or ()
         self.scale = 2 ** (len(levels) - 1) if levels else 8
+        self.tile = _trained_side(config.get("sample_size")) // self.scale
+        self.is_sliced = False
+        self.is_tiled = False
+        self.is_circular = False
         self._factor = float(config.get("scaling_factor") or 1.0)
         self._shift = float(config.get("shift_factor") or 0.0)
         mean, std = config.get("latents_mean"), config.get("latents_std")
         self._mean = torch.tensor(mean).reshape(1, -1, 1, 1) if mean and std else None
         self._std = torch.tensor(std).reshape(1, -1, 1, 1) if mean and std else None
         build = _build_once(part)
-        networks["decoder"] = TorchNetwork.of(part, call_decoder, placement, build=build)
+        decoder = TorchNetwork.of(part, call_decoder, placement, build=build)
+        networks["decoder"] = decoder
         encoder = TorchNetwork.of(part, _call_encoder, placement, build=build)
         encoder.num_bytes = 0  # the same weights as the decoder's
         networks["encoder"] = encoder
         self._rescue = (
-            networks["decoder"]
+            decoder
             if placement.is_float32
             else TorchNetwork.of(part, call_decoder, placement.in_float32(), build=part.build)
         )
@@ -96,12 +106,14 @@ class Autoencoder:
             )
         scaled = self._unscale(latents.float())
         network = self._networks["decoder"]
-        (images,) = network(latents=scaled)
+        images = self._decode_with(network, scaled)
         bad = rows_not_finite(images)
         if bad and network is not self._rescue and not rows_not_finite(latents[bad]):
             images = images.clone()
+            if isinstance(network, TorchNetwork):
+                self._rescue.offload = network.offload
             for row in bad:  # two equal rows: the same bits however many are rescued
-                images[row] = self._rescue(latents=scaled[[row, row]])[0][0]
+                images[row] = self._decode_with(self._rescue, scaled[[row, row]])[0]
                 if report is not None:
                     report(row, "the decoder overflowed; the picture was decoded again in float32")
             bad = rows_not_finite(images)
@@ -116,7 +128,7 @@ class Autoencoder:
         self, images: Tensor, generators: Sequence[torch.Generator | None] | None = None
     ) -> Tensor:
         """Turn pictures in [-1, 1] into clean latents, one CPU generator each; None is the mean."""
-        (moments,) = self._networks["encoder"](images=images)
+        moments = self._encode_with(self._networks["encoder"], images)
         if moments.shape[1] == self.channels:
             return self._rescale(moments)
         mean, log_variance = moments.chunk(2, dim=1)
@@ -128,6 +140,28 @@ class Autoencoder:
             for k in range(len(mean))
         ]
         return self._rescale(torch.cat(rows))
+
+    def _decode_with(self, network: Network, latents: Tensor) -> Tensor:
+        """Ask a decoder, in the cuts that were asked for. (B, C, h, w) -> (B, 3, H, W)."""
+        cut = self._cut(before=1, after=self.scale)
+        return self._in_slices(
+            lambda rows: cut.call(lambda t: network(latents=t)[0], rows), latents
+        )
+
+    def _encode_with(self, network: Network, images: Tensor) -> Tensor:
+        """Ask an encoder, in the cuts that were asked for. (B, 3, H, W) -> (B, 2C or C, h, w)."""
+        cut = self._cut(before=self.scale, after=1)
+        return self._in_slices(lambda rows: cut.call(lambda t: network(images=t)[0], rows), images)
+
+    def _cut(self, *, before: int, after: int) -> Cut:
+        side = self.tile if self.is_tiled else 0
+        return Cut(side, is_circular=self.is_circular, before=before, after=after)
+
+    def _in_slices(self, call: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """Call with all rows at once, or one by one."""
+        if not self.is_sliced or len(rows) == 1:
+            return call(rows)
+        return torch.cat([call(row) for row in rows.split(1)])
 
     def _unscale(self, latents: Tensor) -> Tensor:
         """Undo the scaling that diffusion works in."""
@@ -142,6 +176,12 @@ class Autoencoder:
             std, mean = self._std.to(latents.device), self._mean.to(latents.device)
             return (latents - mean) * self._factor / std
         return (latents - self._shift) * self._factor
+
+
+def _trained_side(sample_size: Any) -> int:
+    """Return the side of the pictures an autoencoder was trained at, in pixels."""
+    sides = sample_size if isinstance(sample_size, list | tuple) else (sample_size or 512,)
+    return max(64, *(int(side) for side in sides))
 
 
 def _noise(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -55,6 +55,20 @@ class LatentModel(Model):
         """Encode with the autoencoder; see :meth:`Model.encode_image`."""
         return self._autoencoder.encode(images, generators)
 
+    def cut_autoencoder(
+        self,
+        *,
+        slicing: bool | None = None,
+        tiling: bool | None = None,
+        circular: bool | None = None,
+    ) -> int:
+        """Cut what goes through the autoencoder; see :meth:`Model.cut_autoencoder`."""
+        own = self._autoencoder
+        own.is_sliced = own.is_sliced if slicing is None else slicing
+        own.is_tiled = own.is_tiled if tiling is None else tiling
+        own.is_circular = own.is_circular if circular is None else circular
+        return own.tile * own.scale
+
     def preview(self, latents: Tensor) -> Tensor | None:
         """Ask the folder's tiny decoder, if it brings one; see :meth:`Model.preview`."""
         tiny = self.networks.get(PREVIEW_ROLE)

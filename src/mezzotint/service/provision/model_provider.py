@@ -21,14 +21,16 @@ from mezzotint.errors import InvalidRequest
 from mezzotint.images.metadata import library_versions
 from mezzotint.models.adapters.controlnet import ControlNet
 from mezzotint.models.backends.openvino_backend import denoiser_streams
+from mezzotint.models.backends.placement import check_offload, offload_network, place
 from mezzotint.models.backends.turbo import turbo_view
 from mezzotint.models.base import Model
-from mezzotint.models.config import ModelsConfig
+from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.models.families.upscalers import upscaler_digest
 from mezzotint.models.networks import Placement, TorchNetwork
 from mezzotint.models.spec import ModelSpec
 from mezzotint.models.store.loading import choose_device
 from mezzotint.models.store.store import ModelStore
+from mezzotint.plain import field_names
 from mezzotint.planning.plan import Adapters, Plan
 from mezzotint.planning.tiers import has_low_precision, has_step_cache
 from mezzotint.service.provision.adapters import KINDS, AdapterShelf
@@ -51,9 +53,11 @@ class Shelf:
     def __init__(self, config: ModelsConfig, *, extra: Sequence[Model] = ()) -> None:
         self.store = ModelStore(config)
         self.device = choose_device(config.placement.device)
+        check_offload(config.placement, self.device)
         self.backend: Literal["torch", "openvino"] = _choose_backend(config.backend, self.device)
+        self._placement = config.placement
         self._cache = config.home_path / "cache" / "openvino"
-        self._extra = {model.spec.name: model for model in extra}
+        self._extra = {m.spec.name: place(m, config.placement) for m in extra}
         self.adapters = AdapterShelf(
             config.home_path, allow_paths=config.allow_paths, dress=self._dress_control
         )
@@ -173,6 +177,8 @@ class Shelf:
     def _dress_control(self, control: ControlNet) -> ControlNet:
         """Put a ControlNet on the backend."""
         network = control.network
+        if isinstance(network, TorchNetwork):
+            offload_network(network, self._placement)
         if self.backend != "openvino" or not isinstance(network, TorchNetwork):
             return control
         if network.device.type != "cpu" or network.dtype != torch.float32:
@@ -224,19 +230,27 @@ def _choose_backend(wanted: Backend, device: str) -> Literal["torch", "openvino"
     return wanted
 
 
-def describe_environment(shelf: Shelf, placement_dtype: str | None) -> dict[str, Any]:
-    """Return what arithmetic depends on: device, type, backend, versions, threads."""
+def describe_environment(shelf: Shelf, placement: PlacementConfig) -> dict[str, Any]:
+    """Return what arithmetic depends on: device, type, backend, options, versions, threads."""
     is_cpu = shelf.device == "cpu"
     found: dict[str, Any] = {
         "mezzotint": mezzotint.__version__,
         "device": shelf.device if is_cpu else _accelerator(shelf.device),
-        "dtype": placement_dtype or ("float32" if is_cpu else "as stored"),
+        "dtype": placement.dtype or ("float32" if is_cpu else "as stored"),
         "backend": shelf.backend,
         **library_versions(),
     }
     if is_cpu:
         found["cpu"] = torch.backends.cpu.get_cpu_capability()
         found["threads"] = torch.get_num_threads()
+    usual = PlacementConfig()
+    options = {
+        name: getattr(placement, name)
+        for name in field_names(PlacementConfig)
+        if name not in ("device", "dtype") and getattr(placement, name) != getattr(usual, name)
+    }
+    if options:
+        found["placement"] = options
     if shelf.backend == "openvino":
         found["openvino"] = metadata.version("openvino")
         found["streams"] = denoiser_streams()
