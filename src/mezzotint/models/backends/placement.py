@@ -55,7 +55,7 @@ class OffloadByModel:
                 self._home = [(t, t.data) for t in (*module.parameters(), *module.buffers())]
                 self.on_device = module
                 for tensor, home in self._home:
-                    tensor.data = home.to(network.device)
+                    tensor.data = home.to(network.device, copy=True)
             yield module
 
     def _leave(self) -> None:
