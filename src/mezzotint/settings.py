@@ -138,6 +138,7 @@ def load(
     *,
     file: str | Path | None = None,
     flags: Mapping[str, Any] | None = None,
+    texts: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Loaded:
     """Read settings from every source.
@@ -145,6 +146,7 @@ def load(
     Args:
         file: A TOML file; see the module for where it is looked for if None.
         flags: Values by path, e.g. ``{"serve.port": 9000}``; None is "not given".
+        texts: Values by path as people write them, e.g. ``{"serve.cors_origins": "a,b"}``.
         environment: Variables to read in place of the process's own.
 
     Raises:
@@ -157,13 +159,22 @@ def load(
     values: dict[str, Any] = {}
     origins = dict.fromkeys(known, "default")
     from_environment = _read_environment(variables, known)
-    home = (flags or {}).get("home") or from_environment.get("home", (None, ""))[0]
+    home = (
+        (flags or {}).get("home")
+        or (texts or {}).get("home")
+        or from_environment.get("home", (None, ""))[0]
+    )
     path = _find_file(file, variables, home)
     if path is not None:
         for name, value in _read_file(path, known).items():
             values[name], origins[name] = value, f"file {path}"
     for name, (value, variable) in from_environment.items():
         values[name], origins[name] = value, f"env {variable}"
+    for name, text in (texts or {}).items():
+        if name not in known:
+            raise UnknownName("setting", name, known, field="--set")
+        values[name] = _parse(text, known[name][0], f"--set {name}")
+        origins[name] = f"flag --set {name}"
     for name, value in (flags or {}).items():
         if value is not None:
             if name not in known:

@@ -12,12 +12,13 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
 import typer
 
+from mezzotint.cli.flags import WrongFlag
 from mezzotint.errors import Cancelled, WorkFailed
 from mezzotint.observe import log
 from mezzotint.service.base import Service
@@ -35,7 +36,8 @@ def load_settings(context: typer.Context, **flags: Any) -> Loaded:
     """Read the settings for a verb.
 
     Args:
-        context: The verb's context; its root holds ``--config``, ``--home``, ``--log-level``.
+        context: The verb's context; its root holds ``--config``, ``--home``, ``--set`` and
+            ``--log-level``.
         flags: Settings by path with ``__`` for dots, e.g. ``serve__port=9000``;
             None is "not given". ``config`` beats the root's.
     """
@@ -44,9 +46,20 @@ def load_settings(context: typer.Context, **flags: Any) -> Loaded:
     given = {name.replace("__", "."): value for name, value in flags.items()}
     home = root.get("home")
     given |= {"home": str(home) if home else None, "log.level": root.get("log_level")}
-    loaded = load(file=file, flags=given)
+    loaded = load(file=file, flags=given, texts=_assignments(root.get("settings") or ()))
     log.configure(loaded.settings.log)
     return loaded
+
+
+def _assignments(items: Sequence[str]) -> dict[str, str]:
+    """Read ``--set NAME=VALUE``; the last of a name wins."""
+    found: dict[str, str] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise WrongFlag("--set", f"must look like NAME=VALUE, got {item!r}")
+        found[name.strip()] = value
+    return found
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

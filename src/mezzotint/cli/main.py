@@ -75,6 +75,10 @@ def root(
     home: Annotated[
         Path | None, typer.Option(help="Folder of models, jobs, results and caches.")
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any setting, as config show names it."),
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Hold the options that every verb shares."""
