@@ -28,9 +28,9 @@ from mezzotint.cli import main
 from mezzotint.engine.config import EngineConfig
 from mezzotint.images.config import ImageConfig
 from mezzotint.models.config import ModelsConfig, PlacementConfig
+from mezzotint.models.spec import ModelSpec
 from mezzotint.observe import log
 from mezzotint.observe.config import LogConfig
-from mezzotint.models.spec import ModelSpec
 from mezzotint.plain import read
 from mezzotint.planning.abilities import Abilities
 from mezzotint.planning.planner import plan
