@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.errors import CardError, WeightsError
+from mezzotint.models.class_defaults import with_class_defaults, with_scheduler_defaults
 from mezzotint.models.digests import DIGESTS
 
 __all__ = [
@@ -43,7 +44,7 @@ class Part:
     Args:
         role: ``"unet"``, ``"transformer"``, ``"vae"``, ``"text_encoder"``, ...
         class_name: Class in diffusers or transformers.
-        config: Its configuration as plain data.
+        config: Its configuration as plain data; what it lacks has the class's default.
         build: Makes the torch module with its weights in a given ``torch.dtype``.
         digest: sha256 of its weights and configuration.
         num_bytes: Bytes of its weights in memory, as stored.
@@ -58,6 +59,9 @@ class Part:
     num_bytes: int = 0
     is_half: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", with_class_defaults(self.class_name, self.config))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
@@ -68,7 +72,8 @@ class Parts:
         pipeline: Class name of the diffusers pipeline the parts belong to.
         networks: Network parts by role.
         tokenizers: :class:`~mezzotint.models.prompts.Tokens` by role.
-        scheduler: The scheduler's configuration, with ``_class_name``.
+        scheduler: The scheduler's configuration, with ``_class_name``; what it lacks has
+            the default of its class.
         config: The pipeline's own configuration (``force_zeros...``, ``id2label``).
         digest: sha256 over the content of all files.
         path: Where the files are, "" if in memory.
@@ -82,6 +87,10 @@ class Parts:
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     digest: str = ""
     path: str = ""
+
+    def __post_init__(self) -> None:
+        filled = with_scheduler_defaults(self.scheduler, self.pipeline)
+        object.__setattr__(self, "scheduler", filled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +136,14 @@ def refuse_pickle(path: Path) -> None:
         WeightsError: If the file's kind is a pickle; says how to convert it.
     """
     if path.suffix.lower() in PICKLES:
+        new = path.with_name(re.sub("^pytorch_model", "model", path.stem) + ".safetensors")
         raise WeightsError(
             f"{path} is a pickle, and loading a pickle can run any code it holds; convert it "
-            "once, on a machine you can afford to lose: state = torch.load(path, "
-            "weights_only=True); safetensors.torch.save_file(state, 'model.safetensors')"
+            "once, on a machine you can afford to lose: import torch, safetensors.torch; "
+            f"state = torch.load({str(path)!r}, weights_only=True); "
+            "state = state.get('state_dict', state); "
+            "state = {k: v.clone() for k, v in state.items() if isinstance(v, torch.Tensor)}; "
+            f"safetensors.torch.save_file(state, {str(new)!r}, {{'format': 'pt'}})"
         )
 
 

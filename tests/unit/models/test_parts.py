@@ -4,9 +4,11 @@ import pickle
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from tests import tiny
 
 from mezzotint.errors import CardError, WeightsError
+from mezzotint.models.formats.folders import load_pipeline
 from mezzotint.models.parts import (
     check_digest,
     combine_digests,
@@ -67,6 +69,22 @@ def test_pickles_are_refused_unopened_with_a_way_out(tmp_path, name):
         read_header(tmp_path / name)
     with pytest.raises(WeightsError, match="is a pickle"):
         find_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("role", "pickled"),
+    [("text_encoder", "pytorch_model.bin"), ("unet", "diffusion_pytorch_model.bin")],
+)
+def test_what_the_hint_for_pickles_says_makes_a_file_that_loads(tmp_path, role, pickled):
+    folder = tiny.copy_of("sd1", tmp_path / "sd1")
+    (weights,) = (folder / role).glob("*.safetensors")
+    torch.save(load_file(weights), folder / role / pickled)
+    weights.unlink()
+    with pytest.raises(WeightsError, match="is a pickle") as refused:
+        load_pipeline(folder)
+    exec(str(refused.value).partition("afford to lose: ")[2])
+    (folder / role / pickled).unlink()
+    assert load_pipeline(folder).networks["denoiser" if role == "unet" else role].module
 
 
 def test_plain_weights_win_over_variants_and_a_variant_can_be_insisted_on(tmp_path):

@@ -54,6 +54,8 @@ class Autoencoder:
         networks: The model's networks; ``"decoder"`` and ``"encoder"`` are added.
         placement: Where and in which type it computes; a VAE that asks for
             float32 (``force_upcast``) gets it.
+        upcasts: What a VAE asks for that does not say; its class says yes, and SDXL's
+            pipeline alone listens.
 
     Attributes:
         channels: Latent channels.
@@ -64,9 +66,16 @@ class Autoencoder:
         is_circular: Whether what lies outside a picture is its other side.
     """
 
-    def __init__(self, part: Part, networks: dict[str, Network], placement: Placement) -> None:
+    def __init__(
+        self,
+        part: Part,
+        networks: dict[str, Network],
+        placement: Placement,
+        *,
+        upcasts: bool = False,
+    ) -> None:
         config = part.config
-        if config.get("force_upcast") and placement.is_float16:
+        if config.get("force_upcast", upcasts) and placement.is_float16:
             placement = placement.in_float32()
         self._networks = networks
         self.channels = int(config.get("latent_channels", 4))
@@ -76,7 +85,7 @@ class Autoencoder:
         self.is_sliced = False
         self.is_tiled = False
         self.is_circular = False
-        self._factor = float(config.get("scaling_factor") or 1.0)
+        self._factor = float(config.get("scaling_factor") or 1.0)  # a class without one scales not
         self._shift = float(config.get("shift_factor") or 0.0)
         mean, std = config.get("latents_mean"), config.get("latents_std")
         self._mean = torch.tensor(mean).reshape(1, -1, 1, 1) if mean and std else None

@@ -7,6 +7,7 @@ D hidden width, P pooled width.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.base import Conditioning, Prompt
+from mezzotint.models.class_defaults import OUTDATED_PIPELINES
 from mezzotint.models.families.autoencoder import Autoencoder
 from mezzotint.models.families.common import (
     default_size,
@@ -36,6 +38,7 @@ from mezzotint.sampling.schedules import noise_schedule
 __all__ = ["LatentUNetModel", "call_unet", "guidance_embedding"]
 
 RESIDUAL = "down_residual_"
+SIDE = 64  # of latents that Stable Diffusion 1.x was trained on
 MID_RESIDUAL = "mid_residual"
 
 
@@ -80,6 +83,21 @@ def guidance_embedding(scale: float, width: int) -> Tensor:
     return torch.nn.functional.pad(embedding, (0, width - embedding.shape[1]))
 
 
+def _trained_size(unet: Mapping[str, Any], pipeline: str, default: int) -> tuple[int, int]:
+    """Return (rows, columns) of the latents a U-Net was trained on.
+
+    Until diffusers 0.9 a ``sample_size`` below 64 stood there by mistake, and its
+    Stable Diffusion pipelines read 64.
+    """
+    size = sample_size(unet, default)
+    version = re.match(r"(\d+)\.(\d+)", str(unet.get("_diffusers_version", "")))
+    is_old = version is not None and (int(version[1]), int(version[2])) < (0, 9)
+    is_mistaken = isinstance(unet.get("sample_size"), int) and size[0] < SIDE
+    if is_old and is_mistaken and pipeline in OUTDATED_PIPELINES:
+        return (SIDE, SIDE)
+    return size
+
+
 class LatentUNetModel(LatentModel):
     """A U-Net over latents, one or two text encoders, an autoencoder.
 
@@ -99,7 +117,9 @@ class LatentUNetModel(LatentModel):
         self._zero_empty = bool(parts.config.get("force_zeros_for_empty_prompt", self._is_xl))
         self.text_encoders = self._wire_text(parts, placement)
         self.networks["denoiser"] = TorchNetwork.of(unet, call_unet, placement)
-        self._autoencoder = Autoencoder(part_of(parts, "vae"), self.networks, placement)
+        self._autoencoder = Autoencoder(
+            part_of(parts, "vae"), self.networks, placement, upcasts=self._is_xl
+        )
         self.spec = self._describe(parts)
         self.denoiser = NetworkDenoiser(
             self._predict, noise_schedule(parts.scheduler), self.spec.prediction_type
@@ -118,7 +138,7 @@ class LatentUNetModel(LatentModel):
         unet = parts.networks["unet"].config
         scale = self._autoencoder.scale
         levels = len(unet.get("block_out_channels") or (0,) * 4)
-        size = default_size(sample_size(unet, 128 if self._is_xl else 64), scale)
+        size = default_size(_trained_size(unet, parts.pipeline, 128 if self._is_xl else 64), scale)
         limits = list[str]()
         if "safety_checker" in parts.config:
             limits.append("the pipeline's safety checker is not run; use gates")

@@ -336,7 +336,7 @@ def _from_pretrained(found: _Folder, dtype: torch.dtype) -> Any:
                 output_loading_info=True,
                 **options,
             )
-    except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
+    except (ValueError, RuntimeError, OSError, LookupError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise WeightsError(
             f"{found.path}: weights do not fit {found.class_name}: {reason}"
