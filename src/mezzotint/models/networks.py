@@ -319,6 +319,14 @@ class TorchNetwork:
                 self._module = module
             return self._module
 
+    def let_go(self) -> None:
+        """Forget the module, whose weights another backend has now; a later use builds it again.
+
+        Who holds the module keeps it.
+        """
+        with self._lock:
+            self._module = None
+
     @property
     def changes(self) -> tuple[str, ...]:
         """Names of what :meth:`change` was asked for."""

@@ -2,7 +2,8 @@
 
 A network is exported once from its torch module, written beside the other caches
 under its digest, and compiled from there ever after: then neither torch modules
-nor diffusers nor transformers are loaded. The batch dimension stays dynamic and
+nor diffusers nor transformers are loaded. The batch dimension stays dynamic, and so do
+height and width where :mod:`mezzotint.models.backends.exporting` finds that they can;
 all others are fixed, one compiled network per shape of a row. Measured: float32
 answers are bit-identical at every batch size and position and within 1e-5 of
 torch per call.
@@ -12,14 +13,15 @@ What does not export falls back to torch, and :attr:`OpenVINONetwork.notes` says
 Dimensions: R rows, then a fixed shape.
 """
 
-import hashlib
+import ctypes
+import gc
 import itertools
 import os
+import sys
 import threading
-import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +29,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mezzotint.files import atomic_path
-from mezzotint.models.backends.doubling import rearranged
+from mezzotint.models.backends.exporting import Exporter, RowShape, row_key
 from mezzotint.models.backends.quiet import import_openvino
 from mezzotint.models.base import Model, Network
-from mezzotint.models.networks import Call, TorchNetwork, is_preparing
+from mezzotint.models.networks import NetworkReady, TorchNetwork, is_preparing
 
 __all__ = ["OpenVINONetwork", "denoiser_streams", "use_openvino"]
 
-FORMAT = 1  # raise when an exported network of before can no longer be used
-EXPORT_ROWS = 2  # a batch of one may be folded into the graph as a constant
+MAX_SHAPES = 4
+"""Shapes of rows that one network keeps compiled; the one used longest ago goes first."""
 
 _IGNORED = {
     "attention_slicing": "OpenVINO computes attention in its own blocks",
     "channels_last": "OpenVINO lays out weights itself",
 }
 """Changes of a torch module that are nothing to OpenVINO, and why."""
-
-RowShape = tuple[tuple[str, str, tuple[int, ...]], ...]
-"""Name, type and shape of one row of each input, in the order of names."""
-
-
-_EXPORTING = threading.Lock()  # the exporter patches modules while it traces them
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +73,7 @@ class OpenVINONetwork:
         source: The torch network; built only if an export is needed.
         role: Its role in the model; decoder and encoder may share weights.
         cache: Folder of exported networks, or None to keep them in memory only.
+        cache_bytes: Bytes that the folder may take; 0 is no bound.
         num_threads: CPU threads per call; None lets OpenVINO choose.
         streams: Parts that the rows of a call are dealt into, computed side by side:
             less waiting for each other than all threads at one row after another.
@@ -96,6 +92,7 @@ class OpenVINONetwork:
         *,
         role: str,
         cache: Path | None = None,
+        cache_bytes: int = 0,
         num_threads: int | None = None,
         streams: int = 1,
         is_generator: bool = False,
@@ -104,15 +101,17 @@ class OpenVINONetwork:
         self.role = role
         self.notes: tuple[str, ...] = ()
         self.options: dict[str, Any] = {
-            "role": role, "cache": cache, "num_threads": num_threads, "streams": streams,
-            "is_generator": is_generator,
+            "role": role, "cache": cache, "cache_bytes": cache_bytes,
+            "num_threads": num_threads, "streams": streams, "is_generator": is_generator,
         }  # fmt: skip
         self._streams = streams
         self._is_generator = is_generator
-        self._cache = cache
+        self._exporter = Exporter(
+            source, role=role, folder=cache, max_bytes=cache_bytes, is_generator=is_generator
+        )
         self._num_threads = num_threads
         self._lock = threading.Lock()
-        self._compiled: dict[RowShape, _Compiled | None] = {}
+        self._compiled: OrderedDict[RowShape, _Compiled | None] = OrderedDict()
         self._compiling: dict[RowShape, threading.Lock] = {}
 
     @property
@@ -134,7 +133,7 @@ class OpenVINONetwork:
     def exported(self, core: Any, inputs: Mapping[str, Tensor]) -> Any:
         """Return the float32 export for inputs: the path of a file, or the network itself."""
         arrays = {name: _plain(tensor) for name, tensor in sorted(inputs.items())}
-        return OpenVINONetwork._exported(self, core, arrays, _row_key(arrays))
+        return OpenVINONetwork._exported(self, core, arrays)[0]
 
     def __deepcopy__(self, memo: object) -> "OpenVINONetwork":
         """Return itself: a copy of a model shares its weights."""
@@ -143,11 +142,12 @@ class OpenVINONetwork:
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
         """Run the network once over all rows; float32 on the first input's device."""
         arrays = {name: _plain(tensor) for name, tensor in sorted(inputs.items())}
-        key = _row_key(arrays)
-        compiled = self._find(arrays, key)
+        compiled = self._find(arrays)
         if compiled is None:
             return self.source(**inputs)
-        if is_preparing() and all(shape is not None for shape in compiled.shapes):
+        if is_preparing():
+            if any(shape is None for shape in compiled.shapes):
+                raise NetworkReady
             rows = len(next(iter(arrays.values())))
             return tuple(
                 torch.zeros(rows, *shape) for shape in compiled.shapes if shape is not None
@@ -155,18 +155,38 @@ class OpenVINONetwork:
         with compiled.lock:
             return self._infer(compiled, arrays)
 
-    def _find(self, arrays: Mapping[str, Tensor], key: RowShape) -> _Compiled | None:
+    def _find(self, arrays: Mapping[str, Tensor]) -> _Compiled | None:
         """Return the compiled network of a shape, compiling it once however many ask."""
+        key = row_key(arrays)
+        known = self._known(key)
+        if known:
+            return known[0]
         with self._lock:
-            if key in self._compiled:
-                return self._compiled[key]
-            turn = self._compiling.setdefault(key, threading.Lock())
+            turn = self._compiling.setdefault(self._exporter.open_key(key), threading.Lock())
         with turn:
-            if key not in self._compiled:
-                compiled = self._prepare(arrays, key)
+            known = self._known(key)
+            if not known:
+                compiled, made_for = self._prepare(arrays)
+                known = (compiled,)
                 with self._lock:
-                    self._compiled[key] = compiled
-            return self._compiled[key]
+                    self._compiled[made_for] = compiled
+                    dropped = [
+                        self._compiled.popitem(last=False)
+                        for _ in range(len(self._compiled) - MAX_SHAPES)
+                    ]
+                if dropped:
+                    del dropped
+                    _return_memory()
+            return known[0]
+
+    def _known(self, key: RowShape) -> tuple[_Compiled | None, ...]:
+        """Return what answers for a shape, if it was compiled and not dropped since."""
+        with self._lock:
+            for made_for in (key, self._exporter.open_key(key)):
+                if made_for in self._compiled:
+                    self._compiled.move_to_end(made_for)
+                    return (self._compiled[made_for],)
+        return ()
 
     def _infer(self, compiled: _Compiled, arrays: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Run a compiled network; the answers are copied out of its buffers."""
@@ -192,8 +212,8 @@ class OpenVINONetwork:
             for part in outputs
         )
 
-    def _prepare(self, arrays: Mapping[str, Tensor], key: RowShape) -> _Compiled | None:
-        """Read or export, then compile; None if torch has to answer instead."""
+    def _prepare(self, arrays: Mapping[str, Tensor]) -> tuple[_Compiled | None, RowShape]:
+        """Read or export, then compile, for a shape; None if torch has to answer instead."""
         openvino = import_openvino()
 
         core = openvino.Core()
@@ -205,7 +225,7 @@ class OpenVINONetwork:
         if self._num_threads:
             settings["INFERENCE_NUM_THREADS"] = self._num_threads
         try:
-            path = self._exported(core, arrays, key)
+            path, made_for = self._exported(core, arrays)
             model = core.compile_model(path, "CPU", settings)
             requests = tuple(model.create_infer_request() for _ in range(self._streams))
             lone = requests[0]
@@ -218,34 +238,13 @@ class OpenVINONetwork:
                 f"the {self.role} network runs in torch: OpenVINO could not take it over "
                 f"({type(error).__name__}: {reason})",
             )
-            return None
-        return _Compiled(requests, lone, tuple(map(_row_shape, model.outputs)))
+            return None, row_key(arrays)
+        _return_memory()  # what tracing and packing the weights took
+        return _Compiled(requests, lone, tuple(map(_row_shape, model.outputs))), made_for
 
-    def _exported(self, core: Any, arrays: Mapping[str, Tensor], key: RowShape) -> Any:
-        """Return the exported network: its path if there is a cache, else itself."""
-        if self._cache is None or not self.digest:
-            return _export(self.source, arrays, rearrange=self._is_generator)
-        path = self._cache / self._file_name(key)
-        if not path.is_file() or not path.with_suffix(".bin").is_file():
-            openvino = import_openvino()
-
-            model = _export(self.source, arrays, rearrange=self._is_generator)
-            self._cache.mkdir(parents=True, exist_ok=True)
-            with atomic_path(path) as partial:
-                # OpenVINO names the weights after the description; both move in whole.
-                description = partial.with_suffix(".xml")
-                openvino.save_model(model, description, compress_to_fp16=False)
-                description.with_suffix(".bin").replace(path.with_suffix(".bin"))
-                description.replace(partial)
-        return path
-
-    def _file_name(self, key: RowShape) -> str:
-        """Name an export by all that decides what is in it."""
-        versions = [metadata.version(name) for name in ("openvino", "torch")]
-        words = [str(FORMAT), self.role, self.digest, repr(key), *versions]
-        if self._is_generator:
-            words.append("rearranged")
-        return hashlib.sha256("\0".join(words).encode()).hexdigest()[:40] + ".xml"
+    def _exported(self, core: Any, arrays: Mapping[str, Tensor]) -> tuple[Any, RowShape]:
+        """Return the exported network, its path if there is a cache, and what shape it is for."""
+        return self._exporter.export(core, arrays)
 
 
 def denoiser_streams() -> int:
@@ -261,11 +260,6 @@ def _deal(arrays: list[np.ndarray], count: int) -> list[list[np.ndarray]]:
     return [[a[start:end] for a in arrays] for start, end in itertools.pairwise(edges)]
 
 
-def _row_key(arrays: Mapping[str, Tensor]) -> RowShape:
-    """Name the shape of a call's rows."""
-    return tuple((n, str(t.dtype), tuple(t.shape[1:])) for n, t in arrays.items())
-
-
 def _row_shape(output: Any) -> tuple[int, ...] | None:
     """Return the shape of one row of an answer, None where it is not fixed."""
     dimensions = list(output.get_partial_shape())[1:]
@@ -274,36 +268,13 @@ def _row_shape(output: Any) -> tuple[int, ...] | None:
     return tuple(int(d.get_length()) for d in dimensions)
 
 
-class _Positional(nn.Module):
-    """A module called with named tensors, as a module called with positions."""
-
-    def __init__(self, module: nn.Module, call: Call, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self.module = module
-        self._call = call
-        self._names = names
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return self._call(self.module, dict(zip(self._names, tensors, strict=True)))
-
-
-def _export(source: TorchNetwork, arrays: Mapping[str, Tensor], *, rearrange: bool) -> Any:
-    """Trace a torch network with two rows and leave the number of rows open."""
-    openvino = import_openvino()
-
-    example = tuple(
-        torch.cat([t[:1]] * EXPORT_ROWS) if t.shape[0] < EXPORT_ROWS else t[:EXPORT_ROWS]
-        for t in arrays.values()
-    )
-    shapes = [openvino.PartialShape([-1, *t.shape[1:]]) for t in example]
-    own = rearranged(source.module) if rearrange else source.module
-    module = _Positional(own, source.call, tuple(arrays))
-    with _EXPORTING, torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer warns of every shape it reads
-        model = openvino.convert_model(module, example_input=example)
-        model.reshape({port: shape for port, shape in zip(model.inputs, shapes, strict=True)})
-    model.validate_nodes_and_infer_types()
-    return model
+def _return_memory() -> None:
+    """Give freed memory back to the system, which the allocator of Linux keeps otherwise."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -312,7 +283,9 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().to(device="cpu", dtype=kind).contiguous()
 
 
-def use_openvino(model: Model, *, cache: Path | None, num_threads: int | None = None) -> None:
+def use_openvino(
+    model: Model, *, cache: Path | None, cache_bytes: int = 0, num_threads: int | None = None
+) -> None:
     """Let OpenVINO answer for every network of a model that computes on the CPU in float32.
 
     Changes of torch modules that mean nothing to OpenVINO are left out of what it runs, and
@@ -321,6 +294,7 @@ def use_openvino(model: Model, *, cache: Path | None, num_threads: int | None = 
     Args:
         model: The model; its networks are replaced in place, before its first request.
         cache: Folder of exported networks, or None for memory only.
+        cache_bytes: Bytes that the folder may take; 0 is no bound.
         num_threads: CPU threads per call.
     """
     ignored = [
@@ -341,6 +315,7 @@ def use_openvino(model: Model, *, cache: Path | None, num_threads: int | None = 
                 network,
                 role=role,
                 cache=cache,
+                cache_bytes=cache_bytes,
                 num_threads=num_threads,
                 streams=denoiser_streams() if draws or role == "denoiser" else 1,
                 is_generator=draws,

@@ -18,7 +18,8 @@ import numpy as np
 from torch import Tensor
 
 from mezzotint.files import write_atomically
-from mezzotint.models.backends.openvino_backend import OpenVINONetwork, RowShape
+from mezzotint.models.backends.exporting import RowShape
+from mezzotint.models.backends.openvino_backend import OpenVINONetwork
 from mezzotint.models.backends.quiet import import_openvino
 from mezzotint.models.networks import TorchNetwork
 
@@ -47,12 +48,12 @@ class Int8Network(OpenVINONetwork):
         super().__init__(source, **options)
         self._ranges = ranges
 
-    def _exported(self, core: Any, arrays: Mapping[str, Tensor], key: RowShape) -> Any:
+    def _exported(self, core: Any, arrays: Mapping[str, Tensor]) -> tuple[Any, RowShape]:
         """Return the exported network with its rounding nodes."""
-        exported = super()._exported(core, arrays, key)
+        exported, made_for = super()._exported(core, arrays)
         model = core.read_model(exported) if isinstance(exported, Path) else exported.clone()
         quantize(model, self._ranges)
-        return model
+        return model, made_for
 
 
 def find_ranges(network: OpenVINONetwork, calls: Calls) -> dict[str, tuple[float, float]]:

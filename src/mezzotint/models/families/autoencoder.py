@@ -3,7 +3,8 @@
 Dimensions: B rows, C latent channels, h and w latent rows and columns.
 """
 
-import functools
+import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -199,11 +200,18 @@ def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _build_once(part: Part) -> Any:
-    """Return a build function whose module decoder and encoder share."""
+    """Return a build function whose module decoder and encoder share while either has it."""
+    built: dict[torch.dtype, weakref.ref[nn.Module]] = {}
+    lock = threading.Lock()
 
-    @functools.cache
     def build(dtype: torch.dtype) -> nn.Module:
-        return part.build(dtype)
+        with lock:
+            known = built.get(dtype)
+            module = known() if known is not None else None
+            if module is None:
+                module = part.build(dtype)
+                built[dtype] = weakref.ref(module)
+            return module
 
     return build
 

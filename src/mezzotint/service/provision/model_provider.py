@@ -57,6 +57,7 @@ class Shelf:
         self.backend: Literal["torch", "openvino"] = _choose_backend(config.backend, self.device)
         self._placement = config.placement
         self._cache = config.home_path / "cache" / "openvino"
+        self._cache_bytes = config.max_bytes
         self._extra = {m.spec.name: place(m, config.placement) for m in extra}
         self.adapters = AdapterShelf(
             config.home_path, allow_paths=config.allow_paths, dress=self._dress_control
@@ -171,7 +172,7 @@ class Shelf:
                 if self.backend == "openvino":
                     from mezzotint.models.backends.openvino_backend import use_openvino
 
-                    use_openvino(model, cache=self._cache)
+                    use_openvino(model, cache=self._cache, cache_bytes=self._cache_bytes)
         return model
 
     def _dress_control(self, control: ControlNet) -> ControlNet:
@@ -185,7 +186,9 @@ class Shelf:
             return control
         from mezzotint.models.backends.openvino_backend import OpenVINONetwork
 
-        dressed = OpenVINONetwork(network, role="controlnet", cache=self._cache)
+        dressed = OpenVINONetwork(
+            network, role="controlnet", cache=self._cache, cache_bytes=self._cache_bytes
+        )
         return replace(control, network=dressed)
 
 

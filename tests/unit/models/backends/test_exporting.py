@@ -1,0 +1,123 @@
+import openvino
+import pytest
+import torch
+from torch import nn
+
+from mezzotint.models.backends.exporting import Exporter, row_key
+from mezzotint.models.backends.openvino_backend import MAX_SHAPES, OpenVINONetwork
+from mezzotint.models.networks import NetworkReady, TorchNetwork, preparing
+
+
+class _Convolution(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 3, padding=1)
+        nn.init.constant_(self.layer.weight, 0.1)
+
+    def forward(self, x):
+        return nn.functional.interpolate(self.layer(x), scale_factor=2.0)
+
+
+class _Placed(nn.Module):
+    """Writes the size of the traced picture into its answer."""
+
+    def forward(self, x):
+        return x + torch.arange(x.shape[-1], dtype=torch.float32)[: int(x.shape[-1])] * 0.1
+
+
+def network(module, cache, calls=None, **options):
+    def build(dtype):
+        if calls is not None:
+            calls.append(dtype)
+        return module
+
+    source = TorchNetwork(build, lambda m, inputs: (m(inputs["latents"]),), digest="d")
+    return OpenVINONetwork(source, role="decoder", cache=cache, **options)
+
+
+def latents(height, width, rows=2):
+    return torch.randn(rows, 3, height, width, generator=torch.Generator().manual_seed(height))
+
+
+def test_one_export_and_one_compiled_network_serve_every_size(tmp_path):
+    calls, module = [], _Convolution()
+    found = network(module, tmp_path, calls)
+    for height, width in ((16, 16), (32, 24), (8, 40)):
+        x = latents(height, width)
+        assert torch.allclose(found(latents=x)[0], module(x), atol=1e-5)
+    assert len(list(tmp_path.glob("*.xml"))) == 1
+    assert list(found._compiled) == [(("latents", "torch.float32", (3, -1, -1)),)]
+    assert len(calls) == 1 and not found.source.is_built
+
+
+def test_an_open_size_has_the_bits_of_a_network_made_for_the_size(tmp_path):
+    module = _Convolution()
+    opened, fixed = network(module, tmp_path / "a"), network(module, tmp_path / "b")
+    fixed._exporter._fixed = True
+    for rows in (1, 2, 5):
+        x = latents(24, 16, rows)
+        assert torch.equal(opened(latents=x)[0], fixed(latents=x)[0])
+    assert list(fixed._compiled) == [(("latents", "torch.float32", (3, 24, 16)),)]
+
+
+def test_a_network_that_holds_its_size_is_made_for_each_size_also_in_the_next_process(tmp_path):
+    module = _Placed()
+    for _ in range(2):
+        found = network(module, tmp_path)
+        for width in (16, 32):
+            x = latents(16, width)
+            assert torch.allclose(found(latents=x)[0], module(x), atol=1e-6)
+        assert [key[0][2] for key in found._compiled] == [(3, 16, 16), (3, 16, 32)]
+        assert found.notes == ()
+    assert len(list(tmp_path.glob("*.xml"))) == 2
+    assert len(list(tmp_path.glob("*.fixed"))) == 1
+
+
+def test_sizes_that_the_levels_do_not_divide_are_made_for_themselves(tmp_path):
+    source = TorchNetwork(
+        lambda dtype: _Convolution(),
+        lambda m, inputs: (m(inputs["latents"]),),
+        digest="d",
+        config={"block_out_channels": (1,) * 6},
+    )
+    exporter = Exporter(source, role="decoder", folder=tmp_path)
+    for side, opened in ((32, -1), (64, -1), (16, 16), (40, 40)):
+        key = row_key({"latents": latents(side, side)})
+        assert exporter.open_key(key)[0][2] == (3, opened, opened)
+
+
+def test_shapes_used_longest_ago_are_dropped_and_come_back_with_the_same_bits(tmp_path):
+    found = network(_Convolution(), tmp_path)
+    sizes = [(h, 9) for h in range(9, 9 + MAX_SHAPES + 2)]  # odd sides: one network each
+    first = {size: found(latents=latents(*size))[0] for size in sizes}
+    assert len(found._compiled) == MAX_SHAPES
+    assert found.num_bytes == 0
+    assert all(torch.equal(found(latents=latents(*size))[0], first[size]) for size in sizes)
+    assert len(found._compiled) == MAX_SHAPES
+
+
+def test_the_folder_stays_within_its_bytes_and_what_is_new_is_kept(tmp_path):
+    found = network(_Convolution(), tmp_path)
+    found(latents=latents(9, 9))
+    one = sum(p.stat().st_size for p in tmp_path.iterdir())
+    bounded = network(_Convolution(), tmp_path, cache_bytes=int(2.5 * one))
+    for height in range(10, 14):
+        bounded(latents=latents(height, 9))
+    exports = sorted(tmp_path.glob("*.xml"))
+    assert len(exports) == 2 and all(p.with_suffix(".bin").is_file() for p in exports)
+
+
+def test_preparing_an_open_size_computes_nothing(tmp_path):
+    found = network(_Convolution(), tmp_path)
+    with preparing(), pytest.raises(NetworkReady):
+        found(latents=latents(16, 16))
+    assert list(found._compiled)
+
+
+def test_an_export_without_a_folder_stays_in_memory():
+    source = TorchNetwork(
+        lambda dtype: _Convolution(), lambda m, inputs: (m(inputs["latents"]),), digest="d"
+    )
+    exporter = Exporter(source, role="decoder", folder=None)
+    model, key = exporter.export(openvino.Core(), {"latents": latents(16, 16)})
+    assert isinstance(model, openvino.Model) and key[0][2] == (3, -1, -1)
