@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 __all__ = ["Infotext", "format_infotext", "parse_infotext"]
 
-_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_QUOTED = re.compile(r'"(?:\\.|[^\\"])++"(?=,|$)')
+_MAX_TEXT = 1_000_000  # real ones have thousands of characters
 _MIN_PAIRS = 3  # fewer on the last line, and it belongs to the prompt
 _NEGATIVE = "Negative prompt:"
 
@@ -108,10 +109,13 @@ def parse_infotext(text: str) -> Infotext | None:
     """Read the text as A1111 does.
 
     Returns:
-        The parts, or None if the last line holds fewer than three pairs.
+        The parts, or None if the last line holds fewer than three pairs or the text has
+        more than a million characters.
     """
+    if len(text) > _MAX_TEXT:
+        return None
     *lines, last = text.strip().split("\n")
-    pairs = _PAIR.findall(last)
+    pairs = _read_pairs(last)
     if len(pairs) < _MIN_PAIRS:
         return None
     prompt: list[str] = []
@@ -125,6 +129,47 @@ def parse_infotext(text: str) -> Infotext | None:
         target.append(stripped)
     fields = {key.strip(): _unquote(value.strip()) for key, value in pairs}
     return Infotext("\n".join(prompt).strip(), "\n".join(negative).strip(), fields)
+
+
+def _read_pairs(line: str) -> list[tuple[str, str]]:
+    """Read the pairs of a line in time proportional to its length.
+
+    A key is what stands before a colon: a letter, digit or underscore, then such, spaces,
+    dashes and slashes, two characters or more. Text that belongs to no pair is passed over.
+    Colons are visited in turn, and what stands before one is looked at once, which a pattern
+    for whole pairs, tried at every character, would do again and again.
+    """
+    pairs: list[tuple[str, str]] = []
+    start = 0
+    while (colon := line.find(":", start)) >= 0:
+        key = _key_before(line, start, colon)
+        if key is None:
+            start = colon + 1
+            continue
+        begin = colon + 1
+        while begin < len(line) and line[begin].isspace():
+            begin += 1
+        quoted = _QUOTED.match(line, begin)
+        comma = line.find(",", begin)
+        end = quoted.end() if quoted else comma if comma >= 0 else len(line)
+        pairs.append((key, line[begin:end]))
+        start = end + 1
+    return pairs
+
+
+def _key_before(line: str, start: int, colon: int) -> str | None:
+    """Return the key that ends at a colon and begins at ``start`` or later, if there is one."""
+    first = None
+    position = colon - 1
+    while position >= start and (_is_word(line[position]) or line[position] in " -/"):
+        if _is_word(line[position]):
+            first = position
+        position -= 1
+    return None if first is None or colon - first < 2 else line[first:colon]
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
 
 
 def _unquote(value: str) -> str:

@@ -13,7 +13,7 @@ WebP container specification.
 
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 __all__ = [
     "PARAMETERS",
@@ -34,6 +34,7 @@ RECIPE = "mezzotint"
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _MAX_TEXT_BYTES = 64 << 20
+_MAX_INFLATED_BYTES = 8 << 20  # of a file: what is packed may be a thousand times its size
 _USER_COMMENT = 0x9286
 _MAKER_NOTE = 0x927C
 _EXIF_IFD = 0x8769
@@ -180,7 +181,7 @@ def read_texts(data: bytes) -> dict[str, str]:
 
 
 def _png_texts(data: bytes) -> Iterator[tuple[str, str]]:
-    position, budget = 8, _MAX_TEXT_BYTES
+    position, budget = 8, _MAX_INFLATED_BYTES
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         body = data[position + 8 : position + 8 + length]
@@ -190,7 +191,8 @@ def _png_texts(data: bytes) -> Iterator[tuple[str, str]]:
         keyword, _, rest = body.partition(b"\0")
         text = _png_text(kind, rest, budget)
         if text is not None:
-            budget -= len(text)
+            is_packed = kind == b"zTXt" or rest[:1] == b"\1"
+            budget -= len(text) if is_packed and kind != b"tEXt" else 0
             yield keyword.decode("latin-1"), text
 
 
@@ -305,29 +307,36 @@ def _exif_texts(tiff: bytes) -> Iterator[tuple[str, str]]:
     if order is None:
         return
     (ifd0,) = struct.unpack_from(f"{order}I", tiff, 4)
-    pointer = dict(_entries(tiff, ifd0, order)).get(_EXIF_IFD)
+    pointer = _entries(tiff, ifd0, order, (_EXIF_IFD,)).get(_EXIF_IFD)
     if pointer is None:
         return
     (offset,) = struct.unpack(f"{order}I", pointer[:4])
-    for tag, value in _entries(tiff, offset, order):
-        if tag == _MAKER_NOTE and value.startswith(_APP10_TAG):
-            yield RECIPE, value[len(_APP10_TAG) :].decode("utf-8", "replace")
-        elif tag == _USER_COMMENT:
+    for tag, value in _entries(tiff, offset, order, (_MAKER_NOTE, _USER_COMMENT)).items():
+        if tag == _USER_COMMENT:
             yield PARAMETERS, _user_comment(value, order)
+        elif value.startswith(_APP10_TAG):
+            yield RECIPE, value[len(_APP10_TAG) :].decode("utf-8", "replace")
 
 
-def _entries(tiff: bytes, offset: int, order: str) -> Iterator[tuple[int, bytes]]:
-    """Yield tag and value bytes of one directory."""
+def _entries(tiff: bytes, offset: int, order: str, wanted: Container[int]) -> dict[int, bytes]:
+    """Return the value bytes of some tags of one directory, the first of each.
+
+    Only these are copied: each of 512 entries may claim the whole block.
+    """
+    found: dict[int, bytes] = {}
     sizes = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1, 9: 4, 10: 8}
     (count,) = struct.unpack_from(f"{order}H", tiff, offset)
     for number in range(min(count, 512)):
         position = offset + 2 + 12 * number
         tag, kind, length = struct.unpack_from(f"{order}HHI", tiff, position)
+        if tag in found or tag not in wanted:
+            continue
         num_bytes = sizes.get(kind, 1) * length
         start = position + 8
         if num_bytes > 4:
             (start,) = struct.unpack_from(f"{order}I", tiff, start)
-        yield tag, tiff[start : start + num_bytes]
+        found[tag] = tiff[start : start + num_bytes]
+    return found
 
 
 def _user_comment(value: bytes, order: str) -> str:

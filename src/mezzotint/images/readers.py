@@ -1,8 +1,9 @@
 """Readers: recipes that other programs left in their pictures.
 
-A1111 (and all who write its text), ComfyUI, InvokeAI and Fooocus. The library
-``sd-parsers`` understands the formats; here its answer becomes the nearest
-request that we can run, with a sentence for everything that was lost on the way.
+A1111 (and all who write its text), ComfyUI, InvokeAI and Fooocus. What they say
+becomes the nearest request that we can run, with a sentence for everything that
+was lost on the way. Pictures come from strangers: every text is bounded and read in
+time proportional to its length, or with a deadline (:mod:`mezzotint.images.foreign`).
 """
 
 import math
@@ -11,11 +12,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sd_parsers.data import Generators, PromptInfo
-from sd_parsers.exceptions import ParserError
-from sd_parsers.parsers import MANAGED_PARSERS
-
 from mezzotint.errors import InvalidRequest
+from mezzotint.images.foreign import Found, read_with_library
 from mezzotint.infotext import parse_infotext
 from mezzotint.request import GenerationRequest
 from mezzotint.textchunks import PARAMETERS, read_texts
@@ -31,7 +29,11 @@ _DIALECTS: dict[str, Literal["a1111", "comfyui", "compel"]] = {
     "ComfyUI": "comfyui",
     "InvokeAI": "compel",
 }
-_LORA_TAG = re.compile(r"<lora:([^:>]+)(?::([-+.\d]+))?[^>]*>")
+# No part can match what a part before it gave back: reading stays linear.
+_LORA_TAG = re.compile(r"<lora:([^:<>]++)(?::([-+.\d]++))?[^<>]*+>")
+_RESOLUTION = re.compile(r"\D*(\d{1,6})\D+(\d{1,6})")
+_MAX_LORAS = 100
+_MAX_NOTES = 100
 # Keys of A1111's text that mean nothing for the picture, or that we honour elsewhere.
 _SILENT = {
     "Steps",
@@ -89,18 +91,14 @@ def read_foreign(data: bytes, *, known_models: Collection[str] = ()) -> ForeignR
     Returns:
         The recipe, or None if there is none that anyone knows.
     """
-    texts = {key: text for key, text in read_texts(data).items() if len(text) < 8_000_000}
-    if not texts:
-        return None
-    for parser in MANAGED_PARSERS:
-        try:
-            info = parser().parse(dict(texts))
-        except (ParserError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            continue  # not this program's, or a broken text; the next may know it
-        if info.generator == Generators.AUTOMATIC1111:
-            break  # its own text is read with the full grammar below
-        return _from_info(info, texts, known_models)
-    return recipe_from_infotext(texts.get(PARAMETERS, ""), known_models=known_models)
+    texts = read_texts(data)
+    parameters = texts.get(PARAMETERS, "")
+    is_json = parameters.lstrip().startswith("{")  # Fooocus
+    own = None if is_json else recipe_from_infotext(parameters, known_models=known_models)
+    if own is not None and "sampler" in own.parameters:
+        return own
+    found = read_with_library(texts)
+    return own if found is None else _from_library(found, texts, known_models)
 
 
 def recipe_from_infotext(text: str, *, known_models: Collection[str] = ()) -> ForeignRecipe | None:
@@ -138,27 +136,24 @@ def recipe_from_infotext(text: str, *, known_models: Collection[str] = ()) -> Fo
     )
 
 
-def _from_info(
-    info: PromptInfo, texts: Mapping[str, str], known_models: Collection[str]
+def _from_library(
+    read: Found, texts: Mapping[str, str], known_models: Collection[str]
 ) -> ForeignRecipe:
     """Translate what the library found."""
     lost: list[str] = []
-    samplers = sorted(info.samplers, key=lambda s: str(s.sampler_id))
-    sampler = samplers[0] if samplers else None
-    if len(samplers) > 1:
-        lost.append(f"the recipe samples {len(samplers)} times; only the first time is kept")
-    parameters = dict(sampler.parameters) if sampler else {}
-    metadata = info.metadata
+    if read.num_samplers > 1:
+        lost.append(f"the recipe samples {read.num_samplers} times; only the first time is kept")
+    parameters = read.parameters
     found: dict[str, Any] = {
-        "sampler": sampler.name if sampler else None,
+        "sampler": read.sampler,
         "schedule": parameters.get("scheduler"),
         "num_inference_steps": parameters.get("steps"),
         "guidance_scale": parameters.get("cfg_scale"),
         "seed": _first(parameters, "seed", "noise_seed"),
-        "model": sampler.model.name if sampler and sampler.model else None,
-        "model_hash": sampler.model.hash if sampler and sampler.model else None,
+        "model": read.model,
+        "model_hash": read.model_hash,
         "strength": _first(parameters, "denoise"),
-        **_find_size(metadata),
+        **_find_size(read.metadata),
     }
     if found["strength"] is not None and _number(found["strength"]) == 1:
         found["strength"] = None  # ComfyUI's way of saying: from noise
@@ -170,8 +165,8 @@ def _from_info(
     ]
     lost.append("the noise is drawn in another way than there; the picture differs")
     return _finish(
-        info.generator.value,
-        (info.full_prompt, info.full_negative_prompt),
+        read.generator,
+        (read.prompt, read.negative_prompt),
         found,
         lost,
         raw=texts,
@@ -188,7 +183,7 @@ def _find_size(metadata: Mapping[str, Any]) -> dict[str, Any]:
     if "width" in metadata and "height" in metadata:
         return {"width": metadata["width"], "height": metadata["height"]}
     resolution = str(metadata.get("resolution", ""))  # Fooocus: "(896, 1152)"
-    if match := re.search(r"(\d+)\D+(\d+)", resolution):
+    if match := _RESOLUTION.match(resolution[:100]):
         return {"width": match[1], "height": match[2]}
     for name, nodes in metadata.items():  # ComfyUI: nodes by class
         if "Latent" in str(name) and isinstance(nodes, list):
@@ -222,6 +217,9 @@ def _finish(
     if dialect and re.search(r"[()\[\]+]|--", prompt + negative):
         wanted["prompt_dialect"] = dialect
     loras = _LORA_TAG.findall(prompt)
+    if len(loras) > _MAX_LORAS:
+        lost.append(f"only the first {_MAX_LORAS} of {len(loras)} LoRA tags are kept")
+        loras = loras[:_MAX_LORAS]
     if loras:
         wanted["prompt"] = _LORA_TAG.sub("", prompt).strip()
         wanted["loras"] = [
@@ -243,9 +241,15 @@ def _finish(
         negative_prompt=negative,
         parameters={key: value for key, value in found.items() if value is not None},
         request=request,
-        not_honoured=tuple(dict.fromkeys(lost)),
+        not_honoured=_shortened(tuple(dict.fromkeys(lost))),
         raw=dict(raw),
     )
+
+
+def _shortened(lost: tuple[str, ...]) -> tuple[str, ...]:
+    """Keep the first hundred sentences and say how many more there are."""
+    rest = len(lost) - _MAX_NOTES
+    return lost if rest <= 0 else (*lost[:_MAX_NOTES], f"{rest} more are not known here")
 
 
 def _take_model(

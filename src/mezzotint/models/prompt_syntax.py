@@ -30,6 +30,7 @@ DOWN = 1 / 1.1
 COMPEL_UP, COMPEL_DOWN = 1.1, 0.9
 MAX_DEPTH = 40  # brackets nested deeper than this are text; nobody means them
 MAX_BRACKETS = 1000  # reading time grows with their square
+MAX_PIECES = 320_000  # looked at while editing is read, ten a character; then brackets are text
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +108,13 @@ def _check_brackets(text: str) -> None:
 
 def _joined(pieces: list[Span]) -> list[Span]:
     """Join neighbours of equal weight; an empty prompt is one empty span."""
-    result: list[Span] = []
+    result: list[tuple[list[str], float]] = []
     for piece in pieces:
-        if result and piece != BREAK and result[-1].weight == piece.weight:
-            result[-1] = Span(result[-1].text + piece.text, piece.weight)
+        if result and piece != BREAK and result[-1][1] == piece.weight:
+            result[-1][0].append(piece.text)
         elif piece.text:
-            result.append(piece)
-    return result or [Span("")]
+            result.append(([piece.text], piece.weight))
+    return [Span("".join(texts), weight) for texts, weight in result] or [Span("")]
 
 
 # --- A1111 ------------------------------------------------------------------------------------
@@ -121,28 +122,39 @@ def _joined(pieces: list[Span]) -> list[Span]:
 _A1111_TOKEN = re.compile(
     r"\\[\\()\[\]]|\\|\(|\[|:\s*([+-]?[.\d]+)\s*\)|\)|\]|[^\\()\[\]:]+|:", re.DOTALL
 )
-_BREAK = re.compile(r"\s*\bBREAK\b\s*", re.DOTALL)
+_BREAK = re.compile(r"\bBREAK\b")
 
 
 def _a1111(text: str) -> list[Span]:
-    """Read A1111 emphasis; brackets left open act to the end of the text."""
-    pieces: list[Span] = []
+    """Read A1111 emphasis; brackets left open act to the end of the text.
+
+    A weight acts on groups, which hold all text between two brackets: there are at most two
+    groups a bracket, while a text may have thousands of pieces.
+    """
+    groups: list[list[str | None]] = [[]]  # None is a BREAK
+    weights = [1.0]
     round_starts: list[int] = []
     square_starts: list[int] = []
 
+    def begin() -> int:
+        if groups[-1]:
+            groups.append([])
+            weights.append(1.0)
+        return len(groups) - 1
+
     def multiply(start: int, factor: float) -> None:
-        for k in range(start, len(pieces)):
-            if pieces[k] != BREAK:
-                pieces[k] = Span(pieces[k].text, pieces[k].weight * factor)
+        for k in range(start, len(groups)):
+            weights[k] *= factor
+        weights[begin()] = 1.0  # what follows stands outside
 
     for match in _A1111_TOKEN.finditer(text):
         mark, weight = match[0], match[1]
         if mark.startswith("\\") and len(mark) == 2:
-            pieces.append(Span(mark[1]))
+            groups[-1].append(mark[1])
         elif mark == "(":
-            round_starts.append(len(pieces))
+            round_starts.append(begin())
         elif mark == "[":
-            square_starts.append(len(pieces))
+            square_starts.append(begin())
         elif weight is not None and round_starts:
             multiply(round_starts.pop(), _number(weight))
         elif mark == ")" and round_starts:
@@ -150,15 +162,24 @@ def _a1111(text: str) -> list[Span]:
         elif mark == "]" and square_starts:
             multiply(square_starts.pop(), DOWN)
         else:
-            parts = _BREAK.split(mark)
-            for k, part in enumerate(parts):
-                if k:
-                    pieces.append(BREAK)
-                pieces.append(Span(part))
+            groups[-1] += _at_breaks(mark)
     for start in round_starts:
         multiply(start, UP)
     for start in square_starts:
         multiply(start, DOWN)
+    return [
+        BREAK if piece is None else Span(piece, weight)
+        for group, weight in zip(groups, weights, strict=True)
+        for piece in group
+    ]
+
+
+def _at_breaks(text: str) -> list[str | None]:
+    """Split at the word BREAK, which takes the spaces around it along; None stands for it."""
+    first, *rest = _BREAK.split(text)
+    pieces: list[str | None] = [first.rstrip() if rest else first]
+    for k, part in enumerate(rest, 1):
+        pieces += [None, part.strip() if k < len(rest) else part.lstrip()]
     return pieces
 
 
@@ -222,6 +243,7 @@ def _top_level_groups(text: str) -> list[str]:
 
 _COMPEL_FUNCTION = re.compile(r"[\")]\s*\.\s*(blend|and|swap)\s*\(")
 _COMPEL_SUFFIX = re.compile(r"(\++|-+|\d+\.\d*|\.\d+|\d+)")
+_COMPEL_RUN = re.compile(r"(?:\\.|[^\s()\\+\-]|[+-](?=\w))+")
 _COMPEL_WORD = re.compile(r"((?:\\.|[^\s()\\+\-]|[+-](?=\w))+)(\++|-+)(?=[\s,.;:!?)]|$)")
 
 
@@ -265,6 +287,9 @@ def _compel_group(text: str, start: int, *, depth: int) -> tuple[list[Span], int
         elif word := _COMPEL_WORD.match(text, position):
             pieces.append(Span(_unescape(word[1]), _compel_weight(word[2])))
             position = word.end()
+        elif run := _COMPEL_RUN.match(text, position):  # no weight behind any part of it
+            pieces.append(Span(_unescape(run[0])))
+            position = run.end()
         elif char == "\\" and position + 1 < len(text):
             pieces.append(Span(text[position + 1]))
             position += 2
@@ -309,7 +334,7 @@ class _Alternate:
 
 _Node = str | _Switch | _Alternate
 _PLAIN_RUN = re.compile(r"(?:\\.|[^\\\[\]():|])+", re.DOTALL)
-_WHEN = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\]")
+_WHEN = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\]")
 
 
 def edits(
@@ -326,6 +351,9 @@ def edits(
     Returns:
         Texts in order; the last one holds until ``num_inference_steps``. A text
         without editing is returned once, unchanged.
+
+    Raises:
+        InvalidRequest: If the text opens more than 1000 brackets.
 
     Example:
         >>> [(e.until_step, e.text) for e in edits("a [b:3]", 10)]
@@ -389,13 +417,16 @@ class _EditReader:
     def __init__(self, text: str) -> None:
         self._text = text
         self._depth = 0
+        self._pieces = 0
         self._brackets: dict[int, tuple[list[_Node], int] | None] = {}
 
     def nodes(self, start: int, stops: str) -> tuple[tuple[_Node, ...], int]:
         """Read until one of ``stops`` or the end; a bracket that fits nothing is text."""
         found: list[_Node] = []
         position = start
+        self._pieces += 1
         while position < len(self._text) and self._text[position] not in stops:
+            self._pieces += 1
             char = self._text[position]
             if char in "[(" and (read := self._bracket(position)) is not None:
                 nodes, position = read
@@ -410,7 +441,7 @@ class _EditReader:
         return tuple(found), position
 
     def _bracket(self, start: int) -> tuple[list[_Node], int] | None:
-        if self._depth >= MAX_DEPTH:
+        if self._depth >= MAX_DEPTH or self._pieces > MAX_PIECES:
             return None
         if start not in self._brackets:
             self._depth += 1

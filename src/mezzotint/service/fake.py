@@ -278,6 +278,7 @@ class FakeService:
     async def inspect(self, data: bytes, *, client: str = "") -> Mapping[str, Any]:
         """Read the text chunks of a PNG."""
         items = read_png_text(data)
+        self._maybe_crash(items.get("parameters", ""))
         return {
             "parameters": items.get("parameters", ""),
             "items": items,

@@ -74,6 +74,12 @@ class _Call:
 
     message: dict[str, Any]
     answer: "asyncio.Future[Any]"
+    crashes: int = 0
+
+
+def _is_heavy(call: _Call) -> bool:
+    """Tell whether a call brings data of a client, which may have caused a death."""
+    return call.message["method"] in ("inspect", "upscale", "grid", "handle", "plan")
 
 
 class WorkerService:
@@ -514,8 +520,9 @@ class WorkerService:
     async def _resend(self) -> None:
         """Send everything that is under way to a fresh process."""
         await self._send_all(list(self._streams.values()))
-        for message in [c.message for c in self._calls.values()]:
-            await self._send(message)
+        for call in sorted(self._calls.values(), key=_is_heavy):
+            if not call.answer.done():
+                await self._send(call.message)
 
     async def _send_all(self, streams: Sequence[_Stream]) -> None:
         """Send requests; of those that may have caused a death, one after another.
@@ -577,7 +584,17 @@ class WorkerService:
         stream.events.put_nowait(event)
 
     def _count_crashes(self) -> None:
-        """Fail requests that were running in too many deaths of the process."""
+        """Fail requests that were running in too many deaths of the process.
+
+        A plain call, such as reading a stranger's picture, fails at its second death: unlike
+        a picture half made, there is little to lose and nothing that runs it alone.
+        """
+        for call in self._calls.values():
+            call.crashes += 1
+            if call.crashes >= _SUSPECT and not call.answer.done():
+                method = call.message["method"]
+                reason = f"the engine died {call.crashes} times while it answered {method}"
+                call.answer.set_exception(WorkFailed(reason))
         for call, stream in list(self._streams.items()):
             stream.crashes += stream.is_started
             stream.is_started = False

@@ -7,9 +7,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mezzotint import errors
+from mezzotint.images.png import encode_png
 from mezzotint.request import GenerationRequest
 from mezzotint.service.config import WorkerConfig
 from mezzotint.service.fake import FakeService
@@ -99,6 +101,17 @@ def test_a_poisonous_request_fails_and_plain_calls_are_repeated():
         assert len(await service.models()) == 2
 
     using(body, options={"always_crash": "poison"}, max_crashes=2)
+
+
+def test_a_picture_whose_reading_kills_the_process_twice_is_refused():
+    async def body(service: WorkerService) -> None:
+        picture = encode_png(np.zeros((8, 8, 3), np.uint8), {"parameters": "poison"})
+        with pytest.raises(errors.WorkFailed, match="died 2 times while it answered inspect"):
+            await asyncio.wait_for(service.inspect(picture), 30)
+        assert service.restarts == 2
+        assert len(await service.models()) == 2
+
+    using(body, options={"always_crash": "poison"}, max_crashes=8)
 
 
 def test_who_runs_beside_a_poisonous_request_lives_and_keeps_its_bytes():
