@@ -5,11 +5,11 @@ import time
 import tracemalloc
 
 import pytest
+from tests.growth import assert_linear
 
 from mezzotint.infotext import parse_infotext
 from mezzotint.models.prompt_syntax import edits, lora_tags, spans
 from mezzotint.textchunks import read_texts
-from tests.growth import assert_linear
 
 PAIRS = "\nSteps: 1, Seed: 2, Size: 8x8"
 
@@ -64,9 +64,7 @@ def test_lora_tags_of_a_prompt_are_read_in_linear_time(piece):
 
 def hostile_exif(size: int, *, tag_step: int) -> bytes:
     """Return a TIFF block whose 512 entries each claim all of its bytes."""
-    entries = b"".join(
-        struct.pack(">HHII", 0x9000 + tag_step * k, 7, size, 8) for k in range(512)
-    )
+    entries = b"".join(struct.pack(">HHII", 0x9000 + tag_step * k, 7, size, 8) for k in range(512))
     return b"MM\0*" + struct.pack(">IH", 8, 512) + entries + b"\0" * size
 
 

@@ -6,12 +6,12 @@ import zlib
 
 import numpy as np
 import pytest
+from tests.growth import assert_linear
 
 from mezzotint.images import foreign
 from mezzotint.images.png import encode_png
 from mezzotint.images.readers import read_foreign, recipe_from_infotext
 from mezzotint.textchunks import png_chunk
-from tests.growth import assert_linear
 
 PIXELS = np.zeros((8, 8, 3), np.uint8)
 PAIRS = "\nSteps: 20, Sampler: Euler, Seed: 1, CFG scale: 7"
