@@ -80,7 +80,7 @@ def read_with_library(texts: Mapping[str, str]) -> Found | None:
     if not short:
         return None
     try:
-        child = subprocess.run(
+        child = subprocess.run(  # noqa: S603 - this program; texts go over standard input
             # -P: a module beside the picture must not be taken for one of ours
             [sys.executable, "-P", "-m", "mezzotint.images.foreign", str(DEADLINE_S)],
             input=json.dumps(short).encode(),
