@@ -82,11 +82,10 @@ def test_no_module_leads_back_to_itself():
 
 STILL_LONG: dict[str, int] = {
     "mezzotint/models/families/gan.py": 588,
-    "mezzotint/models/prompt_syntax.py": 502,
     "mezzotint/models/store/store.py": 582,
     "mezzotint/service/dispatch/dispatcher.py": 635,
     "mezzotint/service/jobs/jobs.py": 558,
-    "mezzotint/service/workers/supervisor.py": 597,
+    "mezzotint/service/workers/supervisor.py": 591,
 }
 """Modules that want to be two, with the length that they may not grow beyond."""
 

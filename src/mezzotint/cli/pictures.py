@@ -223,7 +223,7 @@ def count_tokens(store: Any, request: GenerationRequest) -> dict[str, Any]:
 
 def _stages(text: str, request: GenerationRequest) -> list[tuple[int, str]]:
     """Return the texts that a prompt becomes on its way, and until which step each holds."""
-    from mezzotint.models.prompt_syntax import edits
+    from mezzotint.models.prompt_editing import edits
 
     steps = request.num_inference_steps or 0
     if request.prompt_dialect != "a1111" or not steps:

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.models.prompt_syntax import BREAK, Span, edits, lora_tags, spans
+from mezzotint.models.prompt_editing import edits
+from mezzotint.models.prompt_syntax import BREAK, Span, lora_tags, spans
 
 
 def weighted(text, dialect):

@@ -13,7 +13,7 @@ import torch
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.base import Conditioning, Model, Prompt
-from mezzotint.models.prompt_syntax import edits
+from mezzotint.models.prompt_editing import edits
 from mezzotint.planning.plan import Plan, PlannedRegion
 from mezzotint.sampling.latents import slerp_embeddings
 

@@ -28,6 +28,7 @@ from mezzotint.plain import write
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.config import WorkerConfig
+from mezzotint.service.workers.calls import Call, count_death, in_order
 from mezzotint.service.workers.wire import read_error, read_event, read_image
 from mezzotint.service.workers.worker import post_message, read_message, send_message
 from mezzotint.types import (
@@ -68,20 +69,6 @@ class _Stream:
     images: dict[int, ImageOutput] = field(default_factory=dict[int, ImageOutput])
 
 
-@dataclass(slots=True)
-class _Call:
-    """One plain call under way."""
-
-    message: dict[str, Any]
-    answer: "asyncio.Future[Any]"
-    crashes: int = 0
-
-
-def _is_heavy(call: _Call) -> bool:
-    """Tell whether a call brings data of a client, which may have caused a death."""
-    return call.message["method"] in ("inspect", "upscale", "grid", "handle", "plan")
-
-
 class WorkerService:
     """The service port over a supervised process.
 
@@ -108,7 +95,7 @@ class WorkerService:
         self._journal: list[dict[str, Any]] = []
         self._log = log_config or LogConfig()
         self._streams: dict[int, _Stream] = {}
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, Call] = {}
         self._next = 0
         self._ready = asyncio.Event()
         self._first: asyncio.Future[None] | None = None
@@ -358,7 +345,7 @@ class WorkerService:
         call = self._number()
         message = {"kind": "call", "call": call, "method": method, "arguments": arguments}
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._calls[call] = _Call(message, answer)
+        self._calls[call] = Call(message, answer)
         try:
             await self._send(message)
             return await answer
@@ -493,7 +480,7 @@ class WorkerService:
             call = self._number()
             answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             message = {"kind": "call", "call": call, "method": "health", "arguments": {}}
-            self._calls[call] = _Call(message, answer)
+            self._calls[call] = Call(message, answer)
             await self._send(message)
             try:
                 async with asyncio.timeout(self._config.silence_s):
@@ -520,9 +507,8 @@ class WorkerService:
     async def _resend(self) -> None:
         """Send everything that is under way to a fresh process."""
         await self._send_all(list(self._streams.values()))
-        for call in sorted(self._calls.values(), key=_is_heavy):
-            if not call.answer.done():
-                await self._send(call.message)
+        for call in in_order(self._calls.values()):
+            await self._send(call.message)
 
     async def _send_all(self, streams: Sequence[_Stream]) -> None:
         """Send requests; of those that may have caused a death, one after another.
@@ -584,17 +570,8 @@ class WorkerService:
         stream.events.put_nowait(event)
 
     def _count_crashes(self) -> None:
-        """Fail requests that were running in too many deaths of the process.
-
-        A plain call, such as reading a stranger's picture, fails at its second death: unlike
-        a picture half made, there is little to lose and nothing that runs it alone.
-        """
-        for call in self._calls.values():
-            call.crashes += 1
-            if call.crashes >= _SUSPECT and not call.answer.done():
-                method = call.message["method"]
-                reason = f"the engine died {call.crashes} times while it answered {method}"
-                call.answer.set_exception(WorkFailed(reason))
+        """Fail requests that were running in too many deaths of the process."""
+        count_death(self._calls.values(), most=_SUSPECT)
         for call, stream in list(self._streams.items()):
             stream.crashes += stream.is_started
             stream.is_started = False
