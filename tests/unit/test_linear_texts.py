@@ -1,4 +1,8 @@
-"""Texts that strangers write are read in time proportional to their length."""
+"""Texts that strangers write are read in time proportional to their length.
+
+Tests :mod:`mezzotint.infotext`, :mod:`mezzotint.textchunks`,
+:mod:`mezzotint.models.prompt_syntax` and :mod:`mezzotint.models.prompt_editing`.
+"""
 
 import struct
 import time

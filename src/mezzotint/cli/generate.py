@@ -15,6 +15,7 @@ from mezzotint.cli.flags import field_help
 from mezzotint.cli.household import load_settings, open_service, run
 from mezzotint.cli.outputs import Destination, describe
 from mezzotint.cli.requests import build_request, gate_fields, read_seed, with_format
+from mezzotint.cli.terminal import escaped
 from mezzotint.errors import MezzotintError
 from mezzotint.request import GenerationRequest
 from mezzotint.settings import Settings, terminal_pictures
@@ -315,10 +316,9 @@ def generate(
 async def _generate(settings: Settings, request: GenerationRequest, delivery: Delivery) -> None:
     """Make the pictures and tell what was changed."""
     result = await deliver(settings, request, delivery)
-    for warning in dict.fromkeys(
-        (*result.warnings, *(w for i in result.images for w in i.warnings))
-    ):
-        print(f"warning: {warning}", file=sys.stderr)
+    warnings = (*result.warnings, *(w for i in result.images for w in i.warnings))
+    for warning in dict.fromkeys(warnings):
+        print(f"warning: {escaped(warning)}", file=sys.stderr)
     if delivery.as_json:
         print(json.dumps(describe(result, delivery.paths), ensure_ascii=False))
 

@@ -25,6 +25,7 @@ from mezzotint.cli.config import config_app
 from mezzotint.cli.flags import flag_of
 from mezzotint.cli.keys import keys_app
 from mezzotint.cli.models import archive_app, models_app
+from mezzotint.cli.terminal import escaped
 from mezzotint.errors import Cancelled, InvalidRequest, MezzotintError
 from mezzotint.observe import log
 from mezzotint.request import GenerationRequest
@@ -139,7 +140,7 @@ def _say(message: str, code: int) -> int:
     """Print one line on standard error, if there is anything to say."""
     if not message:
         return code
-    print(f"mezzotint: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"mezzotint: {escaped(' '.join(message.split()))}", file=sys.stderr, flush=True)
     return code
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mezzotint.cli.household import load_settings
+from mezzotint.cli.terminal import escaped
 
 __all__ = ["archive_app", "models_app"]
 
@@ -35,7 +36,8 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
     for row in rows:
         mark = "*" if row["default"] else " "
         where = "built in" if row["builtin"] else row["path"]
-        print(f"{mark} {row['name']:{width}}  {row['version']:8} {row['layout']:12} {where}")
+        line = f"{row['name']:{width}}  {row['version']:8} {row['layout']:12} {where}"
+        print(f"{mark} {escaped(line)}")
 
 
 @models_app.command("show")
@@ -63,7 +65,7 @@ def add(
     if as_json:
         print(json.dumps(_brief(entry), ensure_ascii=False))
     else:
-        print(f"{entry.full_name}: {entry.path}")
+        print(escaped(f"{entry.full_name}: {entry.path}"))
 
 
 @models_app.command("remove")
@@ -197,9 +199,9 @@ def _brief(entry: Any) -> dict[str, Any]:
 def _print_fields(found: dict[str, Any], indent: str = "") -> None:
     for key, value in found.items():
         if isinstance(value, dict):
-            print(f"{indent}{key}:")
+            print(f"{indent}{escaped(key)}:")
             _print_fields(value, indent + "  ")
         elif isinstance(value, list):
-            print(f"{indent}{key}: {'; '.join(map(str, value))}")
+            print(f"{indent}{escaped(key)}: {escaped('; '.join(map(str, value)))}")
         else:
-            print(f"{indent}{key}: {value}")
+            print(f"{indent}{escaped(key)}: {escaped(value)}")

@@ -14,6 +14,7 @@ from mezzotint.cli.delivery import Delivery, deliver
 from mezzotint.cli.flags import WrongFlag
 from mezzotint.cli.household import load_settings, run
 from mezzotint.cli.outputs import Destination
+from mezzotint.cli.terminal import escaped
 from mezzotint.errors import MezzotintError, WorkFailed
 from mezzotint.request import GenerationRequest
 from mezzotint.settings import Settings
@@ -23,9 +24,15 @@ from mezzotint.vocabulary import LEAST_DB
 __all__ = ["inspect", "replay", "verify"]
 
 IDENTICAL, DIFFERENT, NO_RECIPE = 0, 1, 2
+_BLOCK_PX = 16
 
 Picture = Annotated[Path, typer.Argument(metavar="PICTURE", help="PNG, JPEG or WebP.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AllowDownload = Annotated[
+    bool,
+    typer.Option("--allow-download", help="Fetch a model that the picture names by its Hub id."),
+]
+ORIGIN = "A recipe proves how the picture is made, not who made it."
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +46,10 @@ class Comparison:
         environment: ``name -> (then, now)`` of what differs.
         decibels: Ratio of peak to noise; None where nothing differs or the sizes do.
         promised_decibels: What the picture's tier promises; None for ``exact``.
+        worst_block: ``(x, y, decibels)`` of the 16x16 px that differ most where some differ
+            by more than the tier promises; None where all are as near.
+        file: What the file holds that is neither the picture nor its recipe, or lacks; one
+            sentence each.
     """
 
     differing_pixels: int | None
@@ -47,18 +58,37 @@ class Comparison:
     environment: Mapping[str, tuple[Any, Any]]
     decibels: float | None = None
     promised_decibels: float | None = None
+    worst_block: tuple[int, int, float] | None = None
+    file: tuple[str, ...] = ()
 
     @property
-    def is_identical(self) -> bool:
+    def same_pixels(self) -> bool:
         """Whether every pixel is the same."""
         return self.differing_pixels == 0
 
     @property
+    def other_weights(self) -> tuple[str, ...]:
+        """Digests of weights that the recipe claims and that are not those it ran with here."""
+        return tuple(name for name in self.environment if name.endswith("digest"))
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether the file is the one that its recipe makes, byte for byte."""
+        return self.same_pixels and not self.file and not self.other_weights
+
+    @property
     def keeps_promise(self) -> bool:
-        """Whether the picture is as near as its tier promises: ``exact`` promises every pixel."""
-        if self.is_identical or self.promised_decibels is None or self.decibels is None:
+        """Whether the file is its recipe's, and its pixels as near as their tier promises.
+
+        ``exact`` promises every pixel; the other tiers promise decibels, which every 16x16 px
+        have to keep, or a part could be painted over within what the whole may differ.
+        """
+        if self.file or self.other_weights or self.promised_decibels is None:
             return self.is_identical
-        return self.decibels >= self.promised_decibels
+        if self.same_pixels:
+            return True
+        near = self.decibels is not None and self.decibels >= self.promised_decibels
+        return near and self.worst_block is None
 
 
 def replay(
@@ -71,6 +101,7 @@ def replay(
     output_dir: Annotated[Path, typer.Option(help="Folder for the picture without -o.")] = Path(
         "outputs"
     ),
+    allow_download: AllowDownload = False,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
@@ -78,7 +109,7 @@ def replay(
     recipe = _recipe(picture)
     request = _request(recipe)
     destination = Destination(output, output_dir)
-    settings = load_settings(context).settings
+    settings = _settings(context, allow_download=allow_download)
     image = _make_again(settings, recipe, request, quiet=quiet)
     path = destination.write(image, request)
     if as_json:
@@ -90,21 +121,27 @@ def replay(
 def verify(
     context: typer.Context,
     picture: Picture,
+    *,
+    allow_download: AllowDownload = False,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> int:
     """Make a picture again and compare; exits 0 identical, 1 different, 2 no recipe.
 
-    A picture of the tier stable or turbo need not be identical: it exits 0 where it is
-    as near as the tier promises.
+    The whole file counts: what is in it beside the picture and its recipe is named. A picture
+    of the tier stable or turbo exits 0 where it is as near as the tier promises, everywhere.
     """
     recipe = _recipe(picture)
     request = _request(recipe)
-    settings = load_settings(context).settings
+    settings = _settings(context, allow_download=allow_download)
     image = _make_again(settings, recipe, request, quiet=quiet)
     found = compare(picture.read_bytes(), image, recipe)
     if as_json:
-        kept = {"identical": found.is_identical, "keeps_promise": found.keeps_promise}
+        kept = {
+            "identical": found.is_identical,
+            "keeps_promise": found.keeps_promise,
+            "same_pixels": found.same_pixels,
+        }
         print(json.dumps({**kept, **dataclasses.asdict(found)}))
     else:
         _print_comparison(found)
@@ -128,8 +165,7 @@ def inspect(
     from mezzotint.models.store.store import ModelStore
 
     data = _read(picture)
-    settings = load_settings(context).settings
-    store = ModelStore(settings.models)
+    store = ModelStore(_settings(context, allow_download=False).models)
     recipe = read_recipe(data)
     if recipe is not None:
         nearest, lost = _request(recipe), ()
@@ -137,7 +173,7 @@ def inspect(
     else:
         foreign = read_foreign(data, known_models=store.names())
         if foreign is None:
-            print(f"mezzotint: {picture} carries no recipe", file=sys.stderr)
+            print(f"mezzotint: {escaped(picture)} carries no recipe", file=sys.stderr)
             return NO_RECIPE
         nearest, lost = foreign.request, foreign.not_honoured
         shown = {
@@ -149,7 +185,7 @@ def inspect(
     if request:
         shown = nearest.to_dict()
         for sentence in () if as_json else lost:
-            print(f"not honoured: {sentence}", file=sys.stderr)
+            print(f"not honoured: {escaped(sentence)}", file=sys.stderr)
         if as_json:
             shown = {"request": shown, "not_honoured": list(lost)}
     elif lost:
@@ -157,7 +193,7 @@ def inspect(
     if tokens:
         shown["tokens"] = count_tokens(store, nearest)
     if as_json or request:
-        print(json.dumps(shown, indent=None if as_json else 2, ensure_ascii=False, default=str))
+        print(_json(shown, indent=None if as_json else 2))
     else:
         _print_recipe(shown)
     return 0
@@ -167,8 +203,13 @@ def compare(data: bytes, image: ImageOutput, recipe: Mapping[str, Any]) -> Compa
     """Compare a picture with the one that was made again from its recipe."""
     import numpy as np
 
+    from mezzotint.images.canonical import program_of
+
     before, now = _decode(data, image), _decode(image.data, image)
     environment = _differences(recipe.get("environment", {}), image.recipe.get("environment", {}))
+    programs = program_of(data), program_of(image.data)
+    if programs[0] != programs[1]:
+        environment["program"] = programs
     pixels = before.shape[0] * before.shape[1]
     if before.shape != now.shape:
         return Comparison(
@@ -176,15 +217,65 @@ def compare(data: bytes, image: ImageOutput, recipe: Mapping[str, Any]) -> Compa
         )
     distance = np.abs(before.astype(np.int16) - now.astype(np.int16))
     noise = float(np.mean(distance.astype(np.float64) ** 2))
-    tier = str(recipe.get("request", {}).get("reproducibility", "exact"))
+    promised = LEAST_DB.get(str(recipe.get("request", {}).get("reproducibility", "exact")))
     return Comparison(
         differing_pixels=int((distance.max(axis=-1) > 0).sum()),
         pixels=pixels,
         largest_difference=int(distance.max()),
         environment=environment,
-        decibels=round(10 * math.log10(255**2 / noise), 1) if noise else None,
-        promised_decibels=LEAST_DB.get(tier),
+        decibels=_decibels(noise),
+        promised_decibels=promised,
+        worst_block=None if promised is None else _worst_block(distance, promised),
+        file=_file_differences(data, image, recipe, same_pixels=not distance.any()),
     )
+
+
+def _decibels(noise: float) -> float | None:
+    """Return the ratio of peak to a mean squared difference; None where there is none."""
+    return round(10 * math.log10(255**2 / noise), 1) if noise else None
+
+
+def _worst_block(distance: Any, promised: float) -> tuple[int, int, float] | None:
+    """Find the 16x16 px that differ most, if by more than is promised.
+
+    Args:
+        distance: Shape (H, W, C), in levels.
+        promised: Decibels.
+
+    Returns:
+        Left and upper edge in pixels, and the decibels there.
+    """
+    import numpy as np
+
+    rows, columns = (range(0, side, _BLOCK_PX) for side in distance.shape[:2])
+    noise = np.mean(distance.astype(np.float64) ** 2, axis=-1)
+    sums = np.add.reduceat(np.add.reduceat(noise, rows, axis=0), columns, axis=1)
+    counts = np.add.reduceat(np.add.reduceat(np.ones_like(noise), rows, axis=0), columns, axis=1)
+    means = sums / counts
+    row, column = np.unravel_index(int(means.argmax()), means.shape)
+    worst = _decibels(float(means[row, column]))
+    if worst is None or worst >= promised:
+        return None
+    return int(column) * _BLOCK_PX, int(row) * _BLOCK_PX, worst
+
+
+def _file_differences(
+    data: bytes, image: ImageOutput, recipe: Mapping[str, Any], *, same_pixels: bool
+) -> tuple[str, ...]:
+    """Name what a file holds beside its picture and recipe, or lacks."""
+    from mezzotint.images.canonical import canonical_file, name_differences
+    from mezzotint.images.codec import decode_image
+    from mezzotint.images.png import encode_png
+    from mezzotint.textchunks import read_texts
+
+    made = image.data
+    if data == made:
+        return ()
+    can_encode = not same_pixels and image.format == "png" and image.frames == 1
+    if can_encode:  # its own pixels, written as we write them: nothing may hide among them
+        made = encode_png(decode_image(data), read_texts(made))
+    canonical = canonical_file(data, recipe, made)
+    return name_differences(data, canonical, pixels_too=same_pixels or can_encode)
 
 
 def _decode(data: bytes, image: ImageOutput) -> Any:
@@ -273,6 +364,16 @@ def _read(picture: Path) -> bytes:
         raise WrongFlag("PICTURE", f"cannot read {picture}: {error.strerror}") from None
 
 
+def _settings(context: typer.Context, *, allow_download: bool) -> Settings:
+    """Read the settings; what a stranger's picture names is fetched only if that was asked for."""
+    settings = load_settings(context).settings
+    models = settings.models
+    allowed = allow_download and models.allow_downloads
+    return dataclasses.replace(
+        settings, models=dataclasses.replace(models, allow_downloads=allowed)
+    )
+
+
 def _recipe(picture: Path) -> Mapping[str, Any]:
     """Read our recipe from a picture."""
     from mezzotint.images.metadata import read_recipe
@@ -334,25 +435,41 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _print_comparison(found: Comparison) -> None:
+    print(_verdict(found))
+    for sentence in found.file:
+        print(f"  {escaped(sentence)}")
+    if found.worst_block is not None and not found.is_identical:
+        x, y, decibels = found.worst_block
+        print(f"  the {_BLOCK_PX}x{_BLOCK_PX} px from ({x}, {y}) on come to {decibels:g} dB")
+    for name, (then, now) in found.environment.items():
+        print(f"  {escaped(name)}: was {escaped(then)}, is {escaped(now)}")
+    if not (found.keeps_promise or found.same_pixels or found.environment):
+        print("  the environment is the same: the picture itself was changed")
+    print(ORIGIN)
+
+
+def _verdict(found: Comparison) -> str:
+    """Say in one line how a picture compares."""
     if found.is_identical:
-        print("identical")
-    elif found.differing_pixels is None:
-        print("different: the sizes differ")
-    elif found.keeps_promise:
-        print(
-            f"near: {found.differing_pixels} of {found.pixels} pixels differ, {found.decibels} dB; "
-            f"this tier promises {found.promised_decibels:g} dB"
-        )
-    else:
-        print(
-            f"different: {found.differing_pixels} of {found.pixels} pixels differ, "
-            f"by at most {found.largest_difference} of 255"
-        )
-    if not found.keeps_promise:
-        for name, (then, now) in found.environment.items():
-            print(f"  {name}: was {then}, is {now}")
-        if not found.environment:
-            print("  the environment is the same: the picture itself was changed")
+        return "identical"
+    if found.differing_pixels is None:
+        return "different: the sizes differ"
+    if found.same_pixels:
+        what = "the file" if found.file else "the weights"
+        return f"different: every pixel is the same, {what} is not what the recipe makes"
+    differ = f"{found.differing_pixels} of {found.pixels} pixels differ"
+    if found.keeps_promise:
+        promised = f"this tier promises {found.promised_decibels:g} dB"
+        return f"near: {differ}, {found.decibels} dB; {promised}"
+    return f"different: {differ}, by at most {found.largest_difference} of 255"
+
+
+def _json(shown: Any, *, indent: int | None) -> str:
+    """Write JSON for a terminal: letters as they are, what could command it escaped."""
+    text = json.dumps(shown, indent=indent, ensure_ascii=False, default=str)
+    if all(line.isprintable() for line in text.split("\n")):
+        return text
+    return json.dumps(shown, indent=indent, ensure_ascii=True, default=str)
 
 
 def _print_recipe(shown: Mapping[str, Any]) -> None:
@@ -360,6 +477,7 @@ def _print_recipe(shown: Mapping[str, Any]) -> None:
         if isinstance(value, list):
             for item in value:
                 text = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
-                print(f"{key}: {text[:200]}")
+                print(f"{escaped(key)}: {escaped(text[:200])}")
         elif value not in (None, ""):
-            print(f"{key}: {value if len(str(value)) <= 2000 else f'{str(value)[:60]}...'}")
+            text = str(value)
+            print(f"{escaped(key)}: {escaped(text if len(text) <= 2000 else f'{text[:60]}...')}")

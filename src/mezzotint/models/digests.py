@@ -1,21 +1,26 @@
-"""Digests: the sha256 of large files, computed once.
+"""Digests: the sha256 of large files, computed once and only for bytes that were seen.
 
-Keyed by path, size and modification time to the nanosecond, in memory and, where
-a file for it is given, across processes. A cached answer saves reading gigabytes;
-it proves nothing against somebody who can write the files and set their times.
+Keyed by path and by what a file system says of a file: device, inode, size, time of
+modification and of change (which nobody can set back), in memory and, where a file for
+it is given, across processes. A cached answer saves reading gigabytes. A file that was
+written within the last second is read again, since its times may not have moved yet.
 """
 
 import contextlib
 import json
 import threading
+import time
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
+from mezzotint.errors import WeightsError
 from mezzotint.files import digest_file, write_atomically
 
 __all__ = ["DIGESTS", "DigestCache"]
 
 _MAX_ENTRIES = 10_000
 _WORTH_KEEPING_BYTES = 1 << 20
+_SETTLED_NS = 1_000_000_000
 
 
 class DigestCache:
@@ -49,16 +54,43 @@ class DigestCache:
             OSError: If the file cannot be read.
         """
         path = Path(path).resolve()
-        status = path.stat()
-        key = f"{path}\0{status.st_size}\0{status.st_mtime_ns}"
+        before, size, changed_ns = _identity(path)
         with self._lock:
-            if key in self._known:
-                return self._known[key]
+            if before in self._known:
+                return self._known[before]
+        is_settled = time.time_ns() - changed_ns > _SETTLED_NS
         found = digest_file(path)
-        after = path.stat()
-        if (after.st_size, after.st_mtime_ns) == (status.st_size, status.st_mtime_ns):
-            self._remember(key, found, keep=status.st_size >= _WORTH_KEEPING_BYTES)
+        if is_settled and _identity(path)[0] == before:
+            self._remember(before, found, keep=size >= _WORTH_KEEPING_BYTES)
         return found
+
+    @contextlib.contextmanager
+    def loading(self, files: Mapping[Path, str]) -> Generator[None]:
+        """Load files inside, and be sure that they are those that were hashed.
+
+        Every file is held against its digest before, and against its own inode, size and
+        times after: what was written meanwhile is not taken for what was pinned.
+
+        Args:
+            files: The files that are read inside, with the digest that each was pinned by.
+
+        Raises:
+            WeightsError: If a file holds other bytes, or was written to inside.
+        """
+        before: dict[Path, str] = {}
+        for path, expected in files.items():
+            before[path] = _checked_identity(path)
+            if (found := self.digest(path)) != expected:
+                raise WeightsError(
+                    f"{path} was changed since it was read: expected sha256 {expected}, found "
+                    f"{found}; load the model again to take the file as it is"
+                )
+        yield
+        for path, identity in before.items():
+            if _checked_identity(path) != identity:
+                raise WeightsError(
+                    f"{path} was written to while it was loaded; load the model again"
+                )
 
     def _remember(self, key: str, found: str, *, keep: bool) -> None:
         with self._lock:
@@ -70,6 +102,21 @@ class DigestCache:
                 with contextlib.suppress(OSError):
                     self._path.parent.mkdir(parents=True, exist_ok=True)
                     write_atomically(self._path, json.dumps(self._known).encode())
+
+
+def _identity(path: Path) -> tuple[str, int, int]:
+    """Return what names a file's content as long as nobody writes, its size, its change time."""
+    status = path.stat()
+    times = f"{status.st_mtime_ns}\0{status.st_ctime_ns}"
+    key = f"{path}\0{status.st_dev}\0{status.st_ino}\0{status.st_size}\0{times}"
+    return key, status.st_size, status.st_ctime_ns
+
+
+def _checked_identity(path: Path) -> str:
+    try:
+        return _identity(Path(path).resolve())[0]
+    except OSError as error:
+        raise WeightsError(f"cannot read weights {path}: {error.strerror}") from None
 
 
 DIGESTS = DigestCache()

@@ -1,4 +1,7 @@
-"""A stranger's recipe costs what its length costs, and no more than its deadline."""
+"""A stranger's recipe costs what its length costs, and no more than its deadline.
+
+Tests :mod:`mezzotint.images.readers` and :mod:`mezzotint.images.foreign`.
+"""
 
 import json
 import time

@@ -185,7 +185,8 @@ def read_ip_adapter(
     """
     file, folder = find_ip_adapter(path, name)
     part = _read_encoder(folder)
-    state = load_file(file)
+    with DIGESTS.loading({file: DIGESTS.digest(file)}):
+        state = {key: tensor.clone() for key, tensor in load_file(file).items()}
     projection = _projection(_below(state, "image_proj."), file)
     uses_hidden = type(projection).__name__ != "ImageProjection"
     pairs = _pairs(_below(state, "ip_adapter."), file)

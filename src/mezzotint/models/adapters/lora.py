@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mezzotint.errors import InvalidRequest, WeightsError
-from mezzotint.files import digest_file
 from mezzotint.models.adapters.torch_backed import TorchBacked, torch_backed
 from mezzotint.models.base import Conditioning, Model, Prompt
+from mezzotint.models.digests import DIGESTS
 from mezzotint.models.parts import combine_digests, read_header
 
 __all__ = [
@@ -90,7 +90,10 @@ def read_lora(path: str | Path, *, name: str | None = None, family: str = "sd") 
     """
     file = _only_file(Path(path))
     read_header(file)
-    state = _normalised(load_file(file), family, file)
+    digest = DIGESTS.digest(file)
+    with DIGESTS.loading({file: digest}):
+        stored = {key: tensor.clone() for key, tensor in load_file(file).items()}
+    state = _normalised(stored, family, file)
     pairs: dict[str, dict[str, LoraPair]] = {}
     for key in sorted(k for k in state if k.endswith(_DOWN)):
         layer = key.removesuffix(_DOWN)
@@ -106,7 +109,7 @@ def read_lora(path: str | Path, *, name: str | None = None, family: str = "sd") 
         )
     if not pairs:
         raise WeightsError(f"{file} holds no LoRA layers (expected pairs of down and up weights)")
-    return LoraWeights(name=name or file.stem, digest=digest_file(file), pairs=pairs)
+    return LoraWeights(name=name or file.stem, digest=digest, pairs=pairs)
 
 
 def _only_file(path: Path) -> Path:

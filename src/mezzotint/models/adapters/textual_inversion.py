@@ -71,18 +71,22 @@ def read_embedding(path: Path, *, name: str | None = None) -> EmbeddingWeights:
     if path.suffix.lower() in PICKLES:
         from mezzotint.models.formats.checkpoint_scan import read_checkpoint
 
-        state = read_checkpoint(path)
+        digest = DIGESTS.digest(path)
+        with DIGESTS.loading({path: digest}):
+            state = read_checkpoint(path)
         if isinstance(state.get("string_to_param"), Mapping):
             named = state.get("name")
             token = named if isinstance(named, str) and named else None
             state = {"emb_params": state["string_to_param"].get("*")}
     else:
         read_header(path)
-        state = dict(load_file(path))
+        digest = DIGESTS.digest(path)
+        with DIGESTS.loading({path: digest}):
+            state = {key: tensor.clone() for key, tensor in load_file(path).items()}
     vectors = _vectors(state, path)
     if token is None and len(state) == 1 and next(iter(state)) not in _NAMELESS:
         token = str(next(iter(state)))
-    return EmbeddingWeights(name=name, digest=DIGESTS.digest(path), token=token, vectors=vectors)
+    return EmbeddingWeights(name=name, digest=digest, token=token, vectors=vectors)
 
 
 def _vectors(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:

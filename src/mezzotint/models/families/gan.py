@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from mezzotint.errors import CardError, InvalidRequest, ShapeError, WeightsError, WorkFailed
 from mezzotint.files import write_atomically
 from mezzotint.models.base import Conditioning, Model, Network, Prompt, Report
+from mezzotint.models.digests import DIGESTS
 from mezzotint.models.finite import rows_not_finite
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.models.parts import combine_digests, digest_files, read_header, read_json
@@ -506,7 +507,8 @@ def load_gan(
         with torch.device("meta"):
             generator = Generator(config)
         generator.to_empty(device="cpu")
-        state = load_file(weights)
+        with DIGESTS.loading({folder / file: found for file, found in digests.items()}):
+            state = load_file(weights)
         counters = {k: torch.zeros((), dtype=torch.long) for k in wanted if k not in state}
         generator.load_state_dict({**state, **counters})
         return generator.to(dtype)

@@ -14,6 +14,7 @@ import torch
 
 from mezzotint.errors import CardError, WeightsError
 from mezzotint.models.base import Model
+from mezzotint.models.digests import DIGESTS
 from mezzotint.models.formats.fit import misfits
 from mezzotint.models.networks import Placement, TorchNetwork
 from mezzotint.models.parts import (
@@ -308,15 +309,29 @@ def _folder_part(role: str, found: _Folder, *, digests: Mapping[str, str], root:
     """Describe one network of a folder."""
     headers = [read_header(file) for file in found.weights]
     names = [f.relative_to(root).as_posix() for f in (found.path / "config.json", *found.weights)]
+    pinned = {root / name: digests[name] for name in names}
     return Part(
         role=role,
         class_name=found.class_name,
         config=read_json(found.path / "config.json"),
-        build=lambda dtype: _from_pretrained(found, dtype),
+        build=lambda dtype: _build(found, dtype, pinned),
         digest=combine_digests({name: digests[name] for name in names}),
         num_bytes=sum(header.data_bytes for header in headers),
         is_half=all(header.is_half for header in headers),
     )
+
+
+def _build(found: _Folder, dtype: torch.dtype, pinned: Mapping[Path, str]) -> Any:
+    """Build a network from its folder, and only from the bytes that its digest is of.
+
+    Weights come mapped from their file, so that whoever writes to it changes the network;
+    they are copied while the file is watched.
+    """
+    with DIGESTS.loading(pinned):
+        module = _from_pretrained(found, dtype)
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.data.clone()
+        return module
 
 
 def _from_pretrained(found: _Folder, dtype: torch.dtype) -> Any:

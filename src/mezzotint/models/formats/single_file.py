@@ -19,6 +19,7 @@ from torch import nn
 
 from mezzotint.errors import InvalidRequest, WeightsError
 from mezzotint.models.base import Model
+from mezzotint.models.digests import DIGESTS
 from mezzotint.models.formats.folders import assemble
 from mezzotint.models.formats.layouts import PREFIXES, Layout, Recipe, layout_of, recipes
 from mezzotint.models.networks import Placement
@@ -169,19 +170,21 @@ def _part(path: Path, header: SafetensorsHeader, role: str, recipe: Recipe, *, d
         role=role,
         class_name=recipe.class_name,
         config=recipe.config,
-        build=lambda dtype: _build(path, recipe, list(mine), dtype),
+        build=lambda dtype: _build(path, recipe, list(mine), dtype, digest=digest),
         digest=combine_digests({"file": digest, "role": role, "config": config}),
         num_bytes=sum(sizes),
         is_half=header.is_half,
     )
 
 
-def _build(path: Path, recipe: Recipe, names: list[str], dtype: torch.dtype) -> nn.Module:
+def _build(
+    path: Path, recipe: Recipe, names: list[str], dtype: torch.dtype, *, digest: str
+) -> nn.Module:
     """Build one network from its tensors in the file, every weight accounted for."""
     from safetensors import safe_open
 
-    with safe_open(str(path), framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in names}
+    with DIGESTS.loading({path: digest}), safe_open(str(path), framework="pt") as file:
+        state = {name: file.get_tensor(name).clone() for name in names}
     module = _empty(recipe.class_name, recipe.config)
     converted = recipe.convert(state, recipe.config)
     if not hasattr(module, "text_model"):

@@ -13,6 +13,7 @@ from mezzotint.errors import (
     UnknownName,
     WeightsError,
 )
+from mezzotint.models import digests
 from mezzotint.models.base import Model
 from mezzotint.models.cards import Card, card_to_toml, read_card
 from mezzotint.models.config import ModelsConfig, PlacementConfig
@@ -438,7 +439,8 @@ def test_a_broken_card_does_not_hide_the_other_models(home, folder):
     assert "tiny" in open_store(home).names()
 
 
-def test_digests_are_computed_once_until_the_file_changes(tmp_path):
+def test_digests_are_computed_once_until_the_file_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(digests, "_SETTLED_NS", -1)  # as if the file were a second old
     path, kept = tmp_path / "x", tmp_path / "cache" / "digests.json"
     path.write_bytes(b"a" * (2 << 20))
     cache = DigestCache(kept)

@@ -1,0 +1,40 @@
+"""Terminal: text from strangers as one harmless line.
+
+A prompt, a model's licence or a file's name may hold escape sequences that recolour,
+retitle or overwrite a terminal, line breaks that forge further lines, and marks that turn
+the direction of reading. Each becomes visible as an escape of Python's.
+"""
+
+import unicodedata
+
+__all__ = ["escaped"]
+
+# Cc control, Cf format (bidirectional marks, zero width), Cs lone surrogates, Zl and Zp breaks.
+_UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_JOINER = "\u200d"  # holds emoji and scripts together, and moves nothing
+
+
+def escaped(text: object) -> str:
+    r"""Return text for one line of a terminal.
+
+    Args:
+        text: Anything; its ``str`` is taken.
+
+    Returns:
+        The text with every control, format and line-breaking character as ``\x1b``,
+        ``\n`` or ``\u202e``; other characters, a backslash included, stay.
+
+    Example:
+        >>> escaped("red\x1b[31m\nline")
+        'red\\x1b[31m\\nline'
+    """
+    words = str(text)
+    if words.isascii() and words.isprintable():
+        return words
+    return "".join(_visible(character) for character in words)
+
+
+def _visible(character: str) -> str:
+    if character == _JOINER or unicodedata.category(character) not in _UNSAFE:
+        return character
+    return character.encode("unicode_escape").decode("ascii")
