@@ -190,6 +190,8 @@ class Output(Checked):
         format: Of still pictures.
         quality: Of JPEG, WebP and MP4.
         metadata: Whether the recipe goes into the file.
+        sign: Whether the file is signed with the key of whoever draws it
+            (``images.signing_key``); needs ``metadata``.
         animation: Make one moving file of a walk, in place of its pictures.
     """
 
@@ -197,6 +199,7 @@ class Output(Checked):
     format: OutputFormat = "png"
     quality: Annotated[int, Range(1, 100)] = 90
     metadata: bool = True
+    sign: bool = False
     animation: Animation | None = None
 
 

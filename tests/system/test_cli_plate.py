@@ -60,7 +60,7 @@ def test_a_picture_is_drawn_verified_replayed_and_told_from_a_retouched_one(cli,
         texts, pixels = dict(picture.text), np.array(picture.convert("RGB"))
     assert cli("verify", path, "-q")[:2] == (
         0,
-        "identical\nA recipe proves how the picture is made, not who made it.\n",
+        "identical\nunsigned: a recipe proves how the picture is made, not who made it\n",
     )
     assert cli("replay", path, "-o", "again.png", "-q")[0] == 0
     assert (tmp_path / "again.png").read_bytes() == path.read_bytes()

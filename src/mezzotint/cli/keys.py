@@ -1,18 +1,38 @@
-"""The verb ``keys``: API keys."""
+"""The verb ``keys``: API keys, and keys that sign pictures."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 __all__ = ["keys_app"]
 
-keys_app = typer.Typer(help="API keys.", no_args_is_help=True)
+keys_app = typer.Typer(help="API keys, and keys that sign pictures.", no_args_is_help=True)
 
 
 @keys_app.callback()
 def keys() -> None:
-    """API keys."""
+    """API keys, and keys that sign pictures."""
+
+
+@keys_app.command("sign")
+def sign(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File of the private key; .pub stands beside it.")
+    ] = Path("mezzotint-signing.pem"),
+    name: Annotated[str, typer.Option(help="Who signs with it; one word.")] = "mezzotint",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Make an Ed25519 key pair that signs pictures, for images.signing_key and output.sign."""
+    from mezzotint.images.signing import make_key_pair
+
+    line = make_key_pair(output, name)
+    if as_json:
+        print(json.dumps({"path": str(output), "line": line}))
+        return
+    print(f"private key: {output} (images.signing_key; keep it to yourself)")
+    print(f"line for whoever trusts it: {line}")
 
 
 @keys_app.command("new")

@@ -32,7 +32,7 @@ AllowDownload = Annotated[
     bool,
     typer.Option("--allow-download", help="Fetch a model that the picture names by its Hub id."),
 ]
-ORIGIN = "A recipe proves how the picture is made, not who made it."
+ORIGIN = "a recipe proves how the picture is made, not who made it"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +122,10 @@ def verify(
     context: typer.Context,
     picture: Picture,
     *,
+    trusted: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of public keys whose signatures are known; may be repeated."),
+    ] = None,
     allow_download: AllowDownload = False,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -130,22 +134,32 @@ def verify(
 
     The whole file counts: what is in it beside the picture and its recipe is named. A picture
     of the tier stable or turbo exits 0 where it is as near as the tier promises, everywhere.
+    A signature tells who made it; one that does not fit the file exits 1.
     """
+    from mezzotint.images.signing import check_signature, read_trusted_keys, split_signature
+
     recipe = _recipe(picture)
     request = _request(recipe)
     settings = _settings(context, allow_download=allow_download)
     image = _make_again(settings, recipe, request, quiet=quiet)
-    found = compare(picture.read_bytes(), image, recipe)
+    data = _read(picture)
+    files = [*map(Path, settings.images.trusted_keys), *(trusted or ())]
+    names = {key: name for file in files for key, name in read_trusted_keys(file).items()}
+    signature = check_signature(data, names)
+    found = compare(split_signature(data)[0], image, recipe)
+    is_good = found.keeps_promise and signature.status != "broken"
     if as_json:
-        kept = {
+        kept: dict[str, Any] = {
             "identical": found.is_identical,
             "keeps_promise": found.keeps_promise,
             "same_pixels": found.same_pixels,
         }
+        kept["signature"] = signature._asdict()
         print(json.dumps({**kept, **dataclasses.asdict(found)}))
     else:
         _print_comparison(found)
-    return IDENTICAL if found.keeps_promise else DIFFERENT
+        print(_origin(signature))
+    return IDENTICAL if is_good else DIFFERENT
 
 
 def inspect(
@@ -396,7 +410,8 @@ def _request(recipe: Mapping[str, Any]) -> GenerationRequest:
 def _make_again(
     settings: Settings, recipe: Mapping[str, Any], request: GenerationRequest, *, quiet: bool
 ) -> ImageOutput:
-    """Run a recipe, past every cache, and return its picture."""
+    """Run a recipe, past every cache, and return its picture; nobody signs it again."""
+    request = dataclasses.replace(request, output=dataclasses.replace(request.output, sign=False))
     delivery = Delivery(destination=_Nowhere(), quiet=quiet, use_cache=False)
     result = run(deliver(settings, request, delivery))
     index = int(recipe.get("index", 0))
@@ -445,7 +460,16 @@ def _print_comparison(found: Comparison) -> None:
         print(f"  {escaped(name)}: was {escaped(then)}, is {escaped(now)}")
     if not (found.keeps_promise or found.same_pixels or found.environment):
         print("  the environment is the same: the picture itself was changed")
-    print(ORIGIN)
+
+
+def _origin(signature: Any) -> str:
+    """Say in one line who made a picture, as far as its file proves it."""
+    return {
+        "unsigned": f"unsigned: {ORIGIN}",
+        "known": f"signed by {escaped(signature.name)}",
+        "unknown": f"signed by an unknown key: {escaped(signature.key)}",
+        "broken": "the signature is broken: the file was changed after it was signed",
+    }[signature.status]
 
 
 def _verdict(found: Comparison) -> str:

@@ -9,7 +9,7 @@ __all__ = ["ImageConfig"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageConfig:
-    """Limits on pictures that come from outside.
+    """Limits on pictures that come from outside, and the keys that pictures are signed by.
 
     Args:
         max_pixels: Most pixels (width times height) of a picture that is read.
@@ -19,6 +19,9 @@ class ImageConfig:
         max_output_pixels: Most pixels of a picture that is enlarged, extended, or put back
             into the one that came; 0 is ``max_pixels``. The server takes
             ``serve.limits.pixels`` if that is less.
+        signing_key: File of the private key that signs pictures with ``output.sign``, as
+            ``mezzotint keys sign`` writes it; "" for none.
+        trusted_keys: Files of public keys whose signatures ``verify`` calls known.
     """
 
     max_pixels: int = 40_000_000
@@ -26,6 +29,8 @@ class ImageConfig:
     max_bytes: int = 64 << 20
     max_request_pixels: int = 64_000_000
     max_output_pixels: int = 0
+    signing_key: str = ""
+    trusted_keys: tuple[str, ...] = ()
 
     @property
     def most_output_pixels(self) -> int:

@@ -283,7 +283,7 @@ class Plan:
     rows: tuple[int, ...]
     guidance: tuple[float, ...]
     techniques: Techniques
-    output: tuple[OutputFormat, int, bool]
+    output: tuple[OutputFormat, int, bool, bool]
     reproducibility: str
     reused: tuple[bool, ...] = ()
     shortcuts: tuple[str, ...] = ()

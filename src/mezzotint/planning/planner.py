@@ -237,12 +237,12 @@ def _with_second_pass(
     return replace(one, second=second)
 
 
-def _resolve_output(request: GenerationRequest) -> tuple[OutputFormat, int, bool]:
+def _resolve_output(request: GenerationRequest) -> tuple[OutputFormat, int, bool, bool]:
     """Return how a picture is written; frames of an animation are kept without loss."""
     output = request.output
     if output.animation is not None:
-        return ("png", 90, True)
-    return (output.format, output.quality, output.metadata)
+        return ("png", 90, True, False)
+    return (output.format, output.quality, output.metadata, output.sign)
 
 
 def _images(plan: Plan, request: GenerationRequest) -> tuple[Plan, ...]:

@@ -23,6 +23,7 @@ from mezzotint.errors import WorkFailed
 from mezzotint.images.animation import check_animation
 from mezzotint.images.codec import decode_mask
 from mezzotint.images.resize import fit
+from mezzotint.images.signing import check_can_sign
 from mezzotint.models.base import Model
 from mezzotint.observe import metrics
 from mezzotint.plain import read
@@ -222,6 +223,8 @@ class LocalService:
             check_animation(request.output.animation)
         limits = self.config.images
         check_pictures(request, limits)
+        if request.output.sign:
+            check_can_sign(request.output, limits)
         canvas = read_canvas(request, limits)
         size = canvas.size if canvas is not None else None
         planned = plan(request, spec, self._abilities(request), image_size=size)

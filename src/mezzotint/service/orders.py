@@ -191,7 +191,7 @@ def alone(request: GenerationRequest, plan: Plan) -> GenerationRequest:
     the bytes of a picture, its recipe included, depend on its plan alone.
     """
     techniques = plan.techniques
-    file_format, quality, has_metadata = plan.output
+    file_format, quality, has_metadata, is_signed = plan.output
     return exchange(
         request,
         model=plan.model,
@@ -219,7 +219,7 @@ def alone(request: GenerationRequest, plan: Plan) -> GenerationRequest:
         embeddings=tuple(Embedding(name=e.name, token=e.token) for e in techniques.embeddings),
         latent=LatentInput(truncation=techniques.truncation, class_label=techniques.class_label),
         gates=None,
-        output=Output(format=file_format, quality=quality, metadata=has_metadata),
+        output=Output(format=file_format, quality=quality, metadata=has_metadata, sign=is_signed),
         priority=0,
         deadline_s=None,
     )

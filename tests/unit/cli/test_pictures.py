@@ -10,6 +10,7 @@ from mezzotint.cli import household
 from mezzotint.cli.pictures import compare
 from mezzotint.images.codec import decode_image, encode
 from mezzotint.images.metadata import build_recipe, canonical_json, make_infotext
+from mezzotint.images.signing import load_signing_key, sign_file
 from mezzotint.request import GenerationRequest
 from mezzotint.service.fake import FakeService
 from mezzotint.textchunks import make_exif, png_chunk
@@ -261,6 +262,26 @@ def test_a_strangers_picture_fetches_no_model_unless_asked(cli, picture, monkeyp
     output = ("-o", "b.png") if verb == "replay" else ()
     assert cli(verb, picture, *flag, *output, "-q").code == 0
     assert seen == [bool(flag)]
+
+
+def test_verify_tells_known_unknown_missing_and_broken_signatures_apart(cli, picture, tmp_path):
+    made = cli("keys", "sign", "-o", tmp_path / "sign.pem", "--name", "studio")
+    assert (made.code, "studio" in made.out) == (0, True)
+    trusted = ("--trusted", tmp_path / "sign.pem.pub")
+    assert "unsigned" in cli("verify", picture, *trusted).out
+    signed = sign_file(picture.read_bytes(), load_signing_key(tmp_path / "sign.pem"))
+    picture.write_bytes(signed)
+    done = cli("verify", picture, *trusted)
+    assert (done.code, done.out) == (0, "identical\nsigned by studio\n")
+    done = cli("verify", picture)
+    assert done.code == 0
+    assert "signed by an unknown key" in done.out
+    answer = json.loads(cli("verify", picture, "--json", *trusted).out)
+    assert (answer["signature"]["status"], answer["identical"]) == ("known", True)
+    picture.write_bytes(signed.replace(b'"signature":"', b'"signature":"AAAA', 1))
+    done = cli("verify", picture, *trusted)
+    assert done.code == 1
+    assert "the signature is broken" in done.out
 
 
 HOSTILE = "a \x1b]0;owned\x07 \u202e\n cat \x9b31m"

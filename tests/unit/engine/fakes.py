@@ -41,7 +41,7 @@ def make_plan(
         rows=(rows,) * steps,
         guidance=(guidance,) * steps,
         techniques=Techniques(),
-        output=("png", 90, True),
+        output=("png", 90, True, False),
         reproducibility="exact",
     )
 

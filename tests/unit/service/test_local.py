@@ -16,8 +16,10 @@ from tests.roads.test_exactness import gan
 from mezzotint import errors
 from mezzotint.engine.config import EngineConfig
 from mezzotint.gates.policy import GatePolicy, GateRule
+from mezzotint.images.codec import decode_image
 from mezzotint.images.config import ImageConfig
 from mezzotint.images.metadata import read_recipe
+from mezzotint.images.signing import check_signature, make_key_pair, read_trusted_keys
 from mezzotint.models.base import Prompt
 from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.models.formats.components import from_pipeline
@@ -143,6 +145,30 @@ def test_the_recipe_inside_the_picture_makes_it_again(service):
     assert recipe["environment"]["backend"] == "torch"
     again = generate(service, GenerationRequest.from_dict(recipe["request"]), use_cache=False)
     assert again.images[0].data == first.images[1].data
+
+
+def test_a_signature_that_no_key_can_make_is_refused_before_anything_is_drawn(service):
+    with pytest.raises(errors.InvalidRequest, match="keys sign"):
+        generate(service, ask(output=Output(sign=True)))
+    assert "sign" not in ask().canonical()
+
+
+def test_a_signed_picture_has_the_same_pixels_and_is_cached_apart(models, tmp_path):
+    make_key_pair(tmp_path / "sign.pem", "studio")
+    limits = ImageConfig(signing_key=str(tmp_path / "sign.pem"))
+    started = LocalService(replace(config(tmp_path), images=limits), models=models)
+    try:
+        plain = generate(started, ask()).images[0]
+        first, again = (generate(started, ask(output=Output(sign=True))) for _ in range(2))
+    finally:
+        started.shut()
+    signed = first.images[0]
+    trusted = read_trusted_keys(tmp_path / "sign.pem.pub")
+    assert check_signature(plain.data, trusted).status == "unsigned"
+    assert check_signature(signed.data, trusted)[:2] == ("known", "studio")
+    assert (again.cache, again.images[0].data) == ("hit", signed.data)
+    assert np.array_equal(decode_image(signed.data), decode_image(plain.data))
+    assert read_recipe(signed.data)["request"]["output"] == {"sign": True}
 
 
 def test_equal_requests_in_other_words_have_equal_bytes(service):

@@ -8,6 +8,7 @@ on who asked, in which words, or beside whom it was made.
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from mezzotint.images.config import ImageConfig
 from mezzotint.images.metadata import build_recipe, canonical_json, make_infotext
 from mezzotint.images.preprocess import preprocess
 from mezzotint.images.resize import fit
+from mezzotint.images.signing import load_signing_key, sign_file
 from mezzotint.models.adapters.ip_adapter import crop_picture
 from mezzotint.models.families.upscalers import load_upscaler
 from mezzotint.planning.plan import Plan, control_asset, prompt_asset
@@ -83,7 +85,7 @@ class Finisher:
             factor, name, _ = plan.techniques.upscale
             pixels = enlarge(pixels, factor, name)
         recipe = self.recipe(request, plan, warnings)
-        file_format, quality, has_metadata = plan.output
+        file_format, quality, has_metadata, is_signed = plan.output
         data = encode(
             pixels,
             file_format,
@@ -93,6 +95,8 @@ class Finisher:
             else "",
             recipe=canonical_json(recipe) if has_metadata else "",
         )
+        if is_signed:
+            data = self.sign(data)
         return ImageOutput(
             index=index,
             seed=plan.seed,
@@ -105,6 +109,14 @@ class Finisher:
             timings=replace(timings, write_s=time.monotonic() - began),
             pixels=pixels,
         )
+
+    def sign(self, data: bytes) -> bytes:
+        """Sign a file with this service's key.
+
+        Raises:
+            InvalidRequest: If there is none, or it cannot be read.
+        """
+        return sign_file(data, load_signing_key(Path(self.limits.signing_key)))
 
     def between(self, picture: np.ndarray, plan: Plan) -> np.ndarray:
         """Enlarge what the first pass of a plan drew, for its second.
@@ -158,6 +170,8 @@ class Finisher:
             quality=output.quality,
             **(texts if output.metadata else {}),
         )
+        if output.sign:
+            data = self.sign(data)
         spent = [frame.timings for frame in frames]
         total = {f.name: sum(getattr(t, f.name) for t in spent) for f in fields(StageTimings)}
         timings = StageTimings(**total)
