@@ -1,9 +1,10 @@
 """GANs: a latent vector to a picture in one pass, on the same road as every model.
 
 A GAN is a model without a denoiser: its plan has zero steps, its starting noise is
-the latent vector, ``decode`` is the generator. Two architectures are built from a
-configuration: DCGAN (arXiv:1511.06434, in the layout of PyTorch's tutorial) and a
-plain multilayer perceptron.
+the latent vector, ``decode`` is the generator. Three architectures are built from a
+configuration: DCGAN (arXiv:1511.06434, in the layout of PyTorch's tutorial), a stack
+of residual blocks (:mod:`mezzotint.models.families.gan_residual`) and a plain multilayer
+perceptron.
 
 A GAN folder holds ``config.json`` and ``generator.safetensors``; the state of a
 DCGAN is named ``main.0.weight`` ... as the tutorial names it, plus
@@ -31,6 +32,7 @@ from mezzotint.files import write_atomically
 from mezzotint.models.base import Conditioning, Model, Network, Prompt, Report
 from mezzotint.models.digests import DIGESTS
 from mezzotint.models.finite import rows_not_finite
+from mezzotint.models.families.gan_residual import ResidualStack, residual_side
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.models.parts import combine_digests, digest_files, read_header, read_json
 from mezzotint.models.spec import ModelSpec
@@ -61,21 +63,24 @@ class GanConfig(Checked):
     Args:
         format: Always ``"mezzotint-gan"``.
         version: Version of the format, 1.
-        architecture: ``"dcgan"`` or ``"mlp"``.
+        architecture: ``"dcgan"``, ``"residual"`` or ``"mlp"``.
         latent_size: Length of the latent vector.
         image_size: Side of the square picture, pixels. For a DCGAN
-            ``4 * 2**len(channels)``.
+            ``4 * 2**len(channels)``, for a residual stack half of that.
         image_channels: 1 (grey) or 3.
-        channels: Widths of the hidden layers, first to last.
+        channels: Widths of the hidden layers, first to last; of a residual stack
+            those of its levels, from 4 px up.
         num_classes: Class labels, 0 for none.
         class_names: Names of the classes, or none.
         class_embedding_size: Length of the class vector that is put behind the
             latent vector; needed where there are classes.
         mapping_layers: Layers of a mapping network from z to w (arXiv:1812.04948,
             section 2), 0 for none; each keeps the latent size.
-        batch_norm: Whether a batch normalisation follows each hidden layer.
-        bias: Whether layers have a bias (a DCGAN has none by default).
-        activation: Between the layers.
+        batch_norm: Whether a batch normalisation follows each hidden layer; a
+            residual stack has none.
+        bias: Whether layers have a bias (a DCGAN has none by default, a residual
+            stack always has).
+        activation: Between the layers; ``"leaky_relu"`` in a residual stack.
         negative_slope: Slope of ``"leaky_relu"``.
         licence: SPDX id or a sentence.
         description: A sentence for people.
@@ -83,7 +88,7 @@ class GanConfig(Checked):
 
     format: Literal["mezzotint-gan"] = "mezzotint-gan"
     version: Literal[1] = 1
-    architecture: Literal["dcgan", "mlp"] = "dcgan"
+    architecture: Literal["dcgan", "residual", "mlp"] = "dcgan"
     latent_size: int = 100
     image_size: int = 64
     image_channels: int = 3
@@ -120,6 +125,8 @@ class GanConfig(Checked):
                 f"got image_size {self.image_size}",
                 field="image_size",
             )
+        if self.architecture == "residual":
+            self._validate_residual()
         if bool(self.num_classes) != bool(self.class_embedding_size):
             raise InvalidRequest(
                 "class_embedding_size belongs to num_classes, got "
@@ -132,6 +139,26 @@ class GanConfig(Checked):
                 f"got {len(self.class_names)} names",
                 field="class_names",
             )
+
+    def _validate_residual(self) -> None:
+        side = residual_side(len(self.channels))
+        if self.image_size != side:
+            raise InvalidRequest(
+                f"a residual generator with {len(self.channels)} levels draws {side} px, "
+                f"got image_size {self.image_size}",
+                field="image_size",
+            )
+        for field, value, needed in (
+            ("batch_norm", self.batch_norm, False),
+            ("bias", self.bias, True),
+            ("activation", self.activation, "leaky_relu"),
+        ):
+            if value != needed:
+                raise InvalidRequest(
+                    f"{field} of a residual generator must be {json.dumps(needed)}, "
+                    f"got {json.dumps(value)}",
+                    field=field,
+                )
 
     def to_plain(self) -> dict[str, Any]:
         """Return what stands in ``config.json``; every field, in order."""
@@ -186,27 +213,41 @@ class Generator(nn.Module):
             self.class_embedding = nn.Embedding.from_pretrained(table, freeze=False)
         if config.mapping_layers:
             self.mapping = MappingNetwork(config.latent_size, config.mapping_layers)
+        if config.architecture == "residual":
+            self.main = ResidualStack(
+                inputs,
+                config.channels,
+                image_channels=config.image_channels,
+                slope=config.negative_slope,
+            )
+            return
         layers = _dcgan(config, inputs) if config.architecture == "dcgan" else _mlp(config, inputs)
         self.main = nn.Sequential(*layers)
 
     def forward(self, latents: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """Draw pictures in [-1, 1].
+        """Draw pictures as training sees them.
 
         Args:
             latents: Shape (B, Z).
             class_labels: Shape (B,), whole numbers; needed where there are classes.
 
         Returns:
-            Shape (B, image_channels, H, W).
+            Shape (B, image_channels, H, W), in [-1, 1]; a residual stack may overshoot.
         """
         if self.config.mapping_layers:
             latents = self.mapping(latents)
-        return self.draw(latents, class_labels)
+        return self._paint(latents, class_labels)
 
     def draw(self, latents: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """Draw pictures of vectors that are mapped already; shapes as :meth:`forward`."""
+        """Draw pictures in [-1, 1] of vectors that are mapped already; shapes as before."""
+        pictures = self._paint(latents, class_labels)
+        return pictures.clamp(-1, 1) if self.config.architecture == "residual" else pictures
+
+    def _paint(self, latents: Tensor, class_labels: Tensor | None) -> Tensor:
         if self.config.num_classes and class_labels is not None:
             latents = torch.cat([latents, self.class_embedding(class_labels)], dim=1)
+        if self.config.architecture == "residual":
+            return self.main(latents)
         if self.config.architecture == "dcgan":
             return self.main(latents[:, :, None, None])
         side = self.config.image_size

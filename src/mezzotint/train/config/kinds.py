@@ -39,25 +39,47 @@ class AdversarialConfig(Checked):
     Args:
         loss: ``dcgan`` (the non-saturating loss) or ``relativistic`` (each real
             against a fake, with gradient penalties on both; arXiv:2501.05441).
+        architecture: ``dcgan`` (transposed convolutions, batch normalisation) or
+            ``residual`` (interpolation and residual blocks, nothing normalised).
         latent_size: Length of z.
         base_channels: Width of the level nearest the pixels.
+        channels: Width of each level from 4 px up, for ``residual``; () doubles
+            ``base_channels`` with each halving of the side, up to 16 times.
+        mapping_layers: Layers of the mapping network from z to w, so that walks and
+            truncation are smooth (arXiv:1812.04948); 0 for none.
         penalty: Weight of the two gradient penalties of ``relativistic``.
+        penalty_share: Share of each batch that the penalties are measured on, at
+            least one picture; less is faster and noisier, and the mean is the same.
         augment: Probability of a differentiable augmentation of what the
             discriminator sees, fakes and reals alike (arXiv:2006.10738).
         discriminator_rate: Learning rate of the discriminator relative to the generator's.
     """
 
     loss: Literal["dcgan", "relativistic"] = "relativistic"
+    architecture: Literal["dcgan", "residual"] = "dcgan"
     latent_size: int = 64
     base_channels: int = 32
+    channels: tuple[int, ...] = ()
+    mapping_layers: int = 0
     penalty: float = 1.0
+    penalty_share: float = 1.0
     augment: float = 0.5
     discriminator_rate: float = 1.0
 
     def _validate(self) -> None:
         check_range("adversarial.latent_size", self.latent_size, 1, 4096)
         check_range("adversarial.base_channels", self.base_channels, 4, 1024)
+        check_range("adversarial.mapping_layers", self.mapping_layers, 0, 64)
+        for position, width in enumerate(self.channels):
+            check_range(f"adversarial.channels[{position}]", width, 2, 4096)
+        if self.channels and self.architecture != "residual":
+            raise InvalidRequest(
+                'adversarial.channels belongs to adversarial.architecture "residual"; '
+                "a DCGAN takes adversarial.base_channels",
+                field="adversarial.channels",
+            )
         check_range("adversarial.penalty", self.penalty, 0, 1000)
+        check_range("adversarial.penalty_share", self.penalty_share, 0.001, 1)
         check_range("adversarial.augment", self.augment, 0, 1)
         check_range("adversarial.discriminator_rate", self.discriminator_rate, 0.01, 100)
 

@@ -4,7 +4,8 @@
 ``relativistic`` compares each real picture with a fake one and keeps the
 discriminator smooth with gradient penalties on both (arXiv:2501.05441), which
 converges where the first one cycles. Both see the same augmented pictures, so a
-small data set cannot be learned by heart (arXiv:2006.10738).
+small data set cannot be learned by heart (arXiv:2006.10738). The networks are those of DCGAN or
+residual ones (:mod:`mezzotint.train.tasks.residual_gan`).
 
 Dimensions: B pictures, Z latent size, C channels, H and W pixels.
 """
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from mezzotint.errors import InvalidRequest
@@ -24,6 +26,7 @@ from mezzotint.models.families.gan import GanConfig, build_generator, write_gan
 from mezzotint.train.config.config import TrainConfig
 from mezzotint.train.data.dataset import Dataset
 from mezzotint.train.tasks.base import Batch
+from mezzotint.train.tasks.residual_gan import SLOPE, ResidualDiscriminator, start_weights
 
 __all__ = [
     "AdversarialTask",
@@ -82,6 +85,30 @@ def gradient_penalty(verdicts: Tensor, pictures: Tensor) -> Tensor:
     return gradient.float().flatten(1).square().sum(1).mean()
 
 
+def _judge_pairs(
+    judge: nn.Module, real: Tensor, fake: Tensor, labels: Tensor | None, some: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Judge pairs, and measure the penalties of real and fake on the first ``some`` of them.
+
+    Returns:
+        Verdicts on real and on fake pictures, each (B,), and the sum of both penalties.
+    """
+
+    def pair(rows: slice) -> tuple[Tensor, Tensor | None]:
+        both = torch.cat([real[rows], fake[rows]])
+        return both, None if labels is None else labels[rows].repeat(2)
+
+    watched, classes = pair(slice(some))
+    watched = watched.detach().requires_grad_(True)
+    verdicts = judge(watched, classes)
+    penalty = 2 * gradient_penalty(verdicts, watched)  # a mean over both kinds
+    on_real, on_fake = verdicts.chunk(2)
+    if some < len(real):
+        more_real, more_fake = judge(*pair(slice(some, None))).chunk(2)
+        on_real, on_fake = torch.cat([on_real, more_real]), torch.cat([on_fake, more_fake])
+    return on_real, on_fake, penalty
+
+
 class Augmentation:
     """Differentiable changes: mirror, translate, brightness, saturation, cut-out.
 
@@ -133,6 +160,41 @@ class Augmentation:
         return moved * (~inside).to(moved.dtype)
 
 
+def _describe(config: TrainConfig, side: int, channels: int, names: tuple[str, ...]) -> GanConfig:
+    """Describe the generator of a run on pictures of C channels and a class for each name.
+
+    Raises:
+        InvalidRequest: If the widths are not those of the levels of such pictures.
+    """
+    options = config.adversarial
+    levels = int(math.log2(side // 4))
+    shared: dict[str, Any] = {
+        "latent_size": options.latent_size,
+        "image_size": side,
+        "image_channels": channels,
+        "num_classes": len(names),
+        "class_names": names,
+        "class_embedding_size": options.latent_size if names else 0,
+        "mapping_layers": options.mapping_layers,
+        "licence": config.licence,
+    }
+    base = options.base_channels
+    if options.architecture == "dcgan":
+        widths = tuple(base * 2 ** min(k, 4) for k in reversed(range(levels)))
+        return GanConfig(channels=widths, **shared)
+    widths = options.channels or tuple(base * 2 ** min(k, 4) for k in reversed(range(levels + 1)))
+    if len(widths) != levels + 1:
+        raise InvalidRequest(
+            f"adversarial.channels needs {levels + 1} widths for pictures of {side} px "
+            f"(4 px and every doubling), got {len(widths)}",
+            field="adversarial.channels",
+        )
+    return GanConfig(
+        architecture="residual", channels=widths, batch_norm=False, bias=True,
+        activation="leaky_relu", negative_slope=SLOPE, **shared,
+    )  # fmt: skip
+
+
 class AdversarialTask:
     """Trains a GAN; see :class:`mezzotint.train.tasks.base.Task`.
 
@@ -151,25 +213,20 @@ class AdversarialTask:
         self._config = config
         options = config.adversarial
         self._classes = len(data.class_names) if config.conditioning.kind == "class" else 0
-        levels = int(math.log2(side // 4))
-        self.gan = GanConfig(
-            latent_size=options.latent_size,
-            image_size=side,
-            image_channels=data.shape[0],
-            channels=tuple(options.base_channels * 2 ** min(k, 4) for k in reversed(range(levels))),
-            num_classes=self._classes,
-            class_names=data.class_names if self._classes else (),
-            class_embedding_size=options.latent_size if self._classes else 0,
-            licence=config.licence,
-        )
-        self.modules = nn.ModuleDict(
-            {
-                "generator": build_generator(self.gan),
-                "discriminator": Discriminator(
-                    data.shape[0], side, options.base_channels, self._classes
-                ),
-            }
-        )
+        names = data.class_names if self._classes else ()
+        self.gan = _describe(config, side, data.shape[0], names)
+        generator = build_generator(self.gan)
+        if options.architecture == "residual":
+            judge: nn.Module = ResidualDiscriminator(
+                data.shape[0], self.gan.channels[:-1], self._classes
+            )
+            start_weights(generator)
+            start_weights(judge)
+            for network in (generator, judge):  # a sixth less time on a CPU
+                network.to(memory_format=torch.channels_last)
+        else:
+            judge = Discriminator(data.shape[0], side, options.base_channels, self._classes)
+        self.modules = nn.ModuleDict({"generator": generator, "discriminator": judge})
         self.groups: Mapping[str, Sequence[str]] = {
             "discriminator": ("discriminator",),
             "generator": ("generator",),
@@ -199,24 +256,29 @@ class AdversarialTask:
         change = Augmentation(rows, options.augment, generator)
         judge = networks["discriminator"]
         if group == "generator":
-            fake_verdict = judge(change(networks["generator"](latents, labels)), labels)
-            if options.loss == "dcgan":
-                return F.softplus(-fake_verdict).mean(), {}
-            with torch.no_grad():
-                real_verdict = judge(change(real), labels)
-            return relativistic_losses(real_verdict, fake_verdict)[1], {}
+            fake = change(networks["generator"](latents, labels))
+            return self._generator_loss(judge, change(real), fake, labels), {}
         with torch.no_grad():
             fake = networks["generator"](latents, labels)
-        seen_real, seen_fake = change(real), change(fake)
         if options.loss == "dcgan":
-            error = F.softplus(-judge(seen_real, labels)) + F.softplus(judge(seen_fake, labels))
-            return error.mean(), {}
-        seen_real = seen_real.detach().requires_grad_(True)
-        seen_fake = seen_fake.detach().requires_grad_(True)
-        on_real, on_fake = judge(seen_real, labels), judge(seen_fake, labels)
+            on_real, on_fake = judge(change(real), labels), judge(change(fake), labels)
+            return (F.softplus(-on_real) + F.softplus(on_fake)).mean(), {}
+        some = max(1, round(options.penalty_share * rows))
+        on_real, on_fake, penalty = _judge_pairs(judge, change(real), change(fake), labels, some)
         error = relativistic_losses(on_real, on_fake)[0]
-        penalty = gradient_penalty(on_real, seen_real) + gradient_penalty(on_fake, seen_fake)
         return error + 0.5 * options.penalty * penalty, {"penalty": penalty.detach()}
+
+    def _generator_loss(
+        self, judge: nn.Module, real: Tensor, fake: Tensor, labels: Tensor | None
+    ) -> Tensor:
+        """Return the generator's loss; the discriminator passes gradients on and keeps none."""
+        weights = {name: weight.detach() for name, weight in judge.named_parameters()}
+        on_fake = functional_call(judge, weights, (fake, labels))
+        if self._config.adversarial.loss == "dcgan":
+            return F.softplus(-on_fake).mean()
+        with torch.no_grad():
+            on_real = judge(real, labels)
+        return relativistic_losses(on_real, on_fake)[1]
 
     def held_out_loss(
         self, networks: Mapping[str, Any], batch: Batch, generator: torch.Generator

@@ -160,7 +160,7 @@ def test_values_that_are_not_finite_are_an_error(tmp_path):
     ("change", "message"),
     [
         ({"image_size": 64}, "draws 8 px, got image_size 64"),
-        ({"architecture": "biggan"}, "must be one of 'dcgan', 'mlp'"),
+        ({"architecture": "biggan"}, "must be one of 'dcgan', 'residual', 'mlp'"),
         ({"num_classes": 4}, "class_embedding_size belongs"),
         ({"channels": []}, "at least one"),
         ({"latent_size": 7}, "has shape"),
