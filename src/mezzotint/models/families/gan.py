@@ -31,8 +31,8 @@ from mezzotint.errors import CardError, InvalidRequest, ShapeError, WeightsError
 from mezzotint.files import write_atomically
 from mezzotint.models.base import Conditioning, Model, Network, Prompt, Report
 from mezzotint.models.digests import DIGESTS
-from mezzotint.models.finite import rows_not_finite
 from mezzotint.models.families.gan_residual import ResidualStack, residual_side
+from mezzotint.models.finite import rows_not_finite
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.models.parts import combine_digests, digest_files, read_header, read_json
 from mezzotint.models.spec import ModelSpec

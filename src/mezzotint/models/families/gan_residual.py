@@ -36,9 +36,7 @@ class ResidualLevel(nn.Module):
         slope: Of the leaky ReLU.
     """
 
-    def __init__(
-        self, style: int, before: int, after: int, *, doubles: bool, slope: float
-    ) -> None:
+    def __init__(self, style: int, before: int, after: int, *, doubles: bool, slope: float) -> None:
         super().__init__()
         self.doubles, self.slope = doubles, slope
         self.widen = nn.Conv2d(before, after, 1, bias=False) if before != after else nn.Identity()

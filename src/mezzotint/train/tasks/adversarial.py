@@ -223,7 +223,7 @@ class AdversarialTask:
             start_weights(generator)
             start_weights(judge)
             for network in (generator, judge):  # a sixth less time on a CPU
-                network.to(memory_format=torch.channels_last)
+                network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         else:
             judge = Discriminator(data.shape[0], side, options.base_channels, self._classes)
         self.modules = nn.ModuleDict({"generator": generator, "discriminator": judge})

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mezzotint.errors import InvalidRequest, WeightsError
+from mezzotint.models.backends.openvino_backend import use_openvino
 from mezzotint.models.base import Conditioning, Prompt
 from mezzotint.models.families.gan import GanConfig, build_generator, load_gan, write_gan
 from mezzotint.models.families.gan_residual import ResidualLevel, ResidualStack, residual_side
-from mezzotint.models.backends.openvino_backend import use_openvino
 
 CONFIG = GanConfig(
     architecture="residual",

@@ -9,12 +9,12 @@ from mezzotint.errors import InvalidRequest
 from mezzotint.models.base import Prompt
 from mezzotint.models.families.gan import load_gan
 from mezzotint.models.families.gan_residual import ResidualStack
-from mezzotint.train.tasks.adversarial import _judge_pairs, relativistic_losses
 from mezzotint.train.config.config import TrainConfig
 from mezzotint.train.data.batches import derive
 from mezzotint.train.networks import seeded
-from mezzotint.train.tasks.residual_gan import ResidualDiscriminator, start_weights
+from mezzotint.train.tasks.adversarial import _judge_pairs, relativistic_losses
 from mezzotint.train.tasks.base import Batch
+from mezzotint.train.tasks.residual_gan import ResidualDiscriminator, start_weights
 from mezzotint.train.trainer import Trainer
 
 OPTIONS = {
@@ -161,7 +161,7 @@ def test_widths_that_are_not_those_of_the_levels_are_refused(tmp_path):
     with pytest.raises(InvalidRequest, match="needs 3 widths for pictures of 16 px") as caught:
         Trainer(config).fit()
     assert caught.value.field == "adversarial.channels"
-    with pytest.raises(InvalidRequest, match="belongs to .*residual"):
+    with pytest.raises(InvalidRequest, match=r"belongs to .*residual"):
         picture_config(tmp_path, kind="gan", adversarial={"channels": [8, 4]})
     plain = {"architecture": "residual", "base_channels": 4, "latent_size": 4}
     train(picture_config(tmp_path, kind="gan", adversarial=plain, loop={"steps": 1}))
