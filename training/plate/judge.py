@@ -185,6 +185,14 @@ class Judge:
         return np.concatenate(embeddings), heads
 
     @torch.no_grad()
+    def look(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return what the convolutions make of pictures, before any head. Shape (N, 656)."""
+        if pictures.shape[1] != SIDE_PX:
+            pictures = shrink(pictures)
+        parts = np.split(pictures, range(256, len(pictures), 256))
+        return np.concatenate([self._model.look(to_pixels(part)).numpy() for part in parts])
+
+    @torch.no_grad()
     def read(self, captions: list[str]) -> NDArray[np.float32]:
         """Return the embeddings of captions, (N, 96)."""
         return self._model.read(number_words(captions, self._vocabulary)).numpy()

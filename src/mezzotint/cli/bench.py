@@ -21,7 +21,8 @@ def bench(
     ] = None,
 ) -> None:
     """Run a benchmark of the checkout; arguments after NAME are its own."""
-    known = {path.stem: path for path in sorted(_folder().glob("*.py")) if path.stem[0] != "_"}
+    found = (path for path in sorted(_folder().glob("*.py")) if path.stem[0] != "_")
+    known = {path.stem.replace("_", "-"): path for path in found}
     if name is None:
         for stem, path in known.items():
             print(f"{stem:20} {_summary(path)}")

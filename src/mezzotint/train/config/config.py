@@ -60,7 +60,7 @@ class TrainConfig(Checked):
         data: What is learned.
         kind: What is trained.
         base: Model folder that ``lora`` and ``distill`` start from; for
-            ``diffusion`` the weights to go on from, "" for fresh ones.
+            ``diffusion`` and ``gan`` the weights to go on from, "" for fresh ones.
         seed: Seed of weights, order, noise and augmentation.
         licence: SPDX id or a sentence, kept with the model.
     """

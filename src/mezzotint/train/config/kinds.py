@@ -50,6 +50,11 @@ class AdversarialConfig(Checked):
         penalty: Weight of the two gradient penalties of ``relativistic``.
         penalty_share: Share of each batch that the penalties are measured on, at
             least one picture; less is faster and noisier, and the mean is the same.
+        spread: Weight of the pull between two pictures of one class from two latents
+            that are more alike than ``spread_bound``, so that the generator does not
+            draw one picture a class (as arXiv:1901.09024); 0 is off.
+        spread_share: Share of each batch that is drawn a second time for it.
+        spread_bound: Mean absolute difference of pixels in [-1, 1] that is enough.
         augment: Probability of a differentiable augmentation of what the
             discriminator sees, fakes and reals alike (arXiv:2006.10738).
         discriminator_rate: Learning rate of the discriminator relative to the generator's.
@@ -63,6 +68,9 @@ class AdversarialConfig(Checked):
     mapping_layers: int = 0
     penalty: float = 1.0
     penalty_share: float = 1.0
+    spread: float = 0.0
+    spread_share: float = 0.25
+    spread_bound: float = 0.2
     augment: float = 0.5
     discriminator_rate: float = 1.0
 
@@ -80,6 +88,9 @@ class AdversarialConfig(Checked):
             )
         check_range("adversarial.penalty", self.penalty, 0, 1000)
         check_range("adversarial.penalty_share", self.penalty_share, 0.001, 1)
+        check_range("adversarial.spread", self.spread, 0, 1000)
+        check_range("adversarial.spread_share", self.spread_share, 0.001, 1)
+        check_range("adversarial.spread_bound", self.spread_bound, 0, 2)
         check_range("adversarial.augment", self.augment, 0, 1)
         check_range("adversarial.discriminator_rate", self.discriminator_rate, 0.01, 100)
 

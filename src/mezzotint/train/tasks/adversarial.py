@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.models.families.gan import GanConfig, build_generator, write_gan
+from mezzotint.models.families.gan import WEIGHTS_FILE, GanConfig, build_generator, write_gan
 from mezzotint.train.config.config import TrainConfig
 from mezzotint.train.data.dataset import Dataset
 from mezzotint.train.tasks.base import Batch
@@ -35,6 +37,8 @@ __all__ = [
     "gradient_penalty",
     "relativistic_losses",
 ]
+
+DISCRIMINATOR_FILE = "discriminator.safetensors"
 
 
 class Discriminator(nn.Module):
@@ -195,6 +199,25 @@ def _describe(config: TrainConfig, side: int, channels: int, names: tuple[str, .
     )  # fmt: skip
 
 
+def _start_from(folder: Path, modules: nn.ModuleDict) -> None:
+    """Take the weights of both networks from the folder of another run.
+
+    Raises:
+        InvalidRequest: If it is no folder of a GAN run, or of other networks.
+    """
+    files = {"generator": WEIGHTS_FILE, "discriminator": DISCRIMINATOR_FILE}
+    for name, file in files.items():
+        try:
+            modules[name].load_state_dict(load_file(folder / file))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise InvalidRequest(
+                f"base {folder} must be the folder of a GAN run with the same networks: "
+                f"{file} cannot be taken ({str(error).splitlines()[0]})",
+                field="base",
+                value=str(folder),
+            ) from None
+
+
 class AdversarialTask:
     """Trains a GAN; see :class:`mezzotint.train.tasks.base.Task`.
 
@@ -227,6 +250,8 @@ class AdversarialTask:
         else:
             judge = Discriminator(data.shape[0], side, options.base_channels, self._classes)
         self.modules = nn.ModuleDict({"generator": generator, "discriminator": judge})
+        if config.base:
+            _start_from(Path(config.base), self.modules)
         self.groups: Mapping[str, Sequence[str]] = {
             "discriminator": ("discriminator",),
             "generator": ("generator",),
@@ -256,8 +281,16 @@ class AdversarialTask:
         change = Augmentation(rows, options.augment, generator)
         judge = networks["discriminator"]
         if group == "generator":
-            fake = change(networks["generator"](latents, labels))
-            return self._generator_loss(judge, change(real), fake, labels), {}
+            fake = networks["generator"](latents, labels)
+            error = self._generator_loss(judge, change(real), change(fake), labels)
+            if not options.spread:
+                return error, {}
+            some = max(1, round(options.spread_share * rows))
+            others = torch.randn(some, options.latent_size, generator=generator).to(device)
+            again = networks["generator"](others, None if labels is None else labels[:some])
+            apart = (fake[:some] - again).abs().flatten(1).mean(1)
+            wanted = F.relu(options.spread_bound - apart).mean()
+            return error + options.spread * wanted, {"apart": apart.mean().detach()}
         with torch.no_grad():
             fake = networks["generator"](latents, labels)
         if options.loss == "dcgan":
@@ -302,5 +335,7 @@ class AdversarialTask:
         (folder / "training.json").write_text(json.dumps(training, indent=1), "utf-8")
 
     def export(self, folder: Path, modules: nn.ModuleDict, training: Mapping[str, Any]) -> None:
-        """Write the run folder's content."""
+        """Write the run folder's content; the discriminator too, for runs that start from it."""
         self.write_model(folder, modules, training)
+        state = {k: v.contiguous() for k, v in modules["discriminator"].state_dict().items()}
+        save_file(state, folder / DISCRIMINATOR_FILE)

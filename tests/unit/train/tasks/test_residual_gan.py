@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.unit.train.making import picture_config, save_pictures, train, weights
 from torch import nn
 
@@ -12,7 +13,7 @@ from mezzotint.models.families.gan_residual import ResidualStack
 from mezzotint.train.config.config import TrainConfig
 from mezzotint.train.data.batches import derive
 from mezzotint.train.networks import seeded
-from mezzotint.train.tasks.adversarial import _judge_pairs, relativistic_losses
+from mezzotint.train.tasks.adversarial import Augmentation, _judge_pairs, relativistic_losses
 from mezzotint.train.tasks.base import Batch
 from mezzotint.train.tasks.residual_gan import ResidualDiscriminator, start_weights
 from mezzotint.train.trainer import Trainer
@@ -166,3 +167,46 @@ def test_widths_that_are_not_those_of_the_levels_are_refused(tmp_path):
     plain = {"architecture": "residual", "base_channels": 4, "latent_size": 4}
     train(picture_config(tmp_path, kind="gan", adversarial=plain, loop={"steps": 1}))
     assert load_gan(tmp_path / "run").config.channels == (16, 8, 4)
+
+
+def test_a_run_starts_from_both_networks_of_another(tmp_path):
+    train(class_config(tmp_path, "first", loop={"steps": 2}))
+    second = class_config(tmp_path, "second", base=str(tmp_path / "first"))
+    modules = Trainer(second)._prepare(resume=True).task.modules
+    for name in ("generator", "discriminator"):
+        written = load_file(tmp_path / "first" / f"{name}.safetensors")
+        state = modules[name].state_dict()
+        assert state.keys() == written.keys()
+        assert all(torch.equal(state[key], written[key]) for key in state)
+
+
+def test_pictures_of_one_class_are_pulled_apart_until_the_bound(tmp_path):
+    plain = class_config(tmp_path).to_dict()
+    plain["adversarial"] |= {"augment": 0.0, "spread_share": 0.5, "spread_bound": 0.75}
+    batch, found = Batch(pictures(4), labels=(0, 1, 0, 1)), []
+    for spread in (0.0, 10.0):
+        plain["adversarial"]["spread"] = spread
+        task = Trainer(TrainConfig.from_dict(plain))._prepare(resume=True).task
+        found.append(task.loss("generator", task.modules, batch, derive(0, "noise")))
+    stream = derive(0, "noise")
+    latents = torch.randn(4, 4, generator=stream)
+    Augmentation(4, 0.0, stream)
+    others = torch.randn(2, 4, generator=stream)
+    generator, labels = task.modules["generator"], torch.tensor([0, 1])
+    with torch.no_grad():
+        apart = (generator(latents[:2], labels) - generator(others, labels)).abs().mean((1, 2, 3))
+    assert found[1][1]["apart"].item() == pytest.approx(apart.mean().item(), rel=1e-4)
+    added = found[1][0].item() - found[0][0].item()
+    assert added == pytest.approx(10 * (0.75 - apart).clamp(min=0).mean().item(), rel=1e-3)
+    assert added > 0
+
+
+def test_a_base_of_other_networks_is_refused(tmp_path):
+    with pytest.raises(InvalidRequest, match=r"generator\.safetensors cannot be taken") as caught:
+        Trainer(class_config(tmp_path, base=str(tmp_path / "nothing"))).fit()
+    assert caught.value.field == "base"
+    train(class_config(tmp_path, "first", loop={"steps": 1}))
+    plain = class_config(tmp_path, "second", base=str(tmp_path / "first")).to_dict()
+    plain["adversarial"]["channels"] = [10, 6, 4]
+    with pytest.raises(InvalidRequest, match="with the same networks"):
+        Trainer(TrainConfig.from_dict(plain)).fit()
