@@ -102,6 +102,12 @@ def main() -> None:
 
     judge = GanJudge()
     with mz.Engine(models=[options.model]) as engine:
+        drawn = list(engine.spec(options.model).class_names)
+        if drawn != judge.classes:
+            raise SystemExit(
+                f"{options.model} draws {', '.join(drawn) or 'no classes'}; "
+                f"the judge names {', '.join(judge.classes)}"
+            )
         by_class = draw(engine, options.model, judge.classes, options.each, options.truncation)
     path = RESULTS / f"{options.result}.json"
     result = json.loads(path.read_text("utf-8")) if path.exists() else {}

@@ -109,9 +109,10 @@ def write_plate_controlnet(unet, folder):
 
 
 def write_mapped_gan(source, folder):
-    """Write the built-in GAN with a mapping network of random weights in front."""
+    """Write the built-in GAN with another mapping network, of random weights, in front."""
     config = json.loads((source / "config.json").read_text("utf-8"))
-    state = load_file(source / "generator.safetensors")
+    whole = load_file(source / "generator.safetensors")
+    state = {name: value for name, value in whole.items() if not name.startswith("mapping.")}
     size = config["latent_size"]
     generator = torch.Generator().manual_seed(6)
     for layer in range(2):

@@ -1,5 +1,8 @@
 """Draw the golden pictures and keep them: ``python -m tests.roads.golden.make``.
 
+After new weights of one model ``--models plate-gan mapped`` draws the cases of these alone, in
+place of the kept ones; the others stay as they are, byte for byte.
+
 Run only where pictures change on purpose: what is kept is the proof that nothing else does.
 """
 
@@ -22,7 +25,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--into", type=Path, default=drawing.HERE)
     parser.add_argument("--only", default="")
+    parser.add_argument("--models", nargs="+", help="draw the cases of these models in place")
     arguments = parser.parse_args()
+    if arguments.models:
+        redraw(arguments.models, arguments.into)
+        return
     given, cases, arrays = inputs(), [], []
     with tempfile.TemporaryDirectory() as folder, drawing.Engines(Path(folder)) as engines:
         fingerprint = drawing.fingerprint(engines["own"])
@@ -57,6 +64,40 @@ def main():
     kept = {"version": version, "fingerprint": fingerprint, "inputs": given, "cases": cases}
     (into / drawing.PICTURES.name).write_text(lines(kept), "utf-8")
     print(f"{len(cases)} cases, {len(arrays)} pictures")
+
+
+def redraw(models, into):
+    """Draw the cases of some models and put them in place of the kept ones.
+
+    Raises:
+        SystemExit: If this machine draws other bits than the one that the rest was kept on, or
+            a picture has another size.
+    """
+    kept = json.loads(drawing.PICTURES.read_text("utf-8"))
+    sheet = np.asarray(Image.open(drawing.SHEET).convert("RGB")).copy()
+    count = 0
+    with tempfile.TemporaryDirectory() as folder, drawing.Engines(Path(folder)) as engines:
+        if drawing.fingerprint(engines["own"]) != kept["fingerprint"]:
+            raise SystemExit("processor or libraries are others: draw all cases anew")
+        for case in kept["cases"]:
+            if case["request"].get("model", "plate") not in models:
+                continue
+            drawn = drawing.draw(engines[case["engine"]], case["request"], kept["inputs"])
+            for picture, (facts, image) in zip(case["pictures"], drawn, strict=True):
+                height, width = image.pixels.shape[:2]
+                if (picture["width"], picture["height"]) != (width, height):
+                    raise SystemExit(f"{case['name']} has another size: draw all cases anew")
+                x, y = picture["at"]
+                sheet[y : y + height, x : x + width] = image.pixels
+                picture |= facts
+            count += 1
+            print(case["name"], flush=True)
+    into.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet).save(
+        into / drawing.SHEET.name, lossless=True, quality=75, method=3, exact=True
+    )
+    (into / drawing.PICTURES.name).write_text(lines(kept), "utf-8")
+    print(f"{count} cases redrawn")
 
 
 def lines(kept):
