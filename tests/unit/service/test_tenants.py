@@ -4,18 +4,23 @@ Of mezzotint.service.dispatch.coalescing, through the whole service.
 """
 
 import asyncio
+import io
 import json
+import time
+from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from tests import tiny
 
 from mezzotint.engine.config import EngineConfig
 from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.models.formats.components import from_pipeline
-from mezzotint.request import GenerationRequest
+from mezzotint.request import GenerationRequest, Inpaint, Output
 from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.local import LocalService
+from mezzotint.types import ImageInput
 
 SECRET = GenerationRequest(
     model="sd",
@@ -108,3 +113,39 @@ def test_pictures_on_disk_keep_their_owner(model, tmp_path, monkeypatch):
 
     assert asyncio.run(ask(["alice"])) == ["miss"]
     assert asyncio.run(ask(["bob", "alice"])) == ["miss", "hit"]
+
+
+def test_a_strangers_plan_answers_within_a_second_while_one_client_saturates(model, tmp_path):
+    service = open_service(model, tmp_path, share=False)
+    stream = io.BytesIO()
+    Image.effect_noise((1000, 1000), 64).convert("RGB").save(stream, "JPEG")
+    photo = ImageInput(stream.getvalue())
+    heavy = replace(
+        SECRET, image=photo, mask=photo, inpaint=Inpaint(area="masked", fill="surroundings")
+    )
+
+    async def ask():
+        await service.plan(NEAR, client="bob")  # the model's spec is read
+        greedy = [asyncio.ensure_future(service.plan(heavy, client="alice")) for _ in range(12)]
+        greedy += [
+            asyncio.ensure_future(
+                service.upscale(photo.data, factor=2.0, output=Output(), client="alice")
+            )
+            for _ in range(12)
+        ]
+        await asyncio.sleep(0.5)
+        taken = []
+        for _ in range(5):
+            began = time.monotonic()
+            await service.plan(NEAR, client="bob")
+            taken.append(time.monotonic() - began)
+        under_way = sum(not task.done() for task in greedy)
+        for task in greedy:
+            task.cancel()
+        await asyncio.gather(*greedy, return_exceptions=True)
+        await service.close()
+        return taken, under_way
+
+    taken, under_way = asyncio.run(ask())
+    assert under_way >= 12  # it was busy all the time
+    assert sorted(taken)[2] < 1.0, taken

@@ -216,7 +216,8 @@ def _gauss(plane: np.ndarray, radius: float) -> np.ndarray:
             upper, lower = (total[width:], total[:-width]) if not axis else (
                 total[:, width:], total[:, :-width]
             )  # fmt: skip
-            array = (upper - lower) / width
+            array = upper - lower
+            array /= width
     return array.astype(np.float32)
 
 
