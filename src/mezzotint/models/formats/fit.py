@@ -20,6 +20,7 @@ def misfits(parts: Parts) -> list[str]:
     found = [
         _latent_channels(configs, network),
         _text_width(configs),
+        _added_text(parts.pipeline, configs),
         _pooled_width(configs),
         *(_vocabulary(parts, role) for role in parts.tokenizers),
     ]
@@ -55,6 +56,14 @@ def _text_width(configs: Mapping[str, Mapping[str, Any]]) -> str | None:
         f"unet reads text states of width {wanted}, {' and '.join(encoders)} "
         f"make{'s' if len(encoders) == 1 else ''} {made}"
     )
+
+
+def _added_text(pipeline: str, configs: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Compare SDXL's pipeline with whether its U-Net reads pooled text and time ids."""
+    added = configs.get("unet", {}).get("addition_embed_type")
+    if pipeline != "StableDiffusionXLPipeline" or added == "text_time":
+        return None
+    return f"unet must have addition_embed_type text_time in a {pipeline}, got {added}"
 
 
 def _pooled_width(configs: Mapping[str, Mapping[str, Any]]) -> str | None:

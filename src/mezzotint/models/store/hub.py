@@ -5,30 +5,30 @@ never runs. Once fetched, a model is used without a network; which commit it is
 stands in its card, so that a name means the same bytes tomorrow.
 """
 
+import contextlib
 import os
 import re
 import socket
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from mezzotint.errors import ModelNotAllowed, WeightsError
 from mezzotint.models.cards import CARDS_FOLDER, Card, read_card
+from mezzotint.models.parts import read_json
 
-__all__ = ["fetch", "known_card"]
+__all__ = ["cached_snapshot", "fetch", "files_that_load", "known_card"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors")
-_LEFT_OUT = (
-    # whole checkpoints beside the folders, and parts that no family uses
-    "*.non_ema.safetensors",
-    "safety_checker/*",
-    "feature_extractor/*",
-    "*openvino*",
-    "*onnx*",
-    "*flax*",
+_TEXTS = (".json", ".txt", ".model")
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|model)(?P<rest>[.-].*)?\.safetensors(?:\.index(?P<kind>\..+)?\.json)?"
 )
+_NEVER = ("safety_checker", "feature_extractor")  # gates take the former's place
+_OTHERWISE = ("*.json", "*.txt", "*.model", "*.safetensors")  # a repository of no pipeline
 
 
 @cache
@@ -43,7 +43,58 @@ def known_card(repo: str) -> Card | None:
     return hub_cards().get(repo.lower())
 
 
-def fetch(repo: str, revision: str | None = None, *, allow: bool = True) -> tuple[Path, str]:
+def cached_snapshot(path: Path) -> Path | None:
+    """Return the model inside a repository's folder of the Hub's cache, None for another folder.
+
+    Args:
+        path: ``.../models--owner--name``; its ``main`` is taken, or else the newest.
+    """
+    snapshots = path / "snapshots"
+    if not path.name.startswith("models--") or not snapshots.is_dir():
+        return None
+    with contextlib.suppress(OSError):
+        main = snapshots / (path / "refs" / "main").read_text().strip()
+        if main.is_dir():
+            return main
+    return max(snapshots.iterdir(), key=lambda p: p.stat().st_mtime_ns, default=None)
+
+
+def files_that_load(
+    names: Sequence[str], index: Mapping[str, Any], variant: str | None = None
+) -> list[str]:
+    """Choose the files of a repository that loading its pipeline reads.
+
+    Whole checkpoints beside the folders, other precisions, pickles and parts that no family
+    uses stay where they are.
+
+    Args:
+        names: Every file of the repository.
+        index: Its ``model_index.json``.
+        variant: Set of weights; None takes the plain ones, or what there is where there
+            are none.
+    """
+    chosen = [name for name in names if name == "model_index.json"]
+    parts = {k for k, v in index.items() if isinstance(v, list) and v and v[0] is not None}
+    for role in sorted(parts - {*_NEVER} | {"preview_decoder"}):
+        own = [n for n in names if n.startswith(f"{role}/") and n.count("/") == 1]
+        weights = {n: _kind(match) for n in own if (match := _WEIGHTS.fullmatch(n.split("/")[1]))}
+        kinds = {*weights.values()}
+        plain = None if None in kinds else min((k for k in kinds if k), default=None)
+        wanted = variant if variant in kinds else plain
+        chosen += [n for n in own if n.endswith(_TEXTS) and n not in weights]
+        chosen += [n for n, kind in weights.items() if kind == wanted]
+    return chosen
+
+
+def _kind(match: re.Match[str]) -> str | None:
+    """Return ``fp16`` of ``model.fp16.safetensors``, its shards and their index."""
+    rest = re.sub(r"-\d+-of-\d+", "", match["rest"] or "") + (match["kind"] or "")
+    return rest.strip(".") or None
+
+
+def fetch(
+    repo: str, revision: str | None = None, *, variant: str | None = None, allow: bool = True
+) -> tuple[Path, str]:
     """Return the folder of a Hub model and the commit it is at.
 
     What is on disk already is used without asking the network.
@@ -52,6 +103,7 @@ def fetch(repo: str, revision: str | None = None, *, allow: bool = True) -> tupl
         repo: ``"owner/name"``.
         revision: Commit, tag or branch; None is the newest commit that is on
             disk, or else the newest there is.
+        variant: Set of weights to fetch, see :func:`files_that_load`.
         allow: Whether the network may be used.
 
     Raises:
@@ -82,9 +134,7 @@ def fetch(repo: str, revision: str | None = None, *, allow: bool = True) -> tupl
             ) from None
     try:
         _look_up_hub()
-        path = snapshot_download(
-            **wanted, allow_patterns=list(_PATTERNS), ignore_patterns=list(_LEFT_OUT)
-        )
+        path = snapshot_download(**wanted, allow_patterns=_patterns(repo, revision, variant))
     except GatedRepoError:
         raise WeightsError(
             f"{repo} is gated: accept its licence on its page, then run `hf auth login`"
@@ -100,6 +150,17 @@ def fetch(repo: str, revision: str | None = None, *, allow: bool = True) -> tupl
             "the folder here and name it by its path, or set HF_ENDPOINT to a mirror"
         ) from None
     return _at_commit(path)
+
+
+def _patterns(repo: str, revision: str | None, variant: str | None) -> list[str]:
+    """Ask the Hub which files there are, and choose."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    names = HfApi().list_repo_files(repo, revision=revision)
+    if "model_index.json" not in names:
+        return list(_OTHERWISE)
+    index = read_json(Path(hf_hub_download(repo, "model_index.json", revision=revision)))
+    return files_that_load(names, index, variant)
 
 
 def _look_up_hub() -> None:

@@ -16,13 +16,12 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mezzotint.errors import (
     InvalidRequest,
-    ModelError,
     ModelNotAllowed,
     UnknownName,
     WeightsError,
@@ -33,60 +32,33 @@ from mezzotint.models.base import Model
 from mezzotint.models.cards import (
     Card,
     apply_card,
-    builtin_cards,
     describe_spec,
-    read_card,
     write_card,
 )
 from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.models.digests import DIGESTS
-from mezzotint.models.formats.identify import ModelLayout, identify
+from mezzotint.models.formats.identify import identify
 from mezzotint.models.spec import ModelSpec
+from mezzotint.models.store import hub
+from mezzotint.models.store.entries import (
+    ModelEntry,
+    builtin_entries,
+    describe_handler,
+    handler_refusal,
+    name_in_memory,
+    only_file,
+    read_text,
+    stored_entries,
+)
 from mezzotint.models.store.loading import load_path
 from mezzotint.models.store.residency import Residency
 
-__all__ = ["ModelEntry", "ModelStore", "load_model"]
+__all__ = ["ModelStore", "load_model"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[0-9a-f]{7,40}|@[\w.-]+)?")
 _LOOK_AGAIN_S = 0.2
 """How long what was read of the folder of models holds; another program may add to it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelEntry:
-    """One version of one model in the store.
-
-    Args:
-        name: Name in the store, or the path.
-        version: Version, text.
-        card: What is declared about it.
-        path: Folder or file; for a Hub model where it was fetched to.
-        is_default: Whether the bare name means this version.
-        is_builtin: Whether it comes with the program.
-        is_owned: Whether its files lie in the store and go with it.
-        layout: What kind of model it is; ``"handler"`` for an archive whose only
-            content is Python handler code.
-        digest: sha256 of a handler archive, "" otherwise.
-        written_at_ns: When its card was written, for one in the store; the same name with
-            another time may be other files.
-    """
-
-    name: str
-    version: str
-    card: Card
-    path: Path
-    is_default: bool = True
-    is_builtin: bool = False
-    is_owned: bool = False
-    layout: ModelLayout | str = ""
-    digest: str = ""
-    written_at_ns: int = 0
-
-    @property
-    def full_name(self) -> str:
-        """``name@version``, which means this version whatever the default is."""
-        return f"{self.name}@{self.version}"
 
 
 class ModelStore:
@@ -147,6 +119,7 @@ class ModelStore:
                 f"only: {', '.join(self.names())}"
             )
         if path.exists():
+            path = hub.cached_snapshot(path) or path
             return self._unpacked(
                 ModelEntry(name=name, version="", card=Card(name=name), path=path.resolve())
             )
@@ -204,40 +177,16 @@ class ModelStore:
     def _all(self) -> dict[tuple[str, str], ModelEntry]:
         """Collect the three places, later ones hiding earlier ones."""
         found: dict[tuple[str, str], ModelEntry] = {}
-        for card in builtin_cards().values():
-            found[card.name, card.version] = ModelEntry(
-                name=card.name,
-                version=card.version,
-                card=card,
-                path=Path(card.path),
-                is_builtin=True,
-            )
-        for entry in self._stored():
+        for entry in builtin_entries():
+            found[entry.name, entry.version] = entry
+        for entry in stored_entries(self.config.models_path):
             found[entry.name, entry.version] = entry
         return {**found, **self._registered}
-
-    def _stored(self) -> Iterator[ModelEntry]:
-        """Read the cards under HOME/models; a broken card does not hide the others."""
-        root = self.config.models_path
-        for path in sorted(root.glob("*/*/card.toml")) if root.is_dir() else ():
-            with contextlib.suppress(ModelError, OSError):
-                card = read_card(path)
-                files = path.parent / "files"
-                yield ModelEntry(
-                    name=card.name,
-                    version=card.version,
-                    card=card,
-                    path=Path(card.path) if card.path else _only_file(files),
-                    is_owned=files.is_dir(),
-                    layout="handler" if (path.parent / "handler.txt").is_file() else "",
-                    digest=_read_text(path.parent / "handler.txt"),
-                    written_at_ns=path.stat().st_mtime_ns,
-                )
 
     def _default_version(self, name: str, found: dict[tuple[str, str], ModelEntry]) -> str:
         """Return the version that the bare name means: the chosen one, or the first."""
         versions = [version for known, version in sorted(found) if known == name]
-        chosen = self._defaults.get(name) or _read_text(
+        chosen = self._defaults.get(name) or read_text(
             self.config.models_path / name / "default.txt"
         )
         return chosen if chosen in versions else versions[0]
@@ -328,17 +277,23 @@ class ModelStore:
         path = Path(source).expanduser()
         card = Card(name=name)
         if path.exists():
+            path = hub.cached_snapshot(path) or path
             entry = ModelEntry(name=name, version="", card=card, path=path.resolve())
             entry = self._unpacked(entry)
             return replace(entry, card=replace(entry.card, name=name))
         if _HUB_ID.fullmatch(source) and not source.startswith("."):
-            from mezzotint.models.store.hub import fetch, known_card
-
             repo, _, revision = source.partition("@")
-            path, commit = fetch(repo, revision or None, allow=self.config.allow_downloads)
-            card = replace(known_card(repo) or card, name=name, repo=repo, revision=commit)
+            known = hub.known_card(repo) or card
+            card = replace(known, name=name, repo=repo, revision=revision)
+            path, commit = self._fetch(card)
+            card = replace(card, revision=commit)
             return ModelEntry(name=name, version="", card=card, path=path, layout=identify(path))
         raise UnknownName("model source", source, self.names(), field="source")
+
+    def _fetch(self, card: Card) -> tuple[Path, str]:
+        """Return where a Hub model is on this machine, and its commit."""
+        allow = self.config.allow_downloads
+        return hub.fetch(card.repo, card.revision or None, variant=card.variant, allow=allow)
 
     def _keep(self, entry: ModelEntry) -> ModelEntry:
         """Write an entry's card, and move its files in if they are the cache's."""
@@ -350,7 +305,7 @@ class ModelStore:
         if is_unpacked:
             shutil.rmtree(folder / "files", ignore_errors=True)
             shutil.move(path.parent if path.is_file() else path, folder / "files")
-            path = _only_file(folder / "files")
+            path = only_file(folder / "files")
         if entry.layout == "handler":
             write_atomically(folder / "handler.txt", entry.digest.encode())
         is_ours = is_unpacked or bool(entry.card.repo)
@@ -432,7 +387,7 @@ class ModelStore:
         entry = self.entry(name)
         placement = placement or self.config.placement
         with self._residency.use(
-            (_name_in_memory(entry), placement),
+            (name_in_memory(entry), placement),
             lambda: self._load(entry, placement),
             source=entry,
         ) as model:
@@ -444,9 +399,7 @@ class ModelStore:
             raise self._refuse_handler(entry)
         card, path = entry.card, entry.path
         if card.repo:
-            from mezzotint.models.store.hub import fetch
-
-            path, _ = fetch(card.repo, card.revision or None, allow=self.config.allow_downloads)
+            path, _ = self._fetch(card)
         elif not path.exists():
             raise WeightsError(
                 f"model {entry.full_name}: its files are missing, expected them at {path}"
@@ -464,15 +417,7 @@ class ModelStore:
 
     def _refuse_handler(self, entry: ModelEntry) -> ModelNotAllowed:
         """Say why an archive of handler code is no model here."""
-        if self.may_run(entry):
-            return ModelNotAllowed(
-                f"model {entry.name} is handler code, allowed here; it answers at the TorchServe "
-                "door only"
-            )
-        return ModelNotAllowed(
-            f"model {entry.name} is an archive with Python handler code, which does not run "
-            f"unless the operator sets allow_handler_code and allows its sha256 {entry.digest}"
-        )
+        return handler_refusal(entry, is_allowed=self.may_run(entry))
 
     def may_run(self, entry: ModelEntry) -> bool:
         """Tell whether an entry is handler code that the operator has allowed."""
@@ -496,12 +441,12 @@ class ModelStore:
     def spec(self, name: str) -> ModelSpec:
         """Return a model's spec; weights are read only when a network is first called."""
         entry = self.entry(name)
-        known = self._residency.find((_name_in_memory(entry), self.config.placement), entry)
+        known = self._residency.find((name_in_memory(entry), self.config.placement), entry)
         return self.load(name).spec if known is None else known.spec
 
     def is_loaded(self, name: str) -> bool:
         """Tell whether a model is in memory."""
-        return self._residency.has(_name_in_memory(self.entry(name)))
+        return self._residency.has(name_in_memory(self.entry(name)))
 
     @property
     def loaded_bytes(self) -> int:
@@ -530,15 +475,8 @@ class ModelStore:
             return {
                 **basics,
                 "ready": self.may_run(entry),
-                "family": "handler",
-                "digest": entry.digest,
-                "licence": entry.card.licence or "unknown",
+                **describe_handler(entry),
                 "limits": [str(self._refuse_handler(entry))],
-                "defaults": {},
-                "takes_prompt": False,
-                "size_multiple": 1,
-                "min_size_px": 1,
-                "max_size_px": 1,
             }
         return {**basics, **describe_spec(self.spec(name)), "path": str(entry.path)}
 
@@ -560,23 +498,3 @@ def load_model(source: str | Path, *, home: str | Path | None = None, **placemen
         raise UnknownName("option", sorted(unknown)[0], PlacementConfig.__dataclass_fields__)
     config = ModelsConfig(home=str(home or ""), placement=PlacementConfig(**placement))
     return ModelStore(config).load(str(source))
-
-
-def _name_in_memory(entry: ModelEntry) -> str:
-    """Return what a loaded model is known by; a path or Hub id has no version."""
-    return entry.full_name if entry.version else entry.name
-
-
-def _only_file(folder: Path) -> Path:
-    """Return the checkpoint of a folder that holds nothing else, or the folder."""
-    inside = list(folder.iterdir()) if folder.is_dir() else []
-    single = len(inside) == 1 and inside[0].suffix == ".safetensors"
-    return inside[0] if single else folder
-
-
-def _read_text(path: Path) -> str:
-    """Read a short text file, "" if it is not there."""
-    try:
-        return path.read_text("utf-8").strip()
-    except OSError:
-        return ""

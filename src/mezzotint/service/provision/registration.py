@@ -11,7 +11,7 @@ from typing import Any
 
 from mezzotint.errors import InvalidRequest, MezzotintError, UnknownName
 from mezzotint.models.formats.identify import identify
-from mezzotint.models.store.store import ModelEntry
+from mezzotint.models.store.entries import ModelEntry
 from mezzotint.observe import log
 from mezzotint.service.provision.model_provider import Shelf
 
