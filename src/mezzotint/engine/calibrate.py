@@ -4,7 +4,8 @@ The engine's own hands do real work on a real plan: so the time holds gathering,
 network, guidance and solver, as it will in service. Sizes grow until the time is up;
 a size that is used for the first time is certified by that, which is timed by nobody.
 What was timed by an earlier process with the same model, device and versions is not
-timed again.
+timed again. A size whose trial would outlast the time that is left is not begun: a large
+model draws at once, and learns a size when it is first used.
 """
 
 import time
@@ -19,6 +20,7 @@ from mezzotint.planning.plan import Plan
 __all__ = ["calibrate"]
 
 _REPEATS = 3  # one to warm up, two that count
+_TRIALS = 3  # calls of a size, in rows, that its certificate takes
 _REQUEST = "calibration"
 
 
@@ -38,7 +40,7 @@ def calibrate(
         costs: Where times go.
         plan: What to draw, without shortcuts or techniques.
         sizes: Rows of the calls to time, rising.
-        limit_s: Seconds after which no other size is begun.
+        limit_s: Seconds that all of it may take, as far as can be told beforehand.
         clock: Seconds.
 
     Returns:
@@ -54,7 +56,8 @@ def calibrate(
     try:
         for size in wanted:
             is_used_up = bool(plan.rows) and len(plan.rows) - timed < _REPEATS
-            if clock() - began > limit_s or is_used_up:
+            left_s = limit_s - (clock() - began)
+            if left_s < _predict(costs, key, kind, size) or is_used_up:
                 break
             while len(images) * rows < size:
                 image = ImageId(_REQUEST, len(images))
@@ -72,6 +75,13 @@ def calibrate(
         for image in images:
             hands.release(image)
     return timed
+
+
+def _predict(costs: CostTable, key: str, kind: Kind, size: int) -> float:
+    """Return the seconds that trying and timing a size will take; 0 where nothing is known."""
+    if not costs.is_measured(key, kind):
+        return 0.0
+    return costs.seconds(key, kind, size) * (_TRIALS + _REPEATS)
 
 
 def _encode(

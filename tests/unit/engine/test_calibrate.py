@@ -55,6 +55,14 @@ def test_a_known_size_is_not_timed_again_and_time_that_is_up_ends_it():
     assert len(fake.calls) == calls
 
 
+def test_a_size_that_would_outlast_the_time_is_not_begun():
+    plan, costs, clock = make_plan(steps=12), CostTable(), FakeClock()
+    costs.record(cost_key(plan), "step", 2, 16.0)  # as the picture before it took
+    fake = Hands(clock, row_s=8.0)
+    assert calibrate(fake, costs, plan, sizes=(1, 2, 4, 8), limit_s=3.0, clock=clock) == 0
+    assert fake.calls == []
+
+
 def test_a_gan_is_timed_by_its_one_call():
     plan = make_plan(steps=0)
     fake = Hands(FakeClock(), row_s=0.1)

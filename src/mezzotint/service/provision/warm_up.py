@@ -78,9 +78,11 @@ class WarmUp:
         requests = {name: _request(self._spec(name), steps=_STEPS) for name in names}
         self._waiting = dict.fromkeys(names, _LOADING)
         for name, request in requests.items():
+            log.info("model.preparing", model=name)
 
             def hear(event: Event, name: str = name) -> None:
                 if isinstance(event, Finished):
+                    log.info("model.drew", model=name)
                     self._perform(lambda: self._calibrate(name))
                 elif isinstance(event, Failed):
                     self._waiting[name] = str(event.error)
@@ -105,6 +107,7 @@ class WarmUp:
         except Exception as error:  # a model that cannot be timed can still be used
             log.error("model.calibration_failed", model=name, error=repr(error))
         self._waiting.pop(name, None)
+        log.info("model.ready", model=name)
 
 
 def _request(spec: ModelSpec, *, steps: int) -> GenerationRequest:
