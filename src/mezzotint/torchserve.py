@@ -32,7 +32,7 @@ from mezzotint.images.sheets import make_sheet
 from mezzotint.models.formats.identify import identify
 from mezzotint.plain import Checked, read
 from mezzotint.request import GenerationRequest
-from mezzotint.service.engine import Engine, Job
+from mezzotint.service.engine import Engine, RequestHandle
 from mezzotint.types import GenerationResult, ImageInput, OutputFormat
 
 __all__ = ["DiffusersHandler", "GANHandler", "handle"]
@@ -90,7 +90,7 @@ class DiffusersHandler:
     def is_gan(self) -> bool:
         """Whether the model is a generator without steps."""
         engine = self._engine()
-        return engine.service.shelf.spec(self.model).family == "gan"
+        return engine.service.provider.spec(self.model).family == "gan"
 
     def _engine(self) -> Engine:
         if self.engine is None:
@@ -110,7 +110,7 @@ class DiffusersHandler:
     def inference(self, items: Sequence[Item]) -> list[Made]:
         """Run all requests at once, so that they share the engine's batches."""
         engine = self._engine()
-        jobs: list[Job | MezzotintError] = []
+        jobs: list[RequestHandle | MezzotintError] = []
         for item in items:
             try:
                 jobs.append(item if isinstance(item, MezzotintError) else engine.submit(item))

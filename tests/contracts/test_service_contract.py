@@ -13,7 +13,7 @@ from mezzotint.request import GenerationRequest, Output
 from mezzotint.service.base import Service
 from mezzotint.service.config import WorkerConfig
 from mezzotint.service.fake import FakeConfig, FakeService
-from mezzotint.service.workers.supervisor import WorkerService
+from mezzotint.service.workers.supervisor import WorkerSupervisor
 from mezzotint.types import (
     Cancelled,
     Failed,
@@ -37,7 +37,7 @@ async def fake() -> AsyncIterator[Service]:
 @contextlib.asynccontextmanager
 async def worker() -> AsyncIterator[Service]:
     config = WorkerConfig(factory="mezzotint.service.fake:create_fake", options=OPTIONS)
-    service = WorkerService(config)
+    service = WorkerSupervisor(config)
     await service.start()
     try:
         yield service

@@ -40,7 +40,7 @@ def test_help_loads_nothing_heavy(arguments):
 
 def test_the_service_of_the_command_line_imports_neither_diffusers_nor_transformers(tmp_path):
     code = (
-        "import sys; from mezzotint.cli.household import make_service; "
+        "import sys; from mezzotint.cli.session import make_service; "
         "from mezzotint.settings import load; service = make_service(load().settings); "
         "service.shut(); print([m for m in ('diffusers', 'transformers') if m in sys.modules])"
     )

@@ -191,12 +191,12 @@ def a_file_of_a_handler_is_bounded():
 
 
 def a_slow_start_is_given_up():
-    from mezzotint.service.workers.supervisor import WorkerService
+    from mezzotint.service.workers.supervisor import WorkerSupervisor
 
     factory, options = "mezzotint.service.fake:create_fake", {"load_s": 60.0}
 
     async def start():
-        service = WorkerService(WorkerConfig(factory=factory, options=options, start_s=1.0))
+        service = WorkerSupervisor(WorkerConfig(factory=factory, options=options, start_s=1.0))
         try:
             await service.start()
         finally:
@@ -207,12 +207,12 @@ def a_slow_start_is_given_up():
 
 
 def the_provider_is_placed():
-    from mezzotint.service.provision.model_provider import Shelf
+    from mezzotint.service.provision.model_provider import ModelProvider
 
     placement = PlacementConfig(device="cpu")
-    assert Shelf(ModelsConfig(placement=placement)).backend == "openvino"
-    shelf = Shelf(ModelsConfig(backend="torch", placement=placement))
-    assert (shelf.backend, shelf.device) == ("torch", "cpu")
+    assert ModelProvider(ModelsConfig(placement=placement)).backend == "openvino"
+    provider = ModelProvider(ModelsConfig(backend="torch", placement=placement))
+    assert (provider.backend, provider.device) == ("torch", "cpu")
 
 
 def a_service_times_its_models():

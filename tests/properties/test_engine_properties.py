@@ -1,4 +1,4 @@
-"""Random scripts against the mind of the engine, with fake hands."""
+"""Random scripts against the step engine, with a fake executor."""
 
 import dataclasses
 import typing
@@ -102,7 +102,7 @@ def test_every_accepted_image_ends_exactly_once(script, crash):
     )
     expected = {(name, k) for name, images in accepted.items() for k in range(images)}
     assert {(i.request, i.index) for i in endings} == expected
-    assert not stage.hands.held
+    assert not stage.executor.held
     assert stage.engine.is_idle
 
 
@@ -114,7 +114,7 @@ def test_the_memory_budget_is_never_exceeded(script, crash, budget):
     def listener(event):
         if isinstance(event, ImageStarted):
             return
-        held = [i for i in stage[0].hands.held if i in stage[0].engine._footprints]
+        held = [i for i in stage[0].executor.held if i in stage[0].engine._footprints]
         if len(held) > 1:
             watched.append(sum(stage[0].engine._footprints[i].slot_bytes for i in held))
 
@@ -124,17 +124,17 @@ def test_the_memory_budget_is_never_exceeded(script, crash, budget):
     def init(self, **options):
         original(self, **options)
         stage.append(self)
-        step = self.hands.step
+        step = self.executor.step
 
         def checked(batch):
             prints = self.engine._footprints
-            held = sum(prints[i].slot_bytes for i in self.hands.held)
+            held = sum(prints[i].slot_bytes for i in self.executor.held)
             active = batch.bucket * prints[batch.ids[0]].row_bytes
-            if len(self.hands.held) > 1 or len(batch.ids) > 1:
+            if len(self.executor.held) > 1 or len(batch.ids) > 1:
                 assert held + active <= budget
             return step(batch)
 
-        self.hands.step = checked
+        self.executor.step = checked
 
     Bench.__init__ = init
     try:

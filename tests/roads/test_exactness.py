@@ -16,7 +16,7 @@ from mezzotint.models.families.gan import GanConfig, GanModel, build_generator
 from mezzotint.models.formats.components import from_pipeline
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.request import GenerationRequest, GuidanceSchedule, LatentInput, Output
-from mezzotint.service.engine import Engine, Job
+from mezzotint.service.engine import Engine, RequestHandle
 
 DIFFUSION = (
     "ddim", "ddpm", "dpmpp_2m", "dpmpp_sde", "euler", "euler_ancestral", "heun", "lcm", "unipc",
@@ -108,7 +108,7 @@ def storm(engine, requests, rng, cancels=5, patience_s=120):
 
 
 def submit(engine, request, client=""):
-    job = Job(engine.service, f"s{random.random()}")
+    job = RequestHandle(engine.service, f"s{random.random()}")
     engine.service.submit(request, job._hear, request_id=job.id, client=client, use_cache=False)
     return job
 

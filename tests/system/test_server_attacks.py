@@ -22,7 +22,7 @@ from PIL import Image
 from tests.serving import Door, RunningServer, open_door, running_server
 
 from mezzotint.service.config import WorkerConfig
-from mezzotint.service.workers.supervisor import WorkerService
+from mezzotint.service.workers.supervisor import WorkerSupervisor
 
 GEN = "/v1/generations"
 EDIT = "/v1/images/edits"
@@ -281,7 +281,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
         "models": {"home": str(home), "backend": "torch", "placement": {"device": "cpu"}},
         "model_store": str(store), "images": {"max_pixels": 1 << 20}, "engine": {"buckets": [2]},
     }  # fmt: skip
-    service = WorkerService(WorkerConfig(options=options))
+    service = WorkerSupervisor(WorkerConfig(options=options))
     with open_door(service=service) as opened:
         opened.do(service.start)
         opened.front.memory["store"] = store

@@ -13,7 +13,7 @@ from tests.serving import Door, open_door
 
 from mezzotint.models.formats.torchserve_archive import inspect_mar
 from mezzotint.service.config import WorkerConfig
-from mezzotint.service.workers.supervisor import WorkerService
+from mezzotint.service.workers.supervisor import WorkerSupervisor
 
 HANDLER = """
 import os, time
@@ -58,7 +58,7 @@ def opened(folder: Path, mar: Path, *, handlers: object = None, **models: object
             "model_store": str(mar.parent), "handlers": handlers or {},
         }
     )  # fmt: skip
-    service = WorkerService(config)
+    service = WorkerSupervisor(config)
     with open_door(service=service) as door:
         door.do(service.start)
         try:

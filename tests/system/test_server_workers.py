@@ -8,7 +8,7 @@ import pytest
 
 from mezzotint.request import GenerationRequest
 from mezzotint.service.config import WorkerConfig
-from mezzotint.service.workers.pool import CrewService
+from mezzotint.service.workers.pool import WorkerPool
 
 
 @pytest.mark.slow
@@ -22,21 +22,21 @@ def test_the_same_bytes_from_either_worker_and_after_a_death(tmp_path):
     )
 
     async def main() -> None:
-        crew = CrewService(WorkerConfig(options=options, count=2))
-        await crew.start()
+        pool = WorkerPool(WorkerConfig(options=options, count=2))
+        await pool.start()
         try:
             async with asyncio.timeout(500):
                 made = [
                     await worker.generate(request, request_id=f"w{k}", use_cache=False)
-                    for k, worker in enumerate(crew._workers)
+                    for k, worker in enumerate(pool._workers)
                 ]
                 both = await asyncio.gather(
-                    *(crew.generate(request, request_id=f"c{k}", use_cache=False) for k in range(4))
+                    *(pool.generate(request, request_id=f"c{k}", use_cache=False) for k in range(4))
                 )
-                os.kill((await crew.health())["workers"][0]["pid"], signal.SIGKILL)
-                after = await crew.generate(request, request_id="after", use_cache=False)
+                os.kill((await pool.health())["workers"][0]["pid"], signal.SIGKILL)
+                after = await pool.generate(request, request_id="after", use_cache=False)
         finally:
-            await crew.close()
+            await pool.close()
         assert len({r.images[0].data for r in (*made, *both, after)}) == 1
 
     asyncio.run(main())

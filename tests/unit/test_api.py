@@ -59,8 +59,8 @@ def test_the_shared_engine_has_every_setting_that_the_command_line_has(monkeypat
     engine = api.shared_engine()
     try:
         assert engine.service.config == load().settings.service_config()
-        assert engine.service.shelf.store.config.max_bytes == 7
-        assert engine.service.shelf.store.config.placement.vae_slicing
+        assert engine.service.provider.store.config.max_bytes == 7
+        assert engine.service.provider.store.config.placement.vae_slicing
         with pytest.raises(mz.ModelNotAllowed):
             mz.generate("x", model=str(tmp_path))
         with pytest.raises(mz.ImageError, match="4096"):

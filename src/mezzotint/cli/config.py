@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mezzotint.cli.household import load_settings
+from mezzotint.cli.session import load_settings
 
 __all__ = ["config_app"]
 

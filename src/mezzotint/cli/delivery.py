@@ -5,8 +5,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from mezzotint.cli.household import ending, new_id, no_ending, open_service
 from mezzotint.cli.outputs import Destination
+from mezzotint.cli.session import ending, new_id, no_ending, open_service
 from mezzotint.request import GenerationRequest
 from mezzotint.settings import Settings
 from mezzotint.types import GenerationResult, ImageFinished, ImageOutput

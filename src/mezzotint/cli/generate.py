@@ -12,9 +12,9 @@ import typer
 from mezzotint.cli import flags
 from mezzotint.cli.delivery import Delivery, deliver
 from mezzotint.cli.flags import field_help
-from mezzotint.cli.household import load_settings, open_service, run
 from mezzotint.cli.outputs import Destination, describe
 from mezzotint.cli.requests import build_request, gate_fields, read_seed, with_format
+from mezzotint.cli.session import load_settings, open_service, run
 from mezzotint.cli.terminal import escaped
 from mezzotint.errors import MezzotintError
 from mezzotint.request import GenerationRequest

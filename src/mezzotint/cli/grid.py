@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mezzotint.cli.flags import WrongFlag
-from mezzotint.cli.household import new_id, open_service, run
 from mezzotint.cli.outputs import Destination
+from mezzotint.cli.session import new_id, open_service, run
 from mezzotint.request import GenerationRequest
 from mezzotint.settings import Settings
 from mezzotint.types import ImageOutput

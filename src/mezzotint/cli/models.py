@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mezzotint.cli.household import load_settings
+from mezzotint.cli.session import load_settings
 from mezzotint.cli.terminal import escaped
 
 __all__ = ["archive_app", "models_app"]

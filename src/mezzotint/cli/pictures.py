@@ -12,8 +12,8 @@ import typer
 
 from mezzotint.cli.delivery import Delivery, deliver
 from mezzotint.cli.flags import WrongFlag
-from mezzotint.cli.household import load_settings, run
 from mezzotint.cli.outputs import Destination
+from mezzotint.cli.session import load_settings, run
 from mezzotint.cli.terminal import escaped
 from mezzotint.errors import MezzotintError, WorkFailed
 from mezzotint.request import GenerationRequest
@@ -350,16 +350,16 @@ def _cut(tokens: Any, text: str, request: GenerationRequest) -> dict[str, Any]:
 def _words(store: Any, request: GenerationRequest) -> dict[str, int]:
     """Return the words of a request's textual inversions and the tokens each becomes."""
     from mezzotint.models.adapters.textual_inversion import read_embedding
-    from mezzotint.service.provision.adapters import AdapterShelf
+    from mezzotint.service.provision.adapters import AdapterProvider
 
     if not request.embeddings:
         return {}
     config = store.config
-    shelf = AdapterShelf(config.home_path, allow_paths=config.allow_paths)
+    adapters = AdapterProvider(config.home_path, allow_paths=config.allow_paths)
     found: dict[str, int] = {}
     for embedding in request.embeddings:
-        weights = read_embedding(shelf.path("embedding", embedding.name))
-        word = embedding.token or shelf.token(embedding.name)
+        weights = read_embedding(adapters.path("embedding", embedding.name))
+        word = embedding.token or adapters.token(embedding.name)
         found[word] = len(next(iter(weights.vectors.values())))
     return found
 

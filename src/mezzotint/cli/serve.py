@@ -10,7 +10,7 @@ import typer
 import mezzotint
 from mezzotint.cli import flags
 from mezzotint.cli.flags import WrongFlag
-from mezzotint.cli.household import load_settings
+from mezzotint.cli.session import load_settings
 
 __all__ = ["serve"]
 

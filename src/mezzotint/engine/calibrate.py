@@ -1,6 +1,6 @@
 """Calibration: what calls of each size take here, timed before anybody waits for them.
 
-The engine's own hands do real work on a real plan: so the time holds gathering,
+The engine's own executor does real work on a real plan: so the time holds gathering,
 network, guidance and solver, as it will in service. Sizes grow until the time is up;
 a size that is used for the first time is certified by that, which is timed by nobody.
 What was timed by an earlier process with the same model, device and versions is not
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mezzotint.engine.state import ImageId, StepBatch
-from mezzotint.engine.step_engine import Hands
+from mezzotint.engine.step_engine import Executor
 from mezzotint.planning.costs import CostTable, Kind, cost_key
 from mezzotint.planning.plan import Plan
 
@@ -25,7 +25,7 @@ _REQUEST = "calibration"
 
 
 def calibrate(
-    hands: Hands,
+    executor: Executor,
     costs: CostTable,
     plan: Plan,
     *,
@@ -36,7 +36,7 @@ def calibrate(
     """Time a plan's kinds of work and remember them.
 
     Args:
-        hands: Who works; nothing else may be using them.
+        executor: Who works; nothing else may be using it.
         costs: Where times go.
         plan: What to draw, without shortcuts or techniques.
         sizes: Rows of the calls to time, rising.
@@ -61,19 +61,19 @@ def calibrate(
                 break
             while len(images) * rows < size:
                 image = ImageId(_REQUEST, len(images))
-                shape = _encode(hands, costs, image, plan, clock)
+                shape = _encode(executor, costs, image, plan, clock)
                 images.append(image)
-            if size not in hands.buckets(kind, shape):
+            if size not in executor.buckets(kind, shape):
                 continue
             ids = tuple(images[: size // rows])
             batch = StepBatch(kind=kind, ids=ids, key=shape, bucket=size)
-            timed += _time(hands, costs, batch, key, clock)
+            timed += _time(executor, costs, batch, key, clock)
         if images and plan.rows and not has_decoded:
             one = StepBatch(kind="decode", ids=(images[0],), key=shape, bucket=1)
-            timed += _time(hands, costs, one, key, clock)
+            timed += _time(executor, costs, one, key, clock)
     finally:
         for image in images:
-            hands.release(image)
+            executor.release(image)
     return timed
 
 
@@ -85,23 +85,23 @@ def _predict(costs: CostTable, key: str, kind: Kind, size: int) -> float:
 
 
 def _encode(
-    hands: Hands, costs: CostTable, image: ImageId, plan: Plan, clock: Callable[[], float]
+    executor: Executor, costs: CostTable, image: ImageId, plan: Plan, clock: Callable[[], float]
 ) -> object:
     """Make one image's tensors and time it."""
     began = clock()
-    encoded = hands.encode(image, replace(plan, seed=image.index), {})
+    encoded = executor.encode(image, replace(plan, seed=image.index), {})
     costs.record(cost_key(plan), "encode", 1, clock() - began)
     return encoded.key
 
 
 def _time(
-    hands: Hands, costs: CostTable, batch: StepBatch, key: str, clock: Callable[[], float]
+    executor: Executor, costs: CostTable, batch: StepBatch, key: str, clock: Callable[[], float]
 ) -> int:
     """Repeat a call and remember the times that mean something."""
     kind: Kind = batch.kind
     for _ in range(_REPEATS):
         began = clock()
-        do = hands.decode if kind == "decode" else hands.step
+        do = executor.decode if kind == "decode" else executor.step
         if do(batch).seconds is not None:
             costs.record(key, kind, batch.bucket, clock() - began)
     return _REPEATS

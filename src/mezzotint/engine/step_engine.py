@@ -1,9 +1,9 @@
-"""Step engine: the mind. Chooses, lets the hands work, books what came of it.
+"""Step engine: chooses what runs next, lets the executor work, books what came of it.
 
-No tensors here: all of it is tested with fake hands and a fake clock. One
+No tensors here: all of it is tested with a fake executor and a fake clock. One
 thread calls every method, so there are no locks. The one-ending rule: every
 image that was submitted gets exactly one of ImageDone, ImageFailed and
-ImageCancelled, whatever the hands, the clock or the listeners do.
+ImageCancelled, whatever the executor, the clock or the listeners do.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from mezzotint.planning.costs import CostTable, cost_key, encode_key
 from mezzotint.planning.memory import Footprint
 from mezzotint.planning.plan import Plan
 
-__all__ = ["Decoded", "Encoded", "Hands", "StepEngine", "Submission", "Worked"]
+__all__ = ["Decoded", "Encoded", "Executor", "StepEngine", "Submission", "Worked"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ class Worked:
     seconds: float | None = None
 
 
-class Hands(Protocol):
+class Executor(Protocol):
     """Who owns the tensors. Any method may raise; then it has changed nothing."""
 
     def encode(self, image: ImageId, plan: Plan, assets: Mapping[str, Any]) -> Encoded:
@@ -126,11 +126,11 @@ class Submission:
 
 
 class StepEngine:
-    """The mind over a pair of hands.
+    """Decides what an executor does next.
 
     Args:
         config: Limits.
-        hands: Who works.
+        executor: Who owns the tensors and works on them.
         emit: Told every event, in order, in the engine's thread.
         costs: Measured seconds; learnt from and read.
         budget_bytes: Bytes that tensors of requests may take together.
@@ -140,7 +140,7 @@ class StepEngine:
     def __init__(
         self,
         config: EngineConfig,
-        hands: Hands,
+        executor: Executor,
         emit: Callable[[EngineEvent], None],
         *,
         costs: CostTable,
@@ -148,7 +148,7 @@ class StepEngine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
-        self._hands = hands
+        self._executor = executor
         self._emit = emit
         self._costs = costs
         self._budget_bytes = budget_bytes
@@ -223,7 +223,7 @@ class StepEngine:
         for state in self._states.values():
             kind_key = (state.kind, state.key)
             if state.status == "running" and kind_key not in buckets:
-                allowed = self._hands.buckets(*kind_key)
+                allowed = self._executor.buckets(*kind_key)
                 ceiling = max(self._ceilings.get(kind_key, allowed[-1]), allowed[0])
                 buckets[kind_key] = tuple(b for b in allowed if b <= ceiling)
         return World(
@@ -263,14 +263,14 @@ class StepEngine:
         began = self._clock()
         try:
             self._emit(ImageStarted(id=image))
-            encoded = self._hands.encode(image, state.plan, self._assets.pop(image, {}))
+            encoded = self._executor.encode(image, state.plan, self._assets.pop(image, {}))
         except Exception as error:  # this image fails, alone
             self._fail(image, error)
             return
         seconds = self._clock() - began
         self._costs.record(encode_key(state.plan), "encode", 1, seconds)
         if image not in self._states:  # a listener ended it
-            self._hands.release(image)
+            self._executor.release(image)
             return
         state = replace(
             state,
@@ -283,10 +283,10 @@ class StepEngine:
         self._pay({image: seconds})
 
     def _work(self, batch: StepBatch) -> None:
-        """Let the hands work; where a shared call fails, let each image try alone."""
+        """Let the executor work; where a shared call fails, let each image try alone."""
         began = self._clock()
         try:
-            do = self._hands.decode if batch.kind == "decode" else self._hands.step
+            do = self._executor.decode if batch.kind == "decode" else self._executor.step
             worked = do(batch)
         except Exception as error:  # blame is found below
             self._blame(batch, error)
@@ -300,7 +300,7 @@ class StepEngine:
             return
         if isinstance(error, OutOfMemory | MemoryError):
             self._ceilings[batch.kind, batch.key] = batch.bucket // 2
-        allowed = self._hands.buckets(batch.kind, batch.key)
+        allowed = self._executor.buckets(batch.kind, batch.key)
         for image in batch.ids:
             if image not in self._states:
                 continue
@@ -339,7 +339,7 @@ class StepEngine:
         try:
             wants = (every and after.step % every == 0) or after.step in state.claim.preview_at
             wants = wants and after.step < steps
-            preview = self._hands.preview(state.id) if wants else None
+            preview = self._executor.preview(state.id) if wants else None
             self._emit(ImageStepped(id=state.id, step=after.step, steps=steps, preview=preview))
         except Exception as error:  # this image fails, alone
             self._fail(state.id, error)
@@ -373,5 +373,5 @@ class StepEngine:
         self._footprints.pop(image)
         self._assets.pop(image, None)
         with contextlib.suppress(Exception):  # freeing must not cost the ending
-            self._hands.release(image)
+            self._executor.release(image)
         self._emit(event)

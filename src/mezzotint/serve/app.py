@@ -102,7 +102,7 @@ def create_app(
     """Build the application of one listener.
 
     Args:
-        front: The desk in front of the service.
+        front: What stands between the doors and the service.
         keys: Who may call.
         listener: Which endpoints.
         metrics: Where answers are counted; shared between the listeners.

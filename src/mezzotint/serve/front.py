@@ -1,4 +1,4 @@
-"""Front: the desk every dialect comes to with a request of ours.
+"""Front: where every dialect brings a request of ours.
 
 Checks limits before any work, runs the request on the service, watches for
 clients that go away, and keeps what the answer's headers need.
@@ -49,7 +49,7 @@ class Front:
     """What the dialects share.
 
     Args:
-        service: The household.
+        service: Who does the work.
         config: Limits and listeners.
         jobs: The durable queue, or None where there is none.
         meter: Counts per caller.

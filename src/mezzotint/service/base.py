@@ -1,4 +1,4 @@
-"""The port between the doors and the household.
+"""The port between the doors and the service.
 
 A door (HTTP dialect, command line, Ray ingress) knows this protocol and nothing
 behind it. ``local`` runs the engine in this process, ``worker`` in a supervised
@@ -246,4 +246,4 @@ class HandlerRunner(Protocol):
 
 
 class Service(GenerationService, ModelManager, PictureTools, HandlerRunner, Protocol):
-    """Everything the server needs from the household, in one object."""
+    """Everything the server needs from the service, in one object."""

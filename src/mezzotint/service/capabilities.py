@@ -12,8 +12,8 @@ from mezzotint.planning.schedulers import scheduler_names
 from mezzotint.preprocessing import PREPROCESSORS
 from mezzotint.schedulers import SIGMA_SCHEDULES
 from mezzotint.service.finishing import tools
-from mezzotint.service.orders import Judge
-from mezzotint.service.provision.model_provider import Shelf
+from mezzotint.service.provision.model_provider import ModelProvider
+from mezzotint.service.requests import Judge
 
 __all__ = ["abilities", "capabilities", "open_gates"]
 
@@ -38,7 +38,7 @@ _TECHNIQUES = frozenset(
 
 
 def abilities(
-    shelf: Shelf,
+    provider: ModelProvider,
     judge: Judge | None,
     *,
     environment: str,
@@ -48,7 +48,7 @@ def abilities(
     """Return what the planner may promise in this process.
 
     Args:
-        shelf: The models and what they wear.
+        provider: The models and what they wear.
         judge: Who scores pictures, or None.
         environment: What arithmetic depends on, as text.
         engine: Limits on pictures that are drawn.
@@ -58,10 +58,10 @@ def abilities(
     return Abilities(
         techniques=_TECHNIQUES | gates,
         environment=environment,
-        adapter_digest=shelf.adapter_digest,
-        precision=shelf.precision,
-        embedding_token=shelf.adapters.token,
-        embedding_names=lambda: shelf.adapters.names("embedding"),
+        adapter_digest=provider.adapter_digest,
+        precision=provider.precision,
+        embedding_token=provider.adapters.token,
+        embedding_names=lambda: provider.adapters.names("embedding"),
         max_pixels=engine.max_pixels,
         max_request_pixels=engine.max_request_pixels,
         max_output_pixels=images.most_output_pixels,
@@ -69,7 +69,7 @@ def abilities(
 
 
 def capabilities(
-    shelf: Shelf,
+    provider: ModelProvider,
     judge: Judge | None,
     *,
     environment: Mapping[str, Any],
@@ -79,7 +79,7 @@ def capabilities(
     """Return every name that a request may use, and what is certified and measured.
 
     Args:
-        shelf: The models and what they wear.
+        provider: The models and what they wear.
         judge: Who scores pictures, or None.
         environment: What arithmetic depends on.
         certificates: Call sizes that were proven exact.
@@ -90,10 +90,10 @@ def capabilities(
         "sigma_schedules": list(SIGMA_SCHEDULES),
         "guidance_schedules": ["constant", "cosine", "interval", "linear", "list", "power"],
         "gates": list(_gate_names(judge)) if judge is not None else [],
-        "loras": list(shelf.adapters.names("lora")),
-        "controls": list(shelf.adapters.names("control")),
-        "image_prompts": list(shelf.adapters.names("image_prompt")),
-        "embeddings": list(shelf.adapters.names("embedding")),
+        "loras": list(provider.adapters.names("lora")),
+        "controls": list(provider.adapters.names("control")),
+        "image_prompts": list(provider.adapters.names("image_prompt")),
+        "embeddings": list(provider.adapters.names("embedding")),
         "preprocessors": list(PREPROCESSORS),
         "upscalers": ["lanczos", *tools.installed_upscalers()],
         "prompt_dialects": ["plain", "a1111", "comfyui", "compel"],

@@ -23,7 +23,7 @@ class ServiceConfig(Checked):
 
     Args:
         ready: Names of models to have ready, ``name`` or ``name=path``, or other forms of
-            :meth:`~mezzotint.service.provision.registration.Librarian.name_wanted`; the
+            :meth:`~mezzotint.service.provision.registration.ModelRegistration.name_wanted`; the
             others load when first asked for.
         model_store: Folder whose files can be registered by their names, "" for none.
         register_paths: Whether a model can be registered by a path or Hub id while it runs;

@@ -23,10 +23,10 @@ from mezzotint.service.finishing.pictures import with_pixels
 from mezzotint.service.local import LocalService
 from mezzotint.types import Event, GenerationResult
 
-__all__ = ["Engine", "Job"]
+__all__ = ["Engine", "RequestHandle"]
 
 
-class Job:
+class RequestHandle:
     """One request on its way through an :class:`Engine`.
 
     Attributes:
@@ -120,7 +120,7 @@ class Engine:
 
     def submit(
         self, request: GenerationRequest, *, client: str = "", preview_every: int = 0
-    ) -> Job:
+    ) -> RequestHandle:
         """Hand in a request.
 
         Raises:
@@ -155,7 +155,7 @@ class Engine:
 
     def spec(self, name: str) -> ModelSpec:
         """Return a model's spec."""
-        return self.service.shelf.spec(name)
+        return self.service.provider.spec(name)
 
     def close(self) -> None:
         """Finish what is being stepped, refuse the rest, free everything."""
@@ -167,8 +167,10 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _submit(self, request: GenerationRequest, *, client: str, preview_every: int) -> Job:
-        job = Job(self.service, secrets.token_hex(8))
+    def _submit(
+        self, request: GenerationRequest, *, client: str, preview_every: int
+    ) -> RequestHandle:
+        job = RequestHandle(self.service, secrets.token_hex(8))
         job.eta_s = self.service.submit(
             request, job._hear, request_id=job.id, client=client, preview_every=preview_every
         )

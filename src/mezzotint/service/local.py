@@ -1,7 +1,7 @@
 """Local: the engine in this process, behind the service port and behind ``mz.Engine``.
 
 Here the road closes: a request is planned in the caller's thread, taken by the
-desk, worked on by the device thread, encoded by the writer, and comes back as
+dispatcher, worked on by the device thread, encoded by the writer, and comes back as
 events. Asyncio and plain threads meet it in the same way.
 """
 
@@ -36,25 +36,25 @@ from mezzotint.request import GenerationRequest, Output
 from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.capabilities import abilities, capabilities, open_gates
 from mezzotint.service.composition import ServiceConfig
-from mezzotint.service.dispatch.device_thread import Perform
-from mezzotint.service.dispatch.dispatcher import Desk
-from mezzotint.service.dispatch.event_mailbox import Letterbox
+from mezzotint.service.dispatch.device_messages import Perform
+from mezzotint.service.dispatch.dispatcher import Dispatcher
+from mezzotint.service.dispatch.event_mailbox import EventMailbox
 from mezzotint.service.endings import ENDINGS, result_of, timed
 from mezzotint.service.finishing import tools
-from mezzotint.service.finishing.inpainting import read_canvas
+from mezzotint.service.finishing.inpainting import read_inpainting
 from mezzotint.service.finishing.pictures import Finisher, adapter_assets, check_pictures
 from mezzotint.service.handlers.handlers import HandlerPool
-from mezzotint.service.orders import Judge, Order
 from mezzotint.service.provision.fair_threads import FairThreads
 from mezzotint.service.provision.loader import Loader
 from mezzotint.service.provision.model_provider import (
-    Shelf,
+    ModelProvider,
     cache_folder,
     describe_environment,
     memory_budget,
 )
-from mezzotint.service.provision.registration import Librarian
+from mezzotint.service.provision.registration import ModelRegistration
 from mezzotint.service.provision.warm_up import WarmUp
+from mezzotint.service.requests import Judge, RequestSubmission
 from mezzotint.types import (
     Event,
     GenerationResult,
@@ -78,14 +78,14 @@ def create_service(options: Mapping[str, Any], *, interruptible: bool = False) -
 
 
 class LocalService:
-    """The household in one process; see :class:`~mezzotint.service.base.Service`.
+    """The service in one process; see :class:`~mezzotint.service.base.Service`.
 
     Args:
         config: What it is made of.
         models: Models that are in memory already.
         judge: Scores pictures; the gates room's own if None.
         interruptible: Whether a signal may raise in the thread of the event loop, as Ctrl-C
-            does in a program's main thread. Where none can, orders are taken in the loop.
+            does in a program's main thread. Where none can, requests are taken in the loop.
     """
 
     def __init__(
@@ -99,35 +99,35 @@ class LocalService:
         self.config = config or ServiceConfig()
         self._is_interruptible = interruptible
         store = self.config.models
-        self.shelf = Shelf(store, extra=models)
-        self._librarian = Librarian(
-            self.shelf,
+        self.provider = ModelProvider(store, extra=models)
+        self._registration = ModelRegistration(
+            self.provider,
             model_store=self.config.model_store,
             allow_paths=store.allow_paths and self.config.register_paths,
         )
-        self.environment = describe_environment(self.shelf, store.placement)
+        self.environment = describe_environment(self.provider, store.placement)
         self._environment_text = json.dumps(self.environment, sort_keys=True)
         engine, home = self.config.engine, store.home_path
-        self.budget_bytes = memory_budget(engine.memory_bytes, self.shelf.device)
+        self.budget_bytes = memory_budget(engine.memory_bytes, self.provider.device)
         self.costs = CostTable(self._environment_text, cache_folder(home, "costs") / "costs.json")
         self._certificates: Any = None
         self._runner: Any = None
-        self._filler = Filler(self.shelf, engine.prompt_cache_bytes)
-        self._loader = Loader(self.shelf, self._filler)
+        self._filler = Filler(self.provider, engine.prompt_cache_bytes)
+        self._loader = Loader(self.provider, self._filler)
         self._home = home
         self._judge = judge or open_gates(store.home_path / "gates")
         self._handlers = HandlerPool(
             self.config.handlers,
             cache_folder(home, "handlers"),
             _unpack_code,
-            device=self.shelf.device,
+            device=self.provider.device,
         )
         self._is_closed = False
         self._threads = FairThreads()
-        self._letterbox: Letterbox | None = None
-        self._desk = Desk(
+        self._mailbox: EventMailbox | None = None
+        self._dispatcher = Dispatcher(
             engine,
-            self._build_mind,
+            self._build_engine,
             finisher=Finisher(
                 environment=self.environment,
                 program=f"mezzotint {mezzotint.__version__}",
@@ -146,21 +146,21 @@ class LocalService:
         self._warm_up = WarmUp(
             self.costs,
             engine.calibrate_s,
-            spec=self.shelf.spec,
+            spec=self.provider.spec,
             draw=lambda request, sink, request_id: self.submit(
                 request, sink, request_id=request_id, use_cache=False
             ),
             resolve=lambda r, spec: plan(r, spec, self._abilities(r)).plans[0],
-            perform=lambda action: self._desk.device.send(Perform(action)),
-            hands=lambda: self._runner,
+            perform=lambda action: self._dispatcher.device.send(Perform(action)),
+            executor=lambda: self._runner,
         )
         try:
-            self._warm_up.start(self._librarian.name_wanted(self.config.ready))
+            self._warm_up.start(self._registration.name_wanted(self.config.ready))
         except BaseException:  # Ctrl-C too: threads that run are stopped; it goes on
             self.shut()
             raise
 
-    def _build_mind(self, emit: Callable[[Any], None]) -> StepEngine:
+    def _build_engine(self, emit: Callable[[Any], None]) -> StepEngine:
         """Make the engine, inside its own thread."""
         from mezzotint.engine.execution.certify import Certificates
         from mezzotint.engine.execution.runner import Runner
@@ -168,7 +168,7 @@ class LocalService:
         folder = cache_folder(self._home, "certificates")
         self._certificates = Certificates(self._environment_text, folder)
         self._runner = runner = Runner(
-            self.config.engine, self.shelf, certificates=self._certificates, filler=self._filler
+            self.config.engine, self.provider, certificates=self._certificates, filler=self._filler
         )
         return StepEngine(
             self.config.engine,
@@ -196,7 +196,7 @@ class LocalService:
         Raises:
             MezzotintError: If it is refused.
         """
-        order = self._prepare(
+        submission = self._prepare(
             request,
             sink,
             request_id=request_id,
@@ -204,7 +204,7 @@ class LocalService:
             use_cache=use_cache,
             preview_every=preview_every,
         )
-        return self._desk.accept(order).result()
+        return self._dispatcher.accept(submission).result()
 
     def _prepare(
         self,
@@ -215,36 +215,36 @@ class LocalService:
         client: str = "",
         use_cache: bool = True,
         preview_every: int = 0,
-    ) -> Order:
+    ) -> RequestSubmission:
         """Resolve a request: spec, pictures, plan, bytes, gates."""
         came = time.monotonic()
-        spec = self.shelf.spec(request.model)
+        spec = self.provider.spec(request.model)
         if request.output.animation is not None:
             check_animation(request.output.animation)
         limits = self.config.images
         check_pictures(request, limits)
         if request.output.sign:
             check_can_sign(request.output, limits)
-        canvas = read_canvas(request, limits)
-        size = canvas.size if canvas is not None else None
+        inpainting = read_inpainting(request, limits)
+        size = inpainting.size if inpainting is not None else None
         planned = plan(request, spec, self._abilities(request), image_size=size)
         first = planned.plans[0]
         if first.steps:
             prepare(first, spec.scheduler_config)  # what does not go together is refused here
         assets: dict[str, Any] = {}
-        if canvas is not None:
-            assets |= canvas.assets(request, first)
+        if inpainting is not None:
+            assets |= inpainting.assets(request, first)
         for name, parts in (("regions", request.regions), ("ensemble", request.ensemble)):
             for part in parts:
                 if part.mask is not None:
                     mask = decode_mask(part.mask.data, field=f"{name}.mask", config=limits)
                     assets[mask_asset(part.mask.digest)] = fit(mask, first.size)
-        self.shelf.check_adapters(first)
-        assets.update(adapter_assets(request, first, limits, self.shelf.adapters.side))
+        self.provider.check_adapters(first)
+        assets.update(adapter_assets(request, first, limits, self.provider.adapters.side))
         policy = None
         if request.gates is not None and request.gates.gates and self._judge is not None:
             policy = self._judge.policy(request.gates)
-        return Order(
+        return RequestSubmission(
             id=request_id,
             request=request,
             planned=planned,
@@ -261,7 +261,7 @@ class LocalService:
     def _abilities(self, request: GenerationRequest) -> Abilities:
         """Return what this engine can do."""
         return abilities(
-            self.shelf,
+            self.provider,
             self._judge,
             environment=self._environment_text,
             engine=self.config.engine,
@@ -279,16 +279,16 @@ class LocalService:
         quiet: bool = False,
     ) -> AsyncIterator[Event]:
         """Run one request and yield its events; closing early cancels it."""
-        letters = self._letters()
+        mailbox = self._event_mailbox()
         events: asyncio.Queue[Event | BaseException] = asyncio.Queue()
 
         def sink(event: Event) -> None:
             if not quiet or isinstance(event, (Started, *ENDINGS)):
-                letters.put(events, event)
+                mailbox.put(events, event)
 
         def hear(answer: "Future[float]") -> None:
             if (error := answer.exception()) is not None:
-                letters.put(events, error)
+                mailbox.put(events, error)
 
         ask = partial(
             self._prepare,
@@ -300,8 +300,8 @@ class LocalService:
             preview_every=preview_every,
         )
         at_once = self._is_planned_at_once(request)
-        order = ask() if at_once else await self._threads.run(client, ask)
-        answer = self._desk.accept(order, at_once=not self._is_interruptible)
+        submission = ask() if at_once else await self._threads.run(client, ask)
+        answer = self._dispatcher.accept(submission, at_once=not self._is_interruptible)
         answer.add_done_callback(hear)
         is_over = False
         try:
@@ -315,15 +315,15 @@ class LocalService:
         finally:
             was_refused = answer.done() and answer.exception() is not None
             if not is_over and not was_refused:  # the id may be somebody else's
-                self._desk.cancel(request_id)
+                self._dispatcher.cancel(request_id)
 
-    def _letters(self) -> Letterbox:
+    def _event_mailbox(self) -> EventMailbox:
         """Return what brings events into the running loop."""
         loop = asyncio.get_running_loop()
-        letters = self._letterbox
-        if letters is None or letters.loop is not loop:
-            letters = self._letterbox = Letterbox(loop)
-        return letters
+        mailbox = self._mailbox
+        if mailbox is None or mailbox.loop is not loop:
+            mailbox = self._mailbox = EventMailbox(loop)
+        return mailbox
 
     def _is_planned_at_once(self, request: GenerationRequest) -> bool:
         """Whether planning takes less than handing it to a thread: no file is read for it."""
@@ -333,7 +333,7 @@ class LocalService:
             or request.upscale or request.hires or request.gates
         )  # fmt: skip
         is_short = request.num_pictures <= _FEW_PICTURES
-        return is_short and not has_files and self.shelf.is_loaded(request.model)
+        return is_short and not has_files and self.provider.is_loaded(request.model)
 
     async def generate(
         self,
@@ -358,7 +358,7 @@ class LocalService:
 
     async def cancel(self, request_id: str) -> bool:
         """Cancel at the next step; False if there is no such running request."""
-        return await asyncio.wrap_future(self._desk.cancel(request_id))
+        return await asyncio.wrap_future(self._dispatcher.cancel(request_id))
 
     async def plan(self, request: GenerationRequest, *, client: str = "") -> Mapping[str, Any]:
         """Resolve a request without running it: plan, warnings, predicted cost."""
@@ -367,38 +367,38 @@ class LocalService:
     def describe_plan(self, request: GenerationRequest, client: str = "") -> dict[str, Any]:
         """Return plan, warnings and predicted cost of a request as plain data."""
         began = time.perf_counter()  # pictures that come along are read and fitted here
-        order = self._prepare(request, _no_sink, request_id="plan")
+        submission = self._prepare(request, _no_sink, request_id="plan")
         prepared_s = time.perf_counter() - began
         min_rows = self.config.engine.min_rows
         costs = [
             self.costs.predict(p, footprint, min_rows=min_rows)
-            for p, footprint in zip(order.planned.plans, order.footprints, strict=True)
+            for p, footprint in zip(submission.planned.plans, submission.footprints, strict=True)
         ]
-        first = order.planned.plans[0]
+        first = submission.planned.plans[0]
         return {
             "plan": first.describe(),
-            "seeds": [p.seed for p in order.planned.plans],
-            "warnings": list(order.planned.warnings),
+            "seeds": [p.seed for p in submission.planned.plans],
+            "warnings": list(submission.planned.warnings),
             "cost": {
                 "seconds": prepared_s
                 + sum(c.seconds for c in costs)
-                - self.costs.share(order.planned.plans, min_rows=min_rows),
+                - self.costs.share(submission.planned.plans, min_rows=min_rows),
                 "model_calls": sum(c.model_calls for c in costs),
                 "bytes": max(c.peak_bytes for c in costs),
                 "measured": all(c.measured for c in costs),
             },
             "digest": first.digest,
-            "cache": self._desk.why_miss(first, client),
+            "cache": self._dispatcher.why_miss(first, client),
         }
 
     async def models(self) -> tuple[Mapping[str, Any], ...]:
         """List the models as plain data."""
-        return await asyncio.to_thread(self.shelf.describe)
+        return await asyncio.to_thread(self.provider.describe)
 
     async def capabilities(self) -> Mapping[str, Any]:
         """List every name a request may use, and what is certified and measured."""
         return capabilities(
-            self.shelf,
+            self.provider,
             self._judge,
             environment=self.environment,
             certificates=self._certificates.table() if self._certificates else [],
@@ -407,7 +407,7 @@ class LocalService:
 
     async def health(self) -> Mapping[str, Any]:
         """Tell how the service is, without waiting."""
-        load = self._desk.load
+        load = self._dispatcher.load
         return {
             "ready": not self._is_closed and not self._warm_up.waiting,
             "waiting_for": self._warm_up.waiting,
@@ -415,7 +415,7 @@ class LocalService:
             "live": True,
             "queue": load.images,
             "backlog_s": load.seconds,
-            "device": self.shelf.device,
+            "device": self.provider.device,
             "metrics_text": metrics.render().decode(),
         }
 
@@ -423,20 +423,20 @@ class LocalService:
         self, source: str, *, name: str | None = None, version: str | None = None
     ) -> Mapping[str, Any]:
         """Add a model from a folder, file or archive."""
-        return await asyncio.to_thread(self._librarian.register, source, name, version)
+        return await asyncio.to_thread(self._registration.register, source, name, version)
 
     async def unregister(self, name: str, version: str | None = None) -> None:
         """Remove one version of a model from the service; files stay where they are."""
-        for digest in await asyncio.to_thread(self._librarian.unregister, name, version):
+        for digest in await asyncio.to_thread(self._registration.unregister, name, version):
             await self._handlers.forget(digest)
 
     async def set_default(self, name: str, version: str) -> None:
         """Make the bare ``name`` mean this version."""
-        await asyncio.to_thread(self._librarian.set_default, name, version)
+        await asyncio.to_thread(self._registration.set_default, name, version)
 
     async def inspect(self, data: bytes, *, client: str = "") -> Mapping[str, Any]:
         """Read the recipe inside a picture."""
-        return await self._threads.run(client, tools.inspect, data, self.shelf.names())
+        return await self._threads.run(client, tools.inspect, data, self.provider.names())
 
     async def upscale(
         self,
@@ -470,7 +470,7 @@ class LocalService:
         self, model: str, rows: Sequence[Mapping[str, Any]]
     ) -> tuple[HandlerAnswer, ...]:
         """Give requests to the handler code of an archive, in a process of its own."""
-        entry = await asyncio.to_thread(self.shelf.store.handler, model)
+        entry = await asyncio.to_thread(self.provider.store.handler, model)
         return await self._handlers.run(entry.path, entry.digest, rows)
 
     async def close(self) -> None:
@@ -483,12 +483,12 @@ class LocalService:
         if not self._is_closed:
             self._is_closed = True
             self._threads.close()
-            self._desk.close().result()
+            self._dispatcher.close().result()
             self.costs.save()
 
     def cancel_now(self, request_id: str) -> bool:
         """Cancel at the next step, from a plain thread."""
-        return self._desk.cancel(request_id).result()
+        return self._dispatcher.cancel(request_id).result()
 
 
 def _unpack_code(archive: Path, target: Path, digest: str) -> Any:

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mezzotint.cli import household, main
+from mezzotint.cli import main, session
 from mezzotint.observe import log
 from mezzotint.observe.config import LogConfig
 from mezzotint.service.fake import FakeConfig, FakeService
@@ -19,7 +19,7 @@ def service(monkeypatch):
         holder.made.append(FakeService(holder.config))
         return holder.made[-1]
 
-    monkeypatch.setattr(household, "make_service", make)
+    monkeypatch.setattr(session, "make_service", make)
     return holder
 
 

@@ -77,9 +77,9 @@ def test_a_dash_writes_the_picture_to_standard_output(service, tmp_path):
     import sys
 
     code = (
-        "from mezzotint.cli import household, main\n"
+        "from mezzotint.cli import session, main\n"
         "from mezzotint.service.fake import FakeService\n"
-        "household.make_service = lambda settings: FakeService()\n"
+        "session.make_service = lambda settings: FakeService()\n"
         "main.main(['generate', 'x', '-o', '-'])"
     )
     done = subprocess.run(

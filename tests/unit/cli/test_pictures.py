@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from mezzotint.cli import household
+from mezzotint.cli import session
 from mezzotint.cli.pictures import compare
 from mezzotint.images.codec import decode_image, encode
 from mezzotint.images.metadata import build_recipe, canonical_json, make_infotext
@@ -62,7 +62,7 @@ def studio(monkeypatch):
         made.append(Studio())
         return made[-1]
 
-    monkeypatch.setattr(household, "make_service", make)
+    monkeypatch.setattr(session, "make_service", make)
     return made
 
 
@@ -257,7 +257,7 @@ def test_a_block_painted_over_breaks_the_promise_of_turbo():
 def test_a_strangers_picture_fetches_no_model_unless_asked(cli, picture, monkeypatch, verb, flag):
     seen = []
     monkeypatch.setattr(
-        household, "make_service", lambda s: seen.append(s.models.allow_downloads) or Studio()
+        session, "make_service", lambda s: seen.append(s.models.allow_downloads) or Studio()
     )
     output = ("-o", "b.png") if verb == "replay" else ()
     assert cli(verb, picture, *flag, *output, "-q").code == 0

@@ -55,9 +55,9 @@ def test_a_terminal_gets_the_picture_in_its_own_way(capsys, monkeypatch, how, ma
 
 def test_a_terminal_shows_a_bar_and_previews_and_a_clean_path(tmp_path):
     code = (
-        "from mezzotint.cli import household, main\n"
+        "from mezzotint.cli import session, main\n"
         "from mezzotint.service.fake import FakeConfig, FakeService\n"
-        "household.make_service = lambda settings: FakeService(FakeConfig(step_s=0.15))\n"
+        "session.make_service = lambda settings: FakeService(FakeConfig(step_s=0.15))\n"
         "main.main(['generate', 'x', '--seed', '7', '--preview', '-n', '2'])"
     )
     master, slave = pty.openpty()

@@ -1,4 +1,4 @@
-"""Fake hands, a fake clock and small plans: the engine's mind without tensors."""
+"""A fake executor, a fake clock and small plans: the step engine without tensors."""
 
 from dataclasses import replace
 
@@ -54,8 +54,8 @@ class FakeClock:
         return self.now
 
 
-class FakeHands:
-    """Hands that spend fake seconds: a fixed part per call and a part per row.
+class FakeExecutor:
+    """Executor that spend fake seconds: a fixed part per call and a part per row.
 
     Args:
         clock: Moved on by every call.
@@ -130,18 +130,18 @@ class FakeHands:
 
 
 class Bench:
-    """An engine over fake hands, with its events."""
+    """An engine over fake executor, with its events."""
 
-    def __init__(self, *, budget_bytes=1 << 40, listener=None, config=None, **hands) -> None:
+    def __init__(self, *, budget_bytes=1 << 40, listener=None, config=None, **executor) -> None:
         self.clock = FakeClock()
-        self.hands = FakeHands(self.clock, **hands)
+        self.executor = FakeExecutor(self.clock, **executor)
         self.events: list = []
         self.ended_at: dict[ImageId, float] = {}
         self.costs = CostTable()
         self.listener = listener
         self.engine = StepEngine(
             config or EngineConfig(),
-            self.hands,
+            self.executor,
             self._hear,
             costs=self.costs,
             budget_bytes=budget_bytes,
@@ -156,10 +156,10 @@ class Bench:
             self.listener(event)
 
     def alone_s(self, plan: Plan) -> float:
-        """What a plan takes alone on these hands."""
-        row_s = self.hands.row_s * plan.size.width**2 / 64**2
+        """What a plan takes alone on these executor."""
+        row_s = self.executor.row_s * plan.size.width**2 / 64**2
         calls = (*plan.rows, 1)
-        return sum(self.hands.call_s + row_s * rows for rows in calls)
+        return sum(self.executor.call_s + row_s * rows for rows in calls)
 
     def submit(self, request, plan=None, *, images=1, footprint=None, **claim):
         plan = plan or make_plan()

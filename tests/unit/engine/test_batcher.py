@@ -11,8 +11,8 @@ from mezzotint.planning.memory import Footprint
 def spent_by_client(bench, until):
     spent = {}
     now = 100.0
-    for batch in bench.hands.calls:
-        seconds = (bench.hands.call_s + bench.hands.row_s * batch.bucket) or 0
+    for batch in bench.executor.calls:
+        seconds = (bench.executor.call_s + bench.executor.row_s * batch.bucket) or 0
         now += seconds
         if now > until:
             break
@@ -43,11 +43,11 @@ def test_fairness_is_in_seconds_not_in_turns():
         bench.submit(f"slim-{k}", make_plan(side=64, steps=80), client="slim")
     halfway = []
     while bench.engine.tick():
-        halfway.append({i.request.partition("-")[0] for i in bench.hands.calls[-1].ids}.pop())
+        halfway.append({i.request.partition("-")[0] for i in bench.executor.calls[-1].ids}.pop())
         if len(halfway) == 300:
             break
     seconds = {"wide": 0.0, "slim": 0.0}
-    for batch in bench.hands.calls:
+    for batch in bench.executor.calls:
         client = batch.ids[0].request.partition("-")[0]
         seconds[client] += batch.bucket * (4 if client == "wide" else 1)
     assert 0.45 <= seconds["slim"] / sum(seconds.values()) <= 0.55
@@ -79,7 +79,7 @@ def test_a_higher_priority_goes_first_and_alone():
     bench.engine.tick()
     bench.submit("high", make_plan(steps=5, side=128), priority=5)
     bench.run()
-    high = [k for k, b in enumerate(bench.hands.calls) if b.ids[0].request == "high"]
+    high = [k for k, b in enumerate(bench.executor.calls) if b.ids[0].request == "high"]
     assert high == list(range(1, 7))
 
 
@@ -98,7 +98,7 @@ def test_batches_grow_where_rows_are_cheap():
     for k in range(8):
         bench.submit(f"r{k}", make_plan(steps=30, seed=k))
     bench.run()
-    assert max(b.bucket for b in bench.hands.calls) == 16
+    assert max(b.bucket for b in bench.executor.calls) == 16
 
 
 def test_batches_stay_small_where_rows_cost_in_proportion():
@@ -106,8 +106,8 @@ def test_batches_stay_small_where_rows_cost_in_proportion():
     for k in range(8):
         bench.submit(f"r{k}", make_plan(steps=30, seed=k))
     bench.run()
-    small = sum(b.bucket == 2 for b in bench.hands.calls if b.kind == "step")
-    assert small >= 0.9 * sum(b.kind == "step" for b in bench.hands.calls)
+    small = sum(b.bucket == 2 for b in bench.executor.calls if b.kind == "step")
+    assert small >= 0.9 * sum(b.kind == "step" for b in bench.executor.calls)
 
 
 def test_calls_stay_below_the_quantum():
@@ -115,7 +115,7 @@ def test_calls_stay_below_the_quantum():
     for k in range(8):
         bench.submit(f"r{k}", make_plan(steps=10, seed=k))
     bench.run()
-    assert max(b.bucket for b in bench.hands.calls) <= 6
+    assert max(b.bucket for b in bench.executor.calls) <= 6
 
 
 def test_a_large_image_waits_for_memory_but_is_not_overtaken_for_ever():

@@ -10,7 +10,7 @@ from mezzotint.errors import InvalidRequest
 from mezzotint.planning.abilities import Abilities
 from mezzotint.planning.planner import plan
 from mezzotint.request import GenerationRequest, GuidanceSchedule
-from mezzotint.service.orders import alone
+from mezzotint.service.requests import standalone
 
 
 def ask(function, **fields):
@@ -28,7 +28,7 @@ def test_a_function_gives_what_the_same_curve_gives_and_the_recipe_holds_the_sca
     assert by_function.guidance == pytest.approx(by_curve.guidance)
     assert by_function.guidance[0] == 9
     assert by_function.guidance[-1] == 5
-    kept = alone(ask(lambda done: 9 - 4 * done), by_function)
+    kept = standalone(ask(lambda done: 9 - 4 * done), by_function)
     assert kept.to_dict()["guidance_scale"]["values"] == list(by_function.guidance)
     assert resolve(GenerationRequest.from_dict(kept.to_dict())).guidance == by_function.guidance
 

@@ -24,7 +24,7 @@ def test_one_image_starts_steps_and_is_done():
     assert [e.step for e in bench.events[1:4]] == [1, 2, 3]
     assert bench.events[-1].picture == 7
     assert bench.events[-1].timings.model_calls == 6
-    assert not bench.hands.held
+    assert not bench.executor.held
 
 
 def test_a_plan_without_steps_goes_straight_to_the_decoder():
@@ -40,7 +40,7 @@ def test_images_of_different_lengths_share_calls_and_leave_one_by_one():
     bench.submit("long", make_plan(steps=9))
     bench.submit("short", make_plan(steps=4))
     bench.run()
-    shared = [b for b in bench.hands.calls if len(b.ids) == 2]
+    shared = [b for b in bench.executor.calls if len(b.ids) == 2]
     assert len(shared) >= 3
     assert bench.ended_at[ImageId("short")] < bench.ended_at[ImageId("long")]
 
@@ -52,7 +52,7 @@ def test_a_newcomer_joins_in_the_middle():
         bench.engine.tick()
     bench.submit("late", make_plan(steps=2))
     bench.run()
-    assert any(set(b.ids) == {ImageId("long"), ImageId("late")} for b in bench.hands.calls)
+    assert any(set(b.ids) == {ImageId("long"), ImageId("late")} for b in bench.executor.calls)
 
 
 def test_images_of_different_size_never_share_a_call():
@@ -60,7 +60,7 @@ def test_images_of_different_size_never_share_a_call():
     bench.submit("a", make_plan(side=64))
     bench.submit("b", make_plan(side=128))
     bench.run()
-    assert all(len({i.request for i in b.ids}) == 1 for b in bench.hands.calls)
+    assert all(len({i.request for i in b.ids}) == 1 for b in bench.executor.calls)
 
 
 def test_cancel_takes_effect_before_the_next_step_and_frees_the_tensors():
@@ -68,10 +68,10 @@ def test_cancel_takes_effect_before_the_next_step_and_frees_the_tensors():
     bench.submit("r", make_plan(steps=50))
     bench.engine.tick()
     assert bench.engine.cancel("r") == 1
-    assert not bench.hands.held
-    calls = len(bench.hands.calls)
+    assert not bench.executor.held
+    calls = len(bench.executor.calls)
     bench.run()
-    assert len(bench.hands.calls) == calls
+    assert len(bench.executor.calls) == calls
     assert isinstance(bench.events[-1], ImageCancelled)
 
 
@@ -85,7 +85,7 @@ def test_a_deadline_that_passes_ends_the_image():
     bench.run()
     error = bench.events[-1].error
     assert isinstance(error, DeadlineExceeded)
-    assert len(bench.hands.calls) == 2
+    assert len(bench.executor.calls) == 2
 
 
 def test_a_call_that_raises_is_repeated_image_by_image_and_only_the_guilty_fails():
@@ -117,19 +117,19 @@ def test_a_fault_inside_a_shared_call_fails_one_image_alone():
 
 def test_running_out_of_memory_in_a_shared_call_lowers_the_ceiling():
     bench = Bench(call_s=0.5, row_s=0.01)
-    step = bench.hands.step
+    step = bench.executor.step
 
     def narrow(batch):
         if batch.bucket > 4:
             raise OutOfMemory("too wide")
         return step(batch)
 
-    bench.hands.step = narrow
+    bench.executor.step = narrow
     for name in "abcdefgh":
         bench.submit(name, make_plan(steps=4))
     bench.run()
     assert all(isinstance(e[0], ImageDone) for e in bench.endings().values())
-    assert max(b.bucket for b in bench.hands.calls) == 4
+    assert max(b.bucket for b in bench.executor.calls) == 4
 
 
 def test_a_raising_listener_fails_that_image_alone():
@@ -178,7 +178,7 @@ def test_aborting_ends_everything_once():
     bench.engine.abort(RuntimeError("device lost"))
     assert len(bench.endings()) == 3
     assert bench.engine.is_idle
-    assert not bench.hands.held
+    assert not bench.executor.held
 
 
 def test_memory_lets_only_as_many_images_run_as_fit():
@@ -187,7 +187,7 @@ def test_memory_lets_only_as_many_images_run_as_fit():
     bench.submit("r", make_plan(steps=2), images=6, footprint=footprint)
     most = 0
     while bench.engine.tick():
-        most = max(most, len(bench.hands.held))
+        most = max(most, len(bench.executor.held))
     assert most == 3
     assert len(bench.endings()) == 6
 

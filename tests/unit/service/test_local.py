@@ -35,7 +35,7 @@ from mezzotint.request import (
     Walk,
 )
 from mezzotint.service.composition import ServiceConfig
-from mezzotint.service.engine import Engine, Job
+from mezzotint.service.engine import Engine, RequestHandle
 from mezzotint.service.local import LocalService
 from mezzotint.types import (
     Finished,
@@ -117,7 +117,7 @@ def png(side=64, level=90):
 
 
 def submit(service, request, **options):
-    job = Job(service, options.pop("id", f"job{time.monotonic_ns()}"))
+    job = RequestHandle(service, options.pop("id", f"job{time.monotonic_ns()}"))
     service.submit(request, job._hear, request_id=job.id, **options)
     return job
 
@@ -224,9 +224,9 @@ def test_cancel_ends_a_request_at_the_next_step_and_frees_it(service, counting):
         job.result(30)
     assert counting.calls <= calls + 3
     deadline = time.monotonic() + 10
-    while service._desk.num_held and time.monotonic() < deadline:
+    while service._dispatcher.num_held and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert service._desk.num_held == 0
+    assert service._dispatcher.num_held == 0
     assert not job.cancel()
 
 
@@ -239,9 +239,9 @@ def test_leaving_a_stream_early_cancels_the_request(service):
 
     asyncio.run(leave())
     deadline = time.monotonic() + 20
-    while service._desk.num_held and time.monotonic() < deadline:
+    while service._dispatcher.num_held and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert service._desk.num_held == 0
+    assert service._dispatcher.num_held == 0
 
 
 def test_a_deadline_that_passes_ends_the_request(models, tmp_path, counting):
@@ -266,7 +266,7 @@ def test_a_network_that_answers_nan_fails_that_image_alone(service, counting):
                 first[row] = torch.nan
         return (first,)
 
-    model = service.shelf._extra["sd"]
+    model = service.provider._extra["sd"]
     (encoded,) = model.encode([Prompt(text="two blue cats", size=Size(64, 64))])
     mark = float(encoded["encoder_hidden_states"][0, 2, 0])
     counting.poison = poison

@@ -15,7 +15,7 @@ from PIL import Image
 from mezzotint.request import GenerationRequest
 from mezzotint.service.config import WorkerConfig
 from mezzotint.service.fake import MODELS
-from mezzotint.service.workers.supervisor import WorkerService
+from mezzotint.service.workers.supervisor import WorkerSupervisor
 from mezzotint.types import ImageInput
 
 uvloop = pytest.importorskip("uvloop")
@@ -36,7 +36,7 @@ def test_requests_with_pictures_outlive_two_deaths(tmp_path, loop):
 
     async def main():
         config = WorkerConfig(factory=FACTORY, options={"crashes": crashes}, backoff_s=0.05)
-        service = WorkerService(config)
+        service = WorkerSupervisor(config)
         await service.start()
         prompts = [*crashes, "third", "fourth"]
         requests = [

@@ -1,4 +1,4 @@
-"""Runner: the hands. Owns every tensor, one slot per image.
+"""Runner: the executor. Owns every tensor, one slot per image.
 
 Each step gathers the rows of all images of a batch, pads them to a certified
 call size, calls the network once, lets each image make one estimate of its own
@@ -58,7 +58,7 @@ class _Line(NamedTuple):
 
 
 class Runner:
-    """Carries out what the mind decided.
+    """Carries out what the step engine decided.
 
     Args:
         config: Limits.
@@ -91,7 +91,7 @@ class Runner:
         self._filler = filler or Filler(models, config.prompt_cache_bytes)
 
     def encode(self, image: ImageId, plan: Plan, assets: Mapping[str, Any]) -> Encoded:
-        """Make an image's tensors; see :class:`~mezzotint.engine.step_engine.Hands`."""
+        """Make an image's tensors; see :class:`~mezzotint.engine.step_engine.Executor`."""
         with span("encode", image=image.index), torch.no_grad(), self._translated():
             pin = contextlib.ExitStack()
             try:

@@ -98,7 +98,7 @@ class _Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class Translation:
     """What a body asks for beyond the request: rounds, and the answer's shape."""
 
     request: GenerationRequest
@@ -110,7 +110,7 @@ class Order:
 
 def to_request(
     body: Mapping[str, Any], model: str | None = None, *, is_img2img: bool = False
-) -> Order:
+) -> Translation:
     """Translate a txt2img or img2img body.
 
     Args:
@@ -152,7 +152,7 @@ def to_request(
     if body.get("script_name"):
         warnings.append(f"script {str(body['script_name'])[:80]!r} is not offered here")
     native = {k: v for k, v in native.items() if v is not None and v != []}
-    return Order(
+    return Translation(
         request=GenerationRequest.from_dict(native),
         rounds=fields.n_iter,
         send_images=fields.send_images,
@@ -201,15 +201,19 @@ def _init(fields: ImageToImage, warnings: list[str]) -> dict[str, Any]:
 
 
 def from_images(
-    images: list[ImageOutput], order: Order, model: Mapping[str, Any], *, interrupted: bool
+    images: list[ImageOutput],
+    translation: Translation,
+    model: Mapping[str, Any],
+    *,
+    interrupted: bool,
 ) -> dict[str, Any]:
     """Write the answer: pictures, parameters, and ``info`` as a JSON text."""
-    request = order.request
+    request = translation.request
     first = images[0] if images else None
     seeds = [i.seed for i in images]
-    subseeds = _subseeds(order, seeds)
+    subseeds = _subseeds(translation, seeds)
     texts = [str(i.recipe.get("parameters", "")) for i in images]
-    warnings = [*order.warnings, *(w for i in images for w in i.warnings)]
+    warnings = [*translation.warnings, *(w for i in images for w in i.warnings)]
     info = {
         "prompt": request.prompt,
         "all_prompts": [request.prompt] * len(images),
@@ -222,7 +226,7 @@ def from_images(
         "subseed_strength": request.variation.strength if request.variation else 0,
         "width": first.width if first else request.width,
         "height": first.height if first else request.height,
-        "sampler_name": str(order.parameters.get("sampler_name") or request.scheduler or ""),
+        "sampler_name": str(translation.parameters.get("sampler_name") or request.scheduler or ""),
         "cfg_scale": request.guidance_scale,
         "steps": request.num_inference_steps,
         "batch_size": request.num_images,
@@ -241,15 +245,15 @@ def from_images(
         "warnings": list(dict.fromkeys(warnings)),
     }
     return {
-        "images": [_b64(i.data) for i in images] if order.send_images else [],
-        "parameters": dict(order.parameters),
+        "images": [_b64(i.data) for i in images] if translation.send_images else [],
+        "parameters": dict(translation.parameters),
         "info": orjson.dumps(info).decode(),
     }
 
 
-def _subseeds(order: Order, seeds: list[int]) -> list[int]:
+def _subseeds(translation: Translation, seeds: list[int]) -> list[int]:
     """Return the other seed of each picture; the pictures' own where there is none."""
-    variation = order.request.variation
+    variation = translation.request.variation
     if variation is None or variation.seed is None:
         return seeds
     return [(variation.seed + k) % (MAX_SEED + 1) for k in range(len(seeds))]
@@ -302,27 +306,27 @@ async def img2img(front: Front, http: Request) -> Response:
 
 async def _make(front: Front, http: Request, *, is_img2img: bool) -> Response:
     body = await read_json(http)
-    order = to_request(body, await _model(front, http, body), is_img2img=is_img2img)
-    total = order.request.num_images * order.rounds
+    translation = to_request(body, await _model(front, http, body), is_img2img=is_img2img)
+    total = translation.request.num_images * translation.rounds
     caller = visit(http).caller
-    front.admit(replace(order.request, num_images=min(total, 1024)), caller)
+    front.admit(replace(translation.request, num_images=min(total, 1024)), caller)
     job = _Job(caller.name, new_id("a1111"), total)
     _jobs(front)[job.id] = job
     try:
-        await _rounds(front, http, order, job)
+        await _rounds(front, http, translation, job)
     finally:
         del _jobs(front)[job.id]
-    name = order.request.model
+    name = translation.request.model
     models = {m["name"]: m for m in await front.recent_models()}
     model = models.get(name.partition("@")[0], {})
     stopped = job.interrupted or job.skipped
-    return json_response(from_images(job.finished, order, model, interrupted=stopped))
+    return json_response(from_images(job.finished, translation, model, interrupted=stopped))
 
 
-async def _rounds(front: Front, http: Request, order: Order, job: _Job) -> None:
+async def _rounds(front: Front, http: Request, translation: Translation, job: _Job) -> None:
     """Run ``n_iter`` rounds; skip ends one of them, interrupt all."""
-    request = order.request
-    for number in range(order.rounds):
+    request = translation.request
+    for number in range(translation.rounds):
         if job.interrupted:
             return
         if request.seed is not None and number:

@@ -58,7 +58,7 @@ async def find_model(
     """Find a model by name and version (the default one if None).
 
     Args:
-        front: The desk.
+        front: What the dialects share.
         name: Name of the model.
         version: Its version.
         recent: Whether a list that is a second old will do.

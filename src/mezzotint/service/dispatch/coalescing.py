@@ -1,9 +1,9 @@
-"""Sharing: pictures that are kept, and pictures that are being made, given to all who ask.
+"""Coalescing: pictures that are kept, and pictures that are being made, given to all who ask.
 
 An exact picture is the same whenever it is drawn, so equal plans of one client are drawn
 once: a later one is answered from the result cache, one that comes meanwhile follows the
 first. Clients share with each other only where the operator wants it: an answer that
-comes too fast tells what others have asked for. Belongs to the desk's thread and needs
+comes too fast tells what others have asked for. Belongs to the dispatcher's thread and needs
 no lock.
 """
 
@@ -14,10 +14,10 @@ from mezzotint.engine.cache import CachedImage, ResultCache
 from mezzotint.engine.state import ImageId
 from mezzotint.observe import metrics
 from mezzotint.planning.plan import Plan
-from mezzotint.service.orders import Order
+from mezzotint.service.requests import RequestSubmission
 from mezzotint.types import ImageOutput
 
-__all__ = ["Sharing", "again", "may_share"]
+__all__ = ["Coalescing", "again", "may_share"]
 
 
 @dataclass(slots=True)
@@ -28,12 +28,12 @@ class _Flight:
     followers: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
 
 
-def may_share(plan: Plan, order: Order) -> bool:
+def may_share(plan: Plan, submission: RequestSubmission) -> bool:
     """Whether kept pictures may answer: exact ones, unjudged, where nobody said no."""
-    return order.use_cache and order.policy is None and plan.reproducibility == "exact"
+    return submission.use_cache and submission.policy is None and plan.reproducibility == "exact"
 
 
-class Sharing:
+class Coalescing:
     """Who shares which picture.
 
     Args:
@@ -79,13 +79,13 @@ class Sharing:
         flight.followers.append((image.request, image.index))
         return True
 
-    def leave(self, order_id: str) -> None:
-        """Take the followers of an order off all flights; what it leads flies on."""
+    def leave(self, request_id: str) -> None:
+        """Take the followers of a request off all flights; what it leads flies on."""
         for flight in self._flights.values():
-            flight.followers = [f for f in flight.followers if f[0] != order_id]
+            flight.followers = [f for f in flight.followers if f[0] != request_id]
 
     def audience(self, image: ImageId) -> list[tuple[str, int]]:
-        """Return who waits for an image: its own order and the followers of its flight."""
+        """Return who waits for an image: its own request and the followers of its flight."""
         key = self._led.get(image)
         followers = self._flights[key].followers if key is not None else []
         return [(image.request, image.index), *followers]

@@ -7,49 +7,20 @@ nothing to do and never waits for anybody.
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from mezzotint.engine.state import EngineEvent, ImageFailed, ImageId
 from mezzotint.engine.step_engine import StepEngine, Submission
 from mezzotint.errors import WorkFailed
 from mezzotint.observe import log
+from mezzotint.service.dispatch.device_messages import (
+    Cancel,
+    DeviceMessage,
+    Drain,
+    Perform,
+    Stop,
+)
 
-__all__ = ["Cancel", "CancelImage", "DeviceThread", "Drain", "Perform", "Stop"]
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Cancel every image of a request."""
-
-    request: str
-
-
-@dataclass(frozen=True, slots=True)
-class CancelImage:
-    """Cancel one image; what has ended is no error."""
-
-    image: ImageId
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """Refuse what waits, finish what runs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """End the thread; what is still held fails."""
-
-
-@dataclass(frozen=True, slots=True)
-class Perform:
-    """Call something in this thread, e.g. to load a model; its own errors are its own."""
-
-    action: Callable[[], Any]
-
-
-Command = Submission | Cancel | CancelImage | Drain | Stop | Perform
+__all__ = ["DeviceThread"]
 
 
 class DeviceThread:
@@ -67,11 +38,11 @@ class DeviceThread:
     ) -> None:
         self._build = build
         self._emit = emit
-        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[DeviceMessage] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="mezzotint-device", daemon=True)
         self._thread.start()
 
-    def send(self, command: Command) -> None:
+    def send(self, command: DeviceMessage) -> None:
         """Queue a command; from any thread."""
         self._commands.put(command)
 
@@ -117,10 +88,10 @@ class DeviceThread:
             match command:
                 case Submission():
                     engine.submit(command)
-                case Cancel():
-                    engine.cancel(command.request)
-                case CancelImage():
-                    engine.cancel_image(command.image)
+                case Cancel(ImageId() as image):
+                    engine.cancel_image(image)
+                case Cancel(str() as request):
+                    engine.cancel(request)
                 case Drain():
                     engine.drain()
                 case Perform():

@@ -1,4 +1,4 @@
-"""Promises: an ETA corrected by what became of the ETAs before it.
+"""ETA: predicted seconds, corrected by what became of the predictions before.
 
 The cost table knows what a picture costs alone. What a queue really takes depends on
 how well its pictures share calls and on who else uses the machine; that is learnt
@@ -10,15 +10,15 @@ import math
 import statistics
 from collections.abc import Callable
 
-__all__ = ["Promises"]
+__all__ = ["EtaCorrection"]
 
 _NOW = 0.15  # weight of the newest ratio in what holds at any load
 _LEVEL = 0.1  # and in how one level of load differs from that
-_MARGIN = 1.5  # mean deviations that are promised on top: late is worse than early
+_MARGIN = 1.5  # mean deviations that are added: late is worse than early
 _LOWEST, _HIGHEST = 0.02, 50.0
 
 
-class Promises:
+class EtaCorrection:
     """Corrects predictions by experience; used from one thread.
 
     Args:
@@ -49,20 +49,20 @@ class Promises:
             learnt = max(learnt, statistics.median(overdue))
         return min(max(learnt, _LOWEST), _HIGHEST)
 
-    def give(self, order: str, predicted_s: float, images: int) -> None:
-        """Remember an order that was accepted.
+    def begin(self, request_id: str, predicted_s: float, images: int) -> None:
+        """Remember a request that was accepted.
 
         Args:
-            order: Its id.
+            request_id: Its id.
             predicted_s: Seconds predicted, not corrected.
             images: Images that were held before it.
         """
         if predicted_s > 0:
-            self._open[order] = (self._clock(), predicted_s, images.bit_length())
+            self._open[request_id] = (self._clock(), predicted_s, images.bit_length())
 
-    def keep(self, order: str) -> None:
-        """Learn from an order that was done."""
-        began, predicted, level = self._open.pop(order, (0.0, 0.0, 0))
+    def learn(self, request_id: str) -> None:
+        """Learn from a request that was done."""
+        began, predicted, level = self._open.pop(request_id, (0.0, 0.0, 0))
         if predicted <= 0:
             return
         ratio = max((self._clock() - began) / predicted, 1e-4)
@@ -74,6 +74,6 @@ class Promises:
         if self._count > 1:
             self._deviation += max(_NOW, haste) * (abs(error) - self._deviation)
 
-    def forget(self, order: str) -> None:
-        """Learn nothing from an order that failed or was cancelled."""
-        self._open.pop(order, None)
+    def forget(self, request_id: str) -> None:
+        """Learn nothing from a request that failed or was cancelled."""
+        self._open.pop(request_id, None)

@@ -1,4 +1,4 @@
-"""Letterbox: events from other threads for the tasks of one event loop.
+"""Event mailbox: events from other threads for the tasks of one event loop.
 
 A loop is woken once for all that has come since it last looked, not once for each.
 """
@@ -7,10 +7,10 @@ import asyncio
 from collections import deque
 from typing import Any
 
-__all__ = ["Letterbox"]
+__all__ = ["EventMailbox"]
 
 
-class Letterbox:
+class EventMailbox:
     """Puts items into queues of one loop, from any thread, in order.
 
     Args:

@@ -1,4 +1,4 @@
-"""Inbox: messages from any thread, taken one after the other.
+"""Mailbox: messages from any thread, taken one after the other.
 
 Whoever brings a message may take it there and then, so that it need not wait for a
 thread to wake; what others bring meanwhile goes to the one thread that does nothing else.
@@ -12,12 +12,12 @@ from typing import Any
 
 from mezzotint.observe import log
 
-__all__ = ["Inbox"]
+__all__ = ["Mailbox"]
 
 _FEW = 4  # messages that whoever brings one takes for others at most
 
 
-class Inbox:
+class Mailbox:
     """Gives messages to ``handle``, never two at a time, in the order of arrival.
 
     Args:
@@ -60,7 +60,7 @@ class Inbox:
         try:
             self._handle(message)
         except Exception as error:  # a bug of ours: the others are still taken
-            log.error("inbox.failed", exception=error, message=type(message).__name__)
+            log.error("mailbox.failed", exception=error, message=type(message).__name__)
 
     def shut(self) -> None:
         """Wait until nobody takes messages; from here on they are left lying."""

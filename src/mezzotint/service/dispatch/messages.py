@@ -1,41 +1,58 @@
-"""Letters: what others lay on the desk, beside the events of the engine."""
+"""Messages to the dispatcher: all that it ever takes, and who sends each.
+
+- Doors, through the service: :class:`Submit`, :class:`Cancel`, :class:`Close`.
+- The writer: :class:`Written`, :class:`PreviewJudged`, :class:`Enlarged`, :class:`Animated`.
+- The loader: :class:`Loaded`.
+- The device thread: the events of the engine.
+
+What the dispatcher sends to the device thread stands in
+:mod:`~mezzotint.service.dispatch.device_messages`.
+"""
 
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from mezzotint.engine.state import ImageId
+from mezzotint.engine.state import EngineEvent, ImageId
 from mezzotint.gates.policy import Retry
 from mezzotint.planning.plan import Plan
-from mezzotint.service.orders import Order
+from mezzotint.service.requests import RequestSubmission
 from mezzotint.types import ImageOutput
 
 __all__ = [
-    "Accept",
     "Animated",
-    "CancelOrder",
+    "Cancel",
     "Close",
+    "DispatcherMessage",
     "Enlarged",
-    "Glanced",
     "Loaded",
+    "PreviewJudged",
+    "Submit",
     "Written",
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class Accept:
-    """An order, and where its predicted seconds or its refusal go."""
+class Submit:
+    """A request, and where its predicted seconds or its refusal go."""
 
-    order: Order
+    submission: RequestSubmission
     answer: "Future[float]"
 
 
 @dataclass(frozen=True, slots=True)
-class CancelOrder:
-    """End an order; the answer is whether there was one."""
+class Cancel:
+    """End a request; the answer is whether there was one."""
 
-    id: str
+    request: str
     answer: "Future[bool]"
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Finish what is being stepped and end."""
+
+    answer: "Future[None]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +65,7 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
-class Glanced:
+class PreviewJudged:
     """What gates said of a preview: True gives the attempt up."""
 
     image: ImageId
@@ -65,9 +82,9 @@ class Enlarged:
 
 @dataclass(frozen=True, slots=True)
 class Animated:
-    """The file that the frames of an order became."""
+    """The file that the frames of a request became."""
 
-    order_id: str
+    request: str
     outcome: ImageOutput | Exception
 
 
@@ -79,8 +96,6 @@ class Loaded:
     error: Exception | None
 
 
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Finish what is being stepped and end."""
-
-    answer: "Future[None]"
+DispatcherMessage = (
+    Submit | Cancel | Close | Written | PreviewJudged | Enlarged | Animated | Loaded | EngineEvent
+)

@@ -1,4 +1,4 @@
-"""Jury: what gates say about the attempts at an image, and what comes of it.
+"""Gating: what gates say about the attempts at an image, and what comes of it.
 
 Lives in the writer thread, which takes one thing after the other: a preview is always
 judged before the picture of the same attempt, so the same request has the same attempts
@@ -19,10 +19,10 @@ from mezzotint.images.codec import to_pixels
 from mezzotint.images.resize import fit
 from mezzotint.observe import metrics
 from mezzotint.planning.plan import Plan
-from mezzotint.service.orders import Attempted, Judge
+from mezzotint.service.requests import Attempted, Judge
 from mezzotint.types import Attempt, StageTimings, Verdict
 
-__all__ = ["Jury", "Kept", "glance_steps"]
+__all__ = ["Gating", "Kept", "preview_steps"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class Kept:
     attempts: tuple[Attempt, ...]
 
 
-def glance_steps(plan: Plan, policy: GatePolicy | None) -> tuple[int, ...]:
+def preview_steps(plan: Plan, policy: GatePolicy | None) -> tuple[int, ...]:
     """Return the steps, from 1, whose previews gates want to see; none after the last."""
     if policy is None or plan.num_steps < 2:
         return ()
@@ -47,8 +47,8 @@ def _step(place: float | None, plan: Plan) -> int:
     return min(max(round((place or 0.0) * plan.num_steps), 1), plan.num_steps - 1)
 
 
-class Jury:
-    """Judges previews and pictures for one desk.
+class Gating:
+    """Judges previews and pictures for one dispatcher.
 
     Args:
         judge: Measures pixels, or None if there are no gates.
@@ -59,7 +59,7 @@ class Jury:
         self._seen: set[ImageId] = set()
         self._given_up: dict[ImageId, tuple[tuple[Verdict, ...], int]] = {}
 
-    def glance(
+    def judge_preview(
         self, image: ImageId, preview: np.ndarray, step: int, plan: Plan, policy: GatePolicy
     ) -> bool:
         """Judge a preview with the gates that asked for it at this step.
@@ -90,7 +90,7 @@ class Jury:
         self._given_up[image] = (verdicts, calls)
         return True
 
-    def weigh(
+    def judge_attempt(
         self,
         image: ImageId,
         attempt: Attempted,

@@ -1,4 +1,4 @@
-"""Canvas: the pictures of a request at the size of its plan, and the way back.
+"""Inpainting: the pictures of a request at the size of its plan, and the way back.
 
 A start picture may be extended (outpainting), a mask turned round, blurred, or cut to
 its own surroundings; what was drawn under a cut mask goes back into the whole picture.
@@ -18,14 +18,14 @@ from mezzotint.planning.plan import OUTSIDE, Plan
 from mezzotint.request import GenerationRequest
 from mezzotint.types import ImageInput, Size
 
-__all__ = ["Canvas", "read_canvas"]
+__all__ = ["Inpainting", "read_inpainting"]
 
 _FILL_RADII_PX = (2, 4, 8, 16, 32, 64, 128, 256)
 _KNOWN = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Canvas:
+class Inpainting:
     """The start picture of a request, extended, and its mask at the same size.
 
     Args:
@@ -69,7 +69,9 @@ class Canvas:
         return _mix(fit(self.image, plan.size), pixels, fit(self.mask, plan.size))
 
 
-def read_canvas(request: GenerationRequest, limits: ImageConfig | None = None) -> Canvas | None:
+def read_inpainting(
+    request: GenerationRequest, limits: ImageConfig | None = None
+) -> Inpainting | None:
     """Decode the start picture and the mask of a request; None without a picture.
 
     Raises:
@@ -84,7 +86,7 @@ def read_canvas(request: GenerationRequest, limits: ImageConfig | None = None) -
     if request.outpaint is not None:
         image, mask = _extend(request, image, mask)
     if mask is None:
-        return Canvas(image, None, None)
+        return Inpainting(image, None, None)
     asked = request.inpaint
     box = None
     if asked.area == "masked":
@@ -98,7 +100,7 @@ def read_canvas(request: GenerationRequest, limits: ImageConfig | None = None) -
             min(int(columns.max()) + 1 + pad, image.shape[1]),
             min(int(rows.max()) + 1 + pad, image.shape[0]),
         )
-    return Canvas(image, mask, box)
+    return Inpainting(image, mask, box)
 
 
 def _read_mask(

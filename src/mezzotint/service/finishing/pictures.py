@@ -25,9 +25,9 @@ from mezzotint.models.adapters.ip_adapter import crop_picture
 from mezzotint.models.families.upscalers import load_upscaler
 from mezzotint.planning.plan import Plan, control_asset, prompt_asset
 from mezzotint.request import GenerationRequest
-from mezzotint.service.finishing.inpainting import read_canvas
+from mezzotint.service.finishing.inpainting import read_inpainting
 from mezzotint.service.finishing.tools import enlarge
-from mezzotint.service.orders import Order, alone
+from mezzotint.service.requests import RequestSubmission, standalone
 from mezzotint.types import ImageInput, ImageOutput, StageTimings
 from mezzotint.vocabulary import FULL_PRECISION
 
@@ -78,9 +78,9 @@ class Finisher:
         """
         began = time.monotonic()
         if pastes(plan):
-            canvas = read_canvas(request, self.limits)
-            assert canvas is not None  # noqa: S101 - a plan that pastes has a picture
-            pixels = canvas.paste(pixels, plan)
+            inpainting = read_inpainting(request, self.limits)
+            assert inpainting is not None  # noqa: S101 - a plan that pastes has a picture
+            pixels = inpainting.paste(pixels, plan)
         if plan.techniques.upscale is not None:
             factor, name, _ = plan.techniques.upscale
             pixels = enlarge(pixels, factor, name)
@@ -138,23 +138,23 @@ class Finisher:
             pixels = load_upscaler(name)(pixels)
         return to_images(fit(pixels, size))
 
-    def animate(self, order: Order, frames: Sequence[ImageOutput]) -> ImageOutput:
+    def animate(self, submission: RequestSubmission, frames: Sequence[ImageOutput]) -> ImageOutput:
         """Make one moving file of the pictures of a walk.
 
         Args:
-            order: What was asked, with ``output.animation``.
+            submission: What was asked, with ``output.animation``.
             frames: The finished pictures, in order.
 
         Raises:
             WorkFailed: If the file cannot be written.
         """
         began = time.monotonic()
-        output = order.request.output
+        output = submission.request.output
         animation = output.animation
-        assert animation is not None  # noqa: S101 - asked for by orders with one
+        assert animation is not None  # noqa: S101 - asked for by requests with one
         pictures = [with_pixels(frame).pixels for frame in frames]
-        plan = order.planned.plans[0]
-        whole = alone(order.request, plan)
+        plan = submission.planned.plans[0]
+        whole = standalone(submission.request, plan)
         recipe = build_recipe(
             replace(whole, output=output).to_dict(),
             resolved={"model": plan.model, "width": plan.size.width, "height": plan.size.height},
@@ -200,7 +200,7 @@ class Finisher:
             environment["shortcuts"] = [*plan.shortcuts, *notes]
         walk = plan.techniques.walk
         return build_recipe(
-            alone(request, plan).to_dict(),
+            standalone(request, plan).to_dict(),
             resolved={"model": plan.model, "width": plan.size.width, "height": plan.size.height},
             environment=environment,
             index=walk.frame if walk else 0,

@@ -37,7 +37,7 @@ from mezzotint.request import GenerationRequest
 from mezzotint.service.base import GenerationService
 from mezzotint.service.config import JobsConfig
 from mezzotint.service.jobs.results import NoRoom, ResultFiles
-from mezzotint.service.jobs.retry import Patience
+from mezzotint.service.jobs.retry import StorageRetry
 from mezzotint.service.jobs.store import ENDED, Job, JobImage, JobStore, Status, StoredEvent
 from mezzotint.service.workers.wire import describe_error, describe_image
 from mezzotint.types import (
@@ -114,7 +114,7 @@ class Jobs:
         self._tasks: list[asyncio.Task[None]] = []
         self._seconds = 1.0  # moving average of one job
         self._has_run = False
-        self._patience = Patience()
+        self._retry = StorageRetry()
 
     async def start(self) -> None:
         """Open the store, queue again what was left running, begin to work.
@@ -142,7 +142,7 @@ class Jobs:
     async def stop(self, drain_s: float = 0.0) -> None:
         """Take nothing new, let running jobs finish for a while, queue the others again."""
         self._stopping = True
-        self._patience.end()
+        self._retry.end()
         self._wake.set()
         running = [live.task for live in self._live.values() if live.task is not None]
         if running:
@@ -181,8 +181,8 @@ class Jobs:
         """
         if self._stopping:
             raise NotReady("the server is shutting down")
-        if self._patience.trouble:
-            raise NotReady(f"no job can be taken now: {self._patience.trouble}")
+        if self._retry.trouble:
+            raise NotReady(f"no job can be taken now: {self._retry.trouble}")
         body_digest = request.digest
         if idempotency_key is not None:
             known = await self._do(lambda: self._store.by_key(client, idempotency_key))
@@ -341,7 +341,7 @@ class Jobs:
         Raises:
             NotReady: If the server stops before it does.
         """
-        return await self._patience.insist(lambda: self._do(work), NotReady)
+        return await self._retry.until_done(lambda: self._do(work), NotReady)
 
     async def _pump(self) -> None:
         """Start queued jobs while there is room."""
@@ -476,7 +476,7 @@ class Jobs:
         image = event.image
         if image.index in live.images:
             return
-        digest = await self._patience.insist(
+        digest = await self._retry.until_done(
             lambda: asyncio.to_thread(self.results.put, image.data), NoRoom
         )
         about = describe_image(image)

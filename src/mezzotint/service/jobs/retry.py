@@ -1,4 +1,4 @@
-"""Patience: what a full disk refused is done again until it succeeds.
+"""Retry: what a full disk refused is done again until it succeeds.
 
 A job's pictures and endings stay in memory meanwhile, so that a disk that was full
 for a while costs time and nothing else.
@@ -11,13 +11,13 @@ from typing import TypeVar
 from mezzotint.errors import MezzotintError
 from mezzotint.observe import log
 
-__all__ = ["Patience"]
+__all__ = ["StorageRetry"]
 
 T = TypeVar("T")
 _PAUSE_S = 1.0
 
 
-class Patience:
+class StorageRetry:
     """Repeats work that a full disk, or a database that is away, refused."""
 
     def __init__(self) -> None:
@@ -33,7 +33,9 @@ class Patience:
         """Let the next refusal through: nobody waits for room any more."""
         self._is_over = True
 
-    async def insist(self, work: Callable[[], Awaitable[T]], refusal: type[MezzotintError]) -> T:
+    async def until_done(
+        self, work: Callable[[], Awaitable[T]], refusal: type[MezzotintError]
+    ) -> T:
         """Do some work again and again until it succeeds.
 
         Args:

@@ -36,7 +36,7 @@ from mezzotint.models.digests import DIGESTS
 from mezzotint.models.networks import Placement
 from mezzotint.planning.plan import Adapters, Plan
 
-__all__ = ["KINDS", "AdapterShelf"]
+__all__ = ["KINDS", "AdapterProvider"]
 
 _MAX_VIEWS = 8
 """Models with adapters kept at once; each holds the adapters' own weights only."""
@@ -59,13 +59,13 @@ KINDS = {
 }
 
 
-class AdapterShelf:
+class AdapterProvider:
     """The adapters of one installation; safe to use from any thread.
 
     Args:
         home: Folder of the installation.
         allow_paths: Whether a name may be a path.
-        dress: Puts a ControlNet on the backend of the models; torch runs it if None.
+        place_control: Puts a ControlNet on the backend of the models; torch runs it if None.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class AdapterShelf:
         home: Path,
         *,
         allow_paths: bool,
-        dress: Callable[[ControlNet], ControlNet] | None = None,
+        place_control: Callable[[ControlNet], ControlNet] | None = None,
     ) -> None:
         self._home = home
         self._allow_paths = allow_paths
-        self._dress = dress
+        self._place_control = place_control
         self._views: weakref.WeakKeyDictionary[Model, dict[Adapters, Model]] = (
             weakref.WeakKeyDictionary()  # a model that leaves memory takes its views along
         )
@@ -156,7 +156,7 @@ class AdapterShelf:
             weights = self._embedding(embedding.name)
             check_embedding(weights, model, field=f"embeddings[{k}].name")
 
-    def put_on(self, model: Model, adapters: Adapters, placement: Placement) -> Model:
+    def apply(self, model: Model, adapters: Adapters, placement: Placement) -> Model:
         """Return a view of a model with adapters.
 
         Raises:
@@ -214,7 +214,7 @@ class AdapterShelf:
             if key not in self._controls:
                 while len(self._controls) >= _MAX_VIEWS:
                     del self._controls[next(iter(self._controls))]
-                self._controls[key] = self._dress(read) if self._dress else read
+                self._controls[key] = self._place_control(read) if self._place_control else read
             return self._controls[key]
 
     def _embedding(self, name: str) -> EmbeddingWeights:

@@ -132,7 +132,7 @@ def _shape(plan: Plan) -> Hashable:
 
 
 def _error(done: "Future[None]") -> Exception | None:
-    """Return what a flight ended with."""
+    """Return what a load under way ended with."""
     try:
         error = done.exception()
     except CancelledError:

@@ -1,4 +1,4 @@
-"""Host: how much memory this process may have.
+"""Memory limit: how much memory this process may have.
 
 A container or a service has a limit of its own (its control group's), and the kernel
 kills whoever goes beyond it however much the machine has.
@@ -11,10 +11,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-__all__ = ["group_limit", "host_memory"]
+__all__ = ["group_limit", "memory_limit"]
 
 
-def host_memory() -> int:
+def memory_limit() -> int:
     """Return bytes: the machine's memory, or this control group's limit if that is less."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = group_limit()

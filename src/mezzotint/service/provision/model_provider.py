@@ -1,4 +1,4 @@
-"""Shelf: models as the engine wants them: by name, on a backend, with their arithmetic named.
+"""Model provider: models by name, on a backend, with their arithmetic named.
 
 On a CPU, OpenVINO answers for every network that it can take over; torch answers
 for the rest. Which of them it is changes bits, so it is part of the environment
@@ -33,16 +33,16 @@ from mezzotint.models.store.store import ModelStore
 from mezzotint.plain import field_names
 from mezzotint.planning.plan import Adapters, Plan
 from mezzotint.planning.tiers import has_low_precision, has_step_cache
-from mezzotint.service.provision.adapters import KINDS, AdapterShelf
-from mezzotint.service.provision.memory_limit import host_memory
+from mezzotint.service.provision.adapters import KINDS, AdapterProvider
+from mezzotint.service.provision.memory_limit import memory_limit
 
-__all__ = ["Backend", "Shelf", "describe_environment"]
+__all__ = ["Backend", "ModelProvider", "describe_environment"]
 
 NO_ADAPTERS = Adapters()
 Backend = Literal["auto", "torch", "openvino"]
 
 
-class Shelf:
+class ModelProvider:
     """Models for the engine and their specs for the planner.
 
     Args:
@@ -59,10 +59,10 @@ class Shelf:
         self._cache = config.home_path / "cache" / "openvino"
         self._cache_bytes = config.max_bytes
         self._extra = {m.spec.name: place(m, config.placement) for m in extra}
-        self.adapters = AdapterShelf(
-            config.home_path, allow_paths=config.allow_paths, dress=self._dress_control
+        self.adapters = AdapterProvider(
+            config.home_path, allow_paths=config.allow_paths, place_control=self._place_control
         )
-        self._dressed: weakref.WeakSet[Model] = weakref.WeakSet()
+        self._placed: weakref.WeakSet[Model] = weakref.WeakSet()
         self._fast: weakref.WeakKeyDictionary[Model, Model] = weakref.WeakKeyDictionary()
         self._making: weakref.WeakKeyDictionary[Model, threading.Lock] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
@@ -75,17 +75,23 @@ class Shelf:
 
         Args:
             name: Its name.
-            adapters: What it is to wear; it keeps full precision then.
+            adapters: Adapters to apply; the model keeps full precision then.
             turbo: Whether the fast copy is wanted.
         """
         with contextlib.ExitStack() as pin:
             own = self._extra.get(name)
-            model = self._dress(own if own is not None else pin.enter_context(self.store.use(name)))
-            yield self._faster(model) if turbo and not adapters else self._wear(model, adapters)
+            model = self._on_backend(
+                own if own is not None else pin.enter_context(self.store.use(name))
+            )
+            yield (
+                self._faster(model)
+                if turbo and not adapters
+                else self._with_adapters(model, adapters)
+            )
 
-    def _wear(self, model: Model, adapters: Adapters) -> Model:
+    def _with_adapters(self, model: Model, adapters: Adapters) -> Model:
         """Return a view of a model with adapters, kept for the next request with the same."""
-        return self.adapters.put_on(model, adapters, placement_of(model)) if adapters else model
+        return self.adapters.apply(model, adapters, placement_of(model)) if adapters else model
 
     def check_adapters(self, plan: Plan) -> None:
         """Refuse adapters that do not fit a plan's model or the members of its ensemble.
@@ -164,18 +170,18 @@ class Shelf:
                 found.append(_broken(entry.name, entry.version, str(entry.path), error))
         return tuple(found)
 
-    def _dress(self, model: Model) -> Model:
+    def _on_backend(self, model: Model) -> Model:
         """Put a model on the backend once."""
         with self._lock:
-            if model not in self._dressed:
-                self._dressed.add(model)
+            if model not in self._placed:
+                self._placed.add(model)
                 if self.backend == "openvino":
                     from mezzotint.models.backends.openvino_backend import use_openvino
 
                     use_openvino(model, cache=self._cache, cache_bytes=self._cache_bytes)
         return model
 
-    def _dress_control(self, control: ControlNet) -> ControlNet:
+    def _place_control(self, control: ControlNet) -> ControlNet:
         """Put a ControlNet on the backend."""
         network = control.network
         if isinstance(network, TorchNetwork):
@@ -186,10 +192,10 @@ class Shelf:
             return control
         from mezzotint.models.backends.openvino_backend import OpenVINONetwork
 
-        dressed = OpenVINONetwork(
+        placed = OpenVINONetwork(
             network, role="controlnet", cache=self._cache, cache_bytes=self._cache_bytes
         )
-        return replace(control, network=dressed)
+        return replace(control, network=placed)
 
 
 def placement_of(model: Model) -> Placement:
@@ -233,14 +239,14 @@ def _choose_backend(wanted: Backend, device: str) -> Literal["torch", "openvino"
     return wanted
 
 
-def describe_environment(shelf: Shelf, placement: PlacementConfig) -> dict[str, Any]:
+def describe_environment(provider: ModelProvider, placement: PlacementConfig) -> dict[str, Any]:
     """Return what arithmetic depends on: device, type, backend, options, versions, threads."""
-    is_cpu = shelf.device == "cpu"
+    is_cpu = provider.device == "cpu"
     found: dict[str, Any] = {
         "mezzotint": mezzotint.__version__,
-        "device": shelf.device if is_cpu else _accelerator(shelf.device),
+        "device": provider.device if is_cpu else _accelerator(provider.device),
         "dtype": placement.dtype or ("float32" if is_cpu else "as stored"),
-        "backend": shelf.backend,
+        "backend": provider.backend,
         **library_versions(),
     }
     if is_cpu:
@@ -254,7 +260,7 @@ def describe_environment(shelf: Shelf, placement: PlacementConfig) -> dict[str, 
     }
     if options:
         found["placement"] = options
-    if shelf.backend == "openvino":
+    if provider.backend == "openvino":
         found["openvino"] = metadata.version("openvino")
         found["streams"] = denoiser_streams()
     return found
@@ -275,7 +281,7 @@ def memory_budget(config_bytes: int, device: str) -> int:
         return config_bytes
     if device.startswith("cuda"):
         return int(torch.cuda.get_device_properties(device).total_memory) // 2
-    return host_memory() // 2
+    return memory_limit() // 2
 
 
 def cache_folder(home: Path, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Librarian: which models there are, by which names.
+"""Registration: which models there are, by which names.
 
 Models come by ``--models`` at the start and by registration while running. Whoever
 asks from outside gets what lies in the model store; a path or Hub id only where
@@ -13,24 +13,24 @@ from mezzotint.errors import InvalidRequest, MezzotintError, UnknownName
 from mezzotint.models.formats.identify import identify
 from mezzotint.models.store.entries import ModelEntry
 from mezzotint.observe import log
-from mezzotint.service.provision.model_provider import Shelf
+from mezzotint.service.provision.model_provider import ModelProvider
 
-__all__ = ["Librarian", "own_name"]
+__all__ = ["ModelRegistration", "own_name"]
 
 _EVERYTHING = "all"
 
 
-class Librarian:
+class ModelRegistration:
     """Gives models their names and takes them away.
 
     Args:
-        shelf: Where models stand.
+        provider: Gives models and their specs.
         model_store: Folder whose files can be registered by their names, "" for none.
         allow_paths: Whether a source from outside may be a path or Hub id.
     """
 
-    def __init__(self, shelf: Shelf, *, model_store: str, allow_paths: bool) -> None:
-        self._shelf = shelf
+    def __init__(self, provider: ModelProvider, *, model_store: str, allow_paths: bool) -> None:
+        self._provider = provider
         self._root = Path(model_store).expanduser().resolve() if model_store else None
         self._allow_paths = allow_paths
 
@@ -59,9 +59,9 @@ class Librarian:
 
     def _is_code(self, name: str) -> bool:
         """Tell whether a model is handler code; say so where it may not run."""
-        if not self._shelf.is_code(name):
+        if not self._provider.is_code(name):
             return False
-        store = self._shelf.store
+        store = self._provider.store
         entry = store.entry(name)
         if not store.may_run(entry):
             log.warning("model.code_not_allowed", model=name, sha256=entry.digest)
@@ -82,7 +82,7 @@ class Librarian:
             MezzotintError: If it is no model, or name and version are taken.
         """
         entry = self._add(name, self.find_source(source), version)
-        return self._shelf.store.describe(entry.full_name)
+        return self._provider.store.describe(entry.full_name)
 
     def unregister(self, name: str, version: str | None = None) -> tuple[str, ...]:
         """Remove one version of a model (the default one if None); files stay.
@@ -93,7 +93,7 @@ class Librarian:
         Raises:
             UnknownName: If there is no such model or version.
         """
-        store = self._shelf.store
+        store = self._provider.store
         gone = {entry.full_name: entry.digest for entry in store.entries()}
         store.remove(name, version, delete=False)
         for kept in store.entries():
@@ -106,7 +106,7 @@ class Librarian:
         Raises:
             UnknownName: If there is no such model or version.
         """
-        self._shelf.store.set_default(name, version, keep=False)
+        self._provider.store.set_default(name, version, keep=False)
 
     def find_source(self, source: str, *, is_operator: bool = False) -> str:
         """Return where a source is: in the model store, or as it is where that is allowed.
@@ -169,8 +169,8 @@ class Librarian:
             added: ModelEntry | None = None
             try:
                 added = self._add(None, self.find_source(path.name))
-                if not self._shelf.is_code(added.full_name):
-                    self._shelf.spec(added.full_name)  # a broken one is found out here
+                if not self._provider.is_code(added.full_name):
+                    self._provider.spec(added.full_name)  # a broken one is found out here
             except MezzotintError as error:
                 log.warning("model.skipped", source=path.name, error=str(error))
                 if added is not None:
@@ -182,15 +182,15 @@ class Librarian:
     def _add(self, name: str | None, source: str, version: str | None = None) -> ModelEntry:
         """Add a model to the store, under its own name if it is given none."""
         chosen = name or own_name(source)
-        return self._shelf.store.add(chosen, source, version=version, keep=False)
+        return self._provider.store.add(chosen, source, version=version, keep=False)
 
     def _short(self, entry: ModelEntry) -> str:
         """Return the bare name where it means this version."""
-        is_default = self._shelf.store.entry(entry.name).version == entry.version
+        is_default = self._provider.store.entry(entry.name).version == entry.version
         return entry.name if is_default else entry.full_name
 
     def _is_known(self, name: str) -> bool:
-        return name.partition("@")[0] in self._shelf.names()
+        return name.partition("@")[0] in self._provider.names()
 
 
 def own_name(source: str) -> str:

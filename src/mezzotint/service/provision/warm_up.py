@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mezzotint.engine.calibrate import calibrate
-from mezzotint.engine.step_engine import Hands
+from mezzotint.engine.step_engine import Executor
 from mezzotint.models.spec import ModelSpec
 from mezzotint.observe import log
 from mezzotint.planning.costs import CostTable
@@ -32,10 +32,10 @@ class WarmUp:
         costs: Where measured times go.
         limit_s: Seconds for timing one model; 0 times nothing.
         spec: Gives the spec of a model by its name.
-        draw: Hands in a request: ``(request, sink, request_id)``.
+        draw: Submits a request: ``(request, sink, request_id)``.
         resolve: Plans a request for one picture.
         perform: Calls something in the device thread.
-        hands: Gives what works there; asked in that thread.
+        executor: Gives what works there; asked in that thread.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class WarmUp:
         draw: Callable[[GenerationRequest, Callable[[Event], None], str], Any],
         resolve: Callable[[GenerationRequest, ModelSpec], Plan],
         perform: Callable[[Callable[[], None]], None],
-        hands: Callable[[], Hands],
+        executor: Callable[[], Executor],
     ) -> None:
         self._costs = costs
         self._limit_s = limit_s
@@ -55,7 +55,7 @@ class WarmUp:
         self._draw = draw
         self._resolve = resolve
         self._perform = perform
-        self._hands = hands
+        self._executor = executor
         self._waiting: dict[str, str] = {}
 
     @property
@@ -97,7 +97,7 @@ class WarmUp:
             request = _request(spec, steps=_CALIBRATION_STEPS)
             if self._limit_s:
                 calibrate(
-                    self._hands(),
+                    self._executor(),
                     self._costs,
                     self._resolve(request, spec),
                     sizes=_CALIBRATION_SIZES,

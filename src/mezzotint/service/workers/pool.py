@@ -1,4 +1,4 @@
-"""Crew: several workers behind one service port, one for each device or share of cores.
+"""Worker pool: several workers behind one service port, one for each device or share of cores.
 
 A request goes to the worker with the least to do that has its model warm; an equal
 one that is under way draws it to the same worker, so that both share one flight.
@@ -24,10 +24,10 @@ from mezzotint.observe.config import LogConfig
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.config import WorkerConfig, device_in, on_device
-from mezzotint.service.workers.supervisor import WorkerService
+from mezzotint.service.workers.supervisor import WorkerSupervisor
 from mezzotint.types import Cancelled, Event, Failed, Finished, GenerationResult, ImageOutput
 
-__all__ = ["CrewService", "create_workers", "shares"]
+__all__ = ["WorkerPool", "create_workers", "shares"]
 
 _COLD = 4
 """Requests that a worker without the model may be behind before it is worth loading."""
@@ -36,13 +36,13 @@ _SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (.*)$")
 
 def create_workers(
     config: WorkerConfig, log_config: LogConfig | None = None
-) -> "WorkerService | CrewService":
-    """Return what serves this configuration: one worker, or a crew of them."""
+) -> "WorkerSupervisor | WorkerPool":
+    """Return what serves this configuration: one worker, or a pool of them."""
     devices = config.devices or ("",)
     if len(devices) * config.count == 1:
         own = config if not config.devices else _on_device(config, config.devices[0])
-        return WorkerService(own, log_config)
-    return CrewService(config, log_config)
+        return WorkerSupervisor(own, log_config)
+    return WorkerPool(config, log_config)
 
 
 def shares(cores: Sequence[int], count: int) -> list[tuple[int, ...]]:
@@ -60,7 +60,7 @@ def _on_device(config: WorkerConfig, device: str) -> WorkerConfig:
     return replace(config, options=on_device(config.options, device)) if device else config
 
 
-class CrewService:
+class WorkerPool:
     """The service port over several supervised processes.
 
     Args:
@@ -77,11 +77,11 @@ class CrewService:
         on_cpu = [not place.startswith(("cuda", "mps")) for place in places]
         each = shares(here, max(sum(on_cpu), 1))
         self._places = places
-        self._workers: list[WorkerService] = []
+        self._workers: list[WorkerSupervisor] = []
         for place, is_cpu in zip(places, on_cpu, strict=True):
             cores = each[sum(on_cpu[: len(self._workers)])] if is_cpu else ()
             self._workers.append(
-                WorkerService(
+                WorkerSupervisor(
                     _on_device(config, place),
                     log_config,
                     cores=cores if len(cores) < len(here) else (),
@@ -106,7 +106,7 @@ class CrewService:
             str(dict(await worker.capabilities()).get("environment")) for worker in self._workers
         }
         if len(kinds) > 1:
-            log.warning("crew.workers_differ", environments=sorted(kinds))
+            log.warning("pool.workers_differ", environments=sorted(kinds))
 
     async def generate(
         self,
@@ -190,7 +190,7 @@ class CrewService:
             ),
         )
 
-    async def _take_over(self, dead: WorkerService) -> None:
+    async def _take_over(self, dead: WorkerSupervisor) -> None:
         """Let the others go on with what a dead worker had."""
         here = self._workers.index(dead)
         self._warm[here].clear()
@@ -198,9 +198,9 @@ class CrewService:
         if others and dead.num_streams:
             heir = min(others, key=lambda k: self._loads[k])
             count = await dead.hand_over(self._workers[heir])
-            log.warning("crew.taken_over", requests=count, worker=heir)
+            log.warning("pool.taken_over", requests=count, worker=heir)
 
-    def _any(self) -> WorkerService:
+    def _any(self) -> WorkerSupervisor:
         """Return the ready worker with least to do."""
         able = [w for w in self._workers if w.is_ready] or self._workers
         return min(able, key=lambda worker: worker.num_streams)
@@ -228,7 +228,7 @@ class CrewService:
         return await self._any().capabilities()
 
     async def health(self) -> Mapping[str, Any]:
-        """Tell how the crew is: ready if any worker is, and each worker on its own."""
+        """Tell how the pool is: ready if any worker is, and each worker on its own."""
         each = [dict(await worker.health()) for worker in self._workers]
         first = next((h for h in each if h["ready"]), each[0])
         return {

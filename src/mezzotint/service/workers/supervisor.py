@@ -43,7 +43,7 @@ from mezzotint.types import (
     Started,
 )
 
-__all__ = ["WorkerService"]
+__all__ = ["WorkerSupervisor"]
 
 _PING_S = 1.0
 _CLOSE_S = 5.0  # who drains has waited before; what is left is to write the tables of costs
@@ -57,7 +57,7 @@ _SUSPECT = 2  # who was running in so many deaths goes on alone among its like
 class _Stream:
     """One request under way, who works on it, and what its client has seen."""
 
-    owner: "WorkerService"
+    owner: "WorkerSupervisor"
     request_id: str
     message: dict[str, Any]
     events: "asyncio.Queue[Event | MezzotintError]" = field(default_factory=asyncio.Queue)
@@ -69,7 +69,7 @@ class _Stream:
     images: dict[int, ImageOutput] = field(default_factory=dict[int, ImageOutput])
 
 
-class WorkerService:
+class WorkerSupervisor:
     """The service port over a supervised process.
 
     Args:
@@ -87,7 +87,7 @@ class WorkerService:
         log_config: LogConfig | None = None,
         *,
         cores: Sequence[int] = (),
-        on_death: Callable[["WorkerService"], Awaitable[None]] | None = None,
+        on_death: Callable[["WorkerSupervisor"], Awaitable[None]] | None = None,
     ) -> None:
         self._config = config
         self._cores = tuple(cores)
@@ -209,7 +209,7 @@ class WorkerService:
         """Requests under way."""
         return len(self._streams)
 
-    async def hand_over(self, other: "WorkerService") -> int:
+    async def hand_over(self, other: "WorkerSupervisor") -> int:
         """Let another worker go on with everything under way; return how many requests."""
         streams = list(self._streams.values())
         self._streams.clear()

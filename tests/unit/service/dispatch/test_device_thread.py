@@ -6,7 +6,8 @@ import pytest
 
 from mezzotint.engine.state import ImageFailed, ImageId
 from mezzotint.engine.step_engine import Submission
-from mezzotint.service.dispatch.device_thread import DeviceThread, Stop
+from mezzotint.service.dispatch.device_messages import Stop
+from mezzotint.service.dispatch.device_thread import DeviceThread
 
 
 def test_an_engine_that_cannot_be_built_fails_its_work_and_lets_nobody_wait():

@@ -5,17 +5,17 @@ import threading
 
 import pytest
 
-from mezzotint.service.dispatch.event_mailbox import Letterbox
+from mezzotint.service.dispatch.event_mailbox import EventMailbox
 
 
 def test_items_of_many_threads_arrive_in_each_threads_order():
     async def main():
-        letters = Letterbox(asyncio.get_running_loop())
+        mailbox = EventMailbox(asyncio.get_running_loop())
         queues = [asyncio.Queue() for _ in range(4)]
 
         def send(k):
             for number in range(3000):
-                letters.put(queues[k], number)
+                mailbox.put(queues[k], number)
 
         threads = [threading.Thread(target=send, args=(k,)) for k in range(4)]
         for thread in threads:
@@ -35,12 +35,12 @@ def test_a_busy_loop_is_woken_once_for_all_that_came():
         calls = []
         wake = loop.call_soon_threadsafe
         loop.call_soon_threadsafe = lambda *a: calls.append(a) or wake(*a)
-        letters, queue = Letterbox(loop), asyncio.Queue()
+        mailbox, queue = EventMailbox(loop), asyncio.Queue()
         for number in range(100):
-            letters.put(queue, number)
+            mailbox.put(queue, number)
         assert len(calls) == 1
         assert [await queue.get() for _ in range(100)] == list(range(100))
-        letters.put(queue, "later")
+        mailbox.put(queue, "later")
         assert len(calls) == 2
         assert await queue.get() == "later"
 
@@ -50,7 +50,7 @@ def test_a_busy_loop_is_woken_once_for_all_that_came():
 def test_a_closed_loop_raises_each_time():
     loop = asyncio.new_event_loop()
     loop.close()
-    letters, queue = Letterbox(loop), None
+    mailbox, queue = EventMailbox(loop), None
     for _ in range(2):
         with pytest.raises(RuntimeError):
-            letters.put(queue, 1)
+            mailbox.put(queue, 1)

@@ -2,23 +2,23 @@
 
 import threading
 
-from mezzotint.service.dispatch.mailbox import Inbox
+from mezzotint.service.dispatch.mailbox import Mailbox
 
 
-class Desk:
-    """An inbox with the thread that does nothing else."""
+class Dispatcher:
+    """An mailbox with the thread that does nothing else."""
 
     def __init__(self, handle):
         self.woken = threading.Semaphore(0)
         self.is_open = True
-        self.inbox = Inbox(handle, self.woken.release)
+        self.mailbox = Mailbox(handle, self.woken.release)
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
 
     def run(self):
         while self.is_open:
             self.woken.acquire()
-            self.inbox.work()
+            self.mailbox.work()
 
     def close(self):
         self.is_open = False
@@ -29,9 +29,9 @@ class Desk:
 
 def test_a_message_is_taken_before_put_returns():
     taken = []
-    inbox = Inbox(taken.append, lambda: taken.append("woken"))
-    inbox.put(1)
-    inbox.put(2)
+    mailbox = Mailbox(taken.append, lambda: taken.append("woken"))
+    mailbox.put(1)
+    mailbox.put(2)
     assert taken == [1, 2]
 
 
@@ -41,14 +41,14 @@ def test_what_a_message_brings_is_left_to_the_other_thread():
     def handle(message):
         trace.append(("begin", message))
         if message == "first":
-            inbox.put("second")
+            mailbox.put("second")
         trace.append(("end", message))
 
-    inbox = Inbox(handle, lambda: woken.append(True))
-    inbox.put("first")
+    mailbox = Mailbox(handle, lambda: woken.append(True))
+    mailbox.put("first")
     assert trace == [("begin", "first"), ("end", "first")]
     assert woken
-    inbox.work()
+    mailbox.work()
     assert trace[2:] == [("begin", "second"), ("end", "second")]
 
 
@@ -61,20 +61,20 @@ def test_many_threads_lose_nothing_and_never_meet():
         taken.append(message)
         inside[0] -= 1
 
-    desk = Desk(handle)
+    dispatcher = Dispatcher(handle)
     start = threading.Barrier(8)
 
     def send(sender):
         start.wait()
         for number in range(2000):
-            desk.inbox.put((sender, number))
+            dispatcher.mailbox.put((sender, number))
 
     threads = [threading.Thread(target=send, args=(k,)) for k in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    desk.close()
+    dispatcher.close()
     assert worst == [1]
     assert len(taken) == 16_000
     for sender in range(8):
@@ -87,12 +87,12 @@ def test_whoever_brings_a_message_does_not_work_for_all_others():
 
     def handle(message):
         taken.append(message)
-        inbox.bring("one more")  # as fast as they are taken
+        mailbox.bring("one more")  # as fast as they are taken
 
-    inbox = Inbox(handle, lambda: woken.append(True))
+    mailbox = Mailbox(handle, lambda: woken.append(True))
     for _ in range(100):
-        inbox.bring("before")
-    inbox.put("mine")
+        mailbox.bring("before")
+    mailbox.put("mine")
     assert len(taken) <= 5
     assert woken
 
@@ -106,15 +106,15 @@ def test_a_thread_that_finds_it_busy_goes_on_at_once():
             entered.set()
             assert go_on.wait(10)
 
-    desk = Desk(handle)
-    slow = threading.Thread(target=desk.inbox.put, args=("slow",))
+    dispatcher = Dispatcher(handle)
+    slow = threading.Thread(target=dispatcher.mailbox.put, args=("slow",))
     slow.start()
     assert entered.wait(10)
-    desk.inbox.put("quick")  # returns although nobody has taken it
+    dispatcher.mailbox.put("quick")  # returns although nobody has taken it
     assert taken == ["slow"]
     go_on.set()
     slow.join()
-    desk.close()
+    dispatcher.close()
     assert taken == ["slow", "quick"]
 
 
@@ -126,19 +126,19 @@ def test_an_error_costs_one_message():
             raise ValueError("a bug")
         taken.append(message)
 
-    inbox = Inbox(handle, lambda: None)
+    mailbox = Mailbox(handle, lambda: None)
     for message in (1, 2, 3):
-        inbox.put(message)
+        mailbox.put(message)
     assert taken == [1, 3]
 
 
 def test_after_shutting_messages_are_left_lying():
     taken = []
-    inbox = Inbox(taken.append, lambda: None)
-    inbox.put(1)
-    inbox.shut()
-    inbox.put(2)
-    inbox.bring(3)
+    mailbox = Mailbox(taken.append, lambda: None)
+    mailbox.put(1)
+    mailbox.shut()
+    mailbox.put(2)
+    mailbox.bring(3)
     assert taken == [1]
-    assert inbox.leftovers() == [2, 3]
-    assert inbox.leftovers() == []
+    assert mailbox.leftovers() == [2, 3]
+    assert mailbox.leftovers() == []

@@ -8,7 +8,7 @@ from mezzotint.errors import PictureTooLarge
 from mezzotint.images.config import ImageConfig
 from mezzotint.request import Control, GenerationRequest, Inpaint, Outpaint, Output
 from mezzotint.service.finishing import tools
-from mezzotint.service.finishing.inpainting import read_canvas
+from mezzotint.service.finishing.inpainting import read_inpainting
 from mezzotint.service.finishing.pictures import check_pictures
 from mezzotint.types import ImageInput
 
@@ -50,7 +50,7 @@ def test_a_large_picture_under_a_mask_is_refused_by_its_head(large, inpaint):
     )  # fmt: skip
     began = time.monotonic()
     with pytest.raises(PictureTooLarge, match="image must give at most 4194304 pixels"):
-        read_canvas(request, SERVED)
+        read_inpainting(request, SERVED)
     assert time.monotonic() - began < 1.0
 
 
@@ -59,7 +59,7 @@ def test_an_extension_beyond_the_limit_is_refused_by_the_head():
     out = Outpaint(left=1024, right=1024, top=1024, bottom=1024)
     request = GenerationRequest(image=flat(1024), outpaint=out)
     with pytest.raises(PictureTooLarge, match="outpaint must give at most"):
-        read_canvas(request, SERVED)
+        read_inpainting(request, SERVED)
 
 
 @pytest.mark.usefixtures("nothing_is_decoded")
@@ -80,9 +80,9 @@ def test_the_pictures_of_a_request_are_counted_together_before_one_is_decoded(la
 
 def test_what_is_brought_to_the_size_of_the_plan_may_be_larger():
     request = GenerationRequest(image=flat(3000), width=64, height=64)
-    canvas = read_canvas(request, SERVED)
-    assert canvas is not None
-    assert canvas.image.shape == (3000, 3000, 3)
+    inpainting = read_inpainting(request, SERVED)
+    assert inpainting is not None
+    assert inpainting.image.shape == (3000, 3000, 3)
 
 
 def test_filling_under_a_flat_mask_takes_little_time():
@@ -90,11 +90,11 @@ def test_filling_under_a_flat_mask_takes_little_time():
         image=flat(2048), mask=flat(2048), inpaint=Inpaint(area="masked", fill="surroundings"),
         width=64, height=64,
     )  # fmt: skip
-    canvas = read_canvas(request, SERVED)
-    assert canvas is not None
+    inpainting = read_inpainting(request, SERVED)
+    assert inpainting is not None
     from mezzotint.service.finishing.inpainting import draw_inwards
 
     began = time.monotonic()
-    drawn = draw_inwards(canvas.image, canvas.mask)
+    drawn = draw_inwards(inpainting.image, inpainting.mask)
     assert time.monotonic() - began < 5.0
     assert drawn.max() == 0  # nothing is known that could be drawn inwards

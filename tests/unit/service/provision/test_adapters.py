@@ -9,7 +9,7 @@ import torch
 from mezzotint.models.adapters.ip_adapter import crop_picture, prepare_picture
 from mezzotint.models.networks import Placement
 from mezzotint.planning.plan import Adapters
-from mezzotint.service.provision.adapters import AdapterShelf
+from mezzotint.service.provision.adapters import AdapterProvider
 
 
 class Thing:
@@ -17,32 +17,32 @@ class Thing:
 
 
 @pytest.fixture
-def shelf(tmp_path, monkeypatch):
-    shelf = AdapterShelf(tmp_path, allow_paths=False)
-    monkeypatch.setattr(shelf, "_make", lambda *_: Thing())
-    return shelf
+def provider(tmp_path, monkeypatch):
+    provider = AdapterProvider(tmp_path, allow_paths=False)
+    monkeypatch.setattr(provider, "_make", lambda *_: Thing())
+    return provider
 
 
-def put(shelf, model, name):
-    return shelf.put_on(model, Adapters(loras=((name, "digest"),)), Placement())
+def put(provider, model, name):
+    return provider.put_on(model, Adapters(loras=((name, "digest"),)), Placement())
 
 
-def test_a_view_is_kept_and_goes_with_its_model(shelf):
+def test_a_view_is_kept_and_goes_with_its_model(provider):
     model = Thing()
-    assert put(shelf, model, "ink") is put(shelf, model, "ink")
-    assert put(shelf, model, "ink") is not put(shelf, model, "fog")
-    assert put(shelf, model, "ink") is not put(shelf, Thing(), "ink")
+    assert put(provider, model, "ink") is put(provider, model, "ink")
+    assert put(provider, model, "ink") is not put(provider, model, "fog")
+    assert put(provider, model, "ink") is not put(provider, Thing(), "ink")
     del model
     gc.collect()
-    assert len(shelf._views) == 0
+    assert len(provider._views) == 0
 
 
-def test_views_are_bounded_over_all_models(shelf):
+def test_views_are_bounded_over_all_models(provider):
     models = [Thing(), Thing()]
     for k in range(20):
-        put(shelf, models[k % 3 == 0], f"lora {k}")
-    assert sum(map(len, shelf._views.values())) == 8
-    assert put(shelf, models[False], "lora 19") is put(shelf, models[False], "lora 19")
+        put(provider, models[k % 3 == 0], f"lora {k}")
+    assert sum(map(len, provider._views.values())) == 8
+    assert put(provider, models[False], "lora 19") is put(provider, models[False], "lora 19")
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (300, 217), (32, 32), (33, 900)])

@@ -5,8 +5,8 @@ import os
 import pytest
 
 from mezzotint.service.provision import memory_limit as host
-from mezzotint.service.provision import model_provider as shelf
-from mezzotint.service.provision.memory_limit import group_limit, host_memory
+from mezzotint.service.provision import model_provider as provider
+from mezzotint.service.provision.memory_limit import group_limit, memory_limit
 
 NO_LIMIT_V1 = 9223372036854771712  # what the kernel writes: 2**63 - 1 rounded down to pages
 
@@ -55,9 +55,9 @@ def test_without_a_limit_there_is_none(tmp_path, text):
 def test_the_budget_is_half_of_the_smaller(monkeypatch):
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     monkeypatch.setattr(host, "group_limit", lambda: 1 << 30)
-    assert shelf.memory_budget(0, "cpu") == 1 << 29
-    assert shelf.memory_budget(77, "cpu") == 77
+    assert provider.memory_budget(0, "cpu") == 1 << 29
+    assert provider.memory_budget(77, "cpu") == 77
     for limit in (None, NO_LIMIT_V1):
         monkeypatch.setattr(host, "group_limit", lambda limit=limit: limit)
-        assert host_memory() == machine
-        assert shelf.memory_budget(0, "cpu") == machine // 2
+        assert memory_limit() == machine
+        assert provider.memory_budget(0, "cpu") == machine // 2

@@ -13,23 +13,23 @@ from mezzotint.errors import InvalidRequest, MezzotintError
 from mezzotint.request import GenerationRequest
 from mezzotint.service.config import WorkerConfig
 from mezzotint.service.fake import FakeService
-from mezzotint.service.workers.pool import CrewService, create_workers, shares
-from mezzotint.service.workers.supervisor import WorkerService
+from mezzotint.service.workers.pool import WorkerPool, create_workers, shares
+from mezzotint.service.workers.supervisor import WorkerSupervisor
 from mezzotint.types import Finished, GenerationResult, Stepped
 
 FAKE = "mezzotint.service.fake:create_fake"
 
 
-def using(body: Callable[[CrewService], Awaitable[None]], count: int = 2, **options: Any) -> None:
+def using(body: Callable[[WorkerPool], Awaitable[None]], count: int = 2, **options: Any) -> None:
     async def main() -> None:
         config = WorkerConfig(factory=FAKE, backoff_s=0.02, count=count, options=options)
-        crew = create_workers(config)
-        assert isinstance(crew, CrewService)
-        await crew.start()
+        pool = create_workers(config)
+        assert isinstance(pool, WorkerPool)
+        await pool.start()
         try:
-            await body(crew)
+            await body(pool)
         finally:
-            await crew.close()
+            await pool.close()
 
     asyncio.run(main())
 
@@ -38,9 +38,9 @@ def alone(request: GenerationRequest) -> bytes:
     return asyncio.run(FakeService().generate(request, request_id="x")).images[0].data
 
 
-async def ask(crew: CrewService, seed: int, **fields: Any) -> GenerationResult:
+async def ask(pool: WorkerPool, seed: int, **fields: Any) -> GenerationResult:
     request = GenerationRequest(prompt="p", seed=seed, **fields)
-    return await crew.generate(request, request_id=f"r{seed}", use_cache=False)
+    return await pool.generate(request, request_id=f"r{seed}", use_cache=False)
 
 
 def test_cores_are_shared_evenly_and_never_left_empty():
@@ -50,7 +50,7 @@ def test_cores_are_shared_evenly_and_never_left_empty():
 
 
 def test_one_worker_is_no_crew_and_devices_are_checked():
-    assert isinstance(create_workers(WorkerConfig(factory=FAKE)), WorkerService)
+    assert isinstance(create_workers(WorkerConfig(factory=FAKE)), WorkerSupervisor)
     with pytest.raises(InvalidRequest, match="cuda:N"):
         WorkerConfig(devices=("gpu",))
     with pytest.raises(InvalidRequest, match="twice"):
@@ -63,8 +63,8 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.02)
 
 
-async def all_ready(crew: CrewService, restarts: list[int]) -> bool:
-    workers = (await crew.health())["workers"]
+async def all_ready(pool: WorkerPool, restarts: list[int]) -> bool:
+    workers = (await pool.health())["workers"]
     return all(w["ready"] for w in workers) and [w["restarts"] for w in workers] == restarts
 
 
@@ -73,13 +73,13 @@ def test_work_is_spread_and_a_death_costs_the_others_nothing():
     seeds = range(6)
     wanted = {seed: alone(GenerationRequest(prompt="p", seed=seed)) for seed in seeds}
 
-    async def body(crew: CrewService) -> None:
+    async def body(pool: WorkerPool) -> None:
         starts: dict[int, int] = dict.fromkeys(seeds, 0)
         begun: set[int] = set()
 
         async def follow(seed: int) -> tuple[int, bytes]:
             request = GenerationRequest(prompt="p", seed=seed)
-            events = crew.stream(request, request_id=f"r{seed}", use_cache=False)
+            events = pool.stream(request, request_id=f"r{seed}", use_cache=False)
             async for event in events:
                 begun.add(seed)
                 if isinstance(event, Stepped):
@@ -90,8 +90,8 @@ def test_work_is_spread_and_a_death_costs_the_others_nothing():
 
         tasks = [asyncio.create_task(follow(seed)) for seed in seeds]
         await until(lambda: _true(len(begun) == len(seeds) and all(starts.values())))
-        assert sorted(crew._loads.values()) == [3, 3]
-        health = await crew.health()
+        assert sorted(pool._loads.values()) == [3, 3]
+        health = await pool.health()
         pids = [w["pid"] for w in health["workers"]]
         own = [sorted(os.sched_getaffinity(pid)) for pid in pids]
         assert own == [list(c) for c in shares(sorted(os.sched_getaffinity(0)), 2)]
@@ -99,10 +99,10 @@ def test_work_is_spread_and_a_death_costs_the_others_nothing():
         for seed, task in zip(seeds, tasks, strict=True):
             assert (await task)[1] == wanted[seed]
         assert sorted(starts.values()) == [1, 1, 1, 2, 2, 2]  # the others were not disturbed
-        await until(lambda: all_ready(crew, [1, 0]))
-        await until(lambda: _true(sum(crew._loads.values()) == 0))
+        await until(lambda: all_ready(pool, [1, 0]))
+        await until(lambda: _true(sum(pool._loads.values()) == 0))
         for seed in seeds:
-            assert (await ask(crew, seed)).images[0].data == wanted[seed]
+            assert (await ask(pool, seed)).images[0].data == wanted[seed]
 
     using(body, step_s=0.4, slots=8)
 
@@ -114,44 +114,44 @@ async def _true(value: bool) -> bool:
 def test_models_are_registered_everywhere_and_survive_a_death(tmp_path):
     (tmp_path / "m").mkdir()
 
-    async def body(crew: CrewService) -> None:
-        await crew.register(str(tmp_path / "m"), name="extra")
-        for worker in (await crew.health())["workers"]:
+    async def body(pool: WorkerPool) -> None:
+        await pool.register(str(tmp_path / "m"), name="extra")
+        for worker in (await pool.health())["workers"]:
             os.kill(worker["pid"], signal.SIGKILL)
-        await until(lambda: all_ready(crew, [1, 1]))
-        for worker in crew._workers:
+        await until(lambda: all_ready(pool, [1, 1]))
+        for worker in pool._workers:
             assert "extra" in [m["name"] for m in await worker.models()]
-        await crew.unregister("extra")
-        for worker in crew._workers:
+        await pool.unregister("extra")
+        for worker in pool._workers:
             assert "extra" not in [m["name"] for m in await worker.models()]
 
     using(body)
 
 
 def test_cancel_finds_the_worker_metrics_name_it_and_equal_requests_meet():
-    async def body(crew: CrewService) -> None:
-        tasks = [asyncio.create_task(ask(crew, seed, num_inference_steps=100)) for seed in range(4)]
-        await until(lambda: _queued(crew, 4))
-        assert await crew.cancel("r3")
-        assert not await crew.cancel("nobody")
+    async def body(pool: WorkerPool) -> None:
+        tasks = [asyncio.create_task(ask(pool, seed, num_inference_steps=100)) for seed in range(4)]
+        await until(lambda: _queued(pool, 4))
+        assert await pool.cancel("r3")
+        assert not await pool.cancel("nobody")
         with pytest.raises(MezzotintError, match="cancelled"):
             await tasks[3]
         for task in tasks[:3]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        text = (await crew.health())["metrics_text"]
+        text = (await pool.health())["metrics_text"]
         samples = [s for f in text_string_to_metric_families(text) for s in f.samples]
         assert {s.labels["worker"] for s in samples} <= {"0", "1"}
         request = GenerationRequest(prompt="p", seed=3)
         same = [
-            asyncio.create_task(crew.generate(request, request_id=f"same{k}")) for k in range(4)
+            asyncio.create_task(pool.generate(request, request_id=f"same{k}")) for k in range(4)
         ]
-        await until(lambda: _true(sum(crew._loads.values()) == 4))
-        assert max(crew._loads.values()) == 4
+        await until(lambda: _true(sum(pool._loads.values()) == 4))
+        assert max(pool._loads.values()) == 4
         assert len({(await task).images[0].data for task in same}) == 1
 
     using(body, step_s=0.2)
 
 
-async def _queued(crew: CrewService, count: int) -> bool:
-    return sum(worker.num_streams for worker in crew._workers) == count
+async def _queued(pool: WorkerPool, count: int) -> bool:
+    return sum(worker.num_streams for worker in pool._workers) == count

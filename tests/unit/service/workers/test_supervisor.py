@@ -15,15 +15,15 @@ from mezzotint.images.png import encode_png
 from mezzotint.request import GenerationRequest
 from mezzotint.service.config import WorkerConfig
 from mezzotint.service.fake import FakeService
-from mezzotint.service.workers.supervisor import WorkerService
+from mezzotint.service.workers.supervisor import WorkerSupervisor
 from mezzotint.types import Finished, ImageFinished, Started
 
 FAKE = "mezzotint.service.fake:create_fake"
 
 
-def using(body: Callable[[WorkerService], Awaitable[None]], **config: Any) -> None:
+def using(body: Callable[[WorkerSupervisor], Awaitable[None]], **config: Any) -> None:
     async def main() -> None:
-        service = WorkerService(WorkerConfig(**{"factory": FAKE, "backoff_s": 0.02, **config}))
+        service = WorkerSupervisor(WorkerConfig(**{"factory": FAKE, "backoff_s": 0.02, **config}))
         await service.start()
         try:
             await body(service)
@@ -36,7 +36,7 @@ def using(body: Callable[[WorkerService], Awaitable[None]], **config: Any) -> No
 @pytest.mark.parametrize("factory", ["nowhere:create", "mezzotint.service.fake:nothing", "text"])
 def test_a_factory_that_does_not_exist_is_said_at_once(factory):
     async def main() -> None:
-        service = WorkerService(WorkerConfig(factory=factory))
+        service = WorkerSupervisor(WorkerConfig(factory=factory))
         with pytest.raises(errors.InvalidRequest, match="factory"):
             await service.start()
         await service.close()
@@ -46,7 +46,7 @@ def test_a_factory_that_does_not_exist_is_said_at_once(factory):
 
 def test_nothing_is_taken_before_the_first_start_and_health_answers_without_waiting():
     async def main() -> None:
-        service = WorkerService(WorkerConfig(factory=FAKE))
+        service = WorkerSupervisor(WorkerConfig(factory=FAKE))
         await service.start(wait=False)
         assert (await service.health())["ready"] is False
         with pytest.raises(errors.NotReady, match="loading"):
@@ -59,7 +59,7 @@ def test_nothing_is_taken_before_the_first_start_and_health_answers_without_wait
 
 
 def test_a_death_is_invisible_to_whoever_listens(tmp_path):
-    async def body(service: WorkerService) -> None:
+    async def body(service: WorkerSupervisor) -> None:
         request = GenerationRequest(prompt="boom", seed=1, num_images=3, num_inference_steps=4)
         events = []
         async for event in service.stream(request, request_id="r"):
@@ -76,7 +76,7 @@ def test_a_death_is_invisible_to_whoever_listens(tmp_path):
 
 
 def test_an_open_seed_stays_what_it_was_over_a_death(tmp_path):
-    async def body(service: WorkerService) -> None:
+    async def body(service: WorkerSupervisor) -> None:
         request = GenerationRequest(prompt="boom")
         made = (await service.generate(request, request_id="r")).images[0]
         again = GenerationRequest(prompt="boom", seed=made.seed)
@@ -86,7 +86,7 @@ def test_an_open_seed_stays_what_it_was_over_a_death(tmp_path):
 
 
 def test_a_silent_process_is_killed_and_its_work_done_again(tmp_path):
-    async def body(service: WorkerService) -> None:
+    async def body(service: WorkerSupervisor) -> None:
         result = await service.generate(GenerationRequest(prompt="hang", seed=3), request_id="r")
         assert result.images[0].seed == 3
         assert service.restarts == 1
@@ -95,7 +95,7 @@ def test_a_silent_process_is_killed_and_its_work_done_again(tmp_path):
 
 
 def test_a_poisonous_request_fails_and_plain_calls_are_repeated():
-    async def body(service: WorkerService) -> None:
+    async def body(service: WorkerSupervisor) -> None:
         with pytest.raises(errors.WorkFailed, match="died 2 times"):
             await service.generate(GenerationRequest(prompt="poison"), request_id="r")
         assert len(await service.models()) == 2
@@ -104,7 +104,7 @@ def test_a_poisonous_request_fails_and_plain_calls_are_repeated():
 
 
 def test_a_picture_whose_reading_kills_the_process_twice_is_refused():
-    async def body(service: WorkerService) -> None:
+    async def body(service: WorkerSupervisor) -> None:
         picture = encode_png(np.zeros((8, 8, 3), np.uint8), {"parameters": "poison"})
         with pytest.raises(errors.WorkFailed, match="died 2 times while it answered inspect"):
             await asyncio.wait_for(service.inspect(picture), 30)
@@ -115,7 +115,7 @@ def test_a_picture_whose_reading_kills_the_process_twice_is_refused():
 
 
 def test_who_runs_beside_a_poisonous_request_lives_and_keeps_its_bytes():
-    async def body(service: WorkerService) -> None:
+    async def body(service: WorkerSupervisor) -> None:
         good = [GenerationRequest(prompt=f"good {k}", seed=k) for k in range(3)]
         poison = GenerationRequest(prompt="poison")
         ended = await asyncio.gather(
@@ -132,7 +132,7 @@ def test_who_runs_beside_a_poisonous_request_lives_and_keeps_its_bytes():
 
 
 def test_one_that_waits_its_turn_after_a_death_can_be_cancelled():
-    async def body(service: WorkerService) -> None:
+    async def body(service: WorkerSupervisor) -> None:
         requests = [GenerationRequest(prompt=p, seed=1) for p in ("poison", "a", "b")]
         tasks = [asyncio.create_task(service.generate(r, request_id=r.prompt)) for r in requests]
         while not any(s.is_held for s in service._streams.values()):
@@ -148,7 +148,7 @@ def test_one_that_waits_its_turn_after_a_death_can_be_cancelled():
 
 
 def test_cancel_while_the_process_restarts_is_a_cancel():
-    async def body(service: WorkerService) -> None:
+    async def body(service: WorkerSupervisor) -> None:
         request = GenerationRequest(prompt="long", num_inference_steps=1000)
         task = asyncio.create_task(service.generate(request, request_id="r"))
         await asyncio.sleep(0.2)
@@ -165,7 +165,7 @@ def test_cancel_while_the_process_restarts_is_a_cancel():
 def test_the_process_ends_with_its_parent_and_after_close():
     pids: list[int] = []
 
-    async def body(service: WorkerService) -> None:
+    async def body(service: WorkerSupervisor) -> None:
         pids.append(service._process.pid)
 
     using(body)

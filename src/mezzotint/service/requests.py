@@ -1,6 +1,6 @@
-"""Orders: one accepted request, from its plans to its one ending.
+"""Requests: one accepted request, from its plans to its one ending.
 
-Plain data and rules without threads. An order is open while any of its images
+Plain data and rules without threads. A request is open while any of its images
 is; when the last one closes it has exactly one ending: Finished if there is a
 picture (what failed is a warning), Failed if there is none or its own deadline
 passed, Cancelled if somebody asked for it.
@@ -40,7 +40,7 @@ from mezzotint.types import (
     Verdict,
 )
 
-__all__ = ["Attempted", "Judge", "Order", "Run", "alone"]
+__all__ = ["Attempted", "Judge", "RequestState", "RequestSubmission", "standalone"]
 
 _DEFAULT_STRENGTH = 0.8
 
@@ -58,8 +58,8 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """A planned request on its way into the desk.
+class RequestSubmission:
+    """A planned request on its way into the dispatcher.
 
     Args:
         id: The request's id.
@@ -99,21 +99,23 @@ class Attempted:
     warnings: tuple[str, ...]
 
 
-class Run:
-    """An order that was accepted: what is open, what is done, what failed.
+class RequestState:
+    """A request that was accepted: what is open, what is done, what failed.
 
     Args:
-        order: What is to be done.
+        submission: What is to be done.
         until_s: Clock time by which it must be done, or infinity.
-        due_s: Clock time that decides whose turn it is among one client's orders.
+        due_s: Clock time that decides whose turn it is among one client's requests.
     """
 
-    def __init__(self, order: Order, *, until_s: float = math.inf, due_s: float = 0.0) -> None:
-        self.order = order
+    def __init__(
+        self, submission: RequestSubmission, *, until_s: float = math.inf, due_s: float = 0.0
+    ) -> None:
+        self.submission = submission
         self.until_s = until_s
         self.due_s = due_s
-        self.promised_s = 0.0  # clock time by which its client was told that it will be done
-        self.open = set(range(len(order.planned.plans)))
+        self.expected_s = 0.0  # clock time by which its client was told that it will be done
+        self.open = set(range(len(submission.planned.plans)))
         self.outputs: dict[int, ImageOutput] = {}
         self.failures: dict[int, Exception] = {}
         self.attempts: dict[int, list[Attempted]] = {}
@@ -126,7 +128,7 @@ class Run:
     @property
     def rank(self) -> tuple[int, float, float]:
         """Its place in the reading order of its client, smallest first."""
-        return (-self.order.request.priority, self.until_s, self.due_s)
+        return (-self.submission.request.priority, self.until_s, self.due_s)
 
     @property
     def is_over(self) -> bool:
@@ -136,8 +138,13 @@ class Run:
     @property
     def wants_animation(self) -> bool:
         """Whether the frames still have to become one file."""
-        wanted = self.order.request.output.animation is not None and not self.is_animated
+        wanted = self.submission.request.output.animation is not None and not self.is_animated
         return wanted and bool(self.outputs) and not self.failures and not self.is_cancelled
+
+    def wants_preview(self, step: int) -> bool:
+        """Whether its client wants a preview of this step, from 1."""
+        every = self.submission.preview_every
+        return bool(every) and step % every == 0
 
     def animate(self, outcome: ImageOutput | Exception) -> None:
         """Put the animation in the place of its frames."""
@@ -159,9 +166,9 @@ class Run:
 
     def ending(self, cost: Mapping[str, Any] | None = None) -> Finished | Failed | Cancelled:
         """Return the one ending, once every image is closed."""
-        order = self.order
+        submission = self.submission
         if self.is_cancelled:
-            return Cancelled(id=order.id)
+            return Cancelled(id=submission.id)
         fatal = next(
             (e for e in self.failures.values() if isinstance(e, DeadlineExceeded | NotReady)), None
         )
@@ -169,22 +176,22 @@ class Run:
             error = fatal or next(
                 iter(self.failures.values()), WorkFailed("the request came to nothing")
             )
-            return Failed(id=order.id, error=error)
-        if order.request.output.animation is not None and self.failures:
-            return Failed(id=order.id, error=next(iter(self.failures.values())))
+            return Failed(id=submission.id, error=error)
+        if submission.request.output.animation is not None and self.failures:
+            return Failed(id=submission.id, error=next(iter(self.failures.values())))
         lost = tuple(f"image {k} failed: {e}" for k, e in sorted(self.failures.items()))
-        plan = {**order.planned.plans[0].describe(), **({"cost": dict(cost)} if cost else {})}
+        plan = {**submission.planned.plans[0].describe(), **({"cost": dict(cost)} if cost else {})}
         result = GenerationResult(
-            id=order.id,
+            id=submission.id,
             images=tuple(self.outputs[k] for k in sorted(self.outputs)),
             plan=plan,
-            cache="hit" if self.hits == len(order.planned.plans) else "miss",
-            warnings=order.planned.warnings + lost,
+            cache="hit" if self.hits == len(submission.planned.plans) else "miss",
+            warnings=submission.planned.warnings + lost,
         )
-        return Finished(id=order.id, result=result)
+        return Finished(id=submission.id, result=result)
 
 
-def alone(request: GenerationRequest, plan: Plan) -> GenerationRequest:
+def standalone(request: GenerationRequest, plan: Plan) -> GenerationRequest:
     """Return the request that makes one image again by itself, everything resolved.
 
     Requests in other words that came to the same plan come to the same request, so

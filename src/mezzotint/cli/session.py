@@ -1,4 +1,4 @@
-"""Household: opens what does the work, for the length of one verb.
+"""Session: opens the service that does the work, for the length of one verb.
 
 The verbs speak to the service port only, so that they are tested against the
 fake. Settings come from the root command's flags, the verb's own, the

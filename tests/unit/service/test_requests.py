@@ -18,15 +18,15 @@ from mezzotint.request import (
     Upscale,
     Walk,
 )
-from mezzotint.service.orders import Order, Run, alone
+from mezzotint.service.requests import RequestState, RequestSubmission, standalone
 from mezzotint.types import Cancelled, Failed, Finished, ImageOutput
 
 SD = ModelSpec(name="sd15", digest="a" * 64, family="sd", prediction_type="epsilon")
 
 
-def order(images=2, warnings=()):
+def submission(images=2, warnings=()):
     plans = tuple(make_plan(seed=k) for k in range(images))
-    return Order(
+    return RequestSubmission(
         id="r", request=GenerationRequest(prompt="a pear"),
         planned=Planned(plans=plans, warnings=warnings), footprints=(), sink=lambda event: None,
     )  # fmt: skip
@@ -37,55 +37,55 @@ def output(index):
 
 
 def test_a_run_is_over_when_every_image_has_an_outcome_and_only_the_first_counts():
-    run = Run(order())
-    assert run.close_image(0, output(0))
-    assert not run.close_image(0, ValueError("late"))
-    assert not run.is_over
-    run.close_image(1, output(1))
-    ending = run.ending()
-    assert run.is_over
+    state = RequestState(submission())
+    assert state.close_image(0, output(0))
+    assert not state.close_image(0, ValueError("late"))
+    assert not state.is_over
+    state.close_image(1, output(1))
+    ending = state.ending()
+    assert state.is_over
     assert isinstance(ending, Finished)
     assert [i.index for i in ending.result.images] == [0, 1]
 
 
 def test_one_lost_image_is_a_warning_where_others_came():
-    run = Run(order(warnings=("first",)))
-    run.close_image(0, errors.WorkFailed("NaN"))
-    run.close_image(1, output(1))
-    assert run.ending().result.warnings == ("first", "image 0 failed: NaN")
+    state = RequestState(submission(warnings=("first",)))
+    state.close_image(0, errors.WorkFailed("NaN"))
+    state.close_image(1, output(1))
+    assert state.ending().result.warnings == ("first", "image 0 failed: NaN")
 
 
 def test_no_image_at_all_is_a_failure_with_its_reason():
-    run = Run(order(images=1))
-    run.close_image(0, errors.WorkFailed("NaN"))
-    ending = run.ending()
+    state = RequestState(submission(images=1))
+    state.close_image(0, errors.WorkFailed("NaN"))
+    ending = state.ending()
     assert isinstance(ending, Failed)
     assert str(ending.error) == "NaN"
 
 
 @pytest.mark.parametrize("error", [errors.DeadlineExceeded("late"), errors.NotReady("draining")])
 def test_a_deadline_or_a_closing_engine_fails_the_whole_request(error):
-    run = Run(order())
-    run.close_image(0, output(0))
-    run.close_image(1, error)
-    assert run.ending().error is error
+    state = RequestState(submission())
+    state.close_image(0, output(0))
+    state.close_image(1, error)
+    assert state.ending().error is error
 
 
 def test_cancelled_wins_over_everything():
-    run = Run(order(images=1))
-    run.is_cancelled = True
-    run.close_image(0, output(0))
-    assert isinstance(run.ending(), Cancelled)
+    state = RequestState(submission(images=1))
+    state.is_cancelled = True
+    state.close_image(0, output(0))
+    assert isinstance(state.ending(), Cancelled)
 
 
 def test_a_result_is_a_hit_only_if_every_picture_was_kept():
-    run = Run(order())
-    run.hits = 1
+    state = RequestState(submission())
+    state.hits = 1
     for k in range(2):
-        run.close_image(k, output(k))
-    assert run.ending().result.cache == "miss"
-    run.hits = 2
-    assert run.ending().result.cache == "hit"
+        state.close_image(k, output(k))
+    assert state.ending().result.cache == "miss"
+    state.hits = 2
+    assert state.ending().result.cache == "hit"
 
 
 def test_alone_resolves_everything_and_drops_what_is_no_part_of_the_picture():
@@ -93,7 +93,7 @@ def test_alone_resolves_everything_and_drops_what_is_no_part_of_the_picture():
         prompt="a pear", num_images=4, priority=3, deadline_s=9, negative_prompt="unused",
         gates=Gates(gates=(("nsfw", GateSettings()),)),
     )  # fmt: skip
-    single = alone(request, make_plan(seed=9, steps=5, guidance=1.0))
+    single = standalone(request, make_plan(seed=9, steps=5, guidance=1.0))
     assert (single.seed, single.num_images, single.num_inference_steps) == (9, 1, 5)
     assert (single.priority, single.deadline_s, single.gates) == (0, None, None)
     assert (single.width, single.scheduler, single.guidance_scale) == (64, "euler", 1.0)
@@ -102,11 +102,11 @@ def test_alone_resolves_everything_and_drops_what_is_no_part_of_the_picture():
 
 def test_alone_writes_a_curve_as_a_list_and_a_rescale_as_a_constant_with_phi():
     request, plan = GenerationRequest(prompt="a pear"), make_plan(steps=3)
-    curve = alone(request, replace(plan, guidance=(9.0, 7.0, 5.0)))
+    curve = standalone(request, replace(plan, guidance=(9.0, 7.0, 5.0)))
     assert curve.guidance_scale == GuidanceSchedule(schedule="list", values=(9.0, 7.0, 5.0))
-    rescaled = alone(request, replace(plan, techniques=Techniques(guidance_rescale=0.7)))
+    rescaled = standalone(request, replace(plan, techniques=Techniques(guidance_rescale=0.7)))
     assert rescaled.guidance_scale == GuidanceSchedule(start=5.0, rescale=0.7)
-    distilled = alone(request, replace(plan, techniques=Techniques(distilled_guidance=3.5)))
+    distilled = standalone(request, replace(plan, techniques=Techniques(distilled_guidance=3.5)))
     assert distilled.guidance_scale == 3.5
 
 
@@ -134,7 +134,7 @@ def test_requests_in_other_words_come_to_the_same_recipe(kind):
     requests = [GenerationRequest(prompt="a pear", seed=7, **f) for f in SAYINGS[kind]]
     plans = [make(request, SD, ALL).plans[0] for request in requests]
     assert plans[0].digest == plans[1].digest
-    one, two = (alone(r, p).canonical() for r, p in zip(requests, plans, strict=True))
+    one, two = (standalone(r, p).canonical() for r, p in zip(requests, plans, strict=True))
     assert one == two
 
 
@@ -142,5 +142,5 @@ def test_requests_in_other_words_come_to_the_same_recipe(kind):
 def test_a_recipe_plans_the_same_picture_again(kind):
     request = GenerationRequest(prompt="a pear", seed=7, **SAYINGS[kind][0])
     first = make(request, SD, ALL).plans[0]
-    again = make(alone(request, first), SD, ALL).plans[0]
+    again = make(standalone(request, first), SD, ALL).plans[0]
     assert again.digest == first.digest

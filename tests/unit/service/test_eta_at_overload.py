@@ -1,4 +1,4 @@
-"""The ETA at 1.2 times what the engine can do, on its own mind with a made-up clock.
+"""The ETA at 1.2 times what the engine can do, on the step engine with a made-up clock.
 
 Tests mezzotint.service.dispatch.eta.
 """
@@ -10,7 +10,7 @@ from tests.unit.engine.fakes import Bench, make_plan
 
 from mezzotint.engine.admission import Held, due_s, finish_s, load_before
 from mezzotint.engine.config import EngineConfig
-from mezzotint.service.dispatch.eta import Promises
+from mezzotint.service.dispatch.eta import EtaCorrection
 
 STEPS = (2, 3, 4, 6)
 ROW_S, MOST = 0.05, 60
@@ -22,7 +22,7 @@ def cost(steps: int) -> float:
 
 def test_p95_of_what_was_admitted_holds_and_newcomers_starve_nobody():
     bench = Bench(row_s=ROW_S, config=EngineConfig(max_running=128))
-    promises, chance = Promises(bench.clock), random.Random(2)
+    etas, chance = EtaCorrection(bench.clock), random.Random(2)
     rate = 1.2 / (sum(map(cost, STEPS)) / len(STEPS))
     began = due = bench.clock.now
     held: dict[str, Held] = {}
@@ -39,15 +39,15 @@ def test_p95_of_what_was_admitted_holds_and_newcomers_starve_nobody():
             rank = (0, inf, due_s(bench.clock.now, cost(steps)))
             load = load_before(held.values(), "c", rank)
             predicted = finish_s(load, cost(steps))
-            told[name] = (bench.clock.now, predicted * promises.factor(len(held)))
-            promises.give(name, predicted, len(held))
+            told[name] = (bench.clock.now, predicted * etas.factor(len(held)))
+            etas.begin(name, predicted, len(held))
             held[name] = Held(client="c", seconds=cost(steps), rank=rank)
             bench.submit(name, make_plan(steps=steps, seed=number), client="c")
         if not bench.engine.tick():
             bench.clock.now = max(bench.clock.now, min(due, began + 240))
         for image, when in bench.ended_at.items():
             if held.pop(image.request, None) is not None:
-                promises.keep(image.request)
+                etas.learn(image.request)
                 since, eta = told[image.request]
                 ratios.append((when - since) / eta)
     ratios.sort()
