@@ -24,7 +24,7 @@ def provider(tmp_path, monkeypatch):
 
 
 def put(provider, model, name):
-    return provider.put_on(model, Adapters(loras=((name, "digest"),)), Placement())
+    return provider.apply(model, Adapters(loras=((name, "digest"),)), Placement())
 
 
 def test_a_view_is_kept_and_goes_with_its_model(provider):
