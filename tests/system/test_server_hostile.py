@@ -154,7 +154,7 @@ BODIES: list[tuple[str, str, Any, tuple[int, ...], str]] = [
     ("data a number", TS, {"data": 5}, (400,), "data"),
     ("data nested without end", TS, json.loads('{"data":' * 9 + "1" + "}" * 9), (400,),
      "data"),
-    ("grid of a million", TS, {"number_of_images": 10**6}, (400,), "num_images"),
+    ("grid of a million", TS, {"number_of_images": 10**6}, (400,), "number_of_images"),
     ("instances empty", V1, {"instances": []}, (400,), "instances"),
     ("instances a million", V1, {"instances": ["a"] * 100}, (413,), "instances"),
     ("instances of numbers", V1, {"instances": [1]}, (400,), "instances"),
