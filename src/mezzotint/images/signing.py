@@ -97,11 +97,13 @@ def _public_text(key: Any) -> str:
 
 
 def check_can_sign(output: Output, config: ImageConfig) -> None:
-    """Refuse a signature that could not be made, before a picture is drawn.
+    """Refuse a signature that was asked for and could not be made, before a picture is drawn.
 
     Raises:
         InvalidRequest: If there is no key, or no recipe to sign with the picture.
     """
+    if not output.sign:
+        return
     if not config.signing_key:
         raise InvalidRequest(
             "output.sign needs a key: `mezzotint keys sign` makes one, images.signing_key names it",

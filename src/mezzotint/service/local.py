@@ -223,8 +223,7 @@ class LocalService:
             check_animation(request.output.animation)
         limits = self.config.images
         check_pictures(request, limits)
-        if request.output.sign:
-            check_can_sign(request.output, limits)
+        check_can_sign(request.output, limits)
         inpainting = read_inpainting(request, limits)
         size = inpainting.size if inpainting is not None else None
         planned = plan(request, spec, self._abilities(request), image_size=size)

@@ -7,7 +7,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from mezzotint.cli import session
-from mezzotint.cli.pictures import compare
+from mezzotint.cli.comparison import compare
 from mezzotint.images.codec import decode_image, encode
 from mezzotint.images.metadata import build_recipe, canonical_json, make_infotext
 from mezzotint.images.signing import load_signing_key, sign_file

@@ -310,7 +310,7 @@ def load_gan(
         with torch.device("meta"):
             generator = Generator(config)
         generator.to_empty(device="cpu")
-        with DIGESTS.loading({folder / file: found for file, found in digests.items()}):
+        with DIGESTS.loading({folder / f: found for f, found in digests.items()}):
             state = load_file(weights)
         counters = {k: torch.zeros((), dtype=torch.long) for k in wanted if k not in state}
         generator.load_state_dict({**state, **counters})
