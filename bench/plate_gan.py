@@ -54,9 +54,9 @@ def memorisation(judge: Any, by_class: dict[str, np.ndarray], data: Path) -> dic
     The scale: each real picture beside the nearest real one of another emoji.
     """
     from bench.plate import flat, nearest, table
-    from gan_judge import VARIATIONS, real_pictures
+    from gan_judge import real_pictures
 
-    learnt, _, names = real_pictures(data, VARIATIONS)
+    learnt, _, names = real_pictures(data, 2)  # plainly, and once as training varies them
     real, _, own = real_pictures(data)
     pixels, seen = flat(learnt), judge.embed(learnt)
     result: dict[str, Any] = {"training pictures": len(learnt)}
