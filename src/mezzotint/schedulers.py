@@ -200,15 +200,15 @@ def _read_plugin(info: SchedulerInfo) -> SchedulerInfo:
 
 
 _DPM = "DPMSolverMultistepScheduler"
-_SECOND_ORDER = ("solver_order", 2)
+_SECOND_ORDER = (("solver_order", 2), ("solver_type", "midpoint"))
 
 NATIVE: Registry[SchedulerInfo] = Registry(
     "scheduler",
     {
         "ddim": _by_timestep("DDIMScheduler"),
         "ddpm": _by_timestep("DDPMScheduler"),
-        "dpmpp_2m": _multistep(_DPM, ("algorithm_type", "dpmsolver++"), _SECOND_ORDER),
-        "dpmpp_sde": _multistep(_DPM, ("algorithm_type", "sde-dpmsolver++"), _SECOND_ORDER),
+        "dpmpp_2m": _multistep(_DPM, ("algorithm_type", "dpmsolver++"), *_SECOND_ORDER),
+        "dpmpp_sde": _multistep(_DPM, ("algorithm_type", "sde-dpmsolver++"), *_SECOND_ORDER),
         "euler": _by_sigma("EulerDiscreteScheduler"),
         "euler_ancestral": _by_sigma("EulerAncestralDiscreteScheduler"),
         "flow_euler": _by_sigma("FlowMatchEulerDiscreteScheduler", "flow"),
@@ -222,7 +222,7 @@ NATIVE: Registry[SchedulerInfo] = Registry(
 )
 """Schedulers with tables of coefficients, plug-ins included, by name."""
 
-_CLASS_DEFAULTS = {"algorithm_type": "dpmsolver++", "solver_order": 2}
+_CLASS_DEFAULTS = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
 
 
 def diffusers_names(frame: Frame) -> tuple[str, ...]:

@@ -158,6 +158,14 @@ def test_schedulers_for_other_networks_are_refused_with_the_reason(name):
     assert caught.value.field == "scheduler"
 
 
+def test_sa_solver_reads_a_configuration_that_dpm_wrote():
+    """DPM++ names an algorithm that SA-Solver does not have: a bare error before."""
+    written = {**SD, "algorithm_type": "dpmsolver++"}
+    assert SchedulerSolver("SASolverScheduler", written, 5).points == (
+        SchedulerSolver("SASolverScheduler", SD, 5).points
+    )
+
+
 def test_frames_are_not_mixed():
     with pytest.raises(InvalidRequest, match="does not step a diffusion model"):
         SchedulerSolver("FlowMatchEulerDiscreteScheduler", SD, 5)

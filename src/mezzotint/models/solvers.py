@@ -289,6 +289,8 @@ def _build(cls: Any, config: Mapping[str, Any], overrides: Mapping[str, Any]) ->
         # DPM++'s words for the same fields, which DEIS translates with a warning.
         kept.pop("algorithm_type", None)
         kept.pop("solver_type", None)
+    if cls.__name__ == "SASolverScheduler" and str(kept.get("algorithm_type")).startswith("dpm"):
+        kept.pop("algorithm_type")  # a word of DPM++, which SA-Solver does not know
     if kept.get("use_flow_sigmas") and "use_flow_sigmas" not in overrides:
         kept.pop("use_flow_sigmas")
     return cls(**{**kept, **overrides})

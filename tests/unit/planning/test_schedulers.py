@@ -67,6 +67,7 @@ def test_every_scheduler_that_diffusers_exports_is_stepped_or_refused_with_the_r
         ({"algorithm_type": "sde-dpmsolver++"}, "dpmpp_sde"),
         ({"algorithm_type": "dpmsolver"}, None),
         ({"solver_order": 3}, None),
+        ({"solver_type": "heun"}, None),
     ],
 )
 def test_a_configured_class_has_a_native_twin_only_where_it_is_the_same(config, twin):

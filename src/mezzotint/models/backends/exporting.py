@@ -28,6 +28,7 @@ from mezzotint.files import atomic_path
 from mezzotint.models.backends.doubling import rearranged
 from mezzotint.models.backends.quiet import import_openvino
 from mezzotint.models.networks import Call, TorchNetwork
+from mezzotint.observe import log
 
 __all__ = ["Exporter", "RowShape", "row_key"]
 
@@ -121,6 +122,7 @@ class Exporter:
             with contextlib.suppress(OSError):
                 os.utime(path)
             return path, opened
+        log.info("network.exporting", role=self._role, bytes=self._source.num_bytes)
         if opened != key:
             model, check = self._trace_open(arrays)
             exported = self._keep(model, opened)
