@@ -12,6 +12,7 @@ import contextlib
 import errno
 import io
 import json
+import math
 import socket
 import subprocess
 import sys
@@ -71,9 +72,63 @@ def listeners_bind():
 def uvicorn_is_told():
     from mezzotint.serve.run import _server
 
-    config = ServeConfig(certificate="c", private_key="k", limits=Limits(connections=3))
-    told = _server(config, None).config
-    assert (told.ssl_certfile, told.ssl_keyfile, told.limit_concurrency) == ("c", "k", 3)
+    limits = Limits(connections=3, head_s=1.5)
+    told = _server(ServeConfig(certificate="c", private_key="k", limits=limits), None).config
+    crowd = told.http.keywords["crowd"]
+    assert (told.ssl_certfile, told.ssl_keyfile) == ("c", "k")
+    assert (crowd.most, crowd.head_s) == (3, 1.5)
+
+
+def a_path_is_registered_where_it_is_allowed():
+    for allowed, status in ((False, 403), (True, 200)):
+        with open_door(register_paths=allowed) as door:
+            answer = door.management.post("/models", params={"url": "/models/new.mzt"})
+            assert answer.status_code == status
+
+
+def one_caller_gets_a_share_of_connections():
+    assert Limits(connections=40).visits == 30
+    assert Limits(connections=40, client_share=0.5).visits == 20
+
+
+def one_client_gets_a_share_of_jobs():
+    from mezzotint.service.config import JobsConfig
+
+    assert JobsConfig(max_waiting=10).full(5, 5) == ""
+    assert JobsConfig(max_waiting=10, client_share=0.5).full(5, 5) == "5 jobs of this key"
+
+
+def one_client_gets_a_share_of_the_queue():
+    from mezzotint.engine.admission import Held, admit, load_before
+    from mezzotint.planning.costs import Prediction
+
+    rank = (0, math.inf, 0.0)
+    load = load_before([Held(client="a", seconds=1.0, rank=rank)] * 4, "a", rank)
+    cost = Prediction(seconds=1.0, model_calls=1, peak_bytes=1, measured=True)
+    assert admit(load, [cost], config=EngineConfig(max_waiting=8), budget_bytes=10) > 0
+    with pytest.raises(errors.QueueFull, match="4 of 8"):
+        config = EngineConfig(max_waiting=8, client_share=0.5)
+        admit(load, [cost], config=config, budget_bytes=10)
+
+
+def pictures_of_one_request_are_counted_together():
+    from mezzotint.service.finishing.pictures import check_pictures
+    from mezzotint.types import ImageInput
+
+    stream = io.BytesIO()
+    Image.new("L", (64, 64)).save(stream, "PNG")
+    picture = ImageInput(stream.getvalue())
+    request = GenerationRequest(prompt="x", image=picture, mask=picture)
+    check_pictures(request, ImageConfig())
+    with pytest.raises(errors.InvalidRequest, match="5000 pixels together"):
+        check_pictures(request, ImageConfig(max_request_pixels=5000))
+
+
+def only_listed_keys_are_trusted():
+    from mezzotint.images.signing import read_trusted_keys
+
+    with pytest.raises(errors.InvalidRequest, match=r"no-such-key\.pub"):
+        read_trusted_keys("no-such-key.pub")
 
 
 def a_trusted_name_is_served():
@@ -262,6 +317,10 @@ LEAVES = {
         0, "system/test_cli_plate.py::test_the_command_line_and_python_draw_the_same_bytes",
     ),
     "engine.prompt_cache_bytes": (7, prompts_are_kept),
+    "engine.client_share": (0.5, one_client_gets_a_share_of_the_queue),
+    "engine.share_results": (
+        True, "unit/service/test_tenants.py::test_finished_pictures_answer_their_owner_alone",
+    ),
     "engine.max_pixels": (4096, a_large_picture_is_refused),
     "engine.max_request_pixels": (
         8192, "unit/planning/test_planner.py::test_too_many_pixels_in_one_request_are_refused",
@@ -285,8 +344,20 @@ LEAVES = {
         3, HANDLERS + "test_too_many_that_wait_are_refused_and_idle_processes_end",
     ),
     "images.max_pixels": (4096, "unit/images/test_codec.py::test_limits_come_from_the_config"),
+    "images.max_request_pixels": (5000, pictures_of_one_request_are_counted_together),
+    "images.max_output_pixels": (
+        4096,
+        "unit/service/finishing/test_pictures.py::"
+        "test_an_extension_beyond_the_limit_is_refused_by_the_head",
+    ),
+    "images.signing_key": (
+        "sign.pem",
+        "unit/images/test_signing.py::test_what_cannot_be_signed_is_refused_before_it_is_drawn",
+    ),
+    "images.trusted_keys": (("sign.pem.pub",), only_listed_keys_are_trusted),
     "images.max_side_px": (500, a_long_side_is_refused),
     "images.max_bytes": (999, "unit/images/test_codec.py::test_limits_come_from_the_config"),
+    "jobs.client_share": (0.5, one_client_gets_a_share_of_jobs),
     "jobs.folder": ("/jobs", JOBS + "test_a_store_that_cannot_be_opened_is_said"),
     "jobs.url": ("sqlite:///x", JOBS + "test_a_store_that_cannot_be_opened_is_said"),
     "jobs.max_waiting": (7, JOBS + "test_a_full_queue_and_a_stopping_server_refuse"),
@@ -329,6 +400,7 @@ LEAVES = {
     "serve.cors_origins": (("https://a.example",), APP + "test_listed_origins_get_cors"),
     "serve.trusted_hosts": (("proxy.example",), a_trusted_name_is_served),
     "serve.model_api": (False, models_cannot_be_registered),
+    "serve.register_paths": (True, a_path_is_registered_where_it_is_allowed),
     "serve.runs": ("runs", "unit/serve/test_runs.py::test_without_a_folder_there_are_none"),
     "serve.drain_s": (
         1.0,
@@ -346,6 +418,11 @@ LEAVES = {
     ),
     "serve.limits.concurrency": (2, APP + "test_concurrency_limit_answers_429"),
     "serve.limits.connections": (9, uvicorn_is_told),
+    "serve.limits.head_s": (1.0, uvicorn_is_told),
+    "serve.limits.client_share": (0.5, one_caller_gets_a_share_of_connections),
+    "serve.limits.streams": (
+        3, "unit/serve/test_limits_per_key.py::test_event_streams_count_per_key",
+    ),
     "worker.factory": (
         "here:make", SUPERVISOR + "test_a_factory_that_does_not_exist_is_said_at_once",
     ),
