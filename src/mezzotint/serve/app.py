@@ -223,7 +223,7 @@ class Doorway:
 
         try:
             response = await endpoint.handler(self._front, http)
-        except BaseException:
+        except BaseException:  # cancelled too: the visit is over; it goes on
             leave()
             raise
         return _Leaving(response, leave)
