@@ -85,7 +85,7 @@ def from_result(
 
 def _about(image: ImageOutput, answer: Answer) -> dict[str, Any]:
     return {
-        "background": answer.background,
+        "background": "opaque",
         "output_format": image.format,
         "quality": answer.quality,
         "size": f"{image.width}x{image.height}",
@@ -267,7 +267,7 @@ def _partial(event: Stepped, index: int, name: str, answer: Answer) -> dict[str,
         "output_format": format_,
         "quality": answer.quality,
         "size": "auto",
-        "background": answer.background,
+        "background": "opaque",
     }
 
 

@@ -39,8 +39,9 @@ class _Common(Checked):
         response_format: How pictures are answered.
         stream: Answer with events.
         partial_images: Previews of each picture in a stream.
-        quality: Answered as it came.
-        background: Answered as it came; there is no transparent one.
+        quality: Has no effect; answered in the words of OpenAI's answers, ``high`` for
+            ``auto`` and ``hd``, ``medium`` for ``standard``.
+        background: There is none but ``opaque``, which is the answer.
         moderation: Means nothing here.
         style: Means nothing here.
         user: Means nothing here.
@@ -107,6 +108,9 @@ class _Variation(_Common):
     mask: ImageInput | None = None
 
 
+_ANSWERED = {"auto": "high", "hd": "high", "standard": "medium"}
+"""What the answer says of a quality that OpenAI's answers have no word for."""
+
 _KINDS: Mapping[str, Any] = {"generation": _Generation, "edit": _Edit, "variation": _Variation}
 
 
@@ -118,8 +122,7 @@ class Answer:
     as_url: bool = False
     stream: bool = False
     partial_images: int = 0
-    quality: str = "auto"
-    background: str = "opaque"
+    quality: str = "high"
     prompt: str = ""
 
 
@@ -150,8 +153,7 @@ def to_request(
         as_url=fields.response_format == "url",
         stream=fields.stream,
         partial_images=fields.partial_images,
-        quality=fields.quality,
-        background=fields.background,
+        quality=_ANSWERED.get(fields.quality, fields.quality),
         prompt=fields.prompt,
     )
     return GenerationRequest.from_dict(native), answer
