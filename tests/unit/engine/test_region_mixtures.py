@@ -110,7 +110,7 @@ def test_a_region_acts_in_its_part_of_the_run_alone(step, acts):
 
 def test_the_rows_are_those_that_the_planner_counts():
     from mezzotint.planning.plan import PlannedRegion, Techniques
-    from mezzotint.planning.planner import _rows
+    from mezzotint.planning.steps import count_rows
 
     planned = tuple(
         PlannedRegion(prompt=p, negative_prompt=n, mask=None, box=(0, 0, 1, 1), weight=1.0,
@@ -118,5 +118,5 @@ def test_the_rows_are_those_that_the_planner_counts():
         for p, n, s, e in (("left", "own negative", 0.25, 0.75), ("right", "", 0.0, 1.0))
     )  # fmt: skip
     operator = regions(scale=4.0, start=0.25, end=0.75, own=True)
-    counted = _rows((1, 2, 3, 4, 5), (4.0,) * 5, Techniques(regions=planned))
+    counted = count_rows((1, 2, 3, 4, 5), (4.0,) * 5, Techniques(regions=planned))
     assert counted == tuple(len(operator.rows(step)) for step in (1, 2, 3, 4, 5))

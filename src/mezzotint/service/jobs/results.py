@@ -50,7 +50,9 @@ class ResultFiles:
             write_atomically(path, data)
         except OSError as error:
             if error.errno in _NO_ROOM:
-                raise NoRoom(f"there is no room for a picture: {error.strerror}") from None
+                is_files = error.errno in (errno.EMFILE, errno.ENFILE)
+                what = "no file can be opened" if is_files else "the disk has no room"
+                raise NoRoom(f"{what} for a picture: {error.strerror}") from None
             raise WorkFailed(f"the picture could not be kept: {error.strerror}") from None
         return digest
 

@@ -181,7 +181,7 @@ class TestOverHttp:
     @pytest.fixture
     def doors(self, start):
         def begin(**more):
-            return open_door(service=start(**more)[0])
+            return open_door(service=start(**more)[0], register_paths=True)
 
         return begin
 
