@@ -153,10 +153,16 @@ def to_request(
         as_url=fields.response_format == "url",
         stream=fields.stream,
         partial_images=fields.partial_images,
-        quality=_ANSWERED.get(fields.quality, fields.quality),
+        quality=_answered(fields.quality),
         prompt=fields.prompt,
     )
     return GenerationRequest.from_dict(native), answer
+
+
+def _answered(quality: str | None) -> str:
+    """Return what the answer says of a quality; null is as good as none."""
+    asked = quality or "auto"
+    return _ANSWERED.get(asked, asked)
 
 
 def _output(fields: _Common) -> Output:

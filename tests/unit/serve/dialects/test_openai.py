@@ -11,7 +11,7 @@ BODY = {"prompt": "a pear", "n": 2, "size": "64x64", "seed": 3}
 
 @pytest.mark.parametrize(
     ("asked", "quality"),
-    [({}, "high"), ({"quality": "auto", "background": "auto"}, "high"),
+    [({}, "high"), ({"quality": None}, "high"), ({"quality": "auto", "background": "auto"}, "high"),
      ({"quality": "standard"}, "medium"), ({"quality": "low"}, "low")],
 )  # fmt: skip
 def test_an_answer_fits_the_response_model_strictly(asked, quality):
