@@ -199,7 +199,7 @@ async def resolve(
     """Return the name to ask the service for, and whether it is handler code.
 
     Args:
-        front: The desk.
+        front: What all doors share: the service, its limits, the callers.
         name: Name of the model.
         version: Its version, None for the default one.
         protocol: What refuses handler code, "" if it is welcome.
