@@ -22,6 +22,7 @@ from mezzotint.registry import Registry
 __all__ = [
     "DIFFUSERS",
     "NATIVE",
+    "PNDM_LEAST_STEPS",
     "SIGMA_SCHEDULES",
     "UNFIT",
     "Calls",
@@ -37,6 +38,9 @@ Frame = Literal["ve", "flow"]
 
 Calls = Literal["one", "two", "pndm"]
 """Network calls of a step: one; two, but one in the last step; or as PNDM begins."""
+
+PNDM_LEAST_STEPS = 4
+"""Steps that PNDM's Runge-Kutta start needs; with fewer it begins as PLMS does."""
 
 SIGMA_SCHEDULES: tuple[str, ...] = (
     "beta",

@@ -213,6 +213,11 @@ def test_picture_tools_read_enlarge_and_lay_out(using):
             await service.inspect(b"no picture")
         larger = await service.upscale(image.data, factor=2, output=Output(format="jpeg"))
         assert Image.open(io.BytesIO(larger.data)).size == (128, 128)
+        how = {"factor": 2, "cover": (96, 32), "output": Output()}
+        whole = await service.upscale(image.data, **how)
+        assert Image.open(io.BytesIO(whole.data)).size == (96, 96)
+        cut = await service.upscale(image.data, **how, crop=True)
+        assert Image.open(io.BytesIO(cut.data)).size == (96, 32)
         grid = await service.grid([image.data] * 3, columns=2, output=Output(format="jpeg"))
         assert Image.open(io.BytesIO(grid)).size == (2 * 66 + 2, 2 * 66 + 2)
 

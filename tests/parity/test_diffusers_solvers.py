@@ -126,6 +126,17 @@ def test_pndm_with_its_runge_kutta_start_is_stepped_too():
     assert torch.allclose(ours("PNDMScheduler", config, 9, seed=1), expected, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_pndm_with_fewer_steps_than_its_runge_kutta_start_begins_without(steps):
+    config = {**SD, "skip_prk_steps": False}
+    plms = diffusers.PNDMScheduler.from_config({**SD, "skip_prk_steps": True})
+    expected = theirs(plms, steps, seed=1)
+    result = ours("PNDMScheduler", config, steps, seed=1)
+    assert torch.allclose(result, expected, rtol=2e-4, atol=2e-4)
+    calls = len(SchedulerSolver("PNDMScheduler", config, steps).points)
+    assert calls == len(evaluation_steps("PNDMScheduler", steps, config))
+
+
 def test_two_images_at_different_steps_do_not_disturb_each_other():
     def run(plans):
         """Step several images in turn, each with its own number of steps."""
@@ -188,7 +199,5 @@ def test_a_sigma_schedule_that_a_scheduler_has_not_is_refused():
 def test_the_planner_names_what_can_be_stepped_and_counts_its_calls():
     for name in diffusers_names("ve"):
         for steps in (1, 2, 5, 12):
-            if name == "PNDMScheduler" and steps < 2:
-                continue
             calls = len(SchedulerSolver(name, SD, steps).points)
             assert calls == len(evaluation_steps(name, steps, SD)), (name, steps)

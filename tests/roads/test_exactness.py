@@ -63,8 +63,6 @@ def random_request(rng, specs, most=8):
     if spec.has_steps:
         fields["num_inference_steps"] = rng.randint(1, most)
         fields["scheduler"] = rng.choice(FLOW if spec.prediction_type == "flow" else DIFFUSION)
-        if fields["scheduler"] == "PNDMScheduler":  # needs four steps where it starts with RK
-            fields["num_inference_steps"] = max(fields["num_inference_steps"], 4)
         fields["guidance_scale"] = rng.choice(
             [1.0, 3.0, 7.5, GuidanceSchedule(schedule="interval", start=5, from_=0.3, until=0.7)]
         )

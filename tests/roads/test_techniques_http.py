@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -92,6 +93,42 @@ def test_hires_in_a1111s_words(door):
     expected = ours(door, hires={"scale": 1.5, "strength": 0.5, "upscaler": "lanczos"})
     assert expected.shape == (96, 96, 3)
     assert np.array_equal(theirs(door, "txt2img", **body), expected)
+
+
+def test_the_text_in_a1111s_answer_is_the_text_in_its_picture(door):
+    answer = door.http.post("/sdapi/v1/txt2img", json={**THEIRS, "batch_size": 2}).json()
+    info = json.loads(answer["info"])
+    texts = [opened(base64.b64decode(i)).text["parameters"] for i in answer["images"]]
+    assert info["infotexts"] == texts
+    assert texts[1].startswith("a red apple\nSteps: 2, Sampler: Euler, CFG scale: 3, Seed: 4, ")
+
+
+def test_plms_draws_with_three_steps(door):
+    found = theirs(door, "txt2img", sampler_index="PLMS", sampler_name="", steps=3)
+    assert found.shape == (64, 64, 3)
+    assert found.std() > 10
+
+
+def test_extras_bring_a_picture_to_a_size(door):
+    sent = png(photo())
+    picture = sent.to_base64()
+    body = {"image": picture, "resize_mode": 1, "upscaling_resize_w": 32, "upscaling_resize_h": 96}
+    width, height = opened(sent.data).size
+    for crop in (True, False):
+        answer = door.http.post(
+            "/sdapi/v1/extra-single-image", json={**body, "upscaling_crop": crop}
+        )
+        size = opened(base64.b64decode(answer.json()["image"])).size
+        assert size == ((32, 96) if crop else (round(width * 96 / height), 96))
+
+
+def test_img2img_repeats_the_pictures_sent_only_where_it_is_asked(door):
+    body = {**THEIRS, "init_images": [png(photo()).to_base64()]}
+    for wanted in (False, True):
+        answer = door.http.post("/sdapi/v1/img2img", json={**body, "include_init_images": wanted})
+        assert answer.json()["parameters"]["init_images"] == (
+            body["init_images"] if wanted else None
+        )
 
 
 def test_masks_in_a1111s_words(door):

@@ -22,7 +22,7 @@ def upscale_lanczos(pixels: np.ndarray, factor: float) -> np.ndarray:
 
     Args:
         pixels: Shape (H, W, 3), uint8.
-        factor: 1 to 8; sides are rounded to whole pixels.
+        factor: Above 0; sides are rounded to whole pixels.
 
     Returns:
         Shape (round(H * factor), round(W * factor), 3), uint8; the very same

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mezzotint.errors import InvalidRequest, ShapeError, UnknownName
 from mezzotint.sampling.denoiser import prediction_from_denoised
-from mezzotint.schedulers import DIFFUSERS, UNFIT, diffusers_names
+from mezzotint.schedulers import DIFFUSERS, PNDM_LEAST_STEPS, UNFIT, diffusers_names
 
 __all__ = ["SchedulerSolver", "SolverPoint"]
 
@@ -115,6 +115,8 @@ class SchedulerSolver:
         options: dict[str, Any] = {}
         if mu is not None and "mu" in inspect.signature(self._scheduler.set_timesteps).parameters:
             options["mu"] = mu
+        if self.name == "PNDMScheduler" and count < PNDM_LEAST_STEPS:
+            self._scheduler.register_to_config(skip_prk_steps=True)
         try:
             self._scheduler.set_timesteps(count, **options)
         except (ValueError, TypeError, IndexError) as error:

@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from mezzotint.errors import InvalidRequest, UnknownName
-from mezzotint.schedulers import DIFFUSERS, NATIVE, SIGMA_SCHEDULES, Calls, diffusers_names
+from mezzotint.schedulers import (
+    DIFFUSERS,
+    NATIVE,
+    PNDM_LEAST_STEPS,
+    SIGMA_SCHEDULES,
+    Calls,
+    diffusers_names,
+)
 
 __all__ = ["check_scheduler", "evaluation_steps", "fitting_schedulers", "scheduler_names"]
 
@@ -57,7 +64,8 @@ def evaluation_steps(
     Args:
         scheduler: A known scheduler.
         num_steps: Steps asked for, >= 1.
-        config: The model's diffusers scheduler configuration (PNDM asks it).
+        config: The model's diffusers scheduler configuration (PNDM asks it; with
+            fewer steps than its Runge-Kutta start needs it begins without).
 
     Returns:
         One step number, from 1, for each network call, in order.
@@ -73,7 +81,8 @@ def evaluation_steps(
         case "two":
             return tuple(step for step in steps for _ in range(2))[:-1]
         case "pndm":
-            skips = bool((config or {}).get("skip_prk_steps", False))
+            skips = num_steps < PNDM_LEAST_STEPS
+            skips = skips or bool((config or {}).get("skip_prk_steps", False))
             return _pndm_steps(num_steps, skip_prk=skips)
         case "one":
             return tuple(steps)

@@ -174,7 +174,14 @@ class Front:
             _refuse_path(source, field)
 
     async def upscale(
-        self, http: Request, data: bytes, *, factor: float, model: str | None
+        self,
+        http: Request,
+        data: bytes,
+        *,
+        factor: float,
+        model: str | None,
+        cover: tuple[int, int] | None = None,
+        crop: bool = False,
     ) -> ImageOutput:
         """Enlarge a picture; it counts as a generation of the caller.
 
@@ -190,7 +197,13 @@ class Front:
         caller: Caller = visit(http).caller
         with self.counted(caller):
             work = self.service.upscale(
-                data, factor=factor, model=model, output=Output(), client=caller.name
+                data,
+                factor=factor,
+                model=model,
+                output=Output(),
+                client=caller.name,
+                cover=cover,
+                crop=crop,
             )
             return await self.watched(http, work)
 

@@ -178,8 +178,20 @@ class PictureTools(Protocol):
         model: str | None = None,
         output: Output,
         client: str = "",
+        cover: tuple[int, int] | None = None,
+        crop: bool = False,
     ) -> ImageOutput:
-        """Enlarge a picture; ``model`` None is Lanczos.
+        """Enlarge a picture.
+
+        Args:
+            data: An encoded picture.
+            factor: Of both sides, where ``cover`` is None.
+            model: Name of an upscaler; None is Lanczos.
+            output: Encoding of the answer.
+            client: Who asks.
+            cover: Width and height in pixels that the picture is brought to cover, its
+                proportions kept; a larger picture becomes smaller.
+            crop: Cut what overhangs ``cover``, around the middle.
 
         Raises:
             ImageError: If the bytes are not a picture or the result is too large.

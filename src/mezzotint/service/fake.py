@@ -295,11 +295,18 @@ class FakeService:
         model: str | None = None,
         output: Output,
         client: str = "",
+        cover: tuple[int, int] | None = None,
+        crop: bool = False,
     ) -> ImageOutput:
         """Draw a picture of the enlarged size."""
         if model is not None and model != "anime-x4":
             raise UnknownName("upscaler", model, ["anime-x4"], field="upscale.model")
-        width, height = (round(side * factor) for side in read_size(data))
+        width, height = read_size(data)
+        if cover is not None:
+            factor = max(cover[0] / width, cover[1] / height)
+        width, height = (round(side * factor) for side in (width, height))
+        if cover is not None and crop:
+            width, height = cover
         if width * height > 64_000_000:
             raise ImageError(f"the result would be {width}x{height}, more than 64 million pixels")
         drawn = draw(hashlib.sha256(data).digest(), width, height, output.format)

@@ -445,6 +445,8 @@ class LocalService:
         model: str | None = None,
         output: Output,
         client: str = "",
+        cover: tuple[int, int] | None = None,
+        crop: bool = False,
     ) -> ImageOutput:
         """Enlarge a picture; ``model`` None is Lanczos."""
         return await self._threads.run(
@@ -455,6 +457,8 @@ class LocalService:
             model=model,
             output=output,
             limits=self.config.images,
+            cover=cover,
+            crop=crop,
         )
 
     async def grid(

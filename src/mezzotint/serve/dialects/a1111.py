@@ -34,6 +34,7 @@ from mezzotint.serve.dialects.a1111_techniques import (
 from mezzotint.serve.errors import NotFound, Problem, WrongField
 from mezzotint.serve.front import Front, new_id
 from mezzotint.serve.wire import Dialect, Endpoint, json_response, read_fields, read_json, visit
+from mezzotint.textchunks import PARAMETERS, read_texts
 from mezzotint.types import (
     MAX_SEED,
     Event,
@@ -157,8 +158,15 @@ def to_request(
         rounds=fields.n_iter,
         send_images=fields.send_images,
         warnings=tuple(warnings),
-        parameters={k: v for k, v in body.items() if k not in ("init_images", "mask")},
+        parameters=_parameters(body, fields),
     )
+
+
+def _parameters(body: Mapping[str, Any], fields: TextToImage) -> dict[str, Any]:
+    """Return what the answer repeats of a body: its pictures only where it says so."""
+    if isinstance(fields, ImageToImage) and fields.include_init_images:
+        return dict(body)
+    return {k: None if k in ("init_images", "mask") else v for k, v in body.items()}
 
 
 def _sampler(fields: TextToImage, warnings: list[str]) -> dict[str, Any]:
@@ -212,7 +220,7 @@ def from_images(
     first = images[0] if images else None
     seeds = [i.seed for i in images]
     subseeds = _subseeds(translation, seeds)
-    texts = [str(i.recipe.get("parameters", "")) for i in images]
+    texts = [read_texts(i.data).get(PARAMETERS, "") for i in images]
     warnings = [*translation.warnings, *(w for i in images for w in i.warnings)]
     info = {
         "prompt": request.prompt,

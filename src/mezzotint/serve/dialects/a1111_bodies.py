@@ -25,6 +25,7 @@ from mezzotint.types import (
     NumImages,
     PromptText,
     Share,
+    Side,
     Steps,
 )
 
@@ -120,6 +121,7 @@ class ImageToImage(TextToImage):
         inpaint_full_res: Work on the masked part alone.
         inpaint_full_res_padding: Pixels around the mask that are taken along.
         inpainting_mask_invert: Repaint where the mask is black.
+        include_init_images: Whether ``parameters`` of the answer holds the pictures sent.
     """
 
     init_images: tuple[ImageInput, ...] = ()
@@ -129,6 +131,7 @@ class ImageToImage(TextToImage):
     inpaint_full_res: bool = True
     inpaint_full_res_padding: MaskPadding = 0
     inpainting_mask_invert: Literal[0, 1, False, True] = 0
+    include_init_images: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,13 +139,19 @@ class Enlargement(Checked):
     """How pictures are enlarged.
 
     Args:
-        resize_mode: By a factor; resizing to a size is not offered.
-        upscaling_resize: Of both sides.
+        resize_mode: 0 by a factor, 1 to a size.
+        upscaling_resize: Of both sides, by a factor.
+        upscaling_resize_w: Width that the picture is brought to cover.
+        upscaling_resize_h: Height that the picture is brought to cover.
+        upscaling_crop: Cut what overhangs that size, around the middle.
         upscaler_1: Name of the upscaler.
     """
 
-    resize_mode: Literal[0] = 0
+    resize_mode: Literal[0, 1] = 0
     upscaling_resize: UpscaleFactor = 2.0
+    upscaling_resize_w: Side = 512
+    upscaling_resize_h: Side = 512
+    upscaling_crop: bool = True
     upscaler_1: str = "None"
 
 

@@ -43,8 +43,15 @@ async def _upscale(front: Front, http: Request, fields: Enlargement, picture: Im
     name = fields.upscaler_1
     model = "real-esrgan" if "esrgan" in name.lower() else name
     model = None if name in ("None", "Lanczos", "Nearest") else model
-    factor = fields.upscaling_resize
-    image = await front.upscale(http, picture.data, factor=factor, model=model)
+    cover = (fields.upscaling_resize_w, fields.upscaling_resize_h)
+    image = await front.upscale(
+        http,
+        picture.data,
+        factor=fields.upscaling_resize,
+        model=model,
+        cover=cover if fields.resize_mode else None,
+        crop=fields.upscaling_crop,
+    )
     return base64.b64encode(image.data).decode("ascii")
 
 

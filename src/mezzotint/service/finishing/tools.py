@@ -48,9 +48,16 @@ def inspect(data: bytes, known_models: Collection[str] = ()) -> Mapping[str, Any
 
 
 def upscale(
-    data: bytes, *, factor: float, model: str | None, output: Output, limits: ImageConfig
+    data: bytes,
+    *,
+    factor: float,
+    model: str | None,
+    output: Output,
+    limits: ImageConfig,
+    cover: tuple[int, int] | None = None,
+    crop: bool = False,
 ) -> ImageOutput:
-    """Enlarge a picture.
+    """Enlarge a picture, or bring it to cover a size, with or without what overhangs.
 
     Raises:
         ImageError: If the bytes are not a picture.
@@ -59,6 +66,8 @@ def upscale(
         NotReady: If its weights are not installed.
     """
     size, most = read_size(data, config=limits), limits.most_output_pixels
+    if cover is not None:
+        factor = max(cover[0] / size.width, cover[1] / size.height)
     if size.width * size.height * factor**2 > most:
         raise PictureTooLarge(
             f"upscale.factor must give at most {most} pixels, {factor:g} would make "
@@ -69,6 +78,9 @@ def upscale(
         )
     pixels = decode_image(data, config=limits)
     pixels = enlarge(pixels, factor, model or "lanczos")
+    if cover is not None and crop:
+        top, left = (pixels.shape[0] - cover[1]) // 2, (pixels.shape[1] - cover[0]) // 2
+        pixels = pixels[top : top + cover[1], left : left + cover[0]]
     return ImageOutput(
         index=0,
         seed=0,
@@ -85,7 +97,7 @@ def enlarge(pixels: np.ndarray, factor: float, name: str) -> np.ndarray:
 
     Args:
         pixels: Shape (H, W, 3), uint8.
-        factor: 1 to 8.
+        factor: Above 0; at 1 and below a network is not asked.
         name: ``lanczos`` or one of :data:`~mezzotint.models.families.upscalers.UPSCALERS`.
 
     Returns:
@@ -95,7 +107,7 @@ def enlarge(pixels: np.ndarray, factor: float, name: str) -> np.ndarray:
         UnknownName: If there is none of that name.
         NotReady: If its weights are not installed.
     """
-    if name == "lanczos":
+    if name == "lanczos" or factor <= 1:
         return upscale_lanczos(pixels, factor)
     from mezzotint.models.families.upscalers import load_upscaler
 

@@ -281,10 +281,18 @@ class WorkerPool:
         model: str | None = None,
         output: Output,
         client: str = "",
+        cover: tuple[int, int] | None = None,
+        crop: bool = False,
     ) -> ImageOutput:
         """Enlarge a picture."""
         return await self._any().upscale(
-            data, factor=factor, model=model, output=output, client=client
+            data,
+            factor=factor,
+            model=model,
+            output=output,
+            client=client,
+            cover=cover,
+            crop=crop,
         )
 
     async def grid(

@@ -279,10 +279,11 @@ class WorkerSupervisor:
 
     async def upscale(
         self, data: bytes, *, factor: float, model: str | None = None, output: Output,
-        client: str = "",
+        client: str = "", cover: tuple[int, int] | None = None, crop: bool = False,
     ) -> ImageOutput:  # fmt: skip
         """Enlarge a picture."""
         how = {"factor": factor, "model": model, "output": write(output), "client": client}
+        how |= {"cover": list(cover) if cover else None, "crop": crop}
         return read_image(await self._ask("upscale", data=data, **how))
 
     async def grid(

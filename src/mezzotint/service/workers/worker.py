@@ -187,6 +187,8 @@ class _Child:
             return health
         if method == "upscale":
             output = read(Output, given.pop("output"))
+            cover = given.pop("cover")
+            given["cover"] = tuple(cover) if cover else None
             return write_image(await service.upscale(**given, output=output))
         if method == "grid":
             output = read(Output, given.pop("output"))

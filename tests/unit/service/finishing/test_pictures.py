@@ -70,6 +70,28 @@ def test_an_enlargement_beyond_the_limit_is_refused_by_the_head():
         )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("crop", "expected"), [(True, (48, 80)), (False, (80, 80))], ids=["cut", "whole"]
+)
+@pytest.mark.parametrize("side", [40, 160], ids=["larger", "smaller"])
+def test_a_picture_is_brought_to_cover_a_size(side, crop, expected):
+    made = tools.upscale(
+        flat(side).data, factor=2, model=None, output=Output(), limits=SERVED, cover=(48, 80),
+        crop=crop,
+    )  # fmt: skip
+    assert (made.width, made.height) == expected
+    assert Image.open(io.BytesIO(made.data)).size == expected
+
+
+@pytest.mark.usefixtures("nothing_is_decoded")
+def test_a_size_to_cover_beyond_the_limit_is_refused_by_the_head():
+    with pytest.raises(PictureTooLarge, match="16000x16000"):
+        tools.upscale(
+            flat(600).data, factor=1, model=None, output=Output(), limits=SERVED,
+            cover=(16_000, 8),
+        )  # fmt: skip
+
+
 @pytest.mark.usefixtures("nothing_is_decoded")
 def test_the_pictures_of_a_request_are_counted_together_before_one_is_decoded(large):
     control = Control(model="canny", image=large)
