@@ -438,16 +438,9 @@ class LocalService:
         return await self._threads.run(client, tools.inspect, data, self.provider.names())
 
     async def upscale(
-        self,
-        data: bytes,
-        *,
-        factor: float,
-        model: str | None = None,
-        output: Output,
-        client: str = "",
-        cover: tuple[int, int] | None = None,
-        crop: bool = False,
-    ) -> ImageOutput:
+        self, data: bytes, *, factor: float, model: str | None = None, output: Output,
+        client: str = "", cover: tuple[int, int] | None = None, crop: bool = False,
+    ) -> ImageOutput:  # fmt: skip
         """Enlarge a picture; ``model`` None is Lanczos."""
         return await self._threads.run(
             client,

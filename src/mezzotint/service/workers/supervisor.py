@@ -282,9 +282,8 @@ class WorkerSupervisor:
         client: str = "", cover: tuple[int, int] | None = None, crop: bool = False,
     ) -> ImageOutput:  # fmt: skip
         """Enlarge a picture."""
-        how = {"factor": factor, "model": model, "output": write(output), "client": client}
-        how |= {"cover": list(cover) if cover else None, "crop": crop}
-        return read_image(await self._ask("upscale", data=data, **how))
+        how = {"factor": factor, "model": model, "client": client, "cover": cover, "crop": crop}
+        return read_image(await self._ask("upscale", data=data, output=write(output), **how))
 
     async def grid(
         self, images: Sequence[bytes], *, columns: int, padding_px: int = 2, output: Output
