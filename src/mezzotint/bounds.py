@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from mezzotint.errors import InvalidField
 
-__all__ = ["SPACE", "Bound", "Count", "Length", "Pattern", "Range", "whole_numbers"]
+__all__ = ["SPACE", "Bound", "Count", "Length", "Pattern", "Range", "Unicode", "whole_numbers"]
 
 SPACE = " \t\r\n"
 """White space that may stand around a number written as text, as JSON has it."""
@@ -205,6 +205,38 @@ class Pattern:
     def schema(self, limits: Mapping[str, int]) -> dict[str, Any]:
         """Return the expression."""
         return {"pattern": self.regex}
+
+
+@dataclass(frozen=True, slots=True)
+class Unicode:
+    """Texts that any program can write down: no NUL, no half of a surrogate pair."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse a text that holds either; what came is told by its place alone."""
+        if not isinstance(value, str):
+            return
+        found = None if value.isascii() else _SURROGATE.search(value)
+        place = value.find("\0") if found is None else found.start()
+        if place >= 0:
+            kind = "NUL" if found is None else "half of a surrogate pair"
+            raise InvalidField(
+                f"{name} must be {self.words}, got {kind} at character {place}",
+                field=name,
+                value=f"{kind} at character {place}",
+                allowed=self.words,
+            )
+
+    def schema(self, limits: Mapping[str, int]) -> dict[str, Any]:
+        """Return the expression; JSON that is read whole holds no lone surrogate."""
+        return {"pattern": r"^[^\x00]*$"}
+
+    @property
+    def words(self) -> str:
+        """What such a text is."""
+        return "text without NUL and without lone surrogates"
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def whole_numbers(high: int, *, low: int = 0) -> str:

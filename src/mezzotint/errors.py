@@ -55,8 +55,13 @@ __all__ = [
 ]
 
 
+_SHOWN = 200  # characters of a name that are repeated; more are nobody's name
+
+
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
     """Return the known name most like ``name``, or None if none is alike."""
+    if len(name) > _SHOWN:
+        return None
     matches = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.5)
     return next((k for k in known if matches and k.lower() == matches[0]), None)
 
@@ -118,10 +123,11 @@ class UnknownName(InvalidRequest):
         self.nearest = nearest_name(name, self.known)
         hint = f"; did you mean {self.nearest!r}?" if self.nearest else ""
         listed = ", ".join(self.known) or "none"
+        shown = repr(name[:_SHOWN]) + (f" ({len(name)} characters)" if len(name) > _SHOWN else "")
         super().__init__(
-            f"unknown {kind} {name!r}{hint} Known: {listed}"
+            f"unknown {kind} {shown}{hint} Known: {listed}"
             if hint
-            else f"unknown {kind} {name!r}. Known: {listed}",
+            else f"unknown {kind} {shown}. Known: {listed}",
             field=field,
             value=name,
             allowed=listed,
@@ -190,7 +196,16 @@ class WorkFailed(MezzotintError):
 
 
 class ModelError(MezzotintError):
-    """Something is wrong with a model's files."""
+    """Something is wrong with a model's files.
+
+    Args:
+        message: What was expected, what came, what to do.
+        field: The request field that named the files, or None if no request did.
+    """
+
+    def __init__(self, message: str = "", *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class ArchiveError(ModelError):

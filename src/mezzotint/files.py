@@ -11,7 +11,14 @@ import sys
 from collections.abc import Generator
 from pathlib import Path
 
-__all__ = ["atomic_path", "digest_file", "user_home", "write_atomically"]
+__all__ = [
+    "atomic_path",
+    "digest_file",
+    "expanded",
+    "is_there",
+    "user_home",
+    "write_atomically",
+]
 
 _CHUNK_BYTES = 1 << 20
 
@@ -29,6 +36,26 @@ def user_home() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "mezzotint"
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "mezzotint"
+
+
+def expanded(name: str) -> Path:
+    """Return the path that a name means, ``~`` written out where that user has a home."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # no such user
+        return Path(name)
+
+
+def is_there(path: Path) -> bool:
+    """Tell whether something is at a path.
+
+    A name that no file can have (10,000 characters, a NUL) and a folder that may not be
+    looked into hold nothing for whoever asks.
+    """
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 @contextlib.contextmanager

@@ -83,6 +83,9 @@ class Checked:
     where: ClassVar[str] = ""
     """Path of the part in a request, e.g. ``output.animation``, for messages."""
 
+    any_of: ClassVar[tuple[str, ...]] = ()
+    """JSON names of which one at least is given, where an object without them says nothing."""
+
     def __post_init__(self) -> None:
         cls = type(self)
         for name, hint, settled, own, items in _checks(cls):
@@ -235,6 +238,14 @@ def read(cls: Any, data: Any, path: str = "") -> Any:
     if missing is not None:
         where = f"{path}.{missing}" if path else missing
         raise InvalidField(f"{where} is needed", field=where)
+    wanted: tuple[str, ...] = getattr(cls, "any_of", ())
+    if wanted and not entries.keys() & set(wanted):
+        where = f"{path}.{wanted[0]}" if path else wanted[0]
+        raise InvalidField(
+            f"{where} is needed{f', or {wanted[1]}' if wanted[1:] else ''}",
+            field=where,
+            allowed=allowed(hints[fields[wanted[0]]]),
+        )
     try:
         return cls(**values)
     except InvalidRequest as error:
@@ -358,6 +369,9 @@ def write(value: Any) -> Any:
             item = getattr(value, f.name)
             if item is not f.default and item != f.default:
                 result[json_name(f.name)] = write(item)
+        wanted: tuple[str, ...] = getattr(value, "any_of", ())
+        if wanted and not result.keys() & set(wanted):
+            result[wanted[0]] = write(getattr(value, wanted[0]))
         return result
     if isinstance(value, tuple):
         return [write(v) for v in typing.cast("tuple[Any, ...]", value)]

@@ -20,6 +20,7 @@ from mezzotint.types import (
     MAX_STEPS,
     GuidanceScale,
     ImageInput,
+    PromptText,
     Seed,
     Share,
     Steps,
@@ -73,6 +74,7 @@ class GuidanceSchedule(Checked):
 
     schedule: Literal["constant", "linear", "cosine", "power", "interval", "list"] = "constant"
     where: ClassVar[str] = "guidance_scale"
+    any_of: ClassVar[tuple[str, ...]] = ("schedule", "start")
     start: GuidanceScale = 1.0
     end: GuidanceScale | None = None
     power: Annotated[float, Range(1e-3, 100)] = 1.0
@@ -213,8 +215,8 @@ class Region(Checked):
     """
 
     where: ClassVar[str] = "regions"
-    prompt: str
-    negative_prompt: str = ""
+    prompt: PromptText
+    negative_prompt: PromptText = ""
     mask: ImageInput | None = None
     box: Box | None = None
     weight: Annotated[float, Range(1e-6, 1000)] = 1.0
@@ -291,7 +293,7 @@ class Walk(Checked):
     """
 
     where: ClassVar[str] = "walk"
-    to: str | None = None
+    to: PromptText | None = None
     frames: Annotated[int, Range(2, MAX_IMAGES, limit="images")] = 8
     mode: Literal["prompt", "seed", "both"] = "prompt"
     to_seed: Seed | None = None
@@ -401,5 +403,5 @@ class Hires(Checked):
     strength: Share = 0.6
     num_inference_steps: Steps | None = None
     upscaler: Literal["latent", "lanczos", "real-esrgan"] = "latent"
-    prompt: str | None = None
-    negative_prompt: str | None = None
+    prompt: PromptText | None = None
+    negative_prompt: PromptText | None = None

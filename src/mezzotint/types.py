@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NewType
 
-from mezzotint.bounds import SPACE, Length, Range
+from mezzotint.bounds import SPACE, Length, Range, Unicode
 from mezzotint.errors import ImageError
 from mezzotint.files import write_atomically
 
@@ -69,7 +69,7 @@ Side = Annotated[int, Range(1, MAX_SIDE_PX, "px", limit="side")]
 GuidanceScale = Annotated[float, Range(0, MAX_GUIDANCE)]
 Share = Annotated[float, Range(0, 1)]
 """Of something whole: steps, noise, a picture's shorter side."""
-PromptText = Annotated[str, Length(most=MAX_TEXT)]
+PromptText = Annotated[str, Length(most=MAX_TEXT), Unicode()]
 OutputFormat = Literal["png", "jpeg", "webp"]
 FileFormat = Literal["png", "jpeg", "webp", "gif", "apng", "mp4"]
 """What a finished file may be; the last three, and ``webp``, also move."""

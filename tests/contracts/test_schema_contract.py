@@ -105,6 +105,8 @@ class Maker:
             return self.of(self.resolve(schema["$ref"]))
         if "allOf" in schema:
             return self._conditional(schema)
+        if "anyOf" in schema and "properties" in schema:  # of some fields one is needed
+            return st.one_of([self._object(schema | option) for option in schema["anyOf"]])
         if "anyOf" in schema:
             return st.one_of([self.of(option) for option in schema["anyOf"]])
         if "enum" in schema:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mezzotint.bounds import Count, Length, Pattern, Range, whole_numbers
+from mezzotint.bounds import Count, Length, Pattern, Range, Unicode, whole_numbers
 from mezzotint.errors import InvalidField
 
 
@@ -24,6 +24,12 @@ from mezzotint.errors import InvalidField
         (Count(1, 2, "pictures"), (), "x must hold 1 to 2 pictures, got 0"),
         (Pattern("^a", "a word with a"), "b", "x must be a word with a, got 'b'"),
         (Pattern("^a$", "an a"), "a\n", "x must be an a, got 'a\\n'"),
+        (Unicode(), "ab\0", f"x must be {Unicode().words}, got NUL at character 2"),
+        (
+            Unicode(),
+            "\ud800",
+            f"x must be {Unicode().words}, got half of a surrogate pair at character 0",
+        ),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_with_what_came_and_what_is_allowed(bound, value, words):
@@ -42,6 +48,8 @@ def test_a_value_out_of_bounds_is_refused_with_what_came_and_what_is_allowed(bou
         (Length(1, 3), "abc"),
         (Count(0, 2), (1, 2)),
         (Pattern("a", "a word"), "bab"),
+        (Unicode(), "🍎 ü\n\x01"),
+        (Unicode(), b"\0"),
     ],
 )
 def test_ends_and_values_of_other_types_pass(bound, value):

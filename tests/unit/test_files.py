@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from mezzotint.files import atomic_path, digest_file, write_atomically
+from mezzotint.files import atomic_path, digest_file, expanded, is_there, write_atomically
 
 
 def test_write_atomically_replaces_the_old_content_whole(tmp_path):
@@ -30,6 +30,19 @@ def test_an_interrupt_leaves_nothing_half_written(tmp_path):
         partial.write_bytes(b"half")
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 10_000, "/" + "y" * 300, "a\0b", "~nobody-here/x", "a/" * 9000]
+)
+def test_a_name_that_no_file_can_have_is_not_there(name):
+    assert not is_there(expanded(name))
+
+
+def test_what_is_there_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert is_there(tmp_path)
+    assert expanded("~/a") == tmp_path / "a"
 
 
 def test_digest_file_is_the_sha256_of_the_content(tmp_path):

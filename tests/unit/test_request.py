@@ -174,7 +174,7 @@ def test_a_data_url_prefix_is_read_as_the_picture_it_holds():
     seed=st.none() | st.integers(0, MAX_SEED),
     steps=st.none() | st.integers(1, 1000),
     scale=st.none() | st.floats(0, 1000),
-    text=st.text(max_size=50),
+    text=st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=50),
     truncation=st.floats(0, 10),
     frames=st.integers(2, 20),
     factor=st.floats(1, 8),
@@ -194,6 +194,42 @@ def test_any_valid_request_survives_json(
         output=Output(quality=quality),
     )
     assert GenerationRequest.from_dict(json.loads(request.canonical())) == request
+
+
+@pytest.mark.parametrize("guidance", [{}, {"rescale": 0.7}, {"end": 3}])
+def test_an_object_of_guidance_names_a_schedule_or_where_it_starts(guidance):
+    with pytest.raises(InvalidField, match="schedule is needed, or start") as caught:
+        GenerationRequest.from_dict({"guidance_scale": guidance})
+    assert caught.value.field == "guidance_scale.schedule"
+
+
+@pytest.mark.parametrize("schedule", [GuidanceSchedule(), GuidanceSchedule(rescale=0.5)])
+def test_a_schedule_that_is_all_defaults_survives_json(schedule):
+    request = GenerationRequest(guidance_scale=schedule)
+    assert request.to_dict()["guidance_scale"]["schedule"] == "constant"
+    assert GenerationRequest.from_dict(request.to_dict()) == request
+
+
+def test_an_older_recipe_that_names_a_start_alone_is_constant():
+    request = GenerationRequest.from_dict({"guidance_scale": {"start": 7, "rescale": 0.7}})
+    assert request.guidance_scale == GuidanceSchedule(start=7.0, rescale=0.7)
+
+
+@pytest.mark.parametrize("bad", ["a\0", "\ud800"])
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (lambda text: {"prompt": text}, "prompt"),
+        (lambda text: {"negative_prompt": text}, "negative_prompt"),
+        (lambda text: {"walk": {"to": text, "frames": 2}}, "walk.to"),
+        (lambda text: {"hires": {"prompt": text}}, "hires.prompt"),
+        (lambda text: {"regions": [{"prompt": text, "box": [0, 0, 1, 1]}]}, "regions[0].prompt"),
+    ],
+)
+def test_a_text_that_is_no_unicode_names_its_field(body, field, bad):
+    with pytest.raises(InvalidField, match="without NUL") as caught:
+        GenerationRequest.from_dict(body(bad))
+    assert caught.value.field == field
 
 
 def test_a_guidance_list_and_other_shapes_do_not_mix():

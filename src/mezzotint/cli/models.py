@@ -61,9 +61,18 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Add a model; a folder or file stays where it is."""
-    entry = _store(context).add(name, source, version=version)
+    from mezzotint.models.store.entries import handler_refusal
+
+    store = _store(context)
+    entry = store.add(name, source, version=version)
+    runs = store.may_run(entry)
+    note = str(handler_refusal(entry, is_allowed=runs)) if entry.layout == "handler" else ""
     if as_json:
-        print(json.dumps(_brief(entry), ensure_ascii=False))
+        code = {"runs": runs, "note": note} if note else {}
+        print(json.dumps(_brief(entry) | code, ensure_ascii=False))
+    elif note:
+        print(escaped(f"{entry.full_name}: registered handler code, no model: {entry.path}"))
+        print(escaped(note if runs else f"it will not run: {note}"))
     else:
         print(escaped(f"{entry.full_name}: {entry.path}"))
 

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.parts import Part
+from mezzotint.models.reading import reading
 
 __all__ = [
     "Call",
@@ -259,6 +260,8 @@ class TorchNetwork:
 
     Attributes:
         offload: How the module comes to its device; None where it stays there.
+        field: The request field that names what the network is part of, for errors of
+            its files.
     """
 
     def __init__(
@@ -278,6 +281,7 @@ class TorchNetwork:
         self._lock = threading.Lock()
         self._changes: dict[str, Callable[[nn.Module], Any]] = {}
         self.offload: Offload | None = None
+        self.field = "model"
         self.call = call
         self.dtype = dtype
         self.device = torch.device(device)
@@ -310,7 +314,8 @@ class TorchNetwork:
         """The module, built and moved to its device on first use."""
         with self._lock:
             if self._module is None:
-                module = self._build(self.dtype)
+                with reading("a network's weights", self.field):
+                    module = self._build(self.dtype)
                 module = module.to(device="cpu" if self.offload else self.device)
                 align_weights(module.eval().requires_grad_(False))
                 use_row_linears(module)
@@ -381,7 +386,7 @@ class TorchNetwork:
             num_bytes=num_bytes,
             digest=digest,
         )
-        other.offload = self.offload
+        other.offload, other.field = self.offload, self.field
         return other
 
     @property

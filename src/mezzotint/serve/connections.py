@@ -9,6 +9,7 @@ open than it may.
 import asyncio
 import contextlib
 import math
+import re
 import resource
 from collections import OrderedDict
 from typing import Any
@@ -21,6 +22,12 @@ __all__ = ["Crowd", "Protocol", "raise_file_limit"]
 
 _SPARE = 64  # connections beyond the limit that are heard, so that probes are answered
 _FILES = 512  # files of everything but connections
+_NO_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+"""Bytes that no head of a request holds: TLS at a plain port, or rubbish."""
+_BAD_REQUEST = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\n"
+    b"content-length: 31\r\nconnection: close\r\n\r\nInvalid HTTP request received.\n"
+)
 
 
 class Crowd:
@@ -87,8 +94,15 @@ class Protocol(H11Protocol):
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; once a head is whole the connection works."""
+        """Take bytes; once a head is whole the connection works.
+
+        A head that cannot become one is refused at its first wrong byte, not when its
+        time is over.
+        """
         self._watch()
+        if self._is_idle() and _NO_HEAD.search(data.partition(b"\r\n\r\n")[0]):
+            self._refuse()
+            return
         super().data_received(data)
         if not self._is_idle():
             self._rest()
@@ -123,6 +137,12 @@ class Protocol(H11Protocol):
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
+
+    def _refuse(self) -> None:
+        """Answer what is no HTTP with 400, and close."""
+        self._rest()
+        self.transport.write(_BAD_REQUEST)
+        self.transport.close()
 
     def _give_up(self) -> None:
         self._patience = None

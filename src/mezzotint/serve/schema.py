@@ -61,7 +61,9 @@ def object_schema(cls: Any, limits: Mapping[str, int]) -> dict[str, Any]:
         gate = typing.get_args(typing.get_args(hints["gates"])[0])[1]
         del properties["gates"]
         schema["additionalProperties"] = object_schema(gate, limits)
-    return schema | ({"required": needed} if needed else {})
+    wanted: tuple[str, ...] = getattr(cls, "any_of", ())
+    one_of_them = {"anyOf": [{"required": [name]} for name in wanted]} if wanted else {}
+    return schema | ({"required": needed} if needed else {}) | one_of_them
 
 
 def foreign(schema: dict[str, Any]) -> dict[str, Any]:

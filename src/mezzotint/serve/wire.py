@@ -20,6 +20,7 @@ from starlette.responses import Response
 from mezzotint.errors import InvalidField
 from mezzotint.plain import field_names, json_name, read
 from mezzotint.serve.errors import Malformed, Problem, UnsupportedMedia, WrongForeignField
+from mezzotint.serve.json_faults import find_fault
 from mezzotint.types import FileFormat, StageTimings
 
 __all__ = [
@@ -145,15 +146,19 @@ def media_type(http: Request) -> str:
     return http.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read_json(http: Request, *, optional: bool = False) -> dict[str, Any]:
+async def read_json(
+    http: Request, *, optional: bool = False, untyped: bool = False
+) -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
         http: The request.
         optional: Whether no body at all means an empty object.
+        untyped: Whether a body without a content type is taken for JSON, as clients of
+            the open inference protocol send it.
 
     Raises:
-        UnsupportedMedia: If the content type is something else.
+        UnsupportedMedia: If the content type is something else, or is missing.
         Malformed: If it is not JSON or not an object.
     """
     kind = media_type(http)
@@ -162,6 +167,8 @@ async def read_json(http: Request, *, optional: bool = False) -> dict[str, Any]:
     body = await http.body()
     if not body and optional:
         return {}
+    if body and not kind and not untyped:
+        raise UnsupportedMedia("the body needs a content type: expected application/json, got none")
     value = parse_json(body)
     if not isinstance(value, dict):
         raise Malformed(f"the body must be a JSON object, got {type(value).__name__}")
@@ -172,14 +179,31 @@ def parse_json(body: bytes) -> Any:
     """Parse JSON text.
 
     Raises:
-        Malformed: If it is not JSON (NaN, lone surrogates and deep nesting included).
+        Malformed: If it is not JSON (NaN, lone surrogates and deep nesting included);
+            names the field where one value is to blame.
+        WrongForeignField: If a number is larger than any that a computer calculates with.
     """
     if not body:
         raise Malformed("the body must be a JSON object, got nothing")
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise Malformed(f"the body is not JSON: {error}") from None
+        fault = find_fault(body)
+        if fault is None:
+            raise Malformed(f"the body is not JSON: {error}") from None
+        if fault.is_number:
+            raise WrongForeignField(
+                f"{fault.field} must be a finite number, got {fault.what}",
+                field=fault.field,
+                value=fault.what,
+                allowed="a finite number",
+            ) from None
+        raise Malformed(
+            f"{fault.field} is {fault.what}, which JSON cannot hold",
+            field=fault.field,
+            value=fault.what,
+            allowed="a JSON value",
+        ) from None
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,5 @@
 import json
+import zipfile
 
 import pytest
 from tests import tiny
@@ -88,3 +89,18 @@ def test_a_pickle_is_refused_with_how_to_convert(cli, tmp_path):
     assert done.code in (1, 2)
     assert "safetensors" in done.err
     assert done.err.count("\n") == 1
+
+
+def test_importing_handler_code_says_that_it_registered_code_which_will_not_run(cli, tmp_path):
+    path = tmp_path / "shout.mar"
+    model = {"modelName": "shout", "modelVersion": "1.0", "handler": "shout.py"}
+    with zipfile.ZipFile(path, "w") as packed:
+        packed.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": model}))
+        packed.writestr("shout.py", "class Shout:\n    pass\n")
+    said = cli("archive", "import", path).out
+    assert said.startswith("shout@1.0: registered handler code, no model: ")
+    assert "it will not run: " in said
+    assert "allow_handler_code" in said
+    shown = json.loads(cli("archive", "import", path, "--name", "again", "--json").out)
+    assert (shown["layout"], shown["runs"]) == ("handler", False)
+    assert "does not run" in shown["note"]

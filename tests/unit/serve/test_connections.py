@@ -111,3 +111,24 @@ def test_the_limit_on_open_files_is_raised_as_far_as_it_may():
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (712, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"\0",
+        b"GET / HTTP/1.1\r\nx: a\0",
+        b"\x04\x01\0\x50",
+    ],
+    ids=["TLS", "NUL", "NUL in a line", "SOCKS"],
+)
+def test_a_head_that_cannot_become_one_is_refused_at_its_first_wrong_byte(server, head):
+    with connected(server, 1, head) as [raw]:
+        raw.settimeout(1.0)
+        began = time.monotonic()
+        answer = raw.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"connection: close" in answer
+        assert is_closed(raw, 1.0)
+        assert time.monotonic() - began < 1.0

@@ -100,12 +100,9 @@ def read_controlnet(path: Path, *, name: str, placement: Placement) -> ControlNe
         raise CardError(
             f"ControlNet {name} pools its answers (global_pool_conditions), which is not offered"
         )
-    return ControlNet(
-        name=name,
-        digest=part.digest,
-        config=part.config,
-        network=TorchNetwork.of(part, call_controlnet, placement),
-    )
+    network = TorchNetwork.of(part, call_controlnet, placement)
+    network.field = "controls.model"
+    return ControlNet(name=name, digest=part.digest, config=part.config, network=network)
 
 
 def check_controlnet(control: ControlNet, model: Model, *, field: str = "controls.model") -> None:

@@ -190,13 +190,15 @@ def read_ip_adapter(
     projection = _projection(_below(state, "image_proj."), file)
     uses_hidden = type(projection).__name__ != "ImageProjection"
     pairs = _pairs(_below(state, "ip_adapter."), file)
+    encoder = TorchNetwork.of(part, _call_hidden if uses_hidden else _call_vector, placement)
+    encoder.field = "image_prompts.model"
     return ImagePromptAdapter(
         name=name,
         digest=digest or ip_adapter_digest(path, name),
         width=int(pairs[0][0].shape[1]),
         side=_side_of(part),
         uses_hidden=uses_hidden,
-        encoder=TorchNetwork.of(part, _call_hidden if uses_hidden else _call_vector, placement),
+        encoder=encoder,
         projection=projection,
         pairs=pairs,
     )

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from mezzotint.errors import WeightsError
+from mezzotint.models.backends.placement import place
 from mezzotint.models.base import Model
+from mezzotint.models.cards import Card, apply_card
 from mezzotint.models.config import PlacementConfig
 from mezzotint.models.formats.identify import identify
 from mezzotint.models.parts import combine_digests, digest_files
 
-__all__ = ["choose_device", "load_path"]
+__all__ = ["choose_device", "load_path", "load_with_card"]
 
 
 def choose_device(wanted: str) -> str:
@@ -38,6 +40,31 @@ def choose_device(wanted: str) -> str:
     if not there.get(kind, False):
         raise WeightsError(f"device {wanted} is not there; use cpu or auto")
     return wanted
+
+
+def load_with_card(path: Path, card: Card, *, name: str, placement: PlacementConfig) -> Model:
+    """Load the model at a path, let its card override what the files say, and place it.
+
+    Args:
+        path: Folder or file.
+        card: What is declared about it.
+        name: Store name.
+        placement: Where and how to compute.
+
+    Raises:
+        UnknownName: If nothing is there.
+        ModelError: If it is no model, or is broken or unsafe.
+    """
+    model = load_path(
+        path,
+        name=name,
+        placement=placement,
+        expected=card.sha256,
+        variant=card.variant,
+        prediction_type=card.prediction_type,
+    )
+    model.spec = apply_card(model.spec, card)
+    return place(model, placement)
 
 
 def load_path(

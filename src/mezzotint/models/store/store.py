@@ -26,18 +26,17 @@ from mezzotint.errors import (
     UnknownName,
     WeightsError,
 )
-from mezzotint.files import write_atomically
-from mezzotint.models.backends.placement import place
+from mezzotint.files import expanded, is_there, write_atomically
 from mezzotint.models.base import Model
 from mezzotint.models.cards import (
     Card,
-    apply_card,
     describe_spec,
     write_card,
 )
 from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.models.digests import DIGESTS
 from mezzotint.models.formats.identify import identify
+from mezzotint.models.reading import reading
 from mezzotint.models.spec import ModelSpec
 from mezzotint.models.store import hub
 from mezzotint.models.store.entries import (
@@ -50,7 +49,7 @@ from mezzotint.models.store.entries import (
     read_text,
     stored_entries,
 )
-from mezzotint.models.store.loading import load_path
+from mezzotint.models.store.loading import load_with_card
 from mezzotint.models.store.residency import Residency
 
 __all__ = ["ModelStore", "load_model"]
@@ -109,25 +108,30 @@ class ModelStore:
 
     def _entry_of_path(self, name: str) -> ModelEntry:
         """Take a name for a path, or a Hub id, if it looks like one."""
-        path = Path(name).expanduser()
+        path = expanded(name)
         looks_like_path = path.is_absolute() or name.startswith((".", "~")) or "\\" in name
-        if not (looks_like_path or path.exists() or "/" in name):
+        if not (looks_like_path or is_there(path) or "/" in name):
             raise UnknownName("model", name, self.names(), field="model")
         if not self.config.allow_paths:
             raise ModelNotAllowed(
-                f"model {name!r} is a path or Hub id, and this server takes names from its store "
-                f"only: {', '.join(self.names())}"
+                f"model {name[:200]!r} is a path or Hub id, and this server takes names from its "
+                f"store only: {', '.join(self.names())}"
             )
-        if path.exists():
-            path = hub.cached_snapshot(path) or path
-            return self._unpacked(
-                ModelEntry(name=name, version="", card=Card(name=name), path=path.resolve())
-            )
+        if is_there(path):
+            return self._entry_at(path, name, "model")
         if not looks_like_path and _HUB_ID.fullmatch(name):
             repo, _, revision = name.partition("@")
             card = Card(name=name, repo=repo, revision=revision)
             return ModelEntry(name=name, version="", card=card, path=Path())
         raise UnknownName("model", name, self.names(), field="model")
+
+    def _entry_at(self, path: Path, name: str, field: str) -> ModelEntry:
+        """Describe what lies at a path; an archive is unpacked."""
+        with reading(f"model {name}", field):
+            path = (hub.cached_snapshot(path) or path).resolve()
+            return self._unpacked(
+                ModelEntry(name=name, version="", card=Card(name=name), path=path)
+            )
 
     def _unpacked(self, entry: ModelEntry) -> ModelEntry:
         """Unpack an archive into the cache and point the entry there."""
@@ -274,12 +278,10 @@ class ModelStore:
 
     def _inspect_source(self, name: str, source: str) -> ModelEntry:
         """Find out what a source is, and check it as far as can be without loading."""
-        path = Path(source).expanduser()
+        path = expanded(source)
         card = Card(name=name)
-        if path.exists():
-            path = hub.cached_snapshot(path) or path
-            entry = ModelEntry(name=name, version="", card=card, path=path.resolve())
-            entry = self._unpacked(entry)
+        if is_there(path):
+            entry = self._entry_at(path, name, "source")
             return replace(entry, card=replace(entry.card, name=name))
         if _HUB_ID.fullmatch(source) and not source.startswith("."):
             repo, _, revision = source.partition("@")
@@ -397,23 +399,14 @@ class ModelStore:
         """Load an entry's files and let its card override what they say."""
         if entry.layout == "handler":
             raise self._refuse_handler(entry)
-        card, path = entry.card, entry.path
-        if card.repo:
-            path, _ = self._fetch(card)
-        elif not path.exists():
-            raise WeightsError(
-                f"model {entry.full_name}: its files are missing, expected them at {path}"
-            )
-        model = load_path(
-            path,
-            name=entry.name if entry.is_default else entry.full_name,
-            placement=placement,
-            expected=card.sha256,
-            variant=card.variant,
-            prediction_type=card.prediction_type,
-        )
-        model.spec = apply_card(model.spec, card)
-        return place(model, placement)
+        card, path, shown = entry.card, entry.path, name_in_memory(entry)
+        with reading(f"model {shown}", "model"):
+            if card.repo:
+                path, _ = self._fetch(card)
+            elif not path.exists():
+                raise WeightsError(f"model {shown}: its files are missing, expected at {path}")
+            name = entry.name if entry.is_default else entry.full_name
+            return load_with_card(path, card, name=name, placement=placement)
 
     def _refuse_handler(self, entry: ModelEntry) -> ModelNotAllowed:
         """Say why an archive of handler code is no model here."""

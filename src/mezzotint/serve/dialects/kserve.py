@@ -36,7 +36,7 @@ __all__ = ["V1", "answer_v1", "endpoints"]
 async def predict_v1(front: Front, http: Request) -> Response:
     """KServe v1: one prediction for each instance."""
     model, is_handler = await resolve(front, http.path_params["model"], None)
-    body = await read_json(http)
+    body = await read_json(http, untyped=True)
     if is_handler:
         rows = [{"body": instance} for instance in _instances(front, body)]
         made = await handlers.run(front, http, model, rows)
@@ -187,7 +187,7 @@ async def infer_v2(front: Front, http: Request) -> Response:
     """Open inference protocol: one row of every input tensor is one request."""
     name = http.path_params["model"]
     model, _ = await resolve(front, name, None, protocol="the open inference protocol")
-    body = await read_json(http)
+    body = await read_json(http, untyped=True)
     rows = _rows(body)
     results = await _together(front, http, [to_request(model, row)[0] for row in rows])
     images = [image for result in results for image in result.images]

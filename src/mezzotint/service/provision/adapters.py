@@ -7,10 +7,12 @@ view that shares the model's weights, kept for the next request with the same ad
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mezzotint.errors import UnknownName
+from mezzotint.files import expanded, is_there
 from mezzotint.models.adapters.controlnet import (
     ControlNet,
     check_controlnet,
@@ -34,6 +36,7 @@ from mezzotint.models.adapters.textual_inversion import (
 from mezzotint.models.base import Model
 from mezzotint.models.digests import DIGESTS
 from mezzotint.models.networks import Placement
+from mezzotint.models.reading import reading
 from mezzotint.planning.plan import Adapters, Plan
 
 __all__ = ["KINDS", "AdapterProvider"]
@@ -110,11 +113,12 @@ class AdapterProvider:
             stem = self._home / KINDS[kind].folder / name
             files = (stem.with_name(name + suffix) for suffix in KINDS[kind].suffixes)
             return next(file for file in files if file.exists())
-        path = Path(name).expanduser()
+        path = expanded(name)
         suffixes = KINDS[kind].suffixes
-        fits = ("" in suffixes) if path.is_dir() else path.is_file() and path.suffix in suffixes
-        if self._allow_paths and fits:
-            return path
+        if self._allow_paths and is_there(path):
+            fits = ("" in suffixes) if path.is_dir() else path.is_file() and path.suffix in suffixes
+            if fits:
+                return path
         raise UnknownName(kind.replace("_", " "), name, known, field=KINDS[kind].field)
 
     def digest(self, kind: str, name: str) -> str:
@@ -125,15 +129,17 @@ class AdapterProvider:
             ModelError: If its files are missing, corrupt or of another kind.
         """
         path = self.path(kind, name)
-        if kind == "control":
-            return self._control(name, Placement()).digest
-        if kind == "image_prompt":
-            return ip_adapter_digest(path, name)
-        return DIGESTS.digest(path)
+        with _reading(kind, name):
+            if kind == "control":
+                return self._control(name, Placement()).digest
+            if kind == "image_prompt":
+                return ip_adapter_digest(path, name)
+            return DIGESTS.digest(path)
 
     def side(self, name: str) -> int:
         """Return the pixels of each side of the pictures that an IP-Adapter looks at."""
-        return ip_adapter_side(self.path("image_prompt", name), name)
+        with _reading("image_prompt", name):
+            return ip_adapter_side(self.path("image_prompt", name), name)
 
     def token(self, name: str) -> str:
         """Return the word that stands for an embedding if a request names none."""
@@ -147,11 +153,13 @@ class AdapterProvider:
         """
         t = plan.techniques
         for k, control in enumerate(t.controls):
-            found = self._control(control.model, Placement())
+            with _reading("control", control.model):
+                found = self._control(control.model, Placement())
             check_controlnet(found, model, field=f"controls[{k}].model")
         for k, prompt in enumerate(t.image_prompts):
             path = self.path("image_prompt", prompt.model)
-            check_ip_adapter(path, prompt.model, model, field=f"image_prompts[{k}].model")
+            with _reading("image_prompt", prompt.model):
+                check_ip_adapter(path, prompt.model, model, field=f"image_prompts[{k}].model")
         for k, embedding in enumerate(t.embeddings):
             weights = self._embedding(embedding.name)
             check_embedding(weights, model, field=f"embeddings[{k}].name")
@@ -185,20 +193,25 @@ class AdapterProvider:
             weights = [self._embedding(name) for name, _, _ in adapters.embeddings]
             view = with_embeddings(view, weights, [token for *_, token in adapters.embeddings])
         if adapters.image_prompts:
-            found = [
-                read_ip_adapter(
-                    self.path("image_prompt", name), name=name, placement=placement, digest=digest
-                )
-                for name, digest in adapters.image_prompts
-            ]
-            view = with_ip_adapters(view, found)
+            with _reading("image_prompt", ", ".join(name for name, _ in adapters.image_prompts)):
+                found = [
+                    read_ip_adapter(
+                        self.path("image_prompt", name),
+                        name=name,
+                        placement=placement,
+                        digest=digest,
+                    )
+                    for name, digest in adapters.image_prompts
+                ]
+                view = with_ip_adapters(view, found)
         if adapters.loras:
             family = model.spec.family
-            loras = [
-                read_lora(self.path("lora", name), name=name, family=family)
-                for name, _ in adapters.loras
-            ]
-            view = with_loras(view, loras)
+            with _reading("lora", ", ".join(name for name, _ in adapters.loras)):
+                loras = [
+                    read_lora(self.path("lora", name), name=name, family=family)
+                    for name, _ in adapters.loras
+                ]
+                view = with_loras(view, loras)
         if adapters.controls:
             view = with_controlnets(
                 view, [self._control(name, placement) for name, _ in adapters.controls]
@@ -218,4 +231,11 @@ class AdapterProvider:
             return self._controls[key]
 
     def _embedding(self, name: str) -> EmbeddingWeights:
-        return read_embedding(self.path("embedding", name), name=Path(name).stem)
+        path = self.path("embedding", name)
+        with _reading("embedding", name):
+            return read_embedding(path, name=Path(name).stem)
+
+
+def _reading(kind: str, name: str) -> AbstractContextManager[None]:
+    """Name the kind of adapter and its field in every error of its files."""
+    return reading(f"{kind.replace('_', ' ')} {name}", KINDS[kind].field)

@@ -12,7 +12,14 @@ from typing import Any
 import orjson
 
 from mezzotint import errors, types
-from mezzotint.errors import InvalidRequest, MezzotintError, Overloaded, UnknownName, WorkFailed
+from mezzotint.errors import (
+    InvalidRequest,
+    MezzotintError,
+    ModelError,
+    Overloaded,
+    UnknownName,
+    WorkFailed,
+)
 from mezzotint.types import (
     Attempt,
     Event,
@@ -237,11 +244,14 @@ def read_event(part: Mapping[str, Any], sent: Mapping[int, ImageOutput] | None =
     return cls(**values)
 
 
+INTERNAL = "something went wrong inside; the server's log says what"
+"""All that is said of an error that nobody foresaw: its own words may name anything."""
+
+
 def describe_error(error: BaseException) -> dict[str, Any]:
-    """Return an error as plain data; of an unexpected one only its kind."""
+    """Return an error as plain data; of an unexpected one only that the log tells of it."""
     if not isinstance(error, MezzotintError):
-        kind = type(error).__name__
-        return {"type": "WorkFailed", "message": f"the engine failed with {kind}"}
+        return {"type": "WorkFailed", "message": INTERNAL}
     part: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
     if isinstance(error, UnknownName):
         part |= {"kind": error.kind, "name": error.name, "known": list(error.known)}
@@ -250,6 +260,8 @@ def describe_error(error: BaseException) -> dict[str, Any]:
         if value is not None and not isinstance(value, str | int | float | bool):
             value = str(value)[:200]
         part |= {"field": error.field, "value": value, "allowed": error.allowed}
+    if isinstance(error, ModelError):
+        part["field"] = error.field
     if isinstance(error, Overloaded):
         part["retry_after_s"] = error.retry_after_s
     return part
@@ -268,6 +280,8 @@ def read_error(part: Mapping[str, Any]) -> MezzotintError:
         return cls(
             message, field=part.get("field"), value=part.get("value"), allowed=part.get("allowed")
         )
+    if issubclass(cls, ModelError):
+        return cls(message, field=part.get("field"))
     if issubclass(cls, Overloaded):
         return cls(message, retry_after_s=float(part.get("retry_after_s", 1.0)))
     return cls(message)
