@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mezzotint.cli.outputs import Destination
-from mezzotint.cli.session import ending, new_id, no_ending, open_service
+from mezzotint.cli.session import new_id, open_service
 from mezzotint.request import GenerationRequest
+from mezzotint.service.endings import follow
 from mezzotint.settings import Settings
-from mezzotint.types import GenerationResult, ImageFinished, ImageOutput
+from mezzotint.types import Event, GenerationResult, ImageFinished, ImageOutput
 
 __all__ = ["Delivery", "deliver"]
 
@@ -68,15 +69,13 @@ async def deliver(
                 use_cache=delivery.use_cache,
                 preview_every=1 if shows else 0,
             )
-            async for event in events:
+
+            def observe(event: Event) -> None:
                 report(event)
                 if isinstance(event, ImageFinished):
                     delivery.take(event.image, request)
-                result = ending(event)
-                if result is not None:
-                    break
-            else:
-                raise no_ending()
+
+            result = await follow(events, observe)
     for image in result.images:
         delivery.take(image, request)
     return result

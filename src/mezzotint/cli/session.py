@@ -19,17 +19,14 @@ from typing import Any, TypeVar
 import typer
 
 from mezzotint.cli.flags import WrongFlag
-from mezzotint.errors import Cancelled, WorkFailed
 from mezzotint.observe import log
 from mezzotint.service.base import Service
 from mezzotint.settings import Loaded, Settings, load
-from mezzotint.types import Cancelled as CancelledEvent
-from mezzotint.types import Event, Failed, Finished, GenerationResult
 
-__all__ = ["ending", "load_settings", "new_id", "open_service", "run"]
+__all__ = ["load_settings", "new_id", "open_service", "run"]
 
 T = TypeVar("T")
-PATIENCE_S = 2.0
+GRACE_S = 2.0
 
 
 def load_settings(context: typer.Context, **flags: Any) -> Loaded:
@@ -66,7 +63,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a verb's body; Ctrl-C cancels it at the next step.
 
     Who presses Ctrl-C while a model loads does not wait for it: after
-    :data:`PATIENCE_S` the process ends where it is, and a second Ctrl-C ends it at
+    :data:`GRACE_S` the process ends where it is, and a second Ctrl-C ends it at
     once. Files are whole or absent either way.
 
     Raises:
@@ -91,13 +88,13 @@ def _interrupts(
     if threading.current_thread() is not threading.main_thread():
         yield task  # signals belong to the main thread
         return
-    patience = threading.Timer(PATIENCE_S, _leave_now)
-    patience.daemon = True
+    grace = threading.Timer(GRACE_S, _leave_now)
+    grace.daemon = True
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if patience.is_alive():
+        if grace.is_alive():
             _leave_now()
-        patience.start()
+        grace.start()
         loop.call_soon_threadsafe(task.cancel)
 
     before = signal.signal(signal.SIGINT, interrupt)
@@ -105,7 +102,7 @@ def _interrupts(
         yield task
     finally:
         signal.signal(signal.SIGINT, before)
-        patience.cancel()
+        grace.cancel()
 
 
 def _leave_now() -> None:
@@ -141,23 +138,3 @@ def make_service(settings: Settings) -> Service:
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     return LocalService(settings.service_config(), interruptible=True)
-
-
-def ending(event: Event) -> GenerationResult | None:
-    """Return the result if this event is the good ending, None if it is no ending.
-
-    Raises:
-        MezzotintError: If the request failed or was cancelled.
-    """
-    if isinstance(event, Finished):
-        return event.result
-    if isinstance(event, Failed):
-        raise event.error
-    if isinstance(event, CancelledEvent):
-        raise Cancelled("cancelled")
-    return None
-
-
-def no_ending() -> WorkFailed:
-    """Return the error for a stream that stopped without an ending."""
-    return WorkFailed("the request ended without an ending")

@@ -73,7 +73,7 @@ class Crowd:
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 on one connection, counted, with little patience for slow heads.
+    """HTTP/1.1 on one connection, counted, with a deadline for slow heads.
 
     The time runs from the first byte (or the connection), not from the last: a client
     that sends a line now and then gains nothing.
@@ -82,7 +82,7 @@ class Protocol(H11Protocol):
     def __init__(self, *arguments: Any, crowd: Crowd, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._crowd = crowd
-        self._patience: asyncio.TimerHandle | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
         self.is_gone = False
 
     def connection_made(self, transport: Any) -> None:
@@ -130,13 +130,13 @@ class Protocol(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _watch(self) -> None:
-        if self._patience is None and self._is_idle():
-            self._patience = self.loop.call_later(self._crowd.head_s, self._give_up)
+        if self._head_timer is None and self._is_idle():
+            self._head_timer = self.loop.call_later(self._crowd.head_s, self._give_up)
 
     def _rest(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def _refuse(self) -> None:
         """Answer what is no HTTP with 400, and close."""
@@ -145,7 +145,7 @@ class Protocol(H11Protocol):
         self.transport.close()
 
     def _give_up(self) -> None:
-        self._patience = None
+        self._head_timer = None
         if self._is_idle():
             self.transport.close()
 

@@ -14,8 +14,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from mezzotint import errors
-from mezzotint.errors import DeadlineExceeded, ModelNotAllowed, NotReady, WorkFailed
+from mezzotint.errors import DeadlineExceeded, ModelNotAllowed, NotReady
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.serve.auth import Caller, Meter
 from mezzotint.serve.config import ServeConfig, is_loopback
@@ -23,15 +22,9 @@ from mezzotint.serve.errors import ClientGone, Forbidden, TooLarge
 from mezzotint.serve.streaming import EventStream, until_gone
 from mezzotint.serve.wire import Visit, visit
 from mezzotint.service.base import Service
+from mezzotint.service.endings import follow
 from mezzotint.service.jobs.jobs import Jobs
-from mezzotint.types import (
-    Cancelled,
-    Event,
-    Failed,
-    Finished,
-    GenerationResult,
-    ImageOutput,
-)
+from mezzotint.types import Event, Finished, GenerationResult, ImageOutput
 
 __all__ = ["Front", "new_id"]
 
@@ -246,29 +239,7 @@ class Front:
             events = self.stream(http, request, quiet=True)
         else:
             events = self.stream(http, request, preview_every=1)
-        return await self.watched(http, self.finish(events, observe))
-
-    async def finish(
-        self, events: AsyncGenerator[Event, None], observe: Observer | None = None
-    ) -> GenerationResult:
-        """Follow events to the ending; leaving early cancels the request.
-
-        Raises:
-            MezzotintError: However the request ended, if not well.
-        """
-        try:
-            async for event in events:
-                if observe is not None:
-                    observe(event)
-                if isinstance(event, Finished):
-                    return event.result
-                if isinstance(event, Failed):
-                    raise event.error
-                if isinstance(event, Cancelled):
-                    raise errors.Cancelled("the request was cancelled")
-            raise WorkFailed("the request ended without an ending")
-        finally:
-            await events.aclose()
+        return await self.watched(http, follow(events, observe))
 
     async def watched(self, http: Request, work: Awaitable[Any]) -> Any:
         """Wait for ``work`` while the client is there and time is left.

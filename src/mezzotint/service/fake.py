@@ -25,13 +25,12 @@ from mezzotint.errors import (
     NotReady,
     QueueFull,
     UnknownName,
-    WorkFailed,
 )
 from mezzotint.plain import Checked
 from mezzotint.request import GenerationRequest, GuidanceSchedule, Output
 from mezzotint.schedulers import DIFFUSERS, NATIVE
 from mezzotint.service.base import HandlerAnswer
-from mezzotint.service.endings import ENDINGS
+from mezzotint.service.endings import ENDINGS, follow
 from mezzotint.service.fake_pictures import draw, read_png_text, read_size
 from mezzotint.types import (
     MAX_SEED,
@@ -117,14 +116,7 @@ class FakeService:
     ) -> GenerationResult:
         """Run one request to its end."""
         events = self.stream(request, request_id=request_id, client=client, use_cache=use_cache)
-        async for event in events:
-            if isinstance(event, Finished):
-                return event.result
-            if isinstance(event, Failed):
-                raise event.error
-            if isinstance(event, Cancelled):
-                raise errors.Cancelled("the request was cancelled")
-        raise WorkFailed("the request ended without an ending")
+        return await follow(events)
 
     async def stream(
         self,

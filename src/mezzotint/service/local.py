@@ -19,7 +19,6 @@ from mezzotint.engine.cache import ResultCache
 from mezzotint.engine.execution.filling import Filler
 from mezzotint.engine.execution.solving import prepare
 from mezzotint.engine.step_engine import StepEngine
-from mezzotint.errors import WorkFailed
 from mezzotint.images.animation import check_animation
 from mezzotint.images.codec import decode_mask
 from mezzotint.images.resize import fit
@@ -39,7 +38,7 @@ from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.dispatch.device_messages import Perform
 from mezzotint.service.dispatch.dispatcher import Dispatcher
 from mezzotint.service.dispatch.event_mailbox import EventMailbox
-from mezzotint.service.endings import ENDINGS, result_of, timed
+from mezzotint.service.endings import ENDINGS, follow, timed
 from mezzotint.service.finishing import tools
 from mezzotint.service.finishing.inpainting import read_inpainting
 from mezzotint.service.finishing.pictures import Finisher, adapter_assets, check_pictures
@@ -347,13 +346,11 @@ class LocalService:
         Raises:
             MezzotintError: The one way in which the request ended, if not well.
         """
-        async for event in self.stream(
-            request, request_id=request_id, client=client, use_cache=use_cache, quiet=True
-        ):
-            result = result_of(event)
-            if result is not None:
-                return result
-        raise WorkFailed("the request ended without an ending")
+        return await follow(
+            self.stream(
+                request, request_id=request_id, client=client, use_cache=use_cache, quiet=True
+            )
+        )
 
     async def cancel(self, request_id: str) -> bool:
         """Cancel at the next step; False if there is no such running request."""

@@ -28,6 +28,7 @@ from mezzotint.serve.front import Front
 from mezzotint.serve.schema import ANY_OBJECT
 from mezzotint.serve.wire import Body, Endpoint, json_response, parse_json, read_json
 from mezzotint.service.base import HandlerAnswer
+from mezzotint.service.endings import follow
 from mezzotint.types import GenerationResult
 
 __all__ = ["V1", "answer_v1", "endpoints"]
@@ -111,7 +112,7 @@ async def _together(
         return [await front.generate(http, requests[0])]
 
     async def run(request: GenerationRequest) -> GenerationResult:
-        return await front.finish(front.stream(http, request, quiet=True))
+        return await follow(front.stream(http, request, quiet=True))
 
     async def run_all() -> list[GenerationResult]:
         async with asyncio.TaskGroup() as group:

@@ -17,15 +17,15 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mezzotint import errors
-from mezzotint.errors import MezzotintError, WorkFailed
+from mezzotint.errors import MezzotintError
 from mezzotint.observe import log
 from mezzotint.observe.config import LogConfig
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.config import WorkerConfig, device_in, on_device
+from mezzotint.service.endings import follow
 from mezzotint.service.workers.supervisor import WorkerSupervisor
-from mezzotint.types import Cancelled, Event, Failed, Finished, GenerationResult, ImageOutput
+from mezzotint.types import Event, Finished, GenerationResult, ImageOutput
 
 __all__ = ["WorkerPool", "create_workers", "shares"]
 
@@ -124,17 +124,7 @@ class WorkerPool:
         events = self.stream(
             request, request_id=request_id, client=client, use_cache=use_cache, quiet=True
         )
-        try:
-            async for event in events:
-                if isinstance(event, Finished):
-                    return event.result
-                if isinstance(event, Failed):
-                    raise event.error
-                if isinstance(event, Cancelled):
-                    raise errors.Cancelled("the request was cancelled")
-        finally:
-            await events.aclose()  # type: ignore[attr-defined]
-        raise WorkFailed("the request ended without an ending")
+        return await follow(events)
 
     async def stream(
         self,
