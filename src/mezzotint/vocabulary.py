@@ -9,7 +9,7 @@ Source: the sampler and schedule lists of A1111 1.10, ComfyUI, InvokeAI 6 and
 Fooocus, as their metadata spells them.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 __all__ = [
     "A1111_SAMPLERS",
@@ -19,6 +19,7 @@ __all__ = [
     "a1111_schedule",
     "match_sampler",
     "match_schedule",
+    "match_upscaler",
 ]
 
 
@@ -150,6 +151,21 @@ def match_schedule(name: str) -> tuple[str | None, bool] | None:
         the name means nothing.
     """
     return _SCHEDULE_BY_NAME.get(name.strip().lower())
+
+
+def match_upscaler(name: str) -> Literal["latent", "lanczos", "real-esrgan"] | None:
+    """Find what enlarges between two passes by A1111's name of it, or None.
+
+    Example:
+        >>> match_upscaler("Latent (nearest-exact)"), match_upscaler("R-ESRGAN 4x+")
+        ('latent', 'real-esrgan')
+    """
+    lower = name.strip().lower()
+    if lower.startswith("latent"):
+        return "latent"
+    if lower in ("none", "lanczos", "nearest"):
+        return "lanczos"
+    return "real-esrgan" if "esrgan" in lower else None
 
 
 def a1111_sampler(scheduler: str) -> str:

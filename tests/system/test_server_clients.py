@@ -272,6 +272,53 @@ class TestWebui:
         assert webui.refresh_checkpoints() is None
         assert "controlnet" in webui.get_scripts()["txt2img"]
 
+    def test_a_prompt_matrix_answers_a_grid_and_its_pictures(self, webui, server):
+        made = webui.txt2img(
+            prompt="a|b", seed=7, width=64, height=64, script_name="Prompt matrix",
+            script_args=[False, False, "positive", "comma", 2],
+        )  # fmt: skip
+        assert [i.size for i in made.images] == [(2 * 64 + 6, 64 + 4), (64, 64), (64, 64)]
+        assert made.info["all_prompts"] == ["a", "a, b"]
+        assert made.info["index_of_first_image"] == 1
+        assert len(made.info["infotexts"]) == 3
+        alone = webui.txt2img(prompt="a, b", seed=7, width=64, height=64)
+        assert made.images[2].tobytes() == alone.image.tobytes()
+
+    def test_a_plot_answers_its_grid_and_refuses_axes_by_name(self, webui):
+        cells = [4, "1,2", [], 6, "3,4,5", []]
+        common = {"prompt": "x", "seed": 1, "width": 64, "height": 64, "script_name": "x/y/z plot"}
+        made = webui.txt2img(**common, script_args=cells)
+        assert [i.size for i in made.images] == [(2 * 64, 3 * 64)]
+        lone = webui.txt2img(**common, script_args=[*cells, 0, "", [], False, True])
+        assert len(lone.images) == 7
+        assert lone.info["all_seeds"] == [1] * 6
+        with pytest.raises(RuntimeError, match=r"422.*Sigma min") as caught:
+            webui.txt2img(**common, script_args=["Sigma min", "1,2"])
+        assert "offered are Nothing, Seed" in str(caught.value)
+
+    def test_loopback_and_sd_upscale_go_on_from_a_picture(self, webui, picture):
+        common = {"images": [picture], "prompt": "x", "seed": 3, "width": 64, "height": 64}
+        made = webui.img2img(**common, script_name="Loopback", script_args=[3, 0.5])
+        assert made.info["all_seeds"] == [3, 4, 5]
+        again = webui.img2img(
+            images=[made.images[1]], prompt="x", seed=5, width=64, height=64,
+            denoising_strength=0.5, inpainting_fill=1,
+        )  # fmt: skip
+        assert again.image.size == made.images[2].size
+        larger = webui.img2img(
+            **common, script_name="sd upscale", script_args=["", 8, "Lanczos", 2.0]
+        )
+        assert larger.image.size == (128, 128)
+        assert any("not in tiles" in w for w in larger.info["warnings"])
+        with pytest.raises(RuntimeError, match=r"Outpainting mk2.* is not offered here"):
+            webui.img2img(**common, script_name="Outpainting mk2")
+
+    def test_extras_resize_to_a_size_with_and_without_crop(self, webui, picture):
+        how = {"resize_mode": 1, "upscaling_resize_w": 96, "upscaling_resize_h": 32}
+        assert webui.extra_single_image(picture, **how).image.size == (96, 32)
+        whole = webui.extra_single_image(picture, **how, upscaling_crop=False)
+        assert whole.image.size == (96, 96)
+
     def test_options_round_trip(self, webui):
         before = webui.get_options()["send_seed"]
         webui.set_options({"send_seed": not before})

@@ -122,6 +122,7 @@ def _parse(texts: Mapping[str, str]) -> Found | None:
     from sd_parsers.exceptions import ParserError
     from sd_parsers.parsers import MANAGED_PARSERS
 
+    texts = _with_workflow(texts)
     broken = (ParserError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
     for parser in MANAGED_PARSERS:
         if parser.generator == Generators.AUTOMATIC1111:
@@ -131,6 +132,29 @@ def _parse(texts: Mapping[str, str]) -> Found | None:
         except broken:
             continue  # not this program's, or a broken text; the next may know it
     return None
+
+
+def _with_workflow(texts: Mapping[str, str]) -> Mapping[str, str]:
+    """Add the links that the library wants where a ComfyUI graph came alone.
+
+    Pictures that were made over ComfyUI's API hold the graph (``prompt``) without the
+    page's drawing of it (``workflow``). The links stand in the graph too: an input that is
+    ``[node, output]``. Only their types are not there; what a text encoder or a sampler
+    is given is told by the input's name.
+    """
+    if "prompt" not in texts or "workflow" in texts:
+        return texts
+    try:
+        graph = json.loads(texts["prompt"])
+        links = [
+            [0, str(value[0]), value[1], str(name), 0, "CLIP" if key == "clip" else key.upper()]
+            for name, node in graph.items()
+            for key, value in node["inputs"].items()
+            if isinstance(value, list) and len(value) == 2 and isinstance(value[1], int)
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return texts
+    return {**texts, "workflow": json.dumps({"links": links})}
 
 
 def _plain(info: Any) -> Found:

@@ -17,8 +17,8 @@ from mezzotint.images.foreign import Found, read_with_library
 from mezzotint.infotext import parse_infotext
 from mezzotint.request import GenerationRequest
 from mezzotint.textchunks import PARAMETERS, read_texts
-from mezzotint.types import MAX_SEED
-from mezzotint.vocabulary import match_sampler, match_schedule
+from mezzotint.types import MAX_SEED, MAX_STEPS
+from mezzotint.vocabulary import match_sampler, match_schedule, match_upscaler
 
 __all__ = ["ForeignRecipe", "read_foreign", "recipe_from_infotext"]
 
@@ -49,6 +49,14 @@ _SILENT = {
     "RNG",
     "Version",
     "Denoising strength",
+    "Hires upscale",
+    "Hires resize",
+    "Hires resize-1",
+    "Hires resize-2",
+    "Hires upscaler",
+    "Hires steps",
+    "Hires prompt",
+    "Hires negative prompt",
     "Lora hashes",
     "Hashes",
     "TI hashes",
@@ -124,6 +132,9 @@ def recipe_from_infotext(text: str, *, known_models: Collection[str] = ()) -> Fo
         for key, value in fields.items()
         if key not in _SILENT and value
     ]
+    hires = _hires(fields, lost)
+    if hires is not None:
+        found["hires"], found["strength"] = hires, None  # the strength is of the second pass
     if fields.get("RNG", "GPU") != "CPU":
         lost.append("the noise was drawn on a GPU; ours is drawn on the CPU, the picture differs")
     return _finish(
@@ -134,6 +145,35 @@ def recipe_from_infotext(text: str, *, known_models: Collection[str] = ()) -> Fo
         raw={PARAMETERS: text},
         known_models=known_models,
     )
+
+
+def _hires(fields: Mapping[str, str], lost: list[str]) -> dict[str, Any] | None:
+    """Read A1111's second pass; None if there was none."""
+    size = re.fullmatch(r"(\d{1,5})x(\d{1,5})", fields.get("Hires resize", ""))
+    scale = _number(fields.get("Hires upscale"))
+    if not any(key in fields for key in ("Hires upscale", "Hires resize", "Hires upscaler")):
+        return None
+    hires: dict[str, Any] = {}
+    if size is not None:
+        sides = {"width": int(size[1]), "height": int(size[2])}
+        hires |= {name: side for name, side in sides.items() if side}
+    elif scale is not None and 1 <= scale <= 8:
+        hires["scale"] = scale
+    else:
+        lost.append("the size of the second pass is not said; it is twice the first's")
+    strength, steps = _number(fields.get("Denoising strength")), _number(fields.get("Hires steps"))
+    if strength is not None and 0 <= strength <= 1:
+        hires["strength"] = strength
+    if steps is not None and 1 <= steps <= MAX_STEPS:
+        hires["num_inference_steps"] = int(steps)
+    name = fields.get("Hires upscaler", "Latent")
+    hires["upscaler"] = match_upscaler(name) or "latent"
+    if match_upscaler(name) is None:
+        lost.append(f"upscaler {name[:60]} is not offered here; the latents are enlarged")
+    for key, ours in (("Hires prompt", "prompt"), ("Hires negative prompt", "negative_prompt")):
+        if fields.get(key):
+            hires[ours] = fields[key]
+    return hires
 
 
 def _from_library(
@@ -228,6 +268,8 @@ def _finish(
     _take_model(found, wanted, lost, known_models)
     _take_sampler(found, wanted, lost)
     _take_numbers(found, wanted, lost)
+    if found.get("hires") is not None:
+        wanted["hires"] = found["hires"]
     if found.get("strength") is not None:
         lost.append("the picture began from another picture, which is not in the file")
     try:

@@ -6,6 +6,7 @@ import pytest
 from mezzotint.images.codec import encode
 from mezzotint.images.png import encode_png
 from mezzotint.images.readers import read_foreign, recipe_from_infotext
+from mezzotint.request import Hires
 
 PIXELS = np.zeros((8, 8, 3), np.uint8)
 
@@ -127,6 +128,59 @@ def test_comfyui_graphs_are_read():
     )
     assert (request.width, request.height) == (640, 448)
     assert not any("dpmpp_2m_sde" in line for line in recipe.not_honoured)  # it is ours
+
+
+def test_comfyui_graphs_made_over_its_api_are_read_alike():
+    whole = read_foreign(encode_png(PIXELS, comfy()), known_models=["dreamy"])
+    alone = read_foreign(encode_png(PIXELS, {"prompt": json.dumps(COMFY)}), known_models=["dreamy"])
+    assert alone is not None
+    assert alone.generator == "ComfyUI"
+    assert alone.request == whole.request
+    assert alone.not_honoured == whole.not_honoured
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"3": 5}', '{"3": {"inputs": 5}}', "{", "a prompt"])
+def test_a_text_named_prompt_that_is_no_graph_is_no_recipe(text):
+    assert read_foreign(encode_png(PIXELS, {"prompt": text})) is None
+
+
+HIRES = (
+    "a lake\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Model: m, "
+    "Denoising strength: 0.35, Clip skip: 2, {}RNG: CPU"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "Hires upscale: 1.5, Hires steps: 12, Hires upscaler: R-ESRGAN 4x+, ",
+            {"scale": 1.5, "num_inference_steps": 12, "upscaler": "real-esrgan"},
+        ),
+        ("Hires resize: 768x1024, Hires upscaler: Lanczos, ",
+         {"width": 768, "height": 1024, "upscaler": "lanczos"}),
+        ('Hires prompt: "a lake, at dawn", Hires upscale: 2, Hires upscaler: Latent (bicubic), ',
+         {"prompt": "a lake, at dawn", "scale": 2, "upscaler": "latent"}),
+    ],
+)  # fmt: skip
+def test_hires_fields_of_a1111_are_a_second_pass_and_no_start_picture(text, expected):
+    recipe = recipe_from_infotext(HIRES.format(text), known_models=["m"])
+    assert recipe.request.hires == Hires(strength=0.35, **expected)
+    assert recipe.request.image is None
+    assert recipe.not_honoured == ("Clip skip (2) is not known here",)
+
+
+def test_a_second_pass_that_is_not_offered_is_said():
+    text = HIRES.format("Hires upscale: 99, Hires upscaler: 4x-UltraSharp, ")
+    recipe = recipe_from_infotext(text, known_models=["m"])
+    assert (recipe.request.hires.scale, recipe.request.hires.upscaler) == (2, "latent")
+    assert [line.partition(" ")[0] for line in recipe.not_honoured] == ["Clip", "the", "upscaler"]
+
+
+def test_a_strength_alone_is_image_to_image():
+    recipe = recipe_from_infotext(HIRES.format(""), known_models=["m"])
+    assert recipe.request.hires is None
+    assert any("began from another picture" in line for line in recipe.not_honoured)
 
 
 def test_invokeai_is_read():

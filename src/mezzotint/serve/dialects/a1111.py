@@ -9,7 +9,7 @@ An interrupted request answers the pictures that were finished, and says so.
 import base64
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,27 +19,36 @@ from starlette.responses import Response
 
 from mezzotint import errors
 from mezzotint.errors import UnknownName
-from mezzotint.request import GenerationRequest
+from mezzotint.request import GenerationRequest, Output
 from mezzotint.serve.dialects import a1111_extras
 from mezzotint.serve.dialects.a1111_bodies import ImageToImage, TextToImage
 from mezzotint.serve.dialects.a1111_controlnet import FIELD, read_units
 from mezzotint.serve.dialects.a1111_extras import post
-from mezzotint.serve.dialects.a1111_lists import ENDPOINTS, find_checkpoint, options
+from mezzotint.serve.dialects.a1111_lists import (
+    ENDPOINTS,
+    find_checkpoint,
+    options,
+    upscaler_names,
+)
 from mezzotint.serve.dialects.a1111_techniques import (
     read_hires,
     read_inpaint,
     read_seed,
     read_variation,
 )
+from mezzotint.serve.dialects.webui.jobs import Job, interrupt, jobs_of, progress, skip
+from mezzotint.serve.dialects.webui.scripts import Script, Sheet, read_script
 from mezzotint.serve.errors import NotFound, Problem, WrongField
 from mezzotint.serve.front import Front, new_id
 from mezzotint.serve.wire import Dialect, Endpoint, json_response, read_fields, read_json, visit
 from mezzotint.textchunks import PARAMETERS, read_texts
 from mezzotint.types import (
+    MAX_IMAGES,
     MAX_SEED,
     Event,
     GenerationResult,
     ImageFinished,
+    ImageInput,
     ImageOutput,
     Stepped,
 )
@@ -73,29 +82,6 @@ _NOT_HONOURED: Mapping[str, Any] = {
     "hr_sampler_name": None,
     "hr_scheduler": None,
 }
-
-
-@dataclass(slots=True)
-class _Job:
-    """One txt2img or img2img in progress."""
-
-    owner: str
-    id: str
-    images: int
-    began: float = field(default_factory=time.time)
-    done: int = 0
-    step: int = 0
-    steps: int = 0
-    preview: bytes | None = None
-    interrupted: bool = False
-    skipped: bool = False
-    running: str = ""
-    finished: list[ImageOutput] = field(default_factory=list[ImageOutput])
-
-    @property
-    def progress(self) -> float:
-        part = self.step / self.steps if self.steps else 0.0
-        return min(1.0, (self.done + part) / max(1, self.images))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +136,6 @@ def to_request(
         native["hires"] = read_hires(fields, warnings)
     start = body["init_images"][0] if is_img2img else None
     native["controls"] = read_units(body.get("alwayson_scripts"), warnings, start_image=start)
-    if body.get("script_name"):
-        warnings.append(f"script {str(body['script_name'])[:80]!r} is not offered here")
     native = {k: v for k, v in native.items() if v is not None and v != []}
     return Translation(
         request=GenerationRequest.from_dict(native),
@@ -214,19 +198,34 @@ def from_images(
     model: Mapping[str, Any],
     *,
     interrupted: bool,
+    prompts: Sequence[tuple[str, str]] | None = None,
+    sheets: Sequence[bytes] = (),
+    template: ImageOutput | None = None,
 ) -> dict[str, Any]:
-    """Write the answer: pictures, parameters, and ``info`` as a JSON text."""
+    """Write the answer: pictures, parameters, and ``info`` as a JSON text.
+
+    Args:
+        images: What was drawn.
+        translation: What was asked.
+        model: Which model drew it.
+        interrupted: Whether there could have been more.
+        prompts: Both prompts of each picture, where a script changed them.
+        sheets: Grids that are answered before the pictures.
+        template: The picture whose text stands for the grids.
+    """
     request = translation.request
-    first = images[0] if images else None
+    first = images[0] if images else template
+    both = list(prompts or ()) or [(request.prompt, request.negative_prompt)] * len(images)
     seeds = [i.seed for i in images]
     subseeds = _subseeds(translation, seeds)
-    texts = [read_texts(i.data).get(PARAMETERS, "") for i in images]
+    texts = [_infotext(template)] * len(sheets) if template else []
+    texts += [_infotext(i) for i in images]
     warnings = [*translation.warnings, *(w for i in images for w in i.warnings)]
     info = {
         "prompt": request.prompt,
-        "all_prompts": [request.prompt] * len(images),
+        "all_prompts": [prompt for prompt, _ in both],
         "negative_prompt": request.negative_prompt,
-        "all_negative_prompts": [request.negative_prompt] * len(images),
+        "all_negative_prompts": [negative for _, negative in both],
         "seed": first.seed if first else request.seed,
         "all_seeds": seeds,
         "subseed": subseeds[0] if subseeds else request.seed,
@@ -243,7 +242,7 @@ def from_images(
         "sd_model_hash": str(model.get("digest", ""))[:10],
         "denoising_strength": request.strength if request.image is not None else None,
         "extra_generation_params": {},
-        "index_of_first_image": 0,
+        "index_of_first_image": len(sheets),
         "infotexts": texts,
         "styles": [],
         "job_timestamp": time.strftime("%Y%m%d%H%M%S"),
@@ -252,11 +251,17 @@ def from_images(
         "interrupted": interrupted,
         "warnings": list(dict.fromkeys(warnings)),
     }
+    files = [*sheets, *(i.data for i in images)]
     return {
-        "images": [_b64(i.data) for i in images] if translation.send_images else [],
+        "images": [_b64(data) for data in files] if translation.send_images else [],
         "parameters": dict(translation.parameters),
         "info": orjson.dumps(info).decode(),
     }
+
+
+def _infotext(image: ImageOutput) -> str:
+    """Return the text that a picture holds."""
+    return read_texts(image.data).get(PARAMETERS, "")
 
 
 def _subseeds(translation: Translation, seeds: list[int]) -> list[int]:
@@ -284,16 +289,6 @@ def _render(problem: Problem, request_id: str) -> Response:
     return json_response(error_body(problem), problem.status)
 
 
-def _jobs(front: Front) -> dict[str, _Job]:
-    return front.memory.setdefault("a1111_jobs", {})
-
-
-def _mine(front: Front, http: Request) -> list[_Job]:
-    """Return the caller's jobs, oldest first."""
-    name = visit(http).caller.name
-    return [job for job in _jobs(front).values() if job.owner == name]
-
-
 async def _model(front: Front, http: Request, body: Mapping[str, Any]) -> str | None:
     """Return the model that the body's settings or the options name."""
     settings = body.get("override_settings")
@@ -313,25 +308,114 @@ async def img2img(front: Front, http: Request) -> Response:
 
 
 async def _make(front: Front, http: Request, *, is_img2img: bool) -> Response:
+    """Draw a body, or the bodies that its script makes of it."""
     body = await read_json(http)
-    translation = to_request(body, await _model(front, http, body), is_img2img=is_img2img)
-    total = translation.request.num_images * translation.rounds
+    model = await _model(front, http, body)
+    script = read_script(body, is_img2img=is_img2img)
+    whole = to_request(body, model, is_img2img=is_img2img)
+    script = script or Script(name="", chains=((body,),))
+    bodies = [one for chain in script.chains for one in chain]
+    each = whole.request.num_images * whole.rounds if len(bodies) == 1 else 1
+    total = each * len(bodies)
     caller = visit(http).caller
-    front.admit(replace(translation.request, num_images=min(total, 1024)), caller)
-    job = _Job(caller.name, new_id("a1111"), total)
-    _jobs(front)[job.id] = job
+    front.admit(replace(whole.request, num_images=min(total, MAX_IMAGES)), caller)
+    for one in bodies if script.name else ():
+        to_request(one, await _model(front, http, one), is_img2img=is_img2img)
+    if script.enlarge is not None:
+        script = replace(script, chains=((await _enlarged(front, http, script.enlarge, body),),))
+    job = Job(caller.name, new_id("a1111"), total)
+    jobs_of(front)[job.id] = job
     try:
-        await _rounds(front, http, translation, job)
+        for chain in script.chains:
+            await _chain(front, http, chain, job, script, is_img2img=is_img2img)
     finally:
-        del _jobs(front)[job.id]
-    name = translation.request.model
+        del jobs_of(front)[job.id]
+    name = whole.request.model
     models = {m["name"]: m for m in await front.recent_models()}
-    model = models.get(name.partition("@")[0], {})
+    model_shown = models.get(name.partition("@")[0], {})
     stopped = job.interrupted or job.skipped
-    return json_response(from_images(job.finished, translation, model, interrupted=stopped))
+    warnings = [*whole.warnings, *script.warnings]
+    sheets = [] if stopped else await _sheets(front, job.finished, script.sheets, warnings)
+    has_all = script.sends != "none" or not sheets
+    shown = job.finished if has_all else []
+    return json_response(
+        from_images(
+            shown,
+            replace(whole, warnings=tuple(warnings)),
+            model_shown,
+            interrupted=stopped,
+            prompts=job.prompts if script.name else None,
+            sheets=sheets,
+            template=job.finished[0] if job.finished else None,
+        )
+    )
 
 
-async def _rounds(front: Front, http: Request, translation: Translation, job: _Job) -> None:
+async def _chain(
+    front: Front,
+    http: Request,
+    chain: Sequence[Mapping[str, Any]],
+    job: Job,
+    script: Script,
+    *,
+    is_img2img: bool,
+) -> None:
+    """Draw bodies one after the other, each from the picture that the one before drew."""
+    before: ImageOutput | None = None
+    begun = len(job.finished)
+    for body in chain:
+        if job.interrupted:
+            return
+        own = body if before is None else {**body, "init_images": [_b64(before.data)]}
+        translation = to_request(own, await _model(front, http, own), is_img2img=is_img2img)
+        known = len(job.finished)
+        await _rounds(front, http, translation, job)
+        request = translation.request
+        new = job.finished[known:]
+        job.prompts += [(request.prompt, request.negative_prompt)] * len(new)
+        if len(chain) > 1:
+            if not new:  # skipped: there is nothing to go on from
+                return
+            before = new[-1]
+    if script.sends == "last":
+        del job.finished[begun:-1], job.prompts[begun:-1]
+
+
+async def _enlarged(
+    front: Front, http: Request, enlarge: tuple[float, int | str], body: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a body whose start picture is enlarged, and drawn at that size."""
+    factor, upscaler = enlarge
+    names = ("None", *(await upscaler_names(front)))
+    if isinstance(upscaler, int):
+        upscaler = names[upscaler] if 0 <= upscaler < len(names) else "None"
+    picture = ImageInput.from_base64(str(body["init_images"][0]), field="image")
+    image = await a1111_extras.enlarge(front, http, picture.data, factor, upscaler)
+    sides = {"width": image.width // 8 * 8, "height": image.height // 8 * 8}
+    return {**body, "init_images": [_b64(image.data)], **sides}
+
+
+async def _sheets(
+    front: Front, images: Sequence[ImageOutput], sheets: Sequence[Sheet], warnings: list[str]
+) -> list[bytes]:
+    """Lay pictures out on the grids of a script."""
+    if not sheets or not images:
+        return []
+    if len({(image.width, image.height) for image in images}) > 1:
+        warnings.append("the pictures differ in size: they are answered one by one, without a grid")
+        return []
+    return [
+        await front.service.grid(
+            [images[place].data for place in sheet.pictures],
+            columns=sheet.columns,
+            padding_px=sheet.margin,
+            output=Output(),
+        )
+        for sheet in sheets
+    ]
+
+
+async def _rounds(front: Front, http: Request, translation: Translation, job: Job) -> None:
     """Run ``n_iter`` rounds; skip ends one of them, interrupt all."""
     request = translation.request
     for number in range(translation.rounds):
@@ -360,7 +444,7 @@ def _of_round(request: GenerationRequest, number: int) -> GenerationRequest:
 
 
 async def _round(
-    front: Front, http: Request, request: GenerationRequest, job: _Job
+    front: Front, http: Request, request: GenerationRequest, job: Job
 ) -> GenerationResult | None:
     """Run one request; None if it was skipped or interrupted."""
 
@@ -378,53 +462,6 @@ async def _round(
         if job.interrupted or job.skipped:
             return None
         raise
-
-
-async def progress(front: Front, http: Request) -> Response:
-    """Show how far the caller's oldest request is."""
-    jobs = _mine(front, http)
-    job = jobs[0] if jobs else None
-    wants_image = http.query_params.get("skip_current_image", "false").lower() != "true"
-    preview = job.preview if job is not None and wants_image else None
-    done = job.progress if job is not None else 0.0
-    spent = time.time() - job.began if job is not None else 0.0
-    state = {
-        "skipped": job.skipped if job else False,
-        "interrupted": job.interrupted if job else False,
-        "stopping_generation": False,
-        "job": job.id if job else "",
-        "job_count": sum(j.images - j.done for j in jobs),
-        "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(job.began)) if job else "0",
-        "job_no": job.done if job else 0,
-        "sampling_step": job.step if job else 0,
-        "sampling_steps": job.steps if job else 0,
-    }
-    return json_response(
-        {
-            "progress": round(done, 4),
-            "eta_relative": round(spent / done - spent, 3) if done else 0.0,
-            "state": state,
-            "current_image": _b64(preview) if preview is not None else None,
-            "textinfo": None,
-            "current_task": job.id if job else None,
-        }
-    )
-
-
-async def interrupt(front: Front, http: Request) -> Response:
-    """End the caller's requests; what is finished is answered."""
-    for job in _mine(front, http):
-        job.interrupted = True
-        await front.service.cancel(job.running)
-    return json_response({})
-
-
-async def skip(front: Front, http: Request) -> Response:
-    """End the round the caller's oldest request is in, and go on with the next."""
-    for job in _mine(front, http)[:1]:
-        job.skipped = True
-        await front.service.cancel(job.running)
-    return json_response(None)
 
 
 DIALECT = Dialect(

@@ -17,9 +17,9 @@ from mezzotint.serve.dialects.a1111_bodies import (
 from mezzotint.serve.errors import NotFound, TooLarge
 from mezzotint.serve.front import Front
 from mezzotint.serve.wire import Endpoint, json_response, read_fields, read_json, visit
-from mezzotint.types import ImageInput
+from mezzotint.types import ImageInput, ImageOutput
 
-__all__ = ["ENDPOINTS", "post"]
+__all__ = ["ENDPOINTS", "enlarge", "post"]
 
 
 async def png_info(front: Front, http: Request) -> Response:
@@ -39,16 +39,43 @@ async def png_info(front: Front, http: Request) -> Response:
     )
 
 
+async def enlarge(
+    front: Front,
+    http: Request,
+    data: bytes,
+    factor: float,
+    upscaler: str,
+    *,
+    cover: tuple[int, int] | None = None,
+    crop: bool = False,
+) -> ImageOutput:
+    """Enlarge a picture with an upscaler by A1111's name.
+
+    Args:
+        front: The service behind the door.
+        http: The request.
+        data: The encoded picture.
+        factor: Of both sides, where ``cover`` is None.
+        upscaler: A1111's name, or ours.
+        cover: Width and height to cover in place of a factor, pixels.
+        crop: Cut what overhangs ``cover``.
+
+    Raises:
+        MezzotintError: If the picture cannot be enlarged.
+    """
+    model = "real-esrgan" if "esrgan" in upscaler.lower() else upscaler
+    model = None if upscaler in ("None", "Lanczos", "Nearest") else model
+    return await front.upscale(http, data, factor=factor, model=model, cover=cover, crop=crop)
+
+
 async def _upscale(front: Front, http: Request, fields: Enlargement, picture: ImageInput) -> str:
-    name = fields.upscaler_1
-    model = "real-esrgan" if "esrgan" in name.lower() else name
-    model = None if name in ("None", "Lanczos", "Nearest") else model
     cover = (fields.upscaling_resize_w, fields.upscaling_resize_h)
-    image = await front.upscale(
+    image = await enlarge(
+        front,
         http,
         picture.data,
-        factor=fields.upscaling_resize,
-        model=model,
+        fields.upscaling_resize,
+        fields.upscaler_1,
         cover=cover if fields.resize_mode else None,
         crop=fields.upscaling_crop,
     )

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from mezzotint.errors import InvalidRequest, UnknownName
 from mezzotint.preprocessing import A1111_MODULES
+from mezzotint.serve.dialects.webui.scripts import SCRIPTS, script_infos
 from mezzotint.serve.front import Front
 from mezzotint.serve.schema import ANY_OBJECT
 from mezzotint.serve.wire import Body, Endpoint, json_response, read_json, visit
@@ -21,7 +22,7 @@ from mezzotint.vocabulary import (
     match_schedule,
 )
 
-__all__ = ["ENDPOINTS", "find_checkpoint", "model_title", "options"]
+__all__ = ["ENDPOINTS", "find_checkpoint", "model_title", "options", "upscaler_names"]
 
 _DEFAULTS: Mapping[str, Any] = {
     "samples_save": False,
@@ -178,15 +179,17 @@ async def sd_models(front: Front, http: Request) -> Response:
     )
 
 
+async def upscaler_names(front: Front) -> tuple[str, ...]:
+    """Return the names of the upscalers, Lanczos first."""
+    known = (await front.service.capabilities())["upscalers"]
+    return ("Lanczos", *(name for name in known if name != "lanczos"))
+
+
 async def upscalers(front: Front, http: Request) -> Response:
     """List the upscalers."""
-    known = (await front.service.capabilities())["upscalers"]
     empty = {"model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
     return json_response(
-        [
-            {"name": name, **empty}
-            for name in ("None", "Lanczos", *(n for n in known if n != "lanczos"))
-        ]
+        [{"name": name, **empty} for name in ("None", *(await upscaler_names(front)))]
     )
 
 
@@ -197,14 +200,18 @@ async def loras(front: Front, http: Request) -> Response:
 
 
 async def scripts(front: Front, http: Request) -> Response:
-    """List the scripts; ControlNet is built in."""
-    return json_response({"txt2img": ["controlnet"], "img2img": ["controlnet"]})
+    """List the scripts in lower case, as A1111 does; ControlNet is built in."""
+    return json_response(
+        {kind: [*(n.lower() for n in names), "controlnet"] for kind, names in SCRIPTS.items()}
+    )
 
 
 async def script_info(front: Front, http: Request) -> Response:
     """Describe the scripts."""
     common = {"name": "controlnet", "is_alwayson": True, "args": []}
-    return json_response([{**common, "is_img2img": flag} for flag in (False, True)])
+    rows = [{**common, "is_img2img": flag} for flag in (False, True)]
+    offered = (row for flag in (False, True) for row in script_infos(is_img2img=flag))
+    return json_response([*rows, *offered])
 
 
 async def controlnet_models(front: Front, http: Request) -> Response:

@@ -8,6 +8,7 @@ import secrets
 from typing import Any
 
 from mezzotint.serve.dialects.a1111_bodies import ImageToImage, TextToImage
+from mezzotint.vocabulary import match_upscaler
 
 __all__ = ["read_hires", "read_inpaint", "read_seed", "read_variation"]
 
@@ -49,7 +50,7 @@ def read_hires(fields: TextToImage, warnings: list[str]) -> dict[str, Any] | Non
     if not fields.enable_hr:
         return None
     name = fields.hr_upscaler or "Latent"
-    upscaler = _hires_upscaler(name)
+    upscaler = match_upscaler(name)
     if upscaler is None:
         upscaler = "latent"
         warnings.append(f"hr_upscaler {name[:80]!r} is not offered here; Latent was used")
@@ -66,13 +67,3 @@ def read_hires(fields: TextToImage, warnings: list[str]) -> dict[str, Any] | Non
         "num_inference_steps": fields.hr_second_pass_steps,
     }
     return found | {name: value for name, value in others.items() if value}
-
-
-def _hires_upscaler(name: str) -> str | None:
-    """Return our name of an A1111 upscaler."""
-    lower = name.lower()
-    if lower.startswith("latent"):
-        return "latent"
-    if lower in ("none", "lanczos", "nearest"):
-        return "lanczos"
-    return "real-esrgan" if "esrgan" in lower else None
