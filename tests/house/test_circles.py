@@ -82,7 +82,6 @@ def test_no_module_leads_back_to_itself():
 
 STILL_LONG: dict[str, int] = {
     "mezzotint/service/jobs/jobs.py": 558,
-    "mezzotint/service/workers/supervisor.py": 590,
 }
 """Modules that want to be two, with the length that they may not grow beyond."""
 

@@ -296,6 +296,7 @@ POOL = "unit/service/workers/test_pool.py::"
 SUPERVISOR = "unit/service/workers/test_supervisor.py::"
 APP = "unit/serve/test_app.py::"
 AUTH = "unit/serve/test_auth.py::"
+LIVENESS = "unit/service/workers/test_liveness.py::"
 CODE = "system/test_server_handlers.py::test_handler_code_waits_for_its_digest_and_then_answers"
 LEAVES = {
     "home": ("/elsewhere", "unit/cli/test_serve.py::test_the_home_folder_may_be_a_flag"),
@@ -432,6 +433,10 @@ LEAVES = {
     "worker.start_s": (9.0, a_slow_start_is_given_up),
     "worker.silence_s": (
         9.0, SUPERVISOR + "test_a_silent_process_is_killed_and_its_work_done_again",
+    ),
+    "worker.hang_s": (4.0, LIVENESS + "test_a_process_that_neither_answers_nor_works_hangs_after_hang_s"),
+    "worker.hang_factor": (
+        30.0, LIVENESS + "test_a_call_may_take_a_number_of_times_what_it_takes_and_hang_s_at_least",
     ),
     "worker.max_crashes": (
         2, SUPERVISOR + "test_a_poisonous_request_fails_and_plain_calls_are_repeated",

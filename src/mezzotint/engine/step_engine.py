@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from mezzotint.engine.batcher import Credits, World, next_batch, next_joiners, settle, welcome
 from mezzotint.engine.config import EngineConfig
+from mezzotint.engine.progress import CallProgress
 from mezzotint.engine.state import (
     Claim,
     EngineEvent,
@@ -135,6 +136,7 @@ class StepEngine:
         costs: Measured seconds; learnt from and read.
         budget_bytes: Bytes that tensors of requests may take together.
         clock: Seconds, rising.
+        progress: Where the call under way is marked, for others to see.
     """
 
     def __init__(
@@ -146,6 +148,7 @@ class StepEngine:
         costs: CostTable,
         budget_bytes: int,
         clock: Callable[[], float] = time.monotonic,
+        progress: CallProgress | None = None,
     ) -> None:
         self._config = config
         self._executor = executor
@@ -153,6 +156,7 @@ class StepEngine:
         self._costs = costs
         self._budget_bytes = budget_bytes
         self._clock = clock
+        self._progress = progress or CallProgress(clock)
         self._states: dict[ImageId, ImageState] = {}
         self._footprints: dict[ImageId, Footprint] = {}
         self._assets: dict[ImageId, Mapping[str, Any]] = {}
@@ -287,11 +291,20 @@ class StepEngine:
         began = self._clock()
         try:
             do = self._executor.decode if batch.kind == "decode" else self._executor.step
-            worked = do(batch)
+            shape = (batch.key, batch.bucket, len(batch.ids) if batch.kind == "decode" else 0)
+            with self._progress.during(batch.kind, shape, self._expect(batch)):
+                worked = do(batch)
         except Exception as error:  # blame is found below
             self._blame(batch, error)
             return
         self._book(batch, worked, self._clock() - began)
+
+    def _expect(self, batch: StepBatch) -> float | None:
+        """Return the seconds that a call should take, None if no such call was timed."""
+        key = cost_key(self._states[batch.ids[0]].plan)
+        if batch.bucket not in self._costs.measured_rows(key, batch.kind):
+            return None
+        return self._costs.seconds(key, batch.kind, batch.bucket)
 
     def _blame(self, batch: StepBatch, error: Exception) -> None:
         """Fail the only image of a call, or repeat a shared call image by image."""

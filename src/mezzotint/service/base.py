@@ -31,7 +31,8 @@ class GenerationService(Protocol):
     ``use_cache`` False makes the pictures again even if the result cache has them.
     ``preview_every`` asks for a small encoded picture with every k-th step of an
     image; 0 asks for none, so that nobody pays for what nobody sees. ``quiet`` leaves
-    out all events but ``Started`` and the ending, for whoever only waits for that.
+    out all events but ``Queued``, ``Started`` and the ending, for whoever only waits for
+    that.
     """
 
     async def generate(
@@ -102,7 +103,9 @@ class GenerationService(Protocol):
         """Tell ``{"ready": bool, "live": bool, "queue": int, ...}`` without waiting.
 
         ``metrics`` may hold numbers by Prometheus name (labels inside the
-        name, as in ``batch_rows{model="plate"}``) for the metrics listener.
+        name, as in ``batch_rows{model="plate"}``) for the metrics listener. ``call``
+        may tell of the device call under way: ``kind``, ``seconds``, ``expected_s``
+        (None if unknown) and ``is_first`` (of its shape); who watches judges by it.
         """
         ...
 

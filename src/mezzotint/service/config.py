@@ -78,7 +78,13 @@ class WorkerConfig(Checked):
             :class:`~mezzotint.service.composition.ServiceConfig`.
         start_s: Seconds the process may take until it is ready.
         silence_s: Seconds without an answer to a ping after which the process
-            counts as hung and is killed.
+            counts as hung and is killed, also while it works; the least that the first
+            call of a shape may take, which may compile.
+        hang_s: Seconds without an answer and without any work after which the process
+            counts as hung and is killed; the least that a call may take.
+        hang_factor: How many times its expected seconds a call may take, beyond
+            ``hang_s``, until the process counts as hung. Loading, compiling and
+            calibration are no such calls.
         max_crashes: Times a request may be running when the process dies; then
             it fails, so that one poisonous request cannot keep the worker down.
         backoff_s: Pause before the second restart in a row; doubles up to 30 s.
@@ -91,6 +97,8 @@ class WorkerConfig(Checked):
     options: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
     start_s: float = 600.0
     silence_s: float = 300.0
+    hang_s: float = 10.0
+    hang_factor: float = 20.0
     max_crashes: int = 8
     backoff_s: float = 0.5
     devices: tuple[str, ...] = ()
@@ -100,6 +108,8 @@ class WorkerConfig(Checked):
         """Check ranges; the options are the factory's own business."""
         check_range("worker.start_s", self.start_s, 1, 86400, unit=" s")
         check_range("worker.silence_s", self.silence_s, 1, 86400, unit=" s")
+        check_range("worker.hang_s", self.hang_s, 0.1, 86400, unit=" s")
+        check_range("worker.hang_factor", self.hang_factor, 1, 10_000)
         check_range("worker.max_crashes", self.max_crashes, 1, 1000)
         check_range("worker.backoff_s", self.backoff_s, 0, 30, unit=" s")
         check_range("worker.count", self.count, 1, 64)

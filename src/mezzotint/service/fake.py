@@ -68,8 +68,11 @@ class FakeConfig(Checked):
         crashes: Prompt -> path of a marker file: the process kills itself with
             SIGKILL in the middle of the request while the file does not exist.
         always_crash: A prompt that kills the process every time.
+        crash_planning: A prompt that kills the process before its request is accepted.
         hangs: Prompt -> path of a marker file: the whole process stands still in
             the middle of the request while the file does not exist.
+        stalls: Prompt -> path of a marker file: the request stands still, and nothing
+            else, while the file does not exist.
     """
 
     load_s: float = 0.0
@@ -77,9 +80,11 @@ class FakeConfig(Checked):
     slots: int = 4
     max_waiting: int = 64
     always_crash: str = ""
+    crash_planning: str = ""
     failures: Any = field(default_factory=dict[str, str], hash=False)
     crashes: Any = field(default_factory=dict[str, str], hash=False)
     hangs: Any = field(default_factory=dict[str, str], hash=False)
+    stalls: Any = field(default_factory=dict[str, str], hash=False)
 
     def __post_init__(self) -> None:
         """Take the fields as they are; only tests write them."""
@@ -105,6 +110,7 @@ class FakeService:
         self._running: dict[str, asyncio.Event] = {}
         self._cache: dict[tuple[str, str], GenerationResult] = {}
         self._closed = False
+        self._stalled = 0.0
 
     async def generate(
         self,
@@ -132,7 +138,7 @@ class FakeService:
         events = self._events(request, request_id, client, use_cache, preview_every)
         try:
             async for event in events:
-                if not quiet or isinstance(event, (Started, *ENDINGS)):
+                if not quiet or isinstance(event, (Queued, Started, *ENDINGS)):
                     yield event
         finally:
             await events.aclose()
@@ -146,6 +152,8 @@ class FakeService:
         preview_every: int,
     ) -> AsyncGenerator[Event, None]:
         self._check(request)
+        if self.config.crash_planning and request.prompt == self.config.crash_planning:
+            os.kill(os.getpid(), signal.SIGKILL)
         self.requests.append(request)
         request = request if request.seed is not None else _with_seed(request)
         if self._waiting >= self.config.max_waiting:
@@ -210,7 +218,10 @@ class FakeService:
         """Tell how the service is."""
         ready = not self._closed
         metrics = {"fake_requests_total": float(len(self.requests))}
-        return {"ready": ready, "live": True, "queue": self._waiting, "metrics": metrics}
+        health = {"ready": ready, "live": True, "queue": self._waiting, "metrics": metrics}
+        seconds = time.monotonic() - self._stalled
+        call = {"kind": "step", "seconds": seconds, "expected_s": 0.01, "is_first": False}
+        return {**health, "call": call if self._stalled else None}
 
     async def close(self) -> None:
         """Refuse everything from here on."""
@@ -416,6 +427,11 @@ class FakeService:
                     yield Failed(id=request_id, error=error)
                     return
                 self._maybe_crash(request.prompt)
+                marker = self.config.stalls.get(request.prompt)
+                if marker and not Path(marker).exists():
+                    Path(marker).touch()
+                    self._stalled = time.monotonic()
+                    await asyncio.sleep(600)
                 wants = preview_every and step % preview_every == 0
                 preview = draw(bytes([step] * 32), 16, 16, "png") if wants else None
                 yield Stepped(id=request_id, image=index, step=step, steps=steps, preview=preview)

@@ -18,6 +18,7 @@ import mezzotint
 from mezzotint.engine.cache import ResultCache
 from mezzotint.engine.execution.filling import Filler
 from mezzotint.engine.execution.solving import prepare
+from mezzotint.engine.progress import CallProgress
 from mezzotint.engine.step_engine import StepEngine
 from mezzotint.images.animation import check_animation
 from mezzotint.images.codec import decode_mask
@@ -54,12 +55,7 @@ from mezzotint.service.provision.model_provider import (
 from mezzotint.service.provision.registration import ModelRegistration
 from mezzotint.service.provision.warm_up import WarmUp
 from mezzotint.service.requests import Judge, RequestSubmission
-from mezzotint.types import (
-    Event,
-    GenerationResult,
-    ImageOutput,
-    Started,
-)
+from mezzotint.types import Event, GenerationResult, ImageOutput, Queued, Started
 
 __all__ = ["LocalService", "create_service"]
 
@@ -109,6 +105,7 @@ class LocalService:
         engine, home = self.config.engine, store.home_path
         self.budget_bytes = memory_budget(engine.memory_bytes, self.provider.device)
         self.costs = CostTable(self._environment_text, cache_folder(home, "costs") / "costs.json")
+        self._progress = CallProgress()
         self._certificates: Any = None
         self._runner: Any = None
         self._filler = Filler(self.provider, engine.prompt_cache_bytes)
@@ -175,6 +172,7 @@ class LocalService:
             emit,
             costs=self.costs,
             budget_bytes=self.budget_bytes,
+            progress=self._progress,
         )
 
     def submit(
@@ -281,7 +279,7 @@ class LocalService:
         events: asyncio.Queue[Event | BaseException] = asyncio.Queue()
 
         def sink(event: Event) -> None:
-            if not quiet or isinstance(event, (Started, *ENDINGS)):
+            if not quiet or isinstance(event, (Queued, Started, *ENDINGS)):
                 mailbox.put(events, event)
 
         def hear(answer: "Future[float]") -> None:
@@ -412,6 +410,7 @@ class LocalService:
             "queue": load.images,
             "backlog_s": load.seconds,
             "device": self.provider.device,
+            "call": self._progress.describe(),
             "metrics_text": metrics.render().decode(),
         }
 

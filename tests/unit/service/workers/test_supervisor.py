@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -94,6 +95,63 @@ def test_a_silent_process_is_killed_and_its_work_done_again(tmp_path):
     using(body, options={"hangs": {"hang": str(tmp_path / "marker")}}, silence_s=1.0)
 
 
+def test_a_worker_whose_device_call_stalls_is_not_ready_and_its_work_is_done_again(tmp_path):
+    seen: list[bool] = []
+
+    async def body(service: WorkerSupervisor) -> None:
+        request = GenerationRequest(prompt="stall", seed=3)
+        began = time.monotonic()
+        task = asyncio.create_task(service.generate(request, request_id="r"))
+        while not task.done():
+            seen.append((await service.health())["ready"])
+            await asyncio.sleep(0.05)
+        assert time.monotonic() - began < 20
+        assert service.restarts == 1
+        assert (await FakeService().generate(request, request_id="x")).images[0].data == (
+            task.result().images[0].data
+        )
+
+    stalls = {"stall": str(tmp_path / "marker")}
+    using(body, options={"stalls": stalls, "step_s": 0.01}, hang_s=2.0)
+    assert seen[0] is True
+    assert False in seen
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="who works is read from /proc")
+def test_a_stopped_process_is_killed_long_before_it_was_silent_for_silence_s():
+    async def body(service: WorkerSupervisor) -> None:
+        request = GenerationRequest(prompt="long", seed=1, num_inference_steps=100)
+        task = asyncio.create_task(service.generate(request, request_id="r"))
+        await asyncio.sleep(0.2)
+        began = time.monotonic()
+        os.kill(service._process.pid, signal.SIGSTOP)
+        result = await task
+        assert 1.0 < time.monotonic() - began < 20
+        assert service.restarts == 1
+        assert result.images[0].data == (
+            (await FakeService().generate(request, request_id="x")).images[0].data
+        )
+
+    using(body, options={"step_s": 0.01}, hang_s=1.5)
+
+
+def test_a_request_whose_planning_kills_the_process_fails_and_the_others_live():
+    async def body(service: WorkerSupervisor) -> None:
+        good = [GenerationRequest(prompt=f"good {k}", seed=k) for k in range(3)]
+        poison = GenerationRequest(prompt="poison")
+        async with asyncio.timeout(60):
+            ended = await asyncio.gather(
+                *(service.generate(r, request_id=r.prompt) for r in (*good, poison)),
+                return_exceptions=True,
+            )
+        assert isinstance(ended[-1], errors.WorkFailed)
+        assert str(ended[-1]) == "the engine died 3 times while it ran this request"
+        assert service.restarts == 3
+        assert [type(r).__name__ for r in ended[:-1]] == ["GenerationResult"] * 3
+
+    using(body, options={"crash_planning": "poison", "step_s": 0.05}, max_crashes=3)
+
+
 def test_a_poisonous_request_fails_and_plain_calls_are_repeated():
     async def body(service: WorkerSupervisor) -> None:
         with pytest.raises(errors.WorkFailed, match="died 2 times"):
@@ -135,7 +193,7 @@ def test_one_that_waits_its_turn_after_a_death_can_be_cancelled():
     async def body(service: WorkerSupervisor) -> None:
         requests = [GenerationRequest(prompt=p, seed=1) for p in ("poison", "a", "b")]
         tasks = [asyncio.create_task(service.generate(r, request_id=r.prompt)) for r in requests]
-        while not any(s.is_held for s in service._streams.values()):
+        while not any(s.is_held for s in service._streams):
             await asyncio.sleep(0.005)
         assert await service.cancel("b") is True
         with pytest.raises(errors.Cancelled):

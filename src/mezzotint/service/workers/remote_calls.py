@@ -1,0 +1,85 @@
+"""Remote calls: the methods of the service port that are one question and one answer.
+
+Arguments and answers are plain data here; who carries them is the subclass's business.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mezzotint.plain import write
+from mezzotint.request import GenerationRequest, Output
+from mezzotint.service.base import HandlerAnswer
+from mezzotint.service.workers.wire import read_image
+from mezzotint.types import ImageOutput
+
+__all__ = ["RemoteCalls"]
+
+
+class RemoteCalls(ABC):
+    """The plain calls of a service in another process."""
+
+    @abstractmethod
+    async def _ask(self, method: str, **arguments: Any) -> Any:
+        """Call a method there, and return its answer as plain data."""
+
+    @abstractmethod
+    async def _change(self, method: str, **arguments: Any) -> Any:
+        """Call a method that changes the list of models; processes to come hear of it too."""
+
+    async def plan(self, request: GenerationRequest, *, client: str = "") -> Mapping[str, Any]:
+        """Resolve a request without running it."""
+        return await self._ask("plan", request=request.canonical(), client=client)
+
+    async def models(self) -> tuple[Mapping[str, Any], ...]:
+        """List the models."""
+        return tuple(await self._ask("models"))
+
+    async def capabilities(self) -> Mapping[str, Any]:
+        """List every name a request may use."""
+        return await self._ask("capabilities")
+
+    async def register(
+        self, source: str, *, name: str | None = None, version: str | None = None
+    ) -> Mapping[str, Any]:
+        """Add a model."""
+        return await self._change("register", source=source, name=name, version=version)
+
+    async def unregister(self, name: str, version: str | None = None) -> None:
+        """Remove one version of a model."""
+        await self._change("unregister", name=name, version=version)
+
+    async def set_default(self, name: str, version: str) -> None:
+        """Make the bare name mean this version."""
+        await self._change("set_default", name=name, version=version)
+
+    async def inspect(self, data: bytes, *, client: str = "") -> Mapping[str, Any]:
+        """Read the recipe inside a picture."""
+        return await self._ask("inspect", data=data, client=client)
+
+    async def upscale(
+        self, data: bytes, *, factor: float, model: str | None = None, output: Output,
+        client: str = "", cover: tuple[int, int] | None = None, crop: bool = False,
+    ) -> ImageOutput:  # fmt: skip
+        """Enlarge a picture."""
+        how = {"factor": factor, "model": model, "client": client, "cover": cover, "crop": crop}
+        return read_image(await self._ask("upscale", data=data, output=write(output), **how))
+
+    async def grid(
+        self, images: Sequence[bytes], *, columns: int, padding_px: int = 2, output: Output
+    ) -> bytes:
+        """Lay pictures out in a grid."""
+        return await self._ask(
+            "grid",
+            images=list(images),
+            columns=columns,
+            padding_px=padding_px,
+            output=write(output),
+        )
+
+    async def handle(
+        self, model: str, rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[HandlerAnswer, ...]:
+        """Give requests to the handler code of an archive."""
+        answers = await self._ask("handle", model=model, rows=[dict(row) for row in rows])
+        return tuple(HandlerAnswer(**answer) for answer in answers)
