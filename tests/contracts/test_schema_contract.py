@@ -24,7 +24,9 @@ from mezzotint.serve import app
 
 DOORS = {
     "native": "/v1/generations",
-    "jobs and plans": "/v1/plan",
+    "jobs": "/v1/jobs",
+    "plans": "/v1/plan",
+    "recipes": "/v1/inspect",
     "OpenAI generations": "/v1/images/generations",
     "OpenAI edits": "/v1/images/edits",
     "OpenAI variations": "/v1/images/variations",
@@ -34,7 +36,10 @@ DOORS = {
     "A1111 extras": "/sdapi/v1/extra-single-image",
     "A1111 batches": "/sdapi/v1/extra-batch-images",
     "A1111 parameters": "/sdapi/v1/png-info",
+    "A1111 interrogate": "/sdapi/v1/interrogate",
+    "A1111 options": "/sdapi/v1/options",
     "TorchServe": "/predictions/{model}",
+    "TorchServe, one model": "/invocations",
     "KServe v1": "/v1/models/{model}:predict",
     "KServe v2": "/v2/models/{model}/infer",
 }
@@ -252,6 +257,14 @@ def check(door, document, refusals, path: str, *, examples: int) -> None:
 
     keeps()
     is_kept()
+
+
+def test_every_documented_body_is_made(document):
+    posted = {
+        path for path, ways in document["paths"].items() if "requestBody" in ways.get("post", {})
+    }
+    other_paths_of_one_door = {"/predictions/{model}/{version}", "/models/{model}/invoke"}
+    assert posted == set(DOORS.values()) | other_paths_of_one_door
 
 
 @pytest.mark.parametrize("path", DOORS.values(), ids=DOORS)
