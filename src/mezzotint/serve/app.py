@@ -26,6 +26,7 @@ from mezzotint.serve.auth import Caller, KeyRing
 from mezzotint.serve.browsers import check_caller
 from mezzotint.serve.config import is_loopback
 from mezzotint.serve.dialects import a1111, huggingface, native, openai, torchserve
+from mezzotint.serve.dialects.hosted import fal, replicate
 from mezzotint.serve.errors import (
     BodyTooSlow,
     ClientGone,
@@ -56,6 +57,8 @@ _SECURE = {
 
 DIALECTS: tuple[Dialect, ...] = (
     torchserve.DIALECT,
+    replicate.DIALECT,
+    fal.DIALECT,
     openai.DIALECT,
     a1111.DIALECT,
     huggingface.DIALECT,

@@ -30,6 +30,7 @@ __all__ = ["SCOPES", "Caller", "KeyRing", "Meter", "new_key", "presented_key", "
 
 SCOPES = ("generate", "manage", "metrics")
 _RELOAD_S = 2.0
+_SCHEMES = ("bearer", "key", "token")  # fal says Key, older clients of Replicate Token
 _HIGHEST = 100  # priority, see GenerationRequest
 
 
@@ -181,9 +182,9 @@ def _digest(key: str) -> str:
 
 
 def presented_key(headers: Mapping[str, str]) -> str | None:
-    """Return the key a request carries: Bearer, X-API-Key, or the Basic password."""
+    """Return the key a request carries: Bearer, Key, X-API-Key, or the Basic password."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and value.strip():
+    if scheme.lower() in _SCHEMES and value.strip():
         return value.strip()
     if scheme.lower() == "basic":
         try:

@@ -107,6 +107,8 @@ class ServeConfig(Checked):
             by its name in the model store it always can.
         runs: Folder whose training runs the web page shows, "" for none; needs the
             scope ``manage``.
+        webhook_hosts: ``host`` or ``host:port`` that clients may have called when a
+            prediction changes; none by default. The operator answers for what stands there.
         drain_s: Seconds that running work may take after SIGTERM.
         limits: What one request may ask for.
     """
@@ -125,6 +127,7 @@ class ServeConfig(Checked):
     model_api: bool = True
     register_paths: bool = False
     runs: str = ""
+    webhook_hosts: tuple[str, ...] = ()
     drain_s: float = 30.0
     limits: Limits = Limits()
 

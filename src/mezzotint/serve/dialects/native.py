@@ -30,6 +30,7 @@ from mezzotint.serve.dialects.native_bodies import (
 )
 from mezzotint.serve.errors import Conflict, Problem, TooManyRequests, describe
 from mezzotint.serve.front import Front
+from mezzotint.serve.queueing import submit
 from mezzotint.serve.schema import ANY_OBJECT, request_schema
 from mezzotint.serve.streaming import EventStream, sse
 from mezzotint.serve.wire import (
@@ -98,7 +99,7 @@ async def _generate(front: Front, http: Request, request: GenerationRequest) -> 
     caller = visit(http).caller
     front.meter.enter(caller)  # it waits as one without the key does
     try:
-        job = await native_jobs.submit(front, http, request)
+        job = await submit(front, http, request)
         job = await front.watched(http, front.jobs.wait(job.id))
     finally:
         front.meter.leave(caller)

@@ -8,60 +8,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mezzotint.errors import InvalidRequest, UnknownName
-from mezzotint.request import GenerationRequest
 from mezzotint.serve.dialects.native_bodies import FORMATS, b64, problem_body, read_request
-from mezzotint.serve.errors import Conflict, Malformed, NotFound, describe
-from mezzotint.serve.front import Front, use_cache
+from mezzotint.serve.errors import NotFound, describe
+from mezzotint.serve.front import Front
+from mezzotint.serve.queueing import owner_of, queue_of, submit
 from mezzotint.serve.schema import request_schema
 from mezzotint.serve.streaming import EventStream, last_event_id, sse
-from mezzotint.serve.wire import CONTENT_TYPES, Body, Endpoint, json_response, visit
-from mezzotint.service.jobs.jobs import IdempotencyConflict, JobEvent, Jobs
+from mezzotint.serve.wire import CONTENT_TYPES, Body, Endpoint, json_response
+from mezzotint.service.jobs.jobs import JobEvent
 from mezzotint.service.jobs.store import Job
 from mezzotint.service.workers.wire import read_error
 
-__all__ = ["endpoints", "queue_of", "submit"]
+__all__ = ["describe_job", "endpoints"]
 
 _STATUSES = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
-
-
-def queue_of(front: Front) -> Jobs:
-    """Return the durable queue.
-
-    Raises:
-        NotFound: If this server keeps none.
-    """
-    if front.jobs is None:
-        raise NotFound("this server keeps no jobs")
-    return front.jobs
-
-
-def _owner(http: Request) -> str | None:
-    """Return whose jobs the caller may see: its own, or everybody's for a manager."""
-    caller = visit(http).caller
-    return None if "manage" in caller.scopes else caller.name
-
-
-async def submit(front: Front, http: Request, request: GenerationRequest) -> Job:
-    """Put a request onto the queue."""
-    caller = visit(http).caller
-    front.admit(request, caller)
-    visit(http).model = request.model
-    # refused now rather than when its turn comes
-    planned = await front.service.plan(request, client=caller.name)
-    cost = planned.get("cost") or {}
-    queue_of(front).expect(float(cost.get("seconds") or 0.0))
-    key = http.headers.get("idempotency-key")
-    if key is not None and not 1 <= len(key) <= 255:
-        raise Malformed("Idempotency-Key must have 1 to 255 characters")
-    try:
-        return await queue_of(front).submit(
-            request,
-            client=caller.name,
-            idempotency_key=key,
-            use_cache=use_cache(http),
-        )
-    except IdempotencyConflict as error:
-        raise Conflict(str(error), field="Idempotency-Key") from None
 
 
 async def describe_job(front: Front, job: Job) -> dict[str, Any]:
@@ -100,7 +60,7 @@ async def create_job(front: Front, http: Request) -> Response:
 
 async def get_job(front: Front, http: Request) -> Response:
     """Show a job."""
-    job = await queue_of(front).get(http.path_params["id"], client=_owner(http))
+    job = await queue_of(front).get(http.path_params["id"], client=owner_of(http))
     return json_response(await describe_job(front, job))
 
 
@@ -117,7 +77,7 @@ async def list_jobs(front: Front, http: Request) -> Response:
             f"limit must be 1 to 1000, got {text[:40]}", field="limit", value=text[:40]
         )
     jobs = await queue_of(front).page(
-        client=_owner(http), status=status, limit=limit, after=query.get("after")
+        client=owner_of(http), status=status, limit=limit, after=query.get("after")
     )
     following = jobs[-1].id if len(jobs) == limit else None
     return json_response({"jobs": [await describe_job(front, j) for j in jobs], "next": following})
@@ -127,7 +87,7 @@ async def job_events(front: Front, http: Request) -> EventStream:
     """Follow a job; ``Last-Event-ID`` resumes."""
     jobs = queue_of(front)
     after = last_event_id(http)
-    job = await jobs.get(http.path_params["id"], client=_owner(http))
+    job = await jobs.get(http.path_params["id"], client=owner_of(http))
 
     async def encode() -> AsyncIterator[bytes]:
         async for event in jobs.events(job.id, after):
@@ -152,7 +112,7 @@ async def _job_event(front: Front, event: JobEvent, id_: str) -> dict[str, Any]:
 async def job_image(front: Front, http: Request) -> Response:
     """Return one picture of a job."""
     jobs = queue_of(front)
-    job = await jobs.get(http.path_params["id"], client=_owner(http))
+    job = await jobs.get(http.path_params["id"], client=owner_of(http))
     text = http.path_params["k"]
     index = int(text) if re.fullmatch(r"[0-9]{1,6}", text) else -1
     image = next((i for i in job.images if i.index == index), None)
@@ -168,7 +128,7 @@ async def job_image(front: Front, http: Request) -> Response:
 async def cancel_job(front: Front, http: Request) -> Response:
     """Cancel a job at its next step."""
     jobs = queue_of(front)
-    job = await jobs.get(http.path_params["id"], client=_owner(http))
+    job = await jobs.get(http.path_params["id"], client=owner_of(http))
     return json_response(await describe_job(front, await jobs.cancel(job.id)))
 
 

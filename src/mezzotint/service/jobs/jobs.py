@@ -134,10 +134,7 @@ class Jobs:
             raise NotReady(f"the job store cannot be opened: {error}") from None
         for id_ in cancelled:
             await self._end(id_, "cancelled", {}, "cancelled", {"id": id_})
-        self._tasks = [
-            asyncio.create_task(self._pump()),
-            asyncio.create_task(self._tend()),
-        ]
+        self._tasks = [asyncio.create_task(self._pump()), asyncio.create_task(self._tend())]
 
     async def stop(self, drain_s: float = 0.0) -> None:
         """Take nothing new, let running jobs finish for a while, queue the others again."""
@@ -162,6 +159,7 @@ class Jobs:
         client: str = "",
         idempotency_key: str | None = None,
         use_cache: bool = True,
+        note: Mapping[str, Any] | None = None,
     ) -> Job:
         """Queue a request durably.
 
@@ -172,6 +170,7 @@ class Jobs:
             idempotency_key: The same key with the same request gives the job
                 made before.
             use_cache: Whether a cached result will do.
+            note: Plain data that the door keeps with the job.
 
         Raises:
             IdempotencyConflict: If the key came with another request before.
@@ -206,7 +205,7 @@ class Jobs:
             "created": time.time(),
         }
         event = StoredEvent(id=1, kind="queued", data={"id": id_, "position": waiting})
-        job = await self._do(lambda: self._store.add(values, event))
+        job = await self._do(lambda: self._store.add(values, event, note))
         if job is None:  # the same key arrived twice at once
             known = await self._do(lambda: self._store.by_key(client, str(idempotency_key)))
             return _same(known, body_digest, str(idempotency_key))

@@ -29,7 +29,7 @@ class ResultFiles:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def put(self, data: bytes) -> str:
         """Keep a picture.
@@ -76,4 +76,4 @@ class ResultFiles:
 
     def path(self, digest: str) -> Path:
         """Return where the picture with this digest belongs."""
-        return self._folder / digest[:2] / digest
+        return self.folder / digest[:2] / digest

@@ -63,6 +63,13 @@ _EVENTS = sa.Table(
     sa.Column("data", sa.Text, nullable=False),
 )
 
+_NOTES = sa.Table(  # apart from the jobs, so that a store of an earlier version can be opened
+    "notes",
+    _META,
+    sa.Column("job", sa.String(64), primary_key=True),
+    sa.Column("note", sa.Text, nullable=False),
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobImage:
@@ -81,6 +88,7 @@ class Job:
     Args:
         outcome: ``plan``, ``cache``, ``warnings`` of a success; ``error`` of a
             failure (``type``, ``message``, ``field``).
+        note: What the door that took the job keeps with it.
     """
 
     id: str
@@ -98,6 +106,7 @@ class Job:
     cancel: bool
     outcome: Mapping[str, Any]
     images: tuple[JobImage, ...] = ()
+    note: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,13 +138,18 @@ class JobStore:
         """Close every connection."""
         self._engine.dispose()
 
-    def add(self, values: Mapping[str, Any], event: StoredEvent) -> Job | None:
+    def add(
+        self, values: Mapping[str, Any], event: StoredEvent, note: Mapping[str, Any] | None = None
+    ) -> Job | None:
         """Insert a queued job; None if the client used the idempotency key before."""
         row = {"status": "queued", "runs": 0, "cancel": False, "outcome": "{}", **values}
         try:
             with self._engine.begin() as db:
                 db.execute(sa.insert(_JOBS).values(row))
                 db.execute(sa.insert(_EVENTS).values(_event_row(values["id"], event)))
+                if note is not None:
+                    text = json.dumps(note)
+                    db.execute(sa.insert(_NOTES).values(job=values["id"], note=text))
         except exc.IntegrityError:
             return None
         return self.get(values["id"])
@@ -160,7 +174,8 @@ class JobStore:
             images = db.execute(
                 sa.select(_IMAGES).where(_IMAGES.c.job == id_).order_by(_IMAGES.c.position)
             ).mappings()
-            return _job(row, tuple(_image(i) for i in images))
+            note = db.execute(sa.select(_NOTES.c.note).where(_NOTES.c.job == id_)).scalar()
+            return _job(row, tuple(_image(i) for i in images), json.loads(note or "{}"))
 
     def page(
         self, *, client: str | None, status: str | None, limit: int, after: str | None
@@ -379,6 +394,8 @@ class JobStore:
                 db.execute(sa.select(_IMAGES.c.digest).where(_IMAGES.c.digest.in_(gone))).scalars()
             )
             forget = (_JOBS.c.status == "expired") & (_JOBS.c.finished < cut - max_age_s)
+            forgotten = sa.select(_JOBS.c.id).where(forget)
+            db.execute(sa.delete(_NOTES).where(_NOTES.c.job.in_(forgotten)))
             db.execute(sa.delete(_JOBS).where(forget))
         return sorted(gone - used)
 
@@ -401,10 +418,10 @@ def _image(row: Any) -> JobImage:
     )
 
 
-def _job(row: Any, images: tuple[JobImage, ...]) -> Job:
+def _job(row: Any, images: tuple[JobImage, ...], note: Mapping[str, Any]) -> Job:
     names = (
         "id", "seq", "client", "status", "priority", "request", "body_digest",
         "use_cache", "created", "started", "finished", "runs", "cancel",
     )  # fmt: skip
     values = {name: row[name] for name in names}
-    return Job(**values, outcome=json.loads(row["outcome"]), images=images)
+    return Job(**values, outcome=json.loads(row["outcome"]), images=images, note=note)
