@@ -220,6 +220,10 @@ def test_picture_tools_read_enlarge_and_lay_out(using):
         assert Image.open(io.BytesIO(cut.data)).size == (96, 32)
         grid = await service.grid([image.data] * 3, columns=2, output=Output(format="jpeg"))
         assert Image.open(io.BytesIO(grid)).size == (2 * 66 + 2, 2 * 66 + 2)
+        raw = await service.grid(
+            [image.data] * 2, columns=1, padding_px=0, output=Output(), raw=True
+        )
+        assert raw == Image.open(io.BytesIO(image.data)).convert("RGB").tobytes() * 2
 
     using(body)
 

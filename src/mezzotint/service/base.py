@@ -203,8 +203,9 @@ class PictureTools(Protocol):
         ...
 
     async def grid(
-        self, images: Sequence[bytes], *, columns: int, padding_px: int = 2, output: Output
-    ) -> bytes:
+        self, images: Sequence[bytes], *, columns: int, padding_px: int = 2, output: Output,
+        raw: bool = False,
+    ) -> bytes:  # fmt: skip
         """Lay encoded pictures of one size out in a grid, as torchvision's ``save_image`` does.
 
         Args:
@@ -213,6 +214,7 @@ class PictureTools(Protocol):
             padding_px: Black border around each picture, in pixels; a single
                 picture has none.
             output: Encoding of the grid.
+            raw: Answer its pixels in place of a file: rows of three bytes each.
         """
         ...
 

@@ -31,7 +31,7 @@ from mezzotint.request import GenerationRequest, GuidanceSchedule, Output
 from mezzotint.schedulers import DIFFUSERS, NATIVE
 from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.endings import ENDINGS, follow
-from mezzotint.service.fake_pictures import draw, read_png_text, read_size
+from mezzotint.service.fake_pictures import draw, read_colour, read_png_text, read_size
 from mezzotint.types import (
     MAX_SEED,
     Cancelled,
@@ -318,14 +318,17 @@ class FakeService:
         )
 
     async def grid(
-        self, images: Sequence[bytes], *, columns: int, padding_px: int = 2, output: Output
-    ) -> bytes:
+        self, images: Sequence[bytes], *, columns: int, padding_px: int = 2, output: Output,
+        raw: bool = False,
+    ) -> bytes:  # fmt: skip
         """Draw a picture of the size the grid has."""
         width, height = read_size(images[0])
         columns = min(columns, len(images))
         rows = -(-len(images) // columns)
         pad = padding_px if len(images) > 1 else 0
         size = columns * (width + pad) + pad, rows * (height + pad) + pad
+        if raw:
+            return b"".join(read_colour(i) * width * height for i in images)
         return draw(hashlib.sha256(b"".join(images)).digest(), *size, output.format)
 
     def _check(self, request: GenerationRequest) -> None:

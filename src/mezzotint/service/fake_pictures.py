@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from mezzotint.errors import ImageError
 from mezzotint.types import OutputFormat
 
-__all__ = ["draw", "read_png_text", "read_size"]
+__all__ = ["draw", "read_colour", "read_png_text", "read_size"]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -77,6 +77,12 @@ def read_size(data: bytes) -> tuple[int, int]:
         (bits,) = struct.unpack("<I", data[21:25])
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     raise ImageError("image must be a picture, got something else", field="image")
+
+
+def read_colour(data: bytes) -> bytes:
+    """Return the three bytes of the one colour of a PNG written here."""
+    begin = data.index(b"IDAT") + 4
+    return zlib.decompressobj().decompress(data[begin:], 4)[1:]
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

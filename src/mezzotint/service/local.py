@@ -451,11 +451,12 @@ class LocalService:
         )
 
     async def grid(
-        self, images: Sequence[bytes], *, columns: int, padding_px: int = 2, output: Output
-    ) -> bytes:
+        self, images: Sequence[bytes], *, columns: int, padding_px: int = 2, output: Output,
+        raw: bool = False,
+    ) -> bytes:  # fmt: skip
         """Lay encoded pictures of one size out in a grid."""
         return await asyncio.to_thread(
-            tools.grid, images, columns=columns, padding_px=padding_px, output=output
+            tools.grid, images, columns=columns, padding_px=padding_px, output=output, raw=raw
         )
 
     async def handle(

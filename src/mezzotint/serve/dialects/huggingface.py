@@ -7,7 +7,7 @@ image to image, and the prompt is a parameter.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from starlette.requests import Request
@@ -15,7 +15,8 @@ from starlette.responses import Response
 
 from mezzotint.errors import ImageError, InvalidField, InvalidRequest, UnknownName
 from mezzotint.plain import Checked, field_names
-from mezzotint.request import GenerationRequest
+from mezzotint.request import GenerationRequest, Output
+from mezzotint.serve.accept import choose
 from mezzotint.serve.errors import Problem
 from mezzotint.serve.front import Front
 from mezzotint.serve.schema import foreign, object_schema, request_schema
@@ -35,12 +36,18 @@ from mezzotint.types import (
     GenerationResult,
     ImageInput,
     NumImages,
+    OutputFormat,
     Side,
 )
 
 __all__ = ["DIALECT", "error_body", "from_result", "to_request"]
 
 _PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
+_STILL: Mapping[str, OutputFormat] = {
+    "image/png": "png",
+    "image/jpeg": "jpeg",
+    "image/webp": "webp",
+}
 _FIELDS = ("inputs", "parameters", "options")
 _SAME = {"num_images_per_prompt": ("num_images",), "target_size": ("width", "height")}
 
@@ -170,7 +177,18 @@ async def infer(front: Front, http: Request) -> Response:
         request = GenerationRequest(model=model, image=ImageInput(body))
     else:
         request = to_request(model, await read_json(http))
-    return from_result(await front.generate(http, request))
+    return from_result(await front.generate(http, _in_format(http, request)))
+
+
+def _in_format(http: Request, request: GenerationRequest) -> GenerationRequest:
+    """Let ``Accept`` choose the format where the parameters leave it."""
+    output = request.output
+    if output != Output() and (output.animation is not None or output.format != Output().format):
+        return request
+    choice = choose(http.headers.get("accept", ""), tuple(_STILL))
+    if choice is None or not choice.is_named:
+        return request
+    return replace(request, output=replace(output, format=_STILL[choice.media]))
 
 
 async def status(front: Front, http: Request) -> Response:

@@ -18,6 +18,7 @@ from mezzotint.request import GenerationRequest
 from mezzotint.serve import runs
 from mezzotint.serve.dialects import native_jobs
 from mezzotint.serve.dialects.native_bodies import (
+    EVENTS,
     FORMATS,
     b64,
     from_result,
@@ -25,7 +26,7 @@ from mezzotint.serve.dialects.native_bodies import (
     read_request,
     read_upload,
     to_request,
-    wanted_format,
+    wanted,
     with_bytes,
 )
 from mezzotint.serve.errors import Conflict, Problem, TooManyRequests, describe
@@ -71,9 +72,9 @@ def _render(problem: Problem, request_id: str) -> Response:
 async def generations(front: Front, http: Request) -> Any:
     """Run a request: JSON, the bytes of one picture, or events, as ``Accept`` says."""
     request = await read_request(http)
-    accept = http.headers.get("accept", "")
-    wants_picture = wanted_format(http) is not None or "image/*" in accept
-    if wants_picture and "application/json" not in accept:
+    choice = wanted(http)
+    media = "" if choice is None else choice.media
+    if media in FORMATS:
         count = request.num_files
         if count != 1:
             raise InvalidRequest(
@@ -87,7 +88,7 @@ async def generations(front: Front, http: Request) -> Any:
         image = result.images[0]
         headers = {"X-Seed": str(image.seed), "X-Recipe-Digest": image.recipe_digest}
         return Response(image.data, headers=headers, media_type=CONTENT_TYPES[image.format])
-    if "text/event-stream" in accept:
+    if media == EVENTS:
         return await _stream(front, http, request)
     return json_response(from_result(await _generate(front, http, request)))
 

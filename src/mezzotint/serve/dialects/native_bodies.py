@@ -10,12 +10,14 @@ from starlette.requests import Request
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.request import Animation, GenerationRequest
+from mezzotint.serve.accept import Choice, choose
 from mezzotint.serve.errors import Malformed, Problem
 from mezzotint.serve.wire import CONTENT_TYPES, media_type, read_form, read_json
 from mezzotint.service.workers.wire import describe_image
 from mezzotint.types import GenerationResult, ImageInput, ImageOutput
 
 __all__ = [
+    "EVENTS",
     "FORMATS",
     "b64",
     "from_result",
@@ -23,11 +25,13 @@ __all__ = [
     "read_request",
     "read_upload",
     "to_request",
+    "wanted",
     "wanted_format",
     "with_bytes",
 ]
 
 _MOVING = ("gif", "apng", "mp4")
+EVENTS, JSON = "text/event-stream", "application/json"
 FORMATS = {kind: name for name, kind in CONTENT_TYPES.items()}
 
 
@@ -79,18 +83,18 @@ async def read_request(http: Request) -> GenerationRequest:
     else:
         body = await read_json(http)
     request = to_request(body)
-    wanted = wanted_format(http)
-    if wanted is not None and (wanted in _MOVING or request.output.animation is not None):
-        return _animated(request, wanted)
-    if wanted is not None and request.output.format != wanted:
+    asked = wanted_format(http)
+    if asked is not None and (asked in _MOVING or request.output.animation is not None):
+        return _animated(request, asked)
+    if asked is not None and request.output.format != asked:
         if "output" in body and "format" in body["output"]:
             raise InvalidRequest(
-                f"output.format is {request.output.format} but Accept asks for image/{wanted}",
+                f"output.format is {request.output.format} but Accept asks for image/{asked}",
                 field="output.format",
                 value=request.output.format,
-                allowed=wanted,
+                allowed=asked,
             )
-        request = replace(request, output=replace(request.output, format=wanted))
+        request = replace(request, output=replace(request.output, format=asked))
     return request
 
 
@@ -141,7 +145,23 @@ def _scalar(name: str, text: str) -> Any:
         return text
 
 
-def wanted_format(http: Request) -> Any:
-    """Return the file format that ``Accept`` asks for, or None."""
+def wanted(http: Request) -> Choice | None:
+    """Return what ``Accept`` would rather have: events, JSON or a picture; None if neither."""
     accept = http.headers.get("accept", "")
-    return next((name for kind, name in FORMATS.items() if kind in accept), None)
+    choice = choose(accept, (EVENTS, JSON, *FORMATS), only_named=(EVENTS,))
+    if choice == (JSON, True) or choice is None or not choice.is_named:
+        return choice
+    if choice.media in FORMATS and _ties_with_json(accept, choice.media):
+        return Choice(JSON, is_named=True)
+    return choice
+
+
+def _ties_with_json(accept: str, media: str) -> bool:
+    """Tell whether JSON is named with the quality of a picture: it holds every picture."""
+    return choose(accept, (JSON, media), only_named=(JSON,)) == (JSON, True)
+
+
+def wanted_format(http: Request) -> Any:
+    """Return the file format that ``Accept`` asks for by name, or None."""
+    choice = wanted(http)
+    return FORMATS.get(choice.media) if choice is not None and choice.is_named else None

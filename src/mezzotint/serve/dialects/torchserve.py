@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from mezzotint.plain import exchange
 from mezzotint.request import Output
+from mezzotint.serve import arrays
 from mezzotint.serve.browsers import refuse_drawing_by_get
 from mezzotint.serve.dialects import kserve
 from mezzotint.serve.dialects import torchserve_handlers as handlers
@@ -117,7 +118,13 @@ async def predict(front: Front, http: Request) -> Response:
     body.pop("model_name", None)
     if isinstance(body.get("instances"), list):
         return await kserve.answer_v1(front, http, model, body)
+    wants_array = body.get("output") == "array"
+    if wants_array:
+        del body["output"]
     request, wants_grid = to_request(model, body)
+    if wants_array:
+        raw = replace(request, output=Output(format="png", metadata=False))
+        return await arrays.answer(front, await front.generate(http, raw))
     if not wants_grid:
         result = await front.generate(http, request)
         if "application/json" in http.headers.get("accept", ""):

@@ -128,8 +128,10 @@ def installed_upscalers() -> tuple[str, ...]:
     return tuple(found)
 
 
-def grid(images: Sequence[bytes], *, columns: int, padding_px: int, output: Output) -> bytes:
-    """Lay encoded pictures of one size out in a grid.
+def grid(
+    images: Sequence[bytes], *, columns: int, padding_px: int, output: Output, raw: bool = False
+) -> bytes:
+    """Lay encoded pictures of one size out in a grid, a file or its ``raw`` pixels.
 
     Raises:
         InvalidRequest: If there are none.
@@ -138,4 +140,4 @@ def grid(images: Sequence[bytes], *, columns: int, padding_px: int, output: Outp
         raise InvalidRequest("a grid needs at least one picture, got none", field="images")
     pictures = [decode_image(image) for image in images]
     sheet = make_sheet(pictures, columns=min(columns, len(pictures)), gap_px=padding_px)
-    return encode(sheet, output.format, quality=output.quality)
+    return sheet.tobytes() if raw else encode(sheet, output.format, quality=output.quality)

@@ -286,10 +286,12 @@ class WorkerPool:
         )
 
     async def grid(
-        self, images: Sequence[bytes], *, columns: int, padding_px: int = 2, output: Output
-    ) -> bytes:
+        self, images: Sequence[bytes], *, columns: int, padding_px: int = 2, output: Output,
+        raw: bool = False,
+    ) -> bytes:  # fmt: skip
         """Lay pictures out in a grid."""
-        return await self._any().grid(images, columns=columns, padding_px=padding_px, output=output)
+        how = {"columns": columns, "padding_px": padding_px, "raw": raw}
+        return await self._any().grid(images, output=output, **how)
 
     async def handle(
         self, model: str, rows: Sequence[Mapping[str, Any]]

@@ -66,16 +66,12 @@ class RemoteCalls(ABC):
         return read_image(await self._ask("upscale", data=data, output=write(output), **how))
 
     async def grid(
-        self, images: Sequence[bytes], *, columns: int, padding_px: int = 2, output: Output
-    ) -> bytes:
+        self, images: Sequence[bytes], *, columns: int, padding_px: int = 2, output: Output,
+        raw: bool = False,
+    ) -> bytes:  # fmt: skip
         """Lay pictures out in a grid."""
-        return await self._ask(
-            "grid",
-            images=list(images),
-            columns=columns,
-            padding_px=padding_px,
-            output=write(output),
-        )
+        how = {"columns": columns, "padding_px": padding_px, "raw": raw}
+        return await self._ask("grid", images=list(images), output=write(output), **how)
 
     async def handle(
         self, model: str, rows: Sequence[Mapping[str, Any]]
