@@ -355,7 +355,11 @@ class TestTorchServe:
         assert door.http.get("/ping").json() == {"status": "Healthy"}
         assert door.http.options("/").json()["openapi"] == "3.0.1"
         described = door.http.options("/predictions/plate").json()
-        assert list(described["paths"]) == ["/predictions/{model}"]
+        assert list(described["paths"]) == [
+            "/predictions/{model_name}",
+            "/predictions/{model_name}/{model_version}",
+            "/predictions/{model_name}/{model_version}/{rest}",
+        ]
 
     @pytest.mark.parametrize(
         ("method", "path", "body", "expected"),
@@ -409,7 +413,8 @@ class TestTorchServeManagement:
         assert refused.status_code == 503
         assert refused.json()["message"] == (
             'Model "sq" has no worker to serve inference request. '
-            "Please use scale workers API to add workers."
+            "Please use scale workers API to add workers. If this is a sequence inference, please "
+            "check if it is closed, or expired; or exceeds maxSequenceJobQueueSize"
         )
         scaled = http.put("/models/sq", params={"min_worker": 2, "synchronous": "true"})
         assert scaled.json()["status"] == "Workers scaled to 2 for model: sq"
@@ -441,7 +446,9 @@ class TestTorchServeManagement:
         assert first["nextPageToken"] == "1"
         rest = door.management.get("/models", params={"limit": 1, "next_page_token": "1"}).json()
         assert [m["modelName"] for m in rest["models"]] == ["plate-gan"]
-        assert "nextPageToken" not in rest
+        assert rest["nextPageToken"] == "2"  # as TorchServe has it where a page ends with the list
+        over = door.management.get("/models", params={"limit": 1, "next_page_token": "2"}).json()
+        assert over == {"models": []}
 
     def test_description_has_torchserves_fields(self, door):
         described = door.management.get("/models/plate").json()[0]
@@ -458,11 +465,11 @@ class TestTorchServeManagement:
         [
             ({}, 400),
             ({"url": "http://127.0.0.1/x.mar"}, 400),
-            ({"url": "s3://bucket/x.mar"}, 400),
+            ({"url": "s3://bucket/x.mar"}, 404),
             ({"url": "../../etc/passwd"}, 404),
             ({"url": "missing.mar"}, 404),
             ({"url": "x.mar", "model_name": "../x"}, 400),
-            ({"url": "x.mar", "initial_workers": "-1"}, 400),
+            ({"url": "x.mar", "runtime": "lua"}, 400),
             ({"url": "x.mar", "initial_workers": "99999999"}, 400),
         ],
     )

@@ -38,9 +38,9 @@ DOORS = {
     "A1111 parameters": "/sdapi/v1/png-info",
     "A1111 interrogate": "/sdapi/v1/interrogate",
     "A1111 options": "/sdapi/v1/options",
-    "TorchServe": "/predictions/{model}",
-    "KServe v1": "/v1/models/{model}:predict",
-    "KServe v2": "/v2/models/{model}/infer",
+    "TorchServe": "/predictions/{model_name}",
+    "KServe v1": "/v1/models/{model_name}:predict",
+    "KServe v2": "/v2/models/{model_name}/infer",
 }
 NEVER_TAKEN = {"/v1/inspect", "/sdapi/v1/extra-single-image", "/sdapi/v1/interrogate"}
 """Doors that want a real picture, which these bodies do not have."""
@@ -89,7 +89,7 @@ def body_schema(document: dict[str, Any], path: str) -> dict[str, Any]:
 
 def send(door, path: str, body: Any) -> Any:
     headers = {"Content-Type": "application/json"}
-    where = path.replace("{model}", "plate")
+    where = path.replace("{model}", "plate").replace("{model_name}", "plate")
     return door.http.post(where, content=json.dumps(body), headers=headers)
 
 

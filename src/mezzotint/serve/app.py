@@ -33,6 +33,7 @@ from mezzotint.serve.errors import (
     Malformed,
     MethodNotAllowed,
     NotFound,
+    NothingHere,
     TooLarge,
     describe,
 )
@@ -65,6 +66,7 @@ DIALECTS: tuple[Dialect, ...] = (
     native.DIALECT,
 )
 """In the order in which they may claim a path; native takes what is left."""
+_NOBODYS = torchserve.DIALECT  # its clients ask for paths that no dialect has
 
 
 def endpoints(listener: Listener) -> tuple[Endpoint, ...]:
@@ -163,6 +165,8 @@ class Doorway:
         """Serve one exchange; every error becomes an answer in the dialect's words."""
         began = time.monotonic()
         dialect = self._dialect(scope["path"])
+        if dialect is torchserve.DIALECT and scope["path"].endswith("/"):  # as TorchServe has it
+            scope["path"] = scope["path"].rstrip("/") or "/"
         here.dialect = dialect.name
         body = _Body(receive, self._front, headers)
         answer = _Answer(send, here, body, self._cors(headers), self._front)
@@ -187,6 +191,9 @@ class Doorway:
             failure = MethodNotAllowed(f"{scope['method']} is not allowed here")
             failure = failure if error.status_code == 405 else NotFound("nothing is here")
             await answer.error(dialect, failure, scope, body)
+        except NothingHere as error:
+            owner = dialect if dialect is not native.DIALECT or _is_ours(scope) else _NOBODYS
+            await answer.error(owner, error, scope, body)
         except Exception as error:  # the border to the client: a status, whatever it was
             if describe(error).status == 500:
                 log.error("http.failed", exception=error, path=scope["path"])
@@ -302,7 +309,12 @@ async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
-    raise NotFound(f"nothing is at {scope['path'][:200]!r}")
+    raise NothingHere(f"nothing is at {scope['path'][:200]!r}")
+
+
+def _is_ours(scope: Scope) -> bool:
+    """Whether a path without an endpoint stands among those of the native API."""
+    return scope["path"].startswith(("/v1/", "/health/", "/runs"))
 
 
 class _Body:

@@ -21,6 +21,7 @@ __all__ = [
     "Malformed",
     "MethodNotAllowed",
     "NotFound",
+    "NothingHere",
     "Problem",
     "TooLarge",
     "TooManyRequests",
@@ -64,6 +65,10 @@ class Forbidden(DoorError):
 
 class NotFound(DoorError):
     """No such path, job or file."""
+
+
+class NothingHere(NotFound):
+    """No endpoint of any dialect has this path."""
 
 
 class MethodNotAllowed(DoorError):

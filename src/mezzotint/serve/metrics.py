@@ -15,6 +15,7 @@ from prometheus_client import generate_latest as render_registry
 
 from mezzotint.observe import metrics
 from mezzotint.observe.metrics import Metric, Metrics
+from mezzotint.serve.torchserve_metrics import TorchServeMetrics
 from mezzotint.serve.wire import Visit
 
 __all__ = ["CATALOGUE", "ServerMetrics", "merge"]
@@ -44,6 +45,7 @@ class ServerMetrics:
 
     def __init__(self) -> None:
         self._metrics = Metrics(CATALOGUE)
+        self._torchserve = TorchServeMetrics()
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
         PlatformCollector(registry=self._process)
@@ -58,6 +60,7 @@ class ServerMetrics:
         if here.problem == "unauthorized":
             metrics.count("mezzotint_auth_failures_total", door=door)
         self._metrics.measure("mezzotint_http_seconds", seconds, door=door)
+        self._torchserve.answered(here, status, seconds)
         if str(status)[0] in "245":
             name = f"Requests{str(status)[0]}XX"
             self._metrics.count(name, Level="Host", Hostname=self._host)
@@ -95,6 +98,7 @@ class ServerMetrics:
         ]
         texts = [
             self._metrics.render().decode(),
+            self._torchserve.expose(),
             metrics.render().decode(),
             str(health.get("metrics_text") or ""),
             render_registry(self._process).decode(),

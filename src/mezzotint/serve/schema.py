@@ -165,7 +165,8 @@ def document(
         path = re.sub(r"{(\w+):\w+}", r"{\1}", endpoint.path)
         operation: dict[str, Any] = {
             "summary": endpoint.summary,
-            "operationId": re.sub(r"\W+", "_", f"{endpoint.method}_{path}").strip("_").lower(),
+            "operationId": endpoint.operation
+            or re.sub(r"\W+", "_", f"{endpoint.method}_{path}").strip("_").lower(),
             "responses": {
                 str(endpoint.status): {
                     "description": "done",

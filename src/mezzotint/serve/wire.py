@@ -90,6 +90,7 @@ class Endpoint:
         answers: Content type -> JSON Schema (empty for bytes) of the 200 answer.
         status: Status of the good answer.
         parameters: Query parameters as OpenAPI objects.
+        operation: Its ``operationId`` in the document; made of method and path if empty.
     """
 
     method: str
@@ -104,6 +105,7 @@ class Endpoint:
     )
     status: int = 200
     parameters: tuple[Mapping[str, Any], ...] = ()
+    operation: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -238,9 +238,8 @@ class FakeService:
         name = name or Path(source).stem
         version = version or "1.0"
         if (name, version) in self._models:
-            raise InvalidRequest(
-                f"model {name} version {version} is registered already", field="name"
-            )
+            full = f"{name}@{version}"
+            raise InvalidRequest(f"{full} is registered already", field="name", value=full)
         family = "handler" if source.endswith(".mar") else MODELS[0]["family"]
         self._models[name, version] = {
             **MODELS[0], "name": name, "path": source, "family": family

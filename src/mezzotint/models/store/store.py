@@ -238,6 +238,7 @@ class ModelStore:
                     f"model {name} version {entry.version} exists already; remove it first or "
                     "give another version",
                     field="name",
+                    value=f"{name}@{entry.version}",
                 )
             self._hidden.discard((name, entry.version))
             try:

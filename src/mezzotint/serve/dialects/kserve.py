@@ -36,7 +36,7 @@ __all__ = ["V1", "answer_v1", "endpoints"]
 
 async def predict_v1(front: Front, http: Request) -> Response:
     """KServe v1: one prediction for each instance."""
-    model, is_handler = await resolve(front, http.path_params["model"], None)
+    model, is_handler = await resolve(front, http.path_params["model_name"], None)
     body = await read_json(http, untyped=True)
     if is_handler:
         rows = [{"body": instance} for instance in _instances(front, body)]
@@ -163,7 +163,7 @@ _TENSORS = {
 
 async def model_v2(front: Front, http: Request) -> Response:
     """Open inference protocol: a model's metadata."""
-    name = http.path_params["model"]
+    name = http.path_params["model_name"]
     await find_model(front, name, None)
     versions = [m["version"] for m in await front.service.models() if m["name"] == name]
     return json_response(
@@ -173,7 +173,7 @@ async def model_v2(front: Front, http: Request) -> Response:
 
 async def model_ready_v2(front: Front, http: Request) -> Response:
     """Open inference protocol: whether a model is ready."""
-    name = http.path_params["model"]
+    name = http.path_params["model_name"]
     model = await find_model(front, name, None)
     ready = bool(model["ready"]) and num_workers(front, model) > 0
     return json_response({"name": name, "ready": ready}, 200 if ready else 503)
@@ -181,12 +181,12 @@ async def model_ready_v2(front: Front, http: Request) -> Response:
 
 async def model_version_v2(front: Front, http: Request) -> Response:
     """Open inference protocol: versions, which TorchServe does not offer either."""
-    raise Unsupported("versions are not offered here; use /v2/models/{model}")
+    raise Unsupported("versions are not offered here; use /v2/models/{model_name}")
 
 
 async def infer_v2(front: Front, http: Request) -> Response:
     """Open inference protocol: one row of every input tensor is one request."""
-    name = http.path_params["model"]
+    name = http.path_params["model_name"]
     model, _ = await resolve(front, name, None, protocol="the open inference protocol")
     body = await read_json(http, untyped=True)
     rows = _rows(body)
@@ -299,17 +299,17 @@ def endpoints() -> tuple[Endpoint, ...]:
         return Endpoint(method=method, path=path, handler=handler, summary=summary, **more)
 
     return (
-        endpoint("POST", "/v1/models/{model}:predict", predict_v1, "KServe v1: make pictures",
+        endpoint("POST", "/v1/models/{model_name}:predict", predict_v1, "KServe v1: make pictures",
                  body=V1, answers=plain),
         endpoint("GET", "/v2", metadata_v2, "OIP: server metadata", scope=None),
         endpoint("GET", "/v2/health/live", live_v2, "OIP: liveness", scope=None),
         endpoint("GET", "/v2/health/ready", ready_v2, "OIP: readiness", scope=None),
-        endpoint("GET", "/v2/models/{model}", model_v2, "OIP: model metadata"),
-        endpoint("GET", "/v2/models/{model}/ready", model_ready_v2, "OIP: model readiness"),
-        endpoint("GET", "/v2/models/{model}/versions/{rest:path}", model_version_v2,
+        endpoint("GET", "/v2/models/{model_name}", model_v2, "OIP: model metadata"),
+        endpoint("GET", "/v2/models/{model_name}/ready", model_ready_v2, "OIP: model readiness"),
+        endpoint("GET", "/v2/models/{model_name}/versions/{rest:path}", model_version_v2,
                  "OIP: not offered"),
-        endpoint("POST", "/v2/models/{model}/versions/{rest:path}", model_version_v2,
+        endpoint("POST", "/v2/models/{model_name}/versions/{rest:path}", model_version_v2,
                  "OIP: not offered"),
-        endpoint("POST", "/v2/models/{model}/infer", infer_v2, "OIP: make pictures", body=V2,
+        endpoint("POST", "/v2/models/{model_name}/infer", infer_v2, "OIP: make pictures", body=V2,
                  answers=plain),
     )  # fmt: skip

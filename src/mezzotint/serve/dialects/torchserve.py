@@ -1,6 +1,6 @@
 """TorchServe: its inference API, KServe v1 and the open inference protocol (WIRE, T1-T5).
 
-``/predictions/{model}`` takes raw text, JSON or a form and answers the bytes of
+``/predictions/{model_name}`` takes raw text, JSON or a form and answers the bytes of
 a picture. ``number_of_images`` (the DCGAN example's parameter) answers a JPEG
 grid. Errors are ``{"code", "type", "message"}`` with the Java names that
 TorchServe's clients look for.
@@ -14,13 +14,15 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from mezzotint.errors import InvalidRequest
 from mezzotint.plain import exchange
 from mezzotint.request import Output
 from mezzotint.serve import arrays
 from mezzotint.serve.browsers import refuse_drawing_by_get
 from mezzotint.serve.dialects import kserve
 from mezzotint.serve.dialects import torchserve_handlers as handlers
-from mezzotint.serve.dialects.torchserve_models import ENDPOINTS, find_model
+from mezzotint.serve.dialects.torchserve_management import ENDPOINTS
+from mezzotint.serve.dialects.torchserve_models import find_model
 from mezzotint.serve.dialects.torchserve_requests import (
     INSTANCE,
     PARAMETERS,
@@ -33,7 +35,15 @@ from mezzotint.serve.dialects.torchserve_requests import (
 from mezzotint.serve.errors import Problem, Unsupported
 from mezzotint.serve.front import Front
 from mezzotint.serve.schema import ANY_OBJECT, document
-from mezzotint.serve.wire import CONTENT_TYPES, Body, Dialect, Endpoint, json_response
+from mezzotint.serve.wire import (
+    CONTENT_TYPES,
+    Body,
+    Dialect,
+    Endpoint,
+    Listener,
+    json_response,
+    visit,
+)
 from mezzotint.types import GenerationResult
 
 __all__ = ["DIALECT", "error_body", "from_result", "to_request"]
@@ -68,6 +78,9 @@ _SENTENCES = {
 }
 _CAUSES: Mapping[str, tuple[int, str]] = {
     "ModelVersionNotFound": (404, "ModelVersionNotFoundException"),
+    "ModelNotFound": (404, "ModelNotFoundException"),
+    "InvalidModel": (400, "InvalidModelException"),
+    "DownloadFailed": (400, "DownloadArchiveException"),
     "DefaultVersion": (403, "InvalidModelVersionException"),
     "NoWorkers": (503, "ServiceUnavailableException"),
     "WorkerDied": (507, "InternalServerException"),
@@ -110,8 +123,10 @@ async def predict(front: Front, http: Request) -> Response:
     """Make pictures: bytes, a JPEG grid, or JSON."""
     refuse_drawing_by_get(http.method, http.headers)
     params = http.path_params
-    name = params.get("model") or http.query_params.get("model_name", "")
-    model, is_handler = await resolve(front, name, params.get("version"))
+    name = params.get("model_name") or http.query_params.get("model_name", "")
+    if not name:
+        raise InvalidRequest("Parameter model_name is required.", field="model_name")
+    model, is_handler = await resolve(front, name, params.get("model_version"))
     if is_handler:
         return handlers.answer((await handlers.run(front, http, model))[0])
     body = await read_parameters(http)
@@ -144,7 +159,7 @@ async def predict(front: Front, http: Request) -> Response:
 
 async def explain(front: Front, http: Request) -> Response:
     """Explain nothing: a generator has no attributions."""
-    await find_model(front, http.path_params["model"], http.path_params.get("version"))
+    await find_model(front, http.path_params["model_name"], http.path_params.get("model_version"))
     raise Unsupported("explanations are not offered: these models generate pictures")
 
 
@@ -156,12 +171,14 @@ async def ping(front: Front, http: Request) -> Response:
 
 
 async def options(front: Front, http: Request) -> Response:
-    """Describe this API as OpenAPI."""
-    shown = [e for e in DIALECT.endpoints if e.listener != "metrics"]
-    model = http.path_params.get("model")
-    if model is not None:
-        await find_model(front, model, None)
-        shown = [e for e in shown if e.path == "/predictions/{model}"]
+    """Describe the API of this listener, or the part of one model, as OpenAPI."""
+    listener = visit(http).listener
+    shown = [e for e in DIALECT.endpoints if e.listener == listener]
+    name = http.path_params.get("model_name")
+    if name is not None:
+        await find_model(front, name, None)
+        root = "/models/{model_name}" if listener == "management" else "/predictions/{model_name}"
+        shown = [e for e in shown if e.path.startswith(root) and e.method != "OPTIONS"]
     body = document(
         shown,
         limits=front.config.limits.ends,
@@ -202,23 +219,35 @@ def _endpoints() -> tuple[Endpoint, ...]:
             for m in ("POST", "PUT", "GET", "DELETE", "PATCH")  # TorchServe takes any
         )
 
+    listeners: tuple[Listener, ...] = ("generation", "management", "metrics")
+    descriptions = tuple(
+        endpoint(method, path, options, "TorchServe: this API", scope=None, listener=listener)
+        for listener in listeners
+        for method, path in (("OPTIONS", "/"), ("GET", "/api-description"))
+    )
     return (
         endpoint("GET", "/ping", ping, "TorchServe: health", scope=None),
-        endpoint("OPTIONS", "/", options, "TorchServe: this API", scope=None),
-        endpoint(
-            "OPTIONS", "/", options, "TorchServe: this API", scope=None, listener="management"
-        ),
-        endpoint("OPTIONS", "/predictions/{model}", options, "TorchServe: a model's API",
+        *descriptions,
+        endpoint("OPTIONS", "/predictions/{model_name}", options, "TorchServe: a model's API",
                  scope=None),
-        *predictions("/predictions/{model}"),
-        *predictions("/predictions/{model}/{version}"),
+        endpoint("OPTIONS", "/models/{model_name}", options, "TorchServe: a model's API",
+                 scope="manage", listener="management"),
+        *predictions("/predictions/{model_name}"),
+        *predictions("/predictions/{model_name}/{model_version}"),
+        endpoint("POST", "/predictions/{model_name}/{model_version}/{rest:path}", predict,
+                 "TorchServe: make pictures", body=PREDICTION, answers=pictures),
+        endpoint("POST", "/{model_name}/predict", predict, "TorchServe: make pictures",
+                 body=PREDICTION, answers=pictures),
+        endpoint("POST", "/{model_name}/{model_version}/predict", predict,
+                 "TorchServe: make pictures", body=PREDICTION, answers=pictures),
         endpoint("POST", "/invocations", predict, "SageMaker: make pictures", body=PREDICTION,
                  answers=pictures),
-        endpoint("POST", "/models/{model}/invoke", predict, "SageMaker: make pictures",
+        endpoint("POST", "/models/{model_name}/invoke", predict, "SageMaker: make pictures",
                  body=PREDICTION, answers=pictures),
-        endpoint("POST", "/explanations/{model}", explain, "TorchServe: not offered"),
-        endpoint("POST", "/explanations/{model}/{version}", explain, "TorchServe: not offered"),
-        endpoint("POST", "/v1/models/{model}:explain", explain, "KServe v1: not offered"),
+        endpoint("POST", "/explanations/{model_name}", explain, "TorchServe: not offered"),
+        endpoint("POST", "/explanations/{model_name}/{model_version}", explain,
+                 "TorchServe: not offered"),
+        endpoint("POST", "/v1/models/{model_name}:explain", explain, "KServe v1: not offered"),
         *kserve.endpoints(),
         *ENDPOINTS,
     )  # fmt: skip
@@ -227,7 +256,8 @@ def _endpoints() -> tuple[Endpoint, ...]:
 DIALECT = Dialect(
     name="torchserve",
     pattern=re.compile(
-        r"^/(ping|predictions|explanations|invocations|models|v2)(/|$)|^/v1/models/[^/]+:"
+        r"^/(ping|predictions|explanations|invocations|models|api-description|v2)(/|$)"
+        r"|^/v1/models/[^/]+:|^/[^/]+(/[^/]+)?/predict/?$"
     ),
     endpoints=_endpoints(),
     render=_render,

@@ -1,34 +1,52 @@
-"""TorchServe management: registering, scaling and describing models on port 8081.
+"""TorchServe's management: registering, scaling and describing models.
 
-Bodies, codes and sentences as TorchServe writes them (WIRE, T2). Workers are a
-façade: one engine serves every model, so scaling a model up or down only decides
-whether this door answers for it.
+Codes and sentences as TorchServe has them (WIRE, T2), whichever protocol carries them.
+Workers are a façade: one engine serves every model, so scaling a model up or down only
+decides whether this door answers for it.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import Response
-
 from mezzotint.errors import InvalidRequest, ModelError, UnknownName
-from mezzotint.serve.errors import Conflict, DoorError, MethodNotAllowed, NotFound, Unsupported
+from mezzotint.serve.errors import Conflict, DoorError, MethodNotAllowed, NotFound
 from mezzotint.serve.front import Front
-from mezzotint.serve.wire import Endpoint, json_response, media_type, read_form, read_json
 
 __all__ = [
-    "ENDPOINTS",
     "DefaultVersion",
+    "DownloadFailed",
+    "InvalidModel",
+    "ModelNotFound",
     "ModelVersionNotFound",
     "NoWorkers",
+    "describe_model",
     "find_model",
+    "list_models",
     "num_workers",
-    "prometheus",
+    "register",
+    "scale",
+    "set_default",
+    "unregister",
+    "whole",
 ]
 
 _REMOTE = re.compile(r"^(https?|ftp|s3|gs|hf)://", re.IGNORECASE)
 _MAX_WORKERS = 1024
+_RUNTIMES = ("python", "python3", "LSP")
+PROCESSING = "Processing worker updates..."
+
+
+class ModelNotFound(NotFound):
+    """Nothing of that name can be registered."""
+
+
+class InvalidModel(DoorError):
+    """What is there is no model, or a broken one."""
+
+
+class DownloadFailed(DoorError):
+    """An address: nothing is downloaded."""
 
 
 class ModelVersionNotFound(NotFound):
@@ -81,26 +99,31 @@ async def find_model(
     )
 
 
-async def _arguments(http: Request) -> dict[str, str]:
-    """Read the arguments from the query, and from a JSON body or form if there is one."""
-    arguments = dict(http.query_params)
-    kind = media_type(http)
-    if kind == "application/json":
-        body = await read_json(http, optional=True)
-        arguments |= {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in body.items()}
-    elif kind in ("application/x-www-form-urlencoded", "multipart/form-data"):
-        async with read_form(http) as form:
-            arguments |= {k: v for k, v in form.items() if isinstance(v, str)}
-    return arguments
+def whole(arguments: Mapping[str, str], name: str, default: int) -> int:
+    """Return a whole number as TorchServe reads it: what is none counts as not given.
+
+    Args:
+        arguments: Parameters by name.
+        name: Of the one wanted.
+        default: In its place if it is no decimal number of 32 bits.
+    """
+    text = arguments.get(name, "")
+    if not re.fullmatch(r"[+-]?[0-9]{1,10}", text, re.ASCII):
+        return default
+    number = int(text)
+    return number if -(1 << 31) <= number < 1 << 31 else default
 
 
-def _whole(arguments: Mapping[str, str], name: str, default: int) -> int:
-    text = arguments.get(name, str(default))
-    if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) > _MAX_WORKERS:
-        raise InvalidRequest(
-            f"{name} must be a whole number 0 to {_MAX_WORKERS}, got {text[:40]!r}", field=name
-        )
-    return int(text)
+def _num_workers(arguments: Mapping[str, str], name: str, default: int) -> int:
+    """Return a number of workers; fewer than none are none.
+
+    Raises:
+        InvalidRequest: If there are more than this door pretends to have.
+    """
+    number = whole(arguments, name, default)
+    if number > _MAX_WORKERS:
+        raise InvalidRequest(f"{name} must be {_MAX_WORKERS} at most, got {number}", field=name)
+    return max(0, number)
 
 
 def _is_synchronous(arguments: Mapping[str, str]) -> bool:
@@ -112,24 +135,53 @@ def _changeable(front: Front) -> None:
         raise MethodNotAllowed("the model API is switched off on this server")
 
 
-async def register(front: Front, http: Request) -> Response:
-    """Register a model from the store or from a path."""
-    _changeable(front)
-    arguments = await _arguments(http)
-    url = arguments.get("url", "")
-    if not url:
+def _source(front: Front, arguments: Mapping[str, str]) -> str:
+    """Return what to ask the service for.
+
+    Raises:
+        InvalidRequest: If there is no ``url``.
+        ModelNotFound: If it cannot name anything in the model store.
+        DownloadFailed: If it is an address: nothing is ever downloaded.
+        ModelNotAllowed: If it is a path and those are not allowed.
+    """
+    url = arguments.get("url")
+    if url is None:
         raise InvalidRequest("Parameter url is required.", field="url")
-    source = url.removeprefix("file://")
-    if _REMOTE.match(url):
-        raise InvalidRequest(
-            f"url: remote archives are never downloaded, got {url[:200]!r}; "
-            "put the archive into the model store and register it by name",
-            field="url",
+    if not url:
+        raise ModelNotFound("empty url")
+    if re.match(r"https?://", url, re.IGNORECASE):
+        raise DownloadFailed(
+            f"Failed to download archive from: {url[:200]}; remote archives are never downloaded: "
+            "put the archive into the model store and register it by name"
         )
+    if _REMOTE.match(url):
+        raise ModelNotFound(f"Model not found at: {url[:200]}")
+    source = url.removeprefix("file://")
     if ".." in source or "\0" in source:
-        raise NotFound(f"Relative path is not allowed in url: {url[:200]}")
+        raise ModelNotFound(f"Relative path is not allowed in url: {url[:200]}")
     front.check_source(source, "url")
-    workers = _whole(arguments, "initial_workers", 0)
+    return source
+
+
+async def register(front: Front, arguments: Mapping[str, str]) -> tuple[int, str]:
+    """Register a model from the store or from a path.
+
+    Args:
+        front: What the dialects share.
+        arguments: ``url``, ``model_name``, ``initial_workers`` and the rest by name.
+
+    Returns:
+        The status, 200 or 202, and the sentence.
+
+    Raises:
+        MezzotintError: If it cannot be registered.
+    """
+    _changeable(front)
+    source = _source(front, arguments)
+    runtime = arguments.get("runtime")
+    if runtime is not None and runtime not in _RUNTIMES:
+        raise InvalidRequest(f"Invalid RuntimeType value: {runtime[:80]}", field="runtime")
+    workers = _num_workers(arguments, "initial_workers", 0)
     name = arguments.get("model_name") or None
     if name is not None and not re.fullmatch(r"[\w.-]{1,100}", name):
         raise InvalidRequest(
@@ -141,12 +193,15 @@ async def register(front: Front, http: Request) -> Response:
             source, name=name, version=arguments.get("model_version") or None
         )
     except ModelError as error:
-        raise InvalidRequest(f"url: {error}", field="url") from None
+        raise InvalidModel(f"url: {error}") from None
     except UnknownName:
-        raise NotFound(f"Model not found in model store: {url[:200]}") from None
+        raise ModelNotFound(f"Model not found at: {arguments['url'][:200]}") from None
     except InvalidRequest as error:
         if error.field == "name":
-            raise Conflict(str(error)) from None
+            taken, _, version = str(error.value).partition("@")
+            raise Conflict(
+                f"Model version {version} is already registered for model {taken}"
+            ) from None
         raise
     front.forget_models()
     _workers(front)[f"{model['name']}@{model['version']}"] = (workers, workers)
@@ -155,33 +210,50 @@ async def register(front: Front, http: Request) -> Response:
         f"{workers} initial workers"
     )
     if not workers:
-        text += ". Use scale workers API to add workers for the model."
-    elif not _is_synchronous(arguments):
-        return json_response({"status": "Processing worker updates..."}, 202, indent=True)
-    return json_response({"status": text}, indent=True)
+        return 200, text + ". Use scale workers API to add workers for the model."
+    return (200, text) if _is_synchronous(arguments) else (202, PROCESSING)
 
 
-async def scale(front: Front, http: Request) -> Response:
-    """Set the number of workers of a model."""
-    arguments = await _arguments(http)
-    version = http.path_params.get("version")
-    model = await find_model(front, http.path_params["model"], version)
-    least = _whole(arguments, "min_worker", 1)
-    most = _whole(arguments, "max_worker", least)
-    if least > most:
+async def scale(
+    front: Front, name: str, version: str | None, arguments: Mapping[str, str]
+) -> tuple[int, str]:
+    """Set the number of workers of a model.
+
+    Args:
+        front: What the dialects share.
+        name: Name of the model.
+        version: Its version, the default one if None.
+        arguments: ``min_worker``, ``max_worker``, ``synchronous`` by name.
+
+    Returns:
+        The status, 200 or 202, and the sentence.
+
+    Raises:
+        MezzotintError: If there is no such model, or the numbers cannot be.
+    """
+    version = version or arguments.get("model_version")
+    least = whole(arguments, "min_worker", 1)
+    if whole(arguments, "max_worker", least) < least:
         raise InvalidRequest("max_worker cannot be less than min_worker.", field="max_worker")
+    if whole(arguments, "max_worker", least) < 0:
+        raise InvalidRequest("max_worker cannot be less than 0.", field="max_worker")
+    least = _num_workers(arguments, "min_worker", 1)
+    most = _num_workers(arguments, "max_worker", least)
+    model = await find_model(front, name, version)
     _workers(front)[f"{model['name']}@{model['version']}"] = (least, most)
     if not _is_synchronous(arguments):
-        return json_response({"status": "Processing worker updates..."}, 202, indent=True)
+        return 202, PROCESSING
     text = f"Workers scaled to {least} for model: {model['name']}"
-    text += f", version: {version}" if version is not None else ""
-    return json_response({"status": text}, indent=True)
+    return 200, text + (f", version: {version}" if version is not None else "")
 
 
-async def set_default(front: Front, http: Request) -> Response:
-    """Make one version the default."""
+async def set_default(front: Front, name: str, version: str) -> str:
+    """Make one version the default, and say so.
+
+    Raises:
+        MezzotintError: If there is no such model or version.
+    """
     _changeable(front)
-    name, version = http.path_params["model"], http.path_params["version"]
     try:
         await find_model(front, name, version)
     except ModelVersionNotFound:
@@ -190,40 +262,47 @@ async def set_default(front: Front, http: Request) -> Response:
         ) from None
     await front.service.set_default(name, version)
     front.forget_models()
-    text = f'Default version successfully updated for model "{name}" to "{version}"'
-    return json_response({"status": text}, indent=True)
+    return f'Default version successfully updated for model "{name}" to "{version}"'
 
 
-async def list_models(front: Front, http: Request) -> Response:
-    """List the models, a page at a time."""
-    query = http.query_params
-    limit, start = query.get("limit", "100"), query.get("next_page_token", "0")
-    for name, text in (("limit", limit), ("next_page_token", start)):
-        if not re.fullmatch(r"-?[0-9]{1,9}", text):
-            raise InvalidRequest(f"{name} must be a whole number, got {text[:40]!r}", field=name)
-    size = int(limit) if 0 <= int(limit) <= 100 else 100
-    first = max(0, int(start))
-    models = [m for m in await front.service.models() if m["default"]]
+async def list_models(front: Front, arguments: Mapping[str, str]) -> dict[str, Any]:
+    """List the models by name, a page at a time.
+
+    A page that ends where the list ends has a token too, as at TorchServe; what follows
+    it is empty.
+
+    Args:
+        front: What the dialects share.
+        arguments: ``limit`` (100 if it is none of 0 to 100) and ``next_page_token``.
+    """
+    size = whole(arguments, "limit", 100)
+    size = size if 0 <= size <= 100 else 100
+    first = max(0, whole(arguments, "next_page_token", 0))
+    listed = [m for m in await front.service.models() if m["default"]]
+    models = sorted(listed, key=lambda m: m["name"])
     body: dict[str, Any] = {}
-    if first + size < len(models):
+    if first + size <= len(models):
         body["nextPageToken"] = str(first + size)
     body["models"] = [
         {"modelName": m["name"], "modelUrl": m["path"] or m["name"]}
         for m in models[first : first + size]
     ]
-    return json_response(body, indent=True)
+    return body
 
 
-async def describe_model(front: Front, http: Request) -> Response:
-    """Describe a model: its default version, one version, or all."""
-    name, version = http.path_params["model"], http.path_params.get("version")
+async def describe_model(front: Front, name: str, version: str | None) -> list[dict[str, Any]]:
+    """Describe a model: its default version (None), one version, or ``all``.
+
+    Raises:
+        MezzotintError: If there is no such model or version.
+    """
     if version == "all":
         await find_model(front, name, None)
         models = [m for m in await front.service.models() if m["name"] == name]
     else:
         models = [await find_model(front, name, version)]
     health = await front.service.health()
-    return json_response([_describe(front, m, health) for m in models], indent=True)
+    return [_describe(front, m, health) for m in models]
 
 
 def _describe(front: Front, model: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,10 +358,14 @@ def _describe(front: Front, model: Mapping[str, Any], health: Mapping[str, Any])
     }
 
 
-async def unregister(front: Front, http: Request) -> Response:
-    """Remove a model."""
+async def unregister(front: Front, name: str, version: str | None) -> str:
+    """Remove a model (the default version if None), and say so.
+
+    Raises:
+        MezzotintError: If there is no such model or version, or it is the default one
+            of several.
+    """
     _changeable(front)
-    name, version = http.path_params["model"], http.path_params.get("version")
     model = await find_model(front, name, version)
     versions = [m for m in await front.service.models() if m["name"] == name]
     if model["default"] and len(versions) > 1:
@@ -290,57 +373,4 @@ async def unregister(front: Front, http: Request) -> Response:
     await front.service.unregister(name, model["version"])
     front.forget_models()
     _workers(front).pop(f"{name}@{model['version']}", None)
-    return json_response({"status": f'Model "{name}" unregistered'}, indent=True)
-
-
-async def token(front: Front, http: Request) -> Response:
-    """Refuse to issue a token: API keys, made by the operator, stand in their place."""
-    raise Unsupported(
-        "tokens are not issued here; make an API key with `mezzotint keys new` and send it in "
-        "the same header, Authorization: Bearer KEY"
-    )
-
-
-async def prometheus(front: Front, http: Request) -> Response:
-    """Show the metrics; ``name[]`` picks some."""
-    health = await front.service.health()
-    counts = await front.jobs.counts() if front.jobs is not None else {}
-    text = front.memory["metrics"].expose(running=front.running, jobs=counts, health=health)
-    names = http.query_params.getlist("name[]")
-    if names:
-        pattern = re.compile(rf"^(# (HELP|TYPE) )?({'|'.join(map(re.escape, names))})(_total)?\b")
-        text = b"".join(line + b"\n" for line in text.split(b"\n") if pattern.match(line.decode()))
-    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _management(method: str, path: str, handler: Any, summary: str) -> Endpoint:
-    return Endpoint(
-        method=method,
-        path=path,
-        handler=handler,
-        summary=summary,
-        listener="management",
-        scope="manage",
-    )
-
-
-ENDPOINTS: tuple[Endpoint, ...] = (
-    _management("POST", "/models", register, "Register a model"),
-    _management("GET", "/models", list_models, "List models"),
-    _management("PUT", "/models/{model}/{version}/set-default", set_default, "Set the default"),
-    _management("PUT", "/models/{model}", scale, "Scale the workers of a model"),
-    _management("PUT", "/models/{model}/{version}", scale, "Scale the workers of a version"),
-    _management("GET", "/models/{model}", describe_model, "Describe a model"),
-    _management("GET", "/models/{model}/{version}", describe_model, "Describe a version"),
-    _management("GET", "/token", token, "Not offered: API keys stand in their place"),
-    _management("DELETE", "/models/{model}", unregister, "Unregister a model"),
-    _management("DELETE", "/models/{model}/{version}", unregister, "Unregister a version"),
-    Endpoint(
-        method="GET",
-        path="/metrics",
-        handler=prometheus,
-        summary="Prometheus metrics",
-        listener="metrics",
-        scope="metrics",
-    ),
-)
+    return f'Model "{name}" unregistered'

@@ -212,7 +212,8 @@ async def resolve(
     if not num_workers(front, model):
         raise NoWorkers(
             f'Model "{name}" has no worker to serve inference request. '
-            "Please use scale workers API to add workers."
+            "Please use scale workers API to add workers. If this is a sequence inference, please "
+            "check if it is closed, or expired; or exceeds maxSequenceJobQueueSize"
         )
     is_handler = handlers.is_handler(model)
     if is_handler and protocol:
