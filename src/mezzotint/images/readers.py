@@ -6,12 +6,14 @@ was lost on the way. Pictures come from strangers: every text is bounded and rea
 time proportional to its length, or with a deadline (:mod:`mezzotint.images.foreign`).
 """
 
+import json
 import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mezzotint.comfyui import read_graph
 from mezzotint.errors import InvalidRequest
 from mezzotint.images.foreign import Found, read_with_library
 from mezzotint.infotext import parse_infotext
@@ -33,6 +35,10 @@ _DIALECTS: dict[str, Literal["a1111", "comfyui", "compel"]] = {
 _LORA_TAG = re.compile(r"<lora:([^:<>]++)(?::([-+.\d]++))?[^<>]*+>")
 _RESOLUTION = re.compile(r"\D*(\d{1,6})\D+(\d{1,6})")
 _MAX_LORAS = 100
+_MAX_GRAPH = 2_000_000  # characters, as for the library
+_OF_GRAPH = (
+    "num_inference_steps", "guidance_scale", "seed", "model", "width", "height", "strength",
+)  # fmt: skip
 _MAX_NOTES = 100
 # Keys of A1111's text that mean nothing for the picture, or that we honour elsewhere.
 _SILENT = {
@@ -106,7 +112,9 @@ def read_foreign(data: bytes, *, known_models: Collection[str] = ()) -> ForeignR
     if own is not None and "sampler" in own.parameters:
         return own
     found = read_with_library(texts)
-    return own if found is None else _from_library(found, texts, known_models)
+    if found is not None:
+        return _from_library(found, texts, known_models)
+    return _from_graph(texts, known_models) or own
 
 
 def recipe_from_infotext(text: str, *, known_models: Collection[str] = ()) -> ForeignRecipe | None:
@@ -212,6 +220,33 @@ def _from_library(
         raw=texts,
         known_models=known_models,
     )
+
+
+def _from_graph(texts: Mapping[str, str], known_models: Collection[str]) -> ForeignRecipe | None:
+    """Read a graph of ComfyUI's API, whose pictures hold no workflow; None if it is none.
+
+    It is read as the HTTP door reads it (:mod:`mezzotint.comfyui`).
+    """
+    text = texts.get("prompt", "")
+    if not text.startswith("{") or len(text) > _MAX_GRAPH:
+        return None
+    try:
+        graph = read_graph(json.loads(text))
+    except (ValueError, RecursionError):  # a GraphError is a ValueError too
+        return None
+    fields = graph.fields
+    inputs = json.loads(text)[graph.sampler]["inputs"]
+    found = {
+        "sampler": inputs["sampler_name"],
+        "schedule": inputs["scheduler"],
+        **{name: fields[name] for name in _OF_GRAPH if name in fields},
+    }
+    lost = ["the noise is drawn in another way than there; the picture differs"]
+    lost += [f"{lora['name'][:80]} (LoRA) is not looked for" for lora in fields["loras"]]
+    if fields.get("controls"):
+        lost.append("the pictures of ControlNets are not in the file")
+    prompts = (fields["prompt"], fields.get("negative_prompt", ""))
+    return _finish("ComfyUI", prompts, found, lost, raw=texts, known_models=known_models)
 
 
 def _first(values: Mapping[str, Any], *keys: str) -> Any:

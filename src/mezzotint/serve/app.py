@@ -19,13 +19,15 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mezzotint.errors import NotReady
+from mezzotint.errors import MezzotintError, NotReady
 from mezzotint.observe import log, spans
 from mezzotint.serve import page
 from mezzotint.serve.auth import Caller, KeyRing
 from mezzotint.serve.browsers import check_caller
 from mezzotint.serve.config import is_loopback
 from mezzotint.serve.dialects import a1111, huggingface, native, openai, torchserve
+from mezzotint.serve.dialects.comfyui import dialect as comfyui
+from mezzotint.serve.dialects.comfyui.events import serve_socket
 from mezzotint.serve.dialects.hosted import fal, replicate
 from mezzotint.serve.errors import (
     BodyTooSlow,
@@ -60,6 +62,7 @@ DIALECTS: tuple[Dialect, ...] = (
     torchserve.DIALECT,
     replicate.DIALECT,
     fal.DIALECT,
+    comfyui.DIALECT,
     openai.DIALECT,
     a1111.DIALECT,
     huggingface.DIALECT,
@@ -138,6 +141,9 @@ class Doorway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one exchange."""
+        if scope["type"] == "websocket":
+            await self._serve_socket(scope, receive, send)
+            return
         if scope["type"] != "http":
             await _lifespan(scope, receive, send)
             return
@@ -202,6 +208,36 @@ class Doorway:
             seconds = time.monotonic() - began
             self._metrics.answered(here, answer.status, seconds)
             _write_access(scope, here, answer.status, seconds)
+
+    async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one web socket as one of the caller's event streams; refused ones get 403."""
+        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        limits, meter, caller = self._front.config.limits, self._front.meter, None
+        await receive()
+        try:
+            if self._listener != "generation" or scope["path"] != "/ws":
+                raise NotFound("no web socket is here")
+            check_caller(
+                headers,
+                method="GET",
+                path=scope["path"],
+                is_local=self._is_local,
+                config=self._front.config,
+            )
+            client = scope.get("client")
+            asked = self._keys.identify(headers, client[0] if client else "")
+            asked.require("generate")
+            meter.count(asked)
+            meter.take(asked, "event streams", limits.streams)
+            caller = asked
+            await serve_socket(self._front, caller, scope, receive, send)
+        except (MezzotintError, OSError) as error:  # OSError: the client left while we sent
+            log.info("socket.closed", reason=type(error).__name__)
+            if caller is None:
+                await send({"type": "websocket.close", "code": 1008})
+        finally:
+            if caller is not None:
+                meter.give(caller, "event streams")
 
     def _handler(self, endpoint: Endpoint) -> Any:
         """Wrap an endpoint: its scope first, then its handler."""
@@ -299,10 +335,7 @@ def _write_access(scope: Scope, here: Visit, status: int, seconds: float) -> Non
 
 
 async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
-    """Start and stop with nothing to do; websockets are not spoken."""
-    if scope["type"] != "lifespan":
-        await send({"type": "websocket.close", "code": 1000})
-        return
+    """Start and stop with nothing to do."""
     for moment in ("startup", "shutdown"):
         await receive()
         await send({"type": f"lifespan.{moment}.complete"})

@@ -8,17 +8,20 @@ open than it may.
 
 import asyncio
 import contextlib
+import functools
 import math
 import re
 import resource
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from mezzotint.observe import log
 
-__all__ = ["Crowd", "Protocol", "raise_file_limit"]
+__all__ = ["Crowd", "Protocol", "Socket", "raise_file_limit"]
 
 _SPARE = 64  # connections beyond the limit that are heard, so that probes are answered
 _FILES = 512  # files of everything but connections
@@ -72,6 +75,18 @@ class Crowd:
             self._open -= 1
 
 
+class Socket(WebSocketsSansIOProtocol):
+    """A web socket on a connection that stays counted until it is closed."""
+
+    left: Callable[[], None] | None = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        if self.left is not None:
+            self.left()
+        super().connection_lost(exc)
+
+
 class Protocol(H11Protocol):
     """HTTP/1.1 on one connection, counted, with a deadline for slow heads.
 
@@ -83,6 +98,7 @@ class Protocol(H11Protocol):
         super().__init__(*arguments, **named)
         self._crowd = crowd
         self._head_timer: asyncio.TimerHandle | None = None
+        self._is_socket = False
         self.is_gone = False
 
     def connection_made(self, transport: Any) -> None:
@@ -114,6 +130,14 @@ class Protocol(H11Protocol):
         if self._is_idle():
             self._crowd.rest(self)
 
+    def handle_websocket_upgrade(self, event: Any) -> None:
+        """Hand the connection to a web socket, which works as long as it is open."""
+        self._is_socket = True
+        super().handle_websocket_upgrade(event)
+        taker = self.transport.get_protocol()
+        if isinstance(taker, Socket):
+            taker.left = functools.partial(self._crowd.leave, self)
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._rest()
@@ -127,7 +151,7 @@ class Protocol(H11Protocol):
         self.transport.close()
 
     def _is_idle(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
+        return not self._is_socket and (self.cycle is None or self.cycle.response_complete)
 
     def _watch(self) -> None:
         if self._head_timer is None and self._is_idle():

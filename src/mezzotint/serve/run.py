@@ -23,7 +23,7 @@ from mezzotint.observe.config import LogConfig
 from mezzotint.serve.app import create_app
 from mezzotint.serve.auth import KeyRing
 from mezzotint.serve.config import ServeConfig
-from mezzotint.serve.connections import Crowd, Protocol, raise_file_limit
+from mezzotint.serve.connections import Crowd, Protocol, Socket, raise_file_limit
 from mezzotint.serve.front import Front
 from mezzotint.serve.metrics import ServerMetrics
 from mezzotint.serve.wire import Listener
@@ -201,7 +201,9 @@ def _server(config: ServeConfig, app: Any) -> uvicorn.Server:
         uvicorn.Config(
             app,
             http=functools.partial(Protocol, crowd=crowd),  # type: ignore[arg-type]
-            ws="none",
+            ws=Socket,
+            ws_max_size=1 << 16,  # what a client says means nothing here
+            ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -235,3 +235,31 @@ def test_values_that_cannot_be_used_are_said_and_left_out():
         "width 0",
     ):
         assert word in said
+
+
+def test_a_graph_without_a_workflow_is_read_as_the_door_reads_it():
+    graph = {
+        "3": {
+            "class_type": "KSampler",
+            "inputs": {
+                "seed": 8566257, "steps": 20, "cfg": 8, "sampler_name": "dpmpp_2m",
+                "scheduler": "karras", "denoise": 1, "model": ["4", 0], "positive": ["6", 0],
+                "negative": ["7", 0], "latent_image": ["5", 0],
+            },
+        },
+        "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "dreamy.ckpt"}},
+        "5": {"class_type": "EmptyLatentImage", "inputs": {"batch_size": 1, "height": 32, "width": 64}},
+        "6": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["4", 1], "text": "a pear"}},
+        "7": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["4", 1], "text": "hands"}},
+        "8": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["4", 2]}},
+        "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0]}},
+    }  # fmt: skip
+    recipe = read_foreign(
+        encode_png(PIXELS, {"prompt": json.dumps(graph)}), known_models=["dreamy"]
+    )
+    assert recipe is not None
+    request = recipe.request
+    assert (recipe.generator, request.model, request.prompt) == ("ComfyUI", "dreamy", "a pear")
+    assert (request.scheduler, request.sigma_schedule) == ("dpmpp_2m", "karras")
+    assert (request.width, request.height, request.seed) == (64, 32, 8566257)
+    assert (request.num_inference_steps, request.guidance_scale) == (20, 8.0)
