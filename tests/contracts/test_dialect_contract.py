@@ -349,7 +349,7 @@ class TestTorchServe:
         assert (image["datatype"], image["shape"]) == ("BYTES", [2])
         assert seed["data"] == [5, 6]
         versions = door.http.get("/v2/models/plate/versions/1/ready")
-        assert (versions.status_code, versions.json()["code"]) == (501, 501)
+        assert (versions.status_code, versions.json()["code"]) == (404, 404)
 
     def test_ping_and_description(self, door):
         assert door.http.get("/ping").json() == {"status": "Healthy"}

@@ -23,7 +23,7 @@ from mezzotint.serve.dialects.torchserve_requests import (
     resolve,
     to_request,
 )
-from mezzotint.serve.errors import Malformed, TooLarge, Unsupported
+from mezzotint.serve.errors import Malformed, TooLarge
 from mezzotint.serve.front import Front
 from mezzotint.serve.schema import ANY_OBJECT
 from mezzotint.serve.wire import Body, Endpoint, json_response, parse_json, read_json
@@ -161,10 +161,15 @@ _TENSORS = {
 }
 
 
+def _named(http: Request) -> tuple[str, str | None]:
+    """Return the name and the version (None: the default one) that the path has."""
+    return http.path_params["model_name"], http.path_params.get("model_version")
+
+
 async def model_v2(front: Front, http: Request) -> Response:
-    """Open inference protocol: a model's metadata."""
-    name = http.path_params["model_name"]
-    await find_model(front, name, None)
+    """Open inference protocol: metadata of a model, or of one version of it."""
+    name, version = _named(http)
+    await find_model(front, name, version)
     versions = [m["version"] for m in await front.service.models() if m["name"] == name]
     return json_response(
         {"name": name, "versions": versions, "platform": "mezzotint_pytorch", **_TENSORS}
@@ -172,27 +177,22 @@ async def model_v2(front: Front, http: Request) -> Response:
 
 
 async def model_ready_v2(front: Front, http: Request) -> Response:
-    """Open inference protocol: whether a model is ready."""
-    name = http.path_params["model_name"]
-    model = await find_model(front, name, None)
+    """Open inference protocol: whether a model, or one version of it, is ready."""
+    name, version = _named(http)
+    model = await find_model(front, name, version)
     ready = bool(model["ready"]) and num_workers(front, model) > 0
     return json_response({"name": name, "ready": ready}, 200 if ready else 503)
 
 
-async def model_version_v2(front: Front, http: Request) -> Response:
-    """Open inference protocol: versions, which TorchServe does not offer either."""
-    raise Unsupported("versions are not offered here; use /v2/models/{model_name}")
-
-
 async def infer_v2(front: Front, http: Request) -> Response:
     """Open inference protocol: one row of every input tensor is one request."""
-    name = http.path_params["model_name"]
-    model, _ = await resolve(front, name, None, protocol="the open inference protocol")
+    name, asked = _named(http)
+    model, _ = await resolve(front, name, asked, protocol="the open inference protocol")
     body = await read_json(http, untyped=True)
     rows = _rows(body)
     results = await _together(front, http, [to_request(model, row)[0] for row in rows])
     images = [image for result in results for image in result.images]
-    version = (await find_model(front, name, None))["version"]
+    version = asked or (await find_model(front, name, None))["version"]
     return json_response(
         {
             "id": str(body.get("id", "") or results[0].id),
@@ -294,6 +294,7 @@ V2 = Body("KServeV2", _v2, (PARAMETERS,))
 def endpoints() -> tuple[Endpoint, ...]:
     """Return the endpoints of both protocols."""
     plain = {"application/json": ANY_OBJECT}
+    root = "/v2/models/{model_name}"
 
     def endpoint(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
         return Endpoint(method=method, path=path, handler=handler, summary=summary, **more)
@@ -304,12 +305,14 @@ def endpoints() -> tuple[Endpoint, ...]:
         endpoint("GET", "/v2", metadata_v2, "OIP: server metadata", scope=None),
         endpoint("GET", "/v2/health/live", live_v2, "OIP: liveness", scope=None),
         endpoint("GET", "/v2/health/ready", ready_v2, "OIP: readiness", scope=None),
-        endpoint("GET", "/v2/models/{model_name}", model_v2, "OIP: model metadata"),
-        endpoint("GET", "/v2/models/{model_name}/ready", model_ready_v2, "OIP: model readiness"),
-        endpoint("GET", "/v2/models/{model_name}/versions/{rest:path}", model_version_v2,
-                 "OIP: not offered"),
-        endpoint("POST", "/v2/models/{model_name}/versions/{rest:path}", model_version_v2,
-                 "OIP: not offered"),
-        endpoint("POST", "/v2/models/{model_name}/infer", infer_v2, "OIP: make pictures", body=V2,
-                 answers=plain),
+        *(
+            one
+            for path in (root, root + "/versions/{model_version}")
+            for one in (
+                endpoint("GET", path, model_v2, "OIP: model metadata"),
+                endpoint("GET", path + "/ready", model_ready_v2, "OIP: model readiness"),
+                endpoint("POST", path + "/infer", infer_v2, "OIP: make pictures", body=V2,
+                         answers=plain),
+            )
+        ),
     )  # fmt: skip
