@@ -72,11 +72,11 @@ def listeners_bind():
 def uvicorn_is_told():
     from mezzotint.serve.run import _server
 
-    limits = Limits(connections=3, head_s=1.5)
+    limits = Limits(connections=3, head_s=1.25)
     told = _server(ServeConfig(certificate="c", private_key="k", limits=limits), None).config
     crowd = told.http.keywords["crowd"]
     assert (told.ssl_certfile, told.ssl_keyfile) == ("c", "k")
-    assert (crowd.most, crowd.head_s) == (3, 1.5)
+    assert (crowd.most, crowd.head_s) == (3, 1.25)
 
 
 def a_path_is_registered_where_it_is_allowed():

@@ -53,7 +53,7 @@ class Limits(Checked):
     streams: int = 64
     connections: int = 1024
     client_share: float = 0.75
-    head_s: float = 2.0
+    head_s: float = 1.5
 
     def _validate(self) -> None:
         check_range("limits.body_bytes", self.body_bytes, 1024, 1 << 32)

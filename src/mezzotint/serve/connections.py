@@ -27,6 +27,10 @@ _SPARE = 64  # connections beyond the limit that are heard, so that probes are a
 _FILES = 512  # files of everything but connections
 _NO_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 """Bytes that no head of a request holds: TLS at a plain port, or rubbish."""
+_MOST_LINES = 256
+"""Lines of a head; more are no client's, and take the time of others to read."""
+_NO_VERSION = re.compile(rb"[^\r\n]* HTTP/(?!1\.[01]\r?\n)[^\s]*\r?\n")
+"""A first line of another version of HTTP than those that are spoken here."""
 _BAD_REQUEST = (
     b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\n"
     b"content-length: 31\r\nconnection: close\r\n\r\nInvalid HTTP request received.\n"
@@ -99,6 +103,7 @@ class Protocol(H11Protocol):
         self._crowd = crowd
         self._head_timer: asyncio.TimerHandle | None = None
         self._is_socket = False
+        self._lines = 0  # of the head that is arriving
         self.is_gone = False
 
     def connection_made(self, transport: Any) -> None:
@@ -116,11 +121,15 @@ class Protocol(H11Protocol):
         time is over.
         """
         self._watch()
-        if self._is_idle() and _NO_HEAD.search(data.partition(b"\r\n\r\n")[0]):
-            self._refuse()
-            return
+        if self._is_idle():
+            head = data.partition(b"\r\n\r\n")[0]
+            self._lines += head.count(b"\n")
+            if self._lines > _MOST_LINES or _NO_HEAD.search(head) or _NO_VERSION.match(data):
+                self._refuse()
+                return
         super().data_received(data)
         if not self._is_idle():
+            self._lines = 0
             self._rest()
             self._crowd.work(self)
 
@@ -143,6 +152,13 @@ class Protocol(H11Protocol):
         self._rest()
         self._crowd.leave(self)
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP; whoever was about to answer its head has nobody to tell."""
+        super().send_400_response(msg)
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
 
     def let_go(self) -> None:
         """Close an idle connection, to make room."""

@@ -132,3 +132,23 @@ def test_a_head_that_cannot_become_one_is_refused_at_its_first_wrong_byte(server
         assert b"connection: close" in answer
         assert is_closed(raw, 1.0)
         assert time.monotonic() - began < 1.0
+
+
+@pytest.mark.parametrize("version", ["9.9", "2.0", "0.9", "1.10", "x"])
+def test_another_version_of_http_is_refused(server, version):
+    head = f"GET /health/live HTTP/{version}\r\nhost: 127.0.0.1\r\n\r\n".encode()
+    with connected(server, 1, head) as [raw]:
+        raw.settimeout(2.0)
+        assert raw.recv(4096).startswith(b"HTTP/1.1 400 ")
+    with connected(server, 1, head.replace(version.encode(), b"1.0")) as [raw]:
+        raw.settimeout(2.0)
+        assert raw.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_head_of_many_lines_is_refused_and_one_of_two_hundred_is_not(server):
+    lines = b"x: y\r\n"
+    for count, status in ((200, b"200"), (300, b"400"), (20_000, b"400")):
+        head = b"GET /health/live HTTP/1.1\r\nhost: 127.0.0.1\r\n" + lines * count + b"\r\n"
+        with connected(server, 1, head) as [raw]:
+            raw.settimeout(2.0)
+            assert raw.recv(4096).startswith(b"HTTP/1.1 " + status)

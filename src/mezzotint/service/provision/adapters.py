@@ -36,6 +36,7 @@ from mezzotint.models.adapters.textual_inversion import (
 from mezzotint.models.base import Model
 from mezzotint.models.digests import DIGESTS
 from mezzotint.models.networks import Placement
+from mezzotint.models.parts import read_header
 from mezzotint.models.reading import reading
 from mezzotint.planning.plan import Adapters, Plan
 
@@ -152,6 +153,10 @@ class AdapterProvider:
             InvalidRequest: If one does not fit; names it.
         """
         t = plan.techniques
+        for lora in t.loras:
+            path = self.path("lora", lora.name)
+            with _reading("lora", lora.name):
+                read_header(path)
         for k, control in enumerate(t.controls):
             with _reading("control", control.model):
                 found = self._control(control.model, Placement())

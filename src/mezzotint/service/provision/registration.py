@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.errors import InvalidRequest, MezzotintError, UnknownName
+from mezzotint.files import expanded, is_there
 from mezzotint.models.formats.identify import identify
 from mezzotint.models.store.entries import ModelEntry
 from mezzotint.observe import log
@@ -128,7 +129,7 @@ class ModelRegistration:
         if not (is_operator or self._allow_paths):
             known = sorted(path.name for path in self._listed())
             raise UnknownName("model source", source, known, field="url")
-        if self._root is not None and (self._root / source).exists():
+        if self._root is not None and is_there(self._root / source):
             return str(self._root / source)  # a link out of the store, and paths are allowed
         return source
 
@@ -200,10 +201,13 @@ def own_name(source: str) -> str:
         source: Path or Hub id.
 
     Raises:
+        UnknownName: If it is neither there nor a Hub id.
         ModelError: If it is an archive that cannot be read, or no model.
     """
-    path = Path(source).expanduser()
-    if not path.exists():
+    path = expanded(source)
+    if not is_there(path):
+        if "/" not in source:  # no path, and no Hub id either
+            raise UnknownName("model source", source, (), field="url")
         return path.stem
     layout = identify(path)
     if layout == "mar":

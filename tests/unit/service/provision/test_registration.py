@@ -244,3 +244,10 @@ def test_what_is_unknown_names_what_is_there(start):
     service, _ = start(allow_paths=False)
     with pytest.raises(UnknownName, match="inside"):
         asyncio.run(service.register("insid"))
+
+
+@pytest.mark.parametrize("source", ["missing.mar", "x" * 5000, "a\0b"])
+def test_what_is_neither_there_nor_a_hub_id_has_no_name_of_its_own(source):
+    with pytest.raises(UnknownName, match="model source"):
+        own_name(source)
+    assert own_name("org/model-of-a-hub") == "model-of-a-hub"
