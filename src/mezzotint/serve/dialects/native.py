@@ -44,8 +44,8 @@ from mezzotint.serve.wire import (
     read_json,
     visit,
 )
+from mezzotint.service.descriptions import read_error
 from mezzotint.service.jobs.store import Job
-from mezzotint.service.workers.wire import read_error
 from mezzotint.types import (
     PICTURE_TEXT,
     Event,

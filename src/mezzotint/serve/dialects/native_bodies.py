@@ -13,7 +13,7 @@ from mezzotint.request import Animation, GenerationRequest
 from mezzotint.serve.accept import Choice, choose
 from mezzotint.serve.errors import Malformed, Problem
 from mezzotint.serve.wire import CONTENT_TYPES, media_type, read_form, read_json
-from mezzotint.service.workers.wire import describe_image
+from mezzotint.service.descriptions import describe_image
 from mezzotint.types import GenerationResult, ImageInput, ImageOutput
 
 __all__ = [

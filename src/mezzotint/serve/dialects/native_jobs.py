@@ -15,9 +15,9 @@ from mezzotint.serve.queueing import owner_of, queue_of, submit
 from mezzotint.serve.schema import request_schema
 from mezzotint.serve.streaming import EventStream, last_event_id, sse
 from mezzotint.serve.wire import CONTENT_TYPES, Body, Endpoint, json_response
+from mezzotint.service.descriptions import read_error
 from mezzotint.service.jobs.jobs import JobEvent
 from mezzotint.service.jobs.store import Job
-from mezzotint.service.workers.wire import read_error
 
 __all__ = ["describe_job", "endpoints"]
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.service.handlers import shim as handler_shim
-from mezzotint.service.workers.wire import pack, unpack
+from mezzotint.service.workers.transport import MAX_MESSAGE_BYTES, pack, unpack
 
 __all__ = ["find_entry", "main"]
 
@@ -46,7 +46,6 @@ _PR_SET_NO_NEW_PRIVS = 38
 _CLONE_NEWNET = 0x40000000
 _CLONE_NEWUSER = 0x10000000
 _SIGKILL = 9
-_MAX_MESSAGE_BYTES = 2 << 30
 
 Entry = Callable[[Any, Any], Any]
 
@@ -224,8 +223,8 @@ class _Wire:
         if head is None:
             return None
         (size,) = struct.unpack(">Q", head)
-        body = self._exactly(size) if size <= _MAX_MESSAGE_BYTES else None
-        return unpack(body) if body is not None else None
+        body = self._exactly(size) if size <= MAX_MESSAGE_BYTES else None
+        return unpack(body, dict[str, Any]) if body is not None else None
 
     def _exactly(self, size: int) -> bytes | None:
         parts = bytearray()

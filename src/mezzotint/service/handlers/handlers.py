@@ -27,7 +27,7 @@ from mezzotint.errors import DeadlineExceeded, ModelError, QueueFull
 from mezzotint.observe import log
 from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.config import HandlersConfig
-from mezzotint.service.workers.worker import read_message, send_message
+from mezzotint.service.workers.transport import read_message, send_message
 
 __all__ = ["HandlerPool"]
 
@@ -132,7 +132,9 @@ class HandlerPool:
             async with asyncio.timeout(self._config.timeout_s):
                 batch = {"kind": "batch", "rows": [dict(r) for r in rows]}
                 await send_message(running.writer, batch)
-                answer = await read_message(running.reader, self._config.max_response_bytes)
+                answer = await read_message(
+                    running.reader, dict[str, Any], self._config.max_response_bytes
+                )
             running.used = time.monotonic()
             return _answers(answer, len(rows))
         except TimeoutError:
@@ -182,7 +184,7 @@ class HandlerPool:
             running = await self._spawn(digest, folder)
             await send_message(running.writer, self._hello(info, folder))
             async with asyncio.timeout(self._config.start_s):
-                greeting = await read_message(running.reader, 1 << 20)
+                greeting = await read_message(running.reader, dict[str, Any], 1 << 20)
             if greeting.get("kind") != "ready":
                 reason = str(greeting.get("message", "it did not start"))[:2000]
                 raise ModelError(f"the handler of {info.name} could not be loaded: {reason}")

@@ -36,10 +36,10 @@ from mezzotint.observe import log
 from mezzotint.request import GenerationRequest
 from mezzotint.service.base import GenerationService
 from mezzotint.service.config import JobsConfig
+from mezzotint.service.descriptions import describe_error, describe_image
 from mezzotint.service.jobs.results import NoRoom, ResultFiles
 from mezzotint.service.jobs.retry import StorageRetry
 from mezzotint.service.jobs.store import ENDED, Job, JobImage, JobStore, Status, StoredEvent
-from mezzotint.service.workers.wire import describe_error, describe_image
 from mezzotint.types import (
     Cancelled,
     Event,

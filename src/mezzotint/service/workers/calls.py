@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mezzotint.errors import WorkFailed
+from mezzotint.service.workers.messages import CallMethod
 
 __all__ = ["Call", "count_death", "in_order"]
 
@@ -21,7 +22,7 @@ _WITH_DATA = ("inspect", "upscale", "grid", "handle", "plan")
 class Call:
     """One plain call under way."""
 
-    message: dict[str, Any]
+    message: CallMethod
     answer: "asyncio.Future[Any]"
     deaths: int = 0
 
@@ -31,7 +32,7 @@ def count_death(calls: Iterable[Call], *, most: int) -> None:
     for call in calls:
         call.deaths += 1
         if call.deaths >= most and not call.answer.done():
-            method = call.message["method"]
+            method = call.message.method
             reason = f"the engine died {call.deaths} times while it answered {method}"
             call.answer.set_exception(WorkFailed(reason))
 
@@ -39,4 +40,4 @@ def count_death(calls: Iterable[Call], *, most: int) -> None:
 def in_order(calls: Iterable[Call]) -> list[Call]:
     """Return the calls that still wait; last those with a client's data, any of which may kill."""
     waiting = [call for call in calls if not call.answer.done()]
-    return sorted(waiting, key=lambda call: call.message["method"] in _WITH_DATA)
+    return sorted(waiting, key=lambda call: call.message.method in _WITH_DATA)

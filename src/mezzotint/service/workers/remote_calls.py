@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from mezzotint.plain import write
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.service.base import HandlerAnswer
-from mezzotint.service.workers.wire import read_image
 from mezzotint.types import ImageOutput
 
 __all__ = ["RemoteCalls"]
@@ -63,7 +64,8 @@ class RemoteCalls(ABC):
     ) -> ImageOutput:  # fmt: skip
         """Enlarge a picture."""
         how = {"factor": factor, "model": model, "client": client, "cover": cover, "crop": crop}
-        return read_image(await self._ask("upscale", data=data, output=write(output), **how))
+        answer = await self._ask("upscale", data=data, output=write(output), **how)
+        return msgspec.convert(answer, ImageOutput)
 
     async def grid(
         self, images: Sequence[bytes], *, columns: int, padding_px: int = 2, output: Output,

@@ -6,12 +6,20 @@ those beside it live; after ``max_crashes`` it fails.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+
+from msgspec.structs import replace
 
 from mezzotint.errors import MezzotintError, NotReady, WorkFailed
-from mezzotint.service.workers.wire import read_error, read_event
+from mezzotint.service.descriptions import read_error
+from mezzotint.service.workers.messages import (
+    CallFailed,
+    EventMessage,
+    StreamEnded,
+    StreamRequest,
+    read_event,
+)
 from mezzotint.types import Cancelled, Event, ImageFinished, ImageOutput, Queued, Started
 
 __all__ = ["Stream", "Streams"]
@@ -31,7 +39,7 @@ class Stream:
 
     streams: "Streams"
     request_id: str
-    message: dict[str, Any]
+    message: StreamRequest
     events: "asyncio.Queue[Event | MezzotintError]" = field(default_factory=asyncio.Queue)
     crashes: int = 0
     is_held: bool = False
@@ -53,15 +61,14 @@ class Stream:
         """Whether what it was suspected of may still happen."""
         return not self.is_held and (self.was_drawn_at_death or not self.is_accepted)
 
-    def take(self, message: Mapping[str, Any]) -> None:
+    def take(self, message: CallFailed | StreamEnded | EventMessage) -> None:
         """Hand on what the process said, unless a run before its death did so already."""
-        kind = message["kind"]
-        if kind == "error":
-            self.events.put_nowait(read_error(message["error"]))
-        elif kind == "end":
+        if isinstance(message, CallFailed):
+            self.events.put_nowait(read_error(message.error))
+        elif isinstance(message, StreamEnded):
             self.events.put_nowait(WorkFailed("the request ended without an ending"))
         else:
-            self._deliver(read_event(message["event"], self.images))
+            self._deliver(read_event(message, self.images))
 
     def _deliver(self, event: Event) -> None:
         self.is_accepted = True
@@ -107,7 +114,7 @@ class Streams:
     def add(self, stream: Stream, number: int) -> None:
         """Take a request in under a number of this worker's."""
         stream.streams = self
-        stream.message = {**stream.message, "call": number}
+        stream.message = replace(stream.message, call=number)
         self._open[number] = stream
 
     def find(self, number: int) -> Stream | None:
@@ -116,7 +123,7 @@ class Streams:
 
     def remove(self, stream: Stream) -> None:
         """Forget a request; one that is gone is no error."""
-        self._open.pop(stream.message["call"], None)
+        self._open.pop(stream.message.call, None)
 
     def take_all(self) -> list[Stream]:
         """Forget every request and return them."""

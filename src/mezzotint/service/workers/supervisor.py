@@ -6,8 +6,7 @@ hangs (:mod:`mezzotint.service.workers.liveness`), it is started again, and ever
 that was waiting or running is sent again with the seed it had: whoever waits still gets
 the picture, and it has the same bytes.
 
-Messages are length-prefixed JSON with byte strings beside it
-(:mod:`mezzotint.service.workers.wire`); nothing is pickled.
+What the two processes say to each other is :mod:`mezzotint.service.workers.messages`.
 """
 
 import asyncio
@@ -18,21 +17,33 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from dataclasses import replace
 from typing import Any
 
-from mezzotint import errors
-from mezzotint.errors import MezzotintError, ModelError, NotReady, WorkFailed
+from mezzotint.errors import MezzotintError, ModelError, NotReady
 from mezzotint.observe import log, metrics
 from mezzotint.observe.config import LogConfig
 from mezzotint.plain import write
 from mezzotint.request import GenerationRequest
 from mezzotint.service.config import WorkerConfig
+from mezzotint.service.descriptions import read_error
+from mezzotint.service.endings import ENDINGS, follow
 from mezzotint.service.workers.calls import Call, count_death, in_order
 from mezzotint.service.workers.liveness import Liveness, read_activity
+from mezzotint.service.workers.messages import (
+    Answered,
+    CallFailed,
+    CallMethod,
+    Cancel,
+    FromWorker,
+    Greeting,
+    Hello,
+    Refused,
+    StreamRequest,
+    ToWorker,
+)
 from mezzotint.service.workers.process import STREAM_LIMIT, start_worker
 from mezzotint.service.workers.remote_calls import RemoteCalls
 from mezzotint.service.workers.streams import Stream, Streams
-from mezzotint.service.workers.wire import read_error
-from mezzotint.service.workers.worker import post_message, read_message, send_message
-from mezzotint.types import Cancelled, Event, Failed, Finished, GenerationResult
+from mezzotint.service.workers.transport import post_message, read_message, send_message
+from mezzotint.types import Event, GenerationResult
 
 __all__ = ["WorkerSupervisor"]
 
@@ -66,7 +77,7 @@ class WorkerSupervisor(RemoteCalls):
         self._config = config
         self._cores = tuple(cores)
         self._on_death = on_death
-        self._journal: list[dict[str, Any]] = []
+        self._journal: list[CallMethod] = []
         self._log = log_config or LogConfig()
         self._streams = Streams(config.max_crashes, self._leave)
         self._calls: dict[int, Call] = {}
@@ -118,17 +129,7 @@ class WorkerSupervisor(RemoteCalls):
         events = self.stream(
             request, request_id=request_id, client=client, use_cache=use_cache, quiet=True
         )
-        try:
-            async for event in events:
-                if isinstance(event, Finished):
-                    return event.result
-                if isinstance(event, Failed):
-                    raise event.error
-                if isinstance(event, Cancelled):
-                    raise errors.Cancelled("the request was cancelled")
-        finally:
-            await events.aclose()  # type: ignore[attr-defined]
-        raise WorkFailed("the request ended without an ending")
+        return await follow(events)
 
     async def stream(
         self,
@@ -145,16 +146,15 @@ class WorkerSupervisor(RemoteCalls):
         if request.seed is None:  # a second run must make the same picture
             request = replace(request, seed=secrets.randbits(32))
         call = self._number()
-        message = {
-            "kind": "stream",
-            "call": call,
-            "request": request.canonical(),
-            "request_id": request_id,
-            "client": client,
-            "use_cache": use_cache,
-            "preview_every": preview_every,
-            "quiet": quiet,
-        }
+        message = StreamRequest(
+            call=call,
+            request=request.canonical(),
+            request_id=request_id,
+            client=client,
+            use_cache=use_cache,
+            preview_every=preview_every,
+            quiet=quiet,
+        )
         stream = Stream(self._streams, request_id, message)
         self._streams.add(stream, call)
         ended = False
@@ -165,7 +165,7 @@ class WorkerSupervisor(RemoteCalls):
                 if isinstance(event, MezzotintError):
                     ended = True
                     raise event
-                ended = isinstance(event, Finished | Failed | Cancelled)
+                ended = isinstance(event, ENDINGS)
                 yield event
         finally:  # another worker may have it by now, under another number
             await stream.streams.leave(stream, ended)
@@ -175,7 +175,7 @@ class WorkerSupervisor(RemoteCalls):
         self._streams.remove(stream)
         self._send_suspects()
         if not ended:
-            await self._send({"kind": "stop", "call": stream.message["call"]})
+            await self._send(Cancel(call=stream.message.call))
 
     @property
     def is_ready(self) -> bool:
@@ -266,14 +266,14 @@ class WorkerSupervisor(RemoteCalls):
         """Call a method in the process; repeated if the process dies meanwhile."""
         self._check()
         call = self._number()
-        message = {"kind": "call", "call": call, "method": method, "arguments": arguments}
+        message = CallMethod(call=call, method=method, arguments=arguments)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._calls[call] = Call(message, answer)
         try:
             await self._send(message)
             return await answer
         except asyncio.CancelledError:  # nobody waits for it any more
-            await self._send({"kind": "stop", "call": call})
+            await self._send(Cancel(call=call))
             raise
         finally:
             self._calls.pop(call, None)
@@ -281,9 +281,7 @@ class WorkerSupervisor(RemoteCalls):
     async def _change(self, method: str, **arguments: Any) -> Any:
         """Change the list of models, in this process and in those that follow it."""
         answer = await self._ask(method, **arguments)
-        self._journal.append(
-            {"kind": "call", "call": self._number(), "method": method, "arguments": arguments}
-        )
+        self._journal.append(CallMethod(call=self._number(), method=method, arguments=arguments))
         return answer
 
     async def _replay(self, reader: asyncio.StreamReader) -> None:
@@ -292,14 +290,15 @@ class WorkerSupervisor(RemoteCalls):
             if self._writer is None:
                 return
             await send_message(self._writer, message)
-            while (answer := await read_message(reader))["call"] != message["call"]:
+            answer: FromWorker
+            while (answer := await read_message(reader, FromWorker)).call != message.call:
                 pass
-            if answer["kind"] == "error":
-                reason = answer["error"].get("message")
-                log.error("worker.model_lost", method=message["method"], reason=reason)
+            if isinstance(answer, CallFailed):
+                reason = answer.error.get("message")
+                log.error("worker.model_lost", method=message.method, reason=reason)
 
-    async def _send(self, message: Mapping[str, Any]) -> None:
-        """Send now, or leave it to the next start (a stop is moot then)."""
+    async def _send(self, message: ToWorker) -> None:
+        """Send now, or leave it to the next start (a cancel is moot then)."""
         if self._writer is None or not self._ready.is_set():
             return
         await send_message(self._writer, message)
@@ -350,18 +349,20 @@ class WorkerSupervisor(RemoteCalls):
         """Start one process and serve it until it dies."""
         self._process, ours = await start_worker()
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=STREAM_LIMIT)
-        hello = {
-            "factory": self._config.factory,
-            "options": dict(self._config.options),
-            "log": write(self._log),
-            "cores": list(self._cores),
-        }
+        hello = Hello(
+            factory=self._config.factory,
+            options=dict(self._config.options),
+            log=write(self._log),
+            cores=list(self._cores),
+        )
         await send_message(self._writer, hello)
         watch: asyncio.Task[None] | None = None
         try:
-            greeting = await asyncio.wait_for(read_message(reader), self._config.start_s)
-            if greeting["kind"] == "refused":
-                self._refuse(read_error(greeting["error"]))
+            greeting: Greeting = await asyncio.wait_for(
+                read_message(reader, Greeting), self._config.start_s
+            )
+            if isinstance(greeting, Refused):
+                self._refuse(read_error(greeting.error))
                 return
             await self._replay(reader)
             pid = self._process.pid
@@ -371,7 +372,7 @@ class WorkerSupervisor(RemoteCalls):
             await self._resend()
             watch = asyncio.create_task(self._watch(self._process, liveness))
             while True:
-                message = await read_message(reader)
+                message: FromWorker = await read_message(reader, FromWorker)
                 liveness.hear()
                 self._take(message)
         except TimeoutError:
@@ -408,7 +409,7 @@ class WorkerSupervisor(RemoteCalls):
         while True:
             call = self._number()
             answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            message = {"kind": "call", "call": call, "method": "health", "arguments": {}}
+            message = CallMethod(call=call, method="health", arguments={})
             self._calls[call] = Call(message, answer)
             if self._writer is not None:
                 post_message(self._writer, message)  # who hangs may read nothing
@@ -455,18 +456,17 @@ class WorkerSupervisor(RemoteCalls):
         for call in in_order(self._calls.values()):
             await self._send(call.message)
 
-    def _take(self, message: Mapping[str, Any]) -> None:
+    def _take(self, message: FromWorker) -> None:
         """Give a message to whoever waits for it."""
-        number = message["call"]
-        call = self._calls.get(number)
+        call = self._calls.get(message.call)
         if call is not None and not call.answer.done():
-            if message["kind"] == "answer":
-                call.answer.set_result(message["value"])
-            else:
-                call.answer.set_exception(read_error(message["error"]))
+            if isinstance(message, Answered):
+                call.answer.set_result(message.value)
+            elif isinstance(message, CallFailed):
+                call.answer.set_exception(read_error(message.error))
             return
-        stream = self._streams.find(number)
-        if stream is not None:
+        stream = self._streams.find(message.call)
+        if stream is not None and not isinstance(message, Answered):
             stream.take(message)
             if stream.is_suspect:
                 self._send_suspects()

@@ -13,7 +13,6 @@ import inspect
 import os
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -26,60 +25,31 @@ from mezzotint.observe.config import LogConfig
 from mezzotint.plain import convert, read
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.service.base import Service
+from mezzotint.service.descriptions import describe_error
 from mezzotint.service.workers import event_loop
-from mezzotint.service.workers.wire import (
-    MAX_MESSAGE_BYTES,
-    describe_error,
-    pack,
-    unpack,
+from mezzotint.service.workers.messages import (
+    Answered,
+    CallFailed,
+    CallMethod,
+    Cancel,
+    FromWorker,
+    Greeting,
+    Hello,
+    Ready,
+    Refused,
+    StreamEnded,
+    StreamRequest,
+    ToWorker,
     write_event,
-    write_image,
 )
+from mezzotint.service.workers.transport import read_message, send_message
 from mezzotint.types import Failed, ImageFinished, ImageOutput
 
-__all__ = ["build", "main", "post_message", "read_message", "send_message"]
+__all__ = ["build", "main"]
 
 _STREAM_LIMIT = 1 << 20
 _BUFFER_BYTES = 1 << 18
 _GONE = (ConnectionError, RuntimeError)  # uvloop's word for a closed connection is the latter
-
-
-async def read_message(
-    reader: asyncio.StreamReader, most: int = MAX_MESSAGE_BYTES
-) -> dict[str, Any]:
-    """Read one message.
-
-    Args:
-        reader: The socket's.
-        most: Bytes that a message may have.
-
-    Raises:
-        asyncio.IncompleteReadError: If the other side is gone.
-        ValueError: If it is longer than any message can be, or broken.
-    """
-    (size,) = struct.unpack(">Q", await reader.readexactly(8))
-    if size > most:
-        raise ValueError(f"a message of {size} bytes is too long, at most {most}")
-    return unpack(await reader.readexactly(size))
-
-
-async def send_message(writer: asyncio.StreamWriter, message: Mapping[str, Any]) -> None:
-    """Write one message as :func:`post_message`; waits where the other side is slow to read."""
-    post_message(writer, message)
-    if writer.transport.get_write_buffer_size() > _BUFFER_BYTES:
-        with contextlib.suppress(*_GONE):
-            await writer.drain()
-
-
-def post_message(writer: asyncio.StreamWriter, message: Mapping[str, Any]) -> None:
-    """Write one message without waiting.
-
-    Nothing is raised if the other side is gone: whoever reads from it hears of that.
-    """
-    data = pack(message)
-    if not writer.transport.is_closing():
-        with contextlib.suppress(*_GONE):
-            writer.write(data)
 
 
 async def build(factory: str, options: Mapping[str, Any]) -> Service:
@@ -107,72 +77,71 @@ class _Child:
 
     async def serve(self) -> None:
         """Build the service, then answer until the parent is gone."""
-        hello = await read_message(self._reader)
-        log.configure(convert(hello["log"], LogConfig, "log"))
-        if hello["cores"] and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, hello["cores"])  # before any library counts them
+        hello: Hello = await read_message(self._reader, Hello)
+        log.configure(convert(hello.log, LogConfig, "log"))
+        if hello.cores and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, hello.cores)  # before any library counts them
         try:
-            self._service = await build(hello["factory"], hello["options"])
+            self._service = await build(hello.factory, hello.options)
         except MezzotintError as error:
-            await self._send({"kind": "refused", "error": describe_error(error)})
+            await self._send(Refused(error=describe_error(error)))
             return
-        await self._send({"kind": "ready", "pid": os.getpid()})
+        await self._send(Ready(pid=os.getpid()))
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
-                await self._take(await read_message(self._reader))
+                self._take(await read_message(self._reader, ToWorker))
         for task in self._tasks.values():
             task.cancel()
 
-    async def _take(self, message: dict[str, Any]) -> None:
-        """Start the work a message asks for."""
-        call = message["call"]
-        if message["kind"] == "stop":
-            task = self._tasks.get(call)
-            if task is not None:
-                task.cancel()
+    def _take(self, message: ToWorker) -> None:
+        """Start, or end, the work that a message is about."""
+        call = message.call
+        if isinstance(message, Cancel):
+            if call in self._tasks:
+                self._tasks[call].cancel()
             return
-        work = self._stream(message) if message["kind"] == "stream" else self._answer(message)
-        task = asyncio.create_task(work)
-        self._tasks[call] = task
+        is_stream = isinstance(message, StreamRequest)
+        work = self._stream(message) if is_stream else self._answer(message)
+        task = self._tasks[call] = asyncio.create_task(work)
         task.add_done_callback(lambda _: self._tasks.pop(call, None))
 
-    async def _stream(self, message: dict[str, Any]) -> None:
+    async def _stream(self, message: StreamRequest) -> None:
         """Run one request and send its events."""
-        call = message["call"]
+        call = message.call
         try:
-            request = GenerationRequest.from_dict(orjson.loads(message["request"]))
+            request = GenerationRequest.from_dict(orjson.loads(message.request))
             events = self._service.stream(
                 request,
-                request_id=message["request_id"],
-                client=message["client"],
-                use_cache=message["use_cache"],
-                preview_every=message["preview_every"],
-                quiet=message["quiet"],
+                request_id=message.request_id,
+                client=message.client,
+                use_cache=message.use_cache,
+                preview_every=message.preview_every,
+                quiet=message.quiet,
             )
             sent: dict[int, ImageOutput] = {}
             try:
                 async for event in events:
-                    part = write_event(event, sent)
+                    told = write_event(call, event, sent)
                     if isinstance(event, ImageFinished):
                         sent[event.image.index] = event.image
                     if isinstance(event, Failed) and not isinstance(event.error, MezzotintError):
                         log.error("worker.failed", exception=event.error)
-                    await self._send({"kind": "event", "call": call, "event": part})
+                    await self._send(told)
             finally:
                 close = getattr(events, "aclose", None)
                 if close is not None:
                     await close()
-            await self._send({"kind": "end", "call": call})
+            await self._send(StreamEnded(call=call))
         except Exception as error:  # the border to the other process: sent as it is
             await self._fail(call, error)
 
-    async def _answer(self, message: dict[str, Any]) -> None:
+    async def _answer(self, message: CallMethod) -> None:
         """Run one call and send its answer."""
         try:
-            value = await self._call(message["method"], message["arguments"])
-            await self._send({"kind": "answer", "call": message["call"], "value": value})
+            value = await self._call(message.method, message.arguments)
+            await self._send(Answered(call=message.call, value=value))
         except Exception as error:  # the border to the other process: sent as it is
-            await self._fail(message["call"], error)
+            await self._fail(message.call, error)
 
     async def _call(self, method: str, given: dict[str, Any]) -> Any:
         """Call one method of the service with plain arguments."""
@@ -189,7 +158,8 @@ class _Child:
             output = read(Output, given.pop("output"))
             cover = given.pop("cover")
             given["cover"] = tuple(cover) if cover else None
-            return write_image(await service.upscale(**given, output=output))
+            image = await service.upscale(**given, output=output)
+            return dataclasses.replace(image, pixels=None)
         if method == "grid":
             output = read(Output, given.pop("output"))
             return await service.grid(**given, output=output)
@@ -214,9 +184,9 @@ class _Child:
     async def _fail(self, call: int, error: BaseException) -> None:
         if not isinstance(error, MezzotintError):
             log.error("worker.failed", exception=error)
-        await self._send({"kind": "error", "call": call, "error": describe_error(error)})
+        await self._send(CallFailed(call=call, error=describe_error(error)))
 
-    async def _send(self, message: dict[str, Any]) -> None:
+    async def _send(self, message: Greeting | FromWorker) -> None:
         await send_message(self._writer, message)
 
 

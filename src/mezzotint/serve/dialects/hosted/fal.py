@@ -34,7 +34,7 @@ from mezzotint.serve.wire import (
     read_json,
 )
 from mezzotint.service.jobs.store import Job
-from mezzotint.service.workers.wire import read_error
+from mezzotint.service.descriptions import read_error
 
 __all__ = ["DIALECT", "to_request"]
 

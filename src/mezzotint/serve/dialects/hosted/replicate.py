@@ -39,7 +39,7 @@ from mezzotint.serve.wire import (
 )
 from mezzotint.service.jobs.jobs import JobEvent
 from mezzotint.service.jobs.store import Job
-from mezzotint.service.workers.wire import read_error
+from mezzotint.service.descriptions import read_error
 
 __all__ = ["DIALECT", "from_job", "to_request"]
 
