@@ -33,8 +33,8 @@ from mezzotint.serve.wire import (
     json_response,
     read_json,
 )
-from mezzotint.service.jobs.store import Job
 from mezzotint.service.descriptions import read_error
+from mezzotint.service.jobs.store import Job
 
 __all__ = ["DIALECT", "to_request"]
 

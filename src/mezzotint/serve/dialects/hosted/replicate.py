@@ -37,9 +37,9 @@ from mezzotint.serve.wire import (
     read_json,
     visit,
 )
+from mezzotint.service.descriptions import read_error
 from mezzotint.service.jobs.jobs import JobEvent
 from mezzotint.service.jobs.store import Job
-from mezzotint.service.descriptions import read_error
 
 __all__ = ["DIALECT", "from_job", "to_request"]
 
