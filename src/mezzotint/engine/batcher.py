@@ -88,7 +88,8 @@ def next_batch(world: World) -> StepBatch | None:
 def next_joiners(world: World) -> tuple[ImageId, ...]:
     """Choose which waiting images get tensors now, within the memory budget.
 
-    Nobody overtakes an image that does not fit yet, so large ones do not starve.
+    Nobody overtakes an image that does not fit yet, so large ones do not starve; one that
+    waits for its pipeline, which runs whole and is taken, is passed.
     """
     waiting = [s for s in world.states.values() if s.status == "waiting"]
     if not waiting:
@@ -99,7 +100,10 @@ def next_joiners(world: World) -> tuple[ImageId, ...]:
     activation = max((_activation(world, s) for s in running), default=0)
     encode_s = world.config.quantum_s * _ENCODE_SHARE
     joiners: list[ImageId] = []
+    taken = {s.plan.model_digest for s in running if s.plan.is_alone}
     for state in _in_turn(waiting, running, world.credits):
+        if state.plan.is_alone and state.plan.model_digest in taken:
+            continue  # a pipeline that runs whole draws one picture after the other
         footprint = world.footprints[state.id]
         held += footprint.slot_bytes
         activation = max(activation, _activation(world, state))
@@ -110,6 +114,8 @@ def next_joiners(world: World) -> tuple[ImageId, ...]:
             break
         joiners.append(state.id)
         count += 1
+        if state.plan.is_alone:
+            taken.add(state.plan.model_digest)
     return tuple(joiners)
 
 

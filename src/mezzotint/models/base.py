@@ -26,6 +26,7 @@ from torch import Tensor
 import mezzotint
 from mezzotint.errors import InvalidRequest, ShapeError
 from mezzotint.models.spec import ModelSpec
+from mezzotint.models.stepped_call import SteppedCall
 from mezzotint.sampling.denoiser import Denoiser
 from mezzotint.types import Size
 
@@ -237,6 +238,21 @@ class Model(ABC):
             WorkFailed: If a picture is not finite even in float32. Neighbours
                 are spared by decoding the rows one by one.
         """
+
+    def begin(self, latents: Tensor, conditioning: Conditioning) -> SteppedCall[Tensor]:
+        """Return a run that takes its own steps, for models that run whole.
+
+        Args:
+            latents: What :meth:`draw_latents` drew. Shape (1, *latent_shape).
+            conditioning: Of the prompt, one row.
+
+        Returns:
+            A call that pauses after each step and answers what :meth:`decode` would.
+
+        Raises:
+            InvalidRequest: If the engine takes the model's steps itself.
+        """
+        raise InvalidRequest(f"model {self.spec.name} does not run whole")
 
     def sequence_length(self, size: Size) -> int:
         """Return the tokens a picture has in the network, for a shift that depends on it.

@@ -55,6 +55,8 @@ class ModelSpec:
         token_limit: Tokens of one prompt chunk, start and end included; 0 without text.
         has_steps: False for a GAN, whose plan has zero denoising steps.
         stepwise: False for ``foreign`` pipelines, which run whole and join no batch.
+        tells_steps: Whether a pipeline that runs whole tells of its steps, so that they are
+            counted and it ends at the next one when it is cancelled.
         tile_px: Side of a tile in pixels, where larger pictures are decoded in tiles; 0 where
             they are decoded whole.
         licence: SPDX id or a short sentence.
@@ -89,6 +91,7 @@ class ModelSpec:
     token_limit: int = 77
     has_steps: bool = True
     stepwise: bool = True
+    tells_steps: bool = False
     tile_px: int = 0
     licence: str = "unknown"
     limits: tuple[str, ...] = ()

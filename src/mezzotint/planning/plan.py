@@ -306,6 +306,11 @@ class Plan:
         )
 
     @property
+    def is_alone(self) -> bool:
+        """Whether a pipeline that runs whole takes its steps: one picture at a time."""
+        return bool(self.rows) and not self.scheduler
+
+    @property
     def is_turbo(self) -> bool:
         """Whether the fast copy of the model draws it."""
         return bool(self.shortcuts)

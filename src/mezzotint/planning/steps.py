@@ -37,7 +37,7 @@ def resolve_steps(
         for name in names:
             if getattr(request, name) is not None:
                 warnings.append(f"{name} has no effect on {spec.name}: {reason}")
-        return ()
+        return tuple(range(1, count_steps(request, spec) + 1)) if spec.tells_steps else ()
     total = count_steps(request, spec)
     scheduler = request.scheduler or spec.default_scheduler
     steps = evaluation_steps(scheduler, total, spec.scheduler_config)

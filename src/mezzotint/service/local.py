@@ -225,7 +225,7 @@ class LocalService:
         size = inpainting.size if inpainting is not None else None
         planned = plan(request, spec, self._abilities(request), image_size=size)
         first = planned.plans[0]
-        if first.steps:
+        if first.steps and first.scheduler:
             prepare(first, spec.scheduler_config)  # what does not go together is refused here
         assets: dict[str, Any] = {}
         if inpainting is not None:

@@ -90,12 +90,16 @@ class Filler:
             model = tiled(model)
         generator = make_generator(plan.seed)
         device = device_of(model)
-        if not plan.rows:
+        if not plan.rows or plan.is_alone:
             positive = at_step(self.encode_prompts(plan, model, device, assets)[0], 1)
             noise = _draw(plan, model, generator).to(device)
             if "is_w" in positive:
                 noise, positive = _map(plan, model, noise, positive)
-            return Slot(plan=plan, model=model, pin=pin, conditioning=positive, latents=noise)
+            slot = Slot(plan=plan, model=model, pin=pin, conditioning=positive, latents=noise)
+            if plan.is_alone:
+                slot.run = model.begin(noise, positive)
+                pin.callback(slot.run.close)
+            return slot
         clean = _encode_picture(plan, model, assets, generator, device)
         noise = _draw(plan, model, generator).to(device)
         inpainting = _keep_outside(plan, model, assets, clean, noise)

@@ -36,6 +36,7 @@ from mezzotint.errors import OutOfMemory, WorkFailed
 from mezzotint.models.adapters.controlnet import CONTROL_SCALES
 from mezzotint.models.backends.step_cache import StepCacheNetwork
 from mezzotint.models.base import Conditioning, Model
+from mezzotint.models.stepped_call import SteppedCall
 from mezzotint.observe import metrics
 from mezzotint.observe.spans import span
 from mezzotint.planning.plan import Plan
@@ -112,6 +113,8 @@ class Runner:
     def step(self, batch: StepBatch) -> Worked:
         """Take one evaluation for every image of a batch."""
         slots = [self._slots[image] for image in batch.ids]
+        if slots[0].run is not None:
+            return self._resume(slots[0].run)
         with (
             span("denoise", rows=batch.bucket, images=len(slots)),
             torch.no_grad(),
@@ -136,6 +139,13 @@ class Runner:
         metrics.measure("mezzotint_batch_rows", sum(counts), model=slots[0].plan.model)
         return Worked(faults=faults, seconds=seconds)
 
+    def _resume(self, run: SteppedCall[Tensor]) -> Worked:
+        """Let a pipeline that takes its own steps take one; it is always alone."""
+        began = self._clock()
+        with span("denoise", rows=1, images=1), self._translated():
+            run.resume()
+        return Worked(seconds=self._clock() - began)
+
     def decode(self, batch: StepBatch) -> Worked:
         """Turn finished latents into pictures: one by one, or a GAN's all at once."""
         slots = [self._slots[image] for image in batch.ids]
@@ -148,7 +158,9 @@ class Runner:
             began = self._clock()
             answers = [slot.latents[0] for slot in slots]
             drawn = [k for k, slot in enumerate(slots) if not slot.plan.ends_in_latents]
-            if drawn:
+            if slots[0].run is not None:
+                answers[0] = slots[0].run.finish()[0]
+            elif drawn:
                 pictures = slots[0].model.decode(
                     torch.cat([slots[k].latents for k in drawn]),
                     Conditioning.stack([slots[k].conditioning for k in drawn]),
@@ -192,6 +204,9 @@ class Runner:
             if slot.operator is None:
                 return _GAN_ROWS
             return (1,) if slot.plan.reproducibility == "exact" else _DECODER_ROWS
+        slot = self._slots.get(self._keys.get(key, ImageId("")))
+        if slot is not None and slot.run is not None:
+            return (1,)
         if not self._must_certify(key):
             return self._config.buckets
         return self._certificates.allowed(key, _label(key), self._config.buckets)

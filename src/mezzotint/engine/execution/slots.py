@@ -16,6 +16,7 @@ from torch import Tensor
 from mezzotint.engine.execution.operators import Operator
 from mezzotint.engine.execution.solving import ForeignSolver, NativeSolver
 from mezzotint.models.base import Conditioning, Model
+from mezzotint.models.stepped_call import SteppedCall
 from mezzotint.planning.plan import Plan
 from mezzotint.sampling.latents import blend_inpainting
 
@@ -67,6 +68,7 @@ class Slot:
         inpainting: The part that stays, or None.
         deep: Deep features of the last whole evaluation, for ``turbo``. Shape (1, ...).
         change: What the prompt changed in its prediction, for ``turbo``. Shape (1, ...).
+        run: The run of a pipeline that takes its own steps, or None.
     """
 
     plan: Plan
@@ -81,3 +83,4 @@ class Slot:
     inpainting: Inpainting | None = None
     deep: Tensor | None = None
     change: Tensor | None = None
+    run: SteppedCall[Tensor] | None = None

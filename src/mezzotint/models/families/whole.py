@@ -1,22 +1,23 @@
 """Foreign pipelines: any other diffusers pipeline, served whole.
 
 A pipeline whose mathematics we do not have runs as its authors wrote it, from
-prompt to picture in one go. It joins no batch and shows no steps; its spec says so.
+prompt to picture. It joins no batch; where it tells of its steps it is run from one to
+the next (:meth:`ForeignModel.begin`), so that it can be counted and cancelled on the way.
 Nothing is shared between requests: each run has a shallow copy of the pipeline with
 a scheduler of its own, one run at a time.
 
 On the road of every model it has no denoiser, as a GAN: its "latents" are the digits
-of the seed, its conditioning carries the text, and ``decode`` runs it.
+of the seed, its conditioning carries the text, and ``decode`` runs it to its end.
 
 Dimensions: B rows, H and W picture rows and columns.
 """
 
+import contextlib
 import copy
 import inspect
 import math
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from mezzotint.errors import CardError, InvalidRequest, WeightsError, WorkFailed
 from mezzotint.models.base import Conditioning, Model, Prompt, Report
+from mezzotint.models.families.whole_calls import WholeCall, read_call, why_refused
 from mezzotint.models.networks import Placement
 from mezzotint.models.parts import (
     combine_digests,
@@ -35,6 +37,7 @@ from mezzotint.models.parts import (
 )
 from mezzotint.models.quiet_loading import quiet_loading
 from mezzotint.models.spec import ModelSpec
+from mezzotint.models.stepped_call import SteppedCall
 from mezzotint.types import Size
 
 __all__ = ["ForeignModel", "load_foreign"]
@@ -42,25 +45,15 @@ __all__ = ["ForeignModel", "load_foreign"]
 _LIBRARIES = ("diffusers", "transformers")
 _KEPT = (".json", ".txt", ".model", ".safetensors")
 _DIGITS, _BASE = 4, 1 << 16
-_GIVEN = {
-    "self", "prompt", "negative_prompt", "height", "width", "num_inference_steps",
-    "guidance_scale", "generator", "output_type", "class_labels",
-}  # fmt: skip
 _LIMITS = (
-    "runs whole, as diffusers wrote it: joins no batch, shows no preview, and stops for a cancel "
-    "or deadline only between pictures",
     "has its own scheduler only: scheduler and sigma_schedule have no effect",
     "takes no image, mask, controls, loras, regions, ensemble or guidance schedule",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _Signature:
-    """What a pipeline's call takes: parameter names and the two defaults we need."""
-
-    names: frozenset[str]
-    steps: int
-    guidance_scale: float
+_STEPPED = "runs as diffusers wrote it, one picture at a time: joins no batch"
+_UNSTEPPED = (
+    "runs whole, as diffusers wrote it: joins no batch, shows no steps, and stops for a cancel "
+    "or deadline only between pictures"
+)
 
 
 class _WholePipeline:
@@ -80,10 +73,11 @@ class _WholePipeline:
             if self._pipeline is None:
                 self._pipeline = self._load()
             pipeline = copy.copy(self._pipeline)
-            for role, part in self._pipeline.components.items():
+            parts = dict(self._pipeline.components)
+            for role, part in parts.items():
                 if role.endswith("scheduler") and part is not None:
                     setattr(pipeline, role, type(part).from_config(part.config))
-            with torch.no_grad():
+            with torch.no_grad(), _attention_kept(parts.values()):
                 return pipeline(**arguments)
 
     def _load(self) -> Any:
@@ -108,18 +102,65 @@ class _WholePipeline:
         raise InvalidRequest(f"{self._path} runs whole and has no network to call")
 
 
+@contextlib.contextmanager
+def _attention_kept(parts: Iterable[Any]) -> Iterator[None]:
+    """Put attention processors back that a run had exchanged when it was given up."""
+    kept = [(p, dict(p.attn_processors)) for p in parts if hasattr(p, "set_attn_processor")]
+    try:
+        yield
+    except BaseException:  # whatever ended the run; it goes on
+        for part, processors in kept:
+            part.set_attn_processor(processors)
+        raise
+
+
+class _Steps:
+    """Pauses a run at the end of each step of the plan, however often the pipeline calls back.
+
+    Args:
+        steps: Steps of the plan.
+        pause: Pauses the run.
+    """
+
+    def __init__(self, steps: int, pause: Callable[[], None]) -> None:
+        self._steps = steps
+        self._pause = pause
+        self._calls = 0
+        self._done = 0
+
+    def on_step_end(
+        self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Take the call of ``callback_on_step_end``; changes nothing."""
+        self._count(getattr(pipeline, "num_timesteps", None))
+        return tensors
+
+    def on_step(self, step: int, timestep: Any, latents: Any) -> None:
+        """Take the call of the older ``callback``."""
+        self._count(None)
+
+    def _count(self, expected: Any) -> None:
+        """Count a call back; ``expected`` is how many there will be, where it is known."""
+        self._calls += 1
+        total = expected if isinstance(expected, int) and expected > 0 else self._steps
+        reached = min(self._calls * self._steps // total, self._steps)
+        while self._done < reached:
+            self._done += 1
+            self._pause()
+
+
 class ForeignModel(Model):
     """A diffusers pipeline on the road of every model.
 
     Args:
         pipeline: The pipeline.
-        signature: What its call takes.
+        call: What its call takes.
         spec: What it is and can do.
     """
 
-    def __init__(self, pipeline: _WholePipeline, signature: _Signature, spec: ModelSpec) -> None:
+    def __init__(self, pipeline: _WholePipeline, call: WholeCall, spec: ModelSpec) -> None:
         self._pipeline = pipeline
-        self._signature = signature
+        self._call = call
         self.spec = spec
         self.denoiser = None
         self.networks = {"pipeline": pipeline}
@@ -167,27 +208,58 @@ class ForeignModel(Model):
             conditioning.row(k) if conditioning is not None else self._encode_one(Prompt())
             for k in range(len(latents))
         ]
-        return torch.cat([self._draw(latents[k], row) for k, row in enumerate(rows)])
+        return torch.cat(
+            [self.begin(latents[k : k + 1], row).finish() for k, row in enumerate(rows)]
+        )
 
-    def _draw(self, digits: Tensor, row: Conditioning) -> Tensor:
+    def begin(self, latents: Tensor, conditioning: Conditioning) -> SteppedCall[Tensor]:
+        """Return a run of one row that pauses after each step, not started yet.
+
+        Args:
+            latents: The digits of the seed. Shape (1, 4).
+            conditioning: What :meth:`encode` made of the request, one row.
+
+        Returns:
+            A call whose answer is the picture in [-1, 1]. Shape (1, 3, H, W), float32.
+            While it is paused no other run of this model moves.
+        """
+        return SteppedCall(lambda pause: self._draw(latents[0], conditioning, pause))
+
+    def _arguments(self, digits: Tensor, row: Conditioning) -> dict[str, Any]:
+        """Return what the pipeline is called with, the call backs left out."""
         width, height, steps, scale, label = row["numbers"][0].tolist()
         seed = sum(int(digit) * _BASE**k for k, digit in enumerate(digits.tolist()))
+        call, negative = self._call, _to_text(row["negative_text"])
         offered = {
             "prompt": _to_text(row["text"]),
-            "negative_prompt": _to_text(row["negative_text"]),
             "width": int(width),
             "height": int(height),
             "num_inference_steps": int(steps),
-            "guidance_scale": scale,
+            "max_area": int(width) * int(height),
             "class_labels": [max(int(label), 0)],
             "generator": torch.Generator().manual_seed(seed),
             "output_type": "np",
         }
-        known = {k: v for k, v in offered.items() if k in self._signature.names}
+        if call.guidance is not None:
+            offered |= {call.guidance: scale, "guidance_schedule": None}
+        if call.takes_negative and call.is_true_guidance and scale > 1:
+            offered["negative_prompt"] = negative or " "  # without one its guidance is off
+        elif call.takes_negative and negative:
+            offered["negative_prompt"] = negative
+        return {k: v for k, v in offered.items() if k in call.names}
+
+    def _draw(self, digits: Tensor, row: Conditioning, pause: Callable[[], None]) -> Tensor:
+        arguments = self._arguments(digits, row)
+        steps = _Steps(int(row["numbers"][0, 2]), pause)
+        if self._call.tells_steps == "callback_on_step_end":
+            arguments["callback_on_step_end"] = steps.on_step_end
+        elif self._call.tells_steps == "callback":
+            arguments |= {"callback": steps.on_step, "callback_steps": 1}
         try:
-            images = self._pipeline.run(**known).images
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InvalidRequest(f"{self.spec.name} refuses the request: {error}") from error
+            images = self._pipeline.run(**arguments).images
+        except (ValueError, TypeError, AttributeError, IndexError) as error:
+            reason = " ".join(str(error).split())
+            raise InvalidRequest(f"{self.spec.name} refuses the request: {reason}") from error
         picture = torch.as_tensor(images[0], dtype=torch.float32).movedim(-1, 0)[None] * 2 - 1
         if not bool(torch.isfinite(picture).all()):
             raise WorkFailed(f"{self.spec.name} drew values that are not finite")
@@ -232,13 +304,15 @@ def load_foreign(
     path = Path(path)
     index = read_json(path / "model_index.json")
     cls = _pipeline_class(path, index)
-    signature = _read_signature(path, cls)
+    if reason := why_refused(cls):
+        raise CardError(f"{path} is a {cls.__name__}, which {reason}")
+    call = read_call(cls)
     num_bytes, is_half = _check_parts(path, index, variant)
     kept = [p for p in path.rglob("*") if p.is_file() and p.suffix in _KEPT]
     digest = combine_digests(digest_files(path, kept, expected=expected))
     placement = Placement.choose(device, dtype, stored="F16" if is_half else "F32")
-    spec = _make_spec(path, signature, name=name or str(path), digest=digest)
-    return ForeignModel(_WholePipeline(path, cls, placement, num_bytes), signature, spec)
+    spec = _make_spec(path, call, name=name or str(path), digest=digest)
+    return ForeignModel(_WholePipeline(path, cls, placement, num_bytes), call, spec)
 
 
 def _pipeline_class(path: Path, index: Mapping[str, Any]) -> Any:
@@ -263,34 +337,6 @@ def _pipeline_class(path: Path, index: Mapping[str, Any]) -> Any:
     return cls
 
 
-def _read_signature(path: Path, cls: Any) -> _Signature:
-    """Read what the call takes; refuse what a request cannot give."""
-    parameters = inspect.signature(cls.__call__).parameters
-    needed = [
-        name
-        for name, p in parameters.items()
-        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-    ]
-    pictures = {"image", "control_image", "mask_image"} & set(parameters)  # optional by name only
-    if missing := sorted((set(needed) | pictures) - _GIVEN):
-        raise CardError(
-            f"{path} is a {cls.__name__}, which needs {', '.join(missing)}; a request gives text, "
-            "size, steps and guidance only"
-        )
-    if {"num_frames", "audio_length_in_s"} & set(parameters):
-        raise CardError(f"{path} is a {cls.__name__}, which makes no single pictures")
-
-    def default(name: str, otherwise: float) -> float:
-        value = parameters[name].default if name in parameters else None
-        return float(value) if isinstance(value, int | float) else otherwise
-
-    return _Signature(
-        names=frozenset(parameters),
-        steps=int(default("num_inference_steps", 50)),
-        guidance_scale=default("guidance_scale", 7.5 if "guidance_scale" in parameters else 1.0),
-    )
-
-
 def _check_parts(path: Path, index: Mapping[str, Any], variant: str | None) -> tuple[int, bool]:
     """Check every network's weights by their headers; return bytes and whether they are half."""
     num_bytes, halves = 0, []
@@ -308,9 +354,9 @@ def _check_parts(path: Path, index: Mapping[str, Any], variant: str | None) -> t
     return num_bytes, bool(halves) and all(halves)
 
 
-def _make_spec(path: Path, signature: _Signature, *, name: str, digest: str) -> ModelSpec:
+def _make_spec(path: Path, call: WholeCall, *, name: str, digest: str) -> ModelSpec:
     size, scale = _native_size(path)
-    sized = {"width", "height"} <= signature.names
+    sized = {"width", "height"} <= call.names
     return ModelSpec(
         name=name,
         digest=digest,
@@ -321,18 +367,19 @@ def _make_spec(path: Path, signature: _Signature, *, name: str, digest: str) -> 
         min_size_px=2 * scale if sized else min(size),
         max_size_px=2048 if sized else max(size),
         fixed_size=not sized,
-        default_steps=signature.steps,
-        default_guidance_scale=signature.guidance_scale,
+        default_steps=call.steps,
+        default_guidance_scale=call.guidance_scale,
         default_scheduler="ddim",
-        takes_prompt="prompt" in signature.names,
-        takes_negative_prompt="negative_prompt" in signature.names,
+        takes_prompt="prompt" in call.names,
+        takes_negative_prompt=call.takes_negative,
         takes_guidance=False,
-        takes_distilled_guidance="guidance_scale" in signature.names,
+        takes_distilled_guidance=call.guidance is not None,
         takes_image=False,
-        num_classes=1000 if "class_labels" in signature.names else 0,
+        num_classes=1000 if "class_labels" in call.names else 0,
         token_limit=0,
         stepwise=False,
-        limits=_LIMITS,
+        tells_steps=call.tells_steps is not None,
+        limits=(_STEPPED if call.tells_steps else _UNSTEPPED, *_LIMITS),
         path=str(path),
     )
 

@@ -16,7 +16,8 @@ from mezzotint.models.families.whole import load_foreign
 from mezzotint.models.store.store import ModelStore
 from mezzotint.planning.planner import plan
 from mezzotint.request import GenerationRequest
-from mezzotint.types import Size
+from mezzotint.service.engine import Engine
+from mezzotint.types import Cancelled, Size, Stepped
 
 SIZE = Size(64, 64)
 
@@ -72,6 +73,51 @@ def test_a_foreign_pipeline_draws_what_diffusers_draws(model, oracle, seed):
     assert np.abs(picture.astype(int) - wanted).max() <= 1
 
 
+def test_a_run_pauses_after_each_step_and_may_be_given_up(model, oracle):
+    def begin(seed):
+        latents = model.draw_latents(SIZE, torch.Generator().manual_seed(seed))
+        asked = Prompt(text="a red cat", size=SIZE, num_inference_steps=3)
+        return model.begin(latents, model.encode([asked])[0])
+
+    given_up = begin(1)
+    given_up.resume()
+    given_up.close()
+    assert given_up.is_over
+    run, pauses = begin(7), 0
+    while not run.is_over:
+        run.resume()
+        pauses += not run.is_over
+    assert pauses == 3
+    picture = to_pixels(run.finish().numpy())[0]
+    wanted = expected(oracle, 7, num_inference_steps=3)
+    assert np.abs(picture.astype(int) - wanted).max() <= 1
+
+
+def test_the_engine_counts_steps_and_cancels_at_the_next_one(model, folder):
+    with Engine(models=[model]) as engine:
+
+        def ask(seed, steps):
+            return engine.submit(GenerationRequest(
+                model=model.spec.name, prompt="a red cat", seed=seed, num_inference_steps=steps
+            ))  # fmt: skip
+
+        long, seen = ask(1, 200), []
+        for event in long.events():
+            seen.append(event)
+            if isinstance(event, Stepped) and event.step == 1:
+                long.cancel()
+        taken = [event.step for event in seen if isinstance(event, Stepped)]
+        assert isinstance(seen[-1], Cancelled)
+        assert taken[0] == 1 <= len(taken) < 100
+        first, second = ask(7, 3), ask(8, 3)
+        steps = [e.step for e in first.events() if isinstance(e, Stepped)]
+        assert steps == [1, 2, 3]
+        both = [job.result(timeout_s=60).images[0].pixels for job in (first, second)]
+    assert not np.array_equal(*both)
+    alone = [draw(model, [seed], num_inference_steps=3)[0] for seed in (7, 8)]
+    assert all(np.array_equal(a, b) for a, b in zip(both, alone, strict=True))
+
+
 def test_runs_leave_nothing_behind_for_each_other(model):
     first = draw(model, [1], num_inference_steps=3)
     draw(model, [2], num_inference_steps=5, distilled_guidance=1.0)
@@ -99,6 +145,7 @@ def test_the_spec_says_what_it_cannot_do(model):
     spec = model.spec
     assert (spec.family, spec.stepwise, spec.takes_image) == ("foreign", False, False)
     assert spec.default_size == Size(64, 64)
+    assert spec.tells_steps
     assert any("joins no batch" in limit for limit in spec.limits)
     assert any("scheduler" in limit for limit in spec.limits)
     with pytest.raises(InvalidRequest, match="cannot start from an image"):
@@ -112,7 +159,8 @@ def test_a_plan_keeps_steps_scale_and_negative_prompt(model):
     )  # fmt: skip
     planned = plan(request, model.spec)
     (one,) = planned.plans
-    assert (one.num_inference_steps, one.steps, one.rows) == (4, (), ())
+    assert (one.num_inference_steps, one.steps, one.rows) == (4, (1, 2, 3, 4), (1, 1, 1, 1))
+    assert one.is_alone
     assert one.techniques.distilled_guidance == 3.0
     assert one.negative_prompt == "blue"
     assert any("scheduler has no effect" in warning for warning in planned.warnings)
@@ -131,8 +179,8 @@ def test_weights_that_went_missing_or_are_pickles_are_refused_at_load(folder, tm
     [
         ({"_class_name": "MagicPipeline"}, "this diffusers"),
         ({"_class_name": ["pipeline", "MyPipeline"]}, "code inside a model folder never runs"),
-        ({"_class_name": "StableDiffusionUpscalePipeline"}, "needs image|no single"),
-        ({"_class_name": "TextToVideoSDPipeline"}, "no single pictures"),
+        ({"_class_name": "StableDiffusionUpscalePipeline"}, "needs image"),
+        ({"_class_name": "TextToVideoSDPipeline"}, "video is not drawn here"),
         ({"unet": ["my_code", "MyUNet"]}, "class of 'my_code'"),
     ],
 )
