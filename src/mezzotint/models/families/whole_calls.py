@@ -62,7 +62,7 @@ _PICTURE_IS_OPTIONAL = frozenset({
     "FluxKontextPipeline", "GlmImagePipeline", "StableCascadeCombinedPipeline",
     "ZImageOmniPipeline",
 })  # fmt: skip
-"""Pipelines with pictures among their arguments that draw from the text alone where there is none."""
+"""Pipelines that take pictures and draw from the text alone where there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
