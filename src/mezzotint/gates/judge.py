@@ -21,6 +21,13 @@ OWN_WEIGHTS = ("aesthetic", "safety_checker")
 """Gates whose weights the user puts into a folder of their name."""
 
 
+_NEEDED = {
+    "aesthetic": "put a CLIP vision model with projection as transformers saves it into clip/, "
+    "and the layers of a LAION aesthetic predictor for that CLIP into head.safetensors",
+    "safety_checker": "put a Stable Diffusion safety checker as diffusers saves it there",
+}
+
+
 class GateJudge:
     """Keeps the gates that were used, loaded once each.
 
@@ -102,7 +109,9 @@ class GateJudge:
             return None
         if self._folder is None or not self._has(name):
             where = self._folder / name if self._folder is not None else f"gates/{name}"
-            raise NotReady(f"the gate {name} needs weights of your own in the folder {where}")
+            raise NotReady(
+                f"the gate {name} needs weights of your own in the folder {where}: {_NEEDED[name]}"
+            )
         if name == "aesthetic":
             from mezzotint.gates.aesthetic import AestheticGate
 

@@ -17,10 +17,18 @@ from mezzotint.planning.plan import (
 from mezzotint.preprocessing import spell_preprocess
 from mezzotint.request import Embedding, GenerationRequest, Hires, Lora
 
-__all__ = ["check_adapters", "read_tags", "resolve_adapters"]
+__all__ = [
+    "UNET_ADAPTERS",
+    "UNET_FAMILIES",
+    "check_adapters",
+    "read_tags",
+    "resolve_adapters",
+]
 
-_UNET_FAMILIES = ("sd", "sdxl")
-_FOR_UNETS = {
+UNET_FAMILIES = ("sd", "sdxl")
+"""Families whose networks take these adapters."""
+
+UNET_ADAPTERS = {
     "controls": "ControlNets",
     "image_prompts": "IP-Adapters",
     "embeddings": "textual inversions",
@@ -33,9 +41,9 @@ def check_adapters(request: GenerationRequest, spec: ModelSpec) -> None:
     Raises:
         InvalidRequest: Names the field.
     """
-    for name, words in _FOR_UNETS.items():
-        if getattr(request, name) and spec.family not in _UNET_FAMILIES:
-            allowed = " and ".join(_UNET_FAMILIES)
+    for name, words in UNET_ADAPTERS.items():
+        if getattr(request, name) and spec.family not in UNET_FAMILIES:
+            allowed = " and ".join(UNET_FAMILIES)
             raise InvalidRequest(
                 f"{name} cannot be honoured by {spec.name}: {words} are for families {allowed}, "
                 f"it is {spec.family}",
@@ -75,7 +83,7 @@ def read_tags(request: GenerationRequest, spec: ModelSpec, known: Abilities) -> 
         hires=hires,
         loras=loras,
     )
-    if spec.family in _UNET_FAMILIES and (names := known.embedding_names()):
+    if spec.family in UNET_FAMILIES and (names := known.embedding_names()):
         named = {e.name for e in request.embeddings}
         pattern = word_pattern(names)
         found = {m[0].lower() for text in _texts(read) for m in pattern.finditer(text)}

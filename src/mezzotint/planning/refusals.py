@@ -3,12 +3,24 @@
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.spec import ModelSpec
 from mezzotint.planning.abilities import Abilities
-from mezzotint.planning.adapters import check_adapters
+from mezzotint.planning.adapters import UNET_ADAPTERS, UNET_FAMILIES, check_adapters
 from mezzotint.request import GenerationRequest
 
-__all__ = ["check_techniques"]
+__all__ = ["check_techniques", "techniques_of"]
 
 _TILEABLE = ("sd", "sdxl", "unconditional")
+_STEPWISE = (
+    "hires",
+    "mask",
+    "outpaint",
+    "tiling",
+    "controls",
+    "loras",
+    "image_prompts",
+    "embeddings",
+    "regions",
+    "ensemble",
+)
 
 
 def check_techniques(request: GenerationRequest, spec: ModelSpec, abilities: Abilities) -> None:
@@ -68,24 +80,32 @@ def check_techniques(request: GenerationRequest, spec: ModelSpec, abilities: Abi
             allowed="z",
         )
     _check_tiling(request, spec)
-    needs_steps = [
-        "hires",
-        "mask",
-        "outpaint",
-        "tiling",
-        "controls",
-        "loras",
-        "image_prompts",
-        "embeddings",
-        "regions",
-        "ensemble",
-    ]
+    needs_steps = list(_STEPWISE)
     needs_steps += ["walk"] if spec.has_steps and not spec.stepwise else []
     for name in needs_steps:
         if asked[name] and not (spec.has_steps and spec.stepwise):
             kind = "it takes no denoising steps" if not spec.has_steps else "it runs whole"
             raise InvalidRequest(f"{name} cannot be honoured by {spec.name}: {kind}", field=name)
     check_adapters(request, spec)
+
+
+def techniques_of(spec: ModelSpec, techniques: frozenset[str]) -> tuple[str, ...]:
+    """Return which techniques a model may be asked for, sorted.
+
+    Args:
+        spec: The model.
+        techniques: What there is, as of :class:`~mezzotint.planning.abilities.Abilities`.
+    """
+    absent: set[str] = set()
+    if not (spec.has_steps and spec.stepwise):
+        absent |= {*_STEPWISE, *(["walk"] if spec.has_steps else [])}
+    if not spec.takes_image:
+        absent |= {"image", "mask", "outpaint"}
+    if spec.family not in _TILEABLE:
+        absent.add("tiling")
+    if spec.family not in UNET_FAMILIES:
+        absent |= set(UNET_ADAPTERS)
+    return tuple(sorted(techniques - absent))
 
 
 def _check_tiling(request: GenerationRequest, spec: ModelSpec) -> None:

@@ -1,21 +1,27 @@
 """Capabilities: every name that a request may use here, and what the planner may promise."""
 
+import contextlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mezzotint.engine.config import EngineConfig
+from mezzotint.errors import MezzotintError
 from mezzotint.images.config import ImageConfig
+from mezzotint.models.spec import ModelSpec
+from mezzotint.plain import field_names
 from mezzotint.planning.abilities import Abilities
-from mezzotint.planning.schedulers import scheduler_names
+from mezzotint.planning.refusals import techniques_of
+from mezzotint.planning.schedulers import fitting_schedulers, scheduler_names
 from mezzotint.preprocessing import PREPROCESSORS
+from mezzotint.request import GenerationRequest
 from mezzotint.schedulers import SIGMA_SCHEDULES
 from mezzotint.service.finishing import tools
 from mezzotint.service.provision.model_provider import ModelProvider
 from mezzotint.service.requests import Judge
 
-__all__ = ["abilities", "capabilities", "open_gates"]
+__all__ = ["abilities", "capabilities", "describe_abilities", "open_gates"]
 
 _TECHNIQUES = frozenset(
     {
@@ -86,6 +92,7 @@ def capabilities(
         costs: What was measured.
     """
     return {
+        "by_model": _by_model(provider, judge),
         "schedulers": list(scheduler_names()),
         "sigma_schedules": list(SIGMA_SCHEDULES),
         "guidance_schedules": ["constant", "cosine", "interval", "linear", "list", "power"],
@@ -102,6 +109,53 @@ def capabilities(
         "environment": dict(environment),
         "certificates": certificates,
         "costs": costs,
+    }
+
+
+def _by_model(provider: ModelProvider, judge: Judge | None) -> dict[str, dict[str, Any]]:
+    """Return what each model may be asked for; a broken one is left out."""
+    known = _TECHNIQUES | ({"gates"} if judge is not None else set[str]())
+    found: dict[str, dict[str, Any]] = {}
+    for entry in provider.store.entries():
+        with contextlib.suppress(MezzotintError):
+            found[entry.full_name] = describe_abilities(provider.spec(entry.full_name), known)
+    return found
+
+
+def describe_abilities(spec: ModelSpec, techniques: frozenset[str]) -> dict[str, Any]:
+    """Return the schedulers, fields, techniques and limits of one model.
+
+    Args:
+        spec: The model.
+        techniques: What this process has.
+
+    Returns:
+        ``schedulers``; ``fields`` of a request that mean something to it; ``techniques``
+        among them; ``limits`` in pixels and tokens.
+    """
+    of_model = techniques_of(spec, techniques)
+    absent = {*_TECHNIQUES, "gates"} - set(of_model)
+    if "image" in absent:
+        absent.add("strength")
+    if "mask" in absent:
+        absent.add("inpaint")
+    if not spec.takes_prompt:
+        absent |= {"prompt", "negative_prompt", "prompt_dialect"}
+    if not spec.takes_negative_prompt:
+        absent.add("negative_prompt")
+    if not spec.has_steps:
+        absent |= {"num_inference_steps", "scheduler", "sigma_schedule", "guidance_scale"}
+    return {
+        "schedulers": list(fitting_schedulers(spec.prediction_type)) if spec.has_steps else [],
+        "fields": [name for name in field_names(GenerationRequest) if name not in absent],
+        "techniques": list(of_model),
+        "limits": {
+            "min_size_px": spec.min_size_px,
+            "max_size_px": spec.max_size_px,
+            "size_multiple": spec.size_multiple,
+            "fixed_size": spec.fixed_size,
+            "token_limit": spec.token_limit,
+        },
     }
 
 

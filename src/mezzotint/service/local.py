@@ -52,6 +52,7 @@ from mezzotint.service.provision.model_provider import (
     describe_environment,
     memory_budget,
 )
+from mezzotint.service.provision.prompt_cuts import cut_notes
 from mezzotint.service.provision.registration import ModelRegistration
 from mezzotint.service.provision.warm_up import WarmUp
 from mezzotint.service.requests import Judge, RequestSubmission
@@ -369,10 +370,11 @@ class LocalService:
             for p, footprint in zip(submission.planned.plans, submission.footprints, strict=True)
         ]
         first = submission.planned.plans[0]
+        cuts = cut_notes(request, self.provider.spec(request.model))
         return {
             "plan": first.describe(),
             "seeds": [p.seed for p in submission.planned.plans],
-            "warnings": list(submission.planned.warnings),
+            "warnings": [*submission.planned.warnings, *cuts],
             "cost": {
                 "seconds": prepared_s
                 + sum(c.seconds for c in costs)
@@ -391,7 +393,8 @@ class LocalService:
 
     async def capabilities(self) -> Mapping[str, Any]:
         """List every name a request may use, and what is certified and measured."""
-        return capabilities(
+        return await asyncio.to_thread(
+            capabilities,
             self.provider,
             self._judge,
             environment=self.environment,

@@ -97,5 +97,8 @@ def test_the_judge_finds_it_in_the_users_folder_and_says_where_it_belongs(folder
     policy = judge.policy(asked)
     assert not policy.rules[0].passes_below
     assert judge.judge(pixels(), policy)[0].passed
-    with pytest.raises(NotReady, match="needs weights of your own in the folder"):
+    with pytest.raises(
+        NotReady,
+        match=r"needs weights of your own in the folder .*: put a CLIP vision model .*head\.safe",
+    ):
         GateJudge(tmp_path / "empty").policy(asked)

@@ -472,6 +472,29 @@ def test_plans_name_every_library_that_decides_their_bytes(service):
     assert {"device", "dtype", "backend", "threads", "cpu", "mezzotint"} <= set(place)
 
 
+def test_the_plan_tells_a_prompt_that_will_be_cut_with_its_tokens(service):
+    assert asyncio.run(service.plan(ask(model="plate", prompt="apple " * 30)))["warnings"] == []
+    (note,) = asyncio.run(service.plan(ask(model="plate", prompt="apple " * 31)))["warnings"]
+    cut = "prompt cut at 32 tokens; not read: 'apple'"
+    assert note == f"prompt has 31 tokens for tokenizer: {cut}"
+    made = generate(service, ask(model="plate", prompt="apple " * 31, num_inference_steps=1))
+    assert cut in made.images[0].warnings
+
+
+def test_capabilities_say_what_each_model_may_be_asked_for(service):
+    by_model = asyncio.run(service.capabilities())["by_model"]
+    plate = next(v for k, v in by_model.items() if k.partition("@")[0] == "plate")
+    gan = next(v for k, v in by_model.items() if k.partition("@")[0] == "plate-gan")
+    assert {"euler", "PNDMScheduler"} <= set(plate["schedulers"])
+    assert "flow_euler" not in plate["schedulers"]
+    assert {"loras", "hires", "mask", "image"} <= set(plate["techniques"])
+    assert {"prompt", "scheduler", "strength"} <= set(plate["fields"])
+    assert gan["schedulers"] == []
+    assert {"prompt", "scheduler", "hires", "strength"}.isdisjoint(gan["fields"])
+    assert {"seed", "walk", "upscale"} <= set(gan["fields"])
+    assert gan["limits"]["fixed_size"] is True
+
+
 def test_the_plan_predicts_calls_exactly(service):
     request = ask(scheduler="heun", num_inference_steps=6, guidance_scale=3)
     described = asyncio.run(service.plan(request))

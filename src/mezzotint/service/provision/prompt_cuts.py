@@ -1,0 +1,42 @@
+"""Prompt cuts: what a model's tokenizers have no room for, told without its weights."""
+
+from pathlib import Path
+
+from mezzotint.models.prompt_editing import edits
+from mezzotint.models.prompts import load_tokens
+from mezzotint.models.spec import ModelSpec
+from mezzotint.request import GenerationRequest
+
+__all__ = ["cut_notes"]
+
+_CHUNKED_FAMILIES = ("sd", "sdxl")  # the others read one window of a CLIP text
+
+
+def cut_notes(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
+    """Say which texts of a request would be cut, and how many tokens they have.
+
+    Args:
+        request: What was asked. Words of textual inversions count as the tokenizer spells
+            them, which may be fewer tokens than they become.
+        spec: Of the model; only a diffusers folder, with ``tokenizer``, ``tokenizer_2``, ...,
+            has notes.
+
+    Returns:
+        One sentence for each text and tokenizer.
+    """
+    folder = Path(spec.path)
+    if not spec.takes_prompt or not spec.path or not folder.is_dir():
+        return ()
+    found: list[str] = []
+    steps = request.num_inference_steps or spec.default_steps
+    for path in sorted(folder.glob("tokenizer*")):
+        tokens = load_tokens(path)
+        for name in ("prompt", "negative_prompt"):
+            text = getattr(request, name)
+            is_edited = request.prompt_dialect == "a1111" and steps > 0
+            for stage in {e.text for e in edits(text, steps)} if is_edited else {text}:
+                chunked = spec.family in _CHUNKED_FAMILIES
+                _, notes = tokens.split(stage, request.prompt_dialect, chunked=chunked)
+                about = f"{name} has {tokens.count(stage)} tokens for {path.name}"
+                found += [f"{about}: {note}" for note in notes]
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,22 @@
+from mezzotint.models.spec import ModelSpec
+from mezzotint.models.store.store import ModelStore
+from mezzotint.request import GenerationRequest
+from mezzotint.service.provision.prompt_cuts import cut_notes
+
+
+def test_texts_that_no_window_has_room_for_are_named():
+    spec = ModelStore().spec("plate")
+    request = GenerationRequest(prompt="leaf " * 31, negative_prompt="leaf " * 31)
+    notes = cut_notes(request, spec)
+    assert [note.partition(":")[0] for note in notes] == [
+        "prompt has 31 tokens for tokenizer", "negative_prompt has 31 tokens for tokenizer",
+    ]  # fmt: skip
+    assert notes[0].endswith("not read: 'leaf'")
+    assert cut_notes(GenerationRequest(prompt="leaf " * 30), spec) == ()
+
+
+def test_models_without_a_folder_of_tokenizers_have_no_notes(tmp_path):
+    request = GenerationRequest(prompt="leaf " * 31)
+    for path in ("", str(tmp_path), str(tmp_path / "gone.safetensors")):
+        spec = ModelSpec(name="m", digest="0" * 64, family="sd", path=path)
+        assert cut_notes(request, spec) == ()
