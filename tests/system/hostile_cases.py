@@ -379,8 +379,8 @@ def exchanges() -> Iterator[Case]:
     for path in (GEN, JOBS, PLAN, OPENAI, A1111):
         yield Case(f"PATCH {path}", path, b"", 405, headers={}, method="PATCH")
     for url, status in {
-        "http://127.0.0.1:1/x.mar": 400, "s3://b/x.mar": 400, "../x.mar": 404, "missing.mar": 404,
-        "x" * 5000: 404, "/etc/passwd": 403, "%00": 404, "": 400,
+        "http://127.0.0.1:1/x.mar": 400, "s3://b/x.mar": 404, "../x.mar": 404, "missing.mar": 404,
+        "x" * 5000: 404, "/etc/passwd": 403, "%00": 404, "": 404,
     }.items():  # fmt: skip
         path = f"/models?url={url}"
         yield Case(f"register {url[:30]}", path, b"", status, headers={}, port="management")
