@@ -26,6 +26,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from mezzotint.observe import stages
 from mezzotint.types import Event, ImageFinished, Stepped
 
 __all__ = ["Reporter", "reporting", "show_picture"]
@@ -90,6 +91,13 @@ class _Lines:
             self._last = now
             print(self._counter.describe(), file=sys.stderr, flush=True)
 
+    def hear(self, stage: stages.Stage) -> None:
+        """Say what goes on before the first step."""
+        now = time.monotonic()
+        if stage.seconds is None and not self._counter.total and now - self._last >= _LINE_EVERY_S:
+            self._last = now
+            print(stage.describe(), file=sys.stderr, flush=True)
+
 
 class _Rate(ProgressColumn):
     """Steps in a second."""
@@ -117,6 +125,13 @@ class _Bar:
             picture = half_blocks(event.preview)
             self._live.update(Group(picture, self._progress))
 
+    def hear(self, stage: stages.Stage) -> None:
+        """Show what goes on before the first step."""
+        if not self._counter.total:
+            now = stages.current()
+            text = now.describe() if now is not None else "loading"
+            self._progress.update(self._task, description=text)
+
 
 @contextlib.contextmanager
 def reporting(images: int, *, quiet: bool = False) -> Generator[Reporter]:
@@ -131,7 +146,9 @@ def reporting(images: int, *, quiet: bool = False) -> Generator[Reporter]:
         yield counter.take
         return
     if not sys.stderr.isatty():
-        yield _Lines(counter)
+        lines = _Lines(counter)
+        with stages.listening(lines.hear):
+            yield lines
         return
     console = Console(stderr=True)
     progress = Progress(
@@ -149,8 +166,9 @@ def reporting(images: int, *, quiet: bool = False) -> Generator[Reporter]:
         refresh_per_second=8,
         redirect_stdout=sys.stdout.isatty(),  # a pipe must get the paths themselves
     )
-    with live:
-        yield _Bar(counter, live, progress)
+    bar = _Bar(counter, live, progress)
+    with live, stages.listening(bar.hear):
+        yield bar
 
 
 def half_blocks(data: bytes, columns: int = _BLOCK_COLUMNS) -> Text:

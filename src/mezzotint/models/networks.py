@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.parts import Part
 from mezzotint.models.reading import reading
+from mezzotint.observe.stages import stage
 
 __all__ = [
     "Call",
@@ -314,7 +315,10 @@ class TorchNetwork:
         """The module, built and moved to its device on first use."""
         with self._lock:
             if self._module is None:
-                with reading("a network's weights", self.field):
+                with (
+                    stage("reading", "weights", self.num_bytes),
+                    reading("a network's weights", self.field),
+                ):
                     module = self._build(self.dtype)
                 module = module.to(device="cpu" if self.offload else self.device)
                 align_weights(module.eval().requires_grad_(False))

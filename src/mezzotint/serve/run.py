@@ -36,6 +36,7 @@ from mezzotint.service.workers.pool import create_workers
 __all__ = ["run", "serve"]
 
 _NAMES: tuple[Listener, ...] = ("generation", "management", "metrics")
+_TELL_EVERY_S = 1.0  # while models load
 
 
 def run(
@@ -128,7 +129,7 @@ async def _start(service: Service, stop: asyncio.Event, announce: Callable[[str]
     if start is not None:
         starting = asyncio.ensure_future(start())
         stopping = asyncio.ensure_future(stop.wait())
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await _wait_for_start(service, {starting, stopping}, announce)
         stopping.cancel()
         if not starting.done():
             starting.cancel()
@@ -143,6 +144,19 @@ async def _start(service: Service, stop: asyncio.Event, announce: Callable[[str]
     if later:
         text += f"{'; ' if ready else ''}{', '.join(later)} when first asked for"
     announce(f"models      {text or 'none: add one with `mezzotint models add`'}")
+
+
+async def _wait_for_start(
+    service: Service, tasks: set[asyncio.Future[Any]], announce: Callable[[str], None]
+) -> None:
+    """Wait until one of the tasks is done; say meanwhile what the service is at."""
+    told: dict[str, str] = {}
+    while not (await asyncio.wait(tasks, timeout=_TELL_EVERY_S, return_when="FIRST_COMPLETED"))[0]:
+        waiting = dict((await service.health()).get("waiting_for") or {})
+        for name, why in waiting.items():
+            if told.get(name) != why:
+                announce(f"loading     {name} {why}")
+        told = waiting
 
 
 def _announce_listeners(

@@ -6,9 +6,14 @@ import sys
 
 import pytest
 from PIL import Image
+from rich.console import Console
+from rich.live import Live
+from rich.progress import Progress, TextColumn
 from rich.text import Text
 
+from mezzotint.cli import progress
 from mezzotint.cli.progress import Counter, half_blocks, show_picture
+from mezzotint.observe import stages
 from mezzotint.types import ImageFinished, ImageOutput, Stepped
 
 
@@ -87,3 +92,31 @@ def test_a_terminal_shows_a_bar_and_previews_and_a_clean_path(tmp_path):
     assert "drawing" in text
     assert "steps/s" in text
     assert "▀" in text
+
+
+def test_a_pipe_is_told_what_goes_on_before_the_first_step_and_no_more_after(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
+    with progress.reporting(1) as report:
+        with stages.stage("compiling", "denoiser", 52_000_000):
+            pass
+        report(Stepped(id="a", image=0, step=1, steps=4))
+        with stages.stage("compiling", "encoder"):
+            pass
+    with stages.stage("compiling", "decoder"):
+        pass
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "compiling denoiser, 52 MB"
+    assert len(lines) == 2 and lines[1].startswith("step 1/4")
+
+
+def test_a_bar_names_what_goes_on_until_the_first_step():
+    counter = Counter(1)
+    shown = Progress(TextColumn("{task.description}"), console=Console(file=io.StringIO()))
+    bar = progress._Bar(counter, Live(shown), shown)
+    with stages.listening(bar.hear):
+        with stages.stage("converting", "decoder", 3_000_000):
+            assert shown.tasks[0].description == "converting decoder, 3 MB"
+        assert shown.tasks[0].description == "loading"
+        bar(Stepped(id="a", image=0, step=1, steps=4))
+        with stages.stage("compiling", "encoder"):
+            assert shown.tasks[0].description == "drawing"

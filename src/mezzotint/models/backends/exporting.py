@@ -11,8 +11,11 @@ Dimensions: R rows, h and w rows and columns of a picture or of latents.
 """
 
 import contextlib
+import ctypes
+import gc
 import hashlib
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,11 +29,12 @@ from torch import Tensor, nn
 
 from mezzotint.files import atomic_path
 from mezzotint.models.backends.doubling import rearranged
+from mezzotint.models.backends.mapped import giving_back
 from mezzotint.models.backends.quiet import import_openvino
 from mezzotint.models.networks import Call, TorchNetwork
-from mezzotint.observe import log
+from mezzotint.observe.stages import stage
 
-__all__ = ["Exporter", "RowShape", "row_key"]
+__all__ = ["Exporter", "RowShape", "return_memory", "row_key"]
 
 FORMAT = 2  # raise when an exported network of before can no longer be used
 EXPORT_ROWS = 2  # a batch of one may be folded into the graph as a constant
@@ -87,8 +91,7 @@ class Exporter:
 
     def open_key(self, key: RowShape) -> RowShape:
         """Return the shape that a call's export has: sizes are left open where they can be."""
-        levels = self._source.config.get("block_out_channels") or ()
-        stride = max(_LEAST_STRIDE, 2 ** (len(levels) - 1) if levels else 0)
+        stride = self._stride
         sized = [shape for name, _, shape in key if len(shape) == 3]
         is_open = (
             not self._fixed
@@ -122,26 +125,37 @@ class Exporter:
             with contextlib.suppress(OSError):
                 os.utime(path)
             return path, opened
-        log.info("network.exporting", role=self._role, bytes=self._source.num_bytes)
         if opened != key:
-            model, check = self._trace_open(arrays)
-            exported = self._keep(model, opened)
-            del model
-            if _agrees(core, exported, check):
+            check = self._answer_elsewhere(arrays)
+            exported = self._keep(self._trace_small(arrays), opened) if check else None
+            return_memory()  # torch's copy of the weights, before OpenVINO makes its own
+            with stage("comparing", self._role, self._source.num_bytes):
+                agrees = _agrees(core, exported, check)
+            if agrees:
                 return exported, opened
             self._forget(opened)
         return self._keep(self._trace(_two_rows(arrays), key), key), key
 
-    def _trace_open(self, arrays: Mapping[str, Tensor]) -> tuple[Any, _Check | None]:
-        """Trace on a small picture; also answer for another size. None where that fails."""
+    def _answer_elsewhere(self, arrays: Mapping[str, Tensor]) -> _Check | None:
+        """Ask torch at another size than the traced one; None where it takes no such size."""
+        other = _resized(_two_rows(arrays), 2 * self._stride, 3 * self._stride)
+        try:
+            with torch.no_grad():
+                answers = self._source.call(self._source.module, other)
+        except (RuntimeError, ValueError):  # one that takes squares alone, as DiT does
+            return None
+        return _Check(tuple(other.values()), tuple(a.float() for a in answers))
+
+    def _trace_small(self, arrays: Mapping[str, Tensor]) -> Any:
+        """Trace on a small picture, and leave height and width open."""
+        small = _resized(_two_rows(arrays), 2 * self._stride, 2 * self._stride)
+        return self._trace(small, self.open_key(row_key(small)))
+
+    @property
+    def _stride(self) -> int:
+        """What a network divides the sides of a picture by, at the least."""
         levels = self._source.config.get("block_out_channels") or ()
-        stride = max(_LEAST_STRIDE, 2 ** (len(levels) - 1) if levels else 0)
-        small = _resized(_two_rows(arrays), 2 * stride, 2 * stride)
-        other = _resized(_two_rows(arrays), 2 * stride, 3 * stride)
-        model = self._trace(small, self.open_key(row_key(small)))
-        with torch.no_grad():
-            answers = self._source.call(self._source.module, other)
-        return model, _Check(tuple(other.values()), tuple(a.float() for a in answers))
+        return max(_LEAST_STRIDE, 2 ** (len(levels) - 1) if levels else 0)
 
     def _trace(self, example: Mapping[str, Tensor], key: RowShape) -> Any:
         """Trace the torch network with two rows and leave the number of rows open."""
@@ -151,7 +165,8 @@ class Exporter:
         own = self._source.module
         own = rearranged(own) if self._is_generator else own
         module = _Positional(own, self._source.call, tuple(example))
-        with _EXPORTING, torch.no_grad(), warnings.catch_warnings():
+        doing = stage("converting", self._role, self._source.num_bytes)
+        with doing, _EXPORTING, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer warns of every shape it reads
             decoder = TorchScriptPythonDecoder(
                 module,
@@ -237,8 +252,11 @@ def _agrees(core: Any, exported: Any, check: _Check | None) -> bool:
         return False
     settings = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}
     try:
-        request = core.compile_model(exported, "CPU", settings).create_infer_request()
-        request.infer([t.contiguous().numpy() for t in check.inputs])
+        # Compiled for this alone: the copy of the weights that a small size is given is
+        # another one than a large size has, and would stay as long as the network.
+        with giving_back(exported.with_suffix(".bin") if isinstance(exported, Path) else None):
+            request = core.compile_model(exported, "CPU", settings).create_infer_request()
+            request.infer([t.contiguous().numpy() for t in check.inputs])
         found = [
             torch.from_numpy(request.get_output_tensor(k).data) for k in range(len(check.answers))
         ]
@@ -248,6 +266,15 @@ def _agrees(core: Any, exported: Any, check: _Check | None) -> bool:
         a.shape == b.shape and float((a - b).abs().max()) <= _AGREES * float(b.abs().max())
         for a, b in zip(found, check.answers, strict=True)
     )
+
+
+def return_memory() -> None:
+    """Give freed memory back to the system, which the allocator of Linux keeps otherwise."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def _is_whole(path: Path) -> bool:

@@ -13,11 +13,8 @@ What does not export falls back to torch, and :attr:`OpenVINONetwork.notes` says
 Dimensions: R rows, then a fixed shape.
 """
 
-import ctypes
-import gc
 import itertools
 import os
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -29,15 +26,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mezzotint.models.backends.exporting import Exporter, RowShape, row_key
+from mezzotint.models.backends.exporting import Exporter, RowShape, return_memory, row_key
+from mezzotint.models.backends.mapped import giving_back
 from mezzotint.models.backends.quiet import import_openvino
 from mezzotint.models.base import Model, Network
 from mezzotint.models.networks import NetworkReady, TorchNetwork, is_preparing
+from mezzotint.observe.stages import stage
 
 __all__ = ["OpenVINONetwork", "denoiser_streams", "use_openvino"]
 
 MAX_SHAPES = 4
 """Shapes of rows that one network keeps compiled; the one used longest ago goes first."""
+
+_MAX_PACKED = 1024  # shapes of calls that are remembered
 
 _IGNORED = {
     "attention_slicing": "OpenVINO computes attention in its own blocks",
@@ -54,12 +55,18 @@ class _Compiled:
         requests: Run it, each on threads of its own; the rows are dealt out among them.
         lone: Runs a single row, on all threads.
         shapes: Of one row of each answer; None where a shape is known only afterwards.
+        weights: The file that its constants are mapped from, if they are.
+        packed: Shapes of calls that its weights have been packed for.
         lock: Held while it runs.
     """
 
     requests: tuple[Any, ...]
     lone: Any
     shapes: tuple[tuple[int, ...] | None, ...]
+    weights: Path | None = None
+    packed: set[tuple[tuple[int, ...], ...]] = field(
+        default_factory=set[tuple[tuple[int, ...], ...]]
+    )
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -152,8 +159,16 @@ class OpenVINONetwork:
             return tuple(
                 torch.zeros(rows, *shape) for shape in compiled.shapes if shape is not None
             )
+        shapes = tuple(tuple(t.shape) for t in arrays.values())
         with compiled.lock:
-            return self._infer(compiled, arrays)
+            if shapes in compiled.packed:
+                return self._infer(compiled, arrays)
+            with giving_back(compiled.weights):
+                answers = self._infer(compiled, arrays)
+            if len(compiled.packed) >= _MAX_PACKED:
+                compiled.packed.clear()
+            compiled.packed.add(shapes)
+            return answers
 
     def _find(self, arrays: Mapping[str, Tensor]) -> _Compiled | None:
         """Return the compiled network of a shape, compiling it once however many ask."""
@@ -176,7 +191,7 @@ class OpenVINONetwork:
                     ]
                 if dropped:
                     del dropped
-                    _return_memory()
+                    return_memory()
             return known[0]
 
     def _known(self, key: RowShape) -> tuple[_Compiled | None, ...]:
@@ -226,12 +241,14 @@ class OpenVINONetwork:
             settings["INFERENCE_NUM_THREADS"] = self._num_threads
         try:
             path, made_for = self._exported(core, arrays)
-            model = core.compile_model(path, "CPU", settings)
-            requests = tuple(model.create_infer_request() for _ in range(self._streams))
-            lone = requests[0]
-            if self._num_copies > 1:
-                settings["NUM_STREAMS"] = 1
-                lone = core.compile_model(path, "CPU", settings).create_infer_request()
+            weights = path.with_suffix(".bin") if isinstance(path, Path) else None
+            with stage("compiling", self.role, self.source.num_bytes), giving_back(weights):
+                model = core.compile_model(path, "CPU", settings)
+                requests = tuple(model.create_infer_request() for _ in range(self._streams))
+                lone = requests[0]
+                if self._num_copies > 1:
+                    settings["NUM_STREAMS"] = 1
+                    lone = core.compile_model(path, "CPU", settings).create_infer_request()
         except (RuntimeError, TypeError, ValueError, NotImplementedError, OSError) as error:
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
             self.notes = (
@@ -239,8 +256,9 @@ class OpenVINONetwork:
                 f"({type(error).__name__}: {reason})",
             )
             return None, row_key(arrays)
-        _return_memory()  # what tracing and packing the weights took
-        return _Compiled(requests, lone, tuple(map(_row_shape, model.outputs))), made_for
+        return_memory()  # what tracing and packing the weights took
+        shapes = tuple(map(_row_shape, model.outputs))
+        return _Compiled(requests, lone, shapes, weights), made_for
 
     def _exported(self, core: Any, arrays: Mapping[str, Tensor]) -> tuple[Any, RowShape]:
         """Return the exported network, its path if there is a cache, and what shape it is for."""
@@ -266,15 +284,6 @@ def _row_shape(output: Any) -> tuple[int, ...] | None:
     if any(d.is_dynamic for d in dimensions):
         return None
     return tuple(int(d.get_length()) for d in dimensions)
-
-
-def _return_memory() -> None:
-    """Give freed memory back to the system, which the allocator of Linux keeps otherwise."""
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 def _plain(tensor: Tensor) -> Tensor:

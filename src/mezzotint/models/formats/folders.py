@@ -44,6 +44,7 @@ INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")
 UNUSED_ROLES = ("safety_checker", "feature_extractor", "image_encoder")
 KEPT_SUFFIXES = (".json", ".txt", ".model")
+_STORED_AS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,12 +326,15 @@ def _build(found: _Folder, dtype: torch.dtype, pinned: Mapping[Path, str]) -> An
     """Build a network from its folder, and only from the bytes that its digest is of.
 
     Weights come mapped from their file, so that whoever writes to it changes the network;
-    they are copied while the file is watched.
+    they are copied while the file is watched. A weight of another type than any that is
+    stored was converted, which made its copy.
     """
     with DIGESTS.loading(pinned):
+        stored = {kind for file in found.weights for kind, _ in read_header(file).tensors.values()}
         module = _from_pretrained(found, dtype)
         for tensor in (*module.parameters(), *module.buffers()):
-            tensor.data = tensor.data.clone()
+            if _STORED_AS.get(tensor.dtype) in {None, *stored}:
+                tensor.data = tensor.data.clone()
         return module
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from mezzotint.engine.calibrate import calibrate
 from mezzotint.engine.step_engine import Executor
 from mezzotint.models.spec import ModelSpec
-from mezzotint.observe import log
+from mezzotint.observe import log, stages
 from mezzotint.planning.costs import CostTable
 from mezzotint.planning.plan import Plan
 from mezzotint.request import GenerationRequest, LatentInput
@@ -60,13 +60,15 @@ class WarmUp:
 
     @property
     def waiting(self) -> dict[str, str]:
-        """Models that are not ready, and why."""
-        return dict(self._waiting)
+        """Models that are not ready, and why; of those being loaded, what is done just now."""
+        now = stages.current()
+        loading = f"{_LOADING} ({now.describe()})" if now is not None else _LOADING
+        return {n: loading if why == _LOADING else why for n, why in self._waiting.items()}
 
     @property
     def failed(self) -> dict[str, str]:
         """Models that will not be ready, and why."""
-        return {name: why for name, why in self.waiting.items() if why != _LOADING}
+        return {name: why for name, why in dict(self._waiting).items() if why != _LOADING}
 
     def start(self, names: Sequence[str]) -> None:
         """Draw with each model; returns before the pictures are there.
@@ -96,13 +98,14 @@ class WarmUp:
             spec = self._spec(name)
             request = _request(spec, steps=_CALIBRATION_STEPS)
             if self._limit_s:
-                calibrate(
-                    self._executor(),
-                    self._costs,
-                    self._resolve(request, spec),
-                    sizes=_CALIBRATION_SIZES,
-                    limit_s=self._limit_s,
-                )
+                with stages.stage("timing", name):
+                    calibrate(
+                        self._executor(),
+                        self._costs,
+                        self._resolve(request, spec),
+                        sizes=_CALIBRATION_SIZES,
+                        limit_s=self._limit_s,
+                    )
                 self._costs.save()
         except Exception as error:  # a model that cannot be timed can still be used
             log.error("model.calibration_failed", model=name, error=repr(error))

@@ -121,3 +121,19 @@ def test_an_export_without_a_folder_stays_in_memory():
     exporter = Exporter(source, role="decoder", folder=None)
     model, key = exporter.export(openvino.Core(), {"latents": latents(16, 16)})
     assert isinstance(model, openvino.Model) and key[0][2] == (3, -1, -1)
+
+
+class _SquaresAlone(_Convolution):
+    def forward(self, x):
+        if x.shape[-1] != x.shape[-2]:
+            raise RuntimeError("shape is invalid for input")
+        return super().forward(x)
+
+
+def test_a_network_that_takes_squares_alone_is_made_for_each_size(tmp_path):
+    module = _SquaresAlone()
+    found = network(module, tmp_path)
+    x = latents(16, 16)
+    assert torch.allclose(found(latents=x)[0], module(x), atol=1e-5)
+    assert found.notes == ()
+    assert [key[0][2] for key in found._compiled] == [(3, 16, 16)]

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -268,3 +269,25 @@ def test_threads_may_share_a_model():
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(encode, range(4 * len(prompts))))
     assert all(torch.equal(t, alone[k % len(prompts)]) for k, t in enumerate(together))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_are_copied_from_their_file_once(tmp_path, monkeypatch, half):
+    copy = tmp_path / "sd1"
+    shutil.copytree(tiny.folder("sd1"), copy)
+    file = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    if half:
+        weights = {name: tensor.half() for name, tensor in weights.items()}
+        save_file(weights, file, {"format": "pt"})
+    copies, clone = [], torch.Tensor.clone
+    network = load_pipeline(copy).networks["decoder"]
+    monkeypatch.setattr(
+        torch.Tensor, "clone", lambda t, *a, **k: copies.append(t.shape) or clone(t, *a, **k)
+    )
+    module = network.module
+    assert len(copies) == (0 if half else len(list(module.parameters())))
+    before = {name: clone(tensor) for name, tensor in module.state_dict().items()}
+    assert all(torch.equal(before[name], tensor.float()) for name, tensor in weights.items())
+    file.write_bytes(bytes(file.stat().st_size))  # in place: a mapped weight would be zero now
+    assert all(torch.equal(before[n], t) for n, t in module.state_dict().items())

@@ -1,0 +1,87 @@
+"""Mapped constants: pages of a file that were read are given back while a network packs them.
+
+OpenVINO maps the constants of a network from their file and packs a copy of most of them
+for its kernels, at the first call of each shape. A page that was read counts as memory of
+this process from then on, though nobody reads it again, so that every network would count
+twice. Pages given back stay in the system's cache of files: reading one again costs a page
+fault, and no reading from disk as long as there is room.
+"""
+
+import contextlib
+import ctypes
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["give_back", "giving_back"]
+
+_EVERY_S = 0.1
+_LEAST_BYTES = 64 << 20  # of a file that is worth a thread
+_DONTNEED = 4  # madvise of Linux: for a file that is mapped, its pages can go
+
+
+def give_back(path: Path) -> int:
+    """Take the pages of a mapped file out of this process's memory; what they hold stays.
+
+    Only mappings that nobody can write to are touched: what is written to a private one
+    would be lost.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Bytes of the mappings found; 0 where the system is not Linux.
+    """
+    if sys.platform != "linux":
+        return 0
+    advise = ctypes.CDLL(None).madvise
+    total = 0
+    for start, end in _mappings(path):
+        if advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED) == 0:
+            total += end - start
+    return total
+
+
+@contextlib.contextmanager
+def giving_back(path: Path | None) -> Iterator[None]:
+    """Give back a file's pages again and again inside the block, and once after it.
+
+    Args:
+        path: The file; None does nothing, and neither does a small one.
+    """
+    if path is None or sys.platform != "linux" or not _is_large(path):
+        yield
+        return
+    is_over = threading.Event()
+
+    def repeat() -> None:
+        while not is_over.wait(_EVERY_S):
+            give_back(path)
+
+    thread = threading.Thread(target=repeat, name="mezzotint-mapped", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+        give_back(path)
+
+
+def _is_large(path: Path) -> bool:
+    try:
+        return path.stat().st_size >= _LEAST_BYTES
+    except OSError:  # deleted meanwhile; whoever mapped it still has it
+        return False
+
+
+def _mappings(path: Path) -> Iterator[tuple[int, int]]:
+    """Yield first and last address of each mapping of a file that nobody can write to."""
+    with contextlib.suppress(OSError):
+        name = str(path.resolve())
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            fields = line.split(maxsplit=5)
+            if len(fields) == 6 and fields[5] == name and "w" not in fields[1]:
+                start, _, end = fields[0].partition("-")
+                yield int(start, 16), int(end, 16)
