@@ -21,6 +21,7 @@ from typer.exceptions import TyperException
 
 import mezzotint
 from mezzotint.cli import bench, generate, lab, pictures, serve, train
+from mezzotint.cli.agents import mcp
 from mezzotint.cli.config import config_app
 from mezzotint.cli.flags import flag_of
 from mezzotint.cli.keys import keys_app
@@ -93,6 +94,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(keys_app, name="keys")
 app.add_typer(archive_app, name="archive")
 app.command("serve")(serve.serve)
+app.command("mcp")(mcp.mcp)
 app.command("train")(train.train)
 app.command("sample")(train.sample)
 app.command("bench", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(

@@ -1,0 +1,208 @@
+"""MCP tools: generate, plan, verify and models, in the words of the official SDK.
+
+The tools speak to a small port (:class:`Backend`), so that the HTTP door and the program
+on standard input and output offer the same. The SDK is an extra and is imported by who
+makes a server, not before.
+"""
+
+import base64
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from mezzotint.errors import InvalidRequest, MezzotintError, NotReady, UnknownName
+from mezzotint.request import GenerationRequest
+from mezzotint.serve.errors import describe
+from mezzotint.serve.schema import request_schema
+from mezzotint.serve.wire import CONTENT_TYPES
+from mezzotint.types import GenerationResult, ImageInput
+
+__all__ = ["Backend", "create_server", "needs_sdk"]
+
+_EMPTY: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+_PICTURE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "image": {"type": "string", "description": "The picture's file: base64 or a data address."}
+    },
+    "required": ["image"],
+    "additionalProperties": False,
+}
+_ABOUT = {
+    "generate": "Make pictures from a prompt; the same request with the same seed makes the "
+    "same bytes. Answers each picture and what was used to make it.",
+    "plan": "Resolve a request without making anything: what would be used, what it costs.",
+    "verify": "Make a picture that carries its recipe again, and tell whether the file is the "
+    "one that its recipe makes, byte for byte.",
+    "models": "List the models that there are, with their defaults and limits.",
+}
+
+
+class Backend(Protocol):
+    """Who does the work."""
+
+    async def generate(
+        self, request: GenerationRequest, *, use_cache: bool = True
+    ) -> GenerationResult:
+        """Make pictures."""
+        ...
+
+    async def plan(self, request: GenerationRequest) -> Mapping[str, Any]:
+        """Resolve a request."""
+        ...
+
+    async def recipe(self, data: bytes) -> Mapping[str, Any]:
+        """Read what a picture says about itself."""
+        ...
+
+    async def models(self) -> tuple[Mapping[str, Any], ...]:
+        """List the models."""
+        ...
+
+
+def needs_sdk() -> None:
+    """Refuse where the SDK is not installed.
+
+    Raises:
+        NotReady: If it is not; says how to install it.
+    """
+    try:
+        import mcp.server.lowlevel  # noqa: F401
+    except ImportError:
+        raise NotReady(
+            "MCP needs the extra mcp: pip install 'mezzotint[mcp]'", retry_after_s=3600.0
+        ) from None
+
+
+def create_server(
+    backend: Backend, *, version: str = "", limits: Mapping[str, int] | None = None
+) -> Any:
+    """Build the SDK's server with our tools.
+
+    Args:
+        backend: Who does the work.
+        version: Mezzotint's.
+        limits: Upper ends of fields, for the schemas.
+
+    Raises:
+        NotReady: If the SDK is not installed.
+    """
+    needs_sdk()
+    from mcp import types
+    from mcp.server.lowlevel import Server
+
+    request = request_schema(limits or {})
+    schemas = {"generate": request, "plan": request, "verify": _PICTURE, "models": _EMPTY}
+    listed = [
+        types.Tool(name=name, description=about, input_schema=_self_contained(schemas[name]))
+        for name, about in _ABOUT.items()
+    ]
+
+    async def list_tools(context: Any, params: Any) -> Any:
+        return types.ListToolsResult(tools=listed)
+
+    async def call_tool(context: Any, params: Any) -> Any:
+        try:
+            pictures, words = await _call(backend, params.name, dict(params.arguments or {}))
+        except MezzotintError as error:
+            return types.CallToolResult(content=[_text(types, _problem(error))], is_error=True)
+        content = [
+            types.ImageContent(type="image", data=data, mime_type=kind) for kind, data in pictures
+        ]
+        return types.CallToolResult(
+            content=[*content, _text(types, words)], structured_content=words
+        )
+
+    return Server("mezzotint", version=version, on_list_tools=list_tools, on_call_tool=call_tool)
+
+
+def _text(types: Any, words: Mapping[str, Any]) -> Any:
+    return types.TextContent(type="text", text=json.dumps(words, ensure_ascii=False))
+
+
+def _self_contained(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema with an object at its root, as MCP asks."""
+    return {**schema, "type": "object"}
+
+
+def _problem(error: MezzotintError) -> dict[str, Any]:
+    """Say what was wrong, so that a model can mend its call."""
+    problem = describe(error)
+    known = {"error": problem.code, "detail": problem.detail, "field": problem.field}
+    known |= {"value": problem.value, "allowed": problem.allowed}
+    return {key: value for key, value in known.items() if value is not None}
+
+
+async def _call(
+    backend: Backend, name: str, given: dict[str, Any]
+) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """Run a tool.
+
+    Returns:
+        Content type and base64 of each picture, and what there is to say.
+
+    Raises:
+        MezzotintError: If it cannot be done.
+    """
+    if name == "generate":
+        result = await backend.generate(GenerationRequest.from_dict(given))
+        pictures = [(CONTENT_TYPES[i.format], _b64(i.data)) for i in result.images]
+        return pictures, _said(result)
+    if name == "plan":
+        return [], dict(await backend.plan(GenerationRequest.from_dict(given)))
+    if name == "verify":
+        return [], await _verify(backend, given)
+    if name == "models":
+        keys = ("name", "version", "default", "family", "ready", "takes_prompt", "defaults")
+        shown = [{k: m[k] for k in keys if k in m} for m in await backend.models()]
+        return [], {"models": shown}
+    raise UnknownName("tool", name[:80], tuple(_ABOUT), field="name")
+
+
+def _b64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _said(result: GenerationResult) -> dict[str, Any]:
+    images = [
+        {
+            "seed": image.seed,
+            "width": image.width,
+            "height": image.height,
+            "recipe_digest": image.recipe_digest,
+            "warnings": list(image.warnings),
+        }
+        for image in result.images
+    ]
+    return {"images": images, "cache": result.cache, "warnings": list(result.warnings)}
+
+
+async def _verify(backend: Backend, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a picture again and hold its file against the one that was given.
+
+    Raises:
+        InvalidRequest: If there is no picture, or none with a recipe of ours.
+    """
+    if not isinstance(given.get("image"), str):
+        raise InvalidRequest("image is needed: the picture's file as base64", field="image")
+    data = ImageInput.from_base64(given["image"], field="image").data
+    about = await backend.recipe(data)
+    recipe = about.get("recipe")
+    if not isinstance(recipe, Mapping) or "request" not in recipe:
+        raise InvalidRequest("the picture carries no recipe of ours", field="image")
+    request = GenerationRequest.from_dict(recipe["request"])
+    result = await backend.generate(request, use_cache=False)
+    index = int(recipe.get("index", 0))
+    made = next((image.data for image in result.images if image.index == index), None)
+    is_same = made == data
+    words = {
+        "identical": is_same,
+        "detail": "the file is the one that its recipe makes"
+        if is_same
+        else "the file is not the one that its recipe makes here; `mezzotint verify` says how "
+        "they differ",
+        "prompt": request.prompt,
+        "model": request.model,
+        "seed": recipe["request"].get("seed"),
+    }
+    return words
