@@ -16,6 +16,7 @@ __all__ = [
     "digest_file",
     "expanded",
     "is_there",
+    "sync_folder",
     "user_home",
     "write_atomically",
 ]
@@ -90,7 +91,26 @@ def write_atomically(path: Path, data: bytes) -> Path:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
+    sync_folder(Path(path).parent)
     return Path(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder outlive a loss of power, as their files' contents do.
+
+    File systems that cannot do this for a folder do it in their own time.
+
+    Raises:
+        OSError: If the folder cannot be opened.
+    """
+    if sys.platform == "win32":
+        return
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def digest_file(path: Path) -> str:

@@ -13,6 +13,8 @@ import psutil
 import pytest
 from tests.serving import running_server
 
+from mezzotint.service.jobs.ownership import FolderOwner
+
 PROMPT_S = 8.0
 """What a stop may take on a loaded machine with nothing to drain."""
 
@@ -68,6 +70,18 @@ def wait_for_line(process: subprocess.Popen[bytes], log: Path, word: str) -> Non
     while word not in log.read_text():
         assert process.poll() is None, log.read_text()
         time.sleep(0.05)
+
+
+def test_a_second_server_on_one_home_names_the_first_and_exits_2(tmp_path):
+    home, log = tmp_path / "home", tmp_path / "log"
+    (home / "jobs").mkdir(parents=True)
+    owner = FolderOwner(home / "jobs")
+    try:
+        assert start(home, log).wait(60) == 2
+    finally:
+        owner.release()
+    assert f"belong to another server, process {os.getpid()} on" in log.read_text()
+    assert len(log.read_text().splitlines()) == 1
 
 
 @pytest.mark.slow

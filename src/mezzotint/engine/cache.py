@@ -198,7 +198,8 @@ class ResultCache:
         ).encode()
         data = len(head).to_bytes(8, "big") + head + image.data
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._folder.chmod(0o700)  # what users drew is nobody else's on this machine
             with atomic_path(self._path(digest)) as partial:
                 partial.write_bytes(data)
         except OSError:

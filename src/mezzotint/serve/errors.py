@@ -18,6 +18,7 @@ __all__ = [
     "Conflict",
     "DoorError",
     "Forbidden",
+    "Gone",
     "Malformed",
     "MethodNotAllowed",
     "NotFound",
@@ -83,6 +84,10 @@ class Conflict(DoorError):
     """The idempotency key was used with another body, or the thing exists already."""
 
 
+class Gone(DoorError):
+    """It was there, and is not any more."""
+
+
 class TooLarge(DoorError):
     """More bytes, pixels, steps or pictures than one request may ask for."""
 
@@ -143,6 +148,7 @@ TABLE: Mapping[type[Exception], tuple[int, str]] = {
     MethodNotAllowed: (405, "method_not_allowed"),
     BodyTooSlow: (408, "body_too_slow"),
     Conflict: (409, "conflict"),
+    Gone: (410, "gone"),
     TooLarge: (413, "too_large"),
     UnsupportedMedia: (415, "unsupported_media_type"),
     TooManyRequests: (429, "too_many_requests"),

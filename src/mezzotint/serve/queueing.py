@@ -7,13 +7,15 @@ from starlette.requests import Request
 
 from mezzotint.errors import UnknownName
 from mezzotint.request import GenerationRequest
-from mezzotint.serve.errors import Conflict, Malformed, NotFound
+from mezzotint.serve.errors import Conflict, Gone, Malformed, NotFound
 from mezzotint.serve.front import Front, use_cache
 from mezzotint.serve.wire import visit
-from mezzotint.service.jobs.jobs import IdempotencyConflict, Jobs
+from mezzotint.service.jobs.jobs import Jobs
+from mezzotint.service.jobs.refusals import IdempotencyConflict
+from mezzotint.service.jobs.results import PictureGone
 from mezzotint.service.jobs.store import Job
 
-__all__ = ["own_job", "own_jobs", "owner_of", "queue_of", "submit", "wait"]
+__all__ = ["kept_picture", "own_job", "own_jobs", "owner_of", "queue_of", "submit", "wait"]
 
 _PAGE = 100
 
@@ -27,6 +29,18 @@ def queue_of(front: Front) -> Jobs:
     if front.jobs is None:
         raise NotFound("this server keeps no jobs")
     return front.jobs
+
+
+async def kept_picture(front: Front, job: Job, index: int) -> bytes:
+    """Return one picture of a job.
+
+    Raises:
+        Gone: If its file is missing or damaged.
+    """
+    try:
+        return await queue_of(front).image(job, index)
+    except PictureGone as error:
+        raise Gone(str(error)) from None
 
 
 def owner_of(http: Request) -> str | None:

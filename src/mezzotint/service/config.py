@@ -55,6 +55,11 @@ class JobsConfig(Checked):
         check_range("jobs.preview_every", self.preview_every, 0, 1000)
         check_range("jobs.lease_s", self.lease_s, 1, 3600, unit=" s")
 
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether the database is a file, which one server has for itself."""
+        return not self.url or self.url.startswith("sqlite")
+
     def full(self, waiting: int, own: int) -> str:
         """Say what keeps another job out; "" if it may come in.
 

@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 
 from tests.unit.engine.fakes import make_plan
@@ -102,3 +103,11 @@ def test_a_value_larger_than_the_cache_is_not_kept():
     cache.put("c", b"x" * 6)
     assert (cache.get("a"), cache.get("b"), cache.get("c")) == (None, None, b"x" * 6)
     assert cache.num_bytes == 6
+
+
+def test_pictures_on_disk_are_their_owners_alone(tmp_path):
+    folder = tmp_path / "results"
+    folder.mkdir(mode=0o755)
+    plan = make_plan(seed=1)
+    ResultCache(memory_bytes=0, disk_bytes=10_000, folder=folder).put(plan, image(plan))
+    assert os.name == "nt" or folder.stat().st_mode & 0o777 == 0o700

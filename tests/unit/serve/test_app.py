@@ -265,6 +265,15 @@ class TestJobs:
         assert door.http.get(job["images"][1]["url"], headers=etag).status_code == 304
         assert door.http.get(f"/v1/jobs/{id_}/images/2").status_code == 404
 
+    def test_a_picture_whose_file_is_missing_is_a_410(self, door):
+        id_ = door.http.post("/v1/jobs", json={"prompt": "lost", "seed": 3}).json()["id"]
+        url = self.finished(door, id_)["images"][0]["url"]
+        digest = door.http.get(url).headers["etag"].strip('"')
+        door.front.jobs.results.remove(digest)
+        answer = door.http.get(url)
+        assert answer.status_code == 410
+        assert f"picture {digest} is not kept any more" in answer.json()["detail"]
+
     def test_last_event_id_resumes_after_it(self, door):
         id_ = door.http.post("/v1/jobs", json={"prompt": "resume"}).json()["id"]
         self.finished(door, id_)

@@ -31,7 +31,7 @@ from mezzotint.serve.dialects.native_bodies import (
 )
 from mezzotint.serve.errors import Conflict, Problem, TooManyRequests, describe
 from mezzotint.serve.front import Front
-from mezzotint.serve.queueing import submit
+from mezzotint.serve.queueing import kept_picture, submit
 from mezzotint.serve.schema import ANY_OBJECT, request_schema
 from mezzotint.serve.streaming import EventStream, sse
 from mezzotint.serve.wire import (
@@ -109,7 +109,7 @@ async def _generate(front: Front, http: Request, request: GenerationRequest) -> 
     images: list[ImageOutput] = []
     for kept in job.images:
         about = {k: kept.about[k] for k in ("index", "seed", "format", "width", "height")}
-        data = await front.jobs.image(job, kept.index)
+        data = await kept_picture(front, job, kept.index)
         images.append(
             ImageOutput(
                 **about,

@@ -11,12 +11,12 @@ from mezzotint.errors import InvalidRequest, UnknownName
 from mezzotint.serve.dialects.native_bodies import FORMATS, b64, problem_body, read_request
 from mezzotint.serve.errors import NotFound, describe
 from mezzotint.serve.front import Front
-from mezzotint.serve.queueing import owner_of, queue_of, submit
+from mezzotint.serve.queueing import kept_picture, owner_of, queue_of, submit
 from mezzotint.serve.schema import request_schema
 from mezzotint.serve.streaming import EventStream, last_event_id, sse
 from mezzotint.serve.wire import CONTENT_TYPES, Body, Endpoint, json_response
 from mezzotint.service.descriptions import read_error
-from mezzotint.service.jobs.jobs import JobEvent
+from mezzotint.service.jobs.feed import JobEvent
 from mezzotint.service.jobs.store import Job
 
 __all__ = ["describe_job", "endpoints"]
@@ -121,7 +121,7 @@ async def job_image(front: Front, http: Request) -> Response:
     headers = {"ETag": f'"{image.digest}"', "Cache-Control": "private, max-age=31536000, immutable"}
     if http.headers.get("if-none-match") == f'"{image.digest}"':
         return Response(status_code=304, headers=headers)
-    data = await jobs.image(job, index)
+    data = await kept_picture(front, job, index)
     return Response(data, headers=headers, media_type=CONTENT_TYPES[image.about["format"]])
 
 

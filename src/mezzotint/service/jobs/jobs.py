@@ -6,7 +6,7 @@ writes the ending once. What ran when a process died is queued again with the
 seed it had, so that it comes to the same bytes.
 
 Event ids rise within a job: ``runs * 1_000_000 + n``. Endings, pictures and
-starts are kept; steps and their previews live in memory as long as the job runs.
+starts are kept; steps and their previews running in memory as long as the job runs.
 """
 
 import asyncio
@@ -14,10 +14,9 @@ import contextlib
 import json
 import secrets
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +25,6 @@ from sqlalchemy import exc
 from mezzotint import errors
 from mezzotint.errors import (
     DeadlineExceeded,
-    InvalidRequest,
     MezzotintError,
     NotReady,
     QueueFull,
@@ -37,8 +35,12 @@ from mezzotint.request import GenerationRequest
 from mezzotint.service.base import GenerationService
 from mezzotint.service.config import JobsConfig
 from mezzotint.service.descriptions import describe_error, describe_image
+from mezzotint.service.jobs.feed import JobEvent, JobFeed, RunningJob
+from mezzotint.service.jobs.ownership import FolderOwner
+from mezzotint.service.jobs.refusals import same_job
 from mezzotint.service.jobs.results import NoRoom, ResultFiles
 from mezzotint.service.jobs.retry import StorageRetry
+from mezzotint.service.jobs.schema import NewerSchema
 from mezzotint.service.jobs.store import ENDED, Job, JobImage, JobStore, Status, StoredEvent
 from mezzotint.types import (
     Cancelled,
@@ -50,45 +52,12 @@ from mezzotint.types import (
     Stepped,
 )
 
-__all__ = ["IdempotencyConflict", "JobEvent", "Jobs"]
+__all__ = ["Jobs"]
 
 _EPOCH = 1_000_000
-_STEPS_KEPT = 512
 _SWEEP_S = 60.0
 _AWAY = (exc.OperationalError, exc.InterfaceError, exc.InternalError)
 T = TypeVar("T")
-
-
-class IdempotencyConflict(InvalidRequest):
-    """The idempotency key was used before, with another body."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobEvent:
-    """One event of a job as a client sees it; ``preview`` is an encoded picture."""
-
-    id: int
-    kind: str
-    data: Mapping[str, Any]
-    preview: bytes | None = field(default=None, repr=False)
-
-    @property
-    def is_ending(self) -> bool:
-        """Whether nothing comes after it."""
-        return self.kind in ("finished", "failed", "cancelled")
-
-
-@dataclass(slots=True)
-class _Live:
-    """What is known of a running job beyond its row."""
-
-    request_id: str
-    next_id: int
-    events: deque[JobEvent] = field(default_factory=lambda: deque[JobEvent](maxlen=_STEPS_KEPT))
-    images: set[int] = field(default_factory=set[int])
-    step: int = 0
-    steps: int = 0
-    task: asyncio.Task[None] | None = None
 
 
 class Jobs:
@@ -107,8 +76,9 @@ class Jobs:
         self._folder = Path(config.folder)
         self.results = ResultFiles(self._folder / "results")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mezzotint-jobs")
-        self._live: dict[str, _Live] = {}
-        self._bells: dict[str, list[asyncio.Event]] = {}
+        self._running: dict[str, RunningJob] = {}
+        self._feed = JobFeed(self._running, self._kept_events, self._has_ended)
+        self._owner: FolderOwner | None = None
         self._wake = asyncio.Event()
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -121,16 +91,22 @@ class Jobs:
 
         Raises:
             NotReady: If the folder or the database cannot be used.
+            FolderTaken: If another server uses the folder's own database.
+            NewerSchema: If a newer version of this program wrote the database.
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             url = self._config.url or f"sqlite:///{self._folder / 'jobs.sqlite3'}"
+            if self._config.is_sqlite:  # others are shared, by leases
+                self._owner = FolderOwner(self._folder)
             owner = secrets.token_hex(8)
             self._store = await self._do(lambda: JobStore(url, owner))
-            cancelled = await self._do(
-                lambda: self._store.reclaim(everything=self._store.is_sqlite)
-            )
-        except (OSError, exc.SQLAlchemyError, NotReady) as error:
+            alone = self._config.is_sqlite
+            cancelled = await self._do(lambda: self._store.reclaim(everything=alone))
+        except (OSError, exc.SQLAlchemyError, NotReady, NewerSchema) as error:
+            self._release()
+            if isinstance(error, NewerSchema):
+                raise
             raise NotReady(f"the job store cannot be opened: {error}") from None
         for id_ in cancelled:
             await self._end(id_, "cancelled", {}, "cancelled", {"id": id_})
@@ -141,16 +117,22 @@ class Jobs:
         self._stopping = True
         self._retry.end()
         self._wake.set()
-        running = [live.task for live in self._live.values() if live.task is not None]
-        if running:
-            await asyncio.wait(running, timeout=drain_s)
-        for task in [*running, *self._tasks]:
+        tasks = [job.task for job in self._running.values() if job.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=drain_s)
+        for task in [*tasks, *self._tasks]:
             task.cancel()
-        for task in [*running, *self._tasks]:
+        for task in [*tasks, *self._tasks]:
             with contextlib.suppress(asyncio.CancelledError, MezzotintError):
                 await task
         await self._do(self._store.close)
+        self._release()
         self._thread.shutdown(wait=True)
+
+    def _release(self) -> None:
+        """Let another server have the folder."""
+        if self._owner is not None:
+            self._owner.release()
 
     async def submit(
         self,
@@ -186,7 +168,7 @@ class Jobs:
         if idempotency_key is not None:
             known = await self._do(lambda: self._store.by_key(client, idempotency_key))
             if known is not None:
-                return _same(known, body_digest, idempotency_key)
+                return same_job(known, body_digest, idempotency_key)
         waiting, own = await self._do(lambda: self._store.waiting(client))
         if full := self._config.full(waiting, own if client else 0):
             eta_s = self._seconds * waiting / self._config.max_running
@@ -208,7 +190,7 @@ class Jobs:
         job = await self._do(lambda: self._store.add(values, event, note))
         if job is None:  # the same key arrived twice at once
             known = await self._do(lambda: self._store.by_key(client, str(idempotency_key)))
-            return _same(known, body_digest, str(idempotency_key))
+            return same_job(known, body_digest, str(idempotency_key))
         self._wake.set()
         return job
 
@@ -250,8 +232,8 @@ class Jobs:
 
     def progress(self, job: Job) -> tuple[int, int]:
         """Return steps done and steps in all of a running job, (0, 0) if not known."""
-        live = self._live.get(job.id)
-        return (live.step, live.steps) if live is not None else (0, 0)
+        running = self._running.get(job.id)
+        return (running.step, running.steps) if running is not None else (0, 0)
 
     async def counts(self) -> dict[str, int]:
         """Count the jobs by status."""
@@ -264,9 +246,9 @@ class Jobs:
         )
         if not ended:
             await self._do(lambda: self._store.ask_cancel(id_))
-            live = self._live.get(id_)
-            if live is not None:
-                await self._service.cancel(live.request_id)
+            running = self._running.get(id_)
+            if running is not None:
+                await self._service.cancel(running.request_id)
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self.wait(id_), 2.0)
         return await self._do(lambda: self._store.get(id_))
@@ -279,49 +261,27 @@ class Jobs:
 
     async def events(self, id_: str, after: int = 0) -> AsyncIterator[JobEvent]:
         """Yield the events of a job with ids above ``after``, up to its ending."""
-        bell = asyncio.Event()
-        self._bells.setdefault(id_, []).append(bell)
-        try:
-            while True:
-                bell.clear()
-                live = self._live.get(id_)
-                recent = [e for e in live.events if e.id > after] if live is not None else []
-                first = live.events[0].id if live is not None and live.events else None
-                if first is None or after + 1 < first:
-                    kept = await self._do(lambda since=after: self._store.events(id_, since))
-                    recent += [
-                        JobEvent(id=e.id, kind=e.kind, data=e.data)
-                        for e in kept
-                        if first is None or e.id < first
-                    ]
-                for event in sorted(recent, key=lambda e: e.id):
-                    after = event.id
-                    yield event
-                    if event.is_ending:
-                        return
-                if live is None and not recent:
-                    job = await self._do(lambda: self._store.get(id_))
-                    if job.status in ENDED and not bell.is_set():
-                        return
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(bell.wait(), 1.0)
-        finally:
-            self._bells[id_].remove(bell)
-            if not self._bells[id_]:
-                del self._bells[id_]
+        async for event in self._feed.events(id_, after):
+            yield event
 
     async def image(self, job: Job, index: int) -> bytes:
         """Return the bytes of a finished picture.
 
         Raises:
-            UnknownName: If the job has no such picture, or it is gone.
+            UnknownName: If the job has no such picture.
+            PictureGone: If its file is missing or damaged.
         """
         for image in job.images:
             if image.index == index:
-                data = await asyncio.to_thread(self.results.get, image.digest)
-                if data is not None:
-                    return data
+                return await asyncio.to_thread(self.results.read, image.digest)
         raise errors.UnknownName("job", f"{job.id}/images/{index}", (), field="k")
+
+    async def _kept_events(self, id_: str, after: int) -> list[StoredEvent]:
+        return await self._do(lambda: self._store.events(id_, after))
+
+    async def _has_ended(self, id_: str) -> bool:
+        job = await self._do(lambda: self._store.get(id_))
+        return job.status in ENDED
 
     async def _do(self, work: Callable[[], T]) -> T:
         """Run blocking database work in its own thread.
@@ -332,7 +292,11 @@ class Jobs:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except _AWAY as error:
-            raise NotReady(f"the job store cannot be used: {error.orig}") from None
+            reason = str(error.orig)
+            if not self._config.is_sqlite:
+                log.error("jobs.store_away", reason=reason)
+                reason = "the database does not answer"  # where it is, is no client's business
+            raise NotReady(f"the job store cannot be used: {reason}") from None
 
     async def _insist(self, work: Callable[[], T]) -> T:
         """Run database work of a job under way until it succeeds.
@@ -348,14 +312,16 @@ class Jobs:
             self._wake.clear()
             try:
                 ready = bool((await self._service.health()).get("ready"))
-                while ready and not self._stopping and len(self._live) < self._config.max_running:
+                while (
+                    ready and not self._stopping and len(self._running) < self._config.max_running
+                ):
                     job = await self._do(lambda: self._store.claim(self._config.lease_s))
                     if job is None:
                         break
-                    live = _Live(f"{job.id}.{job.runs}", job.runs * _EPOCH)
-                    live.images = {image.index for image in job.images}
-                    self._live[job.id] = live
-                    live.task = asyncio.create_task(self._run(job, live))
+                    running = RunningJob(f"{job.id}.{job.runs}", job.runs * _EPOCH)
+                    running.images = {image.index for image in job.images}
+                    self._running[job.id] = running
+                    running.task = asyncio.create_task(self._run(job, running))
             except NotReady as error:
                 log.error("jobs.store_failed", reason=str(error))
             with contextlib.suppress(asyncio.TimeoutError):
@@ -367,9 +333,9 @@ class Jobs:
         while True:
             try:
                 for id_ in await self._do(lambda: self._store.renew(self._config.lease_s)):
-                    live = self._live.get(id_)
-                    if live is not None:
-                        await self._service.cancel(live.request_id)
+                    running = self._running.get(id_)
+                    if running is not None:
+                        await self._service.cancel(running.request_id)
                 for id_ in await self._do(lambda: self._store.reclaim(everything=False)):
                     await self._end(id_, "cancelled", {}, "cancelled", {"id": id_})
                 if time.monotonic() - swept > _SWEEP_S:
@@ -389,11 +355,11 @@ class Jobs:
             await asyncio.to_thread(self.results.remove, digest)
         return len(gone)
 
-    async def _run(self, job: Job, live: _Live) -> None:
+    async def _run(self, job: Job, running: RunningJob) -> None:
         """Run one job to its ending, or put it back."""
         began = time.monotonic()
         try:
-            await self._follow(job, live)
+            await self._follow(job, running)
             spent = time.monotonic() - began
             self._seconds += (0.2 if self._has_run else 1.0) * (spent - self._seconds)
             self._has_run = True
@@ -412,8 +378,8 @@ class Jobs:
             log.error("jobs.failed", exception=error, job=job.id)
             await self._fail(job, error)
         finally:
-            self._live.pop(job.id, None)
-            self._announce(job.id)
+            self._running.pop(job.id, None)
+            self._feed.announce(job.id)
             self._wake.set()
 
     async def _requeue(self, id_: str) -> None:
@@ -421,7 +387,7 @@ class Jobs:
         with contextlib.suppress(NotReady):
             await self._insist(lambda: self._store.requeue(id_))
 
-    async def _follow(self, job: Job, live: _Live) -> None:
+    async def _follow(self, job: Job, running: RunningJob) -> None:
         """Turn the service's events into the job's."""
         request = GenerationRequest.from_dict(json.loads(job.request))
         if request.deadline_s is not None and time.time() > job.created + request.deadline_s:
@@ -430,95 +396,82 @@ class Jobs:
             )
         events = self._service.stream(
             request,
-            request_id=live.request_id,
+            request_id=running.request_id,
             client=job.client,
             use_cache=job.use_cache,
             preview_every=self._config.preview_every,
         )
         async for event in events:
-            if await self._take(job, live, event):
+            if await self._take(job, running, event):
                 return
         raise WorkFailed("the request ended without an ending")
 
-    async def _take(self, job: Job, live: _Live, event: Event) -> bool:
+    async def _take(self, job: Job, running: RunningJob, event: Event) -> bool:
         """Book one event; True if it was the ending."""
         if isinstance(event, Started):
-            await self._keep(job.id, live, "started", {"id": job.id})
+            await self._keep(job.id, running, "started", {"id": job.id})
         elif isinstance(event, Stepped):
-            live.step, live.steps = event.step, event.steps
+            running.step, running.steps = event.step, event.steps
             data = {"image": event.image, "step": event.step, "steps": event.steps}
-            self._publish(job.id, live, "step", data, event.preview)
+            self._feed.publish(job.id, running, "step", data, event.preview)
         elif isinstance(event, ImageFinished):
-            await self._keep_image(job.id, live, event)
+            await self._keep_image(job.id, running, event)
         elif isinstance(event, Failed):
             raise event.error
         elif isinstance(event, Cancelled):
             if not self._stopping:
-                await self._end(job.id, "cancelled", {}, "cancelled", {"id": job.id}, live=live)
+                await self._end(
+                    job.id, "cancelled", {}, "cancelled", {"id": job.id}, running=running
+                )
             else:
                 await self._requeue(job.id)
             return True
         elif isinstance(event, Finished):
             for image in event.result.images:
-                await self._keep_image(job.id, live, ImageFinished(id=job.id, image=image))
+                await self._keep_image(job.id, running, ImageFinished(id=job.id, image=image))
             outcome = {
                 "plan": dict(event.result.plan),
                 "cache": event.result.cache,
                 "warnings": list(event.result.warnings),
             }
-            await self._end(job.id, "succeeded", outcome, "finished", {"id": job.id}, live=live)
+            await self._end(
+                job.id, "succeeded", outcome, "finished", {"id": job.id}, running=running
+            )
             return True
         return False
 
-    async def _keep_image(self, id_: str, live: _Live, event: ImageFinished) -> None:
+    async def _keep_image(self, id_: str, running: RunningJob, event: ImageFinished) -> None:
         """Keep a picture under its digest, once."""
         image = event.image
-        if image.index in live.images:
+        if image.index in running.images:
             return
         digest = await self._retry.until_done(
             lambda: asyncio.to_thread(self.results.put, image.data), NoRoom
         )
         about = describe_image(image)
         kept = JobImage(index=image.index, digest=digest, bytes=len(image.data), about=about)
-        await self._keep(id_, live, "image", about, kept)
-        live.images.add(image.index)
+        await self._keep(id_, running, "image", about, kept)
+        running.images.add(image.index)
 
     async def _keep(
         self,
         id_: str,
-        live: _Live,
+        running: RunningJob,
         kind: str,
         data: Mapping[str, Any],
         image: JobImage | None = None,
     ) -> None:
         """Keep an event in the store, then tell whoever listens."""
-        event = StoredEvent(id=live.next_id, kind=kind, data=data)
+        event = StoredEvent(id=running.next_id, kind=kind, data=data)
         await self._insist(lambda: self._store.add_event(id_, event, image))
-        self._publish(id_, live, kind, data)
-
-    def _publish(
-        self,
-        id_: str,
-        live: _Live,
-        kind: str,
-        data: Mapping[str, Any],
-        preview: bytes | None = None,
-    ) -> None:
-        live.events.append(JobEvent(id=live.next_id, kind=kind, data=data, preview=preview))
-        live.next_id += 1
-        self._announce(id_)
-
-    def _announce(self, id_: str) -> None:
-        """Wake everybody who waits for an event of this job."""
-        for bell in self._bells.get(id_, ()):
-            bell.set()
+        self._feed.publish(id_, running, kind, data)
 
     async def _fail(self, job: Job, error: BaseException) -> None:
         """End a job with its error."""
         described = describe_error(error)
-        live = self._live.get(job.id)
+        running = self._running.get(job.id)
         await self._end(
-            job.id, "failed", {"error": described}, "failed", {"error": described}, live=live
+            job.id, "failed", {"error": described}, "failed", {"error": described}, running=running
         )
 
     async def _end(
@@ -529,29 +482,19 @@ class Jobs:
         kind: str,
         data: Mapping[str, Any],
         *,
-        live: _Live | None = None,
+        running: RunningJob | None = None,
         only_from: tuple[str, ...] = ("running",),
         insist: bool = True,
     ) -> bool:
         """Write the ending, once; a store that cannot be written is tried again."""
         do = self._insist if insist else self._do
         job = await do(lambda: self._store.get(id_))
-        last = live.next_id if live is not None else job.runs * _EPOCH + _EPOCH - 1
+        last = running.next_id if running is not None else job.runs * _EPOCH + _EPOCH - 1
         event = StoredEvent(id=last, kind=kind, data=data)
         done = await do(
             lambda: self._store.finish(id_, status, outcome, event, only_from=only_from)
         )
-        if done and live is not None:
-            self._publish(id_, live, kind, data)
-        self._announce(id_)
+        if done and running is not None:
+            self._feed.publish(id_, running, kind, data)
+        self._feed.announce(id_)
         return done
-
-
-def _same(known: Job | None, body_digest: str, key: str) -> Job:
-    """Return the job made before, if it was the same request."""
-    if known is None or known.body_digest != body_digest:
-        raise IdempotencyConflict(
-            f"Idempotency-Key {key[:80]!r} was used with another body",
-            field="Idempotency-Key",
-        )
-    return known

@@ -8,10 +8,10 @@ import errno
 import hashlib
 from pathlib import Path
 
-from mezzotint.errors import NotReady, WorkFailed
-from mezzotint.files import write_atomically
+from mezzotint.errors import InvalidRequest, NotReady, WorkFailed
+from mezzotint.files import digest_file, sync_folder, write_atomically
 
-__all__ = ["NoRoom", "ResultFiles"]
+__all__ = ["NoRoom", "PictureGone", "ResultFiles"]
 
 # Each of them passes: the disk gets room, connections and files are closed.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE})
@@ -19,6 +19,10 @@ _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, err
 
 class NoRoom(WorkFailed):
     """No room on the disk or no file left to open; the picture can be kept later."""
+
+
+class PictureGone(InvalidRequest):
+    """A picture that a job had is not there any more."""
 
 
 class ResultFiles:
@@ -32,7 +36,7 @@ class ResultFiles:
         self.folder = folder
 
     def put(self, data: bytes) -> str:
-        """Keep a picture.
+        """Keep a picture; a file that is damaged is written again.
 
         Returns:
             Its sha256, 64 hex digits.
@@ -43,10 +47,13 @@ class ResultFiles:
         """
         digest = hashlib.sha256(data).hexdigest()
         path = self.path(digest)
-        if path.is_file() and path.stat().st_size == len(data):
-            return digest
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_file() and digest_file(path) == digest:
+                return digest
+            if not path.parent.is_dir():
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self.folder.chmod(0o700)
+                sync_folder(self.folder)
             write_atomically(path, data)
         except OSError as error:
             if error.errno in _NO_ROOM:
@@ -69,6 +76,21 @@ class ResultFiles:
                 raise NotReady(f"no picture can be read now: {error.strerror}") from None
             return None
         return data if hashlib.sha256(data).hexdigest() == digest else None
+
+    def read(self, digest: str) -> bytes:
+        """Return a picture.
+
+        Raises:
+            PictureGone: If it is missing or damaged.
+            NotReady: If too many files are open to read it now.
+        """
+        data = self.get(digest)
+        if data is None:
+            raise PictureGone(
+                f"picture {digest} is not kept any more: its file is missing or damaged; the same "
+                "request with Cache-Control: no-cache draws it again"
+            )
+        return data
 
     def remove(self, digest: str) -> None:
         """Forget a picture."""

@@ -7,7 +7,7 @@ status, so that a job ends once whoever tries.
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,59 +16,13 @@ from sqlalchemy import event as sa_event
 from sqlalchemy import exc
 
 from mezzotint.errors import UnknownName
+from mezzotint.service.jobs.schema import EVENTS, IMAGES, JOBS, NOTES, migrate
 
 __all__ = ["ENDED", "Job", "JobImage", "JobStore", "Status", "StoredEvent"]
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
+_MOST_NAMES = 1000  # parameters of one statement; SQLite takes 32,766, PostgreSQL 65,535
 ENDED = ("succeeded", "failed", "cancelled", "expired")
-
-_META = sa.MetaData()
-_JOBS = sa.Table(
-    "jobs",
-    _META,
-    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("id", sa.String(64), nullable=False, unique=True),
-    sa.Column("client", sa.String(200), nullable=False),
-    sa.Column("status", sa.String(16), nullable=False, index=True),
-    sa.Column("priority", sa.Integer, nullable=False),
-    sa.Column("request", sa.Text, nullable=False),
-    sa.Column("body_digest", sa.String(64), nullable=False),
-    sa.Column("idempotency_key", sa.String(300), nullable=True),
-    sa.Column("use_cache", sa.Boolean, nullable=False),
-    sa.Column("created", sa.Float, nullable=False),
-    sa.Column("started", sa.Float, nullable=True),
-    sa.Column("finished", sa.Float, nullable=True),
-    sa.Column("runs", sa.Integer, nullable=False),
-    sa.Column("owner", sa.String(64), nullable=True),
-    sa.Column("lease", sa.Float, nullable=True),
-    sa.Column("cancel", sa.Boolean, nullable=False),
-    sa.Column("outcome", sa.Text, nullable=False),
-    sa.UniqueConstraint("client", "idempotency_key"),
-)
-_IMAGES = sa.Table(
-    "images",
-    _META,
-    sa.Column("job", sa.String(64), primary_key=True),
-    sa.Column("position", sa.Integer, primary_key=True),
-    sa.Column("digest", sa.String(64), nullable=False, index=True),
-    sa.Column("bytes", sa.Integer, nullable=False),
-    sa.Column("about", sa.Text, nullable=False),
-)
-_EVENTS = sa.Table(
-    "events",
-    _META,
-    sa.Column("job", sa.String(64), primary_key=True),
-    sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("kind", sa.String(16), nullable=False),
-    sa.Column("data", sa.Text, nullable=False),
-)
-
-_NOTES = sa.Table(  # apart from the jobs, so that a store of an earlier version can be opened
-    "notes",
-    _META,
-    sa.Column("job", sa.String(64), primary_key=True),
-    sa.Column("note", sa.Text, nullable=False),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +78,9 @@ class JobStore:
     Args:
         url: SQLAlchemy URL.
         owner: Name of this server process, unique.
+
+    Raises:
+        NewerSchema: If a newer Mezzotint wrote the database.
     """
 
     def __init__(self, url: str, owner: str) -> None:
@@ -132,7 +89,11 @@ class JobStore:
         self._engine = sa.create_engine(url, pool_pre_ping=not self.is_sqlite)
         if self.is_sqlite:
             sa_event.listen(self._engine, "connect", _tune_sqlite)
-        _META.create_all(self._engine)
+        try:
+            migrate(self._engine)
+        except BaseException:  # whatever it was, no connection stays open; it goes on
+            self._engine.dispose()
+            raise
 
     def close(self) -> None:
         """Close every connection."""
@@ -145,20 +106,20 @@ class JobStore:
         row = {"status": "queued", "runs": 0, "cancel": False, "outcome": "{}", **values}
         try:
             with self._engine.begin() as db:
-                db.execute(sa.insert(_JOBS).values(row))
-                db.execute(sa.insert(_EVENTS).values(_event_row(values["id"], event)))
+                db.execute(sa.insert(JOBS).values(row))
+                db.execute(sa.insert(EVENTS).values(_event_row(values["id"], event)))
                 if note is not None:
                     text = json.dumps(note)
-                    db.execute(sa.insert(_NOTES).values(job=values["id"], note=text))
+                    db.execute(sa.insert(NOTES).values(job=values["id"], note=text))
         except exc.IntegrityError:
             return None
         return self.get(values["id"])
 
     def by_key(self, client: str, key: str) -> Job | None:
         """Return the job a client made under an idempotency key."""
-        where = (_JOBS.c.client == client) & (_JOBS.c.idempotency_key == key)
+        where = (JOBS.c.client == client) & (JOBS.c.idempotency_key == key)
         with self._engine.connect() as db:
-            row = db.execute(sa.select(_JOBS).where(where)).mappings().first()
+            row = db.execute(sa.select(JOBS).where(where)).mappings().first()
         return self.get(row["id"]) if row is not None else None
 
     def get(self, id_: str) -> Job:
@@ -168,52 +129,50 @@ class JobStore:
             UnknownName: If there is none.
         """
         with self._engine.connect() as db:
-            row = db.execute(sa.select(_JOBS).where(_JOBS.c.id == id_)).mappings().first()
+            row = db.execute(sa.select(JOBS).where(JOBS.c.id == id_)).mappings().first()
             if row is None:
                 raise UnknownName("job", id_[:80], (), field="id")
             images = db.execute(
-                sa.select(_IMAGES).where(_IMAGES.c.job == id_).order_by(_IMAGES.c.position)
+                sa.select(IMAGES).where(IMAGES.c.job == id_).order_by(IMAGES.c.position)
             ).mappings()
-            note = db.execute(sa.select(_NOTES.c.note).where(_NOTES.c.job == id_)).scalar()
+            note = db.execute(sa.select(NOTES.c.note).where(NOTES.c.job == id_)).scalar()
             return _job(row, tuple(_image(i) for i in images), json.loads(note or "{}"))
 
     def page(
         self, *, client: str | None, status: str | None, limit: int, after: str | None
     ) -> list[Job]:
         """Return jobs, newest first, that come after (are older than) job ``after``."""
-        query = sa.select(_JOBS).order_by(_JOBS.c.seq.desc()).limit(limit)
+        query = sa.select(JOBS).order_by(JOBS.c.seq.desc()).limit(limit)
         if client is not None:
-            query = query.where(_JOBS.c.client == client)
+            query = query.where(JOBS.c.client == client)
         if status is not None:
-            query = query.where(_JOBS.c.status == status)
+            query = query.where(JOBS.c.status == status)
         if after is not None:
-            query = query.where(_JOBS.c.seq < self.get(after).seq)
+            query = query.where(JOBS.c.seq < self.get(after).seq)
         with self._engine.connect() as db:
             return [self.get(row["id"]) for row in db.execute(query).mappings().all()]
 
     def waiting(self, client: str) -> tuple[int, int]:
         """Count the queued jobs, all of them and the client's."""
-        mine = sa.func.sum(sa.case((_JOBS.c.client == client, 1), else_=0))
-        query = sa.select(sa.func.count(), mine).where(_JOBS.c.status == "queued")
+        mine = sa.func.sum(sa.case((JOBS.c.client == client, 1), else_=0))
+        query = sa.select(sa.func.count(), mine).where(JOBS.c.status == "queued")
         with self._engine.connect() as db:
             everybody, own = db.execute(query).one()
         return int(everybody), int(own or 0)
 
     def counts(self) -> dict[str, int]:
         """Count the jobs by status."""
-        query = sa.select(_JOBS.c.status, sa.func.count()).group_by(_JOBS.c.status)
+        query = sa.select(JOBS.c.status, sa.func.count()).group_by(JOBS.c.status)
         with self._engine.connect() as db:
             return {status: int(count) for status, count in db.execute(query)}
 
     def position(self, job: Job) -> int:
         """Count the queued jobs before this one."""
-        before = (_JOBS.c.priority > job.priority) | (
-            (_JOBS.c.priority == job.priority) & (_JOBS.c.seq < job.seq)
+        before = (JOBS.c.priority > job.priority) | (
+            (JOBS.c.priority == job.priority) & (JOBS.c.seq < job.seq)
         )
         query = (
-            sa.select(sa.func.count())
-            .select_from(_JOBS)
-            .where((_JOBS.c.status == "queued") & before)
+            sa.select(sa.func.count()).select_from(JOBS).where((JOBS.c.status == "queued") & before)
         )
         with self._engine.connect() as db:
             return int(db.execute(query).scalar_one())
@@ -225,15 +184,15 @@ class JobStore:
             running = {
                 client: count
                 for client, count in db.execute(
-                    sa.select(_JOBS.c.client, sa.func.count())
-                    .where(_JOBS.c.status == "running")
-                    .group_by(_JOBS.c.client)
+                    sa.select(JOBS.c.client, sa.func.count())
+                    .where(JOBS.c.status == "running")
+                    .group_by(JOBS.c.client)
                 )
             }
             first = (
-                sa.select(_JOBS.c.client, _JOBS.c.priority, sa.func.min(_JOBS.c.seq).label("seq"))
-                .where(_JOBS.c.status == "queued")
-                .group_by(_JOBS.c.client, _JOBS.c.priority)
+                sa.select(JOBS.c.client, JOBS.c.priority, sa.func.min(JOBS.c.seq).label("seq"))
+                .where(JOBS.c.status == "queued")
+                .group_by(JOBS.c.client, JOBS.c.priority)
             )
             choices = sorted(
                 db.execute(first).all(),
@@ -241,19 +200,19 @@ class JobStore:
             )
             for choice in choices:
                 taken = db.execute(
-                    sa.update(_JOBS)
-                    .where((_JOBS.c.seq == choice.seq) & (_JOBS.c.status == "queued"))
+                    sa.update(JOBS)
+                    .where((JOBS.c.seq == choice.seq) & (JOBS.c.status == "queued"))
                     .values(
                         status="running",
                         owner=self._owner,
                         lease=now + lease_s,
                         started=now,
-                        runs=_JOBS.c.runs + 1,
+                        runs=JOBS.c.runs + 1,
                     )
                 )
                 if taken.rowcount:
                     id_ = db.execute(
-                        sa.select(_JOBS.c.id).where(_JOBS.c.seq == choice.seq)
+                        sa.select(JOBS.c.id).where(JOBS.c.seq == choice.seq)
                     ).scalar_one()
                     break
             else:
@@ -262,10 +221,10 @@ class JobStore:
 
     def renew(self, lease_s: float) -> list[str]:
         """Renew the leases of this server; return the ids somebody wants cancelled."""
-        mine = (_JOBS.c.owner == self._owner) & (_JOBS.c.status == "running")
+        mine = (JOBS.c.owner == self._owner) & (JOBS.c.status == "running")
         with self._engine.begin() as db:
-            db.execute(sa.update(_JOBS).where(mine).values(lease=time.time() + lease_s))
-            return list(db.execute(sa.select(_JOBS.c.id).where(mine & _JOBS.c.cancel)).scalars())
+            db.execute(sa.update(JOBS).where(mine).values(lease=time.time() + lease_s))
+            return list(db.execute(sa.select(JOBS.c.id).where(mine & JOBS.c.cancel)).scalars())
 
     def reclaim(self, *, everything: bool) -> list[str]:
         """Queue again what runs on nobody's machine; cancel what was to be cancelled.
@@ -275,16 +234,14 @@ class JobStore:
                 database that only one server may use), not only those whose
                 lease ran out.
         """
-        lost = _JOBS.c.status == "running"
+        lost = JOBS.c.status == "running"
         if not everything:
-            lost &= _JOBS.c.lease < time.time()
+            lost &= JOBS.c.lease < time.time()
         with self._engine.begin() as db:
-            cancelled = list(
-                db.execute(sa.select(_JOBS.c.id).where(lost & _JOBS.c.cancel)).scalars()
-            )
+            cancelled = list(db.execute(sa.select(JOBS.c.id).where(lost & JOBS.c.cancel)).scalars())
             db.execute(
-                sa.update(_JOBS)
-                .where(lost & ~_JOBS.c.cancel)
+                sa.update(JOBS)
+                .where(lost & ~JOBS.c.cancel)
                 .values(status="queued", owner=None, lease=None)
             )
         return cancelled
@@ -293,15 +250,15 @@ class JobStore:
         """Put a running job back, for the next start of the server."""
         with self._engine.begin() as db:
             db.execute(
-                sa.update(_JOBS)
-                .where((_JOBS.c.id == id_) & (_JOBS.c.status == "running"))
+                sa.update(JOBS)
+                .where((JOBS.c.id == id_) & (JOBS.c.status == "running"))
                 .values(status="queued", owner=None, lease=None)
             )
 
     def ask_cancel(self, id_: str) -> None:
         """Note that somebody wants the job cancelled."""
         with self._engine.begin() as db:
-            db.execute(sa.update(_JOBS).where(_JOBS.c.id == id_).values(cancel=True))
+            db.execute(sa.update(JOBS).where(JOBS.c.id == id_).values(cancel=True))
 
     def finish(
         self,
@@ -313,7 +270,7 @@ class JobStore:
         only_from: Sequence[str] = ("running",),
     ) -> bool:
         """End a job once; False if it had ended, or is in another state."""
-        where = (_JOBS.c.id == id_) & _JOBS.c.status.in_(list(only_from))
+        where = (JOBS.c.id == id_) & JOBS.c.status.in_(list(only_from))
         values = {
             "status": status,
             "outcome": json.dumps(outcome),
@@ -322,21 +279,21 @@ class JobStore:
             "lease": None,
         }
         with self._engine.begin() as db:
-            changed = db.execute(sa.update(_JOBS).where(where).values(values)).rowcount
+            changed = db.execute(sa.update(JOBS).where(where).values(values)).rowcount
             if changed:
-                db.execute(sa.insert(_EVENTS).values(_event_row(id_, event)))
+                db.execute(sa.insert(EVENTS).values(_event_row(id_, event)))
         return bool(changed)
 
     def add_event(self, id_: str, event: StoredEvent, image: JobImage | None = None) -> None:
         """Keep an event, and the picture it is about; doing it again changes nothing."""
         with self._engine.begin() as db:
-            same = (_EVENTS.c.job == id_) & (_EVENTS.c.id == event.id)
-            db.execute(sa.delete(_EVENTS).where(same))
+            same = (EVENTS.c.job == id_) & (EVENTS.c.id == event.id)
+            db.execute(sa.delete(EVENTS).where(same))
             if image is not None:
-                where = (_IMAGES.c.job == id_) & (_IMAGES.c.position == image.index)
-                db.execute(sa.delete(_IMAGES).where(where))
+                where = (IMAGES.c.job == id_) & (IMAGES.c.position == image.index)
+                db.execute(sa.delete(IMAGES).where(where))
                 db.execute(
-                    sa.insert(_IMAGES).values(
+                    sa.insert(IMAGES).values(
                         job=id_,
                         position=image.index,
                         digest=image.digest,
@@ -344,14 +301,14 @@ class JobStore:
                         about=json.dumps(image.about),
                     )
                 )
-            db.execute(sa.insert(_EVENTS).values(_event_row(id_, event)))
+            db.execute(sa.insert(EVENTS).values(_event_row(id_, event)))
 
     def events(self, id_: str, after: int) -> list[StoredEvent]:
         """Return the kept events of a job with an id above ``after``, in order."""
         query = (
-            sa.select(_EVENTS)
-            .where((_EVENTS.c.job == id_) & (_EVENTS.c.id > after))
-            .order_by(_EVENTS.c.id)
+            sa.select(EVENTS)
+            .where((EVENTS.c.job == id_) & (EVENTS.c.id > after))
+            .order_by(EVENTS.c.id)
         )
         with self._engine.connect() as db:
             return [
@@ -367,37 +324,45 @@ class JobStore:
         """
         cut = time.time() - max_age_s
         with self._engine.begin() as db:
-            ended = _JOBS.c.status.in_(["succeeded", "failed", "cancelled"])
+            ended = JOBS.c.status.in_(["succeeded", "failed", "cancelled"])
             old = set(
-                db.execute(sa.select(_JOBS.c.id).where(ended & (_JOBS.c.finished < cut))).scalars()
+                db.execute(sa.select(JOBS.c.id).where(ended & (JOBS.c.finished < cut))).scalars()
             )
             sizes = db.execute(
-                sa.select(_JOBS.c.id, sa.func.sum(_IMAGES.c.bytes))
-                .join(_IMAGES, _IMAGES.c.job == _JOBS.c.id)
+                sa.select(JOBS.c.id, sa.func.sum(IMAGES.c.bytes))
+                .join(IMAGES, IMAGES.c.job == JOBS.c.id)
                 .where(ended)
-                .group_by(_JOBS.c.id, _JOBS.c.finished)
-                .order_by(_JOBS.c.finished.desc())
+                .group_by(JOBS.c.id, JOBS.c.finished)
+                .order_by(JOBS.c.finished.desc())
             ).all()
             kept = 0
             for id_, size in sizes:
                 kept += int(size)
                 if kept > max_bytes:
                     old.add(id_)
-            if old:
-                db.execute(sa.update(_JOBS).where(_JOBS.c.id.in_(old)).values(status="expired"))
-            gone = set(
-                db.execute(sa.select(_IMAGES.c.digest).where(_IMAGES.c.job.in_(old))).scalars()
-            )
-            db.execute(sa.delete(_IMAGES).where(_IMAGES.c.job.in_(old)))
-            db.execute(sa.delete(_EVENTS).where(_EVENTS.c.job.in_(old)))
-            used = set(
-                db.execute(sa.select(_IMAGES.c.digest).where(_IMAGES.c.digest.in_(gone))).scalars()
-            )
-            forget = (_JOBS.c.status == "expired") & (_JOBS.c.finished < cut - max_age_s)
-            forgotten = sa.select(_JOBS.c.id).where(forget)
-            db.execute(sa.delete(_NOTES).where(_NOTES.c.job.in_(forgotten)))
-            db.execute(sa.delete(_JOBS).where(forget))
+            gone: set[str] = set()
+            for some in _pieces(old):
+                db.execute(sa.update(JOBS).where(JOBS.c.id.in_(some)).values(status="expired"))
+                theirs = IMAGES.c.job.in_(some)
+                gone.update(db.execute(sa.select(IMAGES.c.digest).where(theirs)).scalars())
+                db.execute(sa.delete(IMAGES).where(theirs))
+                db.execute(sa.delete(EVENTS).where(EVENTS.c.job.in_(some)))
+            used: set[str] = set()
+            for some in _pieces(gone):
+                still = sa.select(IMAGES.c.digest).where(IMAGES.c.digest.in_(some))
+                used.update(db.execute(still).scalars())
+            forget = (JOBS.c.status == "expired") & (JOBS.c.finished < cut - max_age_s)
+            forgotten = sa.select(JOBS.c.id).where(forget)
+            db.execute(sa.delete(NOTES).where(NOTES.c.job.in_(forgotten)))
+            db.execute(sa.delete(JOBS).where(forget))
         return sorted(gone - used)
+
+
+def _pieces(names: set[str]) -> Iterator[list[str]]:
+    """Yield names in groups that one statement can carry."""
+    ordered = sorted(names)
+    for start in range(0, len(ordered), _MOST_NAMES):
+        yield ordered[start : start + _MOST_NAMES]
 
 
 def _tune_sqlite(connection: Any, _: object) -> None:

@@ -18,7 +18,11 @@ from mezzotint.request import GenerationRequest
 from mezzotint.service.config import JobsConfig
 from mezzotint.service.fake import FakeConfig, FakeService
 from mezzotint.service.jobs import results
-from mezzotint.service.jobs.jobs import IdempotencyConflict, Jobs
+from mezzotint.service.jobs.jobs import Jobs
+from mezzotint.service.jobs.ownership import FolderTaken
+from mezzotint.service.jobs.refusals import IdempotencyConflict
+from mezzotint.service.jobs.results import PictureGone
+from mezzotint.service.jobs.schema import JOBS
 from mezzotint.service.jobs.store import JobStore, StoredEvent
 
 
@@ -65,7 +69,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     address = request.getfixturevalue("postgres")
     engine = sa.create_engine(address)
     with engine.begin() as db:
-        for table in ("jobs", "images", "events"):
+        for table in ("jobs", "images", "events", "notes", "schema_version"):
             db.execute(sa.text(f"drop table if exists {table}"))
     engine.dispose()
     yield address
@@ -136,7 +140,7 @@ def test_running_jobs_are_queued_again_when_a_server_starts(tmp_path, url):
             job = await jobs.get(job.id)
             await asyncio.sleep(0.01)
         seeds.append(job.request)
-        for task in [*jobs._tasks, *(live.task for live in jobs._live.values())]:
+        for task in [*jobs._tasks, *(job.task for job in jobs._running.values())]:
             task.cancel()  # as if the power went: nothing is written any more
         jobs._store.requeue = lambda id_: None  # type: ignore[method-assign]
 
@@ -261,17 +265,6 @@ def test_a_job_ends_once_whoever_tries(tmp_path, url):
     using(tmp_path, body, url=url)
 
 
-def test_a_damaged_picture_is_not_served(tmp_path):
-    async def body(jobs: Jobs, service: FakeService) -> None:
-        job = await jobs.wait((await jobs.submit(GenerationRequest())).id)
-        path = jobs.results.path(job.images[0].digest)
-        path.write_bytes(b"x" + path.read_bytes()[1:])
-        with pytest.raises(errors.UnknownName):
-            await jobs.image(job, 0)
-
-    using(tmp_path, body)
-
-
 def test_a_store_that_cannot_be_opened_is_said(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
@@ -358,3 +351,55 @@ def test_one_client_leaves_a_share_of_the_queue_to_others(tmp_path, url):
             await jobs.submit(slow, client="third")
 
     using(tmp_path, body, fake=FakeConfig(step_s=0.05), url=url, max_running=1, max_waiting=4)
+
+
+def test_more_old_jobs_than_a_statement_has_parameters_expire(tmp_path):
+    store = JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite3'}", "me")
+    count = 260_000
+    row = {
+        "client": "", "status": "succeeded", "priority": 0, "request": "{}", "body_digest": "",
+        "use_cache": True, "created": 0.0, "finished": time.time() - 150, "runs": 1,
+        "cancel": False, "outcome": "{}",
+    }  # fmt: skip
+    with store._engine.begin() as db:
+        db.execute(sa.insert(JOBS), [{**row, "id": f"job-{k}"} for k in range(count)])
+    assert store.expire(max_age_s=100, max_bytes=0) == []
+    assert store.counts() == {"expired": count}
+    store.close()
+
+
+def test_a_picture_whose_file_is_damaged_is_said_to_be_gone(tmp_path):
+    async def body(jobs: Jobs, service: FakeService) -> None:
+        job = await jobs.wait((await jobs.submit(GenerationRequest(prompt="a", seed=1))).id)
+        jobs.results.path(job.images[0].digest).write_bytes(b"damaged")
+        with pytest.raises(PictureGone, match=f"{job.images[0].digest} is not kept any more"):
+            await jobs.image(job, 0)
+        with pytest.raises(errors.UnknownName):
+            await jobs.image(job, 1)
+
+    using(tmp_path, body)
+
+
+def test_a_second_server_on_one_folder_is_refused_and_takes_no_job(tmp_path):
+    async def body(jobs: Jobs, service: FakeService) -> None:
+        job = await jobs.submit(GenerationRequest(prompt="a", num_inference_steps=20))
+        second = Jobs(FakeService(), JobsConfig(folder=str(tmp_path)))
+        with pytest.raises(FolderTaken, match="belong to another server, process"):
+            await second.start()
+        ended = await asyncio.wait_for(jobs.wait(job.id), 20)
+        assert (ended.status, ended.runs) == ("succeeded", 1)
+
+    using(tmp_path, body, fake=FakeConfig(step_s=0.02))
+
+
+def test_a_client_is_not_told_where_the_database_is(tmp_path):
+    async def body(jobs: Jobs, service: FakeService) -> None:
+        def away() -> None:
+            raise sa.exc.OperationalError("", {}, Exception("db.internal:5432 refused"))
+
+        jobs._config = JobsConfig(folder=str(tmp_path), url="postgresql+psycopg://db.internal/x")
+        with pytest.raises(errors.NotReady) as caught:
+            await jobs._do(away)
+        assert str(caught.value) == "the job store cannot be used: the database does not answer"
+
+    using(tmp_path, body)

@@ -23,7 +23,7 @@ from mezzotint.serve.dialects.hosted.fields import (
 )
 from mezzotint.serve.errors import Conflict, Malformed, NotFound, Problem, WrongField
 from mezzotint.serve.front import Front
-from mezzotint.serve.queueing import own_job, queue_of, submit, wait
+from mezzotint.serve.queueing import kept_picture, own_job, queue_of, submit, wait
 from mezzotint.serve.schema import ANY_OBJECT
 from mezzotint.serve.wire import (
     CONTENT_TYPES,
@@ -235,7 +235,7 @@ async def _result(front: Front, http: Request, job: Job) -> Response:
         about = image.about
         kind = CONTENT_TYPES[about["format"]]
         if job.note.get("inside"):
-            data = await queue_of(front).image(job, image.index)
+            data = await kept_picture(front, job, image.index)
             url = f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
         else:
             url = f"{links['response_url']}/images/{image.index}.{about['format']}"

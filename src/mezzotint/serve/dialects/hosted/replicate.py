@@ -38,7 +38,7 @@ from mezzotint.serve.wire import (
     visit,
 )
 from mezzotint.service.descriptions import read_error
-from mezzotint.service.jobs.jobs import JobEvent
+from mezzotint.service.jobs.feed import JobEvent
 from mezzotint.service.jobs.store import Job
 
 __all__ = ["DIALECT", "from_job", "to_request"]
