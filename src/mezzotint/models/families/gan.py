@@ -6,7 +6,8 @@ the latent vector, ``decode`` is the generator
 
 A GAN folder holds ``config.json`` and ``generator.safetensors``; the state of a
 DCGAN is named ``main.0.weight`` ... as the tutorial names it, plus
-``class_embedding.weight`` where classes steer it.
+``class_embedding.weight`` where classes steer it. Weights may be stored as int8 rows
+(:mod:`mezzotint.models.int8_rows`).
 
 Dimensions: B rows, Z latent size, E class embedding size, H and W picture rows and
 columns.
@@ -34,6 +35,7 @@ from mezzotint.models.families.gan_generator import (
     build_generator,
 )
 from mezzotint.models.finite import rows_not_finite
+from mezzotint.models.int8_rows import SUFFIX, expand_rows, expanded_shapes, round_rows
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.models.parts import combine_digests, digest_files, read_header
 from mezzotint.models.spec import ModelSpec
@@ -304,14 +306,15 @@ def load_gan(
     digest = combine_digests(digests)
     with torch.device("meta"):
         wanted = {k: tuple(v.shape) for k, v in Generator(config).state_dict().items()}
-    _check_fit(weights, wanted, {k: shape for k, (_, shape) in header.tensors.items()})
+    _check_fit(weights, wanted, expanded_shapes(header.tensors))
+    _check_scales(weights, header.tensors)
 
     def build(dtype: torch.dtype) -> nn.Module:
         with torch.device("meta"):
             generator = Generator(config)
         generator.to_empty(device="cpu")
         with DIGESTS.loading({folder / f: found for f, found in digests.items()}):
-            state = load_file(weights)
+            state = expand_rows(load_file(weights))
         counters = {k: torch.zeros((), dtype=torch.long) for k in wanted if k not in state}
         generator.load_state_dict({**state, **counters})
         return generator.to(dtype)
@@ -367,13 +370,23 @@ def _check_fit(
             )
 
 
-def write_gan(folder: Path, config: GanConfig, state: Mapping[str, Tensor]) -> Path:
+def _check_scales(path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+    """Refuse integers that no scale makes weights of."""
+    for key, (kind, _) in tensors.items():
+        if kind == "I8" and key + SUFFIX not in tensors:
+            raise WeightsError(f"{path}: {key} is int8, and there is no {key}{SUFFIX} of its rows")
+
+
+def write_gan(
+    folder: Path, config: GanConfig, state: Mapping[str, Tensor], *, int8: Sequence[str] = ()
+) -> Path:
     """Write a GAN folder; equal weights give equal bytes.
 
     Args:
         folder: Made if it is not there.
         config: What the weights are.
         state: The generator's state.
+        int8: Names of weights to store as int8 rows.
 
     Returns:
         The folder.
@@ -387,6 +400,8 @@ def write_gan(folder: Path, config: GanConfig, state: Mapping[str, Tensor]) -> P
         wanted = {k: tuple(v.shape) for k, v in Generator(config).state_dict().items()}
     kept = {k: v.detach().cpu().contiguous() for k, v in sorted(state.items())}
     _check_fit(folder / WEIGHTS_FILE, wanted, {k: tuple(v.shape) for k, v in kept.items()})
+    for name in int8:
+        kept |= round_rows(name, kept[name])
     write_atomically(folder / WEIGHTS_FILE, save(kept, metadata={"format": "pt"}))
     text = json.dumps(config.to_plain(), indent=2, ensure_ascii=False) + "\n"
     write_atomically(folder / CONFIG_FILE, text.encode())

@@ -186,6 +186,24 @@ def test_a_missing_tensor_is_named(tmp_path):
         load_gan(tmp_path)
 
 
+def test_weights_in_int8_rows_are_what_they_stand_for(tmp_path):
+    state = random_state(SMALL)
+    write_gan(tmp_path, SMALL, state, int8=["main.0.weight"])
+    stored = load_file(tmp_path / "generator.safetensors")
+    assert stored["main.0.weight"].dtype == torch.int8
+    scale = stored["main.0.weight_scale"]
+    assert scale.shape == (state["main.0.weight"].shape[0], 1, 1, 1)
+    loaded = load_gan(tmp_path).networks["decoder"].module.state_dict()
+    expected = stored["main.0.weight"].float() * scale
+    assert torch.equal(loaded["main.0.weight"], expected)
+    assert torch.allclose(expected, state["main.0.weight"].float(), atol=float(scale.max()) / 2)
+    assert torch.equal(loaded["main.3.weight"], state["main.3.weight"].float())
+    del stored["main.0.weight_scale"]
+    save_file(stored, tmp_path / "generator.safetensors")
+    with pytest.raises(WeightsError, match=r"main\.0\.weight is int8, and there is no"):
+        load_gan(tmp_path)
+
+
 def test_corrupt_weights_name_file_and_digests(tmp_path):
     write_gan(tmp_path, SMALL, random_state(SMALL))
     with pytest.raises(WeightsError, match="expected sha256 0000"):
