@@ -57,6 +57,34 @@ class Page:
             self.call(f"{domain}.enable")
         self.call("Page.navigate", url=url)
 
+    def reload(self) -> None:
+        """Load the page again."""
+        self.run("window.isOld = true")
+        self.call("Page.reload")
+        self.wait("!window.isOld && document.readyState === 'complete'")
+
+    def type(self, id_: str, text: object) -> None:
+        """Put text into a field and tell the page, as typing does."""
+        self.run(
+            f"""(() => {{
+              const field = document.getElementById({id_!r});
+              const kind = Object.getPrototypeOf(field);
+              Object.getOwnPropertyDescriptor(kind, "value").set.call(field, {json.dumps(str(text))});
+              field.dispatchEvent(new Event("input", {{bubbles: true}}));
+              field.dispatchEvent(new Event("change", {{bubbles: true}}));
+            }})()"""
+        )
+
+    def click(self, selector: str) -> None:
+        """Wait for an element that can be pressed, and press it."""
+        found = f"document.querySelector({selector!r})"
+        self.wait(f"{found} && !{found}.disabled")
+        self.run(f"{found}.click()")
+
+    def text(self, selector: str) -> str:
+        """Return the text of an element, "" if there is none."""
+        return self.run(f"document.querySelector({selector!r})?.textContent ?? ''")
+
     def run(self, script: str) -> Any:
         """Evaluate JavaScript (promises are awaited) and return its value."""
         answer = self.call(

@@ -21,7 +21,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mezzotint.errors import MezzotintError, NotReady
 from mezzotint.observe import log, spans
-from mezzotint.serve import page
 from mezzotint.serve.auth import Caller, KeyRing
 from mezzotint.serve.browsers import check_caller
 from mezzotint.serve.config import is_loopback
@@ -42,6 +41,7 @@ from mezzotint.serve.errors import (
 from mezzotint.serve.front import Front
 from mezzotint.serve.metrics import ServerMetrics
 from mezzotint.serve.schema import document
+from mezzotint.serve.site import page
 from mezzotint.serve.wire import Dialect, Endpoint, Listener, Visit, json_response
 
 __all__ = ["DIALECTS", "Doorway", "create_app", "endpoints"]
@@ -91,6 +91,14 @@ async def _openapi(front: Front, http: Request) -> Response:
 def _pages() -> tuple[Endpoint, ...]:
     return (
         Endpoint(method="GET", path="/", handler=page.index, summary="The web page", scope=None),
+        Endpoint(
+            method="GET",
+            path="/web/{name}",
+            handler=page.asset,
+            summary="A file of the page",
+            scope=None,
+            answers={kind: {} for kind in ("text/javascript", "text/css")},
+        ),
         Endpoint(
             method="GET", path="/favicon.svg", handler=page.icon, summary="The icon", scope=None
         ),

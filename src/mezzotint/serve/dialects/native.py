@@ -33,6 +33,7 @@ from mezzotint.serve.errors import Conflict, Problem, TooManyRequests, describe
 from mezzotint.serve.front import Front
 from mezzotint.serve.queueing import kept_picture, submit
 from mezzotint.serve.schema import ANY_OBJECT, request_schema
+from mezzotint.serve.site import gallery
 from mezzotint.serve.streaming import EventStream, sse
 from mezzotint.serve.wire import (
     CONTENT_TYPES,
@@ -274,6 +275,7 @@ def _endpoints() -> tuple[Endpoint, ...]:
         endpoint("POST", "/v1/plan", plan, "Resolve a request without running it", body=body),
         endpoint("POST", "/v1/inspect", inspect, "Read the recipe in a picture", body=inspection),
         endpoint("GET", "/v1/capabilities", capabilities, "Models, names and limits"),
+        *gallery.ENDPOINTS,
         *runs.ENDPOINTS,
         endpoint("GET", "/health/live", live, "Whether the process runs", scope=None),
         endpoint("GET", "/health/ready", ready, "Whether requests are taken", scope=None),

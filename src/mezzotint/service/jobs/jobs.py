@@ -36,6 +36,7 @@ from mezzotint.service.base import GenerationService
 from mezzotint.service.config import JobsConfig
 from mezzotint.service.descriptions import describe_error, describe_image
 from mezzotint.service.jobs.feed import JobEvent, JobFeed, RunningJob
+from mezzotint.service.jobs.kept import KeptJobs
 from mezzotint.service.jobs.ownership import FolderOwner
 from mezzotint.service.jobs.refusals import same_job
 from mezzotint.service.jobs.results import NoRoom, ResultFiles
@@ -60,7 +61,7 @@ _AWAY = (exc.OperationalError, exc.InterfaceError, exc.InternalError)
 T = TypeVar("T")
 
 
-class Jobs:
+class Jobs(KeptJobs):
     """The durable queue in front of a service.
 
     Args:
@@ -74,7 +75,7 @@ class Jobs:
         self._service = service
         self._config = config
         self._folder = Path(config.folder)
-        self.results = ResultFiles(self._folder / "results")
+        super().__init__(ResultFiles(self._folder / "results"))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mezzotint-jobs")
         self._running: dict[str, RunningJob] = {}
         self._feed = JobFeed(self._running, self._kept_events, self._has_ended)

@@ -16,6 +16,7 @@ from sqlalchemy import event as sa_event
 from sqlalchemy import exc
 
 from mezzotint.errors import UnknownName
+from mezzotint.service.jobs.browsing import delete_ended, find_ids
 from mezzotint.service.jobs.schema import EVENTS, IMAGES, JOBS, NOTES, migrate
 
 __all__ = ["ENDED", "Job", "JobImage", "JobStore", "Status", "StoredEvent"]
@@ -151,6 +152,31 @@ class JobStore:
             query = query.where(JOBS.c.seq < self.get(after).seq)
         with self._engine.connect() as db:
             return [self.get(row["id"]) for row in db.execute(query).mappings().all()]
+
+    def browse(
+        self,
+        *,
+        client: str | None,
+        statuses: Sequence[str],
+        words: Sequence[str],
+        limit: int,
+        after: str | None,
+    ) -> list[Job]:
+        """Return jobs, newest first, whose texts hold every word; see :func:`find_ids`."""
+        before = self.get(after).seq if after is not None else None
+        ids = find_ids(
+            self._engine,
+            client=client,
+            statuses=statuses,
+            words=words,
+            limit=limit,
+            before=before,
+        )
+        return [self.get(id_) for id_ in ids]
+
+    def delete(self, id_: str) -> list[str] | None:
+        """Delete a job that has ended; digests that nobody needs now, None if it has not."""
+        return delete_ended(self._engine, id_, ENDED)
 
     def waiting(self, client: str) -> tuple[int, int]:
         """Count the queued jobs, all of them and the client's."""

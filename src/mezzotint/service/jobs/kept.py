@@ -1,0 +1,55 @@
+"""Kept: what the durable queue answers of the jobs it keeps, without running any."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from mezzotint.service.jobs.results import ResultFiles
+from mezzotint.service.jobs.store import ENDED, Job, JobStore
+
+__all__ = ["KeptJobs"]
+
+_OPEN = ("queued", "running")
+_STATUSES = {"open": _OPEN, "ended": ENDED, "all": (*_OPEN, *ENDED)}
+T = TypeVar("T")
+
+
+class KeptJobs:
+    """Finding and deleting jobs; the queue itself says where they are.
+
+    Args:
+        results: Where pictures are kept.
+    """
+
+    _store: JobStore
+
+    def __init__(self, results: ResultFiles) -> None:
+        self.results = results
+
+    async def _do(self, work: Callable[[], T]) -> T:
+        """Run blocking database work."""
+        return await asyncio.to_thread(work)
+
+    async def browse(
+        self,
+        *,
+        client: str | None,
+        which: str,
+        words: Sequence[str] = (),
+        limit: int = 60,
+        after: str | None = None,
+    ) -> list[Job]:
+        """Return jobs ("open", "ended" or "all") whose texts hold every word, newest first."""
+        statuses = _STATUSES[which]
+        return await self._do(
+            lambda: self._store.browse(
+                client=client, statuses=statuses, words=words, limit=limit, after=after
+            )
+        )
+
+    async def forget(self, id_: str) -> bool:
+        """Delete a job that has ended, with its pictures; False if it has not."""
+        gone = await self._do(lambda: self._store.delete(id_))
+        for digest in gone or ():
+            await asyncio.to_thread(self.results.remove, digest)
+        return gone is not None

@@ -1,0 +1,194 @@
+// The frame: rooms, connection, key, theme, notices, shortcuts.
+import { signal } from "@preact/signals";
+import { useEffect, useRef } from "preact/hooks";
+
+import { apiKey, useKey } from "./api";
+import { Create } from "./create";
+import { detail, Detail, stepDetail } from "./detail";
+import { Gallery } from "./gallery";
+import { cancel, generate, open, sending, step, watch, watchedJob } from "./jobs";
+import { Runs, runs } from "./runs";
+import { connection, dismiss, notices, room } from "./state";
+import { Queue, recallShown, Stage, Strip } from "./stage";
+import { words } from "./words";
+
+const helping = signal(false);
+const keying = signal(false);
+const THEMES = ["auto", "light", "dark"];
+const theme = signal(localStorage.getItem("mezzotint-theme") ?? "auto");
+
+function wear(next: string): void {
+  theme.value = next;
+  localStorage.setItem("mezzotint-theme", next);
+  if (next === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = next;
+}
+
+export function App() {
+  useEffect(() => {
+    wear(theme.value);
+    addEventListener("hashchange", () => { room.value = location.hash.slice(1) || "create"; });
+    addEventListener("online", () => void watch());
+    document.addEventListener("visibilitychange", () => { if (!document.hidden) void watch(); });
+    document.addEventListener("keydown", press);
+  }, []);
+  useEffect(() => {
+    if (location.hash.slice(1) !== room.value) history.replaceState(null, "", `#${room.value}`);
+  }, [room.value]);
+  const now = room.value in words.rooms ? room.value : "create";
+  return (
+    <>
+      <a class="skip" href="#main" onClick={(e) => { e.preventDefault(); document.getElementById("main")?.focus(); }}>{words.skip}</a>
+      <Top now={now} />
+      <Notices />
+      <main id="main" tabIndex={-1} class={now}>
+        {now === "create" ? (
+          <>
+            <h1 class="offscreen">{words.title}</h1>
+            <div class="view"><Stage /><Queue /><Strip />{runs.value.length ? <Runs /> : null}</div>
+            <Create />
+          </>
+        ) : (
+          <>
+            <h1 class="offscreen">{words.rooms[now]}</h1>
+            <Gallery />
+          </>
+        )}
+      </main>
+      <Detail />
+      <Help />
+      <KeyBox />
+      <div class="drop-here" aria-hidden="true">{words.drop.here}</div>
+    </>
+  );
+}
+
+function Top({ now }: { now: string }) {
+  const state = connection.value;
+  const running = open.value.length + sending.value;
+  const kind = state === "ready" ? (running ? "busy" : "ready") : state === "connecting" ? "" : "bad";
+  const text = state === "ready" && running ? words.state.working(running) : words.state[state];
+  return (
+    <header class="top">
+      <b class="brand"><img src="/favicon.svg" alt="" width={24} height={24} /> {words.title}</b>
+      <nav aria-label={words.title}>
+        {Object.entries(words.rooms).map(([name, label]) => (
+          <a key={name} href={`#${name}`} aria-current={now === name ? "page" : undefined}>{label}</a>
+        ))}
+      </nav>
+      <span class="state" role="status"><i id="dot" class={`dot ${kind}`} aria-hidden="true" /><span id="state">{text}</span></span>
+      {apiKey.value || state === "locked" ? (
+        <button type="button" class="quiet" onClick={() => { keying.value = true; }}>{words.key.change}</button>
+      ) : null}
+      <button
+        type="button" class="icon" id="theme" title={words.theme[theme.value]} aria-label={words.theme[theme.value]}
+        onClick={() => wear(THEMES[(THEMES.indexOf(theme.value) + 1) % THEMES.length]!)}
+      >{theme.value === "dark" ? "☾" : theme.value === "light" ? "☀" : "◐"}</button>
+      <button type="button" class="icon" id="help" title={words.help.label} aria-label={words.help.label} onClick={() => { helping.value = true; }}>?</button>
+    </header>
+  );
+}
+
+function Notices() {
+  return (
+    <div class="notices" aria-live="polite">
+      {notices.value.map((n) => (
+        <div key={n.id} class={`notice ${n.kind}`} role={n.kind === "bad" ? "alert" : undefined}>
+          <div>
+            <p>{n.text}</p>
+            {n.lines?.length ? <ul>{n.lines.map((line) => <li>{line}</li>)}</ul> : null}
+          </div>
+          {n.undo ? <button type="button" onClick={() => { n.undo!(); dismiss(n.id); }}>{n.undoText}</button> : null}
+          <button type="button" class="icon" aria-label={words.dismiss} onClick={() => dismiss(n.id)}>×</button>
+        </div>
+      ))}
+    </div>
+  );
+}
+
+function Help() {
+  const box = useRef<HTMLDialogElement>(null);
+  useEffect(() => {
+    if (helping.value) box.current?.showModal();
+  }, [helping.value]);
+  return (
+    <dialog ref={box} class="small" aria-label={words.help.label} onClose={() => { helping.value = false; }}>
+      <h2>{words.help.label}</h2>
+      <table>
+        <tbody>{words.help.keys.map(([key, does]) => <tr key={key}><th scope="row"><kbd>{key}</kbd></th><td>{does}</td></tr>)}</tbody>
+      </table>
+      <form method="dialog"><button>{words.detail.close}</button></form>
+    </dialog>
+  );
+}
+
+/** Asks for the key once where one is needed, and says when the server does not know it. */
+function KeyBox() {
+  const box = useRef<HTMLDialogElement>(null);
+  const field = useRef<HTMLInputElement>(null);
+  const isLocked = connection.value === "locked";
+  const wants = keying.value || isLocked;
+  useEffect(() => {
+    if (wants && !box.current?.open) box.current?.showModal();
+    if (!wants && box.current?.open) box.current.close();
+  }, [wants]);
+  const use = (key: string) => {
+    useKey(key.trim());
+    keying.value = false;
+    connection.value = "connecting";
+    void watch();
+  };
+  return (
+    <dialog ref={box} class="small" id="key-box" aria-label={words.key.title} onCancel={(e) => { if (isLocked) e.preventDefault(); }} onClose={() => { keying.value = false; }}>
+      <form onSubmit={(e) => { e.preventDefault(); use(field.current!.value); }}>
+        <h2>{words.key.title}</h2>
+        <p class={isLocked && apiKey.value ? "notice bad" : ""} id="key-state">{isLocked && apiKey.value ? words.key.wrong : words.key.needed}</p>
+        <div class="field">
+          <label for="key">{words.key.title}</label>
+          <input id="key" ref={field} type="password" autoComplete="off" />
+        </div>
+        <p class="hint">{words.key.kept}</p>
+        <div class="row">
+          <button class="primary" type="submit">{words.key.use}</button>
+          {apiKey.value ? <button type="button" onClick={() => use("")}>{words.key.forget}</button> : null}
+          {isLocked ? null : <button type="button" onClick={() => box.current?.close()}>{words.detail.close}</button>}
+        </div>
+      </form>
+    </dialog>
+  );
+}
+
+function press(event: KeyboardEvent): void {
+  const target = event.target as HTMLElement;
+  const isTyping = /^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName);
+  const inDialog = document.querySelector("dialog[open]") !== null;
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !inDialog) {
+    event.preventDefault();
+    void generate();
+  } else if (event.key === "Escape" && !inDialog && watchedJob.value && ["queued", "running"].includes(watchedJob.value.status)) {
+    event.preventDefault();
+    void cancel(watchedJob.value.id);
+  } else if (isTyping || event.ctrlKey || event.metaKey || event.altKey) {
+    return;
+  } else if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
+    const by = event.key === "ArrowRight" ? 1 : -1;
+    if (detail.value) stepDetail(by);
+    else if (!inDialog && room.value === "create") step(by);
+  } else if (inDialog) {
+    return;
+  } else if (event.key === "?") {
+    helping.value = true;
+  } else if (event.key === "c") {
+    room.value = "create";
+  } else if (event.key === "g") {
+    room.value = "gallery";
+  } else if (event.key === "/") {
+    event.preventDefault();
+    room.value = "gallery";
+    requestAnimationFrame(() => document.getElementById("search")?.focus());
+  } else if (event.key === "r") {
+    void recallShown();
+  } else if (event.key === "s") {
+    document.getElementById("save")?.click();
+  }
+}

@@ -1,0 +1,215 @@
+// One picture with everything known of it, and what can be done with it.
+import { signal } from "@preact/signals";
+import { useEffect, useRef, useState } from "preact/hooks";
+
+import { call, type Fields, type Job, type MadeImage } from "./api";
+import { COPIES } from "./copies";
+import { bytesOf, Picture, pixels, useAddress } from "./image";
+import { open, pictures, recent, remove, requestOf, shown, watched } from "./jobs";
+import { notice, replace, room } from "./state";
+import { fileName } from "./stage";
+import { when } from "./text";
+import { nameOf, words } from "./words";
+
+export const detail = signal<{ job: string; index: number } | null>(null);
+
+export function openDetail(job: string, index: number): void {
+  detail.value = { job, index };
+}
+
+export function Detail() {
+  const box = useRef<HTMLDialogElement>(null);
+  const at = detail.value;
+  const job = at ? [...recent.value, ...open.value].find((j) => j.id === at.job) : undefined;
+  const image = job?.images.find((i) => i.index === at?.index);
+  useEffect(() => {
+    if (image && !box.current?.open) box.current?.showModal();
+    if (!image && box.current?.open) box.current.close();
+  }, [image]);
+  return (
+    <dialog ref={box} class="detail" aria-label={words.detail.label} onClose={() => { detail.value = null; }}>
+      {job && image ? <Inside key={`${job.id}/${image.index}`} job={job} image={image} /> : null}
+    </dialog>
+  );
+}
+
+export function stepDetail(by: number): void {
+  const at = detail.value;
+  const list = pictures.value;
+  const place = list.findIndex((p) => p.job.id === at?.job && p.image.index === at?.index);
+  const next = list[place + by];
+  if (at && next) detail.value = { job: next.job.id, index: next.image.index };
+}
+
+function Inside({ job, image }: { job: Job; image: MadeImage }) {
+  const [asked, setAsked] = useState<Fields | null>(null);
+  const address = useAddress(image.url);
+  useEffect(() => { requestOf(job, image.index).then(setAsked, () => undefined); }, [job.id, image.index]);
+  const use = async () => {
+    try {
+      replace(asked ?? (await requestOf(job, image.index)));
+    } catch (error) {
+      notice("bad", (error as Error).message);
+      return;
+    }
+    shown.value = { job: job.id, index: image.index };
+    watched.value = null;
+    room.value = "create";
+    detail.value = null;
+  };
+  return (
+    <>
+      <header>
+        <button type="button" class="icon" aria-label={words.detail.previous} onClick={() => stepDetail(-1)}>←</button>
+        <button type="button" class="icon" aria-label={words.detail.next} onClick={() => stepDetail(1)}>→</button>
+        <h2>{String(job.request.prompt ?? job.request.model ?? "")}</h2>
+        <button type="button" class="icon" id="close-detail" aria-label={words.detail.close} onClick={() => { detail.value = null; }}>×</button>
+      </header>
+      <div class="sides">
+        <div class="big">
+          {job.request.walk && job.images.length > 1
+            ? <Walk job={job} />
+            : image.format === "mp4"
+              ? <video src={address} controls loop muted />
+              : <Picture path={image.url} alt={words.stage.alt(String(job.request.prompt ?? ""), image.seed)} />}
+        </div>
+        <div class="facts">
+          <div class="actions">
+            <button type="button" class="primary" id="use" onClick={() => void use()}>{words.stage.recall}</button>
+            <a class="button" href={address} download={fileName(image)}>{words.stage.save}</a>
+            <button type="button" class="danger" id="delete" onClick={() => { detail.value = null; remove([job.id]); }}>{words.gallery.delete}</button>
+          </div>
+          <Verify image={image} asked={asked} />
+          <Copy asked={asked} />
+          <dl>
+            <dt>{words.detail.model}</dt><dd>{String(job.request.model ?? "plate")}</dd>
+            <dt>{words.detail.seed}</dt><dd>{String(image.seed)}</dd>
+            <dt>{words.form.size}</dt><dd>{image.width} × {image.height}</dd>
+            <dt>{words.detail.made}</dt><dd>{when(job.created)}</dd>
+            {image.recipe_digest ? <><dt>{words.detail.digest}</dt><dd><code>{image.recipe_digest.slice(0, 16)}</code></dd></> : null}
+          </dl>
+          <Timings timings={image.timings ?? {}} />
+          {image.attempts?.length ? (
+            <details><summary>{words.detail.attempts} ({image.attempts.length})</summary><pre>{JSON.stringify(image.attempts, null, 2)}</pre></details>
+          ) : null}
+          {job.warnings.length ? <p class="notice warn">{job.warnings.join(" · ")}</p> : null}
+          <details open>
+            <summary>{words.detail.request}</summary>
+            <table><tbody>
+              {Object.entries(job.request).map(([name, value]) => (
+                <tr key={name}><th scope="row">{nameOf(name)}</th><td>{typeof value === "object" ? JSON.stringify(value) : String(value)}</td></tr>
+              ))}
+            </tbody></table>
+          </details>
+        </div>
+      </div>
+    </>
+  );
+}
+
+/** The pictures of a walk, one after the other. */
+function Walk({ job }: { job: Job }) {
+  const [at, setAt] = useState(0);
+  const [plays, setPlays] = useState(!matchMedia("(prefers-reduced-motion: reduce)").matches);
+  const [speed, setSpeed] = useState(8);
+  const count = job.images.length;
+  useEffect(() => {
+    if (!plays) return;
+    const timer = setInterval(() => setAt((n) => (n + 1) % count), 1000 / speed);
+    return () => clearInterval(timer);
+  }, [plays, speed, count]);
+  return (
+    <figure class="walk">
+      {job.images.map((image, index) => (
+        <div key={image.index} hidden={index !== at}><Picture path={image.url} alt={`${words.detail.frame} ${index + 1}`} /></div>
+      ))}
+      <figcaption class="row">
+        <button type="button" id="play" onClick={() => setPlays(!plays)}>{plays ? words.detail.pause : words.detail.walk}</button>
+        <input type="range" min={0} max={count - 1} value={at} aria-label={words.detail.frame} onInput={(e) => { setPlays(false); setAt(Number(e.currentTarget.value)); }} />
+        <label>{words.detail.speed} <input type="number" min={1} max={60} value={speed} onInput={(e) => setSpeed(Math.max(1, Number(e.currentTarget.value) || 1))} /></label>
+      </figcaption>
+    </figure>
+  );
+}
+
+function Timings({ timings }: { timings: Record<string, number> }) {
+  const parts = Object.entries(timings).filter(([name, seconds]) => name.endsWith("_s") && seconds > 0);
+  const all = parts.reduce((sum, [, seconds]) => sum + seconds, 0);
+  if (!all) return null;
+  const read = (name: string) => name.replace(/_s$/, "");
+  return (
+    <figure class="timings">
+      <figcaption>{words.detail.timings}</figcaption>
+      <div class="bar" aria-hidden="true">
+        {parts.map(([name, seconds]) => <i key={name} data-stage={read(name)} style={{ width: `${(100 * seconds) / all}%` }} title={read(name)} />)}
+      </div>
+      <p>{parts.map(([name, seconds]) => `${read(name)} ${(1000 * seconds).toFixed(0)} ms`).join(" · ")}</p>
+    </figure>
+  );
+}
+
+/** Draw the picture again, without the cache, and compare bytes and pixels. */
+function Verify({ image, asked }: { image: MadeImage; asked: Fields | null }) {
+  const [said, say] = useState<{ kind: string; text: string } | null>(null);
+  const verify = async () => {
+    say({ kind: "", text: words.detail.verifying });
+    try {
+      const answer = await call("/v1/generations", {
+        method: "POST", body: JSON.stringify(asked), headers: { "Content-Type": "application/json", "Cache-Control": "no-cache" },
+      });
+      const result = (await answer.json()) as { images: { index: number; b64: string }[] };
+      const drawn = result.images.find((i) => i.index === (asked!.walk ? image.index : 0))!;
+      const fresh = Uint8Array.from(atob(drawn.b64), (c) => c.charCodeAt(0)).buffer;
+      say(await compare(await bytesOf(image.url), fresh));
+    } catch (error) {
+      say({ kind: "bad", text: (error as Error).message });
+    }
+  };
+  return (
+    <p class="verify">
+      <button type="button" id="verify" disabled={!asked || said?.kind === ""} onClick={() => void verify()}>{words.detail.verify}</button>
+      {said ? <output id="verdict" class={said.kind}>{said.text}</output> : null}
+    </p>
+  );
+}
+
+async function compare(first: ArrayBuffer, second: ArrayBuffer): Promise<{ kind: string; text: string }> {
+  const a = new Uint8Array(first);
+  const b = new Uint8Array(second);
+  if (a.length === b.length && a.every((value, i) => value === b[i])) return { kind: "good", text: words.detail.identical };
+  const [one, two] = [await pixels(first), await pixels(second)];
+  if (one.width !== two.width || one.height !== two.height) return { kind: "bad", text: words.detail.otherSize };
+  let differ = 0;
+  for (let i = 0; i < one.data.length; i += 4) {
+    if ([0, 1, 2, 3].some((k) => one.data[i + k] !== two.data[i + k])) differ += 1;
+  }
+  const all = one.width * one.height;
+  return differ ? { kind: "bad", text: words.detail.differ(differ, all) } : { kind: "good", text: words.detail.samePixels };
+}
+
+function Copy({ asked }: { asked: Fields | null }) {
+  const [text, setText] = useState("");
+  const [told, tell] = useState("");
+  const copy = async (kind: string) => {
+    const made = COPIES[kind]!(asked!);
+    setText(made);
+    try {
+      await navigator.clipboard.writeText(made);
+      tell(words.detail.copied);
+    } catch {
+      tell(""); // no clipboard without a secure context: the text stands below
+    }
+  };
+  return (
+    <div class="copy">
+      <span>{words.detail.copy}</span>
+      {Object.keys(COPIES).map((kind) => (
+        <button type="button" key={kind} data-copy={kind} disabled={!asked} onClick={() => void copy(kind)}>{words.detail.kinds[kind]}</button>
+      ))}
+      <span role="status">{told}</span>
+      {text ? <pre id="copied">{text.length > 20_000 ? `${text.slice(0, 20_000)}…` : text}</pre> : null}
+    </div>
+  );
+}
+
+

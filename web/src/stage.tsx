@@ -1,0 +1,177 @@
+// The picture that is looked at, or made, and what waits.
+import { signal } from "@preact/signals";
+import { useEffect } from "preact/hooks";
+
+import type { Job, MadeImage } from "./api";
+import { openDetail } from "./detail";
+import { Picture, pictureAsText, useAddress } from "./image";
+import {
+  cancel, cancelAll, live, notifyWhenDone, pictures, queue, requestOf, shown, shownImage, shownJob, watched, watchedJob,
+} from "./jobs";
+import { notice, replace, request, set } from "./state";
+import { duration } from "./text";
+import { nameOf, words } from "./words";
+
+const clock = signal(Date.now());
+
+export function Stage() {
+  const job = watchedJob.value;
+  const isMaking = job !== undefined && ["queued", "running"].includes(job.status);
+  useEffect(() => {
+    if (!isMaking) return;
+    const timer = setInterval(() => { clock.value = Date.now(); }, 500);
+    return () => clearInterval(timer);
+  }, [isMaking]);
+  return (
+    <section class="stage" aria-label={words.stage.label}>
+      {isMaking ? <Making job={job} /> : shownJob.value && shownImage.value ? <Shown job={shownJob.value} image={shownImage.value} /> : <Empty job={job} />}
+    </section>
+  );
+}
+
+function Empty({ job }: { job: Job | undefined }) {
+  return (
+    <div class="canvas">
+      <p class="empty">{job?.status === "failed" ? (job.error ?? words.stage.failed) : job?.status === "cancelled" ? words.stage.cancelled : words.stage.empty}</p>
+    </div>
+  );
+}
+
+function Making({ job }: { job: Job }) {
+  const now = live.value[job.id];
+  const count = Number((job.request.walk as { frames?: number } | undefined)?.frames ?? job.request.num_images ?? 1);
+  const step = now?.step ?? job.progress.step;
+  const steps = now?.steps ?? job.progress.steps;
+  const done = steps ? Math.min(1, ((now?.image ?? job.images.length) + step / steps) / count) : 0;
+  const spent = job.started ? clock.value / 1000 - job.started : 0;
+  const left = done > 0.05 ? Math.max(0, spent / done - spent) : job.eta_s;
+  const last = job.images.at(-1);
+  const text = job.status === "queued"
+    ? words.stage.queued(job.position)
+    : steps ? words.stage.step(Math.min(count, (now?.image ?? job.images.length) + 1), count, step, steps) : words.queue.status.running!;
+  return (
+    <>
+      <div class="canvas making">
+        {now?.preview
+          ? <img id="picture" class="preview" src={now.preview} alt={words.stage.preview} />
+          : last ? <Picture id="picture" path={last.url} alt={words.stage.alt(String(job.request.prompt ?? ""), last.seed)} />
+            : <p class="empty">{String(job.request.prompt ?? job.request.model ?? "")}</p>}
+      </div>
+      <div class="progress" role="progressbar" aria-label={text} aria-valuemin={0} aria-valuemax={100} aria-valuenow={Math.round(done * 100)}>
+        <i id="bar" style={{ width: `${done * 100}%` }} />
+      </div>
+      <div class="under">
+        <p id="about">{text}{left > 0.5 ? ` · ${words.stage.left(duration(left))}` : ""}</p>
+        <button type="button" id="stop" onClick={() => void cancel(job.id)}>{words.queue.cancel}</button>
+      </div>
+    </>
+  );
+}
+
+export function fileName(image: MadeImage): string {
+  const ending: Record<string, string> = { jpeg: "jpg", apng: "png" };
+  return `mezzotint-${image.seed}.${ending[image.format] ?? image.format}`;
+}
+
+/** Fill the form with what made a picture. */
+export async function recallShown(): Promise<void> {
+  const job = shownJob.value;
+  const image = shownImage.value;
+  if (!job || !image) return;
+  try {
+    replace(await requestOf(job, image.index));
+  } catch (error) {
+    notice("bad", (error as Error).message);
+  }
+}
+
+async function beginFrom(path: string): Promise<void> {
+  try {
+    request.value = { ...request.value, image: await pictureAsText(path) };
+  } catch (error) {
+    notice("bad", (error as Error).message);
+  }
+}
+
+function Shown({ job, image }: { job: Job; image: MadeImage }) {
+  const prompt = String(job.request.prompt ?? "");
+  const address = useAddress(image.url);
+  const took = job.cache === "hit" ? words.stage.cached
+    : job.finished && job.started ? words.stage.took(duration(job.finished - job.started)) : "";
+  return (
+    <>
+      <div class="canvas">
+        <button type="button" class="bare" aria-label={words.stage.details} onClick={() => openDetail(job.id, image.index)}>
+          <Picture id="picture" path={image.url} alt={words.stage.alt(prompt, image.seed)} />
+        </button>
+      </div>
+      <div class="under">
+        <p id="about">{image.width} × {image.height} · seed {String(image.seed)}{took ? ` · ${took}` : ""}</p>
+        <div class="actions">
+          <button type="button" id="recall" onClick={() => void recallShown()}>{words.stage.recall}</button>
+          <button type="button" onClick={() => set("seed", String(image.seed))}>{words.stage.seed}</button>
+          <button type="button" id="vary" onClick={() => void beginFrom(image.url)}>{words.stage.begin}</button>
+          <a class="button" id="save" href={address} download={fileName(image)}>{words.stage.save}</a>
+          <button type="button" id="details" onClick={() => openDetail(job.id, image.index)}>{words.stage.details}</button>
+        </div>
+      </div>
+      {[...job.warnings, ...(image.warnings ?? [])].length ? (
+        <p class="notice warn">{[...new Set([...job.warnings, ...(image.warnings ?? [])])].join(" · ")}</p>
+      ) : null}
+    </>
+  );
+}
+
+export function Queue() {
+  const jobs = queue.value;
+  if (!jobs.length) return null;
+  const askToNotify = async () => {
+    const wants = !notifyWhenDone.value && (await Notification.requestPermission()) === "granted";
+    notifyWhenDone.value = wants;
+    localStorage.setItem("mezzotint-notify", wants ? "yes" : "no");
+  };
+  return (
+    <section class="queue" aria-label={words.queue.label}>
+      <header>
+        <h2>{words.queue.label} ({jobs.length})</h2>
+        {"Notification" in window ? (
+          <label class="check"><input type="checkbox" checked={notifyWhenDone.value} onChange={() => void askToNotify()} />{words.queue.notify}</label>
+        ) : null}
+        <button type="button" id="cancel-all" onClick={() => void cancelAll()}>{words.queue.cancelAll}</button>
+      </header>
+      <ol>
+        {jobs.map((job) => (
+          <li key={job.id} data-job={job.id} data-status={job.status} class={watched.value === job.id ? "current" : ""}>
+            <button type="button" class="bare grow" onClick={() => { watched.value = job.id; }}>
+              <b>{String(job.request.prompt ?? job.request.model ?? nameOf("model"))}</b>
+              <small>
+                {job.status === "running"
+                  ? job.progress.steps ? `${job.progress.step} / ${job.progress.steps}` : words.queue.status.running
+                  : `${words.stage.queued(job.position)}${job.eta_s > 0.5 ? `, ${words.stage.left(duration(job.eta_s))}` : ""}`}
+              </small>
+            </button>
+            <button type="button" class="quiet" aria-label={`${words.queue.cancel}: ${String(job.request.prompt ?? job.id)}`} onClick={() => void cancel(job.id)}>×</button>
+          </li>
+        ))}
+      </ol>
+    </section>
+  );
+}
+
+export function Strip() {
+  const list = pictures.value.slice(0, 40);
+  if (!list.length) return null;
+  return (
+    <section class="strip" id="gallery" aria-label={words.queue.recent}>
+      {list.map(({ job, image }) => (
+        <button
+          type="button" key={`${job.id}-${image.index}`} title={String(job.request.prompt ?? "")}
+          aria-pressed={shown.value?.job === job.id && shown.value.index === image.index && watched.value === null}
+          onClick={() => { watched.value = null; shown.value = { job: job.id, index: image.index }; }}
+        >
+          <Picture path={image.url} lazy alt={words.stage.alt(String(job.request.prompt ?? ""), image.seed)} />
+        </button>
+      ))}
+    </section>
+  );
+}
