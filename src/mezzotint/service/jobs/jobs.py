@@ -206,19 +206,6 @@ class Jobs(KeptJobs):
             raise errors.UnknownName("job", id_[:80], (), field="id")
         return job
 
-    async def page(
-        self,
-        *,
-        client: str | None = None,
-        status: str | None = None,
-        limit: int = 50,
-        after: str | None = None,
-    ) -> list[Job]:
-        """Return jobs, newest first."""
-        return await self._do(
-            lambda: self._store.page(client=client, status=status, limit=limit, after=after)
-        )
-
     async def place(self, job: Job) -> tuple[int, float]:
         """Return how many jobs stand before this one, and the seconds that will take."""
         if job.status != "queued":

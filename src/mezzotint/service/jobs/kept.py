@@ -30,6 +30,19 @@ class KeptJobs:
         """Run blocking database work."""
         return await asyncio.to_thread(work)
 
+    async def page(
+        self,
+        *,
+        client: str | None = None,
+        status: str | None = None,
+        limit: int = 50,
+        after: str | None = None,
+    ) -> list[Job]:
+        """Return jobs, newest first."""
+        return await self._do(
+            lambda: self._store.page(client=client, status=status, limit=limit, after=after)
+        )
+
     async def browse(
         self,
         *,
