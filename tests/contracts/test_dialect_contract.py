@@ -332,7 +332,7 @@ class TestTorchServe:
     def test_open_inference_protocol(self, door):
         assert door.http.get("/v2/health/live").json() == {"live": True}
         assert door.http.get("/v2/health/ready").json() == {"ready": True}
-        assert door.http.get("/v2").json()["extenstion"] == ["kserve", "kubeflow"]
+        assert door.http.get("/v2").json()["extenstion"][:2] == ["kserve", "kubeflow"]
         assert door.http.get("/v2/models/plate").json()["versions"] == ["1.0"]
         body = {
             "id": "77",
@@ -394,7 +394,8 @@ class TestTorchServe:
         answer = door.http.request(method, path, json=body)
         status, kind, message = expected
         assert answer.status_code == status
-        assert answer.json().keys() == {"code", "type", "message"}
+        own = {"error"} if path.startswith("/v2") else set()  # what the protocol's clients read
+        assert answer.json().keys() == {"code", "type", "message"} | own
         assert answer.json()["code"] == status
         assert answer.json()["type"] == kind
         assert answer.json()["message"].startswith(message)

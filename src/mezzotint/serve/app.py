@@ -60,6 +60,7 @@ _SECURE = {
 
 DIALECTS: tuple[Dialect, ...] = (
     torchserve.DIALECT,
+    torchserve.OIP,
     replicate.DIALECT,
     fal.DIALECT,
     comfyui.DIALECT,
@@ -179,7 +180,7 @@ class Doorway:
         """Serve one exchange; every error becomes an answer in the dialect's words."""
         began = time.monotonic()
         dialect = self._dialect(scope["path"])
-        if dialect is torchserve.DIALECT and scope["path"].endswith("/"):  # as TorchServe has it
+        if dialect.name == _NOBODYS.name and scope["path"].endswith("/"):  # as TorchServe has it
             scope["path"] = scope["path"].rstrip("/") or "/"
         here.dialect = dialect.name
         body = _Body(receive, self._front, headers)

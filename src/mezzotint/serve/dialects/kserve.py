@@ -3,22 +3,21 @@
 import asyncio
 import base64
 import contextlib
-import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mezzotint.errors import InvalidField, InvalidRequest
-from mezzotint.plain import field_types
+from mezzotint.errors import InvalidField
 from mezzotint.request import GenerationRequest
 from mezzotint.serve.dialects import torchserve_handlers as handlers
+from mezzotint.serve.dialects.inference.binary import read_inference
+from mezzotint.serve.dialects.inference.bodies import TENSORS, V2, answer, read_asked
 from mezzotint.serve.dialects.torchserve_models import find_model, num_workers
 from mezzotint.serve.dialects.torchserve_requests import (
     INSTANCE,
     PARAMETERS,
-    parameter_schemas,
     plain_picture,
     resolve,
     to_request,
@@ -31,7 +30,7 @@ from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.endings import follow
 from mezzotint.types import GenerationResult
 
-__all__ = ["V1", "answer_v1", "endpoints"]
+__all__ = ["V1", "V1_ENDPOINT", "V2_ENDPOINTS", "answer_v1"]
 
 
 async def predict_v1(front: Front, http: Request) -> Response:
@@ -138,7 +137,7 @@ async def ready_v2(front: Front, http: Request) -> Response:
 
 async def metadata_v2(front: Front, http: Request) -> Response:
     """Open inference protocol: the server's metadata, TorchServe's spelling included."""
-    extensions = ["kserve", "kubeflow"]
+    extensions = ["kserve", "kubeflow", "binary_tensor_data"]
     return json_response(
         {
             "name": "mezzotint",
@@ -147,18 +146,6 @@ async def metadata_v2(front: Front, http: Request) -> Response:
             "extenstion": extensions,
         }
     )
-
-
-_TENSORS = {
-    "inputs": [
-        {"name": "prompt", "datatype": "BYTES", "shape": [-1]},
-        {"name": "seed", "datatype": "UINT64", "shape": [-1]},
-    ],
-    "outputs": [
-        {"name": "image", "datatype": "BYTES", "shape": [-1]},
-        {"name": "seed", "datatype": "UINT64", "shape": [-1]},
-    ],
-}
 
 
 def _named(http: Request) -> tuple[str, str | None]:
@@ -172,7 +159,7 @@ async def model_v2(front: Front, http: Request) -> Response:
     await find_model(front, name, version)
     versions = [m["version"] for m in await front.service.models() if m["name"] == name]
     return json_response(
-        {"name": name, "versions": versions, "platform": "mezzotint_pytorch", **_TENSORS}
+        {"name": name, "versions": versions, "platform": "mezzotint_pytorch", **TENSORS}
     )
 
 
@@ -186,73 +173,18 @@ async def model_ready_v2(front: Front, http: Request) -> Response:
 
 async def infer_v2(front: Front, http: Request) -> Response:
     """Open inference protocol: one row of every input tensor is one request."""
-    name, asked = _named(http)
-    model, _ = await resolve(front, name, asked, protocol="the open inference protocol")
-    body = await read_json(http, untyped=True)
-    rows = _rows(body)
-    results = await _together(front, http, [to_request(model, row)[0] for row in rows])
+    name, asked_version = _named(http)
+    model, _ = await resolve(front, name, asked_version, protocol="the open inference protocol")
+    asked = read_asked(await read_inference(http))
+    results = await _together(front, http, [to_request(model, row)[0] for row in asked.rows])
     images = [image for result in results for image in result.images]
-    version = asked or (await find_model(front, name, None))["version"]
-    return json_response(
-        {
-            "id": str(body.get("id", "") or results[0].id),
-            "model_name": name,
-            "model_version": version,
-            "outputs": [
-                {
-                    "name": "image",
-                    "shape": [len(images)],
-                    "datatype": "BYTES",
-                    "parameters": {"content_type": "base64", "format": images[0].format},
-                    "data": [plain_picture(i)["b64"] for i in images],
-                },
-                {
-                    "name": "seed",
-                    "shape": [len(images)],
-                    "datatype": "UINT64",
-                    "data": [i.seed for i in images],
-                },
-            ],
-        }
-    )
-
-
-def _rows(body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Turn named tensors into one set of parameters for each row."""
-    inputs = body.get("inputs")
-    if not isinstance(inputs, list) or not inputs:
-        raise InvalidField("inputs must be a list of tensors", field="inputs")
-    common = body.get("parameters")
-    common = {} if common is None else common
-    if not isinstance(common, dict):
-        raise InvalidField("parameters must be an object", field="parameters")
-    columns: dict[str, list[Any]] = {}
-    for position, tensor in enumerate(inputs):
-        where = f"inputs[{position}]"
-        if not isinstance(tensor, dict) or not isinstance(tensor.get("name"), str):
-            raise InvalidField(f"{where} must be an object with a name", field=where)
-        name, data = tensor["name"], tensor.get("data")
-        if not isinstance(data, list) or not data:
-            raise InvalidField(f"{where}.data must be a list with values", field=f"{where}.data")
-        if name in columns or name in common:
-            raise InvalidRequest(f"{name} is given twice", field=where)
-        columns[name] = _flat(name, data)
-    lengths = {name: len(data) for name, data in columns.items()}
-    rows = max(lengths.values())
-    if any(length not in (1, rows) for length in lengths.values()):
-        raise InvalidRequest(f"inputs must have one length, got {lengths}", field="inputs")
-    return [
-        {**common, **{n: d[k] if len(d) > 1 else d[0] for n, d in columns.items()}}
-        for k in range(rows)
-    ]
-
-
-def _flat(name: str, data: list[Any]) -> list[Any]:
-    """Return the values of a tensor of shape [n] or [1, n]; those of lists have shape [n]."""
-    has_lists = typing.get_origin(field_types(GenerationRequest).get(name)) is tuple
-    if len(data) == 1 and isinstance(data[0], list) and data[0] and not has_lists:
-        return typing.cast("list[Any]", data[0])
-    return data
+    version = asked_version or (await find_model(front, name, None))["version"]
+    message = {
+        "id": asked.id or results[0].id,
+        "model_name": name,
+        "model_version": version,
+    }
+    return answer(message, asked, images)
 
 
 def _v1(limits: Mapping[str, int]) -> dict[str, Any]:
@@ -261,58 +193,30 @@ def _v1(limits: Mapping[str, int]) -> dict[str, Any]:
     return {"type": "object", "required": ["instances"], "properties": {"instances": instances}}
 
 
-def _v2(limits: Mapping[str, int]) -> dict[str, Any]:
-    """Return the schema of a body of the open inference protocol."""
-    tensors = [_tensor(name, schema) for name, schema in parameter_schemas(limits).items()]
-    return {
-        "type": "object",
-        "required": ["inputs"],
-        "properties": {
-            "inputs": {"type": "array", "minItems": 1, "items": {"anyOf": tensors}},
-            "parameters": {"anyOf": [PARAMETERS.reference, {"type": "null"}]},
-        },
-    }
-
-
-def _tensor(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schema of the tensor of one parameter."""
-    values = {"type": "array", "minItems": 1, "items": schema}
-    shapes = [values]
-    if schema.get("type") != "array":
-        shapes.append({"type": "array", "minItems": 1, "maxItems": 1, "items": values})
-    return {
-        "type": "object",
-        "required": ["name", "data"],
-        "properties": {"name": {"const": name}, "data": {"anyOf": shapes}},
-    }
-
-
 V1 = Body("KServeV1", _v1, (PARAMETERS,))
-V2 = Body("KServeV2", _v2, (PARAMETERS,))
 
 
-def endpoints() -> tuple[Endpoint, ...]:
-    """Return the endpoints of both protocols."""
-    plain = {"application/json": ANY_OBJECT}
-    root = "/v2/models/{model_name}"
+def _endpoint(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
+    return Endpoint(method=method, path=path, handler=handler, summary=summary, **more)
 
-    def endpoint(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
-        return Endpoint(method=method, path=path, handler=handler, summary=summary, **more)
 
-    return (
-        endpoint("POST", "/v1/models/{model_name}:predict", predict_v1, "KServe v1: make pictures",
-                 body=V1, answers=plain),
-        endpoint("GET", "/v2", metadata_v2, "OIP: server metadata", scope=None),
-        endpoint("GET", "/v2/health/live", live_v2, "OIP: liveness", scope=None),
-        endpoint("GET", "/v2/health/ready", ready_v2, "OIP: readiness", scope=None),
-        *(
-            one
-            for path in (root, root + "/versions/{model_version}")
-            for one in (
-                endpoint("GET", path, model_v2, "OIP: model metadata"),
-                endpoint("GET", path + "/ready", model_ready_v2, "OIP: model readiness"),
-                endpoint("POST", path + "/infer", infer_v2, "OIP: make pictures", body=V2,
-                         answers=plain),
-            )
-        ),
-    )  # fmt: skip
+_PLAIN: Mapping[str, Mapping[str, Any]] = {"application/json": ANY_OBJECT}
+_ROOT = "/v2/models/{model_name}"
+
+V1_ENDPOINT = _endpoint("POST", "/v1/models/{model_name}:predict", predict_v1,
+                        "KServe v1: make pictures", body=V1, answers=_PLAIN)  # fmt: skip
+V2_ENDPOINTS = (
+    _endpoint("GET", "/v2", metadata_v2, "OIP: server metadata", scope=None),
+    _endpoint("GET", "/v2/health/live", live_v2, "OIP: liveness", scope=None),
+    _endpoint("GET", "/v2/health/ready", ready_v2, "OIP: readiness", scope=None),
+    *(
+        one
+        for path in (_ROOT, _ROOT + "/versions/{model_version}")
+        for one in (
+            _endpoint("GET", path, model_v2, "OIP: model metadata"),
+            _endpoint("GET", path + "/ready", model_ready_v2, "OIP: model readiness"),
+            _endpoint("POST", path + "/infer", infer_v2, "OIP: make pictures", body=V2,
+                      answers={**_PLAIN, "application/octet-stream": {}}),
+        )
+    ),
+)  # fmt: skip

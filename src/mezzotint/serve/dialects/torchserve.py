@@ -46,7 +46,7 @@ from mezzotint.serve.wire import (
 )
 from mezzotint.types import GenerationResult
 
-__all__ = ["DIALECT", "error_body", "from_result", "to_request"]
+__all__ = ["DIALECT", "OIP", "error_body", "from_result", "to_request"]
 
 GRID_COLUMNS = 8
 _TYPES: Mapping[str, tuple[int, str]] = {
@@ -115,7 +115,16 @@ def error_body(problem: Problem) -> dict[str, Any]:
 
 
 def _render(problem: Problem, request_id: str) -> Response:
+    return _refused(error_body(problem))
+
+
+def _render_v2(problem: Problem, request_id: str) -> Response:
+    """Write an error for clients of the open inference protocol too: they read ``error``."""
     body = error_body(problem)
+    return _refused({**body, "error": body["message"]})
+
+
+def _refused(body: Mapping[str, Any]) -> Response:
     return json_response(body, body["code"], headers={"Connection": "close"}, indent=True)
 
 
@@ -173,7 +182,7 @@ async def ping(front: Front, http: Request) -> Response:
 async def options(front: Front, http: Request) -> Response:
     """Describe the API of this listener, or the part of one model, as OpenAPI."""
     listener = visit(http).listener
-    shown = [e for e in DIALECT.endpoints if e.listener == listener]
+    shown = [e for d in (DIALECT, OIP) for e in d.endpoints if e.listener == listener]
     name = http.path_params.get("model_name")
     if name is not None:
         await find_model(front, name, None)
@@ -248,7 +257,7 @@ def _endpoints() -> tuple[Endpoint, ...]:
         endpoint("POST", "/explanations/{model_name}/{model_version}", explain,
                  "TorchServe: not offered"),
         endpoint("POST", "/v1/models/{model_name}:explain", explain, "KServe v1: not offered"),
-        *kserve.endpoints(),
+        kserve.V1_ENDPOINT,
         *ENDPOINTS,
     )  # fmt: skip
 
@@ -256,9 +265,17 @@ def _endpoints() -> tuple[Endpoint, ...]:
 DIALECT = Dialect(
     name="torchserve",
     pattern=re.compile(
-        r"^/(ping|predictions|explanations|invocations|models|api-description|v2)(/|$)"
+        r"^/(ping|predictions|explanations|invocations|models|api-description)(/|$)"
         r"|^/v1/models/[^/]+:|^/[^/]+(/[^/]+)?/predict/?$"
     ),
     endpoints=_endpoints(),
     render=_render,
 )
+
+OIP = Dialect(
+    name="torchserve",
+    pattern=re.compile(r"^/v2(/|$)"),
+    endpoints=kserve.V2_ENDPOINTS,
+    render=_render_v2,
+)
+"""The open inference protocol: TorchServe's paths and errors, with the protocol's own ``error``."""

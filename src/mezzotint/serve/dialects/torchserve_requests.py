@@ -29,6 +29,7 @@ __all__ = [
     "read_parameters",
     "resolve",
     "to_request",
+    "typed",
 ]
 
 _TEXT_NAMES = ("data", "body", "text", "prompt", "input")
@@ -139,7 +140,7 @@ async def read_parameters(http: Request) -> dict[str, Any]:
     """Read a body of any kind into named parameters."""
     kind = media_type(http)
     if http.method in ("GET", "DELETE") and not await http.body():
-        return _typed(dict(http.query_params))
+        return typed(dict(http.query_params))
     if kind == "application/json" or kind.endswith("+json"):
         value = parse_json(await http.body())
         if isinstance(value, list) and len(value) == 1:
@@ -176,10 +177,10 @@ async def _form(http: Request) -> dict[str, Any]:
                 body[name] = ImageInput(data)
     if len(body) == 1 and next(iter(body.values())) == "":  # curl -d "a prompt"
         return {"prompt": next(iter(body))}
-    return _typed(body)
+    return typed(body)
 
 
-def _typed(body: dict[str, Any]) -> dict[str, Any]:
+def typed(body: dict[str, Any]) -> dict[str, Any]:
     """Read what a form or query can only say as text: numbers and objects as JSON."""
     texts = (*_TEXT_NAMES, "negative_prompt", "scheduler", "sigma_schedule", "seed", "model")
     typed: dict[str, Any] = {}
