@@ -95,7 +95,9 @@ def tensor(size, **more):
 
 @pytest.mark.anyio
 async def test_tensors_take_their_bytes_in_order():
-    body = await read_inference(written([tensor(1), {"name": "b", "data": [5]}, tensor(1)], b"\1\2"))
+    body = await read_inference(
+        written([tensor(1), {"name": "b", "data": [5]}, tensor(1)], b"\1\2")
+    )
     assert [one["data"] for one in body["inputs"]] == [[1], [5], [2]]
 
 

@@ -14,9 +14,11 @@ from mezzotint.serve.dialects.inference.bodies import read_asked
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    with running_server(tmp_path_factory.mktemp("jobs")) as server:
-        with triton.InferenceServerClient(server.url.removeprefix("http://")) as opened:
-            yield opened
+    with (
+        running_server(tmp_path_factory.mktemp("jobs")) as server,
+        triton.InferenceServerClient(server.url.removeprefix("http://")) as opened,
+    ):
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,9 @@ def test_binary_and_json_are_the_same_picture(client):
 
 
 def test_the_client_is_told_what_is_wrong(client):
-    with pytest.raises(triton.InferenceServerException, match=r"num_inference_steps .*got 0") as told:
+    with pytest.raises(
+        triton.InferenceServerException, match=r"num_inference_steps .*got 0"
+    ) as told:
         client.infer("plate", [tensor("num_inference_steps", [0], "INT32")])
     assert told.value.status() == "400"
     with pytest.raises(triton.InferenceServerException, match="Model not found: nope") as told:
