@@ -1,6 +1,7 @@
 """Arrays: pictures as nested lists of numbers, as TorchServe's diffusers example answers."""
 
 import asyncio
+from typing import Any
 
 import orjson
 from starlette.responses import Response
@@ -29,7 +30,7 @@ async def answer(front: Front, result: GenerationResult) -> Response:
     return Response(written, media_type="application/json")
 
 
-def to_lists(pixels: bytes, count: int, height: int, width: int) -> list[object]:
+def to_lists(pixels: bytes, count: int, height: int, width: int) -> list[Any]:
     """Return pixels as nested lists.
 
     Args:

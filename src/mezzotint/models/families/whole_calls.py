@@ -144,13 +144,14 @@ def why_refused(cls: Any) -> str | None:
 
 def _answers(cls: Any) -> set[str]:
     """Return the fields of the outputs that a call names."""
-    from diffusers.utils import BaseOutput
+    from diffusers.utils.outputs import BaseOutput
 
     function = inspect.unwrap(cls.__call__)
     code, found = getattr(function, "__code__", None), set[str]()
     for name in code.co_names if code is not None else ():
         output = function.__globals__.get(name)
-        if inspect.isclass(output) and issubclass(output, BaseOutput):
+        is_output = inspect.isclass(output) and issubclass(output, BaseOutput)
+        if is_output and dataclasses.is_dataclass(output):
             found |= {field.name for field in dataclasses.fields(output)}
     return found
 

@@ -69,9 +69,7 @@ def needs_sdk() -> None:
     try:
         import mcp.server.lowlevel  # noqa: F401
     except ImportError:
-        raise NotReady(
-            "MCP needs the extra mcp: pip install 'mezzotint[mcp]'", retry_after_s=3600.0
-        ) from None
+        raise NotReady("MCP needs the extra mcp: pip install 'mezzotint[mcp]'") from None
 
 
 def create_server(

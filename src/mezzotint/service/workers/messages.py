@@ -46,7 +46,7 @@ class _Message(Struct, frozen=True, kw_only=True, tag=True):
     """A message; its class's name travels with it."""
 
 
-class Hello(_Message):
+class Hello(_Message, frozen=True, kw_only=True, tag=True):
     """The first message to a worker: which service to build, and how.
 
     Args:
@@ -62,7 +62,7 @@ class Hello(_Message):
     cores: list[int]
 
 
-class StreamRequest(_Message):
+class StreamRequest(_Message, frozen=True, kw_only=True, tag=True):
     """Run a request and tell its events; the arguments are those of the service port.
 
     Args:
@@ -79,7 +79,7 @@ class StreamRequest(_Message):
     quiet: bool
 
 
-class CallMethod(_Message):
+class CallMethod(_Message, frozen=True, kw_only=True, tag=True):
     """Call one method of the service with plain arguments."""
 
     call: int
@@ -87,73 +87,73 @@ class CallMethod(_Message):
     arguments: dict[str, Any]
 
 
-class Cancel(_Message):
+class Cancel(_Message, frozen=True, kw_only=True, tag=True):
     """Nobody waits for a stream or a call any more."""
 
     call: int
 
 
-class Ready(_Message):
+class Ready(_Message, frozen=True, kw_only=True, tag=True):
     """The service stands."""
 
     pid: int
 
 
-class Refused(_Message):
+class Refused(_Message, frozen=True, kw_only=True, tag=True):
     """There is no service, and why."""
 
     error: dict[str, Any]
 
 
-class Answered(_Message):
+class Answered(_Message, frozen=True, kw_only=True, tag=True):
     """What a method returned, as plain data."""
 
     call: int
     value: Any
 
 
-class CallFailed(_Message):
+class CallFailed(_Message, frozen=True, kw_only=True, tag=True):
     """What a method or a stream raised."""
 
     call: int
     error: dict[str, Any]
 
 
-class StreamEnded(_Message):
+class StreamEnded(_Message, frozen=True, kw_only=True, tag=True):
     """A stream has no more events."""
 
     call: int
 
 
-class QueuedMessage(_Message):
+class QueuedMessage(_Message, frozen=True, kw_only=True, tag=True):
     """A request waits."""
 
     call: int
     event: Queued
 
 
-class StartedMessage(_Message):
+class StartedMessage(_Message, frozen=True, kw_only=True, tag=True):
     """A request is worked on."""
 
     call: int
     event: Started
 
 
-class SteppedMessage(_Message):
+class SteppedMessage(_Message, frozen=True, kw_only=True, tag=True):
     """An image took a step."""
 
     call: int
     event: Stepped
 
 
-class ImageFinishedMessage(_Message):
+class ImageFinishedMessage(_Message, frozen=True, kw_only=True, tag=True):
     """An image is done."""
 
     call: int
     event: ImageFinished
 
 
-class FinishedMessage(_Message):
+class FinishedMessage(_Message, frozen=True, kw_only=True, tag=True):
     """A request is done.
 
     Args:
@@ -166,7 +166,7 @@ class FinishedMessage(_Message):
     sent: list[int]
 
 
-class FailedMessage(_Message):
+class FailedMessage(_Message, frozen=True, kw_only=True, tag=True):
     """A request failed."""
 
     call: int
@@ -174,7 +174,7 @@ class FailedMessage(_Message):
     error: dict[str, Any]
 
 
-class CancelledMessage(_Message):
+class CancelledMessage(_Message, frozen=True, kw_only=True, tag=True):
     """A request was cancelled."""
 
     call: int
