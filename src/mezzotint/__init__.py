@@ -33,6 +33,7 @@ _HOMES = {
         "WorkFailed",
     ),
     "mezzotint.models.base": ("Model",),
+    "mezzotint.pipelines": ("Pipeline", "PipelineOutput", "pipeline"),
     "mezzotint.request": (
         "Animation",
         "Control",

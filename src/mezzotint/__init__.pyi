@@ -22,6 +22,9 @@ from mezzotint.errors import UnknownName as UnknownName
 from mezzotint.errors import WeightsError as WeightsError
 from mezzotint.errors import WorkFailed as WorkFailed
 from mezzotint.models.base import Model as Model
+from mezzotint.pipelines import Pipeline as Pipeline
+from mezzotint.pipelines import PipelineOutput as PipelineOutput
+from mezzotint.pipelines import pipeline as pipeline
 from mezzotint.request import Animation as Animation
 from mezzotint.request import Control as Control
 from mezzotint.request import Embedding as Embedding

@@ -6,22 +6,19 @@ other settings, or many requests at once, make an :class:`Engine`.
 """
 
 import atexit
-import dataclasses
-import io
 import threading
-from pathlib import Path
 from typing import Any
 
-from mezzotint.errors import InvalidRequest
-from mezzotint.plain import read
+from mezzotint.calls import read_call
+from mezzotint.notebook import is_notebook
+from mezzotint.observe.progress import notebook_bar
 from mezzotint.request import GenerationRequest
 from mezzotint.service.engine import Engine
 from mezzotint.settings import load
-from mezzotint.types import GenerationResult, ImageInput
+from mezzotint.types import GenerationResult
 
 __all__ = ["Engine", "generate"]
 
-_PICTURES = ("image", "mask")
 _lock = threading.Lock()
 _engines: list[Engine] = []  # at most one
 
@@ -45,18 +42,22 @@ def generate(prompt: str | GenerationRequest | None = None, /, **fields: Any) ->
         result = mz.generate("a red apple", seed=7)
         result.images[0].save("apple.png")
     """
-    for name in _PICTURES:
-        if fields.get(name) is not None:
-            fields[name] = _picture(fields[name], name)
-    if isinstance(prompt, GenerationRequest):
-        request = dataclasses.replace(prompt, **fields) if fields else prompt
-    else:
-        if prompt is not None:
-            if "prompt" in fields:
-                raise InvalidRequest("prompt was given twice", field="prompt")
-            fields["prompt"] = prompt
-        request = read(GenerationRequest, fields)
-    return shared_engine().generate(request)
+    request = read_call(prompt, fields)
+    engine = shared_engine()
+    return _shown(engine, request) if is_notebook() else engine.generate(request)
+
+
+def _shown(engine: Engine, request: GenerationRequest) -> GenerationResult:
+    """Run a request with a bar; stopping the notebook's cell cancels it."""
+    handle = engine.submit(request)
+    try:
+        with notebook_bar(request.num_pictures) as show:
+            for event in handle.events():
+                show(event)
+    except KeyboardInterrupt:
+        handle.cancel()
+        raise
+    return handle.result()
 
 
 def shared_engine() -> Engine:
@@ -67,17 +68,3 @@ def shared_engine() -> Engine:
             _engines.append(engine)
             atexit.register(engine.close)
         return _engines[0]
-
-
-def _picture(value: Any, field: str) -> Any:
-    """Turn what people hold in their hands into an encoded picture."""
-    if isinstance(value, Path):
-        return ImageInput.from_file(value, field=field)
-    if isinstance(value, str):
-        is_path = len(value) < 4096 and Path(value).is_file()
-        return ImageInput.from_file(value, field=field) if is_path else value
-    if hasattr(value, "save") and hasattr(value, "mode"):
-        stream = io.BytesIO()
-        value.save(stream, "PNG")
-        return ImageInput(stream.getvalue())
-    return value

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, NewType
 from mezzotint.bounds import SPACE, Length, Range, Unicode
 from mezzotint.errors import ImageError
 from mezzotint.files import write_atomically
+from mezzotint.notebook import picture_html, pictures_html
 
 __all__ = [
     "MAX_ADAPTERS",
@@ -242,6 +243,21 @@ class ImageOutput:
     pixels: Any = field(default=None, repr=False, compare=False)
     frames: int = 1
 
+    def _repr_png_(self) -> bytes | None:
+        """Return the file for a notebook to show, if it is a PNG (an animated one too)."""
+        return self.data if self.format in ("png", "apng") else None
+
+    def _repr_jpeg_(self) -> bytes | None:
+        """Return the file for a notebook to show, if it is a JPEG."""
+        return self.data if self.format == "jpeg" else None
+
+    def _repr_html_(self) -> str | None:
+        """Return a page's element for the other formats, which have no hook of their own."""
+        return self._html() if self.format in ("webp", "gif", "mp4") else None
+
+    def _html(self) -> str:
+        return picture_html(self.data, self.format, title=f"image {self.index}, seed {self.seed}")
+
     @property
     def bytes(self) -> bytes:
         """The encoded file; the same as ``data``."""
@@ -279,6 +295,12 @@ class GenerationResult:
     plan: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
     cache: Literal["hit", "miss"] = "miss"
     warnings: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str | None:
+        """Return the pictures for a notebook to show, several as a grid; None without any."""
+        if not self.images:
+            return None
+        return pictures_html([i._html() for i in self.images], max(i.width for i in self.images))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,8 @@ from rich.progress import (
 from rich.text import Text
 
 from mezzotint.observe import stages
-from mezzotint.types import Event, ImageFinished, Stepped
+from mezzotint.observe.progress import Counter
+from mezzotint.types import Event, Stepped
 
 __all__ = ["Reporter", "reporting", "show_picture"]
 
@@ -41,40 +42,6 @@ class Reporter(Protocol):
     def __call__(self, event: Event) -> None:
         """Show one event."""
         ...
-
-
-class Counter:
-    """Adds up steps over the images of a request, whatever the order of events."""
-
-    def __init__(self, images: int) -> None:
-        self._images = images
-        self._done: dict[int, int] = {}
-        self.total = 0
-        self.finished = 0
-        self._started = time.monotonic()
-
-    def take(self, event: Event) -> None:
-        """Count one event."""
-        if isinstance(event, Stepped):
-            if not self._done:
-                self._started = time.monotonic()
-            self._done[event.image] = max(event.step, self._done.get(event.image, 0))
-            self.total = max(self.total, event.steps * self._images)
-        elif isinstance(event, ImageFinished):
-            self.finished += 1
-
-    @property
-    def done(self) -> int:
-        """Steps taken by all images together."""
-        return sum(self._done.values())
-
-    def describe(self) -> str:
-        """Return the state as one line with rate and time left."""
-        elapsed = time.monotonic() - self._started
-        rate = (self.done - 1) / elapsed if elapsed > 0 and self.done > 1 else 0.0
-        left = f", {(self.total - self.done) / rate:.0f} s left" if rate else ""
-        speed = f", {rate:.1f} steps/s" if rate else ""
-        return f"step {self.done}/{self.total}{speed}{left}"
 
 
 class _Lines:

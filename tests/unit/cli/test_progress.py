@@ -12,8 +12,9 @@ from rich.progress import Progress, TextColumn
 from rich.text import Text
 
 from mezzotint.cli import progress
-from mezzotint.cli.progress import Counter, half_blocks, show_picture
+from mezzotint.cli.progress import half_blocks, show_picture
 from mezzotint.observe import stages
+from mezzotint.observe.progress import Counter
 from mezzotint.types import ImageFinished, ImageOutput, Stepped
 
 
