@@ -214,7 +214,7 @@ def _run(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Generati
                     for event in handle.events():
                         show(event)
         return [handle.result() for handle in handles]
-    except BaseException:
+    except BaseException:  # KeyboardInterrupt too: what was handed in would go on
         for handle in handles:
             handle.cancel()
         raise
