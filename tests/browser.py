@@ -81,6 +81,23 @@ class Page:
         self.wait(f"{found} && !{found}.disabled")
         self.run(f"{found}.click()")
 
+    def drag(self, selector: str, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Drag the mouse over an element, from and to shares of its width and height."""
+        box = self.run(
+            f"""(() => {{
+              const found = document.querySelector({selector!r});
+              found.scrollIntoView({{block: "center"}});
+              const box = found.getBoundingClientRect();
+              return [box.left, box.top, box.width, box.height];
+            }})()"""
+        )
+        moves = [("mousePressed", start, 1), ("mouseMoved", end, 1), ("mouseReleased", end, 0)]
+        for kind, (x, y), held in moves:
+            self.call(
+                "Input.dispatchMouseEvent", type=kind, x=box[0] + x * box[2],
+                y=box[1] + y * box[3], button="left", buttons=held, clickCount=1,
+            )  # fmt: skip
+
     def text(self, selector: str) -> str:
         """Return the text of an element, "" if there is none."""
         return self.run(f"document.querySelector({selector!r})?.textContent ?? ''")

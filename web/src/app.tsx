@@ -9,6 +9,7 @@ import { Gallery } from "./gallery";
 import { cancel, generate, open, sending, step, watch, watchedJob } from "./jobs";
 import { Runs, runs } from "./runs";
 import { connection, dismiss, notices, room } from "./state";
+import { SheetRoom } from "./sheet";
 import { Queue, recallShown, Stage, Strip } from "./stage";
 import { words } from "./words";
 
@@ -51,7 +52,7 @@ export function App() {
         ) : (
           <>
             <h1 class="offscreen">{words.rooms[now]}</h1>
-            <Gallery />
+            {now === "sheet" ? <SheetRoom /> : <Gallery />}
           </>
         )}
       </main>
@@ -182,6 +183,8 @@ function press(event: KeyboardEvent): void {
     room.value = "create";
   } else if (event.key === "g") {
     room.value = "gallery";
+  } else if (event.key === "x") {
+    room.value = "sheet";
   } else if (event.key === "/") {
     event.preventDefault();
     room.value = "gallery";

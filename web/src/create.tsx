@@ -5,6 +5,8 @@ import { useId } from "preact/hooks";
 import type { Fields, Json } from "./api";
 import { Field, NumberInput } from "./fields";
 import { cancelAll, generate, open, shownImage } from "./jobs";
+import { MaskBrush } from "./mask";
+import { RegionBoxes } from "./regions";
 import { blank, brief, kindOf } from "./schema";
 import {
   before, capabilities, choices, connection, DEFAULT_MODEL, limits, model, models, plan, planError, prompts, replace,
@@ -365,7 +367,10 @@ function Technique({ name }: { name: string }) {
       {complex && !isSet ? (
         <button type="button" onClick={() => set(name, blank(own, name))}>{words.form.set}</button>
       ) : (
+        <>
+        {name === "regions" ? <RegionBoxes /> : name === "mask" ? <MaskBrush /> : null}
         <Field name={name} path={name} schema={own} value={value} onChange={(v) => set(name, Array.isArray(v) && !v.length ? undefined : v)} />
+        </>
       )}
       {isSet && kind !== "picture" ? <button type="button" class="quiet" onClick={() => set(name, undefined)}>{words.form.unset}</button> : null}
     </details>

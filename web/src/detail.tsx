@@ -2,7 +2,7 @@
 import { signal } from "@preact/signals";
 import { useEffect, useRef, useState } from "preact/hooks";
 
-import { call, type Fields, type Job, type MadeImage } from "./api";
+import { ask, call, type Fields, type Job, type MadeImage } from "./api";
 import { COPIES } from "./copies";
 import { bytesOf, Picture, pixels, useAddress } from "./image";
 import { open, pictures, recent, remove, requestOf, shown, watched } from "./jobs";
@@ -13,21 +13,29 @@ import { nameOf, words } from "./words";
 
 export const detail = signal<{ job: string; index: number } | null>(null);
 
+const beside = signal<Job | undefined>(undefined); // one that is in no list of this page yet
+
 export function openDetail(job: string, index: number): void {
   detail.value = { job, index };
+  beside.value = undefined;
+  if ([...recent.value, ...open.value].some((j) => j.id === job)) return;
+  void Promise.all([ask<Job>(`/v1/jobs/${job}`), ask<Fields>(`/v1/jobs/${job}/request`)]).then(
+    ([found, asked]) => { beside.value = { ...found, request: asked }; },
+    (error: Error) => notice("bad", error.message),
+  );
 }
 
 export function Detail() {
   const box = useRef<HTMLDialogElement>(null);
   const at = detail.value;
-  const job = at ? [...recent.value, ...open.value].find((j) => j.id === at.job) : undefined;
+  const job = at ? [...recent.value, ...open.value].find((j) => j.id === at.job) ?? beside.value : undefined;
   const image = job?.images.find((i) => i.index === at?.index);
   useEffect(() => {
     if (image && !box.current?.open) box.current?.showModal();
     if (!image && box.current?.open) box.current.close();
   }, [image]);
   return (
-    <dialog ref={box} class="detail" aria-label={words.detail.label} onClose={() => { detail.value = null; }}>
+    <dialog ref={box} class="detail" aria-label={words.detail.label} onClose={() => { if (!box.current?.open) detail.value = null; }}>
       {job && image ? <Inside key={`${job.id}/${image.index}`} job={job} image={image} /> : null}
     </dialog>
   );

@@ -7,9 +7,10 @@ import { App } from "./app";
 import { acceptDrops } from "./drop";
 import { watch } from "./jobs";
 import { watchRuns } from "./runs";
-import { planAlong, restoreForm } from "./state";
+import { planAlong, restoreForm, room } from "./state";
 
 await restoreForm();
+room.value = location.hash.slice(1) || "create"; // it may have changed meanwhile
 render(<App />, document.getElementById("app")!);
 acceptDrops();
 planAlong();

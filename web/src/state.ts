@@ -73,16 +73,29 @@ export function replace(wanted: Fields): void {
 }
 
 export async function restoreForm(): Promise<void> {
-  const kept = await recall<Fields>("request");
-  if (kept && Object.keys(request.value).length === 0) request.value = kept;
+  const text = localStorage.getItem(KEPT);
+  const kept = text ? (JSON.parse(text) as Fields) : await recall<Fields>("request");
+  if (kept) request.value = kept;
   prompts.value = (await recall<string[]>("prompts")) ?? [];
-  let timer = 0;
-  effect(() => {
-    const value = request.value;
-    clearTimeout(timer);
-    timer = window.setTimeout(() => void keep("request", value), 150);
-  });
-  addEventListener("pagehide", () => void keep("request", request.value));
+  effect(() => keepRequest(request.value));
+}
+
+const KEPT = "mezzotint-request";
+const MOST_TEXT = 200_000;
+
+// At once where it is small, so that not even a reload right after a key press loses it.
+function keepRequest(value: Fields): void {
+  const text = JSON.stringify(value);
+  try {
+    if (text.length < MOST_TEXT) {
+      localStorage.setItem(KEPT, text);
+      return;
+    }
+    localStorage.removeItem(KEPT);
+  } catch {
+    // no room, or nothing may be kept
+  }
+  void keep("request", value);
 }
 
 export function rememberPrompt(text: string): void {

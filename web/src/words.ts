@@ -2,7 +2,7 @@
 
 export const words = {
   title: "Mezzotint",
-  rooms: { create: "Create", gallery: "Gallery" } as Record<string, string>,
+  rooms: { create: "Create", sheet: "Sheet", gallery: "Gallery" } as Record<string, string>,
   skip: "Skip to the content",
   state: {
     connecting: "connecting",
@@ -152,6 +152,33 @@ export const words = {
     same: "The requests are the same.",
     field: "Field",
   },
+  regions: {
+    how: "Drag on the picture to draw a box; drag a box to move it, its corner to size it. With the keyboard: arrows move, Shift and arrows size.",
+    box: (n: number, prompt: string) => `Region ${n}${prompt ? `: ${prompt}` : ""}`,
+  },
+  mask: {
+    needs: "Choose a start picture first; then the mask can be painted on it.",
+    how: "Paint what is to be drawn anew.",
+    below: "The start picture",
+    canvas: "The mask",
+    brush: "Brush",
+    zoom: "Zoom",
+    erase: "Erase",
+    undo: "Undo",
+    invert: "Invert",
+    clear: "Clear",
+  },
+  sheet: {
+    label: "Pictures along two fields",
+    how: "The request of the form, drawn once for every pair of values.",
+    x: "Columns",
+    y: "Rows",
+    field: "Field",
+    values: "Values, between commas; 1-5 counts",
+    lines: "Values, a line each",
+    make: (n: number) => (n === 1 ? "Draw 1 picture" : `Draw ${n} pictures`),
+    tooMany: (n: number, most: number) => `${n} pictures are more than ${most}`,
+  },
   drop: {
     here: "Drop a picture to get its settings back",
     restored: (name: string) => `Settings restored from ${name}`,
@@ -169,6 +196,7 @@ export const words = {
       ["← →", "previous and next picture"],
       ["c", "create"],
       ["g", "gallery"],
+      ["x", "sheet"],
       ["/", "search the gallery"],
       ["r", "use these settings"],
       ["s", "save the picture"],

@@ -1,0 +1,139 @@
+// The mask painted on the start picture: white is what is repainted.
+import { useEffect, useId, useRef, useState } from "preact/hooks";
+
+import { dataUrl } from "./jobs";
+import { request, set } from "./state";
+import { words } from "./words";
+
+const UNDO = 20;
+
+function load(address: string): Promise<HTMLImageElement> {
+  return new Promise((resolve, reject) => {
+    const image = new Image();
+    image.onload = () => resolve(image);
+    image.onerror = reject;
+    image.src = address;
+  });
+}
+
+export function MaskBrush() {
+  const canvas = useRef<HTMLCanvasElement>(null);
+  const past = useRef<ImageData[]>([]);
+  const written = useRef("");
+  const [brush, setBrush] = useState(12); // per cent of the shorter side
+  const [erases, setErases] = useState(false);
+  const [zoom, setZoom] = useState(1);
+  const [count, setCount] = useState(0);
+  const id = useId();
+  const image = request.value.image as string | undefined;
+  const mask = request.value.mask as string | undefined;
+
+  useEffect(() => {
+    if (!image) return;
+    if (mask !== undefined && mask === written.current) return;
+    void (async () => {
+      const start = await load(dataUrl(image));
+      const board = canvas.current;
+      if (!board) return;
+      board.width = start.naturalWidth;
+      board.height = start.naturalHeight;
+      const context = board.getContext("2d", { willReadFrequently: true })!;
+      context.fillStyle = "black";
+      context.fillRect(0, 0, board.width, board.height);
+      if (mask) context.drawImage(await load(dataUrl(mask)), 0, 0, board.width, board.height);
+      past.current = [];
+      setCount(0);
+    })();
+  }, [image, mask]);
+
+  if (!image) return <p class="hint">{words.mask.needs}</p>;
+
+  const context = () => canvas.current!.getContext("2d", { willReadFrequently: true })!;
+  const remember = () => {
+    const board = canvas.current!;
+    past.current = [...past.current.slice(1 - UNDO), context().getImageData(0, 0, board.width, board.height)];
+    setCount(past.current.length);
+  };
+  const commit = () => {
+    const text = canvas.current!.toDataURL("image/png").split(",", 2)[1]!;
+    written.current = text;
+    set("mask", text);
+  };
+  const paint = (event: PointerEvent) => {
+    event.preventDefault();
+    const board = event.currentTarget as HTMLCanvasElement;
+    board.setPointerCapture(event.pointerId);
+    remember();
+    const pen = context();
+    pen.strokeStyle = pen.fillStyle = erases ? "black" : "white";
+    pen.lineCap = pen.lineJoin = "round";
+    pen.lineWidth = Math.max(1, (Math.min(board.width, board.height) * brush) / 100);
+    const at = (e: PointerEvent): [number, number] => {
+      const frame = board.getBoundingClientRect();
+      return [((e.clientX - frame.left) / frame.width) * board.width, ((e.clientY - frame.top) / frame.height) * board.height];
+    };
+    let last = at(event);
+    pen.beginPath();
+    pen.arc(...last, pen.lineWidth / 2, 0, 2 * Math.PI);
+    pen.fill();
+    const move = (e: PointerEvent) => {
+      const next = at(e);
+      pen.beginPath();
+      pen.moveTo(...last);
+      pen.lineTo(...next);
+      pen.stroke();
+      last = next;
+    };
+    const up = () => {
+      board.removeEventListener("pointermove", move);
+      board.removeEventListener("pointerup", up);
+      board.removeEventListener("pointercancel", up);
+      commit();
+    };
+    board.addEventListener("pointermove", move);
+    board.addEventListener("pointerup", up);
+    board.addEventListener("pointercancel", up);
+  };
+  const undo = () => {
+    const before = past.current.pop();
+    setCount(past.current.length);
+    if (!before) return;
+    context().putImageData(before, 0, 0);
+    commit();
+  };
+  const whole = (make: (data: ImageData) => void) => {
+    remember();
+    const board = canvas.current!;
+    const data = context().getImageData(0, 0, board.width, board.height);
+    make(data);
+    context().putImageData(data, 0, 0);
+    commit();
+  };
+  return (
+    <div class="mask">
+      <p class="hint">{words.mask.how}</p>
+      <div class="mask-scroll">
+        <div class="mask-board" style={{ width: `${zoom * 100}%` }}>
+          <img src={dataUrl(image)} alt={words.mask.below} />
+          <canvas ref={canvas} id="mask-canvas" aria-label={words.mask.canvas} role="img" onPointerDown={paint} />
+        </div>
+      </div>
+      <div class="row">
+        <div class="field">
+          <label for={`${id}-brush`}>{words.mask.brush}</label>
+          <input id={`${id}-brush`} type="range" min={1} max={60} value={brush} onInput={(e) => setBrush(Number(e.currentTarget.value))} />
+        </div>
+        <div class="field">
+          <label for={`${id}-zoom`}>{words.mask.zoom}</label>
+          <input id={`${id}-zoom`} type="range" min={1} max={6} step={0.5} value={zoom} onInput={(e) => setZoom(Number(e.currentTarget.value))} />
+        </div>
+      </div>
+      <div class="row">
+        <button type="button" aria-pressed={erases} onClick={() => setErases(!erases)}>{words.mask.erase}</button>
+        <button type="button" id="mask-undo" disabled={!count} onClick={undo}>{words.mask.undo}</button>
+        <button type="button" onClick={() => whole((d) => { for (let i = 0; i < d.data.length; i += 4) for (const k of [0, 1, 2]) d.data[i + k] = 255 - d.data[i + k]!; })}>{words.mask.invert}</button>
+        <button type="button" onClick={() => whole((d) => { for (let i = 0; i < d.data.length; i += 4) for (const k of [0, 1, 2]) d.data[i + k] = 0; })}>{words.mask.clear}</button>
+      </div>
+    </div>
+  );
+}

@@ -1,0 +1,113 @@
+// Regions drawn as boxes. Each box can be moved with the arrow keys too, and sized with Shift.
+import { useRef, useState } from "preact/hooks";
+
+import type { Fields, Json } from "./api";
+import { Picture } from "./image";
+import { shownImage } from "./jobs";
+import { model, request, set } from "./state";
+import { words } from "./words";
+
+type Box = [number, number, number, number];
+
+const LEAST = 0.02;
+
+function clean(box: Box): Box {
+  const at = (v: number) => Math.round(Math.min(1, Math.max(0, v)) * 1000) / 1000;
+  const [x0, y0, x1, y1] = box.map(at) as Box;
+  return [Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)];
+}
+
+function moved(box: Box, dx: number, dy: number): Box {
+  const [x0, y0, x1, y1] = box;
+  const right = Math.max(-x0, Math.min(dx, 1 - x1));
+  const down = Math.max(-y0, Math.min(dy, 1 - y1));
+  return [x0 + right, y0 + down, x1 + right, y1 + down];
+}
+
+export function RegionBoxes() {
+  const area = useRef<HTMLDivElement>(null);
+  const [drawn, draw] = useState<Box | null>(null);
+  const regions = (Array.isArray(request.value.regions) ? request.value.regions : []) as Fields[];
+  const own = model.value?.defaults ?? {};
+  const width = Number(request.value.width ?? own.width ?? 1);
+  const height = Number(request.value.height ?? own.height ?? 1);
+  const change = (index: number, box: Box) =>
+    set("regions", regions.map((r, i) => (i === index ? { ...r, box: clean(box) } : r)) as Json);
+  const place = (event: PointerEvent): [number, number] => {
+    const frame = area.current!.getBoundingClientRect();
+    return [(event.clientX - frame.left) / frame.width, (event.clientY - frame.top) / frame.height];
+  };
+  /** Follow the pointer until it is lifted. */
+  const follow = (event: PointerEvent, along: (x: number, y: number) => void, end: () => void = () => undefined) => {
+    event.preventDefault();
+    const target = event.currentTarget as HTMLElement;
+    target.setPointerCapture(event.pointerId);
+    const move = (e: PointerEvent) => along(...place(e));
+    const up = () => {
+      target.removeEventListener("pointermove", move);
+      target.removeEventListener("pointerup", up);
+      target.removeEventListener("pointercancel", up);
+      end();
+    };
+    target.addEventListener("pointermove", move);
+    target.addEventListener("pointerup", up);
+    target.addEventListener("pointercancel", up);
+  };
+  const begin = (event: PointerEvent) => {
+    if (event.target !== event.currentTarget && !(event.target as HTMLElement).matches("img")) return;
+    const [x, y] = place(event);
+    let box: Box = [x, y, x, y];
+    follow(event, (x1, y1) => { box = [x, y, x1, y1]; draw(clean(box)); }, () => {
+      const made = clean(box);
+      draw(null);
+      if (made[2] - made[0] < LEAST || made[3] - made[1] < LEAST) return;
+      set("regions", [...regions, { prompt: "", box: made }]);
+    });
+  };
+  const press = (event: KeyboardEvent, index: number, box: Box) => {
+    const by: Record<string, [number, number]> = { ArrowLeft: [-0.01, 0], ArrowRight: [0.01, 0], ArrowUp: [0, -0.01], ArrowDown: [0, 0.01] };
+    const step = by[event.key];
+    if (!step) return;
+    event.preventDefault();
+    event.stopPropagation();
+    change(index, event.shiftKey
+      ? [box[0], box[1], Math.max(box[0] + LEAST, box[2] + step[0]), Math.max(box[1] + LEAST, box[3] + step[1])]
+      : moved(box, ...step));
+  };
+  return (
+    <div class="boxes-frame">
+      <p class="hint">{words.regions.how}</p>
+      <div ref={area} class="boxes" id="boxes" style={{ aspectRatio: `${width} / ${height}` }} onPointerDown={begin}>
+        {shownImage.value ? <Picture path={shownImage.value.url} alt="" /> : null}
+        {regions.map((region, index) => {
+          const box = region.box as Box | undefined;
+          if (!box) return null;
+          return (
+            <div
+              key={index} class="box" tabIndex={0} role="group" aria-label={words.regions.box(index + 1, String(region.prompt ?? ""))}
+              style={{ left: `${box[0] * 100}%`, top: `${box[1] * 100}%`, width: `${(box[2] - box[0]) * 100}%`, height: `${(box[3] - box[1]) * 100}%` }}
+              onKeyDown={(e) => press(e, index, box)}
+              onPointerDown={(event) => {
+                event.stopPropagation();
+                const [x, y] = place(event);
+                follow(event, (x1, y1) => change(index, moved(box, x1 - x, y1 - y)));
+              }}
+            >
+              <span>{index + 1} {String(region.prompt ?? "")}</span>
+              <i
+                class="corner" aria-hidden="true"
+                onPointerDown={(event) => {
+                  event.stopPropagation();
+                  follow(event, (x1, y1) => change(index, [box[0], box[1], Math.max(box[0] + LEAST, x1), Math.max(box[1] + LEAST, y1)]));
+                }}
+              />
+            </div>
+          );
+        })}
+        {drawn ? (
+          <div class="box new" style={{ left: `${drawn[0] * 100}%`, top: `${drawn[1] * 100}%`, width: `${(drawn[2] - drawn[0]) * 100}%`, height: `${(drawn[3] - drawn[1]) * 100}%` }} />
+        ) : null}
+      </div>
+    </div>
+  );
+}
