@@ -334,6 +334,7 @@ LEAVES = {
     "handlers.memory_bytes": (
         1 << 28, HANDLERS + "test_a_crash_costs_one_call_and_the_next_starts_another_process",
     ),
+    "handlers.max_children": (3, HANDLERS + "test_children_are_counted_and_measured_together"),
     "handlers.file_bytes": (1 << 20, a_file_of_a_handler_is_bounded),
     "handlers.max_response_bytes": (
         4096, HANDLERS + "test_what_takes_too_long_or_is_too_long_is_killed",

@@ -141,7 +141,8 @@ class HandlersConfig(Checked):
         timeout_s: Seconds for one batch; then the process is killed.
         start_s: Seconds to load the code and its weights.
         idle_s: Seconds without a request after which the process is ended.
-        memory_bytes: Memory of one process.
+        memory_bytes: Memory of one process and all that it started together.
+        max_children: Processes that one may have started and that live.
         file_bytes: Bytes of one file that it writes.
         max_response_bytes: Bytes of the answers to one batch.
         max_processes: Handlers in memory at once; the one idle longest goes first.
@@ -152,6 +153,7 @@ class HandlersConfig(Checked):
     start_s: float = 120.0
     idle_s: float = 600.0
     memory_bytes: int = 4 << 30
+    max_children: int = 32
     file_bytes: int = 4 << 30
     max_response_bytes: int = 64 << 20
     max_processes: int = 4
@@ -161,6 +163,7 @@ class HandlersConfig(Checked):
         for name in ("timeout_s", "start_s", "idle_s"):
             check_range(f"handlers.{name}", getattr(self, name), 0.1, 86400, unit=" s")
         check_range("handlers.memory_bytes", self.memory_bytes, 64 << 20, 1 << 50)
+        check_range("handlers.max_children", self.max_children, 0, 100_000)
         check_range("handlers.file_bytes", self.file_bytes, 0, 1 << 50)
         check_range("handlers.max_response_bytes", self.max_response_bytes, 1024, 2 << 30)
         check_range("handlers.max_processes", self.max_processes, 1, 256)

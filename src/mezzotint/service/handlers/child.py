@@ -42,6 +42,7 @@ _BUILT_IN = frozenset(
     }
 )
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _CLONE_NEWNET = 0x40000000
 _CLONE_NEWUSER = 0x10000000
@@ -70,6 +71,7 @@ def bound(memory_bytes: int, file_bytes: int) -> None:
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what forks away stays below us
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         if libc.unshare(_CLONE_NEWNET):  # without the right to: in a name space of our own
             libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)

@@ -14,7 +14,6 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import socket
 import sys
 import time
@@ -27,12 +26,14 @@ from mezzotint.errors import DeadlineExceeded, ModelError, QueueFull
 from mezzotint.observe import log
 from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.config import HandlersConfig
+from mezzotint.service.handlers.group import ProcessGroup
 from mezzotint.service.workers.transport import read_message, send_message
 
 __all__ = ["HandlerPool"]
 
 _STREAM_LIMIT = 1 << 20
 _WATCH_S = 0.25
+_MARK = "HANDLER_RUN"  # what the process and its children are known by
 _MEDIA = re.compile(r"[\w.+-]+/[\w.+-]+(; ?[\w.+-]+=[\w.+\"-]+)*", re.ASCII)
 _ERRORS = ("", "failed", "mismatch", "memory", "died", "timeout")
 
@@ -46,6 +47,7 @@ class _Process:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     folder: Path
+    group: ProcessGroup
     watch: "asyncio.Task[None] | None" = None
     used: float = 0.0
     was_too_large: bool = False
@@ -190,17 +192,17 @@ class HandlerPool:
                 raise ModelError(f"the handler of {info.name} could not be loaded: {reason}")
             return running
         except TimeoutError:
-            await self._bury(running, folder)
+            await self._remove(running, folder)
             raise ModelError(
                 f"the handler was not loaded within {self._config.start_s:g} s; it was killed"
             ) from None
         except (asyncio.IncompleteReadError, ConnectionError):
-            await self._bury(running, folder)
+            await self._remove(running, folder)
             too_large = running is not None and running.was_too_large
             reason = _DEATHS["memory" if too_large else "died"]
             raise ModelError(f"the handler died while it was loaded: {reason}") from None
         except BaseException:  # cancelled too: no process is left behind; it goes on
-            await self._bury(running, folder)
+            await self._remove(running, folder)
             raise
 
     def _hello(self, info: Any, folder: Path) -> dict[str, Any]:
@@ -246,45 +248,46 @@ class HandlerPool:
                     "HOME": temporary,
                     "TMPDIR": temporary,
                     "LANG": "C.UTF-8",
+                    _MARK: folder.name,
                 },
                 start_new_session=True,
             )
             on_failure.pop_all()
         reader, writer = await asyncio.open_connection(sock=ours, limit=_STREAM_LIMIT)
-        running = _Process(digest, process, reader, writer, folder, used=time.monotonic())
+        group = ProcessGroup(process.pid, f"{_MARK}={folder.name}")
+        running = _Process(digest, process, reader, writer, folder, group, used=time.monotonic())
         running.watch = asyncio.create_task(self._watch(running))
         return running
 
     async def _watch(self, running: _Process) -> None:
-        """Kill a process that takes more memory than it may, or is idle for long."""
-        page = os.sysconf("SC_PAGE_SIZE")
-        path = Path(f"/proc/{running.process.pid}/statm")
+        """Kill a process that takes more than it may with all it started, or is idle for long."""
         while running.process.returncode is None:
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                resident = int(path.read_text().split()[1]) * page
-                if resident > self._config.memory_bytes:
-                    running.was_too_large = True
-                    _kill(running.process.pid)
-                    return
+            if await asyncio.to_thread(
+                running.group.takes_more_than, self._config.memory_bytes, self._config.max_children
+            ):
+                running.was_too_large = True
+                await asyncio.to_thread(running.group.kill)
+                return
             place = self._places.get(running.digest)
             is_idle = place is not None and place.running is running and not place.waiting
             if is_idle and time.monotonic() - running.used > self._config.idle_s:
-                _kill(running.process.pid)
+                await asyncio.to_thread(running.group.kill)
                 return
             await asyncio.sleep(_WATCH_S)
+        await asyncio.to_thread(running.group.kill)  # what it left behind when it died
 
     async def _end(self, place: _Place) -> None:
         """Kill the process of a place, and all that it started."""
         running, place.running = place.running, None
         if running is not None:
-            await self._bury(running, running.folder)
+            await self._remove(running, running.folder)
 
-    async def _bury(self, running: _Process | None, folder: Path) -> None:
+    async def _remove(self, running: _Process | None, folder: Path) -> None:
         if running is not None:
             if running.watch is not None:
                 running.watch.cancel()
             running.writer.close()
-            _kill(running.process.pid)
+            await asyncio.to_thread(running.group.kill)
             await running.process.wait()
         await asyncio.to_thread(shutil.rmtree, folder, True)
 
@@ -303,14 +306,9 @@ class HandlerPool:
 
 _DEATHS = {
     "died": "its process ended in the middle of the work",
-    "memory": "it took more memory than handlers.memory_bytes allows",
+    "memory": "it took more memory or processes than handlers.memory_bytes and "
+    "handlers.max_children allow",
 }
-
-
-def _kill(pid: int) -> None:
-    """Kill a process and its group."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
 
 
 def _answers(message: Mapping[str, Any], count: int) -> tuple[HandlerAnswer, ...]:

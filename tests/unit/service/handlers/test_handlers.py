@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -99,6 +100,22 @@ def handle(data, context):
             import subprocess
             child = subprocess.Popen(["sleep", "600"])
             answers.append([os.getpid(), child.pid])
+        elif what == "escape":
+            import subprocess
+            own = subprocess.Popen(["sleep", "600"], start_new_session=True, env={})
+            script = "import os, sys; os.fork() and os._exit(0); os.setsid(); "
+            script += "print(os.getpid(), flush=True); os.execve('/bin/sleep', ['sleep', '600'], {})"
+            away = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+            orphan = int(away.stdout.readline())
+            away.wait()
+            answers.append([os.getpid(), own.pid, orphan])
+        elif what in ("many", "fat"):
+            import time
+            for _ in range(body["count"]):
+                if not os.fork():
+                    held = bytearray(os.urandom(1 << 20) * body.get("mib", 0))
+                    time.sleep(600)
+            time.sleep(600)
         else:
             context.set_response_content_type(place, "text/html; charset=utf-8")
             context.set_response_status(code=202, idx=place)
@@ -130,7 +147,8 @@ def test_the_code_sees_nothing_of_ours(function, monkeypatch):
     async def body(pool, call):
         (made,) = await call({"body": {"what": "about"}})
         about = json.loads(made.data)
-        assert set(about["environment"]) <= {"PATH", "HOME", "TMPDIR", "LANG", "LC_CTYPE"}
+        known = {"PATH", "HOME", "TMPDIR", "LANG", "LC_CTYPE", "HANDLER_RUN"}
+        assert set(about["environment"]) <= known
         assert len(about["files"]) <= 5  # three standard ones, the socket, the listing itself
         assert about["dir"] == ["MAR-INF", "handler.py", "labels.json"]
         assert about["name"] == "custom"
@@ -209,6 +227,54 @@ def test_cancelling_kills_the_process_and_all_it_started(function):
         assert (await call())[0].status == 202
 
     using(function, body)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans are taken in by Linux")
+@pytest.mark.parametrize("end", ["timeout", "close", "crash"])
+def test_a_child_in_a_session_of_its_own_and_an_orphan_die_with_the_handler(function, end):
+    pids: list[int] = []
+
+    async def body(pool, call):
+        (made,) = await call({"body": {"what": "escape"}})
+        pids.extend(json.loads(made.data))
+        assert len(pids) == 3
+        assert all(_lives(pid) for pid in pids)
+        await asyncio.sleep(0.6)  # the watch has seen them
+        if end == "timeout":
+            with pytest.raises(DeadlineExceeded):
+                await call({"body": {"what": "loop"}})
+        elif end == "crash":
+            assert (await call({"body": {"what": "exit"}}))[0].error == "died"
+        if end != "close":
+            assert not any(_lives(pid) for pid in pids)
+
+    try:
+        using(function, body, timeout_s=3.0)
+        assert not any(_lives(pid) for pid in pids)
+    finally:
+        for pid in pids:
+            if _lives(pid):
+                psutil.Process(pid).kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+@pytest.mark.parametrize(
+    ("what", "limits"),
+    [
+        ({"what": "fat", "count": 8, "mib": 64}, {"memory_bytes": 256 << 20}),
+        ({"what": "many", "count": 8}, {"max_children": 3}),
+    ],
+)
+def test_children_are_counted_and_measured_together(function, what, limits):
+    async def body(pool, call):
+        began = time.monotonic()
+        (made,) = await call({"body": what})
+        assert made.error == "memory"
+        assert "handlers.memory_bytes and handlers.max_children allow" in made.message
+        assert time.monotonic() - began < 20
+        assert (await call())[0].status == 202
+
+    using(function, body, timeout_s=30.0, **limits)
 
 
 def _lives(pid: int) -> bool:
