@@ -1,4 +1,6 @@
-"""Draw the captions of the README, unpicked; `bench plate --sheet` draws the 64 below them.
+"""Draw the captions and the GAN's samples of the README, unpicked.
+
+`bench plate --sheet` draws the 64 captions between them.
 
 python examples/readme_grid.py OUT_FOLDER
 """
@@ -40,6 +42,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     captions = [mz.generate(caption, seed=0).images[0].pixels for caption in CAPTIONS]
     (folder / "captions.png").write_bytes(encode(sheet(captions, len(CAPTIONS)), "png"))
+    drawn = mz.generate("", model="plate-gan", seed=0, num_images=64).images
+    (folder / "gan.png").write_bytes(encode(sheet([i.pixels for i in drawn], 16, 2), "png"))
 
 
 if __name__ == "__main__":
