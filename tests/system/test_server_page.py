@@ -394,16 +394,29 @@ def test_a_walk_is_played(page, server):
     page.run("document.querySelectorAll('dialog[open]').forEach((d) => d.close())")
 
 
+def test_the_server_room_shows_models_and_chooses_one(page):
+    page.run("location.hash = '#operate'")
+    page.wait("document.querySelector('[data-model=plate-gan]')")
+    page.wait("document.querySelector('#health')?.textContent.includes('Waiting')")
+    page.click("[data-model=plate-gan] button")
+    page.wait("document.getElementById('make')")
+    assert kept_request(page)["model"] == "plate-gan"
+    assert page.run("document.getElementById('prompt')") is None  # it takes no text
+    assert page.run("document.getElementById('scheduler')") is None
+    assert page.run("document.getElementById('technique-regions')") is None
+    page.run("[...document.querySelectorAll('.submit .quiet')][0].click()")
+
+
 @pytest.mark.skipif(not AXE.is_file(), reason="axe-core is installed by npm ci in web/")
-@pytest.mark.parametrize("where", ["create", "sheet", "gallery", "detail", "help"])
+@pytest.mark.parametrize("where", ["create", "sheet", "gallery", "operate", "detail", "help"])
 def test_axe_finds_nothing_wrong(page, where):
     page.type("prompt", "seen by all")
     page.click("#make")
     page.wait(DONE)
     page.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-    if where in ("gallery", "sheet"):
+    if where in ("gallery", "sheet", "operate"):
         page.run(f"location.hash = '#{where}'")
-        page.wait("document.querySelector('.tile, #make-sheet')")
+        page.wait("document.querySelector('.tile, #make-sheet, .model')")
     if where in ("detail", "help"):
         page.click("#details" if where == "detail" else "#help")
         page.wait("document.querySelector('dialog[open]')")

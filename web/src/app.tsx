@@ -7,8 +7,9 @@ import { Create } from "./create";
 import { detail, Detail, stepDetail } from "./detail";
 import { Gallery } from "./gallery";
 import { cancel, generate, open, sending, step, watch, watchedJob } from "./jobs";
+import { Operate } from "./operate";
 import { Runs, runs } from "./runs";
-import { connection, dismiss, notices, room } from "./state";
+import { connection, dismiss, go, notices, room } from "./state";
 import { SheetRoom } from "./sheet";
 import { Queue, recallShown, Stage, Strip } from "./stage";
 import { words } from "./words";
@@ -33,9 +34,6 @@ export function App() {
     document.addEventListener("visibilitychange", () => { if (!document.hidden) void watch(); });
     document.addEventListener("keydown", press);
   }, []);
-  useEffect(() => {
-    if (location.hash.slice(1) !== room.value) history.replaceState(null, "", `#${room.value}`);
-  }, [room.value]);
   const now = room.value in words.rooms ? room.value : "create";
   return (
     <>
@@ -52,7 +50,7 @@ export function App() {
         ) : (
           <>
             <h1 class="offscreen">{words.rooms[now]}</h1>
-            {now === "sheet" ? <SheetRoom /> : <Gallery />}
+            {now === "sheet" ? <SheetRoom /> : now === "operate" ? <Operate /> : <Gallery />}
           </>
         )}
       </main>
@@ -180,15 +178,15 @@ function press(event: KeyboardEvent): void {
   } else if (event.key === "?") {
     helping.value = true;
   } else if (event.key === "c") {
-    room.value = "create";
+    go("create");
   } else if (event.key === "g") {
-    room.value = "gallery";
+    go("gallery");
   } else if (event.key === "x") {
-    room.value = "sheet";
+    go("sheet");
   } else if (event.key === "/") {
     event.preventDefault();
-    room.value = "gallery";
-    requestAnimationFrame(() => document.getElementById("search")?.focus());
+    go("gallery");
+    setTimeout(() => document.getElementById("search")?.focus(), 50); // once the room is there
   } else if (event.key === "r") {
     void recallShown();
   } else if (event.key === "s") {

@@ -6,7 +6,7 @@ import { ask, call, type Fields, type Job, type MadeImage } from "./api";
 import { COPIES } from "./copies";
 import { bytesOf, Picture, pixels, useAddress } from "./image";
 import { open, pictures, recent, remove, requestOf, shown, watched } from "./jobs";
-import { notice, replace, room } from "./state";
+import { notice, go, replace } from "./state";
 import { fileName } from "./stage";
 import { when } from "./text";
 import { nameOf, words } from "./words";
@@ -62,7 +62,7 @@ function Inside({ job, image }: { job: Job; image: MadeImage }) {
     }
     shown.value = { job: job.id, index: image.index };
     watched.value = null;
-    room.value = "create";
+    go("create");
     detail.value = null;
   };
   return (

@@ -71,7 +71,7 @@ export function NumberInput({ id, schema, value, onChange, placeholder }: {
   return (
     <span class="with-slider">
       <input
-        type="range" min={minimum} max={maximum} step={maximum <= 1 ? 0.01 : 0.05} aria-labelledby={`${id}-label`}
+        class={value === undefined || value === null ? "unset" : ""} type="range" min={minimum} max={maximum} step={maximum <= 1 ? 0.01 : 0.05} aria-labelledby={`${id}-label`}
         value={value === undefined || value === null ? String(minimum) : String(value)}
         onInput={(e) => onChange(Number(e.currentTarget.value))}
       />

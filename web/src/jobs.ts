@@ -10,13 +10,14 @@ import { words } from "./words";
 const EVERY_MS = 1000;
 const IDLE_MS = 2500;
 const HIDDEN_MS = 10_000;
+const NARROW_PX = 860; // as in style.css
 
 export const open = signal<Job[]>([]); // newest first
 export const recent = signal<Job[]>([]);
 export const recentNext = signal<string | null>(null);
 export const watched = signal<string | null>(null); // id of the job on the stage
 export const shown = signal<{ job: string; index: number } | null>(null);
-export const live = signal<Record<string, { image: number; step: number; steps: number; preview: string; began: number }>>({});
+export const live = signal<Record<string, { image: number; step: number; steps: number; preview: string; began: number; done: Record<number, number> }>>({}); // done: steps by picture
 export const notifyWhenDone = signal(localStorage.getItem("mezzotint-notify") === "yes");
 
 export const queue = computed(() => [...open.value].reverse());
@@ -147,7 +148,7 @@ async function listen(id: string, signal: AbortSignal): Promise<void> {
         const data = event.data as { image: number; step: number; steps: number; preview: string | null };
         const past = live.value[id];
         const preview = data.preview ? dataUrl(data.preview) : (past?.preview ?? "");
-        live.value = { ...live.value, [id]: { ...data, preview, began: past?.began ?? Date.now() } };
+        live.value = { ...live.value, [id]: { ...data, preview, began: past?.began ?? Date.now(), done: { ...past?.done, [data.image]: data.step } } };
       } else if (["image", "finished", "failed", "cancelled"].includes(event.kind)) {
         await sooner();
       }
@@ -178,6 +179,7 @@ export const sending = signal(0); // requests on their way to the queue
 /** Queue the request of the form. The key makes a second try after a lost answer the same job. */
 export async function generate(wanted: Fields = request.value): Promise<void> {
   sending.value += 1;
+  if (innerWidth <= NARROW_PX) scrollTo({ top: 0 }); // there the picture stands above the form
   try {
     await submit(wanted);
   } finally {

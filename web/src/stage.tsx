@@ -42,13 +42,18 @@ function Making({ job }: { job: Job }) {
   const count = Number((job.request.walk as { frames?: number } | undefined)?.frames ?? job.request.num_images ?? 1);
   const step = now?.step ?? job.progress.step;
   const steps = now?.steps ?? job.progress.steps;
-  const done = steps ? Math.min(1, ((now?.image ?? job.images.length) + step / steps) / count) : 0;
+  // Pictures of a request are drawn side by side: what is done is the sum over them.
+  const by = new Map(Object.entries(now?.done ?? {}).map(([image, at]) => [Number(image), at]));
+  for (const image of job.images) by.set(image.index, steps);
+  if (!by.size && step) by.set(0, step);
+  const taken = [...by.values()].reduce((sum, at) => sum + at, 0);
+  const done = steps ? Math.min(1, taken / (steps * count)) : 0;
   const spent = job.started ? clock.value / 1000 - job.started : 0;
   const left = done > 0.05 ? Math.max(0, spent / done - spent) : job.eta_s;
   const last = job.images.at(-1);
   const text = job.status === "queued"
     ? words.stage.queued(job.position)
-    : steps ? words.stage.step(Math.min(count, (now?.image ?? job.images.length) + 1), count, step, steps) : words.queue.status.running!;
+    : steps ? words.stage.step(job.images.length, count, count > 1 ? taken : step, count > 1 ? steps * count : steps) : words.queue.status.running!;
   return (
     <>
       <div class="canvas making">

@@ -15,6 +15,11 @@ export const prompts = signal<string[]>([]); // earlier ones, newest first
 export const plan = signal<Plan | null>(null);
 export const planError = signal<Refused | null>(null);
 export const room = signal(location.hash.slice(1).split("/")[0] || "create");
+/** Go to a room. The address is what counts: the room follows it. */
+export function go(name: string): void {
+  location.hash = name;
+}
+
 export const notices = signal<{ id: number; kind: "bad" | "warn" | "good"; text: string; lines?: string[]; undo?: () => void; undoText?: string }[]>([]);
 
 let noticed = 0;

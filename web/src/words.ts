@@ -2,7 +2,7 @@
 
 export const words = {
   title: "Mezzotint",
-  rooms: { create: "Create", sheet: "Sheet", gallery: "Gallery" } as Record<string, string>,
+  rooms: { create: "Create", sheet: "Sheet", gallery: "Gallery", operate: "Server" } as Record<string, string>,
   skip: "Skip to the content",
   state: {
     connecting: "connecting",
@@ -80,8 +80,8 @@ export const words = {
     begin: "Begin from this picture",
     details: "Details",
     queued: (n: number) => (n ? `waiting behind ${n}` : "next in line"),
-    step: (image: number, count: number, step: number, steps: number) =>
-      (count > 1 ? `picture ${image} of ${count}, ` : "") + `step ${step} of ${steps}`,
+    step: (done: number, count: number, step: number, steps: number) =>
+      (count > 1 ? `${done} of ${count} pictures, ` : "") + `step ${step} of ${steps}`,
     left: (s: string) => `about ${s} left`,
     cancelled: "cancelled",
     failed: "failed",
@@ -179,6 +179,16 @@ export const words = {
     make: (n: number) => (n === 1 ? "Draw 1 picture" : `Draw ${n} pictures`),
     tooMany: (n: number, most: number) => `${n} pictures are more than ${most}`,
   },
+  operate: {
+    health: "Health",
+    models: "Models",
+    environment: "Where it computes",
+    loaded: "loaded",
+    unloaded: "loaded when first asked for",
+    use: "Use this model",
+    steps: (n: number) => (n === 1 ? "1 step" : `${n} steps`),
+    tokens: (n: number) => `${n} tokens of text`,
+  },
   drop: {
     here: "Drop a picture to get its settings back",
     restored: (name: string) => `Settings restored from ${name}`,
@@ -231,7 +241,7 @@ const names: Record<string, string> = {
   output: "Output", reproducibility: "Reproducibility", priority: "Priority", deadline_s: "Deadline",
   num_images: "Pictures", num_inference_steps: "Steps", guidance_scale: "Guidance", scheduler: "Scheduler",
   sigma_schedule: "Noise levels", negative_prompt: "Negative prompt", prompt: "Prompt", model: "Model", seed: "Seed",
-  width: "Width", height: "Height", from: "From", to: "To", box: "Box", fps: "Pictures a second",
+  queue: "Waiting", backlog_s: "Backlog (s)", device: "Device", width: "Width", height: "Height", from: "From", to: "To", box: "Box", fps: "Pictures a second",
 };
 
 /** What a field of a request is called on the page. */
