@@ -275,7 +275,10 @@ def _read_file(path: Path, known: Mapping[str, tuple[Any, str]]) -> dict[str, An
 
 
 def _parse(text: str, hint: Any, name: str) -> Any:
-    """Turn the text of a variable into a value of the setting's type."""
+    """Turn the text of a variable into a value of the setting's type; "" is None if it may be."""
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    if type(None) in typing.get_args(hint) and len(kinds) == 1:
+        return _parse(text, kinds[0], name) if text.strip() else None
     origin = typing.get_origin(hint)
     try:
         if hint is bool:

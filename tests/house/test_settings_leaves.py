@@ -296,6 +296,7 @@ POOL = "unit/service/workers/test_pool.py::"
 SUPERVISOR = "unit/service/workers/test_supervisor.py::"
 APP = "unit/serve/test_app.py::"
 AUTH = "unit/serve/test_auth.py::"
+RPC = "unit/serve/rpc/test_listeners.py::"
 LIVENESS = "unit/service/workers/test_liveness.py::"
 CODE = "system/test_server_handlers.py::test_handler_code_waits_for_its_digest_and_then_answers"
 LEAVES = {
@@ -396,6 +397,10 @@ LEAVES = {
     "serve.management_port": (9001, listeners_bind),
     "serve.metrics_host": ("127.0.0.4", AUTH + "test_each_listener_beyond_loopback_needs_keys"),
     "serve.metrics_port": (9002, listeners_bind),
+    "serve.grpc_port": (9003, RPC + "test_a_listener_stands_at_its_port_and_no_other_by_default"),
+    "serve.grpc_management_port": (
+        9004, RPC + "test_a_listener_stands_at_its_port_and_no_other_by_default",
+    ),
     "serve.api_keys": ("keys", AUTH + "test_each_listener_beyond_loopback_needs_keys"),
     "serve.certificate": ("chain.pem", uvicorn_is_told),
     "serve.private_key": ("key.pem", uvicorn_is_told),

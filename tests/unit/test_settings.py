@@ -64,6 +64,8 @@ def test_the_file_is_found_in_the_environment_and_in_the_home_folder(tmp_path):
         ("MEZZOTINT_ENGINE__CERTIFY", "false", "engine.certify", False),
         ("MEZZOTINT_ENGINE__QUANTUM_S", "0.5", "engine.quantum_s", 0.5),
         ("MEZZOTINT_SERVE__LIMITS__PIXELS", "65536", "serve.limits.pixels", 65536),
+        ("MEZZOTINT_SERVE__GRPC_PORT", "7070", "serve.grpc_port", 7070),
+        ("MEZZOTINT_SERVE__GRPC_PORT", "", "serve.grpc_port", None),
         ("MEZZOTINT_WORKER__OPTIONS", '{"a": 1}', "worker.options", {"a": 1}),
         ("MEZZOTINT_SERVE__CORS_ORIGINS", "https://a", "serve.cors_origins", ("https://a",)),
     ],

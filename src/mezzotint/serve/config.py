@@ -96,6 +96,10 @@ class ServeConfig(Checked):
         management_port: Its port.
         metrics_host: Address of the metrics listener; ``host`` if empty.
         metrics_port: Its port.
+        grpc_port: Port of the gRPC listener on ``host``; none by default. Needs the extra
+            ``mezzotint[grpc]``.
+        grpc_management_port: Port of TorchServe's management over gRPC on
+            ``management_host``; none by default.
         api_keys: Path of the keys file, "" for none.
         certificate: Path of a TLS certificate chain (PEM), "" for none.
         private_key: Path of its private key (PEM).
@@ -119,6 +123,8 @@ class ServeConfig(Checked):
     management_port: int = 8081
     metrics_host: str = ""
     metrics_port: int = 8082
+    grpc_port: int | None = None
+    grpc_management_port: int | None = None
     api_keys: str = ""
     certificate: str = ""
     private_key: str = ""
@@ -132,7 +138,8 @@ class ServeConfig(Checked):
     limits: Limits = Limits()
 
     def _validate(self) -> None:
-        for name in ("port", "management_port", "metrics_port"):
+        ports = ("port", "management_port", "metrics_port", "grpc_port", "grpc_management_port")
+        for name in ports:
             check_range(name, getattr(self, name), 0, 65535)
         check_range("drain_s", self.drain_s, 0, 3600, unit=" s")
         if bool(self.certificate) != bool(self.private_key):
@@ -151,9 +158,15 @@ class ServeConfig(Checked):
                 )
 
     def listeners(self) -> dict[str, tuple[str, int]]:
-        """Return address and port of each listener by its name."""
-        return {
+        """Return address and port of each listener by its name; those of gRPC if they are on."""
+        management_host = self.management_host or self.host
+        addresses = {
             "generation": (self.host, self.port),
-            "management": (self.management_host or self.host, self.management_port),
+            "management": (management_host, self.management_port),
             "metrics": (self.metrics_host or self.host, self.metrics_port),
         }
+        if self.grpc_port is not None:
+            addresses["grpc"] = (self.host, self.grpc_port)
+        if self.grpc_management_port is not None:
+            addresses["grpc_management"] = (management_host, self.grpc_management_port)
+        return addresses

@@ -1,4 +1,4 @@
-"""Run: three listeners, the worker processes, one durable queue, until SIGTERM.
+"""Run: the listeners, the worker processes, one durable queue, until SIGTERM.
 
 On SIGTERM or SIGINT nothing new is taken, what runs is finished within
 ``drain_s``, the rest stays on the durable queue, and the exit code is 0.
@@ -11,7 +11,7 @@ import functools
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import uvicorn
 from mezzotint.errors import InvalidRequest, MezzotintError
 from mezzotint.observe import log
 from mezzotint.observe.config import LogConfig
-from mezzotint.serve.app import create_app
+from mezzotint.serve.app import Doorway, create_app
 from mezzotint.serve.auth import KeyRing
 from mezzotint.serve.config import ServeConfig
 from mezzotint.serve.connections import Crowd, Protocol, Socket, raise_file_limit
@@ -100,19 +100,21 @@ async def serve(
     front = Front(service, config, jobs=jobs)
     now = datetime.datetime.now(datetime.UTC)
     front.memory |= {"version": version, "started": now.isoformat(timespec="milliseconds")}
-    raise_file_limit(len(_NAMES) * config.limits.connections)
-    sockets = _bind(config)
+    raise_file_limit(len(config.listeners()) * config.limits.connections)
     counted = ServerMetrics()
-    servers: dict[Listener, uvicorn.Server] = {
-        name: _server(config, create_app(front, keys, listener=name, metrics=counted))
-        for name in _NAMES
-    }
+    apps = {name: create_app(front, keys, listener=name, metrics=counted) for name in _NAMES}
+    rpc = _rpc_listeners(front, apps)
+    rpc_addresses = {name: listener.bind() for name, listener in rpc.items()}
+    sockets = _bind(config)
+    servers: dict[Listener, uvicorn.Server] = {name: _server(config, apps[name]) for name in _NAMES}
     with _signals(stop):
         await jobs.start()
         tasks = [
             asyncio.create_task(servers[name].serve(sockets=[sockets[name]])) for name in _NAMES
         ]
-        _announce_listeners(config, sockets, jobs_config, announce)
+        for listener in rpc.values():
+            await listener.start()
+        _announce_listeners(config, sockets, jobs_config, announce, rpc_addresses)
         try:
             await _start(service, stop, announce)
             await stop.wait()
@@ -120,7 +122,28 @@ async def serve(
             await _drain(front, jobs, service, announce)
             for server in servers.values():
                 server.should_exit = True
-            await asyncio.gather(*tasks)
+            await asyncio.gather(*tasks, *(listener.stop() for listener in rpc.values()))
+
+
+def _rpc_listeners(front: Front, apps: Mapping[Listener, Doorway]) -> dict[str, Any]:
+    """Make the gRPC listeners that are switched on.
+
+    Raises:
+        InvalidRequest: If the packages that they need are not installed.
+    """
+    behind: dict[str, Listener] = {"grpc": "generation", "grpc_management": "management"}
+    wanted = [name for name in behind if name in front.config.listeners()]
+    if not wanted:
+        return {}
+    try:
+        from mezzotint.serve.rpc.listeners import RpcListener
+    except ImportError as error:
+        raise InvalidRequest(
+            f"{wanted[0]}_port: gRPC needs more packages ({error}); "
+            "install them with: pip install 'mezzotint[grpc]'",
+            field=f"{wanted[0]}_port",
+        ) from None
+    return {name: RpcListener(name, front, apps[behind[name]]) for name in wanted}
 
 
 async def _start(service: Service, stop: asyncio.Event, announce: Callable[[str], None]) -> None:
@@ -164,6 +187,7 @@ def _announce_listeners(
     sockets: dict[Listener, socket.socket],
     jobs: JobsConfig,
     announce: Callable[[str], None],
+    rpc: Mapping[str, str],
 ) -> None:
     scheme = "https" if config.certificate else "http"
     for name in _NAMES:
@@ -171,14 +195,17 @@ def _announce_listeners(
         host = f"[{host}]" if ":" in host else host
         note = "  (web page at /)" if name == "generation" else ""
         announce(f"{name:<11} {scheme}://{host}:{port}{note}")
+    for name, address in rpc.items():
+        announce(f"{name:<11} {address}")
     announce(f"keys        {config.api_keys or 'none: loopback only'}")
     announce(f"jobs        {jobs.url.rpartition('@')[2] or Path(jobs.folder).absolute()}")
 
 
 def _bind(config: ServeConfig) -> dict[Listener, socket.socket]:
-    """Bind every address, or none."""
+    """Bind every address of HTTP, or none."""
     sockets: dict[Listener, socket.socket] = {}
-    for name, (host, port) in config.listeners().items():
+    for name in _NAMES:
+        host, port = config.listeners()[name]
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(
                 host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -196,7 +223,7 @@ def _bind(config: ServeConfig) -> dict[Listener, socket.socket]:
                 field=field,
                 value=port,
             ) from None
-        sockets[name] = bound  # type: ignore[index]
+        sockets[name] = bound
     return sockets
 
 
