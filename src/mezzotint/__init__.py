@@ -11,6 +11,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "mezzotint.api": ("Engine", "generate"),
+    "mezzotint.client.asynchronous": ("AsyncClient", "AsyncClientJob"),
+    "mezzotint.client.bodies": ("Verification",),
+    "mezzotint.client.client": ("Client", "ClientJob"),
     "mezzotint.errors": (
         "ArchiveError",
         "CardError",

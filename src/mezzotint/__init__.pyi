@@ -2,6 +2,11 @@ import typing
 
 from mezzotint.api import Engine as Engine
 from mezzotint.api import generate as generate
+from mezzotint.client.asynchronous import AsyncClient as AsyncClient
+from mezzotint.client.asynchronous import AsyncClientJob as AsyncClientJob
+from mezzotint.client.bodies import Verification as Verification
+from mezzotint.client.client import Client as Client
+from mezzotint.client.client import ClientJob as ClientJob
 from mezzotint.errors import ArchiveError as ArchiveError
 from mezzotint.errors import CardError as CardError
 from mezzotint.errors import DeadlineExceeded as DeadlineExceeded

@@ -81,8 +81,9 @@ class TestNative:
         answer = door.http.post("/v1/generations", json={"width": 20000})
         body = answer.json()
         assert body.keys() == {
-            "type", "title", "status", "detail", "instance", "field", "value", "allowed",
+            "type", "title", "status", "detail", "error", "instance", "field", "value", "allowed",
         }  # fmt: skip
+        assert body["error"] == "InvalidField"
         assert (body["status"], body["field"], body["value"]) == (422, "width", "20000")
         assert body["allowed"] == "1 to 16384 px"
         assert body["instance"].endswith(answer.headers["x-request-id"])

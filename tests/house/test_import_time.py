@@ -20,6 +20,7 @@ def loaded_by(code):
     [
         "import mezzotint",
         "import mezzotint as mz; mz.GenerationRequest(prompt='a red apple')",
+        "import mezzotint as mz; mz.Client(); mz.AsyncClient()",
         "import mezzotint.settings",
         "import mezzotint.cli.main",
         "import mezzotint.observe.log, mezzotint.observe.metrics, mezzotint.observe.spans",

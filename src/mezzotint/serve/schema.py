@@ -134,6 +134,7 @@ _PROBLEM = {
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string"},
+        "error": {"type": "string"},
         "instance": {"type": "string"},
         "field": {"type": "string"},
         "value": {"type": "string"},

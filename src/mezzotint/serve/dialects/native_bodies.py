@@ -59,6 +59,7 @@ def problem_body(problem: Problem, request_id: str = "") -> dict[str, Any]:
         "title": problem.code.replace("_", " "),
         "status": problem.status,
         "detail": problem.detail,
+        "error": problem.cause,
     }
     if request_id:
         body["instance"] = f"urn:mezzotint:request:{request_id}"
