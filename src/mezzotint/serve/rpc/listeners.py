@@ -1,17 +1,19 @@
 """gRPC listeners: which services stand at which port, and what a message may weigh."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from starlette.types import ASGIApp
 
 from mezzotint.errors import InvalidRequest, MezzotintError
 from mezzotint.observe import log
 from mezzotint.serve.config import ServeConfig
-from mezzotint.serve.errors import describe
+from mezzotint.serve.errors import BodyTooSlow, Malformed, describe
 from mezzotint.serve.front import Front
 from mezzotint.serve.rpc import inference, torchserve
 from mezzotint.serve.rpc.exchange import Call, Refusal
@@ -94,10 +96,10 @@ class RpcListener:
     def _method(self, name: str, function: Any, request: str, response: str) -> Any:
         """Return the handler of one method."""
 
-        async def answer(given: Any, context: Any) -> Any:
+        async def answer(sent: AsyncIterator[bytes], context: Any) -> Any:
             call = Call(self._app, context.invocation_metadata() or (), context.peer())
             try:
-                return await function(call, given)
+                return await function(call, await self._received(sent, request))
             except Refusal as error:
                 refusal = error
             except MezzotintError as error:
@@ -108,13 +110,35 @@ class RpcListener:
             more = (("retry-after", refusal.retry_after),) if refusal.retry_after else ()
             return await context.abort(refusal.status, refusal.sentence, more)
 
-        async def stream(given: Any, context: Any) -> AsyncIterator[Any]:
-            yield await answer(given, context)
+        async def stream(sent: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
+            yield await answer(sent, context)
 
-        reads, writes = message(request).FromString, message(response).SerializeToString
+        writes = message(response).SerializeToString
         if name.startswith("Stream"):
-            return grpc.unary_stream_rpc_method_handler(stream, reads, writes)
-        return grpc.unary_unary_rpc_method_handler(answer, reads, writes)
+            return grpc.stream_stream_rpc_method_handler(stream, None, writes)
+        return grpc.stream_unary_rpc_method_handler(answer, None, writes)
+
+    async def _received(self, sent: AsyncIterator[bytes], name: str) -> Any:
+        """Return the one message of a call.
+
+        Calls are taken as if they had several, which is the same on the wire, so that one
+        that does not come can be given up.
+
+        Raises:
+            BodyTooSlow: If the client takes too long to send it.
+            Malformed: If it sends none, or something else.
+        """
+        seconds = self._config.limits.body_s
+        try:
+            data = await asyncio.wait_for(anext(aiter(sent)), seconds)
+        except TimeoutError:
+            raise BodyTooSlow(f"the message did not arrive within {seconds:g} s") from None
+        except StopAsyncIteration:
+            raise Malformed("the call has no message") from None
+        try:
+            return message(name).FromString(data)
+        except DecodeError:
+            raise Malformed(f"the message is no {name.partition('.')[2]}") from None
 
 
 def _methods(service: str, front: Front) -> Methods:

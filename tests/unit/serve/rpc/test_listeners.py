@@ -1,9 +1,11 @@
 """gRPC listeners: ports, keys, limits, TLS, and what is said without the packages."""
 
+import contextlib
 import datetime
 import ipaddress
 import socket
 import sys
+import threading
 
 import grpc
 import pytest
@@ -101,6 +103,58 @@ def test_the_rate_of_a_key_is_one_for_grpc_too(client):
         client.get_model_metadata("plate", headers=headers)
     told = status(lambda: client.get_model_metadata("plate", headers=headers))
     assert told == ("RESOURCE_EXHAUSTED", "at most 2 requests a minute for this key")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    limits = {"body_s": 0.5, "connections": 3, "head_s": 0.5}
+    serve = {"grpc_port": 0, "limits": limits}
+    with running_server(tmp_path_factory.mktemp("small"), serve=serve) as running:
+        yield running
+
+
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+
+def test_a_message_that_does_not_come_is_given_up(small):
+    over = threading.Event()
+
+    def silent():
+        over.wait(20)
+        yield b""
+
+    with grpc.insecure_channel(small.lines["grpc"]) as channel:
+        with pytest.raises(grpc.RpcError) as error:
+            channel.stream_unary(INFER)(silent())
+        over.set()
+    assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert error.value.details() == "the message did not arrive within 0.5 s"
+
+
+@pytest.mark.parametrize(
+    ("sent", "sentence"),
+    [([], "the call has no message"), ([b"\xff\xff"], "the message is no ModelInferRequest")],
+)
+def test_what_is_no_message_is_refused(small, sent, sentence):
+    with (
+        grpc.insecure_channel(small.lines["grpc"]) as channel,
+        pytest.raises(grpc.RpcError) as error,
+    ):
+        channel.stream_unary(INFER)(iter(sent))
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.value.details() == sentence
+
+
+def test_connections_that_say_nothing_go_and_make_room(small):
+    host, _, port = small.lines["grpc"].rpartition(":")
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection((host, port))) for _ in range(8)]
+        for one in silent:
+            one.settimeout(20)
+            while one.recv(1024):
+                continue  # the settings of HTTP/2, then the end
+    with triton.InferenceServerClient(small.lines["grpc"]) as client:
+        assert client.is_server_live()
 
 
 def test_a_message_is_bounded_as_a_body_is():

@@ -151,6 +151,30 @@ def test_management_stands_at_its_own_port_alone(inference):
     assert refused(manage, inference, "ListModels")[0] == "UNIMPLEMENTED"
 
 
+@pytest.mark.parametrize(
+    ("said", "status", "sentence"),
+    [("failed", "INTERNAL", "Prediction failed: it failed"), ("died", "RESOURCE_EXHAUSTED", "Worker died."),
+     ("memory", "RESOURCE_EXHAUSTED", "Out of resources")],
+)  # fmt: skip
+def test_handler_code_answers_and_fails_in_its_words(management, inference, said, status, sentence):
+    manage(management, "RegisterModel", url="code.mar", initial_workers=1)
+    try:
+        assert predict(inference, "code", {"data": b"as it is"}) == b"as it is"
+        assert predict(inference, "code", {"seed": b"5", "data": b"x"}) in (b"5", b"x")
+        assert refused(predict, inference, "code", {"data": said.encode()}) == (status, sentence)
+    finally:
+        manage(management, "UnregisterModel", model_name="code")
+
+
+def test_a_model_without_workers_is_unavailable(management, inference):
+    manage(management, "RegisterModel", url="idle", model_name="idle")
+    try:
+        status, sentence = refused(predict, inference, "idle", {"data": b"a"})
+        assert (status, "has no worker to serve" in sentence) == ("UNAVAILABLE", True)
+    finally:
+        manage(management, "UnregisterModel", model_name="idle")
+
+
 def test_handler_code_gets_bytes_under_their_names():
     kind, body = read_input({"data": b"\x00\xff", "text": b"a"}, is_code=True)
     boundary = kind.partition("boundary=")[2].encode()
