@@ -30,8 +30,9 @@ def generate(prompt: str | GenerationRequest | None = None, /, **fields: Any) ->
         prompt: What to draw, or a whole request.
         fields: Any field of :class:`GenerationRequest`; parts may be plain
             dictionaries. ``guidance_scale`` may be a function of progress, 0 at the first
-            step and 1 at the last. ``image`` and ``mask`` also take a path, encoded bytes
-            or a PIL picture. With a whole request they replace its fields.
+            step and 1 at the last. ``image``, ``mask`` and each of ``image_references`` also
+            take a path, encoded bytes or a PIL picture. With a whole request they replace
+            its fields.
 
     Raises:
         InvalidRequest: If the request cannot be honoured as it is written.

@@ -35,6 +35,11 @@ def read_call(
     for name in _PICTURES:
         if given.get(name) is not None:
             given[name] = read_picture(given[name], name)
+    references = given.get("image_references")
+    if isinstance(references, list | tuple):
+        given["image_references"] = tuple(
+            read_picture(value, f"image_references[{k}]") for k, value in enumerate(references)
+        )
     if isinstance(prompt, GenerationRequest):
         return dataclasses.replace(prompt, **given) if given else prompt
     if prompt is not None:

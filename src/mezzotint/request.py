@@ -36,6 +36,7 @@ from mezzotint.techniques import (
 )
 from mezzotint.types import (
     MAX_ADAPTERS,
+    MAX_REFERENCES,
     GuidanceScale,
     ImageInput,
     NumImages,
@@ -223,6 +224,7 @@ class GenerationRequest(Checked):
         image: Picture to begin from.
         strength: Share of the steps that are run on ``image``.
         mask: Picture that is white where ``image`` is repainted.
+        image_references: Pictures that an edit model changes or draws from, in order.
         inpaint: How the masked part is repainted.
         outpaint: Pixels to add around ``image``.
         variation: Noise a part of the way to another seed's.
@@ -266,6 +268,7 @@ class GenerationRequest(Checked):
     image: ImageInput | None = None
     strength: Share = 0.8
     mask: ImageInput | None = None
+    image_references: Annotated[tuple[ImageInput, ...], Count(0, MAX_REFERENCES)] = ()
     inpaint: Inpaint = Inpaint()
     outpaint: Outpaint | None = None
     variation: Variation | None = None
@@ -301,6 +304,12 @@ class GenerationRequest(Checked):
             raise InvalidRequest("mask needs image: inpainting repaints a picture", field="mask")
         if self.outpaint is not None and self.image is None:
             raise InvalidRequest("outpaint needs image: it goes on with one", field="outpaint")
+        if self.image_references and self.image is not None:
+            raise InvalidRequest(
+                "image_references cannot be used with image: a model either edits pictures or "
+                "begins from one",
+                field="image_references",
+            )
         if self.hires is not None and self.image is not None:
             raise InvalidRequest(
                 "hires cannot be used with image: set width and height for a larger picture",

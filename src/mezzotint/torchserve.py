@@ -276,6 +276,8 @@ def _decode(value: Any) -> Any:
 
 def _value(name: str, value: Any) -> Any:
     """Read a form field: pictures as pictures, numbers and objects as JSON."""
+    if name == "image_references" and isinstance(value, bytes | bytearray):
+        return [ImageInput(bytes(value))]
     if name in ("image", "mask") and isinstance(value, bytes | bytearray):
         return ImageInput(bytes(value))
     text = _decode(value)

@@ -22,6 +22,7 @@ __all__ = [
     "MAX_ADAPTERS",
     "MAX_GUIDANCE",
     "MAX_IMAGES",
+    "MAX_REFERENCES",
     "MAX_SEED",
     "MAX_SIDE_PX",
     "MAX_STEPS",
@@ -63,6 +64,8 @@ MAX_TEXT = 32_000
 MAX_GUIDANCE = 1000.0
 MAX_ADAPTERS = 16
 """Of each kind, in one request."""
+MAX_REFERENCES = 16
+"""Pictures to edit or to draw from, in one request."""
 Seed = Annotated[int, Range(0, MAX_SEED, as_text=True)]
 Steps = Annotated[int, Range(1, MAX_STEPS, limit="steps")]
 NumImages = Annotated[int, Range(1, MAX_IMAGES, limit="images")]

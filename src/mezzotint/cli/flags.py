@@ -69,6 +69,7 @@ FIELD_FLAGS: dict[str, str] = {
     "controls": "--control",
     "embeddings": "--embedding",
     "image_prompts": "--image-prompt",
+    "image_references": "--image-reference",
     "loras": "--lora",
     "regions": "--region",
     "walk": "--walk-to",

@@ -94,6 +94,10 @@ def generate(
     mask: Annotated[
         str | None, _option(_TECHNIQUES, "--mask", about="Repaint where this picture is white.")
     ] = None,
+    image_reference: Annotated[
+        list[str] | None,
+        _option(_TECHNIQUES, "--image-reference", about="A picture to edit; repeatable."),
+    ] = None,
     inpaint: Annotated[
         str | None,
         _option(_TECHNIQUES, "--inpaint", about="invert,blur=4,fill=noise,area=masked,paste."),
@@ -255,6 +259,10 @@ def generate(
         "image": flags.read_picture(image, "--image") if image else None,
         "strength": strength,
         "mask": flags.read_picture(mask, "--mask") if mask else None,
+        "image_references": [
+            flags.read_picture(name, "--image-reference") for name in image_reference or ()
+        ]
+        or None,
         "inpaint": flags.parse_inpaint(inpaint) if inpaint else None,
         "outpaint": flags.parse_outpaint(outpaint) if outpaint else None,
         "variation": flags.parse_variation(variation) if variation else None,

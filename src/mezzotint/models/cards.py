@@ -230,6 +230,7 @@ def describe_spec(spec: ModelSpec) -> dict[str, Any]:
         "takes_prompt": spec.takes_prompt,
         "takes_negative_prompt": spec.takes_negative_prompt,
         "takes_image": spec.takes_image,
+        "image_references": [spec.min_references, spec.max_references],
         "size_multiple": spec.size_multiple,
         "min_size_px": spec.min_size_px,
         "max_size_px": spec.max_size_px,

@@ -49,6 +49,11 @@ class ModelSpec:
         takes_distilled_guidance: Whether ``guidance_scale`` is an input of the
             network (FLUX, LCM) instead of a second row.
         takes_image: Whether image to image works (an encoder is there).
+        needs_image: Whether it draws nothing without ``image``.
+        takes_mask: Whether a part of ``image`` may be repainted, where an image is taken.
+        needs_mask: Whether it draws nothing without ``mask``.
+        min_references: Pictures of ``image_references`` that it draws nothing without.
+        max_references: Pictures of ``image_references`` that it takes, 0 for none.
         num_classes: Number of class labels, 0 if not class-conditional.
         class_names: Names of the classes, if known.
         has_mapping: Whether a GAN has a mapping network from z to w.
@@ -85,6 +90,11 @@ class ModelSpec:
     takes_guidance: bool = True
     takes_distilled_guidance: bool = False
     takes_image: bool = True
+    needs_image: bool = False
+    takes_mask: bool = True
+    needs_mask: bool = False
+    min_references: int = 0
+    max_references: int = 0
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
     has_mapping: bool = False

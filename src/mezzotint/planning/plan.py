@@ -40,6 +40,7 @@ __all__ = [
     "image_seed",
     "mask_asset",
     "prompt_asset",
+    "reference_asset",
 ]
 
 SCHEMA = 2
@@ -185,6 +186,7 @@ class Techniques:
         image: Digest of the picture to start from.
         strength: Share of the steps that are run on ``image``; 1 without one.
         mask: Digest of the mask of the part to repaint.
+        image_references: Digests of the pictures that an edit model is handed, in order.
         controls: ControlNets.
         loras: LoRAs of this image alone.
         image_prompts: IP-Adapters and their pictures.
@@ -209,6 +211,7 @@ class Techniques:
     image: str | None = None
     strength: float = 1.0
     mask: str | None = None
+    image_references: tuple[str, ...] = ()
     controls: tuple[PlannedControl, ...] = ()
     loras: tuple[PlannedLora, ...] = ()
     image_prompts: tuple[PlannedImagePrompt, ...] = ()
@@ -421,18 +424,33 @@ def prompt_asset(place: int, image: str) -> str:
     return f"prompt {place} {image}"
 
 
+def reference_asset(image: str) -> str:
+    """Return the name of a picture of ``image_references`` among the assets of a request.
+
+    Args:
+        image: Digest of the picture.
+    """
+    return f"reference {image}"
+
+
 def to_plain(value: Any) -> Any:
-    """Turn nested dataclasses and tuples into plain data, every field included."""
+    """Turn nested dataclasses and tuples into plain data, every field included.
+
+    Fields that came later are left out while they are empty: a plan without them keeps
+    the digest that it had.
+    """
     kind = type(value)
     if kind in _LEAVES:
         return value
     if isinstance(value, tuple):
         return [to_plain(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
     if dataclasses.is_dataclass(kind):
-        return {name: to_plain(getattr(value, name)) for name in field_names(kind)}
+        plain = {name: to_plain(getattr(value, name)) for name in field_names(kind)}
+        return {k: v for k, v in plain.items() if v or k not in _LATER}
     return value
 
 
+_LATER = frozenset(("image_references",))
 _LEAVES = frozenset((str, int, float, bool, type(None)))
 
 

@@ -62,7 +62,8 @@ def plan(
         request: What the user asked for.
         spec: The model that was named.
         abilities: What the engine can do; nothing beyond text to picture if None.
-        image_size: Size of ``request.image`` in pixels, where there is one.
+        image_size: Size of ``request.image`` in pixels, or of the first of
+            ``request.image_references``, where there is one.
         draw_seed: Gives the seed where the request has none.
 
     Returns:
@@ -385,6 +386,7 @@ def _resolve_techniques(
         values.update(image=request.image.digest, strength=request.strength)
     if request.mask is not None:
         values["mask"] = request.mask.digest
+    values["image_references"] = tuple(image.digest for image in request.image_references)
     if not spec.has_steps:
         values["truncation"] = request.latent.truncation
     values["class_label"] = request.latent.class_label

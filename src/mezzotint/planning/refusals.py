@@ -9,6 +9,8 @@ from mezzotint.request import GenerationRequest
 __all__ = ["check_techniques", "techniques_of"]
 
 _TILEABLE = ("sd", "sdxl", "unconditional")
+_MASKED = ("mask", "outpaint")
+_WHOLE_FILLS = ("original", "surroundings")
 _STEPWISE = (
     "hires",
     "mask",
@@ -32,6 +34,7 @@ def check_techniques(request: GenerationRequest, spec: ModelSpec, abilities: Abi
     asked = {
         "image": request.image is not None,
         "mask": request.mask is not None,
+        "image_references": bool(request.image_references),
         "controls": bool(request.controls),
         "loras": bool(request.loras),
         "image_prompts": bool(request.image_prompts),
@@ -54,12 +57,7 @@ def check_techniques(request: GenerationRequest, spec: ModelSpec, abilities: Abi
                 field=name,
                 allowed=there,
             )
-    if asked["image"] and not spec.takes_image:
-        raise InvalidRequest(
-            f"image cannot be honoured by {spec.name}: it has no picture encoder",
-            field="image",
-            allowed="no image",
-        )
+    _check_pictures(request, spec)
     if request.walk is not None and request.num_images != 1:
         raise InvalidRequest(
             f"num_images must be 1 with walk, got {request.num_images}; "
@@ -83,6 +81,8 @@ def check_techniques(request: GenerationRequest, spec: ModelSpec, abilities: Abi
     needs_steps = list(_STEPWISE)
     needs_steps += ["walk"] if spec.has_steps and not spec.stepwise else []
     for name in needs_steps:
+        if name in _MASKED and spec.takes_image and spec.takes_mask:
+            continue
         if asked[name] and not (spec.has_steps and spec.stepwise):
             kind = "it takes no denoising steps" if not spec.has_steps else "it runs whole"
             raise InvalidRequest(f"{name} cannot be honoured by {spec.name}: {kind}", field=name)
@@ -98,14 +98,62 @@ def techniques_of(spec: ModelSpec, techniques: frozenset[str]) -> tuple[str, ...
     """
     absent: set[str] = set()
     if not (spec.has_steps and spec.stepwise):
-        absent |= {*_STEPWISE, *(["walk"] if spec.has_steps else [])}
+        absent |= {*_STEPWISE, *(["walk"] if spec.has_steps else [])} - set(_MASKED)
     if not spec.takes_image:
-        absent |= {"image", "mask", "outpaint"}
+        absent |= {"image", *_MASKED}
+    if not spec.takes_mask:
+        absent |= set(_MASKED)
+    if not spec.max_references:
+        absent.add("image_references")
     if spec.family not in _TILEABLE:
         absent.add("tiling")
     if spec.family not in UNET_FAMILIES:
         absent |= set(UNET_ADAPTERS)
     return tuple(sorted(techniques - absent))
+
+
+def _check_pictures(request: GenerationRequest, spec: ModelSpec) -> None:
+    """Refuse pictures that the model does not take, and the want of those that it needs."""
+    references = len(request.image_references)
+    if request.image is not None and not spec.takes_image:
+        reason = (
+            "it takes pictures as image_references"
+            if spec.max_references
+            else "it has no picture encoder"
+        )
+        raise InvalidRequest(
+            f"image cannot be honoured by {spec.name}: {reason}", field="image", allowed="no image"
+        )
+    if request.image is None and spec.needs_image:
+        raise InvalidRequest(
+            f"image is needed for {spec.name}: it changes a picture", field="image"
+        )
+    is_masked = request.mask is not None or request.outpaint is not None
+    if spec.needs_mask and not is_masked:
+        raise InvalidRequest(
+            f"mask is needed for {spec.name}: it repaints a part of image", field="mask"
+        )
+    if is_masked and not spec.stepwise and request.inpaint.fill not in _WHOLE_FILLS:
+        raise InvalidRequest(
+            f"inpaint.fill must be {' or '.join(_WHOLE_FILLS)} for {spec.name}, which runs whole, "
+            f"got {request.inpaint.fill}",
+            field="inpaint.fill",
+            value=request.inpaint.fill,
+            allowed=", ".join(_WHOLE_FILLS),
+        )
+    if spec.min_references <= references <= spec.max_references:
+        return
+    low, high = spec.min_references, spec.max_references
+    allowed = "none" if not high else f"{low} to {high}" if low < high else str(high)
+    if not references:
+        message = f"is needed for {spec.name}: it edits a picture, got none"
+    elif not high:
+        message = f"cannot be honoured by {spec.name}: it takes none"
+    else:
+        message = f"must be at most {high} for {spec.name}, got {references}"
+    raise InvalidRequest(
+        f"image_references {message}", field="image_references", value=references, allowed=allowed
+    )
 
 
 def _check_tiling(request: GenerationRequest, spec: ModelSpec) -> None:

@@ -19,7 +19,8 @@ def resolve_size(
     Args:
         request: What was asked.
         spec: The model.
-        image_size: Of the picture in the request, where there is one.
+        image_size: Of the picture in the request, where there is one. A picture to begin
+            from gives its sides, one to edit its proportions.
         warnings: Grows where the picture is resized.
 
     Raises:
@@ -27,8 +28,13 @@ def resolve_size(
     """
     own = spec.default_size
     if image_size is not None and not spec.fixed_size:
-        own = Size(*(fit_side(side, spec) for side in image_size))
-        if (request.width, request.height) == (None, None) and own != image_size:
+        sides = image_size if request.image is not None else _proportioned(image_size, own)
+        own = Size(*(fit_side(side, spec) for side in sides))
+        if (
+            request.image is not None
+            and (request.width, request.height) == (None, None)
+            and own != image_size
+        ):
             warnings.append(f"the picture of {image_size} px was resized to {own} px")
     size = Size(
         request.width if request.width is not None else own.width,
@@ -45,6 +51,12 @@ def resolve_size(
         if not spec.fixed_size:
             check_side(name, side, spec)
     return size
+
+
+def _proportioned(image: Size, own: Size) -> Size:
+    """Return a size of about the pixels of ``own`` with the proportions of a picture."""
+    scale = math.sqrt(own.width * own.height / (image.width * image.height))
+    return Size(round(image.width * scale), round(image.height * scale))
 
 
 def fit_side(side: int, spec: ModelSpec) -> int:

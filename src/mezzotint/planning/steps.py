@@ -37,7 +37,9 @@ def resolve_steps(
         for name in names:
             if getattr(request, name) is not None:
                 warnings.append(f"{name} has no effect on {spec.name}: {reason}")
-        return tuple(range(1, count_steps(request, spec) + 1)) if spec.tells_steps else ()
+        total = count_steps(request, spec)
+        run = total if request.image is None else _num_run(total, request.strength, "strength")
+        return tuple(range(1, run + 1)) if spec.tells_steps else ()
     total = count_steps(request, spec)
     scheduler = request.scheduler or spec.default_scheduler
     steps = evaluation_steps(scheduler, total, spec.scheduler_config)
@@ -53,6 +55,12 @@ def run_steps(
 ) -> tuple[int, ...]:
     """Return the step of each evaluation of the last ``strength`` of a schedule, from 1."""
     steps = evaluation_steps(scheduler, total, spec.scheduler_config)
+    skipped = total - _num_run(total, strength, field)
+    return tuple(step - skipped for step in steps if step > skipped)
+
+
+def _num_run(total: int, strength: float, field: str) -> int:
+    """Return how many of all steps are run at a strength: one at least."""
     run = min(int(total * strength), total)
     if run < 1:
         raise InvalidRequest(
@@ -61,8 +69,7 @@ def run_steps(
             value=strength,
             allowed=f"{1 / total:g} to 1",
         )
-    skipped = total - run
-    return tuple(step - skipped for step in steps if step > skipped)
+    return run
 
 
 def count_rows(

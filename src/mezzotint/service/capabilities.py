@@ -31,6 +31,7 @@ _TECHNIQUES = frozenset(
         "hires",
         "image",
         "image_prompts",
+        "image_references",
         "loras",
         "mask",
         "outpaint",
@@ -155,6 +156,7 @@ def describe_abilities(spec: ModelSpec, techniques: frozenset[str]) -> dict[str,
             "size_multiple": spec.size_multiple,
             "fixed_size": spec.fixed_size,
             "token_limit": spec.token_limit,
+            "image_references": [spec.min_references, spec.max_references],
         },
     }
 

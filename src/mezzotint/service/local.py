@@ -41,7 +41,7 @@ from mezzotint.service.dispatch.dispatcher import Dispatcher
 from mezzotint.service.dispatch.event_mailbox import EventMailbox
 from mezzotint.service.endings import ENDINGS, follow, timed
 from mezzotint.service.finishing import tools
-from mezzotint.service.finishing.inpainting import read_inpainting
+from mezzotint.service.finishing.inpainting import read_inpainting, reference_size
 from mezzotint.service.finishing.pictures import Finisher, adapter_assets, check_pictures
 from mezzotint.service.handlers.handlers import HandlerPool
 from mezzotint.service.provision.fair_threads import FairThreads
@@ -223,7 +223,7 @@ class LocalService:
         check_pictures(request, limits)
         check_can_sign(request.output, limits)
         inpainting = read_inpainting(request, limits)
-        size = inpainting.size if inpainting is not None else None
+        size = inpainting.size if inpainting is not None else reference_size(request, limits)
         planned = plan(request, spec, self._abilities(request), image_size=size)
         first = planned.plans[0]
         if first.steps and first.scheduler:
@@ -327,7 +327,7 @@ class LocalService:
         has_files = (
             request.image or request.mask or request.controls or request.image_prompts
             or request.loras or request.embeddings or request.regions or request.ensemble
-            or request.upscale or request.hires or request.gates
+            or request.upscale or request.hires or request.gates or request.image_references
         )  # fmt: skip
         is_short = request.num_pictures <= _FEW_PICTURES
         return is_short and not has_files and self.provider.is_loaded(request.model)

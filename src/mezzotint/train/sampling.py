@@ -35,7 +35,10 @@ from mezzotint.types import MAX_SEED, GenerationResult, ImageOutput, Size
 
 __all__ = ["draw_values", "sample_model", "walk"]
 
-_UNUSED = ("image", "mask", "controls", "loras", "regions", "ensemble", "walk", "gates", "upscale")
+_UNUSED = (
+    "image", "mask", "image_references", "controls", "loras", "regions", "ensemble", "walk",
+    "gates", "upscale",
+)  # fmt: skip
 _ROWS = 2048  # samples of one call in draw_values
 
 Estimate = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -18,9 +18,10 @@ from mezzotint.engine.execution.operators import Controlled, Operator
 from mezzotint.models.adapters.controlnet import CONTROL_IMAGE, CONTROL_SCALES
 from mezzotint.models.adapters.ip_adapter import IMAGE_SCALES, IMAGE_TOKENS
 from mezzotint.models.base import Conditioning, Model
-from mezzotint.planning.plan import Plan, control_asset, prompt_asset
+from mezzotint.models.families.whole_pictures import pack_pictures
+from mezzotint.planning.plan import Plan, control_asset, prompt_asset, reference_asset
 
-__all__ = ["adapt", "under_control", "with_full_scales"]
+__all__ = ["adapt", "under_control", "with_full_scales", "with_pictures"]
 
 
 def adapt(
@@ -66,6 +67,27 @@ def adapt(
         conditioning.replace(**common, **(without if is_negative else with_picture))
         for conditioning, is_negative in zip(encoded, negatives, strict=True)
     ]
+
+
+def with_pictures(
+    plan: Plan, assets: Mapping[str, Any], conditioning: Conditioning
+) -> Conditioning:
+    """Put the pictures of a request beside the prompt of a model that runs whole.
+
+    Args:
+        plan: What is made.
+        assets: Start picture and mask by the plan's names; pictures to edit under
+            :func:`~mezzotint.planning.plan.reference_asset`.
+        conditioning: Of the prompt, one row.
+    """
+    t = plan.techniques
+    found = pack_pictures(
+        None if t.image is None else assets[t.image],
+        None if t.mask is None else assets[t.mask],
+        [assets[reference_asset(digest)] for digest in t.image_references],
+        strength=t.strength,
+    )
+    return conditioning.replace(**found) if found else conditioning
 
 
 def with_full_scales(plan: Plan, conditioning: Conditioning) -> Conditioning:

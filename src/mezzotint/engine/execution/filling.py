@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.engine.cache import ByteCache
-from mezzotint.engine.execution.adapting import adapt, under_control
+from mezzotint.engine.execution.adapting import adapt, under_control, with_pictures
 from mezzotint.engine.execution.operators import ClassifierFree, Ensemble, Operator, Region, Regions
 from mezzotint.engine.execution.prompts import (
     Steered,
@@ -92,6 +92,7 @@ class Filler:
         device = device_of(model)
         if not plan.rows or plan.is_alone:
             positive = at_step(self.encode_prompts(plan, model, device, assets)[0], 1)
+            positive = with_pictures(plan, assets, positive)
             noise = _draw(plan, model, generator).to(device)
             if "is_w" in positive:
                 noise, positive = _map(plan, model, noise, positive)

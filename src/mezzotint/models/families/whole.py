@@ -27,6 +27,7 @@ from torch import Tensor
 from mezzotint.errors import CardError, InvalidRequest, WeightsError, WorkFailed
 from mezzotint.models.base import Conditioning, Model, Prompt, Report
 from mezzotint.models.families.whole_calls import WholeCall, read_call, why_refused
+from mezzotint.models.families.whole_pictures import picture_arguments, strength_of
 from mezzotint.models.networks import Placement
 from mezzotint.models.parts import (
     combine_digests,
@@ -45,10 +46,7 @@ __all__ = ["ForeignModel", "load_foreign"]
 _LIBRARIES = ("diffusers", "transformers")
 _KEPT = (".json", ".txt", ".model", ".safetensors")
 _DIGITS, _BASE = 4, 1 << 16
-_LIMITS = (
-    "has its own scheduler only: scheduler and sigma_schedule have no effect",
-    "takes no image, mask, controls, loras, regions, ensemble or guidance schedule",
-)
+_OWN_SCHEDULER = "has its own scheduler only: scheduler and sigma_schedule have no effect"
 _STEPPED = "runs as diffusers wrote it, one picture at a time: joins no batch"
 _UNSTEPPED = (
     "runs whole, as diffusers wrote it: joins no batch, shows no steps, and stops for a cancel "
@@ -228,6 +226,7 @@ class ForeignModel(Model):
     def _arguments(self, digits: Tensor, row: Conditioning) -> dict[str, Any]:
         """Return what the pipeline is called with, the call backs left out."""
         width, height, steps, scale, label = row["numbers"][0].tolist()
+        size = Size(int(width), int(height))
         seed = sum(int(digit) * _BASE**k for k, digit in enumerate(digits.tolist()))
         call, negative = self._call, _to_text(row["negative_text"])
         offered = {
@@ -239,6 +238,7 @@ class ForeignModel(Model):
             "class_labels": [max(int(label), 0)],
             "generator": torch.Generator().manual_seed(seed),
             "output_type": "np",
+            **picture_arguments(call, row, size),
         }
         if call.guidance is not None:
             offered |= {call.guidance: scale, "guidance_schedule": None}
@@ -250,7 +250,8 @@ class ForeignModel(Model):
 
     def _draw(self, digits: Tensor, row: Conditioning, pause: Callable[[], None]) -> Tensor:
         arguments = self._arguments(digits, row)
-        steps = _Steps(int(row["numbers"][0, 2]), pause)
+        total = int(row["numbers"][0, 2])
+        steps = _Steps(min(int(total * strength_of(row)), total), pause)
         if self._call.tells_steps == "callback_on_step_end":
             arguments["callback_on_step_end"] = steps.on_step_end
         elif self._call.tells_steps == "callback":
@@ -356,7 +357,7 @@ def _check_parts(path: Path, index: Mapping[str, Any], variant: str | None) -> t
 
 def _make_spec(path: Path, call: WholeCall, *, name: str, digest: str) -> ModelSpec:
     size, scale = _native_size(path)
-    sized = {"width", "height"} <= call.names
+    sized = {"width", "height"} <= call.names or call.sized_by_picture
     return ModelSpec(
         name=name,
         digest=digest,
@@ -374,14 +375,30 @@ def _make_spec(path: Path, call: WholeCall, *, name: str, digest: str) -> ModelS
         takes_negative_prompt=call.takes_negative,
         takes_guidance=False,
         takes_distilled_guidance=call.guidance is not None,
-        takes_image=False,
+        takes_image=call.start is not None,
+        needs_image=call.start is not None,
+        takes_mask=call.start == "masked",
+        needs_mask=call.start == "masked",
+        min_references=call.references[0],
+        max_references=call.references[1],
         num_classes=1000 if "class_labels" in call.names else 0,
         token_limit=0,
         stepwise=False,
         tells_steps=call.tells_steps is not None,
-        limits=(_STEPPED if call.tells_steps else _UNSTEPPED, *_LIMITS),
+        limits=(_STEPPED if call.tells_steps else _UNSTEPPED, _OWN_SCHEDULER, _pictures(call)),
         path=str(path),
     )
+
+
+def _pictures(call: WholeCall) -> str:
+    """Say which pictures and techniques a pipeline takes, and which it does not."""
+    low, high = call.references
+    taken = {None: "", "image": "needs image", "masked": "needs image and mask"}[call.start]
+    if high:
+        count = f"{low} to {high}" if low < high else str(high)
+        taken = f"takes {count} of image_references, no image or mask"
+    rest = "controls, loras, regions, ensemble or guidance schedule"
+    return f"{taken or 'takes no image, mask or image_references'}; takes no {rest}"
 
 
 def _native_size(path: Path) -> tuple[Size, int]:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mezzotint.types import MAX_REFERENCES
+
 __all__ = ["WholeCall", "read_call", "why_refused"]
 
 GUIDANCE = (
@@ -24,7 +26,8 @@ GUIDANCE = (
 _GIVEN = frozenset(
     {
         "self", "prompt", "negative_prompt", "height", "width", "num_inference_steps",
-        "generator", "output_type", "class_labels", *GUIDANCE,
+        "generator", "output_type", "class_labels", "image", "input_images", "mask_image",
+        "strength", *GUIDANCE,
     }
 )  # fmt: skip
 
@@ -57,12 +60,39 @@ _UNFIT = {
 }
 """Pipelines whose call does not show why a request cannot be drawn by them."""
 
-_PICTURE_IS_OPTIONAL = frozenset({
-    "BriaFibo2Pipeline", "Flux2KleinKVPipeline", "Flux2KleinPipeline", "Flux2Pipeline",
-    "FluxKontextPipeline", "GlmImagePipeline", "StableCascadeCombinedPipeline",
-    "ZImageOmniPipeline",
-})  # fmt: skip
-"""Pipelines that take pictures and draw from the text alone where there is none."""
+_REFERENCES = {
+    "BriaFibo2Pipeline": (0, MAX_REFERENCES),
+    "BriaFiboEditPipeline": (1, MAX_REFERENCES),
+    "DreamLiteMobilePipeline": (0, 1),
+    "DreamLitePipeline": (0, 1),
+    "Flux2KleinKVPipeline": (0, MAX_REFERENCES),
+    "Flux2KleinPipeline": (0, MAX_REFERENCES),
+    "Flux2Pipeline": (0, MAX_REFERENCES),
+    "FluxKontextPipeline": (0, 1),
+    "GlmImagePipeline": (0, MAX_REFERENCES),
+    "JoyImageEditPipeline": (0, 1),
+    "LongCatImageEditPipeline": (1, 1),
+    "OmniGenPipeline": (0, MAX_REFERENCES),
+    "QwenImage21Pipeline": (0, MAX_REFERENCES),
+    "QwenImageEditPipeline": (1, 1),
+    "QwenImageEditPlusPipeline": (1, MAX_REFERENCES),
+    "StableCascadeCombinedPipeline": (0, 0),
+    "StableDiffusionInstructPix2PixPipeline": (1, 1),
+    "StableDiffusionXLInstructPix2PixPipeline": (1, 1),
+    "ZImageOmniPipeline": (0, MAX_REFERENCES),
+}
+"""Fewest and most pictures that a pipeline edits or draws from, as its code has it."""
+
+_SIZED_BY_REFERENCE = frozenset(
+    {"StableDiffusionInstructPix2PixPipeline", "StableDiffusionXLInstructPix2PixPipeline"}
+)
+"""Pipelines that draw at the size of the picture that they change."""
+
+_REFERENCE_NAMES = ("image", "input_images")
+
+
+Start = Literal["image", "masked"]
+"""A picture to begin from, or one with a mask of the part to repaint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +106,10 @@ class WholeCall:
         guidance_scale: Its value where nobody says; 1 without one.
         tells_steps: The parameter through which it tells of its steps, or None.
         takes_negative: Whether a negative prompt acts without a second scale.
+        references: Fewest and most pictures that it edits or draws from.
+        reference_name: The parameter that takes them, or None.
+        start: Whether it begins from a picture, or repaints a part of one.
+        sized_by_picture: Whether it draws at the size of the picture that it is given.
     """
 
     names: frozenset[str]
@@ -84,6 +118,10 @@ class WholeCall:
     guidance_scale: float
     tells_steps: Literal["callback_on_step_end", "callback"] | None
     takes_negative: bool
+    references: tuple[int, int] = (0, 0)
+    reference_name: str | None = None
+    start: Start | None = None
+    sized_by_picture: bool = False
 
     @property
     def is_true_guidance(self) -> bool:
@@ -102,6 +140,8 @@ def read_call(cls: Any) -> WholeCall:
         tells = "callback"
     embeds = guidance == "guidance_scale" and "true_cfg_scale" in parameters
     steps = _number(parameters, "num_inference_steps")
+    references = _REFERENCES.get(str(cls.__name__), (0, 0))
+    start = None if references[1] else _start(parameters)
     return WholeCall(
         names=frozenset(parameters),
         steps=50 if steps is None else int(steps),
@@ -109,7 +149,20 @@ def read_call(cls: Any) -> WholeCall:
         guidance_scale=_guidance_default(parameters, guidance),
         tells_steps=tells if "num_inference_steps" in parameters else None,
         takes_negative="negative_prompt" in parameters and not embeds,
+        references=references,
+        reference_name=next((n for n in _REFERENCE_NAMES if n in parameters), None)
+        if references[1]
+        else None,
+        start=start,
+        sized_by_picture=start is not None or cls.__name__ in _SIZED_BY_REFERENCE,
     )
+
+
+def _start(parameters: Mapping[str, inspect.Parameter]) -> Start | None:
+    """Return what a call with a strength begins from, or None for a call without one."""
+    if not {"image", "strength"} <= set(parameters):
+        return None
+    return "masked" if "mask_image" in parameters else "image"
 
 
 def why_refused(cls: Any) -> str | None:
@@ -130,16 +183,25 @@ def why_refused(cls: Any) -> str | None:
     if any("conditioning_scale" in n for n in names) or "control_image" in names:
         return "takes a control picture; name a ControlNet in controls of its base model instead"
     pictures = {"image", "images", "mask_image", "original_image"} & names
-    if pictures and name not in _PICTURE_IS_OPTIONAL:
-        return f"needs {', '.join(sorted(pictures))}, which whole pipelines are not given"
+    if pictures and name not in _REFERENCES and not _is_started(parameters):
+        return f"needs {', '.join(sorted(pictures))} in a way that a request does not give it"
     needed = {
         n
         for n, p in parameters.items()
         if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
     }
     if missing := sorted(needed - _GIVEN):
-        return f"needs {', '.join(missing)}; a request gives text, size, steps and guidance only"
+        given = "text, pictures, size, steps and guidance"
+        return f"needs {', '.join(missing)}; a request gives {given} only"
     return None
+
+
+def _is_started(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether a call begins from the picture of a request, with its mask at its size."""
+    start = _start(parameters)
+    if start is None or "original_image" in parameters:
+        return False
+    return start == "image" or {"width", "height"} <= set(parameters)
 
 
 def _answers(cls: Any) -> set[str]:

@@ -122,7 +122,11 @@ async def read_upload(http: Request) -> dict[str, Any]:
     async with read_form(http) as form:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
-                body[name] = ImageInput(await value.read())
+                picture = ImageInput(await value.read())
+                if name == "image_references":
+                    body[name] = [*body.get(name, ()), picture]
+                else:
+                    body[name] = picture
             elif name == "request":
                 try:
                     parsed = json.loads(value)

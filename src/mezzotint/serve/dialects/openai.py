@@ -9,6 +9,7 @@ import base64
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -132,16 +133,38 @@ async def _read(http: Request, kind: Kind) -> tuple[GenerationRequest, Answer]:
     if media_type(http) != "multipart/form-data":
         return to_request(await read_json(http), kind)
     body: dict[str, Any] = {}
+    images: list[Any] = []
+    references: list[Any] = []
     async with read_form(http) as form:
         for name, value in form.multi_items():
             key = name.removesuffix("[]")
-            if key == "image" and "image" in body:
-                raise InvalidRequest("image: one picture can be edited at a time", field="image")
-            if isinstance(value, UploadFile):
-                body[key] = ImageInput(await value.read())
+            is_file = isinstance(value, UploadFile)
+            found = ImageInput(await value.read()) if is_file else _scalar(key, value)
+            if key == "image":
+                images.append(found)
+            elif key == "image_references":
+                references += found if isinstance(found, list) else [found]
             else:
-                body[key] = _scalar(key, value)
+                body[key] = found
+    if len(images) > 1 and kind != "edit":
+        raise InvalidRequest("image: one picture can be varied at a time", field="image")
+    if images:
+        body["image"] = images[0]
+    if references := [*images[1:], *references]:
+        body["image_references"] = references
     return to_request(body, kind)
+
+
+async def _as_references(front: Front, request: GenerationRequest) -> GenerationRequest:
+    """Hand the one picture of an edit to a model that edits pictures as it takes them."""
+    if request.image is None or request.mask is not None or request.image_references:
+        return request
+    name, _, version = request.model.partition("@")
+    for model in await front.service.models():
+        is_it = model["version"] == version if version else model["default"]
+        if model["name"] == name and is_it and model.get("image_references", (0, 0))[1]:
+            return replace(request, image=None, image_references=(request.image,))
+    return request
 
 
 def _scalar(name: str, text: str) -> Any:
@@ -161,6 +184,8 @@ def _scalar(name: str, text: str) -> Any:
 
 async def _answer(front: Front, http: Request, kind: Kind) -> Any:
     request, answer = await _read(http, kind)
+    if kind == "edit":
+        request = await _as_references(front, request)
     if answer.stream:
         return await _stream(front, http, request, answer)
     result = await front.generate(http, request)

@@ -9,13 +9,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from mezzotint.bounds import Pattern, Range, whole_numbers
+from mezzotint.bounds import Count, Pattern, Range, whole_numbers
 from mezzotint.errors import UnknownName
 from mezzotint.plain import Checked, field_names
 from mezzotint.request import GenerationRequest, ModelName, Output
 from mezzotint.serve.schema import foreign, object_schema, request_schema
 from mezzotint.serve.wire import Body, read_fields
-from mezzotint.types import MAX_SIDE_PX, ImageInput, NumImages, OutputFormat, PromptText
+from mezzotint.types import (
+    MAX_REFERENCES,
+    MAX_SIDE_PX,
+    ImageInput,
+    NumImages,
+    OutputFormat,
+    PromptText,
+)
 
 __all__ = ["BODIES", "Answer", "Kind", "to_request"]
 
@@ -84,13 +91,15 @@ class _Edit(_Common):
 
     Args:
         prompt: What to draw.
-        image: Picture to begin from.
+        image: Picture to begin from; to edit, for a model that edits pictures.
         mask: Picture that is white where ``image`` is repainted.
+        image_references: Further pictures to edit; in a form also further parts named ``image``.
     """
 
     prompt: PromptText
     image: ImageInput
     mask: ImageInput | None = None
+    image_references: Annotated[tuple[ImageInput, ...], Count(0, MAX_REFERENCES - 1)] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +151,8 @@ def to_request(
     }
     if kind != "generation":
         native |= {"image": fields.image, "mask": fields.mask}
+    if kind == "edit" and fields.image_references:
+        native |= {"image": None, "image_references": (fields.image, *fields.image_references)}
     if fields.model is not None:
         native["model"] = fields.model
     size = _SIZE.fullmatch(fields.size)

@@ -18,7 +18,7 @@ from mezzotint.planning.plan import OUTSIDE, Plan
 from mezzotint.request import GenerationRequest
 from mezzotint.types import ImageInput, Size
 
-__all__ = ["Inpainting", "read_inpainting"]
+__all__ = ["Inpainting", "read_inpainting", "reference_size"]
 
 _FILL_RADII_PX = (2, 4, 8, 16, 32, 64, 128, 256)
 _KNOWN = 1e-3
@@ -101,6 +101,17 @@ def read_inpainting(
             min(int(rows.max()) + 1 + pad, image.shape[0]),
         )
     return Inpainting(image, mask, box)
+
+
+def reference_size(request: GenerationRequest, limits: ImageConfig) -> Size | None:
+    """Return the size of the first picture to edit, pixels; None without one.
+
+    Raises:
+        ImageError: If it is no picture.
+    """
+    if not request.image_references:
+        return None
+    return read_size(request.image_references[0].data, field="image_references[0]", config=limits)
 
 
 def _read_mask(

@@ -23,7 +23,7 @@ from mezzotint.images.resize import fit
 from mezzotint.images.signing import load_signing_key, sign_file
 from mezzotint.models.adapters.ip_adapter import crop_picture
 from mezzotint.models.families.upscalers import load_upscaler
-from mezzotint.planning.plan import Plan, control_asset, prompt_asset
+from mezzotint.planning.plan import Plan, control_asset, prompt_asset, reference_asset
 from mezzotint.request import GenerationRequest
 from mezzotint.service.finishing.inpainting import read_inpainting
 from mezzotint.service.finishing.tools import enlarge
@@ -243,6 +243,8 @@ def _pictures(request: GenerationRequest) -> Iterator[tuple[str, ImageInput]]:
     for name, image in (("image", request.image), ("mask", request.mask)):
         if image is not None:
             yield name, image
+    for k, image in enumerate(request.image_references):
+        yield f"image_references[{k}]", image
     for k, control in enumerate(request.controls):
         yield f"controls[{k}].image", control.image
     for k, prompt in enumerate(request.image_prompts):
@@ -268,6 +270,7 @@ def adapter_assets(
     Returns:
         Control pictures at the sizes of all passes, (3, H, W) in [0, 1], and the middles of
         pictures of image prompts, (side, side, 3), uint8: what waits in a queue stays small.
+        Pictures to edit as they are, (H, W, 3), uint8.
 
     Raises:
         ImageError: If one is no picture; names the field.
@@ -287,6 +290,9 @@ def adapter_assets(
             where = f"image_prompts[{k}].images[{place}]"
             pixels = decode_image(image.data, field=where, config=limits)
             assets[prompt_asset(k, image.digest)] = crop_picture(pixels, side(prompt.model))
+    for k, image in enumerate(request.image_references):
+        pixels = decode_image(image.data, field=f"image_references[{k}]", config=limits)
+        assets[reference_asset(image.digest)] = pixels
     return assets
 
 

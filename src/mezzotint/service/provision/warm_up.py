@@ -8,14 +8,17 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from mezzotint.engine.calibrate import calibrate
 from mezzotint.engine.step_engine import Executor
+from mezzotint.images.codec import encode
 from mezzotint.models.spec import ModelSpec
 from mezzotint.observe import log, stages
 from mezzotint.planning.costs import CostTable
 from mezzotint.planning.plan import Plan
 from mezzotint.request import GenerationRequest, LatentInput
-from mezzotint.types import Event, Failed, Finished
+from mezzotint.types import Event, Failed, Finished, ImageInput
 
 __all__ = ["WarmUp"]
 
@@ -114,12 +117,17 @@ class WarmUp:
 
 
 def _request(spec: ModelSpec, *, steps: int) -> GenerationRequest:
-    """Return a small request that every model of a kind can draw."""
+    """Return a small request that every model of a kind can draw, on a white picture if need be."""
+    side = spec.min_size_px if spec.fixed_size else min(spec.default_size)
+    white = ImageInput(encode(np.full((side, side, 3), 255, np.uint8), "png"))
     return GenerationRequest(
         model=spec.name,
         prompt="warm-up" if spec.takes_prompt else "",
         seed=0,
         num_inference_steps=steps if spec.has_steps else None,
         latent=LatentInput(class_label=0 if spec.family == "dit" else None),
+        image=white if spec.needs_image else None,
+        mask=white if spec.needs_mask else None,
+        image_references=(white,) * spec.min_references,
         priority=100,
     )

@@ -42,7 +42,7 @@ def test_every_pipeline_that_diffusers_exports_stands_in_the_table():
 @pytest.mark.parametrize(
     "name",
     ["AudioLDM2Pipeline", "WanPipeline", "ShapEPipeline", "StableDiffusionLDM3DPipeline",
-     "FluxFillPipeline", "QwenImageEditPipeline"],
+     "RePaintPipeline", "StableDiffusionUpscalePipeline"],
 )  # fmt: skip
 def test_what_draws_no_picture_of_a_text_is_refused_by_the_reason_of_the_table(name):
     assert why_refused(getattr(diffusers, name)) == read_table()[name]
@@ -66,3 +66,20 @@ def test_guidance_has_the_name_and_default_of_the_pipeline(
     call = read_call(getattr(diffusers, name))
     assert (call.guidance, call.guidance_scale) == (guidance, scale)
     assert (call.takes_negative, call.tells_steps) == (takes_negative, tells)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "references", "parameter"),
+    [
+        ("FluxKontextPipeline", None, (0, 1), "image"),
+        ("QwenImageEditPlusPipeline", None, (1, 16), "image"),
+        ("OmniGenPipeline", None, (0, 16), "input_images"),
+        ("FluxFillPipeline", "masked", (0, 0), None),
+        ("StableDiffusionXLImg2ImgPipeline", "image", (0, 0), None),
+        ("PixArtSigmaPipeline", None, (0, 0), None),
+    ],
+)
+def test_a_call_tells_which_pictures_it_takes(name, start, references, parameter):
+    call = read_call(getattr(diffusers, name))
+    assert (call.start, call.references, call.reference_name) == (start, references, parameter)
+    assert read_table()[name] == "whole"
