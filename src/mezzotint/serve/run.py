@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import datetime
 import functools
+import os
 import signal
 import socket
 import time
@@ -135,6 +136,9 @@ def _rpc_listeners(front: Front, apps: Mapping[Listener, Doorway]) -> dict[str, 
     wanted = [name for name in behind if name in front.config.listeners()]
     if not wanted:
         return {}
+    # read when gRPC is imported: workers are programs of their own, so nothing of it is forked
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+    os.environ.setdefault("GRPC_VERBOSITY", "error")
     try:
         from mezzotint.serve.rpc.listeners import RpcListener
     except ImportError as error:

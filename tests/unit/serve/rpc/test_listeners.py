@@ -3,9 +3,12 @@
 import contextlib
 import datetime
 import ipaddress
+import json
 import socket
+import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import grpc
 import pytest
@@ -174,6 +177,19 @@ async def test_a_port_that_is_taken_is_named():
         front = Front(FakeService(None), ServeConfig(grpc_port=port))
         with pytest.raises(InvalidRequest, match=f"grpc_port: cannot listen on 127.0.0.1:{port}"):
             RpcListener("grpc", front, None).bind()
+
+
+def test_a_server_with_grpc_writes_nothing_of_its_own_to_stderr_and_stops_with_0(tmp_path):
+    script = Path(__file__).parents[3] / "fake_server.py"
+    given = json.dumps({"folder": str(tmp_path), "serve": {"grpc_port": 0}})
+    command = [sys.executable, str(script), given]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("models"):
+            break
+    process.terminate()
+    _, errors = process.communicate(timeout=30)
+    assert (errors, process.returncode) == ("", 0)
 
 
 def test_without_the_packages_it_says_which_extra_is_missing(monkeypatch):
