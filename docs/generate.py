@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from docs.doors_table import DOORS, Claims
+
 from mezzotint import errors, plain, request, settings, vocabulary
 from mezzotint.gates.registry import GATES
 from mezzotint.schedulers import DIFFUSERS, NATIVE, SIGMA_SCHEDULES
@@ -148,6 +150,34 @@ def gates_table() -> str:
     return ", ".join(f"`{name}`" for name in GATES.names()) + "\n"
 
 
+def doors_table() -> str:
+    """What each door honours, ignores and refuses, and the client that it was tried with."""
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    versions = dict(line.split("==") for line in pins.splitlines() if "==" in line)
+    rows = []
+    for door in DOORS:
+        version = versions.get(door.pin, "").split()
+        ours = "every field of the request" if door.takes_ours else ""
+        honoured = [*([ours] if ours else []), *(f"`{n}`" for n in door.honoured)]
+        lost = [f"`{n}`" for n in door.ignored]
+        warned = [f"`{n}`" + _value(door, n) for n in door.warned]
+        refused = [f"`{n}`" + _value(door, n, of="refused") for n in door.refused]
+        client = f"{door.client} {version[0]}" if version else door.client
+        cells = (door.door, client, *(", ".join(c) for c in (honoured, warned, lost, refused)))
+        rows.append(cells)
+    header = ("door", "client", "honoured", "ignored with a warning", "ignored", "refused")
+    return table(header, rows)
+
+
+def _value(door: Claims, name: str, *, of: str = "warned") -> str:
+    """The value of an entry, where other values of the field are honoured or ignored."""
+    others = {**door.honoured, **door.ignored}
+    value = getattr(door, of)[name]
+    if name in others:
+        return f" (`{value}`)"
+    return " (unknown)" if name == "promt" else ""
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     "error_tree": error_tree,
     "request_fields": request_fields,
@@ -155,6 +185,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "schedulers_table": schedulers_table,
     "a1111_samplers": a1111_samplers,
     "gates_table": gates_table,
+    "doors_table": doors_table,
 }
 
 

@@ -12,14 +12,21 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
+import mcp
 import numpy as np
 import pytest
 from PIL import Image
-from tests.serving import Door, open_door
+from tests.serving import BASE, Door, open_door
+from tests.unit.test_comfyui import graph
 
+import mezzotint as mz
+from mezzotint.cli.agents.mcp import _Local
+from mezzotint.comfyui import read_graph
 from mezzotint.engine.config import EngineConfig
 from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.request import GenerationRequest
+from mezzotint.serve.mcp.tools import create_server
 from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.local import LocalService
 
@@ -45,10 +52,15 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
 
 
 @pytest.fixture(scope="module")
-def expected(door: Door) -> np.ndarray:
+def expected_file(door: Door) -> bytes:
     request = GenerationRequest(prompt=PROMPT, seed=SEED, scheduler="euler", **COMMON)
     result = door.do(lambda: door.service.generate(request, request_id="direct", use_cache=False))
-    return pixels(result.images[0].data)
+    return result.images[0].data
+
+
+@pytest.fixture(scope="module")
+def expected(expected_file: bytes) -> np.ndarray:
+    return pixels(expected_file)
 
 
 def native(door: Door) -> bytes:
@@ -111,12 +123,111 @@ def kserve_v2(door: Door) -> bytes:
     return base64.b64decode(answer.json()["outputs"][0]["data"][0])
 
 
-DOORS = (native, job, openai, a1111, huggingface, torchserve, kserve_v1, kserve_v2)
+def replicate(door: Door) -> bytes:
+    body = {"input": {"prompt": PROMPT, "seed": SEED, "scheduler": "K_EULER", **COMMON}}
+    made = door.http.post(
+        "/v1/models/anyone/plate/predictions", json=body, headers={"prefer": "wait=60"}
+    ).json()
+    return door.http.get(made["output"][0]).content
+
+
+def fal(door: Door) -> bytes:
+    body = {
+        "prompt": PROMPT, "seed": SEED, "scheduler": "euler", "num_inference_steps": 2,
+        "guidance_scale": 3.0, "image_size": {"width": 64, "height": 64}, "sync_mode": True,
+    }  # fmt: skip
+    made = door.http.post("/fal-run/anyone/plate", json=body).json()
+    return base64.b64decode(made["images"][0]["url"].partition(",")[2])
+
+
+def model_context_protocol(door: Door) -> bytes:
+    asked = {"prompt": PROMPT, "seed": SEED, "scheduler": "euler", **COMMON}
+
+    async def talk() -> bytes:
+        async with mcp.Client(create_server(_Local(door.service))) as client:
+            made = await client.call_tool("generate", asked)
+        return base64.b64decode(made.content[0].data)
+
+    return door.do(talk)
+
+
+class Through(httpx2.BaseTransport):
+    """Leads the client's exchange to a door in this process."""
+
+    def __init__(self, door: Door) -> None:
+        self.door = door
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        answer = self.door.http.request(
+            request.method,
+            request.url.raw_path.decode(),
+            content=request.read(),
+            headers=dict(request.headers),
+        )
+        return httpx2.Response(
+            answer.status_code, headers=dict(answer.headers), content=answer.content
+        )
+
+
+def client(door: Door) -> bytes:
+    with mz.Client(BASE, transport=Through(door)) as made:
+        fields = {"seed": SEED, "scheduler": "euler", **COMMON}
+        return made.generate(PROMPT, **fields).images[0].bytes
+
+
+def client_job(door: Door) -> bytes:
+    with mz.Client(BASE, transport=Through(door)) as made:
+        fields = {"seed": SEED, "scheduler": "euler", **COMMON}
+        return made.submit(PROMPT, **fields).result().images[0].bytes
+
+
+def awaited_client(door: Door) -> bytes:
+    async def talk() -> bytes:
+        through = httpx2.ASGITransport(app=door.http.app)
+        async with mz.AsyncClient(BASE, transport=through) as made:
+            fields = {"seed": SEED, "scheduler": "euler", **COMMON}
+            return (await made.generate(PROMPT, **fields)).images[0].bytes
+
+    return door.do(talk)
+
+
+DOORS = (
+    native, job, openai, a1111, huggingface, torchserve, kserve_v1, kserve_v2, replicate, fal,
+    model_context_protocol, client, client_job, awaited_client,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("ask", DOORS, ids=lambda f: f.__name__)
 def test_every_door_gives_the_pixels_of_the_engine(door, expected, ask):
     assert np.array_equal(pixels(ask(door)), expected)
+
+
+OWN_RECIPE = (a1111,)
+"""Doors whose recipe tells something else of the same picture: A1111's way to read a prompt."""
+
+
+@pytest.mark.parametrize("ask", [a for a in DOORS if a not in OWN_RECIPE], ids=lambda f: f.__name__)
+def test_every_door_gives_the_file_of_the_engine_to_the_byte(door, expected_file, ask):
+    assert ask(door) == expected_file
+
+
+def test_a_graph_of_comfyui_gives_the_file_of_the_request_it_becomes(door):
+    """Its schedule always has a name, so it is held against the request that names it."""
+    nodes = graph(
+        n3={"seed": SEED, "steps": 2, "cfg": 3, "sampler_name": "euler", "scheduler": "normal"},
+        n5={"batch_size": 1, "width": 64, "height": 64},
+        n6={"text": PROMPT},
+        n7={"text": ""},
+    )
+    id_ = door.http.post("/prompt", json={"prompt": nodes}).json()["prompt_id"]
+    door.http.get(f"/v1/jobs/{id_}/events")  # until its end
+    entry = door.http.get(f"/history/{id_}").json()[id_]
+    file = door.http.get("/view", params=entry["outputs"]["9"]["images"][0]).content
+    fields = read_graph(nodes).fields
+    body = {"prompt": PROMPT, "seed": SEED, "scheduler": "euler", **COMMON}
+    body |= {"sigma_schedule": fields["sigma_schedule"]}
+    same = door.http.post("/v1/generations", json=body, headers={"accept": "image/png"})
+    assert file == same.content
 
 
 def elsewhere(folder: Path, *command: str) -> bytes:

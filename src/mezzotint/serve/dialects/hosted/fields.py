@@ -6,6 +6,7 @@ from typing import Any
 from mezzotint.errors import UnknownName
 from mezzotint.plain import field_names
 from mezzotint.request import GenerationRequest
+from mezzotint.schedulers import DIFFUSERS
 from mezzotint.serve.errors import WrongField
 from mezzotint.vocabulary import A1111_SAMPLERS, match_sampler
 
@@ -44,7 +45,9 @@ def read_scheduler(name: Any, field: str) -> dict[str, Any]:
     text = str(name)
     for known in (text, f"{text}Scheduler", f"{text}DiscreteScheduler"):
         match = match_sampler(known)
-        if match is not None and match.exact:
+        if match is None or not match.exact:
+            continue
+        if known == text or match.scheduler != known or known in DIFFUSERS:
             found = {"scheduler": match.scheduler, "sigma_schedule": match.sigma_schedule}
             return {key: value for key, value in found.items() if value is not None}
     raise UnknownName("scheduler", text[:80], A1111_SAMPLERS, field=field)
