@@ -382,6 +382,7 @@ def _endpoints() -> tuple[Endpoint, ...]:
         endpoint("GET", "/history/{id}", history_of, "show one graph that is done"),
         endpoint("GET", "/view", view, "one picture", answers=pictures),
         endpoint("POST", "/upload/image", upload, "keep a picture for graphs"),
+        endpoint("POST", "/api/upload/image", upload, "keep a picture (as Open WebUI sends it)"),
         endpoint("GET", "/object_info", show_nodes, "list the nodes"),
         endpoint("GET", "/object_info/{name}", show_nodes, "show one node"),
         endpoint("GET", "/system_stats", show_system, "show the machine"),
@@ -391,7 +392,8 @@ def _endpoints() -> tuple[Endpoint, ...]:
 DIALECT = Dialect(
     name="comfyui",
     pattern=re.compile(
-        r"^/(prompt|queue|interrupt|history|view|upload/image|object_info|system_stats|ws)(/|$)"
+        r"^/(prompt|queue|interrupt|history|view|(api/)?upload/image|object_info|system_stats|ws)"
+        r"(/|$)"
     ),
     endpoints=_endpoints(),
     render=_render,
