@@ -41,9 +41,18 @@ DOORS = {
     "TorchServe": "/predictions/{model_name}",
     "KServe v1": "/v1/models/{model_name}:predict",
     "KServe v2": "/v2/models/{model_name}/infer",
+    "Replicate": "/v1/predictions",
+    "fal": "/fal/{model}",
+    "ComfyUI prompts": "/prompt",
+    "ComfyUI queue": "/queue",
+    "ComfyUI interrupt": "/interrupt",
 }
-NEVER_TAKEN = {"/v1/inspect", "/sdapi/v1/extra-single-image", "/sdapi/v1/interrogate"}
-"""Doors that want a real picture, which these bodies do not have."""
+NEVER_TAKEN = {
+    "/v1/inspect", "/sdapi/v1/extra-single-image", "/sdapi/v1/interrogate",  # a real picture
+    "/v1/predictions",  # a model's name
+    "/prompt",  # a graph of nodes
+}  # fmt: skip
+"""Doors that want what the bodies made here do not have."""
 ODD = (
     None, True, False, -1, 0, 1, 2, 0.5, 9, 2000, 1e6, 2**70, 1e300, "", "a", "7", "-1", "x" * 33,
     [], [1], {}, {"a": 1}, "18446744073709551616", "aGVsbG8=", "none", "euler",
@@ -270,8 +279,16 @@ def test_every_documented_body_is_made(document):
         path for path, ways in document["paths"].items() if "requestBody" in ways.get("post", {})
     }
     other_paths_of_one_door = {
-        "/predictions/{model}/{version}", "/models/{model}/invoke", "/invocations",
-    }  # fmt: skip
+        "/predictions/{model_name}/{model_version}",
+        "/predictions/{model_name}/{model_version}/{rest}",
+        "/{model_name}/predict",
+        "/{model_name}/{model_version}/predict",
+        "/models/{model_name}/invoke",
+        "/invocations",
+        "/v2/models/{model_name}/versions/{model_version}/infer",
+        "/v1/models/{owner}/{name}/predictions",
+        "/fal-run/{model}",
+    }
     assert posted == set(DOORS.values()) | other_paths_of_one_door
 
 

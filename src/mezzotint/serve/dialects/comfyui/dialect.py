@@ -363,7 +363,8 @@ async def show_system(front: Front, http: Request) -> Response:
 
 
 def _endpoints() -> tuple[Endpoint, ...]:
-    body = Body("ComfyPrompt", lambda limits: {**ANY_OBJECT, "required": ["prompt"]})
+    graph = {**ANY_OBJECT, "properties": {"prompt": ANY_OBJECT}, "required": ["prompt"]}
+    body = Body("ComfyPrompt", lambda limits: graph)
     plain = Body("ComfyChange", lambda limits: ANY_OBJECT, required=False)
 
     def endpoint(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
