@@ -44,7 +44,7 @@ class PipelineOutput:
         shown = [image for result in self.results for image in result.images]
         if not shown:
             return None
-        return pictures_html([i._html() for i in shown], max(i.width for i in shown))
+        return pictures_html([i.to_html() for i in shown], max(i.width for i in shown))
 
 
 class Pipeline:

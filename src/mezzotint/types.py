@@ -256,9 +256,10 @@ class ImageOutput:
 
     def _repr_html_(self) -> str | None:
         """Return a page's element for the other formats, which have no hook of their own."""
-        return self._html() if self.format in ("webp", "gif", "mp4") else None
+        return self.to_html() if self.format in ("webp", "gif", "mp4") else None
 
-    def _html(self) -> str:
+    def to_html(self) -> str:
+        """Return an HTML element that shows the file, its bytes inside."""
         return picture_html(self.data, self.format, title=f"image {self.index}, seed {self.seed}")
 
     @property
@@ -303,7 +304,7 @@ class GenerationResult:
         """Return the pictures for a notebook to show, several as a grid; None without any."""
         if not self.images:
             return None
-        return pictures_html([i._html() for i in self.images], max(i.width for i in self.images))
+        return pictures_html([i.to_html() for i in self.images], max(i.width for i in self.images))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,7 +44,7 @@ __all__ = [
     "recipe_request",
 ]
 
-_BY_CODE = {code: cls for cls, (_, code) in reversed(TABLE.items())}
+_BY_CODE = {code: cls for cls, (_, code) in reversed(list(TABLE.items()))}
 _KIND = re.compile(r"unknown (.+?) ['\"]")
 
 

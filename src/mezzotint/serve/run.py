@@ -103,7 +103,9 @@ async def serve(
     front.memory |= {"version": version, "started": now.isoformat(timespec="milliseconds")}
     raise_file_limit(len(config.listeners()) * config.limits.connections)
     counted = ServerMetrics()
-    apps = {name: create_app(front, keys, listener=name, metrics=counted) for name in _NAMES}
+    apps: dict[Listener, Doorway] = {
+        name: create_app(front, keys, listener=name, metrics=counted) for name in _NAMES
+    }
     rpc = _rpc_listeners(front, apps)
     rpc_addresses = {name: listener.bind() for name, listener in rpc.items()}
     sockets = _bind(config)

@@ -135,9 +135,9 @@ def _add_field(made: Any, text: str, package: str) -> None:
         text: The field, as in :data:`MESSAGES`.
         package: Its package, after a dot.
     """
-    label, kind, name, number = re.fullmatch(  # type: ignore[union-attr] - our own table
-        r"(?:(repeated|map|choice) )?(\w+) (\w+) (\d+)", text
-    ).groups()
+    found = re.fullmatch(r"(?:(repeated|map|choice) )?(\w+) (\w+) (\d+)", text)
+    assert found is not None, text  # noqa: S101 - our own table
+    label, kind, name, number = found.groups()
     is_many = label in ("repeated", "map")
     field = made.field.add(
         name=name,

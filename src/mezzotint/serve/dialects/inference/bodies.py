@@ -127,10 +127,11 @@ def read_asked(body: Mapping[str, Any]) -> Asked:
     names = [one.name for one in wanted.outputs]
     if len(set(names)) < len(names):
         raise InvalidRequest("outputs names an output twice", field="outputs")
-    outputs = dict.fromkeys(("image", "seed"), ours.binary_data_output)
+    as_binary = bool(ours.binary_data_output)
+    outputs: dict[str, bool] = dict.fromkeys(("image", "seed"), as_binary)
     if wanted.outputs:
         outputs = {
-            one.name: ours.binary_data_output
+            one.name: as_binary
             if one.parameters.binary_data is None
             else one.parameters.binary_data
             for one in wanted.outputs
