@@ -50,9 +50,11 @@ class AestheticGate:
         from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
         self._clip = CLIPVisionModelWithProjection.from_pretrained(
-            folder / "clip", use_safetensors=True
+            folder / "clip", use_safetensors=True, trust_remote_code=False
         ).eval()
-        self._processor = CLIPImageProcessor.from_pretrained(folder / "clip")
+        self._processor = CLIPImageProcessor.from_pretrained(
+            folder / "clip", trust_remote_code=False
+        )
         wanted, found = self._head[0][0].shape[1], self._clip.config.projection_dim
         if wanted != found:
             raise WeightsError(

@@ -47,9 +47,11 @@ class SafetyCheckerGate:
         from transformers import CLIPImageProcessor
 
         self._checker = StableDiffusionSafetyChecker.from_pretrained(
-            Path(folder) / "safety_checker", use_safetensors=True
+            Path(folder) / "safety_checker", use_safetensors=True, trust_remote_code=False
         ).eval()
-        self._processor = CLIPImageProcessor.from_pretrained(Path(folder) / "feature_extractor")
+        self._processor = CLIPImageProcessor.from_pretrained(
+            Path(folder) / "feature_extractor", trust_remote_code=False
+        )
 
     def score(self, pixels: Any) -> Score:
         """Measure a picture of shape (H, W, 3), uint8."""

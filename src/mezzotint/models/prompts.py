@@ -19,6 +19,7 @@ from typing import Any, Literal
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from mezzotint.errors import CardError, WeightsError
+from mezzotint.models.exported import refuse_own_code
 from mezzotint.models.parts import read_json
 from mezzotint.models.prompt_syntax import BREAK, Span, spans, word_pattern
 
@@ -307,9 +308,12 @@ def _read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     if (folder / "vocab.txt").is_file():
         return _bert_tokens(folder / "vocab.txt", config)
     if (folder / "spiece.model").is_file():
+        refuse_own_code(folder)
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+        return AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        ).backend_tokenizer
     raise WeightsError(
         f"tokenizer missing: {folder} holds none of tokenizer.json, vocab.json with merges.txt, "
         "vocab.txt, spiece.model"

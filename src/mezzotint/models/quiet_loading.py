@@ -1,4 +1,9 @@
-"""Quiet loading: networks built by diffusers and transformers, one at a time, without bars."""
+"""Quiet loading: networks built by diffusers and transformers, one at a time.
+
+Without bars, and without questions: where a model has code of its own, transformers asks
+at the terminal whether it should run, unless it is told to wait no second for an answer.
+What diffusers loads through transformers cannot be told otherwise.
+"""
 
 import contextlib
 import threading
@@ -11,8 +16,9 @@ _LOADING = threading.Lock()  # from_pretrained sets the default type of the whol
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Load one network at a time, without the libraries' progress bars."""
+    """Load one network at a time, without the libraries' progress bars and questions."""
     from diffusers.utils import logging as diffusers_logging
+    from transformers import dynamic_module_utils
     from transformers.utils import logging as transformers_logging
 
     with _LOADING:
@@ -20,9 +26,12 @@ def quiet_loading() -> Iterator[None]:
         shown = [logger.is_progress_bar_enabled() for logger in loggers]
         for logger in loggers:
             logger.disable_progress_bar()
+        wait_s = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
         try:
             yield
         finally:
+            dynamic_module_utils.TIME_OUT_REMOTE_CODE = wait_s
             for logger, was_shown in zip(loggers, shown, strict=True):
                 if was_shown:
                     logger.enable_progress_bar()

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.errors import InvalidRequest, ShapeError, UnknownName
+from mezzotint.models.exported import exported_class
 from mezzotint.sampling.denoiser import prediction_from_denoised
 from mezzotint.schedulers import DIFFUSERS, PNDM_LEAST_STEPS, UNFIT, diffusers_names
 
@@ -52,12 +53,9 @@ def _scheduler_class(name: str) -> Any:
     Raises:
         UnknownName: If diffusers has no such scheduler.
     """
-    import diffusers
-
-    found = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-    if found is None or name not in (*DIFFUSERS, *UNFIT):
+    if name not in (*DIFFUSERS, *UNFIT):
         raise UnknownName("scheduler", name, DIFFUSERS, field="scheduler")
-    return found
+    return exported_class("diffusers", name, where="the scheduler")
 
 
 class SchedulerSolver:

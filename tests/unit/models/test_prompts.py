@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from tests import tiny
 
@@ -109,6 +111,22 @@ def test_missing_tokenizer_names_the_folder_and_what_it_needs(tmp_path):
     with pytest.raises(WeightsError, match=r"vocab.json with merges.txt") as caught:
         load_tokens(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_tokenizer_with_code_of_its_own_is_refused_though_a_terminal_says_yes(
+    tmp_path, monkeypatch
+):
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "y")
+    mapped = {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(mapped))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: ...\n")
+    (tmp_path / "spiece.model").write_bytes(b"")
+    with pytest.raises(CardError, match="code inside a model folder never runs") as caught:
+        load_tokens(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert asked == []
+    assert not (tmp_path / "ran").exists()
 
 
 def test_broken_tokenizer_is_a_card_error(tmp_path):

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from mezzotint.errors import InvalidRequest, WeightsError, WorkFailed
 from mezzotint.models.base import Conditioning, Model, Prompt, Report
+from mezzotint.models.exported import exported_class
 from mezzotint.models.families.array_networks import ARRAY_NETWORKS
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.models.spec import ModelSpec
@@ -407,12 +408,16 @@ def load_run(
     if about.conditioning == "text":
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        parts["tokenizer"] = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"))
-        parts["text_encoder"] = CLIPTextModel.from_pretrained(str(folder / "text_encoder"))
+        parts["tokenizer"] = CLIPTokenizer.from_pretrained(
+            str(folder / "tokenizer"), trust_remote_code=False
+        )
+        parts["text_encoder"] = CLIPTextModel.from_pretrained(
+            str(folder / "text_encoder"), trust_remote_code=False
+        )
     if about.data == "latents":
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-        parts["vae"] = AutoencoderKL.from_pretrained(str(folder / "vae"))
+        parts["vae"] = AutoencoderKL.from_pretrained(str(folder / "vae"), trust_remote_code=False)
     network.to(device)
     for part in ("text_encoder", "vae"):
         if part in parts:
@@ -432,12 +437,12 @@ def load_network(kind: str, folder: Path) -> nn.Module:
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             raise WeightsError(f"cannot load the network in {folder}: {error}") from None
         return network
-    import diffusers
-
     known = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
     if kind not in known:
         raise WeightsError(f"{folder} names the network {kind!r}; known: {', '.join(known)}")
     try:
-        return getattr(diffusers, kind).from_pretrained(str(folder), use_safetensors=True)
+        return exported_class("diffusers", kind, where=folder).from_pretrained(
+            str(folder), use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise WeightsError(f"cannot load the network in {folder}: {error}") from None

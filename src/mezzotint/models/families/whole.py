@@ -14,7 +14,6 @@ Dimensions: B rows, H and W picture rows and columns.
 
 import contextlib
 import copy
-import inspect
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +25,12 @@ from torch import Tensor
 
 from mezzotint.errors import CardError, InvalidRequest, WeightsError, WorkFailed
 from mezzotint.models.base import Conditioning, Model, Prompt, Report
+from mezzotint.models.exported import (
+    LIBRARIES,
+    exported_class,
+    pipeline_class,
+    refuse_own_code,
+)
 from mezzotint.models.families.whole_calls import WholeCall, read_call, why_refused
 from mezzotint.models.families.whole_pictures import picture_arguments, strength_of
 from mezzotint.models.networks import Placement
@@ -43,7 +48,6 @@ from mezzotint.types import Size
 
 __all__ = ["ForeignModel", "load_foreign"]
 
-_LIBRARIES = ("diffusers", "transformers")
 _KEPT = (".json", ".txt", ".model", ".safetensors")
 _DIGITS, _BASE = 4, 1 << 16
 _OWN_SCHEDULER = "has its own scheduler only: scheduler and sigma_schedule have no effect"
@@ -74,7 +78,9 @@ class _WholePipeline:
             parts = dict(self._pipeline.components)
             for role, part in parts.items():
                 if role.endswith("scheduler") and part is not None:
-                    setattr(pipeline, role, type(part).from_config(part.config))
+                    setattr(
+                        pipeline, role, type(part).from_config(part.config, trust_remote_code=False)
+                    )
             with torch.no_grad(), _attention_kept(parts.values()):
                 return pipeline(**arguments)
 
@@ -90,7 +96,8 @@ class _WholePipeline:
                 )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise WeightsError(
-                f"{self._path} cannot be loaded as {self._cls.__name__}: {error}"
+                f"{self._path} cannot be loaded as {self._cls.__name__}: "
+                f"{' '.join(str(error).split())[:300]}"
             ) from None
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(self._placement.device)
@@ -318,23 +325,23 @@ def load_foreign(
 
 def _pipeline_class(path: Path, index: Mapping[str, Any]) -> Any:
     """Find the pipeline's class in diffusers, and nowhere else."""
-    import diffusers
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    class_name = index.get("_class_name")
-    cls = getattr(diffusers, class_name, None) if isinstance(class_name, str) else None
-    if not (inspect.isclass(cls) and issubclass(cls, DiffusionPipeline)):
-        raise CardError(
-            f"{path} is a {class_name}, which this diffusers ({diffusers.__version__}) has not; "
-            "code inside a model folder never runs"
-        )
+    named = index.get("_class_name")
+    cls = exported_class("diffusers", named, where=path, kind=DiffusionPipeline)
+    if cls is DiffusionPipeline:  # it would look up another
+        raise CardError(f"{path} must name the pipeline that it is, got {named}")
     for role, entry in index.items():
         if role.startswith("_") or not isinstance(entry, list) or len(entry) != 2:
             continue
-        if entry[0] is not None and str(entry[0]) not in _LIBRARIES:
-            module = f"pipelines.{entry[0]}"
-            if not hasattr(diffusers.pipelines, str(entry[0])):
-                raise CardError(f"{path}: {role} is a class of {entry[0]!r}, not of {module}")
+        library, class_name = entry
+        where = f"{path}: {role}"
+        if library is None:
+            continue
+        if library not in LIBRARIES:
+            pipeline_class(str(library), class_name, where=where)
+        elif exported_class(library, class_name, where=where).__name__.startswith("Auto"):
+            refuse_own_code(path / role if (path / role).is_dir() else path)
     return cls
 
 

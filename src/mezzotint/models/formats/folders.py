@@ -6,7 +6,6 @@ and a network comes into memory when it is first called.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from mezzotint.errors import CardError, WeightsError
 from mezzotint.models.base import Model
 from mezzotint.models.digests import DIGESTS
+from mezzotint.models.exported import LIBRARIES, exported_class
 from mezzotint.models.formats.fit import misfits
 from mezzotint.models.networks import Placement, TorchNetwork
 from mezzotint.models.parts import (
@@ -41,7 +41,6 @@ __all__ = [
 ]
 
 INDEX = "model_index.json"
-LIBRARIES = ("diffusers", "transformers")
 UNUSED_ROLES = ("safety_checker", "feature_extractor", "image_encoder")
 KEPT_SUFFIXES = (".json", ".txt", ".model")
 _STORED_AS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -340,9 +339,7 @@ def _build(found: _Folder, dtype: torch.dtype, pinned: Mapping[Path, str]) -> An
 
 def _from_pretrained(found: _Folder, dtype: torch.dtype) -> Any:
     """Build a network from its folder, with every weight accounted for."""
-    cls = getattr(import_module(found.library), found.class_name, None)
-    if cls is None or not hasattr(cls, "from_pretrained"):
-        raise CardError(f"{found.path}: {found.library} has no class {found.class_name}")
+    cls = exported_class(found.library, found.class_name, where=found.path, kind=torch.nn.Module)
     options: dict[str, Any] = {"dtype": dtype}
     if found.variant:
         options["variant"] = found.variant
@@ -352,6 +349,7 @@ def _from_pretrained(found: _Folder, dtype: torch.dtype) -> Any:
                 found.path,
                 use_safetensors=True,
                 local_files_only=True,
+                trust_remote_code=False,
                 output_loading_info=True,
                 **options,
             )

@@ -20,6 +20,7 @@ from torch import nn
 from mezzotint.errors import InvalidRequest, WeightsError
 from mezzotint.models.base import Model
 from mezzotint.models.digests import DIGESTS
+from mezzotint.models.exported import exported_class
 from mezzotint.models.formats.folders import assemble
 from mezzotint.models.formats.layouts import PREFIXES, Layout, Recipe, layout_of, recipes
 from mezzotint.models.networks import Placement
@@ -207,11 +208,13 @@ def _build(
 
 def _empty(class_name: str, config: Mapping[str, Any]) -> nn.Module:
     """Build a network whose weights are not in memory yet."""
-    import diffusers
     import transformers
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
         if class_name.startswith("CLIP"):
-            return getattr(transformers, class_name)(transformers.CLIPTextConfig(**config))
-        return getattr(diffusers, class_name).from_config(dict(config))
+            return exported_class("transformers", class_name, where="a single file")(
+                transformers.CLIPTextConfig(**config)
+            )
+        cls = exported_class("diffusers", class_name, where="a single file")
+        return cls.from_config(dict(config), trust_remote_code=False)

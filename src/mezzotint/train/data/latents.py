@@ -37,7 +37,10 @@ class LatentSpace:
             if not (place / "config.json").is_file():
                 raise OSError("there is no config.json")
             self.vae: Any = kinds.AutoencoderKL.from_pretrained(
-                str(place), use_safetensors=True, local_files_only=True
+                str(place),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
             )
         except (OSError, ValueError) as error:
             raise InvalidRequest(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.errors import InvalidRequest
+from mezzotint.models.exported import exported_class
 from mezzotint.train.config.model import NetworkConfig
 
 __all__ = ["TextSide", "learn_tokenizer"]
@@ -182,18 +183,19 @@ class TextSide:
 
 def _open_encoder(folder: Path) -> tuple[Any, nn.Module]:
     """Open the tokenizer and the text encoder of a model folder: CLIP's or BERT's."""
-    import transformers
-
     try:
         config = json.loads((folder / "text_encoder" / "config.json").read_text("utf-8"))
         kind = (config.get("architectures") or [""])[0]
         if kind not in _ENCODERS:
             raise ValueError(f"{kind or 'an unnamed class'} is none of {', '.join(_ENCODERS)}")
-        tokenizer = getattr(transformers, _ENCODERS[kind]).from_pretrained(
-            str(folder / "tokenizer")
+        tokenizer = exported_class("transformers", _ENCODERS[kind], where=folder).from_pretrained(
+            str(folder / "tokenizer"), trust_remote_code=False
         )
-        encoder = getattr(transformers, kind).from_pretrained(
-            str(folder / "text_encoder"), use_safetensors=True, dtype=torch.float32
+        encoder = exported_class("transformers", kind, where=folder).from_pretrained(
+            str(folder / "text_encoder"),
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
         )
     except (OSError, ValueError) as error:
         raise InvalidRequest(

@@ -17,6 +17,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
+from mezzotint.models.exported import exported_class
 from mezzotint.models.families.runs import RUN_FILE, WEIGHTS_FILE
 from mezzotint.sampling.schedules import frame_of
 from mezzotint.train.tasks.ground import Ground
@@ -95,10 +96,13 @@ def _pipeline_parts(
 
 def _scheduler(config: Mapping[str, Any]) -> Any:
     """Return the diffusers scheduler of a configuration."""
-    import diffusers
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
     kept = {k: v for k, v in config.items() if not k.startswith("_")}
-    return getattr(diffusers, str(config["_class_name"])).from_config(kept)
+    cls = exported_class(
+        "diffusers", config["_class_name"], where="the scheduler", kind=SchedulerMixin
+    )
+    return cls.from_config(kept, trust_remote_code=False)
 
 
 def _text_parts(ground: Ground, modules: nn.ModuleDict) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.base import Conditioning, Model, Prompt
+from mezzotint.models.exported import exported_class
 from mezzotint.models.families.flux import call_flux
 from mezzotint.models.families.runs import RUN_FILE, RunDescription
 from mezzotint.models.families.sd import call_unet
@@ -128,11 +129,15 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 def _load(folder: Path, dtype: torch.dtype) -> nn.Module:
     """Load a network of diffusers from its folder."""
-    import diffusers
-
-    name = str(json.loads((folder / "config.json").read_text("utf-8")).get("_class_name"))
-    return getattr(diffusers, name).from_pretrained(
-        str(folder), use_safetensors=True, local_files_only=True, torch_dtype=dtype
+    file = folder / "config.json"
+    name = json.loads(file.read_text("utf-8")).get("_class_name")
+    cls = exported_class("diffusers", name, where=file, kind=nn.Module)
+    return cls.from_pretrained(
+        str(folder),
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        torch_dtype=dtype,
     )
 
 

@@ -181,7 +181,11 @@ def test_weights_that_went_missing_or_are_pickles_are_refused_at_load(folder, tm
         ({"_class_name": ["pipeline", "MyPipeline"]}, "code inside a model folder never runs"),
         ({"_class_name": "StableDiffusionUpscalePipeline"}, "needs image"),
         ({"_class_name": "TextToVideoSDPipeline"}, "video is not drawn here"),
+        ({"_class_name": "DiffusionPipeline"}, "must name the pipeline that it is"),
+        ({"_class_name": "UNet2DConditionModel"}, "which is no DiffusionPipeline"),
         ({"unet": ["my_code", "MyUNet"]}, "class of 'my_code'"),
+        ({"unet": ["stable_diffusion", "os"]}, "unet names os, which this diffusers"),
+        ({"tokenizer": ["transformers", "pipeline"]}, "tokenizer names pipeline, which this"),
     ],
 )
 def test_folders_that_need_more_than_a_request_gives_are_refused(folder, tmp_path, change, message):
@@ -190,3 +194,20 @@ def test_folders_that_need_more_than_a_request_gives_are_refused(folder, tmp_pat
     (other / "model_index.json").write_text(json.dumps({**index, **change}))
     with pytest.raises(CardError, match=message):
         load_foreign(other)
+
+
+def test_code_of_its_own_does_not_run_though_a_terminal_says_yes(folder, tmp_path, monkeypatch):
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "y")
+    ran, other = tmp_path / "ran", shutil.copytree(folder, tmp_path / "other")
+    index = json.loads((other / "model_index.json").read_text())
+    index["tokenizer"] = ["transformers", "AutoTokenizer"]
+    (other / "model_index.json").write_text(json.dumps(index))
+    mapped = {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
+    (other / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(mapped))
+    (other / "tokenizer" / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass Own: ...\n")
+    with pytest.raises(CardError, match=r"wants code of its own \(auto_map\)") as caught:
+        load_foreign(other)
+    assert "\n" not in str(caught.value)
+    assert asked == []
+    assert not ran.exists()

@@ -128,6 +128,26 @@ def test_code_inside_a_folder_never_runs(tmp_path):
         load_pipeline(copy)
 
 
+@pytest.mark.parametrize("named", ["AutoModel", "pipeline", "CLIPTokenizer"])
+def test_a_network_is_an_exported_one_though_a_terminal_says_yes(tmp_path, monkeypatch, named):
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "y")
+    copy = tiny.copy_of("sd1", tmp_path / "copy")
+    index = json.loads((copy / "model_index.json").read_text())
+    index["text_encoder"] = ["transformers", named]
+    (copy / "model_index.json").write_text(json.dumps(index))
+    file = copy / "text_encoder" / "config.json"
+    mapped = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModel": "own.Own"}}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **mapped}))
+    ran = tmp_path / "ran"
+    (copy / "text_encoder" / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass Own: ...\n")
+    with pytest.raises(CardError, match=f"names .*{named}, which") as caught:
+        load_pipeline(copy).encode([Prompt(text="a cat")])
+    assert "\n" not in str(caught.value)
+    assert asked == []
+    assert not ran.exists()
+
+
 def test_half_weights_are_computed_in_float32_on_a_cpu(tmp_path):
     copy = tiny.copy_of("sdxl", tmp_path / "copy")
     for file in copy.rglob("*.safetensors"):
