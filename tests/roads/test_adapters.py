@@ -251,7 +251,8 @@ def test_an_embedding_whose_word_is_missing_says_so(engine):
         ({"embeddings": (Embedding(name="pair"),)}, "embeddings[0].name", "2 text encoders"),
         ({"embeddings": (Embedding(name="ink"), Embedding(name="ink"))}, "embeddings[1].token",
          "must differ"),
-        ({"embeddings": (Embedding(name="bad"),)}, None, "not a torch checkpoint"),
+        ({"embeddings": (Embedding(name="bad"),)}, "embeddings.name",
+         "not a torch checkpoint"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_it_runs(engine, fields, field, words):

@@ -138,7 +138,8 @@ def test_ctrl_c_in_mid_step_leaves_nothing_and_exits_130(tmp_path, home):
         [PROGRAM, "generate", "a slow pear", "--seed", "3", "--steps", "1000"],
         cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert "step" in process.stderr.readline()
+    while "step" not in (line := process.stderr.readline()):  # after what is loaded and compiled
+        assert line, process.wait()
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

@@ -206,7 +206,7 @@ def test_a_file_system_without_links_takes_pictures_too(tmp_path, monkeypatch):
         ("../../etc/passwd", "etc-passwd-7"),
         ("", "plate-7"),
         ("é" * 200, "é" * 30 + "-7"),
-        ("\x00\n/\\", "plate-7"),
+        ("\x01\n/\\", "plate-7"),
     ],
 )
 def test_a_picture_is_called_after_its_words_and_never_leaves_the_folder(prompt, stem):
