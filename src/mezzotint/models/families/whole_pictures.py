@@ -71,7 +71,8 @@ def picture_arguments(call: WholeCall, row: Conditioning, size: Size) -> dict[st
     references = [_to_picture(row[name]) for name in row if name.startswith(_REFERENCE)]
     if references and call.sized_by_picture:
         references = [
-            picture.resize(tuple(size), Image.Resampling.LANCZOS) for picture in references
+            picture.resize((size.width, size.height), Image.Resampling.LANCZOS)
+            for picture in references
         ]
     if references and call.reference_name is not None:
         found[call.reference_name] = references if call.references[1] > 1 else references[0]
