@@ -73,7 +73,7 @@ def test_int8_answers_are_near_float32_and_do_not_depend_on_neighbours(tmp_path)
     rows = torch.cat([call["sample"] for call in calls])
     near, true = rounded(sample=rows)[0], exact(sample=rows)[0]
     error = float((near - true).square().mean() / true.square().mean())
-    assert 1e-9 < error < 1e-2
+    assert 1e-9 < error < 3e-2  # 8 bits of a range found on 8 rows: 0.8 to 2.3 % by the rows drawn
     for k in range(len(rows)):
         assert torch.equal(rounded(sample=rows[k : k + 1])[0][0], near[k])
 
