@@ -43,6 +43,7 @@ DOORS = {
     "KServe v2": "/v2/models/{model_name}/infer",
     "Replicate": "/v1/predictions",
     "fal": "/fal/{model}",
+    "MCP": "/mcp",
     "ComfyUI prompts": "/prompt",
     "ComfyUI queue": "/queue",
     "ComfyUI interrupt": "/interrupt",
@@ -51,6 +52,7 @@ NEVER_TAKEN = {
     "/v1/inspect", "/sdapi/v1/extra-single-image", "/sdapi/v1/interrogate",  # a real picture
     "/v1/predictions",  # a model's name
     "/prompt",  # a graph of nodes
+    "/mcp",  # a header that says what its client accepts
 }  # fmt: skip
 """Doors that want what the bodies made here do not have."""
 ODD = (

@@ -6,6 +6,7 @@ in processes of their own, with homes of their own.
 
 import base64
 import io
+import json
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from tests.serving import BASE, Door, open_door
 from tests.unit.test_comfyui import graph
 
 import mezzotint as mz
-from mezzotint.cli.agents.mcp import _Local
+from mezzotint.cli.agents.stdio import _Local
 from mezzotint.comfyui import read_graph
 from mezzotint.engine.config import EngineConfig
 from mezzotint.models.config import ModelsConfig, PlacementConfig
@@ -151,6 +152,16 @@ def model_context_protocol(door: Door) -> bytes:
     return door.do(talk)
 
 
+def model_context_protocol_http(door: Door) -> bytes:
+    asked = {"prompt": PROMPT, "seed": SEED, "scheduler": "euler", **COMMON}
+    call = {"name": "generate", "arguments": asked}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
+    accepts = {"accept": "application/json, text/event-stream"}
+    answer = door.http.post("/mcp", json=body, headers=accepts).text
+    said = json.loads(answer.partition("data: ")[2])
+    return base64.b64decode(said["result"]["content"][0]["data"])
+
+
 class Through(httpx2.BaseTransport):
     """Leads the client's exchange to a door in this process."""
 
@@ -193,7 +204,7 @@ def awaited_client(door: Door) -> bytes:
 
 DOORS = (
     native, job, openai, a1111, huggingface, torchserve, kserve_v1, kserve_v2, replicate, fal,
-    model_context_protocol, client, client_job, awaited_client,
+    model_context_protocol, model_context_protocol_http, client, client_job, awaited_client,
 )  # fmt: skip
 
 

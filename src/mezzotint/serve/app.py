@@ -39,6 +39,7 @@ from mezzotint.serve.errors import (
     describe,
 )
 from mezzotint.serve.front import Front
+from mezzotint.serve.mcp import door as mcp
 from mezzotint.serve.metrics import ServerMetrics
 from mezzotint.serve.schema import document
 from mezzotint.serve.site import page
@@ -64,6 +65,7 @@ DIALECTS: tuple[Dialect, ...] = (
     replicate.DIALECT,
     fal.DIALECT,
     comfyui.DIALECT,
+    mcp.DIALECT,
     openai.DIALECT,
     a1111.DIALECT,
     huggingface.DIALECT,

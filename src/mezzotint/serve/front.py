@@ -287,8 +287,11 @@ class Front:
         *,
         preview_every: int = 0,
         quiet: bool = False,
+        fresh: bool = False,
     ) -> AsyncGenerator[Event, None]:
         """Run a request and yield its events, ``quiet``ly its ending; closing cancels it.
+
+        A ``fresh`` one is drawn, whatever the cache holds.
 
         Raises:
             MezzotintError: If the request is refused before it is queued.
@@ -303,7 +306,7 @@ class Front:
             request,
             request_id=new_id("gen"),
             client=caller.name,
-            use_cache=use_cache(http),
+            use_cache=use_cache(http) and not fresh,
             preview_every=preview_every,
             quiet=quiet,
         )

@@ -7,17 +7,21 @@ makes a server, not before.
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from mezzotint.errors import InvalidRequest, MezzotintError, NotReady, UnknownName
+from mezzotint.errors import InvalidRequest, MezzotintError, NotReady, UnknownName, WorkFailed
 from mezzotint.request import GenerationRequest
 from mezzotint.serve.errors import describe
 from mezzotint.serve.schema import request_schema
 from mezzotint.serve.wire import CONTENT_TYPES
-from mezzotint.types import GenerationResult, ImageInput
+from mezzotint.service.endings import result_of
+from mezzotint.types import Event, GenerationResult, ImageInput, Stepped
 
-__all__ = ["Backend", "create_server", "needs_sdk"]
+__all__ = ["Backend", "Tell", "create_server", "draw", "needs_sdk"]
+
+Tell = Callable[[float, float], Awaitable[None]]
+"""Hears how many steps are done, and of how many."""
 
 _EMPTY: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 _PICTURE: dict[str, Any] = {
@@ -42,9 +46,9 @@ class Backend(Protocol):
     """Who does the work."""
 
     async def generate(
-        self, request: GenerationRequest, *, use_cache: bool = True
+        self, request: GenerationRequest, *, use_cache: bool = True, tell: Tell | None = None
     ) -> GenerationResult:
-        """Make pictures."""
+        """Make pictures; whoever wishes to hear of it is told of each step."""
         ...
 
     async def plan(self, request: GenerationRequest) -> Mapping[str, Any]:
@@ -100,8 +104,11 @@ def create_server(
         return types.ListToolsResult(tools=listed)
 
     async def call_tool(context: Any, params: Any) -> Any:
+        wants_progress = "progress_token" in (context.meta or {})
+        tell: Tell | None = context.session.report_progress if wants_progress else None
+        given = dict(params.arguments or {})
         try:
-            pictures, words = await _call(backend, params.name, dict(params.arguments or {}))
+            pictures, words = await _call(backend, params.name, given, tell)
         except MezzotintError as error:
             return types.CallToolResult(content=[_text(types, _problem(error))], is_error=True)
         content = [
@@ -112,6 +119,36 @@ def create_server(
         )
 
     return Server("mezzotint", version=version, on_list_tools=list_tools, on_call_tool=call_tool)
+
+
+async def draw(events: AsyncIterator[Event], pictures: int, tell: Tell | None) -> GenerationResult:
+    """Follow a request to its ending.
+
+    Args:
+        events: What a service streams; closed in the end.
+        pictures: How many pictures it makes.
+        tell: Told of the steps of all pictures together; never of fewer than before, though
+            a picture that gates refused begins again.
+
+    Raises:
+        MezzotintError: For a bad ending, or for none.
+    """
+    done: dict[int, int] = {}
+    try:
+        async for event in events:
+            if tell is not None and isinstance(event, Stepped):
+                before = done.get(event.image, 0)
+                done[event.image] = max(before, event.step)
+                if event.step > before:
+                    await tell(sum(done.values()), event.steps * pictures)
+            result = result_of(event)
+            if result is not None:
+                return result
+    finally:
+        close = getattr(events, "aclose", None)
+        if close is not None:
+            await close()
+    raise WorkFailed("the request ended without an ending")
 
 
 def _text(types: Any, words: Mapping[str, Any]) -> Any:
@@ -132,7 +169,7 @@ def _problem(error: MezzotintError) -> dict[str, Any]:
 
 
 async def _call(
-    backend: Backend, name: str, given: dict[str, Any]
+    backend: Backend, name: str, given: dict[str, Any], tell: Tell | None
 ) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     """Run a tool.
 
@@ -143,13 +180,13 @@ async def _call(
         MezzotintError: If it cannot be done.
     """
     if name == "generate":
-        result = await backend.generate(GenerationRequest.from_dict(given))
+        result = await backend.generate(GenerationRequest.from_dict(given), tell=tell)
         pictures = [(CONTENT_TYPES[i.format], _b64(i.data)) for i in result.images]
         return pictures, _said(result)
     if name == "plan":
         return [], dict(await backend.plan(GenerationRequest.from_dict(given)))
     if name == "verify":
-        return [], await _verify(backend, given)
+        return [], await _verify(backend, given, tell)
     if name == "models":
         keys = ("name", "version", "default", "family", "ready", "takes_prompt", "defaults")
         shown = [{k: m[k] for k in keys if k in m} for m in await backend.models()]
@@ -175,7 +212,7 @@ def _said(result: GenerationResult) -> dict[str, Any]:
     return {"images": images, "cache": result.cache, "warnings": list(result.warnings)}
 
 
-async def _verify(backend: Backend, given: Mapping[str, Any]) -> dict[str, Any]:
+async def _verify(backend: Backend, given: Mapping[str, Any], tell: Tell | None) -> dict[str, Any]:
     """Make a picture again and hold its file against the one that was given.
 
     Raises:
@@ -189,7 +226,7 @@ async def _verify(backend: Backend, given: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(recipe, Mapping) or "request" not in recipe:
         raise InvalidRequest("the picture carries no recipe of ours", field="image")
     request = GenerationRequest.from_dict(recipe["request"])
-    result = await backend.generate(request, use_cache=False)
+    result = await backend.generate(request, use_cache=False, tell=tell)
     index = int(recipe.get("index", 0))
     made = next((image.data for image in result.images if image.index == index), None)
     is_same = made == data
