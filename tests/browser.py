@@ -122,7 +122,8 @@ class Page:
 
     def press(self, key: str, *, ctrl: bool = False) -> None:
         """Press and release one key."""
-        codes = {"Enter": 13, "Escape": 27, "ArrowRight": 39, "ArrowLeft": 37}
+        codes = {"Enter": 13, "Escape": 27, "ArrowRight": 39, "ArrowLeft": 37, "ArrowUp": 38,
+                 "ArrowDown": 40, "Tab": 9, "k": 75}  # fmt: skip
         common = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key],
                   "modifiers": 2 if ctrl else 0}  # fmt: skip
         self.call("Input.dispatchKeyEvent", type="rawKeyDown", **common)

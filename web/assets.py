@@ -62,7 +62,7 @@ def build() -> int:
         print("web: npm is needed to build the page (Node 20 or newer)", file=sys.stderr)
         return 1
     if not (WEB / "node_modules" / ".package-lock.json").is_file():
-        subprocess.run([npm, "ci"], cwd=WEB, check=True)
+        subprocess.run([npm, "install", "--no-save"], cwd=WEB, check=True)
     subprocess.run([npm, "run", "--silent", "build"], cwd=WEB, check=True)
     note = {"sources": digest_sources(), "files": digest_built()}
     NOTE.write_text(json.dumps(note, indent=2, sort_keys=True) + "\n")

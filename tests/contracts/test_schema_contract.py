@@ -27,6 +27,8 @@ DOORS = {
     "jobs": "/v1/jobs",
     "plans": "/v1/plan",
     "recipes": "/v1/inspect",
+    "control pictures": "/v1/preprocess",
+    "archives": "/v1/gallery/archive",
     "OpenAI generations": "/v1/images/generations",
     "OpenAI edits": "/v1/images/edits",
     "OpenAI variations": "/v1/images/variations",
@@ -49,7 +51,7 @@ DOORS = {
     "ComfyUI interrupt": "/interrupt",
 }
 NEVER_TAKEN = {
-    "/v1/inspect", "/sdapi/v1/extra-single-image", "/sdapi/v1/interrogate",  # a real picture
+    "/v1/inspect", "/v1/preprocess", "/v1/gallery/archive", "/sdapi/v1/extra-single-image", "/sdapi/v1/interrogate",  # a real picture
     "/v1/predictions",  # a model's name
     "/prompt",  # a graph of nodes
     "/mcp",  # a header that says what its client accepts

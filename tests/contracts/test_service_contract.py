@@ -218,6 +218,10 @@ def test_picture_tools_read_enlarge_and_lay_out(using):
         assert Image.open(io.BytesIO(whole.data)).size == (96, 96)
         cut = await service.upscale(image.data, **how, crop=True)
         assert Image.open(io.BytesIO(cut.data)).size == (96, 32)
+        control = await service.preprocess(image.data, "canny:100:200")
+        assert Image.open(io.BytesIO(control)).size == (64, 64)
+        with pytest.raises(errors.UnknownName):
+            await service.preprocess(image.data, "fog")
         grid = await service.grid([image.data] * 3, columns=2, output=Output(format="jpeg"))
         assert Image.open(io.BytesIO(grid)).size == (2 * 66 + 2, 2 * 66 + 2)
         raw = await service.grid(

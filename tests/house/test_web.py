@@ -108,7 +108,8 @@ def test_what_the_document_says_of_a_job_is_what_the_page_reads(door):
 
 def test_the_widgets_of_the_form_stand_for_fields_that_exist(door):
     known = set(door.http.get("/v1/capabilities").json()["request"]["properties"])
-    text = (WEB / "src" / "create.tsx").read_text()
+    sources = [WEB / "src" / "create.tsx", *(WEB / "src" / "create").glob("*.ts*")]
+    text = "\n".join(path.read_text() for path in sources)
     sets = re.findall(r"const [A-Z_]+ = new Set\(\[(.*?)\]\)", text, re.DOTALL)
     named = {name for body in sets for name in re.findall(r'"(\w+)"', body)}
     assert len(named) > 10
@@ -118,7 +119,7 @@ def test_the_widgets_of_the_form_stand_for_fields_that_exist(door):
 def test_every_text_stands_in_one_file():
     """Words between tags of the sources come from words.ts, signs aside."""
     found = []
-    for path in sorted((WEB / "src").glob("*.tsx")):
+    for path in sorted((WEB / "src").rglob("*.tsx")):
         for text in re.findall(r">([^<>{}=;()\n]*[A-Za-z]{3,}[^<>{}=;()\n]*)</", path.read_text()):
             found.append(f"{path.name}: {text.strip()}")
     assert found == []

@@ -303,6 +303,77 @@ def test_on_a_phone_the_picture_is_in_sight_and_nothing_is_cut_off(page, tmp_pat
     page.screenshot(tmp_path / "desktop.png")
 
 
+def test_guidance_is_dragged_as_a_curve_and_chosen_as_a_shape(page):
+    page.type("prompt", "curved")
+    page.type("num_inference_steps", 5)
+    page.run("document.getElementById('technique-guidance_scale').open = true")
+    page.wait("document.querySelectorAll('#guidance-chart circle').length === 5")
+    page.drag("#guidance-chart svg", (0.12, 0.5), (0.95, 0.1))
+    dragged = kept_request(page, lambda r: "guidance_scale" in r)["guidance_scale"]
+    assert dragged["schedule"] == "list"
+    assert len(dragged["values"]) == 5
+    assert dragged["values"] == sorted(dragged["values"])  # the line from low to high
+    page.run("document.querySelector('#guidance-chart svg').focus()")
+    page.press("ArrowUp")
+    raised = kept_request(page, lambda r: r["guidance_scale"] != dragged)["guidance_scale"]
+    assert raised["values"] == [*dragged["values"][:4], dragged["values"][4] + 0.5]
+    page.run("document.querySelectorAll('.shapes button')[2].click()")
+    cosine = kept_request(page, lambda r: r["guidance_scale"].get("end") == 1)["guidance_scale"]
+    assert cosine["schedule"] == "cosine"
+
+
+def test_weights_wildcards_styles_and_the_ratio(page):
+    page.type("prompt", "a (red:1.3) boat")
+    page.wait("document.querySelector('#prompt-read button')")  # brackets are text now
+    page.click("#prompt-read button")
+    assert kept_request(page, lambda r: "prompt_dialect" in r)["prompt_dialect"] == "a1111"
+    page.run("document.getElementById('wild').open = true")
+    page.type("prompt", "{one|one} of __sort__")
+    page.type("wild-name", "sort")
+    page.click("#wild .row:last-child button")
+    page.wait("document.getElementById('wild-sort')")
+    page.type("wild-sort", "# a comment\nfish")
+    page.click("#fill")
+    page.type("style-name", "ink")
+    page.click("#wild .row button")
+    page.wait("document.querySelector('.styles')")
+    page.click("#make")
+    page.wait(DONE)
+    page.wait("document.getElementById('picture').alt.startsWith('one of fish')")
+    assert page.run("document.getElementById('prompt').value") == "{one|one} of __sort__"
+    page.click("#fill")
+    page.type("prompt", "a sail")
+    page.click(".styles .grow")
+    page.wait("document.getElementById('prompt').value === 'a sail, {one|one} of __sort__'")
+    page.type("width", 64)
+    page.type("height", 32)
+    page.click("#lock")
+    page.type("width", 128)
+    assert kept_request(page, lambda r: r.get("height") == 64)["height"] == 64
+    page.click("#lock")
+
+
+def test_loras_have_sliders_and_control_pictures_show_what_is_seen(page):
+    page.type("prompt", "worn")
+    page.run("document.getElementById('technique-loras').open = true")
+    page.click("#technique-loras .presets button")
+    page.wait("document.querySelector('.strength input[type=range]')")
+    page.run(
+        """(() => { const s = document.querySelector('.strength input[type=range]');
+          s.value = 0.5; s.dispatchEvent(new Event('input', {bubbles: true})); })()"""
+    )
+    assert kept_request(page, lambda r: r.get("loras", [{}])[0].get("scale"))["loras"] == [
+        {"name": "ink", "scale": 0.5}
+    ]
+    image = base64.b64encode(picture()).decode()
+    control = [{"model": "canny", "image": image, "preprocess": "canny"}]
+    page.run(
+        f"localStorage.setItem('mezzotint-request', {json.dumps(json.dumps({'controls': control}))})"
+    )
+    page.reload()
+    page.wait("document.querySelector('.control-views img')?.naturalWidth === 16")
+
+
 def test_two_regions_are_drawn_as_boxes_and_moved_by_keyboard(page):
     page.type("prompt", "a field")
     page.run("document.getElementById('technique-regions').open = true")

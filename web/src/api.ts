@@ -16,6 +16,7 @@ export interface Model {
   takes_prompt: boolean;
   takes_negative_prompt?: boolean;
   takes_image?: boolean;
+  image_references?: number[];
   size_multiple?: number;
   min_size_px?: number;
   max_size_px?: number;
@@ -83,8 +84,16 @@ export interface Job {
   error?: string;
 }
 
+export interface Reading {
+  tokens: number | null;
+  window: number | null;
+  spans: [string, number][];
+}
+
 export interface Plan {
   plan: Fields;
+  texts?: Record<string, Reading>;
+  levels?: number[];
   warnings: string[];
   cost?: Record<string, Json>;
   cache?: string;

@@ -4,7 +4,7 @@ import { useId, useState } from "preact/hooks";
 import type { Fields, Json, Schema } from "./api";
 import { dataUrl } from "./jobs";
 import { blank, kindOf, numberIn, objectIn, options } from "./schema";
-import { capabilities, choices } from "./state";
+import { capabilities, choices, model } from "./state";
 import { nameOf, words } from "./words";
 
 interface FieldProps {
@@ -51,14 +51,14 @@ function tell(schema: Schema): string {
   return (schema.description ?? "").replaceAll("``", "");
 }
 
-export function NumberInput({ id, schema, value, onChange, placeholder }: {
-  id: string; schema: Schema; value: Json | undefined; onChange: (v: Json | undefined) => void; placeholder?: string;
+export function NumberInput({ id, schema, value, onChange, placeholder, step: own_step }: {
+  id: string; schema: Schema; value: Json | undefined; onChange: (v: Json | undefined) => void; placeholder?: string; step?: number;
 }) {
   const own = numberIn(schema) ?? {};
   const { minimum, maximum } = own;
   const whole = own.type === "integer";
   const hasSlider = minimum !== undefined && maximum !== undefined && maximum - minimum <= 20 && !whole;
-  const step = whole ? 1 : maximum !== undefined && maximum <= 1 ? 0.01 : "any";
+  const step = own_step ?? (whole ? 1 : maximum !== undefined && maximum <= 1 ? 0.01 : "any");
   const read = (text: string) => onChange(text === "" ? undefined : Number(text));
   const input = (
     <input
@@ -129,6 +129,11 @@ export function Field({ name, path, schema, value, onChange, label }: FieldProps
         <select id={id} value={value === undefined ? "" : String(value)} onChange={(e) => onChange(e.currentTarget.value || undefined)}>
           <option value="">{words.form.ownPlain}</option>
           {(options(schema)[0]?.enum ?? []).map((option) => <option value={String(option)}>{String(option)}</option>)}
+        </select>
+      ) : path === "latent.class_label" && model.value?.class_names?.length ? (
+        <select id={id} value={value === undefined || value === null ? "" : String(value)} onChange={(e) => onChange(e.currentTarget.value ? Number(e.currentTarget.value) : undefined)}>
+          <option value="">{words.form.seedChooses}</option>
+          {model.value.class_names.map((className, index) => <option value={String(index)}>{className}</option>)}
         </select>
       ) : kind === "number" ? (
         <NumberInput id={id} schema={schema} value={value} onChange={onChange} />

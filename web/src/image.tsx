@@ -40,6 +40,11 @@ export function Picture({ path, alt, lazy, ...more }: { path: string; alt: strin
   return address ? <img src={address} alt={alt} loading={lazy ? "lazy" : "eager"} decoding="async" {...more} /> : <span class="blank" {...more} />;
 }
 
+/** The address of a small square of a job's picture. */
+export function small(path: string): string {
+  return `${path}/small`;
+}
+
 export async function bytesOf(path: string): Promise<ArrayBuffer> {
   return (await call(path)).arrayBuffer();
 }

@@ -4,6 +4,7 @@
 import { batch, computed, signal } from "@preact/signals";
 
 import { ask, Away, call, type Fields, follow, type Job, Refused, send } from "./api";
+import { filled } from "./create/wild";
 import { capabilities, connect, connection, notice, rememberPrompt, request, verdict } from "./state";
 import { words } from "./words";
 
@@ -181,7 +182,7 @@ export async function generate(wanted: Fields = request.value): Promise<void> {
   sending.value += 1;
   if (innerWidth <= NARROW_PX) scrollTo({ top: 0 }); // there the picture stands above the form
   try {
-    await submit(wanted);
+    await submit(filled(wanted));
   } finally {
     sending.value -= 1;
   }

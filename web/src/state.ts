@@ -3,6 +3,7 @@
 import { computed, effect, signal } from "@preact/signals";
 
 import { ask, Away, type Capabilities, type Fields, type Json, type Model, type Plan, Refused, send } from "./api";
+import { abilitiesOf } from "./create/abilities";
 import { keep, recall } from "./keep";
 
 export type Connection = "connecting" | "ready" | "away" | "warming" | "locked";
@@ -53,7 +54,7 @@ export function choices(path: string): string[] | null {
   const known: Record<string, () => string[] | null> = {
     model: () => models.value.map((m) => m.name),
     "ensemble.model": () => models.value.map((m) => m.name),
-    scheduler: () => list("schedulers"),
+    scheduler: () => abilitiesOf(model.value, about)?.schedulers ?? list("schedulers"),
     sigma_schedule: () => list("sigma_schedules"),
     "controls.model": () => list("controls"),
     "controls.preprocess": () => list("preprocessors"),
@@ -136,22 +137,26 @@ export function verdict(error: unknown): Connection {
   return "away";
 }
 
+export const planning = signal(false); // whether what stands there is about an earlier request
+
 // The plan under the button follows the request, a moment after the last change.
-let planning = 0;
+let waiting = 0;
 let asked = 0;
 export function planAlong(): void {
   effect(() => {
     const wanted = request.value;
     const ok = connection.value === "ready" && capabilities.value !== null;
-    clearTimeout(planning);
+    clearTimeout(waiting);
     const isBlank = model.value?.takes_prompt !== false && !String(wanted.prompt ?? "").trim() && wanted.image === undefined;
     if (!ok || isBlank) {
       asked += 1; // an answer under way is about something else
       plan.value = null;
       planError.value = null;
+      planning.value = false;
       return;
     }
-    planning = window.setTimeout(() => void askPlan(wanted), 250);
+    planning.value = true;
+    waiting = window.setTimeout(() => void askPlan(wanted), 250);
   });
 }
 
@@ -163,8 +168,10 @@ async function askPlan(wanted: Fields): Promise<void> {
     if (mine !== asked) return;
     plan.value = found;
     planError.value = null;
+    planning.value = false;
   } catch (error) {
     if (mine !== asked) return;
+    planning.value = false;
     if (error instanceof Refused) {
       planError.value = error;
       plan.value = null;

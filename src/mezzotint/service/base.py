@@ -173,6 +173,24 @@ class PictureTools(Protocol):
         """
         ...
 
+    async def preprocess(self, data: bytes, how: str, *, client: str = "") -> bytes:
+        """Prepare a control picture as a request with this preprocessor would.
+
+        Args:
+            data: An encoded picture.
+            how: Preprocessor and numbers, e.g. ``canny:100:200``.
+            client: Who asks.
+
+        Returns:
+            A PNG.
+
+        Raises:
+            ImageError: If the bytes are not a picture.
+            UnknownName: If there is no such preprocessor.
+            InvalidRequest: If its numbers are wrong.
+        """
+        ...
+
     async def upscale(
         self,
         data: bytes,

@@ -27,11 +27,13 @@ from mezzotint.errors import (
     UnknownName,
 )
 from mezzotint.plain import Checked
-from mezzotint.request import GenerationRequest, GuidanceSchedule, Output
-from mezzotint.schedulers import DIFFUSERS, NATIVE
+from mezzotint.preprocessing import read_preprocess
+from mezzotint.request import GenerationRequest, Output
+from mezzotint.schedulers import DIFFUSERS, NATIVE, SIGMA_SCHEDULES
 from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.endings import ENDINGS, follow
 from mezzotint.service.fake_pictures import draw, read_colour, read_png_text, read_size
+from mezzotint.service.fake_plans import describe_plan
 from mezzotint.types import (
     MAX_SEED,
     Cancelled,
@@ -155,7 +157,8 @@ class FakeService:
         if self.config.crash_planning and request.prompt == self.config.crash_planning:
             os.kill(os.getpid(), signal.SIGKILL)
         self.requests.append(request)
-        request = request if request.seed is not None else _with_seed(request)
+        if request.seed is None:
+            request = replace(request, seed=secrets.randbits(32))
         if self._waiting >= self.config.max_waiting:
             raise QueueFull("the queue is full", retry_after_s=2.0)
         stop = self._running[request_id] = asyncio.Event()
@@ -188,10 +191,13 @@ class FakeService:
     async def plan(self, request: GenerationRequest, *, client: str = "") -> Mapping[str, Any]:
         """Resolve a request without running it."""
         self._check(request)
-        cost = {"seconds": 0.0, "bytes": 0}
         known = (client, request.digest) in self._cache
-        answer = {"plan": self._plan(request), "warnings": [], "cost": cost}
-        return {**answer, "cache": "it is kept" if known else "nothing is kept yet"}
+        return {
+            "plan": self._plan(request),
+            "warnings": [],
+            "cost": {"seconds": 0.0, "bytes": 0},
+            "cache": "it is kept" if known else "nothing is kept yet",
+        }
 
     async def models(self) -> tuple[Mapping[str, Any], ...]:
         """List the models."""
@@ -201,7 +207,7 @@ class FakeService:
         """List every name a request may use."""
         return {
             "schedulers": sorted((*NATIVE.names(), *DIFFUSERS)),
-            "sigma_schedules": ["beta", "exponential", "karras", "leading", "linear", "trailing"],
+            "sigma_schedules": list(SIGMA_SCHEDULES),
             "guidance_schedules": ["constant", "cosine", "interval", "linear", "list", "power"],
             "gates": ["nsfw", "quality"],
             "loras": ["ink"],
@@ -219,8 +225,8 @@ class FakeService:
         ready = not self._closed
         metrics = {"fake_requests_total": float(len(self.requests))}
         health = {"ready": ready, "live": True, "queue": self._waiting, "metrics": metrics}
-        seconds = time.monotonic() - self._stalled
-        call = {"kind": "step", "seconds": seconds, "expected_s": 0.01, "is_first": False}
+        since = time.monotonic() - self._stalled
+        call = {"kind": "step", "seconds": since, "expected_s": 0.01, "is_first": False}
         return {**health, "call": call if self._stalled else None}
 
     async def close(self) -> None:
@@ -241,9 +247,8 @@ class FakeService:
             full = f"{name}@{version}"
             raise InvalidRequest(f"{full} is registered already", field="name", value=full)
         family = "handler" if source.endswith(".mar") else MODELS[0]["family"]
-        self._models[name, version] = {
-            **MODELS[0], "name": name, "path": source, "family": family
-        }  # fmt: skip
+        added = {"name": name, "path": source, "family": family}
+        self._models[name, version] = {**MODELS[0], **added}
         self._defaults.setdefault(name, version)
         return self._describe(name, version)
 
@@ -288,6 +293,12 @@ class FakeService:
             "request": {"prompt": items["parameters"].splitlines()[0]} if items else None,
             "not_honoured": [],
         }
+
+    async def preprocess(self, data: bytes, how: str, *, client: str = "") -> bytes:
+        """Draw a picture that depends on the one given."""
+        width, height = read_size(data)
+        read_preprocess(how, "preprocess")
+        return draw(hashlib.sha256(data + how.encode()).digest(), width, height, "png")
 
     async def upscale(
         self,
@@ -385,21 +396,8 @@ class FakeService:
         }
 
     def _plan(self, request: GenerationRequest) -> dict[str, Any]:
-        if request.output.animation is not None:
-            raise InvalidRequest("the fake draws no animations", field="output.animation")
         defaults = self._describe(request.model.partition("@")[0], "1.0")["defaults"]
-        guidance = request.guidance_scale
-        if isinstance(guidance, GuidanceSchedule):
-            guidance = guidance.start
-        return {
-            "model": request.model,
-            "width": request.width or defaults["width"],
-            "height": request.height or defaults["height"],
-            "num_inference_steps": request.num_inference_steps or defaults["num_inference_steps"],
-            "scheduler": request.scheduler or defaults["scheduler"],
-            "guidance_scale": guidance if guidance is not None else defaults["guidance_scale"],
-            "seed": request.seed,
-        }
+        return describe_plan(request, defaults)
 
     def _eta_s(self, request: GenerationRequest) -> float:
         return self.config.step_s * float(self._plan(request)["num_inference_steps"])
@@ -492,7 +490,3 @@ class FakeService:
             recipe={"digest": digest.hex(), "parameters": text},
             timings=timings,
         )
-
-
-def _with_seed(request: GenerationRequest) -> GenerationRequest:
-    return replace(request, seed=secrets.randbits(32))

@@ -53,6 +53,7 @@ from mezzotint.service.provision.model_provider import (
     memory_budget,
 )
 from mezzotint.service.provision.prompt_cuts import cut_notes
+from mezzotint.service.provision.readings import read_request
 from mezzotint.service.provision.registration import ModelRegistration
 from mezzotint.service.provision.warm_up import WarmUp
 from mezzotint.service.requests import Judge, RequestSubmission
@@ -365,26 +366,24 @@ class LocalService:
         submission = self._prepare(request, _no_sink, request_id="plan")
         prepared_s = time.perf_counter() - began
         min_rows = self.config.engine.min_rows
-        costs = [
-            self.costs.predict(p, footprint, min_rows=min_rows)
-            for p, footprint in zip(submission.planned.plans, submission.footprints, strict=True)
-        ]
-        first = submission.planned.plans[0]
-        cuts = cut_notes(request, self.provider.spec(request.model))
+        plans = submission.planned.plans
+        fitted = zip(plans, submission.footprints, strict=True)
+        costs = [self.costs.predict(p, size, min_rows=min_rows) for p, size in fitted]
+        shared = self.costs.share(plans, min_rows=min_rows)
+        first, spec = plans[0], self.provider.spec(request.model)
         return {
             "plan": first.describe(),
-            "seeds": [p.seed for p in submission.planned.plans],
-            "warnings": [*submission.planned.warnings, *cuts],
+            "seeds": [p.seed for p in plans],
+            "warnings": [*submission.planned.warnings, *cut_notes(request, spec)],
             "cost": {
-                "seconds": prepared_s
-                + sum(c.seconds for c in costs)
-                - self.costs.share(submission.planned.plans, min_rows=min_rows),
+                "seconds": prepared_s + sum(c.seconds for c in costs) - shared,
                 "model_calls": sum(c.model_calls for c in costs),
                 "bytes": max(c.peak_bytes for c in costs),
                 "measured": all(c.measured for c in costs),
             },
             "digest": first.digest,
             "cache": self._dispatcher.why_miss(first, client),
+            **read_request(request, first, spec),
         }
 
     async def models(self) -> tuple[Mapping[str, Any], ...]:
@@ -435,6 +434,10 @@ class LocalService:
     async def inspect(self, data: bytes, *, client: str = "") -> Mapping[str, Any]:
         """Read the recipe inside a picture."""
         return await self._threads.run(client, tools.inspect, data, self.provider.names())
+
+    async def preprocess(self, data: bytes, how: str, *, client: str = "") -> bytes:
+        """Prepare a control picture."""
+        return await self._threads.run(client, tools.prepare, data, how, self.config.images)
 
     async def upscale(
         self, data: bytes, *, factor: float, model: str | None = None, output: Output,

@@ -33,7 +33,7 @@ from mezzotint.serve.errors import Conflict, Problem, TooManyRequests, describe
 from mezzotint.serve.front import Front
 from mezzotint.serve.queueing import kept_picture, submit
 from mezzotint.serve.schema import ANY_OBJECT, request_schema
-from mezzotint.serve.site import gallery
+from mezzotint.serve.site import collection, gallery, pictures
 from mezzotint.serve.streaming import EventStream, sse
 from mezzotint.serve.wire import (
     CONTENT_TYPES,
@@ -258,7 +258,7 @@ _RESULT = {
 def _endpoints() -> tuple[Endpoint, ...]:
     body = Body("GenerationRequest", request_schema)
     events = {"text/event-stream": {}}
-    pictures = {kind: {} for kind in FORMATS}
+    formats = {kind: {} for kind in FORMATS}
     picture = {"type": "string", "contentEncoding": "base64", "pattern": PICTURE_TEXT}
     inspected = {"type": "object", "required": ["image"], "properties": {"image": picture}}
     inspection = Body("Inspection", lambda _: inspected)
@@ -269,13 +269,15 @@ def _endpoints() -> tuple[Endpoint, ...]:
     return (
         endpoint(
             "POST", "/v1/generations", generations, "Make pictures and wait for them", body=body,
-            answers={"application/json": _RESULT, **events, **pictures},
+            answers={"application/json": _RESULT, **events, **formats},
         ),
         *native_jobs.endpoints(),
         endpoint("POST", "/v1/plan", plan, "Resolve a request without running it", body=body),
         endpoint("POST", "/v1/inspect", inspect, "Read the recipe in a picture", body=inspection),
         endpoint("GET", "/v1/capabilities", capabilities, "Models, names and limits"),
+        *collection.ENDPOINTS,
         *gallery.ENDPOINTS,
+        *pictures.ENDPOINTS,
         *runs.ENDPOINTS,
         endpoint("GET", "/health/live", live, "Whether the process runs", scope=None),
         endpoint("GET", "/health/ready", ready, "Whether requests are taken", scope=None),

@@ -10,6 +10,7 @@ from mezzotint.errors import InvalidRequest, NotReady, PictureTooLarge
 from mezzotint.images.codec import decode_image, encode, read_size
 from mezzotint.images.config import ImageConfig
 from mezzotint.images.metadata import read_recipe
+from mezzotint.images.preprocess import preprocess
 from mezzotint.images.readers import read_foreign
 from mezzotint.images.resize import fit, upscale_lanczos
 from mezzotint.images.sheets import make_sheet
@@ -17,7 +18,7 @@ from mezzotint.request import Output
 from mezzotint.textchunks import PARAMETERS, read_texts
 from mezzotint.types import ImageOutput, Size
 
-__all__ = ["enlarge", "grid", "inspect", "installed_upscalers", "upscale"]
+__all__ = ["enlarge", "grid", "inspect", "installed_upscalers", "prepare", "upscale"]
 
 
 def inspect(data: bytes, known_models: Collection[str] = ()) -> Mapping[str, Any]:
@@ -45,6 +46,17 @@ def inspect(data: bytes, known_models: Collection[str] = ()) -> Mapping[str, Any
         "request": request,
         "not_honoured": list(foreign.not_honoured) if foreign is not None else [],
     }
+
+
+def prepare(data: bytes, how: str, limits: ImageConfig) -> bytes:
+    """Return a control picture as a preprocessor makes it, a PNG.
+
+    Raises:
+        ImageError: If the bytes are not a picture.
+        UnknownName: If there is no such preprocessor.
+        InvalidRequest: If its numbers are wrong.
+    """
+    return encode(preprocess(decode_image(data, config=limits), how))
 
 
 def upscale(

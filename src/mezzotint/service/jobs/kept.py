@@ -1,8 +1,8 @@
 """Kept: what the durable queue answers of the jobs it keeps, without running any."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from mezzotint.service.jobs.results import ResultFiles
 from mezzotint.service.jobs.store import ENDED, Job, JobStore
@@ -59,6 +59,18 @@ class KeptJobs:
                 client=client, statuses=statuses, words=words, limit=limit, after=after
             )
         )
+
+    async def pictures(
+        self, *, client: str | None, limit: int = 500, after: str | None = None
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """Return short descriptions of the pictures of ended jobs, and where to go on."""
+        return await self._do(
+            lambda: self._store.pictures(client=client, statuses=ENDED, limit=limit, after=after)
+        )
+
+    async def mark(self, id_: str, index: int, marks: Mapping[str, Any]) -> None:
+        """Keep a star, a rating and boards of a picture."""
+        await self._do(lambda: self._store.mark(id_, index, marks))
 
     async def forget(self, id_: str) -> bool:
         """Delete a job that has ended, with its pictures; False if it has not."""

@@ -17,6 +17,7 @@ from sqlalchemy import exc
 
 from mezzotint.errors import UnknownName
 from mezzotint.service.jobs.browsing import delete_ended, find_ids
+from mezzotint.service.jobs.marks import list_pictures, write_marks
 from mezzotint.service.jobs.schema import EVENTS, IMAGES, JOBS, NOTES, migrate
 
 __all__ = ["ENDED", "Job", "JobImage", "JobStore", "Status", "StoredEvent"]
@@ -173,6 +174,19 @@ class JobStore:
             before=before,
         )
         return self._many(ids)
+
+    def pictures(
+        self, *, client: str | None, statuses: Sequence[str], limit: int, after: str | None
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """List the pictures of jobs with their marks; see :func:`list_pictures`."""
+        before = self.get(after).seq if after is not None else None
+        return list_pictures(
+            self._engine, client=client, statuses=statuses, limit=limit, before=before
+        )
+
+    def mark(self, id_: str, index: int, marks: Mapping[str, Any]) -> None:
+        """Keep what somebody thinks of a picture."""
+        write_marks(self._engine, id_, index, marks)
 
     def _many(self, ids: Sequence[str]) -> list[Job]:
         """Return jobs with their pictures, in the order of ``ids``, by three queries."""

@@ -15,7 +15,7 @@ from mezzotint.service.workers.messages import CallMethod
 
 __all__ = ["Call", "count_death", "in_order"]
 
-_WITH_DATA = ("inspect", "upscale", "grid", "handle", "plan")
+_WITH_DATA = ("inspect", "preprocess", "upscale", "grid", "handle", "plan")
 
 
 @dataclass(slots=True)

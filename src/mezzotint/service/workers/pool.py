@@ -263,6 +263,10 @@ class WorkerPool:
         """Read the recipe inside a picture."""
         return await self._any().inspect(data, client=client)
 
+    async def preprocess(self, data: bytes, how: str, *, client: str = "") -> bytes:
+        """Prepare a control picture."""
+        return await self._any().preprocess(data, how, client=client)
+
     async def upscale(
         self,
         data: bytes,

@@ -58,6 +58,10 @@ class RemoteCalls(ABC):
         """Read the recipe inside a picture."""
         return await self._ask("inspect", data=data, client=client)
 
+    async def preprocess(self, data: bytes, how: str, *, client: str = "") -> bytes:
+        """Prepare a control picture."""
+        return await self._ask("preprocess", data=data, how=how, client=client)
+
     async def upscale(
         self, data: bytes, *, factor: float, model: str | None = None, output: Output,
         client: str = "", cover: tuple[int, int] | None = None, crop: bool = False,

@@ -177,6 +177,7 @@ class _Child:
             "unregister": service.unregister,
             "set_default": service.set_default,
             "inspect": service.inspect,
+            "preprocess": service.preprocess,
         }
         value = await simple[method](**given)
         return [dict(m) for m in value] if method == "models" else value

@@ -1,0 +1,67 @@
+"""Readings: how a model will read a request, for whoever shows it before it runs.
+
+How many tokens the texts have and how many a window takes, which words weigh more or
+less, and the noise levels of the run. Nothing here needs weights.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from mezzotint.models.prompt_syntax import BREAK, spans
+from mezzotint.models.prompts import Tokens, load_tokens
+from mezzotint.models.spec import ModelSpec
+from mezzotint.planning.plan import Plan
+from mezzotint.request import GenerationRequest
+from mezzotint.sampling.timesteps import inference_schedule
+from mezzotint.schedulers import NATIVE, native_twin
+
+__all__ = ["read_levels", "read_request"]
+
+
+def read_request(request: GenerationRequest, plan: Plan, spec: ModelSpec) -> dict[str, Any]:
+    """Return how the texts and the scheduler of a request are read.
+
+    Args:
+        request: What was asked.
+        plan: Of its first picture.
+        spec: Of its model.
+
+    Returns:
+        ``texts``: for ``prompt`` and ``negative_prompt``, ``tokens``, ``window`` (tokens
+        that one window takes; both None where the tokenizer is unknown) and ``spans``,
+        pieces of text with their weights; empty where the model takes no text. ``levels``:
+        as :func:`read_levels` has them.
+    """
+    texts: dict[str, Any] = {}
+    if spec.takes_prompt:
+        folder = Path(spec.path) / "tokenizer" if spec.path else None
+        tokens = _tokens(folder) if folder is not None and folder.is_dir() else None
+        for name in ("prompt", "negative_prompt"):
+            found = spans(getattr(request, name), request.prompt_dialect)
+            pieces = [piece for piece in found if piece != BREAK]
+            texts[name] = {
+                "tokens": sum(tokens.count(piece.text) for piece in pieces) if tokens else None,
+                "window": tokens.window if tokens else None,
+                "spans": [[piece.text, round(piece.weight, 4)] for piece in pieces],
+            }
+    return {"texts": texts, "levels": read_levels(plan, spec)}
+
+
+@functools.lru_cache(maxsize=8)
+def _tokens(folder: Path) -> Tokens:
+    return load_tokens(folder)
+
+
+def read_levels(plan: Plan, spec: ModelSpec) -> list[float]:
+    """Return the noise levels of the steps that are run, and the one they end at.
+
+    Empty where there are no steps, or where the scheduler is a class of diffusers that
+    has no table here: its levels are known when it runs.
+    """
+    info = NATIVE.get(native_twin(plan.scheduler, {}) or plan.scheduler)
+    if info is None or not plan.steps:
+        return []
+    total = plan.num_inference_steps
+    levels = inference_schedule(info, spec.scheduler_config, total, plan.sigma_schedule).sigmas
+    return [float(level) for level in levels[-(len(set(plan.steps)) + 1) :]]

@@ -1,0 +1,72 @@
+// Lists of things with a strength: LoRAs, and the members of an ensemble.
+import { useId } from "preact/hooks";
+
+import type { Fields, Json } from "../api";
+import { choices, model, request, set } from "../state";
+import { nameOf, words } from "../words";
+
+interface Kind { field: "loras" | "ensemble"; name: "name" | "model"; strength: "scale" | "weight"; from: number; to: number }
+
+const KINDS: Record<string, Kind> = {
+  loras: { field: "loras", name: "name", strength: "scale", from: -2, to: 2 },
+  ensemble: { field: "ensemble", name: "model", strength: "weight", from: 0, to: 2 },
+};
+
+export const HAS_LIST = new Set(Object.keys(KINDS));
+
+/** Names with a slider each; further fields of an entry stay as they are. */
+export function StrengthList({ field }: { field: string }) {
+  const kind = KINDS[field]!;
+  const list = (Array.isArray(request.value[field]) ? request.value[field] : []) as Fields[];
+  const known = choices(`${field}.${kind.name}`) ?? [];
+  const write = (next: Fields[]) => set(field, next.length ? (next as Json) : undefined);
+  const change = (index: number, part: Fields) => write(list.map((old, k) => (k === index ? { ...old, ...part } : old)));
+  const add = (name: string) => write(
+    // an ensemble of one is nothing: the model of the request is its first member
+    field === "ensemble" && !list.length && model.value && name !== model.value.name
+      ? [{ model: model.value.name }, { model: name }]
+      : [...list, { [kind.name]: name }],
+  );
+  const left = known.filter((name) => field === "ensemble" || !list.some((entry) => entry[kind.name] === name));
+  const sum = list.reduce((all, entry) => all + Number(entry[kind.strength] ?? 1), 0);
+  return (
+    <div class="strengths">
+      {list.map((entry, index) => (
+        <Strength
+          key={index} kind={kind} entry={entry} known={known}
+          share={field === "ensemble" && sum > 0 ? Number(entry[kind.strength] ?? 1) / sum : null}
+          onChange={(part) => change(index, part)} onRemove={() => write(list.filter((_, k) => k !== index))}
+        />
+      ))}
+      <div class="row presets" role="group" aria-label={words.form.add}>
+        {left.map((name) => <button type="button" key={name} onClick={() => add(name)}>+ {name}</button>)}
+      </div>
+    </div>
+  );
+}
+
+function Strength({ kind, entry, known, share, onChange, onRemove }: {
+  kind: Kind; entry: Fields; known: string[]; share: number | null; onChange: (part: Fields) => void; onRemove: () => void;
+}) {
+  const id = useId();
+  const name = String(entry[kind.name] ?? "");
+  const value = Number(entry[kind.strength] ?? 1);
+  const names = known.includes(name) ? known : [name, ...known];
+  return (
+    <div class="strength">
+      <select aria-label={nameOf(kind.name)} value={name} onChange={(e) => onChange({ [kind.name]: e.currentTarget.value })}>
+        {names.map((n) => <option value={n}>{n}</option>)}
+      </select>
+      <button type="button" class="icon quiet" aria-label={words.form.remove(name)} onClick={onRemove}>×</button>
+      <input
+        type="range" aria-label={`${nameOf(kind.strength)}: ${name}`} min={Math.min(kind.from, value)} max={Math.max(kind.to, value)} step={0.05} value={value}
+        onInput={(e) => onChange({ [kind.strength]: Number(e.currentTarget.value) })}
+      />
+      <input
+        id={id} type="number" aria-label={`${nameOf(kind.strength)}: ${name}`} step={0.05} value={value}
+        onInput={(e) => { if (e.currentTarget.value !== "") onChange({ [kind.strength]: Number(e.currentTarget.value) }); }}
+      />
+      {share === null ? null : <i class="share" style={{ width: `${share * 100}%` }} title={`${Math.round(share * 100)} %`} />}
+    </div>
+  );
+}

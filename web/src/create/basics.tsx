@@ -1,0 +1,190 @@
+// Model, size, seed: what every request has.
+import { signal } from "@preact/signals";
+import { useEffect, useRef } from "preact/hooks";
+
+import type { Fields, Model } from "../api";
+import { NumberInput } from "../fields";
+import { Icon } from "../icons";
+import { Picture, small } from "../image";
+import { pictures, shownImage } from "../jobs";
+import { DEFAULT_MODEL, limits, model, models, request, set, wrongField } from "../state";
+import { nameOf, words } from "../words";
+import { isShown } from "./abilities";
+
+const picking = signal(false);
+
+/** Take a model for the form; what it cannot do stays in the form, as a chip that says so. */
+export function choose(name: string): void {
+  set("model", name === DEFAULT_MODEL ? undefined : name);
+}
+
+export function ModelPicker() {
+  const chosen = (request.value.model as string | undefined) ?? DEFAULT_MODEL;
+  const names = models.value.map((m) => m.name);
+  const about = model.value;
+  return (
+    <div class={`field ${wrongField.value === "model" ? "wrong" : ""}`}>
+      <label for="model">{words.form.model}</label>
+      <div class="row tight">
+        <select id="model" class="grow" value={chosen} onChange={(e) => choose(e.currentTarget.value)}>
+          {(names.includes(chosen) ? names : [chosen, ...names]).map((name) => <option value={name}>{name}</option>)}
+        </select>
+        <button type="button" id="models" onClick={() => { picking.value = true; }}>{words.form.browse}</button>
+      </div>
+      {about?.description ? <p class="hint">{about.description}</p> : null}
+      {about?.limits?.length ? <p class="hint">{words.form.limits}: {about.limits.join("; ")}.</p> : null}
+      {picking.value ? <Models /> : null}
+    </div>
+  );
+}
+
+/** The newest picture that a model made here. */
+export function sampleOf(name: string): string | undefined {
+  return pictures.value.find((p) => (p.job.request.model ?? DEFAULT_MODEL) === name && p.image.format !== "mp4")?.image.url;
+}
+
+function Models() {
+  const box = useRef<HTMLDialogElement>(null);
+  useEffect(() => { box.current?.showModal(); }, []);
+  const close = () => { picking.value = false; };
+  const take = (name: string) => { choose(name); close(); };
+  return (
+    <dialog ref={box} class="picker" aria-label={words.form.model} onClose={close}>
+      <header class="row">
+        <h2 class="grow">{words.form.model}</h2>
+        <button type="button" class="icon" aria-label={words.detail.close} onClick={close}>×</button>
+      </header>
+      <ul class="models">{models.value.map((m) => <li key={m.name}><ModelCard about={m} onTake={() => take(m.name)} /></li>)}</ul>
+    </dialog>
+  );
+}
+
+export function ModelCard({ about, onTake }: { about: Model; onTake: () => void }) {
+  const own = about.defaults;
+  const sample = sampleOf(about.name);
+  const facts = [
+    about.family, about.licence, `${String(own.width)} × ${String(own.height)}`,
+    Number(own.num_inference_steps) ? words.operate.steps(Number(own.num_inference_steps)) : "",
+    about.token_limit ? words.operate.tokens(about.token_limit) : "",
+  ];
+  return (
+    <button type="button" class="model" data-model={about.name} aria-current={model.value?.name === about.name ? "true" : undefined} onClick={onTake}>
+      {sample ? <Picture path={small(sample)} alt="" lazy /> : <span class="blank sample" aria-hidden="true">{about.name.slice(0, 1).toUpperCase()}</span>}
+      <span class="about">
+        <b>{about.name} <small>{about.version}</small></b>
+        <span>{about.description ?? ""}</span>
+        <small>{facts.filter(Boolean).join(" · ")}</small>
+        <small class="ready"><i class={`dot ${about.ready ? "ready" : ""}`} aria-hidden="true" />{about.ready ? words.operate.loaded : words.operate.unloaded}</small>
+      </span>
+    </button>
+  );
+}
+
+const RATIOS: [string, number][] = [["1:1", 1], ["4:3", 4 / 3], ["3:4", 3 / 4], ["16:9", 16 / 9], ["9:16", 9 / 16]];
+const locked = signal(localStorage.getItem("mezzotint-lock") === "yes");
+
+export function SizeFields() {
+  const about = model.value;
+  const base = Number(about?.defaults.width ?? 512);
+  const tall = Number(about?.defaults.height ?? base);
+  const multiple = about?.size_multiple ?? 8;
+  const width = request.value.width as number | undefined;
+  const height = request.value.height as number | undefined;
+  if (about?.fixed_size && width === undefined && height === undefined) return null;
+  const fit = (value: number) => Math.min(about?.max_size_px ?? Infinity, Math.max(about?.min_size_px ?? 8, Math.round(value / multiple) * multiple));
+  const preset = (ratio: number) => {
+    const area = (width ?? base) * (height ?? tall);
+    request.value = { ...request.value, width: fit(Math.sqrt(area * ratio)), height: fit(Math.sqrt(area / ratio)) };
+  };
+  const grow = (factor: number) => {
+    request.value = { ...request.value, width: fit((width ?? base) * factor), height: fit((height ?? tall) * factor) };
+  };
+  const change = (side: "width" | "height", value: Fields[string] | undefined) => {
+    const [w, h] = [width ?? base, height ?? tall];
+    if (!locked.value || typeof value !== "number" || !w || !h) {
+      set(side, value);
+      return;
+    }
+    const other = side === "width" ? fit((value * h) / w) : fit((value * w) / h);
+    request.value = { ...request.value, [side]: value, [side === "width" ? "height" : "width"]: other };
+  };
+  const bounds = { type: "integer", minimum: about?.min_size_px, maximum: about?.max_size_px };
+  const ratio = (width ?? base) / (height ?? tall);
+  return (
+    <fieldset class={wrongField.value === "width" || wrongField.value === "height" ? "wrong" : ""}>
+      <legend>{words.form.size}</legend>
+      <div class="row">
+        {(["width", "height"] as const).map((side) => (
+          <div class="field" key={side}>
+            <label for={side}>{nameOf(side)}</label>
+            <NumberInput id={side} schema={bounds} step={multiple} value={request.value[side]} placeholder={String(about?.defaults[side] ?? "")} onChange={(v) => change(side, v)} />
+          </div>
+        ))}
+        <button
+          type="button" class="icon" id="lock" aria-pressed={locked.value} aria-label={words.form.lock} title={words.form.lock}
+          onClick={() => { locked.value = !locked.value; localStorage.setItem("mezzotint-lock", locked.value ? "yes" : "no"); }}
+        ><Icon name={locked.value ? "lock" : "unlock"} /></button>
+        <button
+          type="button" class="icon" aria-label={words.form.swap} title={words.form.swap}
+          onClick={() => { request.value = { ...request.value, width: height ?? tall, height: width ?? base }; }}
+        >⇄</button>
+      </div>
+      <div class="row presets">
+        {RATIOS.map(([name, wanted]) => (
+          <button type="button" key={name} title={words.form.ratios[name]} aria-pressed={Math.abs(ratio / wanted - 1) < 0.06} onClick={() => preset(wanted)}>
+            <i class="shape" data-ratio={name} aria-hidden="true" /> {name}
+          </button>
+        ))}
+        <button type="button" title={words.form.smaller} aria-label={words.form.smaller} onClick={() => grow(0.75)}>−</button>
+        <button type="button" title={words.form.larger} aria-label={words.form.larger} onClick={() => grow(4 / 3)}>+</button>
+      </div>
+    </fieldset>
+  );
+}
+
+export function drawSeed(): string {
+  const [high, low] = crypto.getRandomValues(new Uint32Array(2)) as unknown as [number, number];
+  return String((BigInt(high & 0x1fffff) << 32n) | BigInt(low));
+}
+
+export function SeedField() {
+  const seed = request.value.seed;
+  const variation = (request.value.variation ?? {}) as Fields;
+  const amount = Number(variation.strength ?? 0);
+  const vary = (value: number) => {
+    if (value > 0) set("variation", { ...variation, strength: value });
+    else set("variation", undefined);
+  };
+  return (
+    <>
+      <div class="row">
+        <div class={`field grow ${wrongField.value === "seed" ? "wrong" : ""}`}>
+          <label for="seed">{words.form.seed}</label>
+          <input
+            id="seed" inputMode="numeric" placeholder={words.form.seedDrawn} value={seed === undefined || seed === null ? "" : String(seed)}
+            onInput={(e) => set("seed", e.currentTarget.value.trim() || undefined)}
+          />
+        </div>
+        <button type="button" class="icon" id="dice" title={words.form.dice} aria-label={words.form.dice} onClick={() => set("seed", drawSeed())}>⚄</button>
+        <button type="button" class="icon" title={words.form.anew} aria-label={words.form.anew} disabled={seed === undefined} onClick={() => set("seed", undefined)}>∅</button>
+        <button
+          type="button" class="icon" id="reuse" title={words.form.reuse} aria-label={words.form.reuse} disabled={!shownImage.value}
+          onClick={() => shownImage.value && set("seed", String(shownImage.value.seed))}
+        >↺</button>
+        <div class="field narrow">
+          <label for="num_images">{nameOf("num_images")}</label>
+          <NumberInput
+            id="num_images" schema={{ type: "integer", minimum: 1, maximum: limits.value.num_images ?? 64 }} value={request.value.num_images}
+            placeholder="1" onChange={(v) => set("num_images", v)}
+          />
+        </div>
+      </div>
+      {isShown("variation") && seed !== undefined ? (
+        <div class="field vary">
+          <div class="label"><label for="variation">{nameOf("variation")}</label><output>{amount.toFixed(2)}</output></div>
+          <input id="variation" type="range" min={0} max={1} step={0.01} value={amount} title={words.form.variation} onInput={(e) => vary(Number(e.currentTarget.value))} />
+        </div>
+      ) : null}
+    </>
+  );
+}
