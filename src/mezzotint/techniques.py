@@ -23,6 +23,7 @@ from mezzotint.types import (
     PromptText,
     Seed,
     Share,
+    Size,
     Steps,
 )
 
@@ -152,6 +153,11 @@ class Control(Checked):
                 value=self.start,
                 allowed=f"less than {self.end:g}",
             )
+
+    def is_active(self, step: int, num_steps: int) -> bool:
+        """Tell whether it acts at a step (from 1), by diffusers' rule for its range."""
+        is_within = (step - 1) / num_steps >= self.start and step / num_steps <= self.end
+        return is_within and self.scale != 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -378,6 +384,13 @@ class Variation(Checked):
                 "variation.noise_width and noise_height belong together, got one",
                 field="variation.noise_width",
             )
+
+    @property
+    def noise_size(self) -> Size | None:
+        """Size that the noise is drawn for, or None for the picture's own."""
+        if self.noise_width is None or self.noise_height is None:
+            return None
+        return Size(self.noise_width, self.noise_height)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

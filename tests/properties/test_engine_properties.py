@@ -10,21 +10,31 @@ from tests.unit.engine.fakes import Bench, make_plan
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.state import ImageStarted
 from mezzotint.errors import OutOfMemory
+from mezzotint.plain import exchange
 from mezzotint.planning.memory import Footprint
 from mezzotint.planning.plan import (
     Plan,
-    PlannedControl,
-    PlannedEmbedding,
-    PlannedImagePrompt,
-    PlannedLora,
-    PlannedMember,
-    PlannedRegion,
-    PlannedVariation,
+    Resolved,
     Techniques,
     WalkPosition,
 )
-from mezzotint.techniques import Inpaint
-from mezzotint.types import Size
+from mezzotint.request import (
+    Control,
+    Embedding,
+    EnsembleMember,
+    ImagePrompt,
+    Inpaint,
+    Lora,
+    Outpaint,
+    Output,
+    Region,
+    Upscale,
+    Variation,
+    Walk,
+)
+from mezzotint.types import ImageInput, Size
+
+PICTURE = ImageInput(b"a picture")
 
 SETTINGS = settings(max_examples=120, deadline=None)
 
@@ -191,42 +201,42 @@ def other(value, hint):
 
 SAMPLES = {
     "Inpaint": Inpaint(blur=2.0),
-    "PlannedVariation": PlannedVariation(seed=3, strength=0.5, noise_size=Size(64, 64)),
+    "Variation": Variation(seed=3, strength=0.5, noise_width=64, noise_height=64),
+    "Upscale": Resolved(part=Upscale(factor=3.0), digest="d"),
+    "Outpaint": Outpaint(left=8),
     "Plan |": make_plan(),
     "Optional[mezzotint.planning.plan.Plan]": make_plan(),
-    "tuple[int": (1, 2, 3, 4),
-    "WalkPosition": WalkPosition(frame=0, frames=2, mode="seed", to=None, to_seed=1),
+    "WalkPosition": WalkPosition(frame=0, walk=Walk(frames=2, mode="seed", to_seed=1)),
     "tuple[float": (2.0, None),
     "float": 0.5,
     "int": 1,
     "str": "x",
 }
 TUPLES = {
-    "PlannedLora": (PlannedLora(name="ink", digest="d", scale=1.0),),
-    "PlannedControl": (
-        PlannedControl(
-            model="canny", digest="d", image="i", scale=1.0, start=0.0, end=1.0, preprocess=None
-        ),
+    "[mezzotint.techniques.Lora]": (Resolved(part=Lora(name="ink"), digest="d"),),
+    "[mezzotint.techniques.Control]": (
+        Resolved(part=Control(model="canny", image=PICTURE), digest="d", pictures=("i",)),
     ),
-    "PlannedImagePrompt": (
-        PlannedImagePrompt(model="style", digest="d", images=("i",), scale=1.0),
+    "[mezzotint.techniques.ImagePrompt]": (
+        Resolved(part=ImagePrompt(model="style", images=(PICTURE,)), digest="d", pictures=("i",)),
     ),
-    "PlannedEmbedding": (PlannedEmbedding(name="ink", digest="d", token="t"),),
-    "PlannedRegion": (
-        PlannedRegion(
-            prompt="p",
-            negative_prompt="",
-            mask=None,
-            box=(0.0, 0.0, 1.0, 1.0),
-            weight=1.0,
-            feather=0.0,
-            start=0.0,
-            end=1.0,
-        ),
+    "[mezzotint.techniques.Embedding]": (
+        Resolved(part=Embedding(name="ink", token="t"), digest="d"),
     ),
-    "PlannedMember": (PlannedMember(model="m", digest="d", weights=(1.0,)),),
+    "[mezzotint.techniques.Region]": (
+        Resolved(part=Region(prompt="p", mask=PICTURE), pictures=("i",)),
+    ),
+    "[mezzotint.techniques.EnsembleMember]": (
+        Resolved(part=EnsembleMember(model="m", weights=(1.0,)), digest="d"),
+    ),
     "tuple[bool": (True,),
     "tuple[str": ("x",),
+}
+
+
+BESIDE = {
+    (EnsembleMember, "weight"),  # resolved: its weights are one a step
+    (Output, "animation"),  # frames are pictures like any other
 }
 
 
@@ -235,29 +245,33 @@ def mutations(value, rebuild):
     hints = typing.get_type_hints(type(value))
     for field in dataclasses.fields(value):
         now = getattr(value, field.name)
+        if (type(value), field.name) in BESIDE or "ImageInput" in str(hints[field.name]):
+            continue  # pictures stand in a plan by their digests
+        if field.name == "pictures" and not now:
+            continue  # a part without pictures
         if dataclasses.is_dataclass(now):
-            inner = lambda v, f=field.name: rebuild(dataclasses.replace(value, **{f: v}))  # noqa: E731
+            inner = lambda v, f=field.name: rebuild(exchange(value, **{f: v}))  # noqa: E731
             yield from mutations(now, inner)
             continue
         if isinstance(now, tuple) and now and dataclasses.is_dataclass(now[0]):
-            inner = lambda v, f=field.name: rebuild(dataclasses.replace(value, **{f: (v,)}))  # noqa: E731
+            inner = lambda v, f=field.name: rebuild(exchange(value, **{f: (v,)}))  # noqa: E731
             yield from mutations(now[0], inner)
             continue
         changed = other(now, hints[field.name])
-        yield field.name, rebuild(dataclasses.replace(value, **{field.name: changed}))
+        yield field.name, rebuild(exchange(value, **{field.name: changed}))
 
 
 FULL = dataclasses.replace(
     make_plan(),
     techniques=Techniques(
-        loras=TUPLES["PlannedLora"],
-        controls=TUPLES["PlannedControl"],
-        image_prompts=TUPLES["PlannedImagePrompt"],
-        embeddings=TUPLES["PlannedEmbedding"],
-        regions=TUPLES["PlannedRegion"],
-        ensemble=TUPLES["PlannedMember"],
+        loras=TUPLES["[mezzotint.techniques.Lora]"],
+        controls=TUPLES["[mezzotint.techniques.Control]"],
+        image_prompts=TUPLES["[mezzotint.techniques.ImagePrompt]"],
+        embeddings=TUPLES["[mezzotint.techniques.Embedding]"],
+        regions=TUPLES["[mezzotint.techniques.Region]"],
+        ensemble=TUPLES["[mezzotint.techniques.EnsembleMember]"],
         walk=SAMPLES["WalkPosition"],
-        variation=SAMPLES["PlannedVariation"],
+        variation=SAMPLES["Variation"],
     ),
     second=make_plan(),
 )

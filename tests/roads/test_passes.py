@@ -252,12 +252,11 @@ def test_noise_of_the_same_size_changes_nothing_and_of_another_lies_in_the_middl
     assert np.array_equal(pixels(engine, variation=same, width=64, height=64),
                           pixels(engine, width=64, height=64))  # fmt: skip
     from mezzotint.engine.execution.filling import _vary
-    from mezzotint.planning.plan import PlannedVariation
     from mezzotint.sampling.latents import make_generator
     from mezzotint.types import Size
 
     model = from_pipeline(tiny.build("sd1"), name="sd")
-    planned = PlannedVariation(seed=0, strength=0.0, noise_size=Size(64, 64))
+    planned = Variation(seed=0, noise_width=64, noise_height=64)
 
     class FakePlan:
         seed, size = 5, Size(96, 64)

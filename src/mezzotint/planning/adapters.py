@@ -7,13 +7,9 @@ from typing import Any
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.prompt_syntax import LoraTag, lora_tags, word_pattern
 from mezzotint.models.spec import ModelSpec
+from mezzotint.plain import exchange
 from mezzotint.planning.abilities import Abilities
-from mezzotint.planning.plan import (
-    PlannedControl,
-    PlannedEmbedding,
-    PlannedImagePrompt,
-    PlannedLora,
-)
+from mezzotint.planning.plan import Resolved
 from mezzotint.preprocessing import spell_preprocess
 from mezzotint.request import Embedding, GenerationRequest, Hires, Lora
 
@@ -142,27 +138,24 @@ def resolve_adapters(
     digest = known.adapter_digest
     return {
         "loras": tuple(
-            PlannedLora(name=lora.name, digest=digest("lora", lora.name), scale=lora.scale)
-            for lora in request.loras
+            Resolved(part=lora, digest=digest("lora", lora.name)) for lora in request.loras
         ),
         "controls": tuple(
-            PlannedControl(
-                model=control.model,
+            Resolved(
+                part=exchange(
+                    control,
+                    preprocess=spell_preprocess(control.preprocess, f"controls[{k}].preprocess"),
+                ),
                 digest=digest("control", control.model),
-                image=control.image.digest,
-                scale=control.scale,
-                start=control.start,
-                end=control.end,
-                preprocess=spell_preprocess(control.preprocess, f"controls[{k}].preprocess"),
+                pictures=(control.image.digest,),
             )
             for k, control in enumerate(request.controls)
         ),
         "image_prompts": tuple(
-            PlannedImagePrompt(
-                model=prompt.model,
+            Resolved(
+                part=prompt,
                 digest=digest("image_prompt", prompt.model),
-                images=tuple(image.digest for image in prompt.images),
-                scale=prompt.scale,
+                pictures=tuple(image.digest for image in prompt.images),
             )
             for prompt in request.image_prompts
         ),
@@ -172,15 +165,15 @@ def resolve_adapters(
 
 def _resolve_embeddings(
     request: GenerationRequest, known: Abilities, warnings: list[str]
-) -> tuple[PlannedEmbedding, ...]:
+) -> tuple[Resolved[Embedding], ...]:
     """Find the token of each embedding, and say which is in no prompt."""
     texts = _texts(request)
-    found: list[PlannedEmbedding] = []
+    found: list[Resolved[Embedding]] = []
     for k, embedding in enumerate(request.embeddings):
         name = embedding.name
         digest = known.adapter_digest("embedding", name)
         token = embedding.token or known.embedding_token(name)
-        if token.lower() in (other.token.lower() for other in found):
+        if token.lower() in ((other.part.token or "").lower() for other in found):
             raise InvalidRequest(
                 f"embeddings[{k}].token must differ from the others, got {token!r} twice",
                 field=f"embeddings[{k}].token",
@@ -188,5 +181,5 @@ def _resolve_embeddings(
             )
         if not any(word_pattern([token]).search(text) for text in texts):
             warnings.append(f"embedding {name} has no effect: {token} is in no prompt")
-        found.append(PlannedEmbedding(name=name, digest=digest, token=token))
+        found.append(Resolved(part=exchange(embedding, token=token), digest=digest))
     return tuple(found)

@@ -43,7 +43,8 @@ def finish_key(plan: Plan) -> str | None:
     """Return the name for what is done to a drawn picture; None where it is only written."""
     if plan.techniques.upscale is None:
         return None
-    factor, name, _ = plan.techniques.upscale
+    upscale = plan.techniques.upscale.part
+    factor, name = upscale.factor, upscale.model or "lanczos"
     return f"upscale {name} {factor:g} {plan.size}"
 
 
@@ -215,7 +216,7 @@ class CostTable:
         rows = plan.rows[place]
         if not members:
             return self._price(self._key_at(plan, key, place), kind, rows, least)
-        asked = [m for m in members if m.weights[plan.steps[place] - 1]]
+        asked = [m for m in members if m.part.weights[plan.steps[place] - 1]]
         keys = [_key(plan, member.digest) for member in asked]
         known = [k if self.is_measured(k, kind) else key for k in keys]
         return sum(self._price(k, kind, rows // len(asked), least) for k in known)

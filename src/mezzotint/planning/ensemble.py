@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.planning.plan import PlannedMember
+from mezzotint.plain import exchange
+from mezzotint.planning.plan import Resolved
 from mezzotint.request import EnsembleMember, GenerationRequest
 
 __all__ = ["resolve_ensemble"]
@@ -11,7 +12,7 @@ __all__ = ["resolve_ensemble"]
 
 def resolve_ensemble(
     request: GenerationRequest, num_steps: int, digest: Callable[[str, str], str]
-) -> tuple[PlannedMember, ...]:
+) -> tuple[Resolved[EnsembleMember], ...]:
     """Normalise the weights of an ensemble; its members are all the denoisers there are."""
     if not request.ensemble:
         return ()
@@ -34,13 +35,14 @@ def resolve_ensemble(
             field="ensemble",
         )
     return tuple(
-        PlannedMember(
-            model=member.model,
+        Resolved(
+            part=exchange(
+                member,
+                weights=tuple(w / total for w, total in zip(own, totals, strict=True)),
+                feather=member.feather if member.is_local else 0.0,
+            ),
             digest=digest("model", member.model),
-            weights=tuple(w / total for w, total in zip(own, totals, strict=True)),
-            mask=member.mask.digest if member.mask else None,
-            box=member.box,
-            feather=member.feather if member.is_local else 0.0,
+            pictures=(member.mask.digest,) if member.mask else (),
         )
         for member, own in zip(request.ensemble, weights, strict=True)
     )

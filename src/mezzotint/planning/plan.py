@@ -5,20 +5,34 @@ A plan can be printed, priced, cached and replayed. Two equal plans make the
 same picture, and the digest of a plan covers every field by construction, so
 nothing that changes a picture can be forgotten in a cache key.
 
-Pictures that came with the request (a start image, masks, control images) are
-in the plan by their digest; their bytes travel beside it.
+Parts of the request that describe a technique stay in the plan as they are, their
+defaults resolved; digests of the pictures and files that they name stand beside them.
 """
 
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from mezzotint.plain import field_names
-from mezzotint.request import Inpaint
-from mezzotint.types import MAX_SEED, OutputFormat, Size
+from mezzotint.request import (
+    Control,
+    Embedding,
+    EnsembleMember,
+    ImagePrompt,
+    Inpaint,
+    Lora,
+    Outpaint,
+    Output,
+    Region,
+    Upscale,
+    Variation,
+    Walk,
+)
+from mezzotint.types import MAX_SEED, ImageInput, Size
 
 __all__ = [
     "ENLARGED",
@@ -27,13 +41,7 @@ __all__ = [
     "BatchKey",
     "Plan",
     "Planned",
-    "PlannedControl",
-    "PlannedEmbedding",
-    "PlannedImagePrompt",
-    "PlannedLora",
-    "PlannedMember",
-    "PlannedRegion",
-    "PlannedVariation",
+    "Resolved",
     "Techniques",
     "WalkPosition",
     "control_asset",
@@ -54,51 +62,22 @@ ENLARGED = "enlarged"
 
 BatchKey = tuple[Any, ...]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedLora:
-    """A LoRA by name and content."""
-
-    name: str
-    digest: str
-    scale: float
+Part_co = TypeVar("Part_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedControl:
-    """A ControlNet by name and content, its picture by content, its active steps."""
+class Resolved(Generic[Part_co]):
+    """A part of a request with the digests of what it names and shows.
 
-    model: str
-    digest: str
-    image: str
-    scale: float
-    start: float
-    end: float
-    preprocess: str | None
+    Args:
+        part: The request's own, its defaults resolved.
+        digest: Content of the model, adapter or upscaler that it names; "" if it names none.
+        pictures: Digests of its pictures, in the order of its fields.
+    """
 
-    def is_active(self, step: int, num_steps: int) -> bool:
-        """Tell whether it acts at a step (from 1), by diffusers' rule for its range."""
-        is_within = (step - 1) / num_steps >= self.start and step / num_steps <= self.end
-        return is_within and self.scale != 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedImagePrompt:
-    """An IP-Adapter by name and content; its pictures by content."""
-
-    model: str
-    digest: str
-    images: tuple[str, ...]
-    scale: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedEmbedding:
-    """A textual inversion by name and content, and the word that stands for it."""
-
-    name: str
-    digest: str
-    token: str
+    part: Part_co
+    digest: str = ""
+    pictures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,58 +103,16 @@ class Adapters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedRegion:
-    """A regional prompt; ``mask`` is the digest of a picture."""
-
-    prompt: str
-    negative_prompt: str
-    mask: str | None
-    box: tuple[float, ...] | None
-    weight: float
-    feather: float
-    start: float
-    end: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedMember:
-    """One member of an ensemble: a model by name and content, one weight per step.
-
-    ``mask`` (the digest of a picture) or ``box`` says where it is asked, if not everywhere.
-    """
-
-    model: str
-    digest: str
-    weights: tuple[float, ...]
-    mask: str | None = None
-    box: tuple[float, ...] | None = None
-    feather: float = 0.0
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it is asked about a part of the picture only."""
-        return self.mask is not None or self.box is not None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class WalkPosition:
     """Where on a walk the image stands; ``frame`` 0 is the start, ``frames - 1`` the end."""
 
     frame: int
-    frames: int
-    mode: str
-    to: str | None
-    to_seed: int | None
-    space: str = "z"
+    walk: Walk
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedVariation:
-    """The other seed, how far towards it, and the size the noise is drawn for, or None."""
-
-    seed: int
-    strength: float
-    noise_size: Size | None
+    @property
+    def share(self) -> float:
+        """Part of the way that lies behind it, 0 to 1."""
+        return self.frame / (self.walk.frames - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,16 +129,17 @@ class Techniques:
         image_prompts: IP-Adapters and their pictures.
         embeddings: Textual inversions.
         regions: Regional prompts.
-        ensemble: Denoisers that answer together with the model.
+        ensemble: Denoisers that answer together, with one weight for each step; at each
+            the weights add up to 1.
         walk: Position on a walk.
         guidance_rescale: Strength phi of the standard-deviation rescale.
         distilled_guidance: Guidance that the network takes as an input.
         truncation: Truncation psi of a GAN.
         class_label: Class of a class-conditional model.
-        upscale: Factor, name and content digest of the enlargement after decoding.
+        upscale: The enlargement after decoding.
         inpaint: How the mask is read and what comes of it; None without a mask.
-        outpaint: Pixels added on the left, top, right and bottom, or None.
-        variation: Another seed's share of the noise.
+        outpaint: Pixels added on each side.
+        variation: Another seed's share of the noise, the seed resolved.
         tiling: Whether the picture's edges meet: circular padding in every convolution.
         upscaler: Of a second pass: what enlarged the first for it, a name and its digest.
         first_steps: Of a second pass: the steps of the first, from which edits of a
@@ -212,21 +150,21 @@ class Techniques:
     strength: float = 1.0
     mask: str | None = None
     image_references: tuple[str, ...] = ()
-    controls: tuple[PlannedControl, ...] = ()
-    loras: tuple[PlannedLora, ...] = ()
-    image_prompts: tuple[PlannedImagePrompt, ...] = ()
-    embeddings: tuple[PlannedEmbedding, ...] = ()
-    regions: tuple[PlannedRegion, ...] = ()
-    ensemble: tuple[PlannedMember, ...] = ()
+    controls: tuple[Resolved[Control], ...] = ()
+    loras: tuple[Resolved[Lora], ...] = ()
+    image_prompts: tuple[Resolved[ImagePrompt], ...] = ()
+    embeddings: tuple[Resolved[Embedding], ...] = ()
+    regions: tuple[Resolved[Region], ...] = ()
+    ensemble: tuple[Resolved[EnsembleMember], ...] = ()
     walk: WalkPosition | None = None
     guidance_rescale: float = 0.0
     distilled_guidance: float | None = None
     truncation: float = 1.0
     class_label: int | None = None
-    upscale: tuple[float, str, str] | None = None
+    upscale: Resolved[Upscale] | None = None
     inpaint: Inpaint | None = None
-    outpaint: tuple[int, int, int, int] | None = None
-    variation: PlannedVariation | None = None
+    outpaint: Outpaint | None = None
+    variation: Variation | None = None
     tiling: bool = False
     upscaler: tuple[str, str] = ("", "")
     first_steps: int = 0
@@ -235,10 +173,10 @@ class Techniques:
     def adapters(self) -> Adapters:
         """What has to be put on the model."""
         return Adapters(
-            embeddings=tuple((e.name, e.digest, e.token) for e in self.embeddings),
-            image_prompts=tuple((p.model, p.digest) for p in self.image_prompts),
-            loras=tuple((lora.name, lora.digest) for lora in self.loras),
-            controls=tuple((control.model, control.digest) for control in self.controls),
+            embeddings=tuple((e.part.name, e.digest, e.part.token or "") for e in self.embeddings),
+            image_prompts=tuple((p.part.model, p.digest) for p in self.image_prompts),
+            loras=tuple((lora.part.name, lora.digest) for lora in self.loras),
+            controls=tuple((control.part.model, control.digest) for control in self.controls),
         )
 
 
@@ -263,7 +201,7 @@ class Plan:
         rows: For each network evaluation how many rows the image sends.
         guidance: Guidance scale of each step that is run.
         techniques: What goes beyond these.
-        output: Format, quality and whether the recipe goes into the file.
+        output: Encoding of this picture.
         reproducibility: ``exact``, ``stable`` or ``turbo``.
         reused: For each evaluation whether it reuses what the one before found; () for
             none does.
@@ -286,7 +224,7 @@ class Plan:
     rows: tuple[int, ...]
     guidance: tuple[float, ...]
     techniques: Techniques
-    output: tuple[OutputFormat, int, bool, bool]
+    output: Output
     reproducibility: str
     reused: tuple[bool, ...] = ()
     shortcuts: tuple[str, ...] = ()
@@ -352,7 +290,7 @@ class Plan:
     def control_rows(self, evaluation: int) -> int:
         """Return the rows that ControlNets compute at a network evaluation, from 0."""
         step = self.steps[evaluation] if self.techniques.controls else 0
-        active = sum(c.is_active(step, self.num_steps) for c in self.techniques.controls)
+        active = sum(c.part.is_active(step, self.num_steps) for c in self.techniques.controls)
         return active * self.rows[evaluation]
 
     @property
@@ -397,13 +335,14 @@ class Planned:
     warnings: tuple[str, ...] = ()
 
 
-def control_asset(control: PlannedControl, size: Size) -> str:
+def control_asset(control: Resolved[Control], size: Size) -> str:
     """Return the name of a prepared control picture among the assets of a request.
 
     The same file may be the start image, come with another preprocessor, and serve
     passes of several sizes.
     """
-    return f"control {control.preprocess or 'none'} {size} {control.image}"
+    (picture,) = control.pictures
+    return f"control {control.part.preprocess or 'none'} {size} {picture}"
 
 
 def mask_asset(mask: str) -> str:
@@ -442,12 +381,57 @@ def to_plain(value: Any) -> Any:
     kind = type(value)
     if kind in _LEAVES:
         return value
+    if kind in _SPELLINGS:
+        return to_plain(_SPELLINGS[kind](value))
     if isinstance(value, tuple):
         return [to_plain(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, dict):
+        return {name: to_plain(item) for name, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
     if dataclasses.is_dataclass(kind):
         plain = {name: to_plain(getattr(value, name)) for name in field_names(kind)}
         return {k: v for k, v in plain.items() if v or k not in _LATER}
     return value
+
+
+def _spell_resolved(resolved: Resolved[Any]) -> Any:
+    """Spell a part by its fields: pictures by their digests, its own digest in second place."""
+    part, pictures = resolved.part, list(resolved.pictures)
+    if isinstance(part, Upscale):
+        return (part.factor, part.model or "lanczos", resolved.digest)
+    fields: dict[str, Any] = {}
+    for name in field_names(type(part)):
+        value = getattr(part, name)
+        if isinstance(value, ImageInput):
+            value = pictures.pop(0)
+        elif name == "images":
+            value = resolved.pictures
+        if (type(part), name) != (EnsembleMember, "weight"):  # its weights are one a step
+            fields[name] = value
+        if resolved.digest and len(fields) == 1:
+            fields["digest"] = resolved.digest
+    return fields
+
+
+def _spell_walk(position: WalkPosition) -> dict[str, Any]:
+    walk = position.walk
+    return {"frame": position.frame} | {
+        name: getattr(walk, name) for name in ("frames", "mode", "to", "to_seed", "space")
+    }
+
+
+def _spell_variation(variation: Variation) -> dict[str, Any]:
+    size = variation.noise_size
+    return {"seed": variation.seed, "strength": variation.strength, "noise_size": size}
+
+
+_SPELLINGS: dict[type, Callable[[Any], Any]] = {
+    Resolved: _spell_resolved,
+    WalkPosition: _spell_walk,
+    Variation: _spell_variation,
+    Outpaint: lambda out: (out.left, out.top, out.right, out.bottom),
+    Output: lambda output: (output.format, output.quality, output.metadata, output.sign),
+}
+"""How parts stand in the text of a plan where not by their fields: digests depend on it."""
 
 
 _LATER = frozenset(("image_references",))

@@ -11,6 +11,7 @@ from typing import Any
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.spec import ModelSpec
+from mezzotint.plain import exchange
 from mezzotint.planning.abilities import Abilities
 from mezzotint.planning.adapters import read_tags, resolve_adapters
 from mezzotint.planning.ensemble import resolve_ensemble
@@ -20,8 +21,7 @@ from mezzotint.planning.plan import (
     OUTSIDE,
     Plan,
     Planned,
-    PlannedRegion,
-    PlannedVariation,
+    Resolved,
     Techniques,
     WalkPosition,
     image_seed,
@@ -37,8 +37,8 @@ from mezzotint.planning.sizing import (
 )
 from mezzotint.planning.steps import count_rows, count_steps, resolve_steps, run_steps
 from mezzotint.planning.tiers import choose
-from mezzotint.request import GenerationRequest, GuidanceSchedule
-from mezzotint.types import OutputFormat, Size
+from mezzotint.request import GenerationRequest, GuidanceSchedule, Output, Variation
+from mezzotint.types import Size
 
 __all__ = ["plan"]
 
@@ -146,23 +146,20 @@ def plan(
     return Planned(plans=_images(one, request), warnings=tuple(warnings))
 
 
-def _resolve_variation(request: GenerationRequest, spec: ModelSpec, seed: int) -> PlannedVariation:
-    """Give the other seed and the size of the noise."""
+def _resolve_variation(request: GenerationRequest, spec: ModelSpec, seed: int) -> Variation:
+    """Give the other seed, and hold the size of the noise to what the model can draw."""
     asked = request.variation
     assert asked is not None  # noqa: S101 - the caller saw to it
-    size = None
-    if asked.noise_width is not None and asked.noise_height is not None:
-        size = Size(asked.noise_width, asked.noise_height)
-        if spec.fixed_size or any(side % spec.size_multiple for side in size):
-            raise InvalidRequest(
-                f"variation.noise_width and noise_height must be multiples of "
-                f"{spec.size_multiple} px of a model with free sizes, got {size} for {spec.name}",
-                field="variation.noise_width",
-                value=str(size),
-                allowed=f"multiples of {spec.size_multiple} px",
-            )
-    other = asked.seed if asked.seed is not None else image_seed(seed, 1)
-    return PlannedVariation(seed=other, strength=asked.strength, noise_size=size)
+    size = asked.noise_size
+    if size and (spec.fixed_size or any(side % spec.size_multiple for side in size)):
+        raise InvalidRequest(
+            f"variation.noise_width and noise_height must be multiples of "
+            f"{spec.size_multiple} px of a model with free sizes, got {size} for {spec.name}",
+            field="variation.noise_width",
+            value=str(size),
+            allowed=f"multiples of {spec.size_multiple} px",
+        )
+    return exchange(asked, seed=asked.seed if asked.seed is not None else image_seed(seed, 1))
 
 
 def _upscaler(name: str, digest: Callable[[str, str], str]) -> tuple[str, str]:
@@ -238,12 +235,9 @@ def _with_second_pass(
     return replace(one, second=second)
 
 
-def _resolve_output(request: GenerationRequest) -> tuple[OutputFormat, int, bool, bool]:
+def _resolve_output(request: GenerationRequest) -> Output:
     """Return how a picture is written; frames of an animation are kept without loss."""
-    output = request.output
-    if output.animation is not None:
-        return ("png", 90, True, False)
-    return (output.format, output.quality, output.metadata, output.sign)
+    return request.output if request.output.animation is None else Output()
 
 
 def _images(plan: Plan, request: GenerationRequest) -> tuple[Plan, ...]:
@@ -252,20 +246,9 @@ def _images(plan: Plan, request: GenerationRequest) -> tuple[Plan, ...]:
         count = range(request.num_images)
         return tuple(_image(plan, k) for k in count)
     walk = request.walk
-    to_seed = walk.to_seed
-    if walk.mode in ("seed", "both") and to_seed is None:
-        to_seed = image_seed(plan.seed, 1)
-    frames = [
-        WalkPosition(
-            frame=k,
-            frames=walk.frames,
-            mode=walk.mode,
-            to=walk.to,
-            to_seed=to_seed,
-            space=walk.space,
-        )
-        for k in range(walk.frames)
-    ]
+    if walk.mode in ("seed", "both") and walk.to_seed is None:
+        walk = exchange(walk, to_seed=image_seed(plan.seed, 1))
+    frames = [WalkPosition(frame=k, walk=walk) for k in range(walk.frames)]
     return tuple(_with_techniques(plan, walk=frame) for frame in frames)
 
 
@@ -277,7 +260,8 @@ def _image(plan: Plan, index: int) -> Plan:
     variation = plan.techniques.variation
     if variation is None:
         return plan
-    variation = replace(variation, seed=image_seed(variation.seed, index))
+    assert variation.seed is not None  # noqa: S101 - _resolve_variation gave it
+    variation = exchange(variation, seed=image_seed(variation.seed, index))
     return replace(plan, techniques=replace(plan.techniques, variation=variation))
 
 
@@ -393,25 +377,16 @@ def _resolve_techniques(
     digest = abilities.adapter_digest
     values.update(resolve_adapters(request, abilities, warnings))
     values["regions"] = tuple(
-        PlannedRegion(
-            prompt=region.prompt,
-            negative_prompt=region.negative_prompt,
-            mask=region.mask.digest if region.mask else None,
-            box=region.box,
-            weight=region.weight,
-            feather=region.feather,
-            start=region.start,
-            end=region.end,
-        )
+        Resolved(part=region, pictures=(region.mask.digest,) if region.mask else ())
         for region in request.regions
     )
     values["ensemble"] = resolve_ensemble(request, num_steps, digest)
     if request.upscale is not None:
-        name = request.upscale.model or "lanczos"
-        values["upscale"] = (request.upscale.factor, *_upscaler(name, digest))
+        name, content = _upscaler(request.upscale.model or "lanczos", digest)
+        model = None if name == "lanczos" else name
+        values["upscale"] = Resolved(part=exchange(request.upscale, model=model), digest=content)
     if request.outpaint is not None:
-        out = request.outpaint
-        values["outpaint"] = (out.left, out.top, out.right, out.bottom)
+        values["outpaint"] = request.outpaint
         values.setdefault("mask", OUTSIDE)
     if "mask" in values:
         values["inpaint"] = request.inpaint

@@ -80,10 +80,10 @@ def count_rows(
     rows: list[int] = []
     for step in steps:
         progress = (step - 1) / last
-        active = [r for r in techniques.regions if r.start <= progress <= r.end]
+        active = [r.part for r in techniques.regions if r.part.start <= progress <= r.part.end]
         negatives = len({r.negative_prompt for r in active if r.negative_prompt})
         guided = guidance[step - 1] != 1
         count = 1 + len(active) + ((1 + negatives) if guided else 0)
-        members = sum(member.weights[step - 1] != 0 for member in techniques.ensemble)
+        members = sum(member.part.weights[step - 1] != 0 for member in techniques.ensemble)
         rows.append(count * max(members, 1))
     return tuple(rows)

@@ -8,7 +8,7 @@ passed, Cancelled if somebody asked for it.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mezzotint.errors import DeadlineExceeded, NotReady, WorkFailed
@@ -16,18 +16,12 @@ from mezzotint.plain import exchange
 from mezzotint.planning.memory import Footprint
 from mezzotint.planning.plan import Plan, Planned
 from mezzotint.request import (
-    Embedding,
     Gates,
     GenerationRequest,
     GuidanceSchedule,
     Hires,
     Inpaint,
     LatentInput,
-    Lora,
-    Output,
-    Upscale,
-    Variation,
-    Walk,
 )
 from mezzotint.types import (
     Cancelled,
@@ -198,7 +192,6 @@ def standalone(request: GenerationRequest, plan: Plan) -> GenerationRequest:
     the bytes of a picture, its recipe included, depend on its plan alone.
     """
     techniques = plan.techniques
-    file_format, quality, has_metadata, is_signed = plan.output
     return exchange(
         request,
         model=plan.model,
@@ -212,21 +205,18 @@ def standalone(request: GenerationRequest, plan: Plan) -> GenerationRequest:
         scheduler=plan.scheduler or None,
         sigma_schedule=plan.sigma_schedule,
         guidance_scale=_guidance_of_passes(request, plan),
-        variation=_variation(request, plan),
+        variation=techniques.variation,
         inpaint=techniques.inpaint or Inpaint(),
         hires=_hires(request, plan),
-        upscale=_upscale(plan),
-        walk=_walk(plan),
+        upscale=techniques.upscale and techniques.upscale.part,
+        walk=techniques.walk and techniques.walk.walk,
         strength=request.strength if techniques.image else _DEFAULT_STRENGTH,
-        controls=tuple(
-            replace(control, preprocess=planned.preprocess)
-            for control, planned in zip(request.controls, techniques.controls, strict=True)
-        ),
-        loras=tuple(Lora(name=lora.name, scale=lora.scale) for lora in techniques.loras),
-        embeddings=tuple(Embedding(name=e.name, token=e.token) for e in techniques.embeddings),
+        controls=tuple(control.part for control in techniques.controls),
+        loras=tuple(lora.part for lora in techniques.loras),
+        embeddings=tuple(embedding.part for embedding in techniques.embeddings),
         latent=LatentInput(truncation=techniques.truncation, class_label=techniques.class_label),
         gates=None,
-        output=Output(format=file_format, quality=quality, metadata=has_metadata, sign=is_signed),
+        output=plan.output,
         priority=0,
         deadline_s=None,
     )
@@ -251,37 +241,11 @@ def _hires(request: GenerationRequest, plan: Plan) -> Hires | None:
     )
 
 
-def _upscale(plan: Plan) -> Upscale | None:
-    """Return the enlargement of a plan as a request field."""
-    if plan.techniques.upscale is None:
-        return None
-    factor, name, _ = plan.techniques.upscale
-    return Upscale(factor=factor, model=None if name == "lanczos" else name)
-
-
-def _walk(plan: Plan) -> Walk | None:
-    """Return the walk that a plan stands on as a request field, its end resolved."""
-    walk = plan.techniques.walk
-    if walk is None:
-        return None
-    mode: Any = walk.mode
-    space: Any = walk.space
-    return Walk(to=walk.to, frames=walk.frames, mode=mode, to_seed=walk.to_seed, space=space)
-
-
 def _guidance_of_passes(request: GenerationRequest, plan: Plan) -> float | GuidanceSchedule | None:
     """Return the guidance as a request field; a curve over two passes stays as it came."""
     if plan.second is not None and isinstance(request.guidance_scale, GuidanceSchedule):
         return request.guidance_scale
     return _guidance(plan)
-
-
-def _variation(request: GenerationRequest, plan: Plan) -> Variation | None:
-    """Return the variation of one image, its seed resolved."""
-    planned = plan.techniques.variation
-    if request.variation is None or planned is None:
-        return None
-    return replace(request.variation, seed=planned.seed)
 
 
 def _guidance(plan: Plan) -> float | GuidanceSchedule | None:

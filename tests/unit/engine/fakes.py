@@ -16,6 +16,7 @@ from mezzotint.errors import OutOfMemory
 from mezzotint.planning.costs import CostTable
 from mezzotint.planning.memory import Footprint
 from mezzotint.planning.plan import Plan, Techniques
+from mezzotint.request import Output
 from mezzotint.types import Size
 
 ENDINGS = (ImageDone, ImageFailed, ImageCancelled)
@@ -41,7 +42,7 @@ def make_plan(
         rows=(rows,) * steps,
         guidance=(guidance,) * steps,
         techniques=Techniques(),
-        output=("png", 90, True, False),
+        output=Output(),
         reproducibility="exact",
     )
 

@@ -109,12 +109,12 @@ def test_a_region_acts_in_its_part_of_the_run_alone(step, acts):
 
 
 def test_the_rows_are_those_that_the_planner_counts():
-    from mezzotint.planning.plan import PlannedRegion, Techniques
+    from mezzotint.planning.plan import Resolved, Techniques
     from mezzotint.planning.steps import count_rows
+    from mezzotint.request import Region
 
     planned = tuple(
-        PlannedRegion(prompt=p, negative_prompt=n, mask=None, box=(0, 0, 1, 1), weight=1.0,
-                      feather=0.0, start=s, end=e)
+        Resolved(part=Region(prompt=p, negative_prompt=n, box=(0, 0, 1, 1), start=s, end=e))
         for p, n, s, e in (("left", "own negative", 0.25, 0.75), ("right", "", 0.0, 1.0))
     )  # fmt: skip
     operator = regions(scale=4.0, start=0.25, end=0.75, own=True)

@@ -5,7 +5,8 @@ from tests.unit.engine.fakes import make_plan
 
 from mezzotint.planning.costs import CostTable, cost_key, encode_key, finish_key
 from mezzotint.planning.memory import Footprint
-from mezzotint.planning.plan import PlannedMember, Techniques
+from mezzotint.planning.plan import Resolved, Techniques
+from mezzotint.request import EnsembleMember, Upscale
 
 FOOTPRINT = Footprint(slot_bytes=10, row_bytes=3, decode_bytes=4)
 
@@ -71,7 +72,9 @@ def test_what_goes_another_way_has_times_of_its_own():
 
 def test_an_enlargement_is_part_of_the_prediction():
     plain, table = make_plan(steps=0), CostTable()
-    enlarged = with_techniques(plain, upscale=(4.0, "real-esrgan", "d"))
+    enlarged = with_techniques(
+        plain, upscale=Resolved(part=Upscale(factor=4.0, model="real-esrgan"), digest="d")
+    )
     table.record(finish_key(enlarged), "finish", 1, 3.0)
     more = table.predict(enlarged, FOOTPRINT).seconds - table.predict(plain, FOOTPRINT).seconds
     assert more == pytest.approx(3.0)
@@ -80,8 +83,10 @@ def test_an_enlargement_is_part_of_the_prediction():
 def test_an_ensemble_costs_a_call_to_each_member_that_is_asked():
     table = CostTable()
     members = (
-        PlannedMember(model="tiny", digest="tiny" * 8, weights=(0.5,) * 10),
-        PlannedMember(model="other", digest="other" * 8, weights=(0.5,) * 5 + (0.0,) * 5),
+        Resolved(part=EnsembleMember(model="tiny", weights=(0.5,) * 10), digest="tiny" * 8),
+        Resolved(
+            part=EnsembleMember(model="other", weights=(0.5,) * 5 + (0.0,) * 5), digest="other" * 8
+        ),
     )
     plan = with_techniques(make_plan(steps=10), ensemble=members)
     plan = replace(plan, rows=(4,) * 5 + (2,) * 5)

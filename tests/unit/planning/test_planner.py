@@ -332,9 +332,9 @@ def test_a1111s_tags_are_read_in_every_prompt_of_a_request():
         prompt="a pear <lora:line:0.5>",
         hires=Hires(prompt="a pear in fog <lora:line:0.5>", negative_prompt="rust"),
     )
-    assert [lora.name for lora in planned.techniques.loras] == ["line"]
+    assert [lora.part.name for lora in planned.techniques.loras] == ["line"]
     assert planned.second.prompt == "a pear in fog "
-    assert [e.name for e in planned.second.techniques.embeddings] == ["fog", "rust"]
+    assert [e.part.name for e in planned.second.techniques.embeddings] == ["fog", "rust"]
 
 
 def test_a_lora_of_the_second_pass_alone_is_refused():

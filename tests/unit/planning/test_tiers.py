@@ -8,10 +8,10 @@ from mezzotint.models.spec import ModelSpec
 from mezzotint.planning.abilities import Abilities
 from mezzotint.planning.costs import CostTable, cost_key
 from mezzotint.planning.memory import Footprint
-from mezzotint.planning.plan import PlannedLora, Techniques
+from mezzotint.planning.plan import Resolved, Techniques
 from mezzotint.planning.planner import plan
 from mezzotint.planning.tiers import choose
-from mezzotint.request import GenerationRequest, GuidanceSchedule
+from mezzotint.request import GenerationRequest, GuidanceSchedule, Lora
 
 SPEC = ModelSpec(name="m", digest="d" * 64, family="sd", prediction_type="epsilon")
 
@@ -58,7 +58,7 @@ def test_a_transformer_without_guidance_has_nothing_to_reuse():
 
 
 def test_a_lora_keeps_full_precision_and_full_steps_and_the_request_is_told():
-    lora = PlannedLora(name="l", digest="0", scale=1.0)
+    lora = Resolved(part=Lora(name="l"), digest="0")
     found = shortcuts(loras=(lora,))
     assert found.names == ()
     assert found.reused == ()

@@ -57,12 +57,12 @@ def adapt(
     for k, prompt in enumerate(t.image_prompts):
         pictures = [
             np.zeros((8, 8, 3), np.uint8) if assets is None else assets[prompt_asset(k, digest)]
-            for digest in prompt.images
+            for digest in prompt.pictures
         ]
         name = f"{IMAGE_TOKENS}{k:02d}"
         with_picture[name], without[name] = model.encode_image_prompt(k, pictures)
     if t.image_prompts:
-        common[IMAGE_SCALES] = torch.tensor([[prompt.scale for prompt in t.image_prompts]])
+        common[IMAGE_SCALES] = torch.tensor([[prompt.part.scale for prompt in t.image_prompts]])
     return [
         conditioning.replace(**common, **(without if is_negative else with_picture))
         for conditioning, is_negative in zip(encoded, negatives, strict=True)
@@ -104,7 +104,7 @@ def under_control(plan: Plan, operator: Operator, device: torch.device) -> Opera
         return operator
     count = plan.num_steps
     scales = [
-        [c.scale if c.is_active(step, count) else 0.0 for c in controls]
+        [c.part.scale if c.part.is_active(step, count) else 0.0 for c in controls]
         for step in range(1, count + 1)
     ]
     return Controlled(

@@ -35,11 +35,11 @@ from mezzotint.planning.plan import (
     ENLARGED,
     Adapters,
     Plan,
-    PlannedMember,
-    PlannedRegion,
-    PlannedVariation,
+    Resolved,
     mask_asset,
 )
+from mezzotint.request import EnsembleMember, Variation
+from mezzotint.request import Region as RequestRegion
 from mezzotint.sampling.compose import box_mask, soften, to_latent
 from mezzotint.sampling.ensemble import check_members
 from mezzotint.sampling.latents import make_generator, slerp
@@ -108,9 +108,9 @@ class Filler:
         if plan.techniques.tiling:
             members = tuple(tiled(member) for member in members)
         operators = [self._operator(plan, member, assets, noise) for member in members]
-        shares = tuple(zip(*(m.weights for m in plan.techniques.ensemble), strict=True))
+        shares = tuple(zip(*(m.part.weights for m in plan.techniques.ensemble), strict=True))
         masks = tuple(
-            _mask_of(m, plan, assets, noise) if m.is_local else None
+            _mask_of(m, plan, assets, noise) if m.part.is_local else None
             for m in plan.techniques.ensemble
         )
         operator = Ensemble(tuple(operators), shares, masks) if shares else operators[0]
@@ -138,7 +138,7 @@ class Filler:
         if not planned:
             return (model,)
         members = tuple(
-            pin.enter_context(self._models.use(member.model, plan.techniques.adapters))
+            pin.enter_context(self._models.use(member.part.model, plan.techniques.adapters))
             for member in planned
         )
         spaces = [
@@ -167,11 +167,11 @@ class Filler:
         regions = tuple(
             Region(
                 positive=rest[k],
-                negative=texts.index(r.negative_prompt) if r.negative_prompt else None,
+                negative=texts.index(r.part.negative_prompt) if r.part.negative_prompt else None,
                 mask=_mask_of(r, plan, assets, noise),
-                weight=r.weight,
-                start=r.start,
-                end=r.end,
+                weight=r.part.weight,
+                start=r.part.start,
+                end=r.part.end,
             )
             for k, r in enumerate(planned)
         )
@@ -206,7 +206,7 @@ class Filler:
         walk = plan.techniques.walk
         if walk is not None and walks_words(plan):
             end = steered.pop()
-            steered[0] = between(steered[0], end, walk.frame / (walk.frames - 1))
+            steered[0] = between(steered[0], end, walk.share)
         return steered if len(steered) > 1 else [*steered, steered[0]]
 
     def num_chunks(self, plan: Plan, model: Model) -> int:
@@ -237,20 +237,22 @@ def _draw(plan: Plan, model: Model, generator: torch.Generator) -> Tensor:
     variation = plan.techniques.variation
     if variation is not None:
         noise = _vary(plan, variation, model, noise)
-    walk = plan.techniques.walk
-    if walk is None or walk.mode == "prompt" or walk.to_seed is None:
+    position = plan.techniques.walk
+    walk = position and position.walk
+    if position is None or walk is None or walk.mode == "prompt" or walk.to_seed is None:
         return noise
     if walk.space == "w":  # both ends are mapped first, see _map
         return noise
     end = model.draw_latents(plan.size, make_generator(walk.to_seed))
-    return slerp(noise, end, walk.frame / (walk.frames - 1))
+    return slerp(noise, end, position.share)
 
 
-def _vary(plan: Plan, variation: PlannedVariation, model: Model, noise: Tensor) -> Tensor:
+def _vary(plan: Plan, variation: Variation, model: Model, noise: Tensor) -> Tensor:
     """Mix in another seed's noise, and lay noise drawn for another size in the middle."""
     size = variation.noise_size
     drawn = noise if size is None else model.draw_latents(size, make_generator(plan.seed))
     if variation.strength:
+        assert variation.seed is not None  # noqa: S101 - the planner gave it
         other = model.draw_latents(size or plan.size, make_generator(variation.seed))
         drawn = slerp(drawn, other, variation.strength)
     if size is None:
@@ -275,25 +277,30 @@ def _map(
     plan: Plan, model: Model, noise: Tensor, conditioning: Conditioning
 ) -> tuple[Tensor, Conditioning]:
     """Take a walk in w: map both ends, join them straight, and say that it is w."""
-    walk = plan.techniques.walk
-    if walk is None or walk.space != "w" or walk.to_seed is None:
+    position = plan.techniques.walk
+    walk = position and position.walk
+    if position is None or walk is None or walk.space != "w" or walk.to_seed is None:
         return noise, conditioning
     end = model.draw_latents(plan.size, make_generator(walk.to_seed)).to(noise.device)
     first, last = model.map_latents(noise), model.map_latents(end)
     assert first is not None and last is not None  # noqa: S101, PT018 - the planner saw to it
-    place = walk.frame / (walk.frames - 1)
+    place = position.share
     joined = {0.0: first, 1.0: last}.get(place, first + place * (last - first))
     return joined, conditioning.replace(is_w=torch.ones(1, device=noise.device))
 
 
 def _mask_of(
-    part: PlannedRegion | PlannedMember, plan: Plan, assets: Mapping[str, Any], noise: Tensor
+    resolved: Resolved[RequestRegion | EnsembleMember],
+    plan: Plan,
+    assets: Mapping[str, Any],
+    noise: Tensor,
 ) -> Tensor:
     """Return where a region or a member acts, softened in pixels. Shape (1, h, w)."""
+    part = resolved.part
     if part.box is not None:
         mask = box_mask(part.box, plan.size.height, plan.size.width)
     else:
-        mask = torch.from_numpy(assets[mask_asset(part.mask or "")])
+        mask = torch.from_numpy(assets[mask_asset(resolved.pictures[0])])
     rows, columns = noise.shape[-2:]
     return to_latent(soften(mask, part.feather), rows, columns).to(noise.device)
 

@@ -14,7 +14,8 @@ import torch
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.base import Conditioning, Model, Prompt
 from mezzotint.models.prompt_editing import edits
-from mezzotint.planning.plan import Plan, PlannedRegion
+from mezzotint.planning.plan import Plan, Resolved
+from mezzotint.request import Region
 from mezzotint.sampling.latents import slerp_embeddings
 
 __all__ = [
@@ -110,7 +111,7 @@ def _prompts(plan: Plan, model: Model) -> list[Prompt]:
         distilled_guidance=t.distilled_guidance,
         truncation=t.truncation,
         dialect=plan.prompt_dialect,
-        lora_scales=tuple(lora.scale for lora in t.loras),
+        lora_scales=tuple(lora.part.scale for lora in t.loras),
     )
     if not model.spec.stepwise:
         base = replace(
@@ -125,22 +126,23 @@ def _prompts(plan: Plan, model: Model) -> list[Prompt]:
             base, negative=True, class_label=None, distilled_guidance=None, truncation=1.0
         )
         prompts.append(replace(unguided, text=plan.negative_prompt))
-        prompts += [replace(base, text=region.prompt) for region in t.regions]
+        prompts += [replace(base, text=region.part.prompt) for region in t.regions]
         prompts += [replace(unguided, text=text) for text in region_negatives(t.regions)]
     if walks_words(plan):
-        prompts.append(replace(base, text=(t.walk and t.walk.to) or ""))
+        prompts.append(replace(base, text=(t.walk and t.walk.walk.to) or ""))
     return prompts
 
 
 def walks_words(plan: Plan) -> bool:
     """Whether an image stands between two prompts."""
-    walk = plan.techniques.walk
+    position = plan.techniques.walk
+    walk = position and position.walk
     return walk is not None and walk.to is not None and walk.mode != "seed"
 
 
-def region_negatives(regions: Sequence[PlannedRegion]) -> list[str]:
+def region_negatives(regions: Sequence[Resolved[Region]]) -> list[str]:
     """Return the regions' own negative prompts, each once, in order."""
-    return list(dict.fromkeys(r.negative_prompt for r in regions if r.negative_prompt))
+    return list(dict.fromkeys(r.part.negative_prompt for r in regions if r.part.negative_prompt))
 
 
 def between(start: Steered, end: Steered, t: float) -> Steered:

@@ -43,7 +43,7 @@ def rehearse(plan: Plan, models: ModelSource, filler: Filler) -> Model:
     with contextlib.ExitStack() as pin, span("load"), torch.no_grad():
         adapters = plan.techniques.adapters
         model = pin.enter_context(models.use(plan.model, adapters, turbo=plan.is_turbo))
-        names = [member.model for member in plan.techniques.ensemble]
+        names = [member.part.model for member in plan.techniques.ensemble]
         members = [pin.enter_context(models.use(name, adapters)) for name in names]
         for one in members or [model]:
             conditioning = at_step(filler.encode_prompts(plan, one, device_of(one))[0], 1)

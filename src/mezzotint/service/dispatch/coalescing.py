@@ -129,7 +129,7 @@ def _from_cache(kept: CachedImage, plan: Plan, index: int) -> ImageOutput:
         index=index,
         seed=plan.seed,
         data=kept.data,
-        format=plan.output[0],
+        format=plan.output.format,
         width=kept.width,
         height=kept.height,
         recipe=kept.recipe,

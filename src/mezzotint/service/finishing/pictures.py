@@ -82,26 +82,26 @@ class Finisher:
             assert inpainting is not None  # noqa: S101 - a plan that pastes has a picture
             pixels = inpainting.paste(pixels, plan)
         if plan.techniques.upscale is not None:
-            factor, name, _ = plan.techniques.upscale
-            pixels = enlarge(pixels, factor, name)
+            upscale = plan.techniques.upscale.part
+            pixels = enlarge(pixels, upscale.factor, upscale.model or "lanczos")
         recipe = self.recipe(request, plan, warnings)
-        file_format, quality, has_metadata, is_signed = plan.output
+        output = plan.output
         data = encode(
             pixels,
-            file_format,
-            quality=quality,
+            output.format,
+            quality=output.quality,
             parameters=make_infotext(recipe, has_steps=bool(plan.steps), version=self.program)
-            if has_metadata
+            if output.metadata
             else "",
-            recipe=canonical_json(recipe) if has_metadata else "",
+            recipe=canonical_json(recipe) if output.metadata else "",
         )
-        if is_signed:
+        if output.sign:
             data = self.sign(data)
         return ImageOutput(
             index=index,
             seed=plan.seed,
             data=data,
-            format=file_format,
+            format=output.format,
             width=pixels.shape[1],
             height=pixels.shape[0],
             recipe=recipe,
@@ -277,19 +277,18 @@ def adapter_assets(
     """
     assets: dict[str, np.ndarray] = {}
     sizes = [one.size for one in (plan, plan.second) if one is not None]
-    for k, (control, planned) in enumerate(
-        zip(request.controls, plan.techniques.controls, strict=True)
-    ):
-        pixels = decode_image(control.image.data, field=f"controls[{k}].image", config=limits)
+    for k, control in enumerate(plan.techniques.controls):
+        pixels = decode_image(control.part.image.data, field=f"controls[{k}].image", config=limits)
         for size in sizes:
-            prepared = preprocess(fit(pixels, size), planned.preprocess)
+            prepared = preprocess(fit(pixels, size), control.part.preprocess)
             array = prepared.astype(np.float32).transpose(2, 0, 1) / np.float32(255)
-            assets[control_asset(planned, size)] = np.ascontiguousarray(array)
-    for k, prompt in enumerate(request.image_prompts):
-        for place, image in enumerate(prompt.images):
+            assets[control_asset(control, size)] = np.ascontiguousarray(array)
+    for k, prompt in enumerate(plan.techniques.image_prompts):
+        named = zip(prompt.part.images, prompt.pictures, strict=True)
+        for place, (image, digest) in enumerate(named):
             where = f"image_prompts[{k}].images[{place}]"
             pixels = decode_image(image.data, field=where, config=limits)
-            assets[prompt_asset(k, image.digest)] = crop_picture(pixels, side(prompt.model))
+            assets[prompt_asset(k, digest)] = crop_picture(pixels, side(prompt.part.model))
     for k, image in enumerate(request.image_references):
         pixels = decode_image(image.data, field=f"image_references[{k}]", config=limits)
         assets[reference_asset(image.digest)] = pixels

@@ -154,19 +154,20 @@ class AdapterProvider:
         """
         t = plan.techniques
         for lora in t.loras:
-            path = self.path("lora", lora.name)
-            with _reading("lora", lora.name):
+            path = self.path("lora", lora.part.name)
+            with _reading("lora", lora.part.name):
                 read_header(path)
         for k, control in enumerate(t.controls):
-            with _reading("control", control.model):
-                found = self._control(control.model, Placement())
+            with _reading("control", control.part.model):
+                found = self._control(control.part.model, Placement())
             check_controlnet(found, model, field=f"controls[{k}].model")
         for k, prompt in enumerate(t.image_prompts):
-            path = self.path("image_prompt", prompt.model)
-            with _reading("image_prompt", prompt.model):
-                check_ip_adapter(path, prompt.model, model, field=f"image_prompts[{k}].model")
+            name = prompt.part.model
+            path = self.path("image_prompt", name)
+            with _reading("image_prompt", name):
+                check_ip_adapter(path, name, model, field=f"image_prompts[{k}].model")
         for k, embedding in enumerate(t.embeddings):
-            weights = self._embedding(embedding.name)
+            weights = self._embedding(embedding.part.name)
             check_embedding(weights, model, field=f"embeddings[{k}].name")
 
     def apply(self, model: Model, adapters: Adapters, placement: Placement) -> Model:

@@ -101,7 +101,7 @@ class ModelProvider:
         """
         if plan.techniques.adapters:
             members = plan.techniques.ensemble
-            for name in [m.model for m in members] or [plan.model]:
+            for name in [m.part.model for m in members] or [plan.model]:
                 with self.use(name) as model:
                     self.adapters.check(plan, model)
 
