@@ -8,7 +8,7 @@ import pytest
 
 from mezzotint.request import GenerationRequest
 from mezzotint.service.config import WorkerConfig
-from mezzotint.service.workers.pool import WorkerPool
+from mezzotint.service.workers.local_pool import WorkerPool
 
 
 @pytest.mark.slow

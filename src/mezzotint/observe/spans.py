@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from opentelemetry import propagate, trace
 
-__all__ = ["SpanRecord", "recording", "remote_parent", "span"]
+__all__ = ["SpanRecord", "carried", "recording", "remote_parent", "span"]
 
 _TRACER = trace.get_tracer("mezzotint")
 
@@ -97,6 +97,14 @@ def recording(recorder: Recorder) -> Generator[None]:
     finally:
         with _change:
             _recorders = tuple(r for r in _recorders if r is not recorder)
+
+
+def carried() -> dict[str, str]:
+    """Return the headers that take the current trace to another process; {} without one."""
+    headers: dict[str, str] = {}
+    if _is_traced():
+        propagate.inject(headers)
+    return headers
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from mezzotint.service.base import Service
 from mezzotint.service.config import JobsConfig, WorkerConfig
 from mezzotint.service.jobs.jobs import Jobs
 from mezzotint.service.workers import event_loop
-from mezzotint.service.workers.pool import create_workers
+from mezzotint.service.workers.local_pool import create_workers
 
 __all__ = ["run", "serve"]
 

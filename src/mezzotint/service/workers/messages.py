@@ -68,6 +68,7 @@ class StreamRequest(_Message, frozen=True, kw_only=True, tag=True):
     Args:
         call: Number that every message about it carries.
         request: The request's canonical JSON.
+        trace: Headers that say to which trace it belongs, if anybody traces.
     """
 
     call: int
@@ -77,6 +78,7 @@ class StreamRequest(_Message, frozen=True, kw_only=True, tag=True):
     use_cache: bool
     preview_every: int
     quiet: bool
+    trace: dict[str, str] = {}
 
 
 class CallMethod(_Message, frozen=True, kw_only=True, tag=True):

@@ -1,130 +1,78 @@
-"""Worker pool: several workers behind one service port, one for each device or share of cores.
+"""Pool: several workers behind one service port, wherever they run.
 
-A request goes to the worker with the least to do that has its model warm; an equal
-one that is under way draws it to the same worker, so that both share one flight.
-When a worker dies, what it had goes to the others at once and comes to the same
-bytes; the dead one is started again beside them. What changes the list of models
-is told to all.
+A request goes to the worker that :mod:`mezzotint.service.workers.routing` chooses. When a
+worker dies, what it had goes to the others at once and comes to the same bytes; what
+nobody can have now waits in the lobby, a ledger that is never up. A worker that has little
+to do takes over what another has not begun. What changes the list of models is told to all.
 """
 
 import asyncio
 import contextlib
-import os
 import re
 import zlib
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
-from mezzotint.errors import MezzotintError
+from mezzotint.errors import MezzotintError, NotReady
 from mezzotint.observe import log
-from mezzotint.observe.config import LogConfig
-from mezzotint.request import GenerationRequest, Output
+from mezzotint.request import GenerationRequest
 from mezzotint.service.base import HandlerAnswer
-from mezzotint.service.config import WorkerConfig, device_in, on_device
-from mezzotint.service.endings import follow
-from mezzotint.service.workers.supervisor import WorkerSupervisor
-from mezzotint.types import Event, Finished, GenerationResult, ImageOutput
+from mezzotint.service.workers.entries import Question, events_of, make_stream, with_seed
+from mezzotint.service.workers.ledger import Ledger, Stream
+from mezzotint.service.workers.remote_calls import RemoteCalls
+from mezzotint.service.workers.routing import Estimates, Need, Place, Router, need_of
+from mezzotint.types import Event, Finished, Started
 
-__all__ = ["WorkerPool", "create_workers", "shares"]
+__all__ = ["Pool", "PoolWorker", "labelled", "warm_models"]
 
-_COLD = 4
-"""Requests that a worker without the model may be behind before it is worth loading."""
+_WORTH_MOVING_S = 1.0  # earlier that a request has to begin elsewhere
 _SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (.*)$")
 
 
-def create_workers(
-    config: WorkerConfig, log_config: LogConfig | None = None
-) -> "WorkerSupervisor | WorkerPool":
-    """Return what serves this configuration: one worker, or a pool of them."""
-    devices = config.devices or ("",)
-    if len(devices) * config.count == 1:
-        own = config if not config.devices else _on_device(config, config.devices[0])
-        return WorkerSupervisor(own, log_config)
-    return WorkerPool(config, log_config)
+class PoolWorker(Protocol):
+    """What a pool needs of a worker."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """What it has under way."""
+        ...
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes requests and shows no sign of hanging."""
+        ...
 
 
-def shares(cores: Sequence[int], count: int) -> list[tuple[int, ...]]:
-    """Divide cores evenly: shares of one size, since the number of threads changes bits.
+class _Given:
+    """A request, what it needs, and which worker has it."""
 
-    More workers than cores have to share them: then each may use all.
-    """
-    size = len(cores) // count
-    if not size:
-        return [tuple(cores)] * count
-    return [tuple(cores[k * size : (k + 1) * size]) for k in range(count)]
+    __slots__ = ("name", "need", "stream")
 
-
-def _on_device(config: WorkerConfig, device: str) -> WorkerConfig:
-    return replace(config, options=on_device(config.options, device)) if device else config
+    def __init__(self, stream: Stream, need: Need) -> None:
+        self.stream = stream
+        self.need = need
+        self.name = ""  # "" is the lobby
 
 
-class WorkerPool:
-    """The service port over several supervised processes.
+class Pool(RemoteCalls):
+    """The service port over several workers.
 
     Args:
-        config: ``devices`` and ``count`` say how many, the rest holds for each.
-        log_config: How the processes log.
-
-    Use it between :meth:`start` and :meth:`close`.
+        max_crashes: Deaths after which a request that was there fails.
+        shares: Whether equal requests of different clients may share a drawing.
     """
 
-    def __init__(self, config: WorkerConfig, log_config: LogConfig | None = None) -> None:
-        devices = config.devices or (device_in(config.options),)
-        places = [device for device in devices for _ in range(config.count)]
-        here = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        on_cpu = [not place.startswith(("cuda", "mps")) for place in places]
-        each = shares(here, max(sum(on_cpu), 1))
-        self._places = places
-        self._workers: list[WorkerSupervisor] = []
-        for place, is_cpu in zip(places, on_cpu, strict=True):
-            cores = each[sum(on_cpu[: len(self._workers)])] if is_cpu else ()
-            self._workers.append(
-                WorkerSupervisor(
-                    _on_device(config, place),
-                    log_config,
-                    cores=cores if len(cores) < len(here) else (),
-                    on_death=self._take_over,
-                )
-            )
-        self._warm: list[set[str]] = [set() for _ in self._workers]
-        self._flights: dict[str, tuple[int, int]] = {}  # digest -> worker, requests
-        self._loads: Counter[int] = Counter()
-        self._turn = 0
-        self._shares = bool(dict(config.options.get("engine", {})).get("share_results"))
-
-    async def start(self) -> None:
-        """Start the first worker, then the others with the caches that it has filled.
-
-        Raises:
-            MezzotintError: If a worker refuses, or is not ready in time.
-        """
-        await self._workers[0].start()
-        await asyncio.gather(*(worker.start() for worker in self._workers[1:]))
-        kinds = {
-            str(dict(await worker.capabilities()).get("environment")) for worker in self._workers
-        }
-        if len(kinds) > 1:
-            log.warning("pool.workers_differ", environments=sorted(kinds))
-
-    async def generate(
-        self,
-        request: GenerationRequest,
-        *,
-        request_id: str,
-        client: str = "",
-        use_cache: bool = True,
-    ) -> GenerationResult:
-        """Run one request to its end.
-
-        Raises:
-            MezzotintError: The one way in which the request ended, if not well.
-        """
-        events = self.stream(
-            request, request_id=request_id, client=client, use_cache=use_cache, quiet=True
-        )
-        return await follow(events)
+    def __init__(self, *, max_crashes: int, shares: bool) -> None:
+        self._router = Router()
+        self._estimates = Estimates()
+        self._workers: dict[str, PoolWorker] = {}
+        self._given: dict[Stream, _Given] = {}
+        self._lobby = Ledger(lambda _: None, max_crashes=max_crashes)
+        self._shares = shares
+        self._was_ready = False
+        self._closing = False
 
     async def stream(
         self,
@@ -137,14 +85,10 @@ class WorkerPool:
         quiet: bool = False,
     ) -> AsyncIterator[Event]:
         """Run one request on the worker that suits it and yield its events."""
-        owner = "" if self._shares else client
-        digest = f"{owner} {request.digest}" if request.seed is not None and use_cache else ""
-        index = self._choose(request, digest)
-        weight = request.walk.frames if request.walk else request.num_images
-        self._loads[index] += weight
-        if digest:
-            self._flights[digest] = (index, self._flights.get(digest, (index, 0))[1] + 1)
-        events = self._workers[index].stream(
+        self._check()
+        owner = ("" if self._shares else client) if request.seed is not None and use_cache else None
+        request = with_seed(request)
+        stream, events = make_stream(
             request,
             request_id=request_id,
             client=client,
@@ -152,172 +96,157 @@ class WorkerPool:
             preview_every=preview_every,
             quiet=quiet,
         )
+        seconds = self._estimates.seconds(request)
+        need = need_of(request, seconds=seconds, owner=owner, group=self._group_of(request.model))
+        given = self._given[stream] = _Given(stream, need)
+        is_done = False
+        self._place(given)
         try:
-            async for event in events:
-                if isinstance(event, Finished):
-                    self._warm[index].add(request.model)
-                yield event
+            async with contextlib.aclosing(events_of(stream, events)) as told:
+                async for event in told:
+                    if isinstance(event, Started):
+                        self._begin(given)
+                    elif isinstance(event, Finished):
+                        is_done = True
+                        self._estimates.learn(request, event.result)
+                    yield event
         finally:
-            self._loads[index] -= weight
-            if digest and digest in self._flights:
-                where, count = self._flights.pop(digest)
-                if count > 1:
-                    self._flights[digest] = (where, count - 1)
-            await events.aclose()  # type: ignore[attr-defined]
+            self._router.settle(given.name, given.need, is_done=is_done)
+            del self._given[stream]
 
-    def _choose(self, request: GenerationRequest, digest: str) -> int:
-        """Return the worker for a request: same flight, then warm, then least loaded."""
-        able = [k for k, worker in enumerate(self._workers) if worker.is_ready]
-        if digest in self._flights and self._flights[digest][0] in able:
-            return self._flights[digest][0]
-        self._turn += 1
-        names = {request.model, *(member.model for member in request.ensemble)}
-        return min(
-            able or range(len(self._workers)),
-            key=lambda k: (
-                self._loads[k] + (0 if names <= self._warm[k] else _COLD),
-                (k - self._turn) % len(self._workers),
-            ),
-        )
+    def _begin(self, given: _Given) -> None:
+        """Hold a request that has begun to the environment in which it did."""
+        place = self._router.places.get(given.name)
+        if place is not None and not given.need.environment:
+            given.need = replace(given.need, environment=place.environment)
 
-    async def _take_over(self, dead: WorkerSupervisor) -> None:
-        """Let the others go on with what a dead worker had."""
-        here = self._workers.index(dead)
-        self._warm[here].clear()
-        others = [k for k, w in enumerate(self._workers) if w is not dead and w.is_ready]
-        if others and dead.num_streams:
-            heir = min(others, key=lambda k: self._loads[k])
-            count = await dead.hand_over(self._workers[heir])
-            log.warning("pool.taken_over", requests=count, worker=heir)
+    def _place(self, given: _Given) -> None:
+        """Give a request to the worker that suits it now, or let it wait in the lobby."""
+        for name, worker in self._workers.items():
+            self._router.places[name].is_ready = worker.is_ready
+        name = self._router.choose(given.need)
+        ledger = self._workers[name].ledger if name is not None else self._lobby
+        given.name = name or ""
+        if name is not None:
+            self._router.book(name, given.need)
+        if given.stream.ledger is None:
+            ledger.open(given.stream)
+        elif given.stream.ledger is not ledger:
+            given.stream.ledger.move(given.stream, ledger)
 
-    def _any(self) -> WorkerSupervisor:
-        """Return the ready worker with least to do."""
-        able = [w for w in self._workers if w.is_ready] or self._workers
-        return min(able, key=lambda worker: worker.num_streams)
+    def _place_again(self, given: Iterable[_Given]) -> int:
+        """Place requests once more; return how many there were."""
+        count = 0
+        for one in list(given):
+            self._router.settle(one.name, one.need)
+            self._place(one)
+            count += 1
+        return count
+
+    def _place_waiting(self) -> None:
+        """Place what waits in the lobby."""
+        self._place_again([g for g in self._given.values() if not g.name])
+
+    def _relieve(self, group: str = "") -> None:
+        """Let a worker with little to do take over what others have not begun."""
+
+        def waiting(name: str) -> list[Need]:
+            held = self._workers[name].ledger
+            open_ = [self._given[s] for s in held if s in self._given and not s.is_started]
+            return [by_need.setdefault(id(g.need), g).need for g in reversed(open_)]
+
+        by_need: dict[int, _Given] = {}
+        for _, need in self._router.relieve(
+            least_s=_WORTH_MOVING_S, group=group, waiting=waiting
+        ):  # fmt: skip
+            self._place_again([by_need[id(need)]])
+
+    def _admit(self, place: Place, worker: PoolWorker) -> None:
+        """Take a worker in."""
+        self._router.join(place)
+        self._workers[place.name] = worker
+
+    def _dismiss(self, name: str) -> None:
+        """Forget a worker; what it had goes to others."""
+        worker = self._workers.pop(name)
+        self._router.leave(name)
+        self._rescue(worker, name)
+
+    def _rescue(self, worker: PoolWorker, name: str) -> None:
+        """Give what a dead worker had to others, or to the lobby until one is ready."""
+        lost = [self._given[s] for s in worker.ledger.release() if s in self._given]
+        if lost:
+            count = self._place_again(lost)
+            log.warning("pool.taken_over", requests=count, worker=name)
+
+    def _group_of(self, model: str) -> str:
+        """Return the deployment that serves a model."""
+        return ""
+
+    def _check(self) -> None:
+        """Refuse work before the first start and after the close."""
+        if self._closing:
+            raise NotReady("the server is shutting down")
+        if not self._was_ready:
+            raise NotReady("the models are still loading")
+
+    def _able(self) -> list[PoolWorker]:
+        """Return the workers that are ready, least to do first; all if none is."""
+        ready = [w for w in self._workers.values() if w.is_ready]
+        return sorted(ready or self._workers.values(), key=lambda w: len(w.ledger))
+
+    @abstractmethod
+    async def _any(self) -> PoolWorker:
+        """Return the worker for a plain question, least to do first; may wait for one."""
+
+    async def _ask(self, method: str, **arguments: Any) -> Any:
+        """Ask the worker with least to do."""
+        self._check()
+        return await self._ask_at(await self._any(), method, **arguments)
+
+    async def _ask_at(self, worker: PoolWorker, method: str, **arguments: Any) -> Any:
+        return await Question(worker.ledger, method, arguments).wait()
 
     async def cancel(self, request_id: str) -> bool:
         """Cancel at the next step; False if there is no such running request."""
-        for worker in self._workers:
-            if await worker.cancel(request_id):
-                return True
+        for given in list(self._given.values()):
+            if given.stream.request_id != request_id or given.stream.ledger is None:
+                continue
+            done = given.stream.ledger.cancel(request_id)
+            if done is None:
+                worker = self._workers[given.name]
+                done = bool(await self._ask_at(worker, "cancel", request_id=request_id))
+            return done
         return False
-
-    async def plan(self, request: GenerationRequest, *, client: str = "") -> Mapping[str, Any]:
-        """Resolve a request without running it."""
-        return await self._any().plan(request, client=client)
-
-    async def models(self) -> tuple[Mapping[str, Any], ...]:
-        """List the models; one is ready where any worker has it in memory."""
-        able = [w for w in self._workers if w.is_ready] or self._workers[:1]
-        lists = await asyncio.gather(*(worker.models() for worker in able))
-        ready = {(m["name"], m["version"]) for models in lists for m in models if m["ready"]}
-        return tuple({**m, "ready": (m["name"], m["version"]) in ready} for m in lists[0])
-
-    async def capabilities(self) -> Mapping[str, Any]:
-        """List every name a request may use."""
-        return await self._any().capabilities()
-
-    async def health(self) -> Mapping[str, Any]:
-        """Tell how the pool is: ready if any worker is, and each worker on its own."""
-        each = [dict(await worker.health()) for worker in self._workers]
-        first = next((h for h in each if h["ready"]), each[0])
-        return {
-            **first,
-            "live": all(h["live"] for h in each),
-            "queue": sum(int(h["queue"]) for h in each),
-            "backlog_s": sum(float(h.get("backlog_s", 0.0)) for h in each),
-            "restarts": sum(int(h["restarts"]) for h in each),
-            "metrics_text": "".join(
-                _labelled(str(h.get("metrics_text") or ""), number) for number, h in enumerate(each)
-            ),
-            "workers": [
-                {
-                    "device": place or h.get("device", ""),
-                    **{name: h[name] for name in ("pid", "ready", "restarts", "queue")},
-                }
-                for place, h in zip(self._places, each, strict=True)
-            ],
-        }
-
-    async def register(
-        self, source: str, *, name: str | None = None, version: str | None = None
-    ) -> Mapping[str, Any]:
-        """Add a model to every worker."""
-        first, *others = self._workers
-        model = await first.register(source, name=name, version=version)
-        for worker in others:
-            await worker.register(source, name=model["name"], version=model["version"])
-        return model
-
-    async def unregister(self, name: str, version: str | None = None) -> None:
-        """Remove one version of a model from every worker."""
-        for worker in self._workers:
-            await worker.unregister(name, version)
-
-    async def set_default(self, name: str, version: str) -> None:
-        """Make the bare name mean this version, at every worker."""
-        for worker in self._workers:
-            await worker.set_default(name, version)
-
-    async def inspect(self, data: bytes, *, client: str = "") -> Mapping[str, Any]:
-        """Read the recipe inside a picture."""
-        return await self._any().inspect(data, client=client)
-
-    async def preprocess(self, data: bytes, how: str, *, client: str = "") -> bytes:
-        """Prepare a control picture."""
-        return await self._any().preprocess(data, how, client=client)
-
-    async def upscale(
-        self,
-        data: bytes,
-        *,
-        factor: float,
-        model: str | None = None,
-        output: Output,
-        client: str = "",
-        cover: tuple[int, int] | None = None,
-        crop: bool = False,
-    ) -> ImageOutput:
-        """Enlarge a picture."""
-        return await self._any().upscale(
-            data,
-            factor=factor,
-            model=model,
-            output=output,
-            client=client,
-            cover=cover,
-            crop=crop,
-        )
-
-    async def grid(
-        self, images: Sequence[bytes], *, columns: int, padding_px: int = 2, output: Output,
-        raw: bool = False,
-    ) -> bytes:  # fmt: skip
-        """Lay pictures out in a grid."""
-        how = {"columns": columns, "padding_px": padding_px, "raw": raw}
-        return await self._any().grid(images, output=output, **how)
 
     async def handle(
         self, model: str, rows: Sequence[Mapping[str, Any]]
     ) -> tuple[HandlerAnswer, ...]:
         """Give requests to handler code: always at the same worker, which has it loaded."""
-        able = [w for w in self._workers if w.is_ready] or self._workers
-        return await able[zlib.crc32(model.encode()) % len(able)].handle(model, rows)
+        self._check()
+        await self._any()  # there is one
+        names = sorted(n for n, w in self._workers.items() if w.is_ready) or sorted(self._workers)
+        worker = self._workers[names[zlib.crc32(model.encode()) % len(names)]]
+        answers = await self._ask_at(worker, "handle", model=model, rows=[dict(r) for r in rows])
+        return tuple(HandlerAnswer(**answer) for answer in answers)
 
-    async def close(self) -> None:
-        """Let every worker finish what is being stepped, then end it."""
-        with contextlib.suppress(MezzotintError):
-            await asyncio.gather(*(worker.close() for worker in self._workers))
+
+async def warm_models(worker: PoolWorker) -> set[str]:
+    """Return the models that a worker has in memory; none if it cannot say."""
+    with contextlib.suppress(MezzotintError, asyncio.TimeoutError):
+        models = await asyncio.wait_for(Question(worker.ledger, "models", {}).wait(), 10.0)
+        return {m["name"] for m in models if m["ready"]}
+    return set()
 
 
-def _labelled(text: str, number: int) -> str:
-    """Add the worker's number to every sample of a Prometheus text."""
+def labelled(text: str, **labels: str) -> str:
+    """Add labels to every sample of a Prometheus text."""
+    added = ",".join(f'{name}="{value}"' for name, value in labels.items())
     lines: list[str] = []
     for line in text.splitlines():
         found = None if line.startswith("#") else _SAMPLE.match(line)
         if found is None:
             lines.append(line)
             continue
-        labels = f'worker="{number}"' + (f",{found[2]}" if found[2] else "")
-        lines.append(f"{found[1]}{{{labels}}} {found[3]}")
+        lines.append(f"{found[1]}{{{added}{f',{found[2]}' if found[2] else ''}}} {found[3]}")
     return "\n".join([*lines, ""])

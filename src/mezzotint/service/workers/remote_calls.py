@@ -4,7 +4,7 @@ Arguments and answers are plain data here; who carries them is the subclass's bu
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,13 +12,45 @@ import msgspec
 from mezzotint.plain import write
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.service.base import HandlerAnswer
-from mezzotint.types import ImageOutput
+from mezzotint.service.endings import follow
+from mezzotint.types import Event, GenerationResult, ImageOutput
 
 __all__ = ["RemoteCalls"]
 
 
 class RemoteCalls(ABC):
-    """The plain calls of a service in another process."""
+    """The plain calls of a service in another process, and what follows from ``stream``."""
+
+    @abstractmethod
+    def stream(
+        self,
+        request: GenerationRequest,
+        *,
+        request_id: str,
+        client: str = "",
+        use_cache: bool = True,
+        preview_every: int = 0,
+        quiet: bool = False,
+    ) -> AsyncIterator[Event]:
+        """Run one request and yield its events; the death of a worker goes unnoticed."""
+
+    async def generate(
+        self,
+        request: GenerationRequest,
+        *,
+        request_id: str,
+        client: str = "",
+        use_cache: bool = True,
+    ) -> GenerationResult:
+        """Run one request to its end.
+
+        Raises:
+            MezzotintError: The one way in which the request ended, if not well.
+        """
+        events = self.stream(
+            request, request_id=request_id, client=client, use_cache=use_cache, quiet=True
+        )
+        return await follow(events)
 
     @abstractmethod
     async def _ask(self, method: str, **arguments: Any) -> Any:

@@ -11,10 +11,8 @@ What the two processes say to each other is :mod:`mezzotint.service.workers.mess
 
 import asyncio
 import contextlib
-import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from mezzotint.errors import MezzotintError, ModelError, NotReady
@@ -24,26 +22,22 @@ from mezzotint.plain import write
 from mezzotint.request import GenerationRequest
 from mezzotint.service.config import WorkerConfig
 from mezzotint.service.descriptions import read_error
-from mezzotint.service.endings import ENDINGS, follow
-from mezzotint.service.workers.calls import Call, count_death, in_order
+from mezzotint.service.workers.entries import Question, events_of, make_stream, with_seed
+from mezzotint.service.workers.ledger import Ledger
 from mezzotint.service.workers.liveness import Liveness, read_activity
 from mezzotint.service.workers.messages import (
-    Answered,
     CallFailed,
     CallMethod,
-    Cancel,
     FromWorker,
     Greeting,
     Hello,
     Refused,
-    StreamRequest,
     ToWorker,
 )
 from mezzotint.service.workers.process import STREAM_LIMIT, start_worker
 from mezzotint.service.workers.remote_calls import RemoteCalls
-from mezzotint.service.workers.streams import Stream, Streams
 from mezzotint.service.workers.transport import post_message, read_message, send_message
-from mezzotint.types import Event, GenerationResult
+from mezzotint.types import Event
 
 __all__ = ["WorkerSupervisor"]
 
@@ -51,7 +45,6 @@ _PING_S = 1.0
 _CLOSE_S = 5.0  # who drains has waited before; what is left is to write the tables of costs
 _MAX_BACKOFF_S = 30.0
 _LONG_ENOUGH_S = 30.0  # a process that lived this long starts with a fresh backoff
-_MOST_DEATHS = 2  # at which a plain call may be there
 
 
 class WorkerSupervisor(RemoteCalls):
@@ -62,6 +55,7 @@ class WorkerSupervisor(RemoteCalls):
         log_config: How the process logs.
         cores: CPU cores the process may use; empty is all of them.
         on_death: Told that the process died, before it is started again.
+        on_ready: Told that a process is up and takes requests.
 
     Use it between :meth:`start` and :meth:`close`.
     """
@@ -72,17 +66,16 @@ class WorkerSupervisor(RemoteCalls):
         log_config: LogConfig | None = None,
         *,
         cores: Sequence[int] = (),
-        on_death: Callable[["WorkerSupervisor"], Awaitable[None]] | None = None,
+        on_death: Callable[["WorkerSupervisor"], None] | None = None,
+        on_ready: Callable[["WorkerSupervisor"], None] | None = None,
     ) -> None:
         self._config = config
         self._cores = tuple(cores)
         self._on_death = on_death
+        self._on_ready = on_ready
         self._journal: list[CallMethod] = []
         self._log = log_config or LogConfig()
-        self._streams = Streams(config.max_crashes, self._leave)
-        self._calls: dict[int, Call] = {}
-        self._next = 0
-        self._ready = asyncio.Event()
+        self.ledger = Ledger(self._post, max_crashes=config.max_crashes)
         self._first: asyncio.Future[None] | None = None
         self._was_ready = False
         self._closing = False
@@ -117,20 +110,6 @@ class WorkerSupervisor(RemoteCalls):
             raise NotReady("the worker was not started")
         await asyncio.shield(self._first)
 
-    async def generate(
-        self,
-        request: GenerationRequest,
-        *,
-        request_id: str,
-        client: str = "",
-        use_cache: bool = True,
-    ) -> GenerationResult:
-        """Run one request to its end."""
-        events = self.stream(
-            request, request_id=request_id, client=client, use_cache=use_cache, quiet=True
-        )
-        return await follow(events)
-
     async def stream(
         self,
         request: GenerationRequest,
@@ -143,80 +122,39 @@ class WorkerSupervisor(RemoteCalls):
     ) -> AsyncIterator[Event]:
         """Run one request and yield its events; a death of the process goes unnoticed."""
         self._check()
-        if request.seed is None:  # a second run must make the same picture
-            request = replace(request, seed=secrets.randbits(32))
-        call = self._number()
-        message = StreamRequest(
-            call=call,
-            request=request.canonical(),
+        stream, events = make_stream(
+            with_seed(request),
             request_id=request_id,
             client=client,
             use_cache=use_cache,
             preview_every=preview_every,
             quiet=quiet,
         )
-        stream = Stream(self._streams, request_id, message)
-        self._streams.add(stream, call)
-        ended = False
-        try:
-            await self._send_streams([stream])
-            while not ended:
-                event = await stream.events.get()
-                if isinstance(event, MezzotintError):
-                    ended = True
-                    raise event
-                ended = isinstance(event, ENDINGS)
+        self.ledger.open(stream)
+        async with contextlib.aclosing(events_of(stream, events)) as told:
+            async for event in told:
                 yield event
-        finally:  # another worker may have it by now, under another number
-            await stream.streams.leave(stream, ended)
-
-    async def _leave(self, stream: Stream, ended: bool) -> None:
-        """Forget a request to which nobody listens any more."""
-        self._streams.remove(stream)
-        self._send_suspects()
-        if not ended:
-            await self._send(Cancel(call=stream.message.call))
 
     @property
     def is_ready(self) -> bool:
         """Whether the process runs, takes requests and shows no sign of hanging."""
-        return self._ready.is_set() and not self._is_doubtful
+        return self.ledger.is_up and not self._is_doubtful
 
     @property
     def _is_doubtful(self) -> bool:
         return self._liveness is not None and self._liveness.is_doubtful
 
-    @property
-    def num_streams(self) -> int:
-        """Requests under way."""
-        return len(self._streams)
-
-    async def hand_over(self, other: "WorkerSupervisor") -> int:
-        """Let another worker go on with everything under way; return how many requests."""
-        streams = self._streams.take_all()
-        for stream in streams:
-            stream.is_held = stream.is_suspect
-            other._streams.add(stream, other._number())
-        await other._send_streams([stream for stream in streams if not stream.is_held])
-        other._send_suspects()
-        return len(streams)
-
     async def cancel(self, request_id: str) -> bool:
         """Cancel at the next step; while the process restarts, at once."""
-        for stream in self._streams:
-            if stream.request_id == request_id:
-                if self._ready.is_set() and not stream.is_held:
-                    return bool(await self._ask("cancel", request_id=request_id))
-                self._streams.cancel(stream)
-                return True
-        return False
+        done = self.ledger.cancel(request_id)
+        return bool(await self._ask("cancel", request_id=request_id)) if done is None else done
 
     async def health(self) -> Mapping[str, Any]:
         """Tell what the process last said, without waiting."""
         ready = self.is_ready and bool(self._health.get("ready"))
         process = self._process
         pid = process.pid if process is not None and process.returncode is None else 0
-        waiting = {"queue": len(self._streams)} if not self._ready.is_set() else {}
+        waiting = {"queue": len(self.ledger)} if not self.ledger.is_up else {}
         return {
             "queue": 0,
             **self._health,
@@ -235,7 +173,7 @@ class WorkerSupervisor(RemoteCalls):
         """
         if self._closing:
             return
-        is_warm = self._ready.is_set() and bool(self._health.get("ready"))
+        is_warm = self.ledger.is_up and bool(self._health.get("ready"))
         if is_warm:
             with contextlib.suppress(MezzotintError, TimeoutError):
                 await asyncio.wait_for(self._ask("close"), _CLOSE_S)
@@ -243,8 +181,7 @@ class WorkerSupervisor(RemoteCalls):
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
         self._closing = True
-        self._ready.clear()
-        self._refuse_all("the server is shutting down")
+        self.ledger.refuse("the server is shutting down")
         if self._supervisor is not None:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -258,30 +195,16 @@ class WorkerSupervisor(RemoteCalls):
         if not self._was_ready:
             raise NotReady("the models are still loading")
 
-    def _number(self) -> int:
-        self._next += 1
-        return self._next
-
     async def _ask(self, method: str, **arguments: Any) -> Any:
         """Call a method in the process; repeated if the process dies meanwhile."""
         self._check()
-        call = self._number()
-        message = CallMethod(call=call, method=method, arguments=arguments)
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._calls[call] = Call(message, answer)
-        try:
-            await self._send(message)
-            return await answer
-        except asyncio.CancelledError:  # nobody waits for it any more
-            await self._send(Cancel(call=call))
-            raise
-        finally:
-            self._calls.pop(call, None)
+        return await Question(self.ledger, method, arguments).wait()
 
     async def _change(self, method: str, **arguments: Any) -> Any:
         """Change the list of models, in this process and in those that follow it."""
         answer = await self._ask(method, **arguments)
-        self._journal.append(CallMethod(call=self._number(), method=method, arguments=arguments))
+        call = CallMethod(call=self.ledger.number(), method=method, arguments=arguments)
+        self._journal.append(call)
         return answer
 
     async def _replay(self, reader: asyncio.StreamReader) -> None:
@@ -297,26 +220,10 @@ class WorkerSupervisor(RemoteCalls):
                 reason = answer.error.get("message")
                 log.error("worker.model_lost", method=message.method, reason=reason)
 
-    async def _send(self, message: ToWorker) -> None:
-        """Send now, or leave it to the next start (a cancel is moot then)."""
-        if self._writer is None or not self._ready.is_set():
-            return
-        await send_message(self._writer, message)
-
-    async def _send_streams(self, streams: Iterable[Stream]) -> None:
-        """Send requests now, or leave them to the next start."""
-        for stream in streams:
-            if self._writer is not None and self._ready.is_set():
-                stream.is_sent = True
-                await send_message(self._writer, stream.message)
-
-    def _send_suspects(self) -> None:
-        """Send the next request that may have caused a death, if none of them is under way."""
-        if self._writer is None or not self._ready.is_set():
-            return
-        while (suspect := self._streams.next_suspect()) is not None:
-            suspect.is_sent = True
-            post_message(self._writer, suspect.message)
+    def _post(self, message: ToWorker) -> None:
+        """Send a message; the ledger is up only while there is a process."""
+        if self._writer is not None:
+            post_message(self._writer, message)
 
     async def _supervise(self) -> None:
         """Start the process again and again until the service closes."""
@@ -337,11 +244,10 @@ class WorkerSupervisor(RemoteCalls):
             self.restarts += 1
             metrics.count("mezzotint_worker_restarts_total")
             code = self._process.returncode if self._process is not None else None
-            log.error("worker.died", code=code, restarts=self.restarts, requests=len(self._streams))
-            count_death(self._calls.values(), most=_MOST_DEATHS)
-            self._streams.count_death()
+            log.error("worker.died", code=code, restarts=self.restarts, requests=len(self.ledger))
+            self.ledger.lose()
             if self._on_death is not None:
-                await self._on_death(self)
+                self._on_death(self)
             await asyncio.sleep(backoff_s)
             backoff_s = backoff_s or self._config.backoff_s
 
@@ -367,14 +273,15 @@ class WorkerSupervisor(RemoteCalls):
             await self._replay(reader)
             pid = self._process.pid
             self._liveness = liveness = Liveness(self._config, lambda: read_activity(pid))
-            self._ready.set()
             self._was_ready = True
-            await self._resend()
+            self.ledger.begin()
+            if self._on_ready is not None:
+                self._on_ready(self)
             watch = asyncio.create_task(self._watch(self._process, liveness))
             while True:
                 message: FromWorker = await read_message(reader, FromWorker)
                 liveness.hear()
-                self._take(message)
+                self.ledger.take(message)
         except TimeoutError:
             if not self._was_ready:
                 self._refuse(NotReady(f"the engine was not ready after {self._config.start_s:g} s"))
@@ -391,7 +298,7 @@ class WorkerSupervisor(RemoteCalls):
 
     async def _end_process(self) -> None:
         """Make sure the process is gone."""
-        self._ready.clear()
+        self.ledger.is_up = False
         self._liveness = None
         if self._writer is not None:
             self._writer.close()
@@ -407,12 +314,8 @@ class WorkerSupervisor(RemoteCalls):
     async def _watch(self, process: asyncio.subprocess.Process, liveness: Liveness) -> None:
         """Ask for health every second; kill a process that hangs."""
         while True:
-            call = self._number()
-            answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            message = CallMethod(call=call, method="health", arguments={})
-            self._calls[call] = Call(message, answer)
-            if self._writer is not None:
-                post_message(self._writer, message)  # who hangs may read nothing
+            question = Question(self.ledger, "health", {})  # who hangs may read nothing
+            answer = question.answer
             try:
                 while not (await asyncio.wait([answer], timeout=_PING_S))[0]:
                     if self._kill_if_hung(process, liveness):
@@ -422,7 +325,7 @@ class WorkerSupervisor(RemoteCalls):
             except MezzotintError as error:
                 log.warning("worker.health", reason=str(error))
             finally:
-                self._calls.pop(call, None)
+                question.close()
             if self._kill_if_hung(process, liveness) or not self._report_start():
                 return
             await asyncio.sleep(_PING_S if self._first is None or self._first.done() else 0.05)
@@ -448,32 +351,3 @@ class WorkerSupervisor(RemoteCalls):
             self._refuse(ModelError(f"not every model could be warmed up: {reasons}"))
             return False
         return True
-
-    async def _resend(self) -> None:
-        """Send everything that is under way to a fresh process."""
-        await self._send_streams(self._streams.hold_suspects())
-        self._send_suspects()
-        for call in in_order(self._calls.values()):
-            await self._send(call.message)
-
-    def _take(self, message: FromWorker) -> None:
-        """Give a message to whoever waits for it."""
-        call = self._calls.get(message.call)
-        if call is not None and not call.answer.done():
-            if isinstance(message, Answered):
-                call.answer.set_result(message.value)
-            elif isinstance(message, CallFailed):
-                call.answer.set_exception(read_error(message.error))
-            return
-        stream = self._streams.find(message.call)
-        if stream is not None and not isinstance(message, Answered):
-            stream.take(message)
-            if stream.is_suspect:
-                self._send_suspects()
-
-    def _refuse_all(self, reason: str) -> None:
-        """Refuse everything that is under way."""
-        self._streams.refuse(reason)
-        for call in self._calls.values():
-            if not call.answer.done():
-                call.answer.set_exception(NotReady(reason))

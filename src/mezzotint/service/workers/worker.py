@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from mezzotint.errors import InvalidRequest, MezzotintError
-from mezzotint.observe import log, metrics
+from mezzotint.observe import log, metrics, spans
 from mezzotint.observe.config import LogConfig
 from mezzotint.plain import convert, read
 from mezzotint.request import GenerationRequest, Output
@@ -107,6 +107,10 @@ class _Child:
 
     async def _stream(self, message: StreamRequest) -> None:
         """Run one request and send its events."""
+        with spans.remote_parent(message.trace), spans.span("request", id=message.request_id):
+            await self._run(message)
+
+    async def _run(self, message: StreamRequest) -> None:
         call = message.call
         try:
             request = GenerationRequest.from_dict(orjson.loads(message.request))

@@ -193,7 +193,7 @@ def test_one_that_waits_its_turn_after_a_death_can_be_cancelled():
     async def body(service: WorkerSupervisor) -> None:
         requests = [GenerationRequest(prompt=p, seed=1) for p in ("poison", "a", "b")]
         tasks = [asyncio.create_task(service.generate(r, request_id=r.prompt)) for r in requests]
-        while not any(s.is_held for s in service._streams):
+        while not any(s.is_held for s in service.ledger):
             await asyncio.sleep(0.005)
         assert await service.cancel("b") is True
         with pytest.raises(errors.Cancelled):
@@ -211,7 +211,7 @@ def test_cancel_while_the_process_restarts_is_a_cancel():
         task = asyncio.create_task(service.generate(request, request_id="r"))
         await asyncio.sleep(0.2)
         os.kill(service._process.pid, signal.SIGKILL)
-        while service._ready.is_set():
+        while service.ledger.is_up:
             await asyncio.sleep(0.005)
         assert await service.cancel("r") is True
         with pytest.raises(errors.Cancelled):

@@ -13,7 +13,7 @@ from mezzotint.errors import InvalidRequest, MezzotintError
 from mezzotint.request import GenerationRequest
 from mezzotint.service.config import WorkerConfig
 from mezzotint.service.fake import FakeService
-from mezzotint.service.workers.pool import WorkerPool, create_workers, shares
+from mezzotint.service.workers.local_pool import WorkerPool, create_workers, shares
 from mezzotint.service.workers.supervisor import WorkerSupervisor
 from mezzotint.types import Finished, GenerationResult, Stepped
 
@@ -36,6 +36,10 @@ def using(body: Callable[[WorkerPool], Awaitable[None]], count: int = 2, **optio
 
 def alone(request: GenerationRequest) -> bytes:
     return asyncio.run(FakeService().generate(request, request_id="x")).images[0].data
+
+
+def given(pool: WorkerPool) -> list[int]:
+    return [place.booked for place in pool._router.places.values()]
 
 
 async def ask(pool: WorkerPool, seed: int, **fields: Any) -> GenerationResult:
@@ -90,7 +94,7 @@ def test_work_is_spread_and_a_death_costs_the_others_nothing():
 
         tasks = [asyncio.create_task(follow(seed)) for seed in seeds]
         await until(lambda: _true(len(begun) == len(seeds) and all(starts.values())))
-        assert sorted(pool._loads.values()) == [3, 3]
+        assert sorted(given(pool)) == [3, 3]
         health = await pool.health()
         pids = [w["pid"] for w in health["workers"]]
         own = [sorted(os.sched_getaffinity(pid)) for pid in pids]
@@ -100,7 +104,7 @@ def test_work_is_spread_and_a_death_costs_the_others_nothing():
             assert (await task)[1] == wanted[seed]
         assert sorted(starts.values()) == [1, 1, 1, 2, 2, 2]  # the others were not disturbed
         await until(lambda: all_ready(pool, [1, 0]))
-        await until(lambda: _true(sum(pool._loads.values()) == 0))
+        await until(lambda: _true(sum(given(pool)) == 0))
         for seed in seeds:
             assert (await ask(pool, seed)).images[0].data == wanted[seed]
 
@@ -119,10 +123,10 @@ def test_models_are_registered_everywhere_and_survive_a_death(tmp_path):
         for worker in (await pool.health())["workers"]:
             os.kill(worker["pid"], signal.SIGKILL)
         await until(lambda: all_ready(pool, [1, 1]))
-        for worker in pool._workers:
+        for worker in pool._supervisors:
             assert "extra" in [m["name"] for m in await worker.models()]
         await pool.unregister("extra")
-        for worker in pool._workers:
+        for worker in pool._supervisors:
             assert "extra" not in [m["name"] for m in await worker.models()]
 
     using(body)
@@ -146,12 +150,12 @@ def test_cancel_finds_the_worker_metrics_name_it_and_equal_requests_meet():
         same = [
             asyncio.create_task(pool.generate(request, request_id=f"same{k}")) for k in range(4)
         ]
-        await until(lambda: _true(sum(pool._loads.values()) == 4))
-        assert max(pool._loads.values()) == 4
+        await until(lambda: _true(sum(given(pool)) == 4))
+        assert max(given(pool)) == 4
         assert len({(await task).images[0].data for task in same}) == 1
 
     using(body, step_s=0.2)
 
 
 async def _queued(pool: WorkerPool, count: int) -> bool:
-    return sum(worker.num_streams for worker in pool._workers) == count
+    return sum(len(worker.ledger) for worker in pool._supervisors) == count
