@@ -10,12 +10,14 @@ from tests import tiny
 from tests.roads.test_exactness import differing, run, storm
 
 from mezzotint.models.backends.openvino_backend import OpenVINONetwork
+from mezzotint.models.backends.processor import BFLOAT16, INT8, INT8_NARROW, low_precision
 from mezzotint.models.backends.quantized import Int8Network, find_ranges
 from mezzotint.models.backends.step_cache import DEEP, call_outer, call_whole
 from mezzotint.models.formats.components import from_pipeline
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.request import GenerationRequest
 from mezzotint.service.engine import Engine
+from mezzotint.service.provision import model_provider
 
 
 def decibels(first, second):
@@ -56,7 +58,8 @@ def test_a_whole_call_is_the_network_and_an_outer_call_with_its_features_too(kin
     assert not torch.allclose(other, expected, atol=1e-3)  # the features do something
 
 
-def test_int8_answers_are_near_float32_and_do_not_depend_on_neighbours(tmp_path):
+@pytest.mark.parametrize("is_narrow", [False, True])
+def test_int8_answers_are_near_float32_and_do_not_depend_on_neighbours(tmp_path, is_narrow):
     pytest.importorskip("openvino")
     with tiny.seeded(0):
         module = torch.nn.Sequential(
@@ -69,7 +72,7 @@ def test_int8_answers_are_near_float32_and_do_not_depend_on_neighbours(tmp_path)
     calls = [{"sample": torch.randn(2, 3, 8, 8, generator=generator)} for _ in range(4)]
     ranges = find_ranges(exact, calls)
     assert len(ranges) == 2
-    rounded = Int8Network(source, ranges=ranges, **options)
+    rounded = Int8Network(source, ranges=ranges, is_narrow=is_narrow, **options)
     rows = torch.cat([call["sample"] for call in calls])
     near, true = rounded(sample=rows)[0], exact(sample=rows)[0]
     error = float((near - true).square().mean() / true.square().mean())
@@ -78,9 +81,19 @@ def test_int8_answers_are_near_float32_and_do_not_depend_on_neighbours(tmp_path)
         assert torch.equal(rounded(sample=rows[k : k + 1])[0][0], near[k])
 
 
-@pytest.mark.parametrize("backend", ["torch", "openvino"])
-def test_tiers_keep_their_promise_under_load_and_leave_exact_alone(tmp_path, backend):
+OTHERS = [
+    pytest.param("openvino", precision, marks=pytest.mark.slow)
+    for precision in (BFLOAT16, INT8, INT8_NARROW)
+]
+
+
+@pytest.mark.parametrize(("backend", "precision"), [("torch", ""), ("openvino", None), *OTHERS])
+def test_tiers_keep_their_promise_under_load_and_leave_exact_alone(
+    tmp_path, monkeypatch, backend, precision
+):
     torch.set_num_threads(1)
+    precision = low_precision() if precision is None else precision
+    monkeypatch.setattr(model_provider, "low_precision", lambda: precision)
     models = [from_pipeline(tiny.build("sd1"), name="sd1")]
     requests = [ask(t, k) for k, t in enumerate(("exact", "stable", "turbo") * 2)]
     with Engine(models, device="cpu", home=tmp_path, backend=backend) as engine:
@@ -93,6 +106,8 @@ def test_tiers_keep_their_promise_under_load_and_leave_exact_alone(tmp_path, bac
             assert decibels(stormy[k].images[0].pixels, exact[k]) >= least, (k, request)
         shortcuts = stormy[2].images[0].recipe["environment"]["shortcuts"]
         assert "every second evaluation reuses deep features and guidance" in shortcuts
+        lowered = [s for s in shortcuts if s.startswith("denoiser and decoder in")]
+        assert lowered == ([f"denoiser and decoder in {precision}"] if precision else [])
         assert "shortcuts" not in stormy[0].images[0].recipe["environment"]
         calls = [stormy[k].images[0].timings.model_calls for k in (0, 1, 2)]
         assert calls[0] == calls[1] == 18

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.models.parts import Part
+from mezzotint.models.parts import STORED_BYTES, Part
 from mezzotint.models.reading import reading
 from mezzotint.observe.stages import stage
 
@@ -132,7 +132,8 @@ class Placement:
         Args:
             device: The device.
             dtype: ``"float32"``, ``"float16"``, ``"bfloat16"``, or None.
-            stored: Type of most weights, as safetensors spells it.
+            stored: Type of most weights, as safetensors spells it; those in 8 bits
+                are spread out to bfloat16.
 
         Raises:
             InvalidRequest: If the type is none of these.
@@ -153,6 +154,8 @@ class Placement:
         if device == "cpu":
             wanted = known or torch.float32
             return cls(device, torch.float32 if wanted == torch.float16 else wanted)
+        if known is None and STORED_BYTES.get(stored, 4) == 1:
+            known = torch.bfloat16
         return cls(device, known or names.get(stored, torch.float32))
 
     @property
@@ -299,7 +302,7 @@ class TorchNetwork:
         build: Callable[[torch.dtype], nn.Module] | None = None,
     ) -> "TorchNetwork":
         """Make the network of a part."""
-        width = 2 if part.is_half else 4
+        width = STORED_BYTES.get(part.stored, 4)
         return cls(
             build or part.build,
             call,

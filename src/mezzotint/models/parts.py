@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from mezzotint.models.class_defaults import with_class_defaults, with_scheduler_
 from mezzotint.models.digests import DIGESTS
 
 __all__ = [
+    "STORED_BYTES",
     "Part",
     "Parts",
     "SafetensorsHeader",
@@ -28,12 +30,19 @@ __all__ = [
     "combine_digests",
     "digest_files",
     "find_weights",
+    "most_stored",
     "read_header",
     "read_json",
     "refuse_pickle",
+    "stored_together",
 ]
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+STORED_BYTES: Mapping[str, int] = {
+    "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+"""Types that weights are stored in, as safetensors spells them, and their bytes."""
+
 MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 
 
@@ -48,7 +57,7 @@ class Part:
         build: Makes the torch module with its weights in a given ``torch.dtype``.
         digest: sha256 of its weights and configuration.
         num_bytes: Bytes of its weights in memory, as stored.
-        is_half: Whether the weights are stored in 16 bits.
+        stored: Type of most of its weights, see :data:`STORED_BYTES`.
     """
 
     role: str
@@ -57,7 +66,7 @@ class Part:
     build: Callable[[Any], Any] = field(repr=False)
     digest: str = ""
     num_bytes: int = 0
-    is_half: bool = False
+    stored: str = "F32"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", with_class_defaults(self.class_name, self.config))
@@ -106,10 +115,41 @@ class SafetensorsHeader:
     data_bytes: int
 
     @property
-    def is_half(self) -> bool:
-        """Whether most values are stored in 16 bits."""
-        kinds = [dtype for dtype, shape in self.tensors.values() if len(shape) > 1]
-        return sum(kind in ("F16", "BF16") for kind in kinds) * 2 > len(kinds)
+    def weights(self) -> tuple[str, ...]:
+        """Type of each tensor that is no vector or number."""
+        return tuple(dtype for dtype, shape in self.tensors.values() if len(shape) > 1)
+
+    @property
+    def stored(self) -> str:
+        """The type of most weights."""
+        return most_stored(self.weights)
+
+
+def most_stored(kinds: Iterable[str]) -> str:
+    """Return the type that most weights have, ``"F32"`` where no narrower one has more than half.
+
+    Args:
+        kinds: Type of each weight, as safetensors spells it.
+    """
+    counts = Counter(kinds)
+    narrow = {kind: n for kind, n in counts.items() if STORED_BYTES.get(kind, 4) < 4}
+    if sum(narrow.values()) * 2 <= counts.total():
+        return "F32"
+    return max(narrow, key=lambda kind: narrow[kind])
+
+
+def stored_together(kinds: Iterable[str]) -> str:
+    """Return the type for a model of several networks: the widest, bfloat16 before float16.
+
+    Where one network was made for the range of bfloat16, float16 would overflow in it.
+
+    Args:
+        kinds: ``Part.stored`` of each network.
+    """
+    found = set(kinds)
+    if not found or any(STORED_BYTES.get(kind, 4) == 4 for kind in found):
+        return "F32"
+    return "F16" if found == {"F16"} else "BF16"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -41,7 +41,8 @@ class Abilities:
             UnknownName where there is none.
         embedding_token: The word that stands for an embedding where none is asked for.
         embedding_names: Every embedding there is, for dialects that name them in prompts.
-        precision: ``model name -> int8``, ``bfloat16`` or "", for ``turbo``.
+        precision: ``model name -> int8``, ``int8 with 7-bit weights``, ``bfloat16`` or "", for
+            ``turbo``.
         max_pixels: Pixels of one picture, at most.
         max_request_pixels: Pixels of all pictures of one request, at most.
         max_output_pixels: Pixels of one picture after ``upscale``, at most.

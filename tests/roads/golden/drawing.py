@@ -44,6 +44,20 @@ def read():
     return kept
 
 
+def digests_of(kept, case, machine):
+    """Return the digests of pixels and file of a case's pictures on a machine, None if unknown.
+
+    A case that was drawn anew on another machine than the rest names that machine itself, and
+    one whose arithmetic has changed since names none.
+    """
+    if machine == case.get("fingerprint", kept["fingerprint"]):
+        return [[picture["pixels"], picture["bytes"]] for picture in case["pictures"]]
+    for other in kept.get("others", []):
+        if machine == other["fingerprint"]:
+            return other["drawn"].get(case["name"])
+    return None
+
+
 def builtin(name):
     """Return the folder of a built-in model, as the program tells it."""
     told = subprocess.run(

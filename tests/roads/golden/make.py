@@ -1,7 +1,11 @@
 """Draw the golden pictures and keep them: ``python -m tests.roads.golden.make``.
 
 After new weights of one model ``--models plate-gan mapped`` draws the cases of these alone, in
-place of the kept ones; the others stay as they are, byte for byte.
+place of the kept ones; the others stay as they are, byte for byte. ``--cases turbo`` draws cases
+anew whose arithmetic changed, on whatever machine: their digests are of this one from then on.
+
+``--also`` keeps the digests of this machine beside those of the others: its pictures are near
+those that are kept, and byte for byte the same from then on.
 
 Run only where pictures change on purpose: what is kept is the proof that nothing else does.
 """
@@ -26,9 +30,14 @@ def main():
     parser.add_argument("--into", type=Path, default=drawing.HERE)
     parser.add_argument("--only", default="")
     parser.add_argument("--models", nargs="+", help="draw the cases of these models in place")
+    parser.add_argument("--cases", nargs="+", help="draw these cases in place, on this machine")
+    parser.add_argument("--also", action="store_true", help="keep this machine's digests too")
     arguments = parser.parse_args()
-    if arguments.models:
-        redraw(arguments.models, arguments.into)
+    if arguments.models or arguments.cases:
+        redraw(arguments.models or (), arguments.cases or (), arguments.into)
+    if arguments.also:
+        add_machine(arguments.into)
+    if arguments.models or arguments.cases or arguments.also:
         return
     given, cases, arrays = inputs(), [], []
     with tempfile.TemporaryDirectory() as folder, drawing.Engines(Path(folder)) as engines:
@@ -66,22 +75,28 @@ def main():
     print(f"{len(cases)} cases, {len(arrays)} pictures")
 
 
-def redraw(models, into):
-    """Draw the cases of some models and put them in place of the kept ones.
+def redraw(models, names, into):
+    """Draw the cases of some models, or of some names, and put them in place of the kept ones.
 
     Raises:
-        SystemExit: If this machine draws other bits than the one that the rest was kept on, or
-            a picture has another size.
+        SystemExit: If this machine draws other bits than the one that the rest of a model's
+            cases was kept on, or a picture has another size.
     """
     kept = json.loads(drawing.PICTURES.read_text("utf-8"))
     sheet = np.asarray(Image.open(drawing.SHEET).convert("RGB")).copy()
     count = 0
     with tempfile.TemporaryDirectory() as folder, drawing.Engines(Path(folder)) as engines:
-        if drawing.fingerprint(engines["own"]) != kept["fingerprint"]:
+        machine = drawing.fingerprint(engines["own"])
+        if models and machine != kept["fingerprint"]:
             raise SystemExit("processor or libraries are others: draw all cases anew")
         for case in kept["cases"]:
-            if case["request"].get("model", "plate") not in models:
+            is_named = case["name"] in names
+            if not is_named and case["request"].get("model", "plate") not in models:
                 continue
+            if is_named:
+                case["fingerprint"] = machine
+            for other in kept.get("others", []):  # drawn before the change
+                other["drawn"].pop(case["name"], None)
             drawn = drawing.draw(engines[case["engine"]], case["request"], kept["inputs"])
             for picture, (facts, image) in zip(case["pictures"], drawn, strict=True):
                 height, width = image.pixels.shape[:2]
@@ -100,11 +115,39 @@ def redraw(models, into):
     print(f"{count} cases redrawn")
 
 
+def add_machine(into):
+    """Keep the digests of this machine's pictures beside those of the others.
+
+    Raises:
+        SystemExit: If a picture is not near the kept one.
+    """
+    kept = json.loads((into / drawing.PICTURES.name).read_text("utf-8"))
+    arrays = {case["name"]: case["pictures"] for case in drawing.read()["cases"]}
+    drawn = {}
+    with tempfile.TemporaryDirectory() as folder, drawing.Engines(Path(folder)) as engines:
+        machine = drawing.fingerprint(engines["own"])
+        if machine == kept["fingerprint"]:
+            raise SystemExit("this is the machine that the pictures were kept on")
+        for case in kept["cases"]:
+            found = drawing.draw(engines[case["engine"]], case["request"], kept["inputs"])
+            for picture, (_, image) in zip(arrays[case["name"]], found, strict=True):
+                near = drawing.psnr(picture["array"], image.pixels)
+                if near < case["least_db"]:
+                    raise SystemExit(f"{case['name']} is only within {near:.1f} dB")
+            drawn[case["name"]] = [[facts["pixels"], facts["bytes"]] for facts, _ in found]
+    others = [other for other in kept.get("others", []) if other["fingerprint"] != machine]
+    kept["others"] = [*others, {"fingerprint": machine, "drawn": drawn}]
+    (into / drawing.PICTURES.name).write_text(lines(kept), "utf-8")
+    print(f"{len(drawn)} cases of another machine")
+
+
 def lines(kept):
     """Return what is kept as JSON, one case a line."""
-    head = {key: value for key, value in kept.items() if key != "cases"}
+    head = {key: value for key, value in kept.items() if key not in ("cases", "others")}
     cases = ",\n  ".join(json.dumps(case, ensure_ascii=False) for case in kept["cases"])
-    return json.dumps(head, indent=1)[:-2] + f',\n "cases": [\n  {cases}\n ]\n}}\n'
+    others = ",\n  ".join(json.dumps(other) for other in kept.get("others", []))
+    told = f',\n "others": [\n  {others}\n ]' if others else ""
+    return json.dumps(head, indent=1)[:-2] + told + f',\n "cases": [\n  {cases}\n ]\n}}\n'
 
 
 def lay_out(sizes):

@@ -8,14 +8,16 @@ from safetensors.torch import load_file, save_file
 from tests import tiny
 
 from mezzotint.errors import CardError, WeightsError
-from mezzotint.models.formats.folders import load_pipeline
+from mezzotint.models.formats.folders import load_pipeline, read_parts
 from mezzotint.models.parts import (
     check_digest,
     combine_digests,
     digest_files,
     find_weights,
+    most_stored,
     read_header,
     read_json,
+    stored_together,
 )
 
 
@@ -30,7 +32,7 @@ def test_header_tells_names_types_and_shapes(weights):
     header = read_header(weights)
     assert header.tensors == {"a": ("F32", (3, 4)), "b": ("F16", (2,))}
     assert header.data_bytes == 3 * 4 * 4 + 2 * 2
-    assert not header.is_half
+    assert header.stored == "F32"
 
 
 @pytest.mark.parametrize("change", [-1, 7])
@@ -143,3 +145,44 @@ def test_json_that_cannot_be_read_names_its_file(tmp_path):
         read_json(tmp_path / "list.json")
     with pytest.raises(CardError, match="cannot read"):
         read_json(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ([], "F32"),
+        (["F32", "F16"], "F32"),
+        (["BF16", "BF16", "F32"], "BF16"),
+        (["F16", "BF16", "BF16"], "BF16"),
+        (["F8_E4M3"] * 3 + ["BF16"], "F8_E4M3"),
+        (["I8", "I8", "F16"], "F32"),  # rows of int8 are spread out to float32
+    ],
+)
+def test_the_type_of_most_weights(kinds, expected):
+    assert most_stored(kinds) == expected
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ([], "F32"),
+        (["F16", "F16"], "F16"),
+        (["F16", "BF16"], "BF16"),
+        (["BF16", "F32"], "F32"),
+        (["F8_E4M3", "F16"], "BF16"),
+    ],
+)
+def test_a_model_computes_in_the_widest_type_of_its_networks(kinds, expected):
+    assert stored_together(kinds) == expected
+
+
+def test_a_folder_in_bfloat16_computes_in_bfloat16_where_a_device_follows_it(tmp_path):
+    pipeline = tiny.build("sd1")
+    for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        network.to(torch.bfloat16)
+    pipeline.save_pretrained(tmp_path)
+    assert {part.stored for part in read_parts(tmp_path).networks.values()} == {"BF16"}
+    on_cpu = load_pipeline(tmp_path)
+    assert on_cpu.networks["denoiser"].dtype == torch.float32
+    elsewhere = load_pipeline(tmp_path, device="meta")  # nothing is read before a call
+    assert {n.dtype for n in elsewhere.networks.values()} == {torch.bfloat16}

@@ -5,12 +5,13 @@ is built, the autoencoder is told how to cut, or networks take turns on the devi
 What cannot act on a model or backend is refused, or said with every picture. Which type
 a model computes in is decided by :meth:`mezzotint.models.networks.Placement.choose`:
 
-    device   asked for       stored as       computes in
-    CPU      nothing         anything        float32
-    CPU      float16         anything        float32 (slow there, and it overflows)
-    CPU      bfloat16        anything        bfloat16
-    other    nothing         float16         float16
-    other    anything        anything        what was asked for
+    device   asked for       stored as         computes in
+    CPU      nothing         anything          float32
+    CPU      float16         anything          float32 (slow there, and it overflows)
+    CPU      bfloat16        anything          bfloat16
+    other    nothing         float16           float16
+    other    nothing         bfloat16, 8 bits  bfloat16
+    other    anything        anything          what was asked for
 
 A VAE that asks for float32 (``force_upcast``) gets it wherever the rest is float16.
 """

@@ -33,6 +33,7 @@ Calls = Sequence[Mapping[str, Tensor]]
 
 _LAYERS = ("Convolution", "MatMul")
 _SMALLEST = 1e-8
+_LEVELS, _NARROW = 127, 64  # to either side of zero
 
 
 class Int8Network(OpenVINONetwork):
@@ -41,18 +42,22 @@ class Int8Network(OpenVINONetwork):
     Args:
         source: The torch network; built only if an export is needed.
         ranges: Ranges of what flows into each layer; layers without one stay float32.
+        is_narrow: Whether weights have half their levels; see :func:`quantize`.
         options: As of :class:`~mezzotint.models.backends.openvino_backend.OpenVINONetwork`.
     """
 
-    def __init__(self, source: TorchNetwork, *, ranges: Ranges, **options: Any) -> None:
+    def __init__(
+        self, source: TorchNetwork, *, ranges: Ranges, is_narrow: bool = False, **options: Any
+    ) -> None:
         super().__init__(source, **options)
         self._ranges = ranges
+        self._is_narrow = is_narrow
 
     def _exported(self, core: Any, arrays: Mapping[str, Tensor]) -> tuple[Any, RowShape]:
         """Return the exported network with its rounding nodes."""
         exported, made_for = super()._exported(core, arrays)
         model = core.read_model(exported) if isinstance(exported, Path) else exported.clone()
-        quantize(model, self._ranges)
+        quantize(model, self._ranges, is_narrow=self._is_narrow)
         return model, made_for
 
 
@@ -90,12 +95,14 @@ def find_ranges(network: OpenVINONetwork, calls: Calls) -> dict[str, tuple[float
     }
 
 
-def quantize(model: Any, ranges: Ranges) -> int:
+def quantize(model: Any, ranges: Ranges, *, is_narrow: bool = False) -> int:
     """Write rounding nodes into an exported network, in place.
 
     Args:
         model: An OpenVINO model in float32.
         ranges: See :data:`Ranges`.
+        is_narrow: Whether weights take 129 levels in place of 255: where sums of two products
+            have 16 bits, see :mod:`mezzotint.models.backends.processor`.
 
     Returns:
         Layers that compute in int8 now.
@@ -117,6 +124,8 @@ def quantize(model: Any, ranges: Ranges) -> int:
         layer.input(0).replace_source_output(rounded[key].output(0))
         weights = layer.input_value(1)
         scale = _weight_scale(layer, weights.get_node().data)
+        if is_narrow:  # the same 255 levels over twice the range: only the inner ones are met
+            scale = scale * np.float32(_LEVELS / _NARROW)
         exact = opset13.fake_quantize(weights, -scale, scale, -scale, scale, 255)
         layer.input(1).replace_source_output(exact.output(0))
     model.validate_nodes_and_infer_types()

@@ -1,9 +1,10 @@
 """Turbo: a copy of a model that trades bits for speed, weights shared where they can be.
 
-On OpenVINO its denoiser and decoder compute in int8, if pictures drawn that way stay
-close enough to float32; the U-Net of a latent model can reuse deep features. On CUDA
-float32 networks compute in bfloat16. Text encoders are never touched: they run once
-per prompt, and their answers are shared with the other tiers.
+On OpenVINO its denoiser and decoder compute in bfloat16 where the processor multiplies that
+fast, else in int8, if pictures drawn that way stay close enough to float32; the U-Net of a
+latent model can reuse deep features. On CUDA float32 networks compute in bfloat16. Text
+encoders are never touched: they run once per prompt, and their answers are shared with the
+other tiers.
 
 Dimensions: R rows, C latent channels, h and w latent rows and columns.
 """
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.models.backends.openvino_backend import OpenVINONetwork
+from mezzotint.models.backends.processor import BFLOAT16, INT8, INT8_NARROW
 from mezzotint.models.backends.quantized import Int8Network, Ranges, find_ranges, remember
 from mezzotint.models.backends.step_cache import (
     StepCacheNetwork,
@@ -34,35 +36,39 @@ from mezzotint.vocabulary import FULL_PRECISION, LEAST_DB
 
 __all__ = ["turbo_view"]
 
-_FORMAT = 2
+_FORMAT = 3
 _ENOUGH_DB = 38.0  # room for what other shortcuts add
 _EDGES = (0.0, 0.12, 0.25)  # share of the layers at either end that stay in float32
 _PROMPTS = ("a photo of a cat", "two red houses under a blue sky")
 _STEPS = 8
 
 
-def turbo_view(model: Model, *, cache: Path | None, step_cache: bool) -> Model:
+def turbo_view(
+    model: Model, *, cache: Path | None, step_cache: bool, precision: str = INT8
+) -> Model:
     """Return the fast copy of a model with steps.
 
     Args:
         model: The model on its backend; stays as it is.
         cache: Folder of ranges, or None to find them again in every process.
         step_cache: Whether its denoiser is a U-Net that can be called in two parts.
+        precision: What OpenVINO computes in, of :mod:`mezzotint.models.backends.processor`.
     """
     view = copy.deepcopy(model)  # networks share themselves
     found: dict[str, Any] = {}
-    if isinstance(model.networks.get("denoiser"), OpenVINONetwork):
-        found = _ranges(model, cache)
+    needs_ranges = precision != BFLOAT16
+    if needs_ranges and isinstance(model.networks.get("denoiser"), OpenVINONetwork):
+        found = _ranges(model, cache, precision)
     good = found.get("decibels", 0.0) >= LEAST_DB["turbo"]
     for role in ("denoiser", "decoder"):
         network = model.networks.get(role)
         ranges = found.get(role, {}) if good else {}
         if role == "denoiser" and step_cache and network is not None:
             whole, outer = (_recall(network, call) for call in (call_whole, call_outer))
-            parts = [_lowered(n, ranges, cache) for n in (whole, outer)]
+            parts = [_lowered(n, ranges, precision) for n in (whole, outer)]
             view.use_network(role, StepCacheNetwork(*parts))
         elif network is not None:
-            view.use_network(role, _lowered(network, ranges, cache))
+            view.use_network(role, _lowered(network, ranges, precision))
     if found and not good:
         note = f"{FULL_PRECISION}: int8 came only within {found['decibels']:.1f} dB"
         view.use_network("decoder", _Noted(view.networks["decoder"], note))
@@ -104,12 +110,15 @@ def _recall(network: Network, call: Any) -> Network:
     return again
 
 
-def _lowered(network: Network, ranges: Ranges, cache: Path | None) -> Network:
+def _lowered(network: Network, ranges: Ranges, precision: str) -> Network:
     """Return a network in lower precision, or as it is."""
     if isinstance(network, OpenVINONetwork):
+        if precision == BFLOAT16:
+            return OpenVINONetwork(network.source, **{**network.options, "precision": "bf16"})
         if not ranges:
             return network
-        return Int8Network(network.source, ranges=ranges, **network.options)
+        is_narrow = precision == INT8_NARROW
+        return Int8Network(network.source, ranges=ranges, is_narrow=is_narrow, **network.options)
     if not isinstance(network, TorchNetwork) or network.device.type != "cuda":
         return network
     if network.dtype != torch.float32:
@@ -137,7 +146,7 @@ class _Recorder:
         return self.network(**inputs)
 
 
-def _ranges(model: Model, cache: Path | None) -> dict[str, Any]:
+def _ranges(model: Model, cache: Path | None, precision: str) -> dict[str, Any]:
     """Find ranges and measure int8 pictures against float32; remembered by digest."""
 
     def make() -> dict[str, Any]:
@@ -156,7 +165,7 @@ def _ranges(model: Model, cache: Path | None) -> dict[str, Any]:
             found = {**ranges, "denoiser": _without_edges(ranges.get("denoiser", {}), edge)}
             rounded = copy.deepcopy(model)
             for role in ranges:
-                rounded.use_network(role, _lowered(model.networks[role], found[role], cache))
+                rounded.use_network(role, _lowered(model.networks[role], found[role], precision))
             decibels = _decibels(_draw(rounded), exact)
             log.info("model.int8", model=model.spec.name, edge=edge, decibels=decibels)
             if decibels > best["decibels"]:
@@ -166,7 +175,7 @@ def _ranges(model: Model, cache: Path | None) -> dict[str, Any]:
         return best
 
     versions = [metadata.version(name) for name in ("openvino", "torch")]
-    words = json.dumps([_FORMAT, model.spec.digest, *versions])
+    words = json.dumps([_FORMAT, model.spec.digest, precision, *versions])
     name = hashlib.sha256(words.encode()).hexdigest()[:40]
     if cache is None or not model.spec.digest:
         return make()

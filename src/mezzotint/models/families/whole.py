@@ -40,6 +40,7 @@ from mezzotint.models.parts import (
     find_weights,
     read_header,
     read_json,
+    stored_together,
 )
 from mezzotint.models.quiet_loading import quiet_loading
 from mezzotint.models.spec import ModelSpec
@@ -315,10 +316,10 @@ def load_foreign(
     if reason := why_refused(cls):
         raise CardError(f"{path} is a {cls.__name__}, which {reason}")
     call = read_call(cls)
-    num_bytes, is_half = _check_parts(path, index, variant)
+    num_bytes, stored = _check_parts(path, index, variant)
     kept = [p for p in path.rglob("*") if p.is_file() and p.suffix in _KEPT]
     digest = combine_digests(digest_files(path, kept, expected=expected))
-    placement = Placement.choose(device, dtype, stored="F16" if is_half else "F32")
+    placement = Placement.choose(device, dtype, stored=stored)
     spec = _make_spec(path, call, name=name or str(path), digest=digest)
     return ForeignModel(_WholePipeline(path, cls, placement, num_bytes), call, spec)
 
@@ -345,9 +346,9 @@ def _pipeline_class(path: Path, index: Mapping[str, Any]) -> Any:
     return cls
 
 
-def _check_parts(path: Path, index: Mapping[str, Any], variant: str | None) -> tuple[int, bool]:
-    """Check every network's weights by their headers; return bytes and whether they are half."""
-    num_bytes, halves = 0, []
+def _check_parts(path: Path, index: Mapping[str, Any], variant: str | None) -> tuple[int, str]:
+    """Check every network's weights by their headers; return bytes and type of all."""
+    num_bytes, kinds = 0, list[str]()
     for role, entry in index.items():
         folder = path / role
         is_part = isinstance(entry, list) and len(entry) == 2 and entry[0] is not None
@@ -358,8 +359,8 @@ def _check_parts(path: Path, index: Mapping[str, Any], variant: str | None) -> t
         for file in find_weights(folder, variant=variant)[0]:
             header = read_header(file)
             num_bytes += header.data_bytes
-            halves.append(header.is_half)
-    return num_bytes, bool(halves) and all(halves)
+            kinds.append(header.stored)
+    return num_bytes, stored_together(kinds)
 
 
 def _make_spec(path: Path, call: WholeCall, *, name: str, digest: str) -> ModelSpec:

@@ -17,7 +17,13 @@ from mezzotint.models.base import Model
 from mezzotint.models.formats.fit import misfits
 from mezzotint.models.formats.folders import assemble
 from mezzotint.models.networks import Placement
-from mezzotint.models.parts import Part, Parts, combine_digests
+from mezzotint.models.parts import (
+    Part,
+    Parts,
+    combine_digests,
+    most_stored,
+    stored_together,
+)
 from mezzotint.models.prompts import tokens_of
 
 __all__ = ["from_components", "from_pipeline"]
@@ -38,6 +44,7 @@ NETWORK_ROLES = (
 )
 TOKENIZER_ROLES = ("tokenizer", "tokenizer_2", "tokenizer_3")
 IGNORED_ROLES = ("safety_checker", "feature_extractor", "image_encoder")
+_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def from_components(
@@ -176,7 +183,7 @@ def _module_part(role: str, module: Any) -> Part:
         )
     tensors = dict(module.state_dict())
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    halves = [t.dtype in (torch.float16, torch.bfloat16) for t in tensors.values() if t.ndim > 1]
+    kinds = [_NAMES.get(t.dtype, "F32") for t in tensors.values() if t.ndim > 1]
     return Part(
         role=role,
         class_name=type(module).__name__,
@@ -184,7 +191,7 @@ def _module_part(role: str, module: Any) -> Part:
         build=lambda dtype: _share(module, dtype),
         digest=_digest(tensors),
         num_bytes=num_bytes,
-        is_half=sum(halves) * 2 > len(halves),
+        stored=most_stored(kinds),
     )
 
 
@@ -213,4 +220,4 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def _stored(networks: Mapping[str, Part]) -> str:
     """Return the type most weights are in, as safetensors spells it."""
-    return "F16" if all(part.is_half for part in networks.values()) else "F32"
+    return stored_together(part.stored for part in networks.values())

@@ -23,8 +23,10 @@ from mezzotint.models.parts import (
     combine_digests,
     digest_files,
     find_weights,
+    most_stored,
     read_header,
     read_json,
+    stored_together,
 )
 from mezzotint.models.prompts import load_tokens
 from mezzotint.models.quiet_loading import quiet_loading
@@ -164,8 +166,7 @@ def load_pipeline(
         WeightsError: If weights are missing, corrupt or pickles.
     """
     parts = read_parts(Path(path), name=name, variant=variant, expected=expected)
-    halves = [part.is_half for part in parts.networks.values()]
-    stored = "F16" if halves and all(halves) else "F32"
+    stored = stored_together(part.stored for part in parts.networks.values())
     model = assemble(parts, Placement.choose(device, dtype, stored=stored))
     return _add_preview(model, Path(path), Placement.choose(device, dtype, stored=stored))
 
@@ -317,7 +318,7 @@ def _folder_part(role: str, found: _Folder, *, digests: Mapping[str, str], root:
         build=lambda dtype: _build(found, dtype, pinned),
         digest=combine_digests({name: digests[name] for name in names}),
         num_bytes=sum(header.data_bytes for header in headers),
-        is_half=all(header.is_half for header in headers),
+        stored=most_stored(kind for header in headers for kind in header.weights),
     )
 
 

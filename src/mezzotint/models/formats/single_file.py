@@ -25,11 +25,13 @@ from mezzotint.models.formats.folders import assemble
 from mezzotint.models.formats.layouts import PREFIXES, Layout, Recipe, layout_of, recipes
 from mezzotint.models.networks import Placement
 from mezzotint.models.parts import (
+    STORED_BYTES,
     Part,
     Parts,
     SafetensorsHeader,
     check_digest,
     combine_digests,
+    most_stored,
     read_header,
 )
 from mezzotint.models.prompts import Tokens, clip_tokens, load_tokens
@@ -92,9 +94,7 @@ def load_single_file(
         digest=digest,
         path=str(path),
     )
-    return assemble(
-        parts, Placement.choose(device, dtype, stored="F16" if header.is_half else "F32")
-    )
+    return assemble(parts, Placement.choose(device, dtype, stored=header.stored))
 
 
 def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -164,8 +164,7 @@ def _scheduler(
 def _part(path: Path, header: SafetensorsHeader, role: str, recipe: Recipe, *, digest: str) -> Part:
     """Describe one network of the file."""
     mine = {k: entry for k, entry in header.tensors.items() if k.startswith(PREFIXES[role])}
-    width = 2 if header.is_half else 4
-    sizes = (torch.Size(shape).numel() * width for _, shape in mine.values())
+    sizes = (torch.Size(s).numel() * STORED_BYTES.get(kind, 4) for kind, s in mine.values())
     config = json.dumps(recipe.config)
     return Part(
         role=role,
@@ -174,7 +173,7 @@ def _part(path: Path, header: SafetensorsHeader, role: str, recipe: Recipe, *, d
         build=lambda dtype: _build(path, recipe, list(mine), dtype, digest=digest),
         digest=combine_digests({"file": digest, "role": role, "config": config}),
         num_bytes=sum(sizes),
-        is_half=header.is_half,
+        stored=most_stored(kind for kind, shape in mine.values() if len(shape) > 1),
     )
 
 

@@ -33,7 +33,13 @@ from mezzotint.models.base import Model
 from mezzotint.models.cards import Card, apply_card, builtin_cards
 from mezzotint.models.formats.folders import assemble, read_parts
 from mezzotint.models.networks import Placement
-from mezzotint.models.parts import Part, Parts, combine_digests, digest_files, read_json
+from mezzotint.models.parts import (
+    Part,
+    combine_digests,
+    digest_files,
+    read_json,
+    stored_together,
+)
 
 __all__ = ["FORMAT", "LORA_FILE", "describe_derived", "fold", "load_derived"]
 
@@ -101,7 +107,8 @@ def load_derived(
         digest=combine_digests({**digests, "base": parts.digest}),
         path=str(path),
     )
-    model = assemble(changed, Placement.choose(device, dtype, stored=_stored(changed)))
+    stored = stored_together(part.stored for part in networks.values())
+    model = assemble(changed, Placement.choose(device, dtype, stored=stored))
     defaults = Card(
         name=model.spec.name,
         default_steps=config.get("default_steps"),
@@ -109,10 +116,6 @@ def load_derived(
     )
     model.spec = apply_card(model.spec, defaults)
     return model
-
-
-def _stored(parts: Parts) -> str:
-    return "F16" if all(part.is_half for part in parts.networks.values()) else "F32"
 
 
 def _weights_digest(folder: Path) -> str:

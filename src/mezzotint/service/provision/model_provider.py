@@ -22,6 +22,7 @@ from mezzotint.images.metadata import library_versions
 from mezzotint.models.adapters.controlnet import ControlNet
 from mezzotint.models.backends.openvino_backend import denoiser_streams
 from mezzotint.models.backends.placement import check_offload, offload_network, place
+from mezzotint.models.backends.processor import low_precision
 from mezzotint.models.backends.turbo import turbo_view
 from mezzotint.models.base import Model
 from mezzotint.models.config import ModelsConfig, PlacementConfig
@@ -110,7 +111,7 @@ class ModelProvider:
         if not has_low_precision(self.spec(name)):
             return ""
         if self.backend == "openvino":
-            return "int8"
+            return low_precision()
         return "bfloat16" if self.device.startswith("cuda") else ""
 
     def _faster(self, model: Model) -> Model:
@@ -120,7 +121,10 @@ class ModelProvider:
         with turn:
             if model not in self._fast:
                 self._fast[model] = turbo_view(
-                    model, cache=self._cache, step_cache=has_step_cache(model.spec)
+                    model,
+                    cache=self._cache,
+                    step_cache=has_step_cache(model.spec),
+                    precision=self.precision(model.spec.name),
                 )
             return self._fast[model]
 
