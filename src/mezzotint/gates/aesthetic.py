@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mezzotint.errors import WeightsError
 from mezzotint.gates.base import GateInfo, Score
+from mezzotint.models.digests import DIGESTS, own_weights
 
 __all__ = ["AestheticGate", "read_head"]
 
@@ -49,12 +50,14 @@ class AestheticGate:
         self._head = read_head(folder / "head.safetensors")
         from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-        self._clip = CLIPVisionModelWithProjection.from_pretrained(
-            folder / "clip", use_safetensors=True, trust_remote_code=False
-        ).eval()
-        self._processor = CLIPImageProcessor.from_pretrained(
-            folder / "clip", trust_remote_code=False
-        )
+        with DIGESTS.steady(folder / "clip"):
+            self._clip = CLIPVisionModelWithProjection.from_pretrained(
+                folder / "clip", use_safetensors=True, trust_remote_code=False
+            ).eval()
+            own_weights(self._clip)
+            self._processor = CLIPImageProcessor.from_pretrained(
+                folder / "clip", trust_remote_code=False
+            )
         wanted, found = self._head[0][0].shape[1], self._clip.config.projection_dim
         if wanted != found:
             raise WeightsError(
@@ -81,7 +84,8 @@ def read_head(path: Path) -> list[tuple[Tensor, Tensor]]:
     if not path.is_file():
         raise WeightsError(f"expected the head of the aesthetic gate at {path}, found none")
     try:
-        state = load_file(path)
+        with DIGESTS.steady(path):
+            state = {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (OSError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{path} is no safetensors file: {error}") from None
     layers: list[tuple[int, Tensor, Tensor]] = []

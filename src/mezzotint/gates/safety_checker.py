@@ -14,6 +14,7 @@ from PIL import Image
 
 from mezzotint.errors import WeightsError
 from mezzotint.gates.base import GateInfo, Score
+from mezzotint.models.digests import DIGESTS, own_weights
 
 __all__ = ["SafetyCheckerGate"]
 
@@ -46,12 +47,14 @@ class SafetyCheckerGate:
         )
         from transformers import CLIPImageProcessor
 
-        self._checker = StableDiffusionSafetyChecker.from_pretrained(
-            Path(folder) / "safety_checker", use_safetensors=True, trust_remote_code=False
-        ).eval()
-        self._processor = CLIPImageProcessor.from_pretrained(
-            Path(folder) / "feature_extractor", trust_remote_code=False
-        )
+        with DIGESTS.steady(Path(folder) / "safety_checker", Path(folder) / "feature_extractor"):
+            self._checker = StableDiffusionSafetyChecker.from_pretrained(
+                Path(folder) / "safety_checker", use_safetensors=True, trust_remote_code=False
+            ).eval()
+            own_weights(self._checker)
+            self._processor = CLIPImageProcessor.from_pretrained(
+                Path(folder) / "feature_extractor", trust_remote_code=False
+            )
 
     def score(self, pixels: Any) -> Score:
         """Measure a picture of shape (H, W, 3), uint8."""

@@ -28,6 +28,7 @@ from typing import Any
 
 from mezzotint.errors import CardError, InvalidRequest
 from mezzotint.files import digest_file, write_atomically
+from mezzotint.models.reading import refuse_special
 from mezzotint.models.spec import ModelSpec
 from mezzotint.plain import check_range, convert
 from mezzotint.types import Size
@@ -124,8 +125,10 @@ def read_card(path: Path) -> Card:
 
     Raises:
         CardError: If the file is missing, is no TOML, or holds what a card has not.
+        WeightsError: If it is a named pipe, a socket or a device.
     """
     path = Path(path)
+    refuse_special(path)
     try:
         data = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:

@@ -10,13 +10,15 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
+from typing import Any
 
 from mezzotint.errors import WeightsError
 from mezzotint.files import digest_file, write_atomically
+from mezzotint.models.reading import refuse_special, refuse_special_below
 
-__all__ = ["DIGESTS", "DigestCache"]
+__all__ = ["DIGESTS", "DigestCache", "own_weights"]
 
 _MAX_ENTRIES = 10_000
 _WORTH_KEEPING_BYTES = 1 << 20
@@ -52,8 +54,10 @@ class DigestCache:
 
         Raises:
             OSError: If the file cannot be read.
+            WeightsError: If it is a named pipe, a socket or a device.
         """
         path = Path(path).resolve()
+        refuse_special(path)
         before, size, changed_ns = _identity(path)
         with self._lock:
             if before in self._known:
@@ -85,12 +89,26 @@ class DigestCache:
                     f"{path} was changed since it was read: expected sha256 {expected}, found "
                     f"{found}; load the model again to take the file as it is"
                 )
-        yield
-        for path, identity in before.items():
-            if _checked_identity(path) != identity:
-                raise WeightsError(
-                    f"{path} was written to while it was loaded; load the model again"
-                )
+        with _unchanged(before):
+            yield
+
+    @contextlib.contextmanager
+    def steady(self, *places: Path) -> Generator[None]:
+        """Load files inside that nothing has pinned, and be sure that none is half of another.
+
+        Args:
+            places: Files, and folders with everything below them.
+
+        Raises:
+            WeightsError: If a file was written to inside, or is no file.
+        """
+        before: dict[Path, str] = {}
+        for place in places:
+            refuse_special_below(place)
+            inside = place.rglob("*") if place.is_dir() else (place,)
+            before |= {path: _checked_identity(path) for path in inside if path.is_file()}
+        with _unchanged(before):
+            yield
 
     def _remember(self, key: str, found: str, *, keep: bool) -> None:
         with self._lock:
@@ -102,6 +120,30 @@ class DigestCache:
                 with contextlib.suppress(OSError):
                     self._path.parent.mkdir(parents=True, exist_ok=True)
                     write_atomically(self._path, json.dumps(self._known).encode())
+
+
+@contextlib.contextmanager
+def _unchanged(before: Mapping[Path, str]) -> Generator[None]:
+    """Refuse what was loaded inside from files that are others now."""
+    yield
+    for path, identity in before.items():
+        if _checked_identity(path) != identity:
+            raise WeightsError(f"{path} was written to while it was loaded; load the model again")
+
+
+def own_weights(module: Any, is_mapped: Callable[[Any], bool] = lambda _: True) -> None:
+    """Copy the tensors of a torch module out of the files that they are mapped from.
+
+    Whoever writes to a mapped file changes the network that was made of it. Inside
+    :meth:`DigestCache.loading` the copy is of the bytes that were hashed.
+
+    Args:
+        module: Any torch module.
+        is_mapped: Whether a tensor may be a file's own bytes; others are copies already.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if is_mapped(tensor):
+            tensor.data = tensor.data.clone()
 
 
 def _identity(path: Path) -> tuple[str, int, int]:

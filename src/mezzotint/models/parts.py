@@ -20,6 +20,7 @@ from typing import Any
 from mezzotint.errors import CardError, WeightsError
 from mezzotint.models.class_defaults import with_class_defaults, with_scheduler_defaults
 from mezzotint.models.digests import DIGESTS
+from mezzotint.models.reading import refuse_special, refuse_special_below
 
 __all__ = [
     "STORED_BYTES",
@@ -157,7 +158,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         CardError: If the file is missing, is no JSON, or is no object.
+        WeightsError: If it is a named pipe, a socket or a device.
     """
+    refuse_special(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -195,6 +198,7 @@ def read_header(path: Path) -> SafetensorsHeader:
             shorter or longer than its header says.
     """
     refuse_pickle(path)
+    refuse_special(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as stream:
@@ -241,6 +245,7 @@ def find_weights(folder: Path, *, variant: str | None = None) -> tuple[list[Path
         WeightsError: If there are none, a shard is missing, or there are only
             pickles.
     """
+    refuse_special_below(folder)
     names = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
     stems = ("diffusion_pytorch_model", "model")
     found = [n for n in names if re.fullmatch(rf"({'|'.join(stems)})(\..+)?\.safetensors", n)]

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from mezzotint.errors import InvalidRequest, WeightsError, WorkFailed
 from mezzotint.models.base import Conditioning, Model, Prompt, Report
+from mezzotint.models.digests import own_weights
 from mezzotint.models.exported import exported_class
 from mezzotint.models.families.array_networks import ARRAY_NETWORKS
 from mezzotint.models.networks import TorchNetwork
@@ -418,9 +419,11 @@ def load_run(
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
         parts["vae"] = AutoencoderKL.from_pretrained(str(folder / "vae"), trust_remote_code=False)
+    own_weights(network)
     network.to(device)
     for part in ("text_encoder", "vae"):
         if part in parts:
+            own_weights(parts[part])
             parts[part].to(device)
     return RunModel(
         about, network, name=name or folder.name, digest=digest, path=str(folder), **parts

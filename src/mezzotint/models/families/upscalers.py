@@ -255,7 +255,7 @@ class Upscaler:
 
 
 def upscaler_digest(name: str) -> str:
-    """Return the sha256 of an upscaler's files; a file is read once per process.
+    """Return the sha256 of an upscaler's files; they are read once per process.
 
     Raises:
         UnknownName: If there is none of that name.
@@ -297,4 +297,11 @@ def _digest(param: Path, weights: Path) -> str:
 
 @functools.cache
 def _load(param: Path, weights: Path) -> Upscaler:
-    return Upscaler(NcnnNetwork(param.read_text("utf-8", "replace"), weights.read_bytes()))
+    """Make an upscaler of the very bytes that its digest is of, or refuse."""
+    described, values = param.read_bytes(), weights.read_bytes()
+    if hashlib.sha256(described + values).hexdigest() != _digest(param, weights):
+        raise WeightsError(
+            f"{weights} or {param.name} was changed since it was read; start this program again "
+            "to take the files as they are"
+        )
+    return Upscaler(NcnnNetwork(described.decode("utf-8", "replace"), values))

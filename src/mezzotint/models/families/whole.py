@@ -25,6 +25,7 @@ from torch import Tensor
 
 from mezzotint.errors import CardError, InvalidRequest, WeightsError, WorkFailed
 from mezzotint.models.base import Conditioning, Model, Prompt, Report
+from mezzotint.models.digests import DIGESTS, own_weights
 from mezzotint.models.exported import (
     LIBRARIES,
     exported_class,
@@ -62,8 +63,16 @@ _UNSTEPPED = (
 class _WholePipeline:
     """The loaded pipeline behind the network seam's bookkeeping."""
 
-    def __init__(self, path: Path, cls: Any, placement: Placement, num_bytes: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        cls: Any,
+        placement: Placement,
+        num_bytes: int,
+        pinned: Mapping[Path, str],
+    ) -> None:
         self._path = path
+        self._pinned = pinned
         self._cls = cls
         self._placement = placement
         self._lock = threading.Lock()
@@ -86,8 +95,9 @@ class _WholePipeline:
                 return pipeline(**arguments)
 
     def _load(self) -> Any:
+        """Build the pipeline, and only from the bytes that its digest is of."""
         try:
-            with quiet_loading():
+            with quiet_loading(), DIGESTS.loading(self._pinned):
                 pipeline = self._cls.from_pretrained(
                     self._path,
                     use_safetensors=True,
@@ -95,6 +105,9 @@ class _WholePipeline:
                     trust_remote_code=False,
                     dtype=self._placement.dtype,
                 )
+                for part in pipeline.components.values():
+                    if isinstance(part, torch.nn.Module):
+                        own_weights(part)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise WeightsError(
                 f"{self._path} cannot be loaded as {self._cls.__name__}: "
@@ -318,10 +331,11 @@ def load_foreign(
     call = read_call(cls)
     num_bytes, stored = _check_parts(path, index, variant)
     kept = [p for p in path.rglob("*") if p.is_file() and p.suffix in _KEPT]
-    digest = combine_digests(digest_files(path, kept, expected=expected))
+    digests = digest_files(path, kept, expected=expected)
+    pinned = {path / name: found for name, found in digests.items()}
     placement = Placement.choose(device, dtype, stored=stored)
-    spec = _make_spec(path, call, name=name or str(path), digest=digest)
-    return ForeignModel(_WholePipeline(path, cls, placement, num_bytes), call, spec)
+    spec = _make_spec(path, call, name=name or str(path), digest=combine_digests(digests))
+    return ForeignModel(_WholePipeline(path, cls, placement, num_bytes, pinned), call, spec)
 
 
 def _pipeline_class(path: Path, index: Mapping[str, Any]) -> Any:

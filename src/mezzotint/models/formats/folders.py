@@ -13,7 +13,7 @@ import torch
 
 from mezzotint.errors import CardError, WeightsError
 from mezzotint.models.base import Model
-from mezzotint.models.digests import DIGESTS
+from mezzotint.models.digests import DIGESTS, own_weights
 from mezzotint.models.exported import LIBRARIES, exported_class
 from mezzotint.models.formats.fit import misfits
 from mezzotint.models.networks import Placement, TorchNetwork
@@ -332,9 +332,7 @@ def _build(found: _Folder, dtype: torch.dtype, pinned: Mapping[Path, str]) -> An
     with DIGESTS.loading(pinned):
         stored = {kind for file in found.weights for kind, _ in read_header(file).tensors.values()}
         module = _from_pretrained(found, dtype)
-        for tensor in (*module.parameters(), *module.buffers()):
-            if _STORED_AS.get(tensor.dtype) in {None, *stored}:
-                tensor.data = tensor.data.clone()
+        own_weights(module, lambda tensor: _STORED_AS.get(tensor.dtype) in {None, *stored})
         return module
 
 

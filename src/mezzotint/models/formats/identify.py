@@ -10,6 +10,7 @@ from typing import Literal
 
 from mezzotint.errors import UnknownName, WeightsError
 from mezzotint.models.parts import read_json, refuse_pickle
+from mezzotint.models.reading import refuse_special
 
 __all__ = ["ModelLayout", "identify"]
 
@@ -23,11 +24,12 @@ def identify(path: Path) -> ModelLayout:
 
     Raises:
         UnknownName: If nothing is there.
-        WeightsError: If it is a pickle, or nothing that we know.
+        WeightsError: If it is a pickle, a named pipe, a device, or nothing that we know.
     """
     path = Path(path)
     if not path.exists():
         raise UnknownName("model", str(path), (), field="model")
+    refuse_special(path)
     if path.is_file():
         return _identify_file(path)
     if (path / "model_index.json").is_file():

@@ -19,6 +19,7 @@ from urllib.request import getproxies
 from mezzotint.errors import ModelNotAllowed, WeightsError
 from mezzotint.models.cards import CARDS_FOLDER, Card, read_card
 from mezzotint.models.parts import read_json
+from mezzotint.models.reading import refuse_special
 
 __all__ = ["cached_snapshot", "fetch", "files_that_load", "known_card"]
 
@@ -52,6 +53,7 @@ def cached_snapshot(path: Path) -> Path | None:
     snapshots = path / "snapshots"
     if not path.name.startswith("models--") or not snapshots.is_dir():
         return None
+    refuse_special(path / "refs" / "main")
     with contextlib.suppress(OSError):
         main = snapshots / (path / "refs" / "main").read_text().strip()
         if main.is_dir():

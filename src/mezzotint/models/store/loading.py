@@ -15,8 +15,10 @@ from mezzotint.models.backends.placement import place
 from mezzotint.models.base import Model
 from mezzotint.models.cards import Card, apply_card
 from mezzotint.models.config import PlacementConfig
+from mezzotint.models.digests import DIGESTS
 from mezzotint.models.formats.identify import identify
 from mezzotint.models.parts import combine_digests, digest_files
+from mezzotint.models.reading import refuse_special_below
 
 __all__ = ["choose_device", "load_path", "load_with_card"]
 
@@ -91,6 +93,7 @@ def load_path(
         ModelError: If it is no model, or is broken or unsafe.
     """
     path = Path(path)
+    refuse_special_below(path)
     placement = placement or PlacementConfig()
     options: dict[str, Any] = {
         "name": name or str(path),
@@ -121,8 +124,14 @@ def load_path(
         from mezzotint.models.families.runs import load_run
 
         files = [p for p in path.rglob("*") if p.is_file() and _belongs_to_run(p, path)]
-        digest = combine_digests(digest_files(path, files, expected=expected))
-        return load_run(path, name=options["name"], digest=digest, device=options["device"])
+        digests = digest_files(path, files, expected=expected)
+        with DIGESTS.loading({path / name: digest for name, digest in digests.items()}):
+            return load_run(
+                path,
+                name=options["name"],
+                digest=combine_digests(digests),
+                device=options["device"],
+            )
     raise WeightsError(f"{path} is an archive; add it to the store first: mezzotint models add")
 
 
