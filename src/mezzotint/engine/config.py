@@ -35,8 +35,9 @@ class EngineConfig(Checked):
         cache_memory_bytes: Finished pictures kept in memory, in bytes; 0 is none.
         cache_disk_bytes: Finished pictures kept on disk, in bytes; 0 is none.
         prompt_cache_bytes: Prompt embeddings kept in memory, in bytes.
-        share_results: Whether a client's picture, finished or under way, answers the equal
-            request of another client; else nobody can tell what others have asked for.
+        share_results: Whether a client's picture, finished or under way, and its encoded
+            prompts answer the equal request of another client; else nobody can tell what
+            others have asked for.
         max_pixels: Pixels of one picture, at most.
         max_request_pixels: Pixels of all pictures of one request, at most.
     """

@@ -77,7 +77,9 @@ class Worked:
 class Executor(Protocol):
     """Who owns the tensors. Any method may raise; then it has changed nothing."""
 
-    def encode(self, image: ImageId, plan: Plan, assets: Mapping[str, Any]) -> Encoded:
+    def encode(
+        self, image: ImageId, plan: Plan, assets: Mapping[str, Any], *, client: str = ""
+    ) -> Encoded:
         """Make the image's tensors; ``assets`` holds its arrays, see :class:`Submission`."""
         ...
 
@@ -267,7 +269,8 @@ class StepEngine:
         began = self._clock()
         try:
             self._emit(ImageStarted(id=image))
-            encoded = self._executor.encode(image, state.plan, self._assets.pop(image, {}))
+            assets = self._assets.pop(image, {})
+            encoded = self._executor.encode(image, state.plan, assets, client=state.claim.client)
         except Exception as error:  # this image fails, alone
             self._fail(image, error)
             return

@@ -80,7 +80,7 @@ class FakeExecutor:
             if error := self.crash(what, image):
                 raise error
 
-    def encode(self, image, plan, assets):
+    def encode(self, image, plan, assets, *, client=""):
         self._raise("encode", [image])
         assert image not in self.held
         self.held[image] = plan

@@ -35,10 +35,10 @@ def test_the_engine_marks_its_calls_with_what_the_cost_table_knows_and_no_encodi
     def watch(name):
         real = getattr(bench.executor, name)
 
-        def call(*given):
+        def call(*given, **named):
             about = progress.describe()
             seen.append((name, about and about["kind"], about and about["expected_s"] is not None))
-            return real(*given)
+            return real(*given, **named)
 
         setattr(bench.executor, name, call)
 

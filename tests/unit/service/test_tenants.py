@@ -82,6 +82,29 @@ def test_a_picture_under_way_is_followed_by_its_owner_alone(model, tmp_path, sha
     assert asyncio.run(ask()).count("hit") == (2 if share else 1)
 
 
+@pytest.mark.parametrize("share", [False, True])
+def test_an_encoded_prompt_is_used_again_for_its_owner_alone(model, tmp_path, share, monkeypatch):
+    """With a large text encoder, a prompt that somebody else has used would answer sooner."""
+    encoded, encode = [], model.encode
+
+    def record(prompts):
+        encoded.extend(prompt.text for prompt in prompts)
+        return encode(prompts)
+
+    monkeypatch.setattr(model, "encode", record)
+    service = open_service(model, tmp_path, share=share)
+
+    async def ask():
+        await service.generate(replace(SECRET, prompt="first"), request_id="0")  # shapes, compiled
+        for seed, client in enumerate(["alice", "bob", "alice", "bob"]):
+            request = replace(SECRET, seed=seed)
+            await service.generate(request, request_id=f"{client}-{seed}", client=client)
+        await service.close()
+
+    asyncio.run(ask())
+    assert encoded.count(SECRET.prompt) == (1 if share else 2)
+
+
 def test_a_plan_explains_nothing_of_other_clients(model, tmp_path):
     service = open_service(model, tmp_path, share=False)
 

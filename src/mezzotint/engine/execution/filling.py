@@ -2,7 +2,8 @@
 
 Prompts are encoded, noise is drawn with the image's own generator, the start
 picture and masks become latents, the solver stands at its first evaluation.
-Prompt embeddings are kept, so a text is encoded once however often it is asked for.
+Prompt embeddings are kept, so a text is encoded once however often its owner asks for it;
+for others it is not there, since an answer that comes too fast tells what was asked for.
 """
 
 import contextlib
@@ -78,12 +79,18 @@ class Filler:
     def __init__(self, models: ModelSource, cache_bytes: int) -> None:
         self._models = models
         self._lock = threading.Lock()
-        self._prompts: ByteCache[tuple[str, Prompt], Conditioning] = ByteCache(
+        self._prompts: ByteCache[tuple[str, str, Prompt], Conditioning] = ByteCache(
             cache_bytes, lambda c: c.num_bytes + 1024
         )
 
     def fill(
-        self, plan: Plan, model: Model, pin: contextlib.ExitStack, assets: Mapping[str, Any]
+        self,
+        plan: Plan,
+        model: Model,
+        pin: contextlib.ExitStack,
+        assets: Mapping[str, Any],
+        *,
+        owner: str = "",
     ) -> Slot:
         """Encode the prompts, draw the noise, prepare the solver."""
         if plan.techniques.tiling:
@@ -91,7 +98,8 @@ class Filler:
         generator = make_generator(plan.seed)
         device = device_of(model)
         if not plan.rows or plan.is_alone:
-            positive = at_step(self.encode_prompts(plan, model, device, assets)[0], 1)
+            encoded = self.encode_prompts(plan, model, device, assets, owner=owner)
+            positive = at_step(encoded[0], 1)
             positive = with_pictures(plan, assets, positive)
             noise = _draw(plan, model, generator).to(device)
             if "is_w" in positive:
@@ -107,7 +115,7 @@ class Filler:
         members = self._members(plan, model, pin)
         if plan.techniques.tiling:
             members = tuple(tiled(member) for member in members)
-        operators = [self._operator(plan, member, assets, noise) for member in members]
+        operators = [self._operator(plan, member, assets, noise, owner) for member in members]
         shares = tuple(zip(*(m.part.weights for m in plan.techniques.ensemble), strict=True))
         masks = tuple(
             _mask_of(m, plan, assets, noise) if m.part.is_local else None
@@ -149,10 +157,12 @@ class Filler:
         return members
 
     def _operator(
-        self, plan: Plan, model: Model, assets: Mapping[str, Any], noise: Tensor
+        self, plan: Plan, model: Model, assets: Mapping[str, Any], noise: Tensor, owner: str
     ) -> Operator:
         """Encode all prompts for one denoiser."""
-        positive, negative, *rest = self.encode_prompts(plan, model, noise.device, assets)
+        positive, negative, *rest = self.encode_prompts(
+            plan, model, noise.device, assets, owner=owner
+        )
         base = ClassifierFree(
             positive=positive,
             negative=negative if any(scale != 1 for scale in plan.guidance) else None,
@@ -184,6 +194,8 @@ class Filler:
         model: Model,
         device: torch.device,
         assets: Mapping[str, Any] | None = None,
+        *,
+        owner: str = "",
     ) -> list[Steered]:
         """Encode an image's prompts to one shape.
 
@@ -192,6 +204,7 @@ class Filler:
             model: Who makes it.
             device: Where the tensors go.
             assets: Pictures that adapters look at; blank ones if None.
+            owner: Whose embeddings may be used again.
 
         Returns:
             The prompt's conditioning, the negative prompt's, the regions', and the
@@ -199,7 +212,7 @@ class Filler:
         """
         found = staged_prompts(plan, model)
         prompts = list(dict.fromkeys(prompt for stages in found for _, prompt in stages))
-        encoded = [self._encode(model, p) for p in prompts]
+        encoded = [self._encode(model, p, owner) for p in prompts]
         encoded = adapt(plan, model, assets, encoded, [p.negative for p in prompts])
         known = {p: c.to(device) for p, c in zip(prompts, encoded, strict=True)}
         steered = [staged([(until, known[p]) for until, p in stages]) for stages in found]
@@ -215,9 +228,9 @@ class Filler:
             return 1
         return staged_prompts(plan, model)[0][0][1].num_chunks
 
-    def _encode(self, model: Model, prompt: Prompt) -> Conditioning:
-        """Encode one prompt, or find it in the cache."""
-        key = (model.spec.digest, prompt)
+    def _encode(self, model: Model, prompt: Prompt, owner: str) -> Conditioning:
+        """Encode one prompt, or find it among those of the same owner."""
+        key = (owner, model.spec.digest, prompt)
         with self._lock:
             found = self._prompts.get(key)
         metrics.count(

@@ -91,7 +91,9 @@ class Runner:
         )
         self._filler = filler or Filler(models, config.prompt_cache_bytes)
 
-    def encode(self, image: ImageId, plan: Plan, assets: Mapping[str, Any]) -> Encoded:
+    def encode(
+        self, image: ImageId, plan: Plan, assets: Mapping[str, Any], *, client: str = ""
+    ) -> Encoded:
         """Make an image's tensors; see :class:`~mezzotint.engine.step_engine.Executor`."""
         with span("encode", image=image.index), torch.no_grad(), self._translated():
             pin = contextlib.ExitStack()
@@ -99,7 +101,8 @@ class Runner:
                 model = pin.enter_context(
                     self._models.use(plan.model, plan.techniques.adapters, turbo=plan.is_turbo)
                 )
-                slot = self._filler.fill(plan, model, pin, assets)
+                owner = "" if self._config.share_results else client
+                slot = self._filler.fill(plan, model, pin, assets, owner=owner)
             except BaseException:  # whatever it was, the model is let go of; it goes on
                 pin.close()
                 raise
