@@ -81,13 +81,22 @@ def atomic_path(path: Path) -> Generator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, data: bytes) -> Path:
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> Path:
     """Write ``data`` to ``path`` so that the file is whole or absent.
+
+    Args:
+        path: The file.
+        data: All that is to be in it.
+        mode: Who may read and write it, less what the process's umask takes away; from its
+            first byte on.
 
     Raises:
         OSError: If the folder is missing, not writable, or the disk is full.
     """
-    with atomic_path(path) as partial, partial.open("wb") as stream:
+    with (
+        atomic_path(path) as partial,
+        open(partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as stream,
+    ):
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())

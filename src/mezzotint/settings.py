@@ -46,6 +46,7 @@ _CONFIG = "MEZZOTINT_CONFIG"
 _FROM_HOME = "models.home"  # no setting of its own: two homes would be two installations
 _SECRET = re.compile(r"(password|secret|token)$")
 _CREDENTIALS = re.compile(r"(://[^:/@\s]*:)[^@/\s]+@")
+_IN_QUERY = re.compile(r"([?&]\w*(?:password|secret|token)=)[^&#\s]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -363,7 +364,7 @@ def _masked(name: str, value: Any) -> Any:
     if isinstance(value, str):
         if _SECRET.search(name) and value:
             return "********"
-        return _CREDENTIALS.sub(r"\1********@", value)
+        return _IN_QUERY.sub(r"\1********", _CREDENTIALS.sub(r"\1********@", value))
     if isinstance(value, Mapping):
         return {k: _masked(str(k), v) for k, v in value.items()}
     return value

@@ -54,12 +54,12 @@ def test_a_second_sigterm_changes_nothing(tmp_path):
         assert server.process.wait(15) == 0
 
 
-def start(folder: Path, log: Path) -> subprocess.Popen[bytes]:
+def start(folder: Path, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
     ports = ["--port", "0", "--management-port", "0", "--metrics-port", "0"]
     with log.open("w") as stream:
         return subprocess.Popen(
             [
-                str(Path(sys.executable).with_name("mezzotint")), "serve", *ports,
+                str(Path(sys.executable).with_name("mezzotint")), *arguments, "serve", *ports,
                 "--models", "plate,plate-gan",
             ],
             stdout=stream, stderr=stream, env={**os.environ, "MEZZOTINT_HOME": str(folder)},
@@ -72,15 +72,21 @@ def wait_for_line(process: subprocess.Popen[bytes], log: Path, word: str) -> Non
         time.sleep(0.05)
 
 
-def test_a_second_server_on_one_home_names_the_first_and_exits_2(tmp_path):
+@pytest.mark.parametrize(
+    ("of", "told"), [("home", "the home {} belongs"), ("jobs", "the jobs in {}/jobs belong")]
+)
+def test_a_second_server_on_one_home_names_the_first_and_exits_2(tmp_path, of, told):
+    """Also where each keeps its jobs elsewhere; and two homes may not share SQLite's jobs."""
     home, log = tmp_path / "home", tmp_path / "log"
     (home / "jobs").mkdir(parents=True)
-    owner = FolderOwner(home / "jobs")
+    owner = FolderOwner(home if of == "home" else home / "jobs", of)
     try:
-        assert start(home, log).wait(60) == 2
+        elsewhere = [] if of == "jobs" else ["--set", f"jobs.folder={tmp_path / 'jobs'}"]
+        assert start(home, log, *elsewhere).wait(60) == 2
     finally:
         owner.release()
-    assert f"belong to another server, process {os.getpid()} on" in log.read_text()
+    told = f"{told.format(home)} to another server, process {os.getpid()} on"
+    assert told in log.read_text()
     assert len(log.read_text().splitlines()) == 1
 
 

@@ -82,6 +82,7 @@ def serve(
         settings.serve,
         settings.jobs,
         worker,
+        home=settings.home_path,
         log_config=settings.log,
         version=mezzotint.__version__,
         announce=_announce,

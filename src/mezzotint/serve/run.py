@@ -12,13 +12,13 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
-from mezzotint.errors import InvalidRequest, MezzotintError
+from mezzotint.errors import InvalidRequest, MezzotintError, NotReady
 from mezzotint.observe import log
 from mezzotint.observe.config import LogConfig
 from mezzotint.serve.app import Doorway, create_app
@@ -31,6 +31,7 @@ from mezzotint.serve.wire import Listener
 from mezzotint.service.base import Service
 from mezzotint.service.config import JobsConfig, WorkerConfig
 from mezzotint.service.jobs.jobs import Jobs
+from mezzotint.service.jobs.ownership import FolderOwner
 from mezzotint.service.workers import event_loop
 from mezzotint.service.workers.local_pool import create_workers
 
@@ -45,6 +46,7 @@ def run(
     jobs: JobsConfig,
     worker: WorkerConfig,
     *,
+    home: Path | None = None,
     log_config: LogConfig | None = None,
     version: str = "",
     announce: Callable[[str], None] = print,
@@ -55,6 +57,7 @@ def run(
         config: Listeners, keys, limits.
         jobs: The durable queue.
         worker: The engine's process.
+        home: Folder of the installation, for this server alone; None where there is none.
         log_config: How both processes log.
         version: Mezzotint's version, for whoever asks.
         announce: Told one line at a time what is ready.
@@ -64,6 +67,7 @@ def run(
 
     Raises:
         InvalidRequest: If an address cannot be used or the keys file is wrong.
+        FolderTaken: If another server has this home.
         MezzotintError: If the engine cannot start.
     """
     log_config = log_config or LogConfig()
@@ -73,8 +77,31 @@ def run(
         service = create_workers(worker, log_config)
         await serve(config, jobs, service, version=version, announce=announce)
 
-    event_loop.run(main())
+    with _held(home):
+        event_loop.run(main())
     return 0
+
+
+@contextlib.contextmanager
+def _held(home: Path | None) -> Iterator[None]:
+    """Have a home for this server alone as long as the block runs.
+
+    Raises:
+        FolderTaken: If another server has it; the message names that one.
+        NotReady: If it cannot be written.
+    """
+    if home is None:
+        yield
+        return
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        owner = FolderOwner(home, "home")
+    except OSError as error:
+        raise NotReady(f"the home {home} cannot be used: {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        owner.release()
 
 
 async def serve(
@@ -204,7 +231,14 @@ def _announce_listeners(
     for name, address in rpc.items():
         announce(f"{name:<11} {address}")
     announce(f"keys        {config.api_keys or 'none: loopback only'}")
-    announce(f"jobs        {jobs.url.rpartition('@')[2] or Path(jobs.folder).absolute()}")
+    announce(f"jobs        {_place(jobs)}")
+
+
+def _place(jobs: JobsConfig) -> str:
+    """Return where jobs are kept, for people: nothing that opens the database is in it."""
+    if not jobs.url:
+        return str(Path(jobs.folder).absolute())
+    return jobs.url.rpartition("@")[2].partition("?")[0]
 
 
 def _bind(config: ServeConfig) -> dict[Listener, socket.socket]:

@@ -78,8 +78,7 @@ def secret_of(folder: Path, client: str) -> str:
     path = folder / "webhooks.key"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(path, secrets.token_bytes(32))
-        path.chmod(0o600)
+        write_atomically(path, secrets.token_bytes(32), mode=0o600)
     own = hmac.digest(path.read_bytes(), client.encode(), hashlib.sha256)
     return "whsec_" + base64.b64encode(own).decode("ascii")
 

@@ -1,8 +1,9 @@
-"""Ownership: one server for each folder of jobs.
+"""Ownership: one server for each home, and for each folder of jobs.
 
 What runs in a folder's SQLite database is queued again when a server starts on it: a
-second server beside the first would take the first one's jobs away. The lock is the
-kernel's, and ends with the process that holds it.
+second server beside the first would take the first one's jobs away. In a home, two would
+each count as their own what is kept of results, exports and models, and delete it under
+one another. The lock is the kernel's, and ends with the process that holds it.
 """
 
 import json
@@ -10,34 +11,44 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import Literal
 
 from mezzotint.errors import InvalidRequest
 
 __all__ = ["FolderOwner", "FolderTaken"]
 
 
+_KINDS = {
+    "home": ("home.lock", "the home {} belongs", "home"),
+    "jobs": ("server.lock", "the jobs in {} belong", "jobs.folder"),
+}
+"""Of each kind of folder: the file that is locked, how it is told, the setting."""
+
+
 class FolderTaken(InvalidRequest):
-    """Another server uses this folder of jobs."""
+    """Another server uses this folder."""
 
 
 class FolderOwner:
     """Holds a folder as long as this process lives, or until released.
 
     Args:
-        folder: The folder of jobs; it exists.
+        folder: The folder; it exists.
+        of: What it is: the home of an installation, or a folder of jobs. One folder may be both.
 
     Raises:
         FolderTaken: If another server holds it; the message names that one.
         OSError: If the folder cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, of: Literal["home", "jobs"] = "jobs") -> None:
         self._file: int | None = None
         if sys.platform == "win32":  # has no such locks
             return
         import fcntl
 
-        path = folder / "server.lock"
+        name, what, field = _KINDS[of]
+        path = folder / name
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,9 +56,9 @@ class FolderOwner:
             owner = _read_owner(file)
             os.close(file)
             raise FolderTaken(
-                f"the jobs in {folder} belong to another server, {owner}: stop it, or give "
-                "this one another home (MEZZOTINT_HOME or jobs.folder)",
-                field="jobs.folder",
+                f"{what.format(folder)} to another server, {owner}: stop it, or give this one "
+                f"another (MEZZOTINT_HOME{'' if of == 'home' else ' or jobs.folder'})",
+                field=field,
                 value=str(folder),
             ) from None
         os.ftruncate(file, 0)
