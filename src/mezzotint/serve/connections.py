@@ -25,6 +25,7 @@ __all__ = ["Crowd", "Protocol", "Socket", "raise_file_limit"]
 
 _SPARE = 64  # connections beyond the limit that are heard, so that probes are answered
 _FILES = 512  # files of everything but connections
+_LAST_LOOK_S = 0.02
 _NO_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 """Bytes that no head of a request holds: TLS at a plain port, or rubbish."""
 _MOST_LINES = 256
@@ -185,6 +186,14 @@ class Protocol(H11Protocol):
         self.transport.close()
 
     def _give_up(self) -> None:
+        """Look once more at what has arrived, then close.
+
+        Where this process stood still for a while, time is over before the loop has read what
+        lies there: uvloop looks at its timers first.
+        """
+        self._head_timer = self.loop.call_later(_LAST_LOOK_S, self._close_idle)
+
+    def _close_idle(self) -> None:
         self._head_timer = None
         if self._is_idle():
             self.transport.close()

@@ -1,7 +1,9 @@
 """Probes are answered whatever others hold open, and half-open connections are cut."""
 
 import contextlib
+import os
 import resource
+import signal
 import socket
 import time
 
@@ -63,6 +65,21 @@ def test_probes_are_answered_beside_connections_that_are_kept_alive(server):
         for path in PROBES:
             assert httpx.get(server.url + path, timeout=2).status_code == 200
         assert is_closed(raws[0], 1.0)  # the one idle longest made room
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="a process cannot be stopped here")
+def test_a_head_that_came_while_the_server_stood_still_is_answered(server):
+    """Its time is over when the server goes on, and the head lies there unread."""
+    with connected(server, 1) as (raw,):
+        raw.settimeout(20)
+        time.sleep(0.3)  # until it is accepted, and its time runs
+        os.kill(server.process.pid, signal.SIGSTOP)
+        try:
+            raw.sendall(b"GET /ping HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+            time.sleep(1.6)
+        finally:
+            os.kill(server.process.pid, signal.SIGCONT)
+        assert raw.recv(65536).startswith(b"HTTP/1.1 200")
 
 
 def test_a_thousand_and_thirty_idle_connections_leave_the_default_server_alive(tmp_path):
