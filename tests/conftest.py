@@ -1,6 +1,7 @@
 """What holds for every test: a thread for each process, and the longest files first."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         places = {HERE / name: place for place, name in enumerate(LONGEST)}
         items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.fixture(scope="session")
+def share_exports(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Callable[[Path], Path]:
+    """Prepare a home that shares its exported networks with the other homes of this run.
+
+    Exporting ``plate`` takes 20 s of processor time. An export is written whole, under the
+    digest of all that decides what is in it; whoever tests the exports takes a home apart.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if hasattr(pytestconfig, "workerinput") else base) / "exports"
+    folder.mkdir(exist_ok=True)
+
+    def prepare(home: Path) -> Path:
+        (home / "cache").mkdir(parents=True)
+        (home / "cache" / "openvino").symlink_to(folder, target_is_directory=True)
+        return home
+
+    return prepare

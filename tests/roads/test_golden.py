@@ -16,8 +16,10 @@ FILES = ("seed", "format", "width", "height", "recipe", "index", "digest", "mode
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory):
-    with drawing.Engines(tmp_path_factory.mktemp("golden")) as started:
+def engines(tmp_path_factory, share_exports):
+    home = tmp_path_factory.mktemp("golden")
+    share_exports(home / "own")
+    with drawing.Engines(home) as started:
         yield started
 
 

@@ -1,9 +1,11 @@
 """Techniques over HTTP: the right media type, and the same pixels in A1111's words."""
 
 import base64
+import contextlib
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from tests.roads.test_passes import disc, photo, png
 from tests.serving import Door, open_door
 
 from mezzotint.engine.config import EngineConfig
+from mezzotint.images.config import ImageConfig
+from mezzotint.images.signing import check_signature, make_key_pair, read_trusted_keys
 from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.request import GenerationRequest
 from mezzotint.service.composition import ServiceConfig
@@ -28,16 +32,30 @@ THEIRS = {
 
 
 @pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
-    folder = tmp_path_factory.mktemp("techniques")
+def signer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A key of whoever runs the server; the public one lies beside it."""
+    path = tmp_path_factory.mktemp("keys") / "sign.pem"
+    make_key_pair(path, "studio")
+    return path
+
+
+@contextlib.contextmanager
+def opened_door(folder: Path, images: ImageConfig) -> Iterator[Door]:
     engine = EngineConfig(buckets=(2, 4))
     models = ModelsConfig(
         home=str(folder), backend="torch", placement=PlacementConfig(device="cpu")
     )
-    service = LocalService(ServiceConfig(models=models, engine=engine))
+    service = LocalService(ServiceConfig(models=models, engine=engine, images=images))
     with open_door(folder / "jobs", service=service) as opened:
         yield opened
         opened.do(service.close)
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory, signer: Path) -> Iterator[Door]:
+    images = ImageConfig(signing_key=str(signer))
+    with opened_door(tmp_path_factory.mktemp("techniques"), images) as opened:
+        yield opened
 
 
 def opened(data: bytes) -> Image.Image:
@@ -67,6 +85,33 @@ def test_a_job_keeps_one_file_and_its_media_type(door):
     found = door.http.post("/v1/inspect", content=answer.content,
                            headers={"content-type": "image/gif"}).json()  # fmt: skip
     assert found["request"]["output"]["animation"]["fps"] == 5
+
+
+def test_a_picture_is_signed_over_http_by_the_servers_own_key(door, signer):
+    trusted = read_trusted_keys(signer.with_suffix(".pem.pub"))
+    signed = {**COMMON, "output": {"sign": True}}
+    accept = {"accept": "image/png"}
+    plain = door.http.post("/v1/generations", json=COMMON, headers=accept).content
+    made = door.http.post("/v1/generations", json=signed, headers=accept)
+    assert made.status_code == 200, made.text
+    assert check_signature(made.content, trusted)[:2] == ("known", "studio")
+    assert check_signature(plain, trusted).status == "unsigned"
+    assert np.array_equal(opened(made.content), opened(plain))
+    changed = bytearray(made.content)
+    changed[len(changed) // 2] ^= 1
+    assert check_signature(bytes(changed), trusted).status == "broken"
+
+    id_ = door.http.post("/v1/jobs", json=signed).json()["id"]
+    door.http.get(f"/v1/jobs/{id_}/events")
+    assert door.http.get(f"/v1/jobs/{id_}/images/0").content == made.content
+
+
+def test_without_a_key_of_its_own_a_server_signs_nothing(tmp_path):
+    with opened_door(tmp_path, ImageConfig()) as door:
+        for path in ("/v1/generations", "/v1/plan"):
+            answer = door.http.post(path, json={**COMMON, "output": {"sign": True}})
+            assert answer.status_code == 422, answer.text
+            assert answer.json()["field"] == "output.sign"
 
 
 def test_a_moving_format_without_a_walk_is_refused(door):

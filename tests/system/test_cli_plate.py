@@ -22,8 +22,8 @@ PROGRAM = Path(sys.executable).with_name("mezzotint")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
+def home(tmp_path_factory, share_exports):
+    return share_exports(tmp_path_factory.mktemp("plate") / "home")
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ class Engines:
     has. One thread for torch, whatever the machine has: it is part of what decides the bits.
 
     Args:
-        home: An empty folder.
+        home: A folder, empty but for what the engines' own homes are to find in it.
     """
 
     def __init__(self, home):
@@ -173,7 +173,7 @@ class Engines:
         """Return ``own`` or ``torch``."""
         if kind not in self._started:
             home = self._home / kind
-            home.mkdir()
+            home.mkdir(exist_ok=True)
             if kind == "own":
                 engine = mz.Engine(device="cpu", home=home)
             else:
