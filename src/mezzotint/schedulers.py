@@ -14,7 +14,7 @@ Source: the schedulers of diffusers 0.42.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mezzotint.registry import Registry
@@ -43,9 +43,12 @@ PNDM_LEAST_STEPS = 4
 """Steps that PNDM's Runge-Kutta start needs; with fewer it begins as PLMS does."""
 
 SIGMA_SCHEDULES: tuple[str, ...] = (
+    "align_your_steps",
+    "align_your_steps_sdxl",
     "beta",
     "exponential",
     "karras",
+    "kl_optimal",
     "leading",
     "linear",
     "trailing",
@@ -89,7 +92,7 @@ _CLASSES = (
     DiffusersScheduler(name="DDIMScheduler", sample="vp_by_alpha", clips=True, thresholds=True),
     DiffusersScheduler(name="DDPMParallelScheduler", sample="vp_by_alpha"),
     DiffusersScheduler(name="DDPMScheduler", sample="vp_by_alpha", clips=True, thresholds=True),
-    DiffusersScheduler(name="DEISMultistepScheduler", sample="vp_by_sigma"),
+    DiffusersScheduler(name="DEISMultistepScheduler", sample="vp_by_sigma", thresholds=True),
     DiffusersScheduler(
         name="DPMSolverMultistepScheduler",
         sample="vp_by_sigma",
@@ -108,7 +111,7 @@ _CLASSES = (
     DiffusersScheduler(name="LCMScheduler", sample="vp_by_alpha", clips=True, thresholds=True),
     DiffusersScheduler(name="LMSDiscreteScheduler", sample="ve"),
     DiffusersScheduler(name="PNDMScheduler", sample="vp_by_alpha", calls="pndm"),
-    DiffusersScheduler(name="SASolverScheduler", sample="vp_by_sigma"),
+    DiffusersScheduler(name="SASolverScheduler", sample="vp_by_sigma", thresholds=True),
     DiffusersScheduler(name="TCDScheduler", sample="vp_by_alpha"),
     DiffusersScheduler(
         name="UniPCMultistepScheduler",
@@ -140,7 +143,10 @@ class SchedulerInfo:
             configuration keys it reads; a plug-in names the nearest one.
         when: Settings of that class that make it this scheduler.
         spacing: Its own default of ``timestep_spacing``.
+        is_twin: False where that class only lends schedule and settings: models that are
+            configured with it are not stepped by this scheduler.
         rounds: Whether its timesteps are whole numbers.
+        rounds_karras: Whether they are on ``karras`` levels, though not elsewhere.
         counts_ends: Whether it spaces one more timestep and leaves out the last.
         from_spaced: Whether karras and the like span the spaced levels instead
             of the whole training table.
@@ -154,7 +160,9 @@ class SchedulerInfo:
     equals: str
     when: tuple[tuple[str, Any], ...] = ()
     spacing: str = "linspace"
+    is_twin: bool = True
     rounds: bool = False
+    rounds_karras: bool = False
     counts_ends: bool = False
     from_spaced: bool = True
     uses_alpha_bar: bool = False
@@ -168,11 +176,12 @@ class SchedulerInfo:
         return DIFFUSERS[self.equals]
 
 
-def _multistep(equals: str, *when: tuple[str, Any]) -> SchedulerInfo:
+def _multistep(equals: str, *when: tuple[str, Any], is_twin: bool = True) -> SchedulerInfo:
     """Describe a solver that keeps history over whole timesteps of the training table."""
     return SchedulerInfo(
         equals=equals,
         when=when,
+        is_twin=is_twin,
         rounds=True,
         counts_ends=True,
         from_spaced=False,
@@ -196,6 +205,11 @@ def _by_sigma(equals: str, frame: Frame = "ve") -> SchedulerInfo:
     return SchedulerInfo(equals=equals, frame=frame, calls=DIFFUSERS[equals].calls)
 
 
+def _on_levels(calls: Calls = "one") -> SchedulerInfo:
+    """Describe a solver in noise levels that no class of diffusers equals."""
+    return SchedulerInfo(equals="EulerAncestralDiscreteScheduler", is_twin=False, calls=calls)
+
+
 def _read_plugin(info: SchedulerInfo) -> SchedulerInfo:
     """Refuse a plug-in that equals nothing we know: its class tells what is read of models."""
     if info.equals not in DIFFUSERS:
@@ -211,14 +225,30 @@ NATIVE: Registry[SchedulerInfo] = Registry(
     {
         "ddim": _by_timestep("DDIMScheduler"),
         "ddpm": _by_timestep("DDPMScheduler"),
+        # its class stops one level above 0, and leaves that noise in the picture
+        "deis": _multistep("DEISMultistepScheduler", is_twin=False),
+        "dpm2": replace(_by_sigma("KDPM2DiscreteScheduler"), rounds_karras=True),
+        "dpm2_ancestral": replace(_by_sigma("KDPM2AncestralDiscreteScheduler"), rounds_karras=True),
         "dpmpp_2m": _multistep(_DPM, ("algorithm_type", "dpmsolver++"), *_SECOND_ORDER),
+        # the name that it has elsewhere; models are told the older one
+        "dpmpp_2m_sde": _multistep(
+            _DPM, ("algorithm_type", "sde-dpmsolver++"), *_SECOND_ORDER, is_twin=False
+        ),
+        "dpmpp_2s_ancestral": _on_levels("two"),
+        "dpmpp_2s_sde": _on_levels("two"),
+        "dpmpp_3m_sde": _on_levels(),
         "dpmpp_sde": _multistep(_DPM, ("algorithm_type", "sde-dpmsolver++"), *_SECOND_ORDER),
         "euler": _by_sigma("EulerDiscreteScheduler"),
         "euler_ancestral": _by_sigma("EulerAncestralDiscreteScheduler"),
         "flow_euler": _by_sigma("FlowMatchEulerDiscreteScheduler", "flow"),
         "flow_heun": _by_sigma("FlowMatchHeunDiscreteScheduler", "flow"),
         "heun": _by_sigma("HeunDiscreteScheduler"),
+        "ipndm": _on_levels(),
         "lcm": _by_timestep("LCMScheduler"),
+        "lms": _by_sigma("LMSDiscreteScheduler"),
+        "res_multistep": _on_levels(),
+        "sa_solver": _multistep("SASolverScheduler", is_twin=False),
+        "tcd": _by_timestep("TCDScheduler"),
         "unipc": _multistep("UniPCMultistepScheduler"),
     },
     group="mezzotint.schedulers",
@@ -243,8 +273,10 @@ def native_twin(class_name: str, config: Mapping[str, Any]) -> str | None:
     """
     for name in NATIVE.builtin:
         info = NATIVE[name]
-        if info.equals == class_name and all(
-            config.get(key, _CLASS_DEFAULTS[key]) == value for key, value in info.when
+        if (
+            info.is_twin
+            and info.equals == class_name
+            and all(config.get(key, _CLASS_DEFAULTS[key]) == value for key, value in info.when)
         ):
             return name
     return None

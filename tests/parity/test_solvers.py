@@ -1,5 +1,7 @@
 """Each built-in solver against the diffusers scheduler of the same name, step by step."""
 
+import math
+
 import diffusers
 import pytest
 import torch
@@ -131,8 +133,12 @@ def in_our_frame(states, table, name):
 
 def check(name, config, steps, curve=None, begin=0):
     expected, told = their_run(name, config, steps, curve, begin)
+    if any(math.isnan(t) for t in told):
+        pytest.skip("diffusers takes a root of a negative number here, in float32")
     found, table = our_run(name, config, steps, curve, begin)
-    assert [e.timestep for e in table.evaluations] == pytest.approx(told, abs=2e-3)
+    # float32 loses the level halfway of an ancestral step, a root of a difference of squares
+    least = 2e-2 if name == "dpm2_ancestral" else 2e-3
+    assert [e.timestep for e in table.evaluations] == pytest.approx(told, abs=least)
     scale = 1.0
     for k, (ours, other) in enumerate(zip(found, in_our_frame(expected, table, name), strict=True)):
         # float32 holds a state of size sigma to sigma * 6e-8; differences are told in its terms
@@ -145,35 +151,60 @@ def check(name, config, steps, curve=None, begin=0):
 
 
 VE = [n for n in SCHEDULERS.names() if SCHEDULERS[n].info.frame == "ve"]
+TWINS = [n for n in VE if SCHEDULERS[n].info.is_twin or n == "dpmpp_2m_sde"]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 20])
 @pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("name", VE)
+@pytest.mark.parametrize("name", TWINS)
 def test_every_step_equals_diffusers(name, config, steps):
     check(name, CONFIGS[config], steps)
 
 
 @pytest.mark.parametrize("curve", ["karras", "exponential", "beta"])
-@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "dpmpp_sde", "unipc"])
+@pytest.mark.parametrize(
+    "name",
+    ["euler", "heun", "dpmpp_2m", "dpmpp_sde", "unipc", "dpm2", "dpm2_ancestral", "lms"],
+)
 def test_every_step_equals_diffusers_on_other_noise_levels(name, curve):
     expected = theirs(name, SD, 9, curve)
     schedule = inference_schedule(SCHEDULERS[name].info, SD, 9, curve)
     levels = expected.sigmas.tolist()
-    levels = levels[:1] + levels[1:-1:2] + levels[-1:] if name == "heun" else levels
+    if name == "heun":  # each level twice but the ends
+        levels = levels[:1] + levels[1:-1:2] + levels[-1:]
+    if name in ("dpm2", "dpm2_ancestral"):  # the last one three times
+        levels = levels[:1] + levels[1:-1:2]
     assert schedule.sigmas == pytest.approx(levels, rel=1e-5)
-    if curve == "karras" or name in ("euler", "heun"):  # else diffusers cuts 998.9999 to 998
+    if (
+        curve == "karras" or SCHEDULERS[name].info.starts_at_sigma
+    ):  # else diffusers cuts 998.9999 to 998
         check(name, SD, 9, curve)
 
 
-@pytest.mark.parametrize("name", VE)
+@pytest.mark.parametrize("steps", [2, 7, 20])
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("name", ["deis", "sa_solver"])
+def test_every_step_but_the_last_equals_diffusers(name, config, steps):
+    # its last step stays one level above 0; ours goes to 0, where the picture is
+    expected, told = their_run(name, CONFIGS[config], steps)
+    found, table = our_run(name, CONFIGS[config], steps)
+    assert [e.timestep for e in table.evaluations] == pytest.approx(told, abs=2e-3)
+    scale = 1.0
+    pairs = list(zip(found, in_our_frame(expected, table, name), strict=True))[:-1]
+    for k, (ours, other) in enumerate(pairs):
+        scale = max(scale, float(other.abs().max()), table.evaluations[k].sigma)
+        assert float((ours - other).abs().max()) / scale <= 1e-5, f"step {k} of {steps}"
+
+
+@pytest.mark.parametrize("name", TWINS)
 def test_settings_that_a_class_does_not_know_change_nothing(name):
     # e.g. Euler never thresholds, and only some classes may end above sigma 0
     odd = {"thresholding": True, "sample_max_value": 1.5, "final_sigmas_type": "sigma_min"}
     check(name, {**PIXELS, "clip_sample": False, **odd}, 4)
 
 
-@pytest.mark.parametrize("name", [n for n in VE if n != "lcm"])
+# diffusers' LCM begins anew, and its LMS takes the coefficients of a history that it has not
+@pytest.mark.parametrize("name", [n for n in TWINS if n not in ("lcm", "tcd", "lms")])
 def test_a_run_that_starts_late_equals_diffusers(name):
     check(name, SD, 10, begin=4)
 
@@ -197,13 +228,13 @@ def test_flow_steps_equal_diffusers(name, shift, steps):
         assert float((ours - other).abs().max()) <= allowed, f"step {k}"
 
 
-@pytest.mark.parametrize("name", VE)
+@pytest.mark.parametrize("name", TWINS)
 def test_zero_terminal_snr_equals_diffusers(name):
     config = {**VPRED, "rescale_betas_zero_snr": True}
-    if name == "lcm":
+    if name in ("lcm", "tcd"):
         config["original_inference_steps"] = 50
-    if name in ("heun",):
-        pytest.skip("diffusers' Heun knows no zero terminal SNR")
+    if name in ("heun", "dpm2", "dpm2_ancestral", "lms"):
+        pytest.skip("this class of diffusers knows no zero terminal SNR")
     check(name, config, 8)
 
 

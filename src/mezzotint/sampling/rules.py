@@ -10,84 +10,33 @@ Dimensions: R registers of an image, N steps counted from 0 by k.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from mezzotint.errors import InvalidRequest
+from mezzotint.sampling.history_rules import (
+    deis,
+    dpmpp_3m_sde,
+    ipndm,
+    lms,
+    res_multistep,
+    sa_solver,
+)
 from mezzotint.sampling.schedules import TERMINAL_ALPHA_BAR, noise_schedule
+from mezzotint.sampling.stage_rules import dpm2, dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_2s_sde
+from mezzotint.sampling.tables import (
+    COLUMNS,
+    Evaluation,
+    Rule,
+    evaluation,
+    last_alpha,
+    log_snr,
+    scaled,
+    weights,
+)
 from mezzotint.sampling.timesteps import Schedule
 
-__all__ = ["REGISTERS", "RULES", "Evaluation", "Rule"]
-
-REGISTERS = 4
-"""Registers of every image, so that any mix of solvers stacks."""
-
-Row = Mapping[str, float]
-"""One new register: coefficients by ``r0``..``r3``, ``d`` (denoised, clipped if the
-model says so), ``gap`` (r0 - d), ``raw_gap`` (r0 minus denoised before clipping) and
-``n`` (noise). Gaps are formed before they are divided by small noise levels."""
-
-_COLUMNS = (*(f"r{k}" for k in range(REGISTERS)), "d", "gap", "raw_gap", "n")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """One network call and the update after it.
-
-    Args:
-        step: User step it belongs to, counted from 1.
-        sigma: Noise level of register 0 when the network is called.
-        timestep: What the network is told.
-        coefficients: R rows of R + 4 numbers, see :data:`Row` for the columns.
-        draws_noise: Whether a fresh noise tensor is drawn for this update, even
-            if its coefficient is 0: the stream of a generator must not depend on it.
-    """
-
-    step: int
-    sigma: float
-    timestep: float
-    coefficients: tuple[tuple[float, ...], ...]
-    draws_noise: bool = False
-
-    def tensor(self) -> Tensor:
-        """Return the coefficients as float32, shape (R, R + 4)."""
-        return torch.tensor(self.coefficients, dtype=torch.float64).float()
-
-
-Rule = Callable[[Schedule, Mapping[str, Any], int], list[Evaluation]]
-"""Fills a table: ``(noise levels, scheduler configuration, first step) -> evaluations``."""
-
-
-def _row(**coefficients: float) -> tuple[float, ...]:
-    return tuple(coefficients.get(name, 0.0) for name in _COLUMNS)
-
-
-def _rows(*rows: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
-    """Fill up with registers that stay 0."""
-    return (*rows, *(_row() for _ in range(REGISTERS - len(rows))))
-
-
-def _evaluation(
-    schedule: Schedule,
-    k: int,
-    *rows: tuple[float, ...],
-    first: int,
-    draws_noise: bool = False,
-    at: int | None = None,
-) -> Evaluation:
-    """Make the evaluation of step k; ``at`` names another noise level than its own."""
-    level = k if at is None else at
-    return Evaluation(
-        step=k - first + 1,
-        sigma=schedule.sigmas[level],
-        timestep=schedule.timesteps[level],
-        coefficients=_rows(*rows),
-        draws_noise=draws_noise,
-    )
+__all__ = ["RULES"]
 
 
 def _euler(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Evaluation]:
@@ -95,7 +44,7 @@ def _euler(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Ev
     result: list[Evaluation] = []
     for k in range(first, schedule.num_steps):
         ratio = schedule.sigmas[k + 1] / schedule.sigmas[k]
-        result.append(_evaluation(schedule, k, _row(r0=ratio, d=1 - ratio), first=first))
+        result.append(evaluation(schedule, k, weights(r0=ratio, d=1 - ratio), first=first))
     return result
 
 
@@ -106,8 +55,8 @@ def _euler_ancestral(schedule: Schedule, config: Mapping[str, Any], first: int) 
         here, there = schedule.sigmas[k], schedule.sigmas[k + 1]
         up = math.sqrt(there**2 * (here**2 - there**2) / here**2)
         down = math.sqrt(max(there**2 - up**2, 0.0))
-        row = _row(r0=down / here, d=1 - down / here, n=up)
-        result.append(_evaluation(schedule, k, row, first=first, draws_noise=True))
+        row = weights(r0=down / here, d=1 - down / here, n=up)
+        result.append(evaluation(schedule, k, row, first=first, draws_noise=True))
     return result
 
 
@@ -120,34 +69,25 @@ def _heun(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Eva
     for k in range(first, schedule.num_steps):
         here, there = schedule.sigmas[k], schedule.sigmas[k + 1]
         ratio = there / here
-        euler = _row(r0=ratio, d=1 - ratio)
+        euler = weights(r0=ratio, d=1 - ratio)
         if there == 0:
-            result.append(_evaluation(schedule, k, euler, first=first))
+            result.append(evaluation(schedule, k, euler, first=first))
             continue
         half = (there - here) / 2
-        mean = _row(r1=1, r2=half, gap=half / there)
-        slope = _row(gap=1 / here)
-        result.append(_evaluation(schedule, k, euler, _row(r0=1), slope, first=first))
+        mean = weights(r1=1, r2=half, gap=half / there)
+        slope = weights(gap=1 / here)
+        result.append(evaluation(schedule, k, euler, weights(r0=1), slope, first=first))
         if k + 1 < schedule.num_steps:
-            result.append(_evaluation(schedule, k, mean, first=first, at=k + 1))
+            result.append(evaluation(schedule, k, mean, first=first, at=k + 1))
         else:  # a schedule that ends above 0 has no timestep there
-            result[-1] = _evaluation(schedule, k, euler, first=first)
+            result[-1] = evaluation(schedule, k, euler, first=first)
     return result
-
-
-def _log_snr(schedule: Schedule, k: int) -> float:
-    """Return lambda = log(alpha / sigma), infinite at sigma 0."""
-    sigma = schedule.sigmas[k]
-    alpha = 1 - sigma if schedule.frame == "flow" else 1.0
-    if sigma == 0:
-        return math.inf
-    return math.log(alpha / sigma) if alpha > 0 else -math.inf
 
 
 def _previous_weight(schedule: Schedule, k: int) -> float:
     """Return h / h_0: how far this step reaches, in units of the one before, in log-SNR."""
-    reach = _log_snr(schedule, k + 1) - _log_snr(schedule, k)
-    before = _log_snr(schedule, k) - _log_snr(schedule, k - 1)
+    reach = log_snr(schedule, k + 1) - log_snr(schedule, k)
+    before = log_snr(schedule, k) - log_snr(schedule, k - 1)
     return 0.0 if math.isinf(before) else reach / before
 
 
@@ -158,17 +98,6 @@ def _is_first_order(schedule: Schedule, config: Mapping[str, Any], k: int, first
         schedule.sigmas[-1] == 0 or few or bool(config.get("euler_at_final"))
     )
     return k == first or at_end
-
-
-def _last_alpha(schedule: Schedule, k: int) -> float:
-    """Return sqrt(alpha_bar) after the last step, 1 before: pictures are decoded as they end."""
-    if schedule.frame == "flow" or k + 1 < schedule.num_steps:
-        return 1.0
-    return 1 / math.sqrt(1 + schedule.sigmas[-1] ** 2)
-
-
-def _scaled(row: tuple[float, ...], factor: float) -> tuple[float, ...]:
-    return tuple(factor * value for value in row)
 
 
 def _dpmpp_2m(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Evaluation]:
@@ -187,8 +116,8 @@ def _dpmpp_2m(schedule: Schedule, config: Mapping[str, Any], first: int) -> list
         weight = 0.0
         if not _is_first_order(schedule, config, k, first):
             weight = 0.5 * drop * _previous_weight(schedule, k)
-        row = _scaled(_row(r0=ratio, d=drop + weight, r1=-weight), _last_alpha(schedule, k))
-        result.append(_evaluation(schedule, k, row, _row(d=1), first=first))
+        row = scaled(weights(r0=ratio, d=drop + weight, r1=-weight), last_alpha(schedule, k))
+        result.append(evaluation(schedule, k, row, weights(d=1), first=first))
     return result
 
 
@@ -204,14 +133,14 @@ def _dpmpp_sde(schedule: Schedule, config: Mapping[str, Any], first: int) -> lis
         weight = 0.0
         if not _is_first_order(schedule, config, k, first):
             weight = 0.5 * drop * _previous_weight(schedule, k)
-        row = _row(
+        row = weights(
             r0=ratio**2,
             d=drop + weight,
             r1=-weight,
             n=schedule.sigmas[k + 1] * math.sqrt(drop),
         )
-        row = _scaled(row, _last_alpha(schedule, k))
-        result.append(_evaluation(schedule, k, row, _row(d=1), first=first, draws_noise=True))
+        row = scaled(row, last_alpha(schedule, k))
+        result.append(evaluation(schedule, k, row, weights(d=1), first=first, draws_noise=True))
     return result
 
 
@@ -224,7 +153,7 @@ def _unipc(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Ev
     result: list[Evaluation] = []
     order = 1
     for k in range(first, schedule.num_steps):
-        here = _row(r0=1)
+        here = weights(r0=1)
         if k > first:
             here = _unipc_corrected(schedule, k, order)
         remaining = schedule.num_steps - k if config.get("lower_order_final", True) else 2
@@ -232,15 +161,21 @@ def _unipc(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Ev
         ratio = schedule.sigmas[k + 1] / schedule.sigmas[k]
         drop = 1 - ratio
         step = [ratio * c for c in here]
-        step[_COLUMNS.index("d")] += drop
+        step[COLUMNS.index("d")] += drop
         if order == 2:
             weight = 0.5 * drop * _previous_weight(schedule, k)
-            step[_COLUMNS.index("d")] += weight
-            step[_COLUMNS.index("r2")] -= weight
-        last = _last_alpha(schedule, k)
+            step[COLUMNS.index("d")] += weight
+            step[COLUMNS.index("r2")] -= weight
+        last = last_alpha(schedule, k)
         result.append(
-            _evaluation(
-                schedule, k, _scaled(tuple(step), last), here, _row(d=1), _row(r2=1), first=first
+            evaluation(
+                schedule,
+                k,
+                scaled(tuple(step), last),
+                here,
+                weights(d=1),
+                weights(r2=1),
+                first=first,
             )
         )
     return result
@@ -249,12 +184,12 @@ def _unipc(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Ev
 def _unipc_corrected(schedule: Schedule, k: int, order: int) -> tuple[float, ...]:
     """Correct the latents of step k with what the network says there."""
     ratio = schedule.sigmas[k] / schedule.sigmas[k - 1]
-    reach = _log_snr(schedule, k) - _log_snr(schedule, k - 1)
+    reach = log_snr(schedule, k) - log_snr(schedule, k - 1)
     base = math.expm1(-reach)  # = ratio - 1 in the variance-exploding frame
     if order == 1:
         own, older, rk = 0.5, 0.0, 1.0
     else:
-        rk = (_log_snr(schedule, k - 2) - _log_snr(schedule, k - 1)) / reach
+        rk = (log_snr(schedule, k - 2) - log_snr(schedule, k - 1)) / reach
         phi = base / -reach - 1
         b1 = phi / base
         phi = phi / -reach - 0.5
@@ -262,7 +197,7 @@ def _unipc_corrected(schedule: Schedule, k: int, order: int) -> tuple[float, ...
         older = (b1 - b2) / (1 - rk)  # the 2 x 2 system [1 1; rk 1] rho = b
         own = b1 - older
     correction = -base
-    return _row(
+    return weights(
         r1=ratio,
         r2=correction - correction * (own + older / rk),
         r3=correction * older / rk,
@@ -317,8 +252,8 @@ def _ddim(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Eva
         deviation = eta * math.sqrt(max(variance, 0.0))
         root = _next_root(schedule, k)
         slope = math.sqrt(max(1 - there - deviation**2, 0.0)) / root / schedule.sigmas[k]
-        row = _row(raw_gap=slope, d=math.sqrt(there) / root, n=deviation / root)
-        result.append(_evaluation(schedule, k, row, first=first, draws_noise=eta > 0))
+        row = weights(raw_gap=slope, d=math.sqrt(there) / root, n=deviation / root)
+        result.append(evaluation(schedule, k, row, first=first, draws_noise=eta > 0))
     return result
 
 
@@ -341,12 +276,12 @@ def _ddpm(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Eva
         if kind.startswith("fixed_large"):
             variance = 1 - current
         draws = not is_last if schedule.is_bare else int(schedule.timesteps[k]) > 0
-        row = _row(
+        row = weights(
             d=(1 - current) / (1 - here),
             r0=current * (1 - there) / (1 - here),
             n=math.sqrt(variance / there) if draws else 0.0,
         )
-        result.append(_evaluation(schedule, k, row, first=first, draws_noise=draws))
+        result.append(evaluation(schedule, k, row, first=first, draws_noise=draws))
     return result
 
 
@@ -363,22 +298,61 @@ def _lcm(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Eval
         keep = skip * math.sqrt(_alpha_bar_of(schedule.sigmas[k]))  # the paper's state is smaller
         draws = k + 1 < schedule.num_steps
         # the paper's sqrt(alpha_bar) x + sqrt(1 - alpha_bar) n, in the next level's frame
-        row = _row(d=out, r0=keep, n=schedule.sigmas[k + 1] if draws else 0.0)
-        result.append(_evaluation(schedule, k, row, first=first, draws_noise=draws))
+        row = weights(d=out, r0=keep, n=schedule.sigmas[k + 1] if draws else 0.0)
+        result.append(evaluation(schedule, k, row, first=first, draws_noise=draws))
+    return result
+
+
+def _tcd(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Evaluation]:
+    """Trajectory consistency sampling. Zheng et al. 2024 (arXiv:2402.19159), algorithm 4.
+
+    Each step goes below its target, to timestep (1 - eta) times the target's, and adds the
+    noise that is missing there; eta is 0.3 where the configuration says nothing.
+    """
+    eta = float(config.get("eta", 0.3))
+    result: list[Evaluation] = []
+    for k in range(first, schedule.num_steps):
+        is_last = k + 1 == schedule.num_steps
+        here, there = schedule.sigmas[k], schedule.sigmas[k + 1]
+        scale = 1.0
+        if schedule.is_bare:
+            down = (1 - eta) * there
+        elif is_last:  # the paper's state at timestep 0 is the picture
+            down = noise_schedule(config).exact_sigma_of(0)
+            scale = math.sqrt(_alpha_bar_of(down))
+        else:
+            below = math.floor((1 - eta) * schedule.timesteps[k + 1])
+            down = noise_schedule(config).exact_sigma_of(below)
+        draws = eta > 0 and not is_last
+        up = math.sqrt(max(there**2 - down**2, 0.0)) if draws else 0.0
+        step = weights(d=scale, raw_gap=scale * down / here, n=up)
+        result.append(evaluation(schedule, k, step, first=first, draws_noise=draws))
     return result
 
 
 RULES: Mapping[str, Rule] = {
     "ddim": _ddim,
     "ddpm": _ddpm,
+    "deis": deis,
+    "dpm2": dpm2,
+    "dpm2_ancestral": dpm2_ancestral,
     "dpmpp_2m": _dpmpp_2m,
+    "dpmpp_2m_sde": _dpmpp_sde,
+    "dpmpp_2s_ancestral": dpmpp_2s_ancestral,
+    "dpmpp_2s_sde": dpmpp_2s_sde,
+    "dpmpp_3m_sde": dpmpp_3m_sde,
     "dpmpp_sde": _dpmpp_sde,
     "euler": _euler,
     "euler_ancestral": _euler_ancestral,
     "flow_euler": _euler,
     "flow_heun": _heun,
     "heun": _heun,
+    "ipndm": ipndm,
     "lcm": _lcm,
+    "lms": lms,
+    "res_multistep": res_multistep,
+    "sa_solver": sa_solver,
+    "tcd": _tcd,
     "unipc": _unipc,
 }
 """The rule of every built-in scheduler, by name."""

@@ -6,21 +6,27 @@ Theory: a step's error grows with the curvature of the path, which is highest at
 noise. ``karras`` spaces ``sigma^(1/rho)`` evenly, rho = 7 (Karras et al. 2022,
 arXiv:2206.00364, equation 5); ``exponential`` spaces log sigma evenly, its limit for
 rho to infinity; ``linear`` spaces sigma; ``beta`` takes quantiles of a Beta
-distribution, dense at both ends (Lee et al. 2024, arXiv:2407.12173).
+distribution, dense at both ends (Lee et al. 2024, arXiv:2407.12173); ``kl_optimal`` spaces
+atan(sigma) evenly. ``align_your_steps`` are levels that were optimised for Stable Diffusion
+1.5, ``align_your_steps_sdxl`` for SDXL, between the published ones log-linear (Sabour et al.
+2024, arXiv:2404.14507).
 
 Dimensions: N levels, falling, without the final 0 unless said.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from mezzotint.errors import InvalidRequest, UnknownName
 
 __all__ = [
     "CURVES",
+    "PUBLISHED",
     "beta_sigmas",
     "exponential_sigmas",
     "karras_sigmas",
+    "kl_optimal_sigmas",
     "ramp",
     "sigma_curve",
 ]
@@ -54,6 +60,47 @@ def beta_sigmas(
         sigma_min + _beta_quantile(1 - part, alpha, beta) * (sigma_max - sigma_min)
         for part in ramp(num_steps)
     ]
+
+
+def kl_optimal_sigmas(num_steps: int, sigma_min: float, sigma_max: float) -> list[float]:
+    """Space noise levels evenly in atan(sigma), without the final 0.
+
+    Source: Sabour et al. 2024 (arXiv:2404.14507), section 3.2: optimal for Gaussian data.
+    """
+    low, high = math.atan(sigma_min), math.atan(sigma_max)
+    return [math.tan(high + part * (low - high)) for part in ramp(num_steps)]
+
+
+PUBLISHED: dict[str, tuple[float, ...]] = {
+    "align_your_steps": (
+        14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029,
+    ),
+    "align_your_steps_sdxl": (
+        14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029,
+    ),
+}  # fmt: skip
+"""Levels of ten steps by schedule, the one that 0 takes the place of included."""
+
+
+def _published_sigmas(name: str, num_steps: int, sigma_min: float, sigma_max: float) -> list[float]:
+    """Interpolate published levels log-linearly, without the final 0.
+
+    Models whose levels end within 2 % of the published ends get these as they are; for
+    others they are stretched, in log sigma, to the model's ends.
+
+    Source: Sabour et al. 2024 (arXiv:2404.14507), appendix; ten steps are as printed.
+    """
+    logs = [math.log(level) for level in PUBLISHED[name]]
+    high, low = math.log(sigma_max), math.log(sigma_min)
+    if max(abs(high - logs[0]), abs(low - logs[-1])) > 0.02:
+        scale = (high - low) / (logs[0] - logs[-1])
+        logs = [low + (log - logs[-1]) * scale for log in logs]
+    result: list[float] = []
+    for part in ramp(num_steps + 1)[:-1]:
+        place = part * (len(logs) - 1)
+        left = min(int(place), len(logs) - 2)
+        result.append(math.exp(logs[left] + (place - left) * (logs[left + 1] - logs[left])))
+    return result
 
 
 def ramp(count: int) -> list[float]:
@@ -99,6 +146,8 @@ CURVES: dict[str, Callable[[int, float, float], list[float]]] = {
     "karras": karras_sigmas,
     "exponential": exponential_sigmas,
     "beta": beta_sigmas,
+    "kl_optimal": kl_optimal_sigmas,
+    **{name: partial(_published_sigmas, name) for name in PUBLISHED},
 }
 """Curves that a scheduler may put its noise levels on."""
 
@@ -107,7 +156,7 @@ def sigma_curve(name: str, num_steps: int, sigma_min: float, sigma_max: float) -
     """Return N noise levels between two ends, and the final 0.
 
     Args:
-        name: ``karras``, ``exponential``, ``beta`` or ``linear``.
+        name: A key of :data:`CURVES`, or ``linear``.
         num_steps: N >= 1.
         sigma_min: Lowest level above 0.
         sigma_max: Highest level, > ``sigma_min`` where there is more than one step.

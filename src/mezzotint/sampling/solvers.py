@@ -28,7 +28,8 @@ from torch import Tensor
 
 from mezzotint.errors import InvalidRequest, ShapeError
 from mezzotint.registry import Registry
-from mezzotint.sampling.rules import REGISTERS, RULES, Evaluation, Rule
+from mezzotint.sampling.rules import RULES
+from mezzotint.sampling.tables import REGISTERS, Evaluation, Rule
 from mezzotint.sampling.timesteps import (
     Schedule,
     inference_schedule,

@@ -15,7 +15,7 @@ from typing import Any
 
 from mezzotint.errors import InvalidRequest, UnknownName
 from mezzotint.sampling.schedules import NoiseSchedule, noise_schedule
-from mezzotint.sampling.sigma_curves import CURVES, ramp
+from mezzotint.sampling.sigma_curves import CURVES, PUBLISHED, ramp
 from mezzotint.schedulers import SIGMA_SCHEDULES, Frame, SchedulerInfo
 
 __all__ = [
@@ -24,6 +24,9 @@ __all__ = [
     "noise_progress",
     "spaced_timesteps",
 ]
+
+DISTILLED = ("LCMScheduler", "TCDScheduler")
+"""Classes whose steps are some of those that a model was distilled on."""
 
 SPACINGS = {"linear": "linspace", "leading": "leading", "trailing": "trailing"}
 
@@ -151,8 +154,8 @@ def _ve_schedule(
     num_steps: int,
     sigma_schedule: str | None,
 ) -> Schedule:
-    if info.equals == "LCMScheduler":
-        return _lcm_schedule(config, training, num_steps)
+    if info.equals in DISTILLED:
+        return _distilled_schedule(info, config, training, num_steps)
     spacing = SPACINGS.get(sigma_schedule or "") or str(
         config.get("timestep_spacing", info.spacing)
     )
@@ -170,9 +173,12 @@ def _ve_schedule(
         for t in timesteps
     ]
     if sigma_schedule in CURVES and not info.uses_alpha_bar:
-        ends = (sigmas[-1], sigmas[0]) if info.from_spaced else _ends(training)
+        spans = info.from_spaced and sigma_schedule not in PUBLISHED
+        ends = (sigmas[-1], sigmas[0]) if spans else _ends(training)
         sigmas = CURVES[sigma_schedule](num_steps, *ends)
         timesteps = [training.timestep_of(sigma, snap=0) for sigma in sigmas]
+        if info.rounds_karras and sigma_schedule == "karras":
+            timesteps = [float(round(t)) for t in timesteps]
         if info.rounds:
             whole = sigma_schedule == "karras" and (
                 config.get("beta_schedule") != "squaredcos_cap_v2"
@@ -191,12 +197,15 @@ def _ends(training: NoiseSchedule) -> tuple[float, float]:
     return training.sigmas[0], training.sigmas[-1]
 
 
-def _lcm_schedule(config: Mapping[str, Any], training: NoiseSchedule, num_steps: int) -> Schedule:
-    """Take N of the timesteps that the consistency model was distilled on."""
+def _distilled_schedule(
+    info: SchedulerInfo, config: Mapping[str, Any], training: NoiseSchedule, num_steps: int
+) -> Schedule:
+    """Take N of the timesteps that a consistency model was distilled on."""
     original = int(config.get("original_inference_steps", 50))
     if num_steps > original:
         raise InvalidRequest(
-            f"num_inference_steps must be 1 to {original} for scheduler lcm, got {num_steps}",
+            f"num_inference_steps must be 1 to {original} for {info.equals.lower()}, "
+            f"got {num_steps}",
             field="num_inference_steps",
             value=num_steps,
             allowed=f"1 to {original}",
@@ -243,6 +252,13 @@ def _flow_schedule(
     if terminal := config.get("shift_terminal"):
         stretch = (1 - sigmas[-1]) / (1 - float(terminal))
         sigmas = [1 - (1 - sigma) / stretch for sigma in sigmas]
+    if sigma_schedule in PUBLISHED:
+        raise InvalidRequest(
+            f"sigma_schedule {sigma_schedule} was published for diffusion models, this is a "
+            "flow-matching model",
+            field="sigma_schedule",
+            value=sigma_schedule,
+        )
     if sigma_schedule in CURVES:
         sigmas = CURVES[sigma_schedule](num_steps, sigmas[-1], sigmas[0])
     return Schedule(
