@@ -146,7 +146,7 @@ DOORS = (
             "EmptyLatentImage.batch_size": 1,
             "CLIPTextEncode.text": "a plum",
         },
-        warned={"KSampler.sampler_name": "dpmpp_3m_sde"},
+        warned={"KSampler.sampler_name": "dpmpp_2m_sde_heun"},
         ignored={"SaveImage.filename_prefix": "mine"},
         refused={"UpscaleModelLoader.model_name": "x", "KSampler.sampler_name": "nope"},
         takes_ours=False,

@@ -37,22 +37,18 @@ class SchedulerMatch(NamedTuple):
 # A1111 name, ours, exact, other tools' names for the same thing
 _SAMPLERS: tuple[tuple[str, str, bool, tuple[str, ...]], ...] = (
     ("DPM++ 2M", "dpmpp_2m", True, ("k_dpmpp_2m", "dpm++_2m")),
-    ("DPM++ SDE", "dpmpp_sde", False, ("k_dpmpp_sde", "dpm++_sde")),
+    # elsewhere "dpmpp_sde" is the solver of two stages; ours of that name is the multistep one
+    ("DPM++ SDE", "dpmpp_2s_sde", True, ("dpmpp_sde", "k_dpmpp_sde", "dpm++_sde")),
     ("DPM++ 2M SDE", "dpmpp_sde", True, ("dpmpp_2m_sde", "k_dpmpp_2m_sde", "dpm++_2m_sde")),
     ("DPM++ 2M SDE Heun", "dpmpp_sde", False, ("dpmpp_2m_sde_heun",)),
-    ("DPM++ 2S a", "DPMSolverSinglestepScheduler", False, ("dpmpp_2s_ancestral", "dpmpp_2s")),
-    ("DPM++ 3M SDE", "dpmpp_sde", False, ("dpmpp_3m_sde", "dpmpp_3m")),
+    ("DPM++ 2S a", "dpmpp_2s_ancestral", True, ("k_dpmpp_2s_a", "dpm++_2s_a")),
+    ("DPM++ 3M SDE", "dpmpp_3m_sde", True, ("dpmpp_3m", "k_dpmpp_3m_sde")),
     ("Euler a", "euler_ancestral", True, ("euler_a", "k_euler_a", "k_euler_ancestral")),
     ("Euler", "euler", True, ("k_euler", "flow_euler")),
-    ("LMS", "LMSDiscreteScheduler", True, ("lms", "k_lms")),
+    ("LMS", "lms", True, ("k_lms",)),
     ("Heun", "heun", True, ("k_heun", "flow_heun")),
-    ("DPM2", "KDPM2DiscreteScheduler", True, ("dpm_2", "k_dpm_2", "kdpm_2")),
-    (
-        "DPM2 a",
-        "KDPM2AncestralDiscreteScheduler",
-        True,
-        ("dpm_2_ancestral", "k_dpm_2_a", "kdpm_2_a"),
-    ),
+    ("DPM2", "dpm2", True, ("dpm_2", "k_dpm_2", "kdpm_2")),
+    ("DPM2 a", "dpm2_ancestral", True, ("dpm_2_ancestral", "k_dpm_2_a", "kdpm_2_a")),
     ("DPM fast", "dpmpp_2m", False, ("dpm_fast", "k_dpm_fast")),
     ("DPM adaptive", "dpmpp_2m", False, ("dpm_adaptive", "k_dpm_ad")),
     ("Restart", "heun", False, ("restart",)),
@@ -62,8 +58,20 @@ _SAMPLERS: tuple[tuple[str, str, bool, tuple[str, ...]], ...] = (
     ("UniPC", "unipc", True, ("uni_pc", "uni_pc_bh2")),
     ("LCM", "lcm", True, ()),
     ("DDPM", "ddpm", True, ()),
-    ("DEIS", "DEISMultistepScheduler", True, ("deis",)),
+    ("DEIS", "deis", True, ()),
+    ("IPNDM", "ipndm", True, ()),
+    ("RES Multistep", "res_multistep", True, ()),
+    ("SA Solver", "sa_solver", True, ()),
+    ("TCD", "tcd", True, ()),
 )
+
+_OF_CLASS = {
+    "deismultistepscheduler": "DEIS",
+    "kdpm2ancestraldiscretescheduler": "DPM2 a",
+    "kdpm2discretescheduler": "DPM2",
+    "lmsdiscretescheduler": "LMS",
+}
+"""A1111's names of classes of diffusers that have a scheduler of ours beside them."""
 
 # A1111 name, ours (None: the scheduler's own), exact, other tools' names
 _SCHEDULES: tuple[tuple[str, str | None, bool, tuple[str, ...]], ...] = (
@@ -73,8 +81,9 @@ _SCHEDULES: tuple[tuple[str, str | None, bool, tuple[str, ...]], ...] = (
     ("Exponential", "exponential", True, ()),
     ("Polyexponential", "exponential", True, ()),  # its rho is 1: the same curve
     ("SGM Uniform", "trailing", True, ("sgm_uniform",)),
-    ("KL Optimal", "karras", False, ("kl_optimal",)),
-    ("Align Your Steps", "karras", False, ("align_your_steps", "ays")),
+    ("KL Optimal", "kl_optimal", True, ()),
+    ("Align Your Steps", "align_your_steps", True, ("ays", "ays_sd15")),
+    ("Align Your Steps SDXL", "align_your_steps_sdxl", True, ("ays_sdxl",)),
     ("Simple", "trailing", True, ()),
     ("Normal", "linear", True, ()),
     ("DDIM", "leading", True, ("ddim_uniform", "uniform_ddim")),
@@ -105,6 +114,8 @@ def _index() -> dict[str, SchedulerMatch]:
             found.setdefault(key.lower(), match)
     for flow in ("flow_euler", "flow_heun"):  # our own names mean themselves
         found[flow] = SchedulerMatch(flow)
+    found["dpmpp_2s"] = SchedulerMatch("DPMSolverSinglestepScheduler")
+    found["sa_solver_pece"] = SchedulerMatch("sa_solver", None, exact=False)
     return found
 
 
@@ -171,8 +182,14 @@ def match_upscaler(name: str) -> Literal["latent", "lanczos", "real-esrgan"] | N
 def a1111_sampler(scheduler: str) -> str:
     """Return A1111's name for a scheduler of ours, or the name itself if it has none."""
     key = scheduler.lower()
-    for name, ours, exact, aliases in _SAMPLERS:
-        if exact and key in (ours.lower(), name.lower(), *aliases):
+    if key in _OF_CLASS:
+        return _OF_CLASS[key]
+    exact = [row for row in _SAMPLERS if row[2]]
+    for name, ours, _, _ in exact:  # ours first: elsewhere the same word may mean another
+        if key == ours.lower():
+            return name
+    for name, _, _, aliases in exact:
+        if key in (name.lower(), *aliases):
             return name
     return scheduler
 

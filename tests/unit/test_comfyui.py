@@ -122,9 +122,9 @@ def test_weights_in_a_prompt_are_read_as_there():
 
 
 def test_a_sampler_that_is_near_is_said():
-    read = read_graph(graph(n3={"sampler_name": "dpmpp_3m_sde_gpu"}))
+    read = read_graph(graph(n3={"sampler_name": "dpmpp_2m_sde_heun_gpu"}))
     assert read.fields["scheduler"] == "dpmpp_sde"
-    assert read.warnings == ["sampler dpmpp_3m_sde_gpu is not offered here; dpmpp_sde is used"]
+    assert read.warnings == ["sampler dpmpp_2m_sde_heun_gpu is not offered here; dpmpp_sde is used"]
 
 
 @pytest.mark.parametrize(

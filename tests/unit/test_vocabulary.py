@@ -21,6 +21,16 @@ from mezzotint.vocabulary import (
         ("dpmpp_2m_k", "dpmpp_2m", "karras", True),
         ("dpmpp_2m_sde_gpu", "dpmpp_sde", None, True),
         ("uni_pc", "unipc", None, True),
+        # the solver of two stages, as everybody but us calls it
+        ("dpmpp_sde_gpu", "dpmpp_2s_sde", None, True),
+        ("DPM++ SDE Karras", "dpmpp_2s_sde", "karras", True),
+        ("DPM++ 2S a", "dpmpp_2s_ancestral", None, True),
+        ("dpmpp_3m_sde_gpu", "dpmpp_3m_sde", None, True),
+        ("LMS", "lms", None, True),
+        ("dpm_2_ancestral", "dpm2_ancestral", None, True),
+        ("sa_solver", "sa_solver", None, True),
+        ("res_multistep", "res_multistep", None, True),
+        ("tcd", "tcd", None, True),
         ("PLMS", "PNDMScheduler", None, True),
         ("KDPM2DiscreteScheduler", "KDPM2DiscreteScheduler", None, True),
         ("flow_euler", "flow_euler", None, True),
@@ -63,3 +73,15 @@ def test_schedules_translate_both_ways():
     assert a1111_schedule("karras") == "Karras"
     assert a1111_schedule("leading") == "DDIM"
     assert a1111_schedule(None) == "Automatic"
+
+
+def test_schedules_that_were_published_are_exact():
+    assert match_schedule("Align Your Steps") == ("align_your_steps", True)
+    assert match_schedule("ays_sdxl") == ("align_your_steps_sdxl", True)
+    assert match_schedule("KL Optimal") == ("kl_optimal", True)
+
+
+def test_our_names_and_classes_are_told_by_a1111s():
+    assert a1111_sampler("dpmpp_sde") == a1111_sampler("dpmpp_2m_sde") == "DPM++ 2M SDE"
+    assert a1111_sampler("dpmpp_2s_sde") == "DPM++ SDE"
+    assert a1111_sampler("LMSDiscreteScheduler") == a1111_sampler("lms") == "LMS"

@@ -27,7 +27,7 @@ from mezzotint.planning.plan import (
     image_seed,
 )
 from mezzotint.planning.refusals import check_techniques
-from mezzotint.planning.schedulers import check_scheduler
+from mezzotint.planning.schedulers import check_scheduler, family_schedule
 from mezzotint.planning.sizing import (
     check_pixels,
     check_side,
@@ -86,6 +86,7 @@ def plan(
     sigma_schedule = request.sigma_schedule or (
         spec.default_sigma_schedule if request.scheduler in (None, spec.default_scheduler) else None
     )
+    sigma_schedule = family_schedule(sigma_schedule, spec.family)
     if spec.has_steps and spec.stepwise:
         check_scheduler(scheduler, sigma_schedule, prediction_type=spec.prediction_type)
     else:

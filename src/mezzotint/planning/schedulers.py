@@ -13,7 +13,13 @@ from mezzotint.schedulers import (
     diffusers_names,
 )
 
-__all__ = ["check_scheduler", "evaluation_steps", "fitting_schedulers", "scheduler_names"]
+__all__ = [
+    "check_scheduler",
+    "evaluation_steps",
+    "family_schedule",
+    "fitting_schedulers",
+    "scheduler_names",
+]
 
 
 def scheduler_names() -> tuple[str, ...]:
@@ -47,6 +53,17 @@ def check_scheduler(scheduler: str, sigma_schedule: str | None, *, prediction_ty
             value=scheduler,
             allowed=", ".join(fitting),
         )
+
+
+def family_schedule(sigma_schedule: str | None, family: str) -> str | None:
+    """Return the sigma schedule of that name that was made for a family.
+
+    Align Your Steps was published for Stable Diffusion 1.5 and for SDXL; the plain name
+    means the one that fits.
+    """
+    if sigma_schedule == "align_your_steps" and family == "sdxl":
+        return "align_your_steps_sdxl"
+    return sigma_schedule
 
 
 def fitting_schedulers(prediction_type: str) -> tuple[str, ...]:

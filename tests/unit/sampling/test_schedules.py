@@ -1,3 +1,5 @@
+import math
+
 import diffusers
 import numpy as np
 import pytest
@@ -144,3 +146,54 @@ def test_flow_levels_are_those_of_diffusers(config, steps):
     assert torch.tensor(found.timesteps).tolist() == pytest.approx(
         scheduler.timesteps.tolist(), rel=2e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("align_your_steps", "StableDiffusionSigmas"),
+        ("align_your_steps_sdxl", "StableDiffusionXLSigmas"),
+    ],
+)
+def test_align_your_steps_are_the_published_levels(name, theirs):
+    from diffusers.schedulers import AysSchedules
+
+    from mezzotint.sampling.timesteps import inference_schedule
+    from mezzotint.schedulers import NATIVE
+
+    trained = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    for scheduler in ("euler", "dpmpp_2m", "dpmpp_2s_ancestral"):
+        found = inference_schedule(NATIVE[scheduler], trained, 10, name)
+        assert found.sigmas == pytest.approx(AysSchedules[theirs], rel=1e-9)
+    # fewer steps: log-linear between them
+    few = inference_schedule(NATIVE["euler"], trained, 5, name).sigmas
+    assert few == pytest.approx([*AysSchedules[theirs][:-1:2], 0.0], rel=1e-9)
+
+
+def test_align_your_steps_are_stretched_to_the_ends_of_other_models():
+    from mezzotint.sampling.sigma_curves import sigma_curve
+
+    levels = sigma_curve("align_your_steps", 10, 0.029**2, 14.615**2)
+    assert levels[0] == pytest.approx(14.615**2)
+    logs = [math.log(level) for level in levels[:-1]]
+    # twice the span in log sigma: twice each published distance from the top
+    assert logs[0] - logs[3] == pytest.approx(2 * math.log(14.615 / 2.697))
+
+
+def test_kl_optimal_is_even_in_the_angle():
+    import numpy as np
+
+    from mezzotint.sampling.sigma_curves import sigma_curve
+
+    levels = sigma_curve("kl_optimal", 7, 0.03, 14.6)
+    expected = np.tan(np.linspace(np.arctan(14.6), np.arctan(0.03), 7))
+    assert levels == pytest.approx([*expected, 0.0])
+
+
+def test_published_levels_are_refused_for_flow_models():
+    from mezzotint.sampling.timesteps import inference_schedule
+    from mezzotint.schedulers import NATIVE
+
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    with pytest.raises(InvalidRequest, match="published for diffusion models"):
+        inference_schedule(NATIVE["flow_euler"], flow, 10, "align_your_steps")
