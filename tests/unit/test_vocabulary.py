@@ -69,7 +69,6 @@ def test_schedules_translate_both_ways():
     assert match_schedule("SGM Uniform") == ("trailing", True)
     assert match_schedule("Automatic") == (None, True)
     assert match_schedule("karras") == ("karras", True)
-    assert match_schedule("KL Optimal") == ("karras", False)
     assert a1111_schedule("karras") == "Karras"
     assert a1111_schedule("leading") == "DDIM"
     assert a1111_schedule(None) == "Automatic"
