@@ -29,6 +29,7 @@ DOORS = {
     "recipes": "/v1/inspect",
     "control pictures": "/v1/preprocess",
     "archives": "/v1/gallery/archive",
+    "models": "/v1/operations/models",
     "OpenAI generations": "/v1/images/generations",
     "OpenAI edits": "/v1/images/edits",
     "OpenAI variations": "/v1/images/variations",

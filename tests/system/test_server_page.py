@@ -6,13 +6,12 @@ import io
 import json
 import socket
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image, PngImagePlugin
 from tests.browser import CHROMIUM, Page, open_page
+from tests.pages import AXE, DONE, READY, drop, kept_request, picture
 from tests.serving import RunningServer, running_server
 
 pytestmark = [
@@ -20,70 +19,15 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
 ]
 
-AXE = Path(__file__).resolve().parents[2] / "web" / "node_modules" / "axe-core" / "axe.min.js"
-READY = "document.getElementById('state')?.textContent === 'ready'"
-DONE = f"{READY} && document.getElementById('save')"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with running_server(
-        tmp_path_factory.mktemp("page"), fake={"step_s": 0.05}, jobs={"preview_every": 1}
-    ) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def tab(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with open_page(server.url, tmp_path_factory.mktemp("tab")) as opened:
-        yield opened
-
 
 @pytest.fixture
-def page(tab: Page) -> Iterator[Page]:
-    """The tab with an empty form in its first room."""
-    tab.errors.clear()
-    tab.wait(READY)
-    tab.run("location.hash = '#create'")
-    tab.run("[...document.querySelectorAll('.submit .quiet')][0]?.click()")
-    tab.run("[...document.querySelectorAll('.notices .icon')].forEach((b) => b.click())")
-    tab.wait("document.getElementById('prompt').value === ''")
-    yield tab
-    assert tab.errors == []
+def server(page_server: RunningServer) -> RunningServer:
+    return page_server
 
 
 def seeds(page: Page) -> list[str]:
     alts = page.run("[...document.querySelectorAll('#gallery img')].map((i) => i.alt)")
     return [alt.rpartition("seed ")[2] for alt in alts]
-
-
-def drop(page: Page, data: bytes, name: str = "dropped.png") -> None:
-    encoded = base64.b64encode(data).decode()
-    page.run(
-        f"""(async () => {{
-          const bytes = Uint8Array.from(atob("{encoded}"), (c) => c.charCodeAt(0));
-          const transfer = new DataTransfer();
-          transfer.items.add(new File([bytes], {name!r}, {{type: "image/png"}}));
-          document.dispatchEvent(new DragEvent("dragenter", {{dataTransfer: transfer, bubbles: true}}));
-          document.dispatchEvent(new DragEvent("drop", {{dataTransfer: transfer, bubbles: true}}));
-        }})()"""
-    )
-
-
-def kept_request(page: Page, holds=lambda request: True) -> dict:
-    """Return the request that the form holds, once it is as expected or some time is over."""
-    until = time.monotonic() + 10
-    while True:
-        kept = json.loads(page.run("localStorage.getItem('mezzotint-request') ?? '{}'"))
-        if holds(kept) or time.monotonic() > until:
-            return kept
-        time.sleep(0.1)
-
-
-def picture(color: str = "red", side: int = 16) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (side, side), color).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def test_generate_shows_previews_then_the_picture_and_fills_the_gallery(page, tmp_path):
@@ -479,18 +423,24 @@ def test_the_server_room_shows_models_and_chooses_one(page):
 
 
 @pytest.mark.skipif(not AXE.is_file(), reason="axe-core is installed by npm ci in web/")
-@pytest.mark.parametrize("where", ["create", "sheet", "gallery", "operate", "detail", "help"])
+@pytest.mark.parametrize(
+    "where", ["create", "sheet", "gallery", "lab", "operate", "detail", "help", "palette", "models"]
+)
 def test_axe_finds_nothing_wrong(page, where):
     page.type("prompt", "seen by all")
     page.click("#make")
     page.wait(DONE)
     page.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-    if where in ("gallery", "sheet", "operate"):
+    if where in ("gallery", "sheet", "lab", "operate"):
         page.run(f"location.hash = '#{where}'")
-        page.wait("document.querySelector('.tile, #make-sheet, .model')")
-    if where in ("detail", "help"):
-        page.click("#details" if where == "detail" else "#help")
+        page.wait("document.querySelector('.tile, #make-sheet, .plane, li.model')")
+        page.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    if where in ("detail", "help", "models"):
+        page.click({"detail": "#details"}.get(where, f"#{where}"))
         page.wait("document.querySelector('dialog[open]')")
+    if where == "palette":
+        page.press("k", ctrl=True)
+        page.wait("document.querySelector('#palette[open]')")
     page.run(AXE.read_text())
     for theme in ("light", "dark"):
         page.run(f"document.documentElement.dataset.theme = '{theme}'")

@@ -9,6 +9,7 @@ export interface Model {
   name: string;
   version: string;
   default: boolean;
+  builtin?: boolean;
   ready: boolean;
   family: string;
   description?: string;
@@ -52,6 +53,25 @@ export interface Capabilities {
   limits: Record<string, number>;
   environment?: Fields;
   [name: string]: unknown;
+}
+
+export interface Marks {
+  star?: boolean;
+  rating?: number;
+  boards?: string[];
+}
+
+export interface PictureEntry {
+  job: string;
+  index: number;
+  created: number;
+  seed: number | string;
+  format: string;
+  width: number;
+  height: number;
+  frames: number;
+  asked: Fields;
+  marks: Marks;
 }
 
 export interface MadeImage {

@@ -1,5 +1,6 @@
 // The frame: rooms, connection, key, theme, notices, shortcuts.
 import { signal } from "@preact/signals";
+import type { FunctionComponent } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 
 import { apiKey, useKey } from "./api";
@@ -8,11 +9,11 @@ import { detail, Detail, stepDetail } from "./detail";
 import { Gallery } from "./gallery";
 import { cancel, generate, open, sending, step, watch, watchedJob } from "./jobs";
 import { Operate } from "./operate";
-import { Runs, runs } from "./runs";
+import { commanding, Palette } from "./palette";
 import { connection, dismiss, go, notices, room } from "./state";
 import { SheetRoom } from "./sheet";
 import { Queue, recallShown, Stage, Strip } from "./stage";
-import { words } from "./words";
+import { language, LANGUAGES, speak, words } from "./words";
 
 const helping = signal(false);
 const keying = signal(false);
@@ -26,6 +27,16 @@ function wear(next: string): void {
   else document.documentElement.dataset.theme = next;
 }
 
+const lab = signal<FunctionComponent | null>(null); // comes when it is first wanted
+
+function LabRoom() {
+  useEffect(() => {
+    if (!lab.value) void import("./lab/room").then((found) => { lab.value = found.Lab; }, () => undefined);
+  }, []);
+  const Room = lab.value;
+  return Room ? <Room /> : <p class="empty">{words.loading}</p>;
+}
+
 export function App() {
   useEffect(() => {
     wear(theme.value);
@@ -35,8 +46,9 @@ export function App() {
     document.addEventListener("keydown", press);
   }, []);
   const now = room.value in words.rooms ? room.value : "create";
+  useEffect(() => { document.title = now === "create" ? words.title : `${words.rooms[now]} · ${words.title}`; }, [now, language.value]);
   return (
-    <>
+    <div class="app" key={language.value}>
       <a class="skip" href="#main" onClick={(e) => { e.preventDefault(); document.getElementById("main")?.focus(); }}>{words.skip}</a>
       <Top now={now} />
       <Notices />
@@ -44,21 +56,28 @@ export function App() {
         {now === "create" ? (
           <>
             <h1 class="offscreen">{words.title}</h1>
-            <div class="view"><Stage /><Queue /><Strip />{runs.value.length ? <Runs /> : null}</div>
+            <div class="view"><Stage /><Queue /><Strip /></div>
             <Create />
           </>
         ) : (
           <>
             <h1 class="offscreen">{words.rooms[now]}</h1>
-            {now === "sheet" ? <SheetRoom /> : now === "operate" ? <Operate /> : <Gallery />}
+            {now === "sheet" ? <SheetRoom /> : now === "operate" ? <Operate /> : now === "lab" ? <LabRoom /> : <Gallery />}
           </>
         )}
       </main>
       <Detail />
       <Help />
       <KeyBox />
+      <Palette
+        more={[
+          ...THEMES.map((name) => ({ name: words.palette.theme(words.theme[name]!), run: () => wear(name) })),
+          { name: words.help.label, hint: "?", run: () => { helping.value = true; } },
+          { name: words.key.change, run: () => { keying.value = true; } },
+        ]}
+      />
       <div class="drop-here" aria-hidden="true">{words.drop.here}</div>
-    </>
+    </div>
   );
 }
 
@@ -116,6 +135,12 @@ function Help() {
       <table>
         <tbody>{words.help.keys.map(([key, does]) => <tr key={key}><th scope="row"><kbd>{key}</kbd></th><td>{does}</td></tr>)}</tbody>
       </table>
+      <div class="field">
+        <label for="language">{words.languages}</label>
+        <select id="language" value={language.value} onChange={(e) => void speak(e.currentTarget.value)}>
+          {Object.entries(LANGUAGES).map(([code, name]) => <option value={code} lang={code}>{name}</option>)}
+        </select>
+      </div>
       <form method="dialog"><button>{words.detail.close}</button></form>
     </dialog>
   );
@@ -164,6 +189,9 @@ function press(event: KeyboardEvent): void {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !inDialog) {
     event.preventDefault();
     void generate();
+  } else if (event.key === "k" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    if (!inDialog) commanding.value = true;
   } else if (event.key === "Escape" && !inDialog && watchedJob.value && ["queued", "running"].includes(watchedJob.value.status)) {
     event.preventDefault();
     void cancel(watchedJob.value.id);
@@ -183,6 +211,10 @@ function press(event: KeyboardEvent): void {
     go("gallery");
   } else if (event.key === "x") {
     go("sheet");
+  } else if (event.key === "l") {
+    go("lab");
+  } else if (event.key === "o") {
+    go("operate");
   } else if (event.key === "/") {
     event.preventDefault();
     go("gallery");

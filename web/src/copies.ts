@@ -63,6 +63,34 @@ export function asCommand(request: Fields): string {
   return ["mezzotint generate", ...(prompt === undefined ? [] : [quoted(String(prompt))]), ...flags].join(" ");
 }
 
+const OPENAI = new Set(["prompt", "model", "num_images"]);
+
+/** OpenAI's own client: what it has no name for goes along as extra_body. */
+export function asOpenAI(request: Fields): string {
+  const { width, height } = request;
+  const hasSize = typeof width === "number" && typeof height === "number";
+  const rest = Object.fromEntries(Object.entries(request).filter(([name]) => !OPENAI.has(name) && !(hasSize && (name === "width" || name === "height"))));
+  const lines = [
+    `    model=${python(request.model ?? "plate")},`,
+    `    prompt=${python(request.prompt ?? "")},`,
+    ...(request.num_images ? [`    n=${String(request.num_images)},`] : []),
+    ...(hasSize ? [`    size="${width}x${height}",`] : []),
+    '    response_format="b64_json",',
+    ...(Object.keys(rest).length ? [`    extra_body=${python(rest, 4)},`] : []),
+  ];
+  return `import base64
+
+from openai import OpenAI
+
+client = OpenAI(base_url="${location.origin}/v1", api_key="YOUR-KEY")
+result = client.images.generate(
+${lines.join("\n")}
+)
+with open("picture.png", "wb") as file:
+    file.write(base64.b64decode(result.data[0].b64_json))
+`;
+}
+
 export const COPIES: Record<string, (request: Fields) => string> = {
-  curl: asCurl, python: asPython, cli: asCommand, json: (request) => json(request),
+  curl: asCurl, python: asPython, openai: asOpenAI, cli: asCommand, json: (request) => json(request),
 };

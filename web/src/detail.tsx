@@ -4,9 +4,11 @@ import { useEffect, useRef, useState } from "preact/hooks";
 
 import { ask, call, type Fields, type Job, type MadeImage } from "./api";
 import { COPIES } from "./copies";
+import { boards, entries, entryOf, found, load, mark } from "./gallery/collection";
+import { Icon } from "./icons";
 import { bytesOf, Picture, pixels, useAddress } from "./image";
 import { open, pictures, recent, remove, requestOf, shown, watched } from "./jobs";
-import { notice, go, replace } from "./state";
+import { go, notice, replace, room } from "./state";
 import { fileName } from "./stage";
 import { when } from "./text";
 import { nameOf, words } from "./words";
@@ -41,12 +43,13 @@ export function Detail() {
   );
 }
 
+/** Go to the picture beside: in the gallery the one found next, elsewhere the one made next. */
 export function stepDetail(by: number): void {
   const at = detail.value;
-  const list = pictures.value;
-  const place = list.findIndex((p) => p.job.id === at?.job && p.image.index === at?.index);
+  const list = room.value === "gallery" ? found.value : pictures.value.map((p) => ({ job: p.job.id, index: p.image.index }));
+  const place = list.findIndex((p) => p.job === at?.job && p.index === at?.index);
   const next = list[place + by];
-  if (at && next) detail.value = { job: next.job.id, index: next.image.index };
+  if (at && place >= 0 && next) openDetail(next.job, next.index);
 }
 
 function Inside({ job, image }: { job: Job; image: MadeImage }) {
@@ -87,6 +90,7 @@ function Inside({ job, image }: { job: Job; image: MadeImage }) {
             <a class="button" href={address} download={fileName(image)}>{words.stage.save}</a>
             <button type="button" class="danger" id="delete" onClick={() => { detail.value = null; remove([job.id]); }}>{words.gallery.delete}</button>
           </div>
+          <Opinion job={job.id} index={image.index} />
           <Verify image={image} asked={asked} />
           <Copy asked={asked} />
           <dl>
@@ -98,7 +102,7 @@ function Inside({ job, image }: { job: Job; image: MadeImage }) {
           </dl>
           <Timings timings={image.timings ?? {}} />
           {image.attempts?.length ? (
-            <details><summary>{words.detail.attempts} ({image.attempts.length})</summary><pre>{JSON.stringify(image.attempts, null, 2)}</pre></details>
+            <Attempts attempts={image.attempts} />
           ) : null}
           {job.warnings.length ? <p class="notice warn">{job.warnings.join(" · ")}</p> : null}
           <details open>
@@ -112,6 +116,65 @@ function Inside({ job, image }: { job: Job; image: MadeImage }) {
         </div>
       </div>
     </>
+  );
+}
+
+/** Star, rating and boards of a picture. */
+function Opinion({ job, index }: { job: string; index: number }) {
+  useEffect(() => { if (!entries.value.length) void load(); }, []);
+  const entry = entryOf(job, index);
+  if (!entry) return null;
+  const { star, rating = 0, boards: on = [] } = entry.marks;
+  const add = (name: string) => {
+    const board = name.trim().slice(0, 60);
+    if (board) void mark([entry], (marks) => ({ ...marks, boards: [...new Set([...(marks.boards ?? []), board])] }));
+  };
+  return (
+    <div class="opinion">
+      <button type="button" class={`icon ${star ? "on" : ""}`} id="star" aria-pressed={star === true} aria-label={words.gallery.star} onClick={() => void mark([entry], (marks) => ({ ...marks, star: !star }))}><Icon name="star" full={star} /></button>
+      <span class="stars" role="radiogroup" aria-label={words.gallery.rating}>
+        {[1, 2, 3, 4, 5].map((n) => (
+          <button
+            type="button" key={n} role="radio" aria-checked={rating === n} aria-label={words.gallery.rated(n)}
+            onClick={() => void mark([entry], (marks) => ({ ...marks, rating: rating === n ? 0 : n }))}
+          >{n <= rating ? "★" : "☆"}</button>
+        ))}
+      </span>
+      {on.map((board) => (
+        <span class="chip" key={board}>
+          <span class="name">{board}</span>
+          <button type="button" class="x" aria-label={words.gallery.offBoard(board)} onClick={() => void mark([entry], (marks) => ({ ...marks, boards: (marks.boards ?? []).filter((b) => b !== board) }))}>×</button>
+        </span>
+      ))}
+      <input
+        class="board" list="boards" aria-label={words.gallery.boardName} placeholder={words.gallery.toBoard}
+        onKeyDown={(e) => { if (e.key === "Enter") { add(e.currentTarget.value); e.currentTarget.value = ""; } }}
+        onChange={(e) => { if (boards.value.some(([name]) => name === e.currentTarget.value)) { add(e.currentTarget.value); e.currentTarget.value = ""; } }}
+      />
+      <datalist id="boards">{boards.value.map(([name]) => <option value={name} />)}</datalist>
+    </div>
+  );
+}
+
+/** What the gates said of each attempt. */
+function Attempts({ attempts }: { attempts: Fields[] }) {
+  const verdicts = (attempt: Fields) => (Array.isArray(attempt.verdicts) ? (attempt.verdicts as Fields[]) : []);
+  const score = (value: unknown) => (typeof value === "number" ? Number(value.toPrecision(3)) : String(value ?? "–"));
+  return (
+    <details open>
+      <summary>{words.detail.attempts} ({attempts.length})</summary>
+      <table class="attempts">
+        <thead><tr>{words.detail.attemptHeads.map((head) => <th scope="col" key={head}>{head}</th>)}</tr></thead>
+        <tbody>
+          {attempts.map((attempt, k) => (
+            <tr key={k}>
+              <th scope="row">{k + 1}</th><td>{String(attempt.seed ?? "")}</td>
+              <td>{verdicts(attempt).map((v) => <div class={v.passed ? "good" : "bad"}>{String(v.gate ?? v.name ?? "")} {score(v.score)} {v.passed ? "✓" : "✗"}</div>)}</td>
+            </tr>
+          ))}
+        </tbody>
+      </table>
+    </details>
   );
 }
 
@@ -158,7 +221,7 @@ function Timings({ timings }: { timings: Record<string, number> }) {
 
 /** Draw the picture again, without the cache, and compare bytes and pixels. */
 function Verify({ image, asked }: { image: MadeImage; asked: Fields | null }) {
-  const [said, say] = useState<{ kind: string; text: string } | null>(null);
+  const [said, say] = useState<Verdict | null>(null);
   const verify = async () => {
     say({ kind: "", text: words.detail.verifying });
     try {
@@ -177,22 +240,47 @@ function Verify({ image, asked }: { image: MadeImage; asked: Fields | null }) {
     <p class="verify">
       <button type="button" id="verify" disabled={!asked || said?.kind === ""} onClick={() => void verify()}>{words.detail.verify}</button>
       {said ? <output id="verdict" class={said.kind}>{said.text}</output> : null}
+      {said?.difference ? <Difference data={said.difference} /> : null}
     </p>
   );
 }
 
-async function compare(first: ArrayBuffer, second: ArrayBuffer): Promise<{ kind: string; text: string }> {
+interface Verdict { kind: string; text: string; difference?: ImageData }
+
+/** Where two pictures differ, made eight times as strong so that one sees it. */
+function Difference({ data }: { data: ImageData }) {
+  const board = useRef<HTMLCanvasElement>(null);
+  useEffect(() => {
+    board.current!.width = data.width;
+    board.current!.height = data.height;
+    board.current!.getContext("2d")!.putImageData(data, 0, 0);
+  }, [data]);
+  return <canvas ref={board} class="difference-map" id="difference" role="img" aria-label={words.detail.differenceAlt} />;
+}
+
+const STRONGER = 8;
+
+async function compare(first: ArrayBuffer, second: ArrayBuffer): Promise<Verdict> {
   const a = new Uint8Array(first);
   const b = new Uint8Array(second);
   if (a.length === b.length && a.every((value, i) => value === b[i])) return { kind: "good", text: words.detail.identical };
   const [one, two] = [await pixels(first), await pixels(second)];
   if (one.width !== two.width || one.height !== two.height) return { kind: "bad", text: words.detail.otherSize };
   let differ = 0;
+  let most = 0;
+  const difference = new ImageData(one.width, one.height);
   for (let i = 0; i < one.data.length; i += 4) {
-    if ([0, 1, 2, 3].some((k) => one.data[i + k] !== two.data[i + k])) differ += 1;
+    let largest = 0;
+    for (let k = 0; k < 4; k += 1) {
+      const gap = Math.abs(one.data[i + k]! - two.data[i + k]!);
+      largest = Math.max(largest, gap);
+      difference.data[i + k] = k === 3 ? 255 : gap * STRONGER;
+    }
+    if (largest) differ += 1;
+    most = Math.max(most, largest);
   }
   const all = one.width * one.height;
-  return differ ? { kind: "bad", text: words.detail.differ(differ, all) } : { kind: "good", text: words.detail.samePixels };
+  return differ ? { kind: "bad", text: words.detail.differ(differ, all, most), difference } : { kind: "good", text: words.detail.samePixels };
 }
 
 function Copy({ asked }: { asked: Fields | null }) {

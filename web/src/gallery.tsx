@@ -1,167 +1,177 @@
-// Everything made: searched, selected, compared, deleted.
-import { signal } from "@preact/signals";
-import { useEffect, useRef, useState } from "preact/hooks";
+// Everything made: searched, marked, selected, compared, fetched, deleted.
+import { computed, signal } from "@preact/signals";
+import { useEffect } from "preact/hooks";
 
-import { ask, type Job, type MadeImage } from "./api";
+import { call, type PictureEntry } from "./api";
 import { openDetail } from "./detail";
-import { Picture } from "./image";
-import { hidden, loadMore, pictures, recentNext, remove } from "./jobs";
+import { boards, entries, filters, type Filters, found, idOf, isLoaded, isLoading, load, mark, modelsMade, NO_FILTERS, urlOf } from "./gallery/collection";
+import { Compare, comparing } from "./gallery/compare";
+import { VirtualGrid } from "./gallery/virtual";
+import { Icon } from "./icons";
+import { Picture, small } from "./image";
+import { remove } from "./jobs";
 import { notice } from "./state";
-import { nameOf, words } from "./words";
+import { words } from "./words";
 
-interface Entry { job: Job; image: MadeImage }
-
-const query = signal("");
-const found = signal<Job[] | null>(null);
-const foundNext = signal<string | null>(null);
 const selected = signal<ReadonlySet<string>>(new Set());
 const selecting = signal(false);
-const comparing = signal<[Entry, Entry] | null>(null);
+const packing = signal(false);
+let anchor = -1; // where a range of a selection begins
 
-const idOf = (entry: Entry) => `${entry.job.id}/${entry.image.index}`;
+const chosen = computed(() => (selected.value.size ? found.value.filter((e) => selected.value.has(idOf(e))) : []));
+const least = signal(Number(localStorage.getItem("mezzotint-tile") ?? 150));
 
-async function search(more = false): Promise<void> {
-  const words_ = query.value.trim();
-  if (!words_) {
-    found.value = null;
-    return;
-  }
-  const after = more && foundNext.value ? `&after=${foundNext.value}` : "";
-  try {
-    const page = await ask<{ jobs: Job[]; next: string | null }>(`/v1/gallery?which=ended&limit=60&q=${encodeURIComponent(words_)}${after}`);
-    if (words_ !== query.value.trim()) return;
-    found.value = more ? [...(found.value ?? []), ...page.jobs] : page.jobs;
-    foundNext.value = page.next;
-  } catch (error) {
-    notice("bad", (error as Error).message);
-  }
+function filter(change: Partial<Filters>): void {
+  filters.value = { ...filters.value, ...change };
 }
 
 export function Gallery() {
-  const timer = useRef(0);
-  const list: Entry[] = found.value
-    ? found.value.filter((j) => !hidden.value.has(j.id)).flatMap((job) => job.images.map((image) => ({ job, image })))
-    : pictures.value;
-  const chosen = list.filter((e) => selected.value.has(idOf(e)));
+  useEffect(() => { void load(); }, []);
+  const list = found.value;
+  const isFiltered = filters.value !== NO_FILTERS && JSON.stringify(filters.value) !== JSON.stringify(NO_FILTERS);
   return (
     <section class="gallery" aria-label={words.gallery.label}>
-      <header class="row">
-        <input
-          id="search" type="search" aria-label={words.gallery.search} placeholder={words.gallery.search} value={query.value}
-          onInput={(e) => {
-            query.value = e.currentTarget.value;
-            clearTimeout(timer.current);
-            timer.current = window.setTimeout(() => void search(), 120);
-          }}
-        />
-        <span role="status">{words.gallery.count(list.length)}{(found.value ? foundNext.value : recentNext.value) ? "+" : ""}</span>
-        <button type="button" aria-pressed={selecting.value} id="select" onClick={() => { selecting.value = !selecting.value; selected.value = new Set(); }}>{words.gallery.select}</button>
-        {selecting.value ? (
-          <>
-            <button
-              type="button" id="compare" title={words.gallery.compareHint} disabled={chosen.length !== 2}
-              onClick={() => { comparing.value = [chosen[0]!, chosen[1]!]; }}
-            >{words.gallery.compare}</button>
-            <button
-              type="button" class="danger" disabled={!chosen.length}
-              onClick={() => { remove([...new Set(chosen.map((e) => e.job.id))]); selected.value = new Set(); }}
-            >{words.gallery.delete}</button>
-          </>
-        ) : null}
-      </header>
+      <Search count={list.length} isFiltered={isFiltered} />
+      {selecting.value ? <Selection /> : null}
       {list.length ? (
-        <ul class="tiles">
-          {list.map((entry) => <Tile key={idOf(entry)} entry={entry} />)}
-        </ul>
-      ) : <p class="empty">{query.value ? words.gallery.nothing : words.gallery.empty}</p>}
-      {(found.value ? foundNext.value : recentNext.value) ? <More act={() => (found.value ? search(true) : loadMore())} /> : null}
+        <VirtualGrid items={list} least={least.value} keyOf={idOf} label={words.gallery.label} draw={(entry, index) => <Tile entry={entry} index={index} />} />
+      ) : (
+        <div class="nothing">
+          <p>{isLoading.value && !isLoaded.value ? words.loading : isFiltered ? words.gallery.nothing : words.gallery.empty}</p>
+          {isFiltered ? <button type="button" onClick={() => { filters.value = NO_FILTERS; }}>{words.gallery.reset}</button>
+            : isLoaded.value ? <a class="button" href="#create">{words.gallery.make}</a> : null}
+        </div>
+      )}
       {comparing.value ? <Compare pair={comparing.value} /> : null}
     </section>
   );
 }
 
-function Tile({ entry }: { entry: Entry }) {
-  const { job, image } = entry;
-  const id = idOf(entry);
-  const text = String(job.request.prompt ?? job.request.model ?? "");
-  const press = () => {
-    if (!selecting.value) {
-      openDetail(job.id, image.index);
-      return;
-    }
-    const next = new Set(selected.value);
-    if (!next.delete(id)) next.add(id);
-    selected.value = next;
-  };
+function Search({ count, isFiltered }: { count: number; isFiltered: boolean }) {
+  const by = filters.value;
   return (
-    <li>
-      <button type="button" class="tile" title={text} aria-pressed={selecting.value ? selected.value.has(id) : undefined} onClick={press}>
-        <Picture path={image.url} lazy alt={words.stage.alt(text, image.seed)} />
-      </button>
-    </li>
+    <header class="search">
+      <div class="row tight">
+        <input
+          id="search" type="search" aria-label={words.gallery.search} placeholder={words.gallery.search} value={by.words}
+          onInput={(e) => filter({ words: e.currentTarget.value })}
+        />
+        <button type="button" aria-pressed={selecting.value} id="select" onClick={() => { selecting.value = !selecting.value; selected.value = new Set(); anchor = -1; }}>{words.gallery.select}</button>
+      </div>
+      <div class="row filters">
+        <button type="button" id="starred" aria-pressed={by.star} onClick={() => filter({ star: !by.star })}><Icon name="star" full={by.star} /> {words.gallery.starred}</button>
+        <select aria-label={words.gallery.model} value={by.model} onChange={(e) => filter({ model: e.currentTarget.value })}>
+          <option value="">{words.gallery.allModels}</option>
+          {modelsMade.value.map((name) => <option value={name}>{name}</option>)}
+        </select>
+        <select id="board" aria-label={words.gallery.board} value={by.board} onChange={(e) => filter({ board: e.currentTarget.value })}>
+          <option value="">{words.gallery.allBoards}</option>
+          {boards.value.map(([name, n]) => <option value={name}>{name} ({n})</option>)}
+        </select>
+        <select aria-label={words.gallery.rating} value={String(by.rating)} onChange={(e) => filter({ rating: Number(e.currentTarget.value) })}>
+          <option value="0">{words.gallery.anyRating}</option>
+          {[1, 2, 3, 4, 5].map((n) => <option value={String(n)}>{words.gallery.atLeast(n)}</option>)}
+        </select>
+        <label class="date">{words.gallery.from}<input type="date" value={by.from} max={by.to || undefined} onInput={(e) => filter({ from: e.currentTarget.value })} /></label>
+        <label class="date">{words.gallery.to}<input type="date" value={by.to} min={by.from || undefined} onInput={(e) => filter({ to: e.currentTarget.value })} /></label>
+        <label class="date">{words.gallery.tile}<input
+          type="range" min={90} max={400} step={10} value={least.value}
+          onInput={(e) => { least.value = Number(e.currentTarget.value); localStorage.setItem("mezzotint-tile", String(least.value)); }}
+        /></label>
+        {isFiltered ? <button type="button" class="quiet" onClick={() => { filters.value = NO_FILTERS; }}>{words.gallery.reset}</button> : null}
+        <span class="count" role="status" id="count">{isFiltered ? words.gallery.of(count, entries.value.length) : words.gallery.count(count)}{isLoading.value && !isLoaded.value ? " …" : ""}</span>
+      </div>
+    </header>
   );
 }
 
-/** Loads more when it comes into sight; a button for those who do not scroll. */
-function More({ act }: { act: () => Promise<void> }) {
-  const box = useRef<HTMLButtonElement>(null);
-  const busy = useRef(false);
-  const run = async () => {
-    if (busy.current) return;
-    busy.current = true;
-    await act().catch((error: Error) => notice("bad", error.message));
-    busy.current = false;
+function Selection() {
+  const list = chosen.value;
+  const only = list.length > 0;
+  const board = async () => {
+    const name = prompt(words.gallery.boardName, filters.value.board)?.trim();
+    if (name) await mark(list, (marks) => ({ ...marks, boards: [...new Set([...(marks.boards ?? []), name.slice(0, 60)])] }));
   };
-  useEffect(() => {
-    const watcher = new IntersectionObserver((seen) => { if (seen.some((e) => e.isIntersecting)) void run(); }, { rootMargin: "600px" });
-    watcher.observe(box.current!);
-    return () => watcher.disconnect();
-  });
-  return <button type="button" ref={box} class="more" onClick={() => void run()}>{words.gallery.more}</button>;
+  const unboard = () => void mark(list, (marks) => ({ ...marks, boards: (marks.boards ?? []).filter((b) => b !== filters.value.board) }));
+  const allStarred = only && list.every((e) => e.marks.star);
+  return (
+    <div class="row selection" role="toolbar" aria-label={words.gallery.select}>
+      <span class="count">{words.gallery.selected(list.length)}</span>
+      <button type="button" id="select-all" onClick={() => { selected.value = new Set(found.value.map(idOf)); }}>{words.gallery.selectAll}</button>
+      <button type="button" disabled={!only} onClick={() => { selected.value = new Set(); }}>{words.gallery.selectNone}</button>
+      <button type="button" disabled={!only} aria-pressed={allStarred} onClick={() => void mark(list, (marks) => ({ ...marks, star: !allStarred }))}><Icon name="star" full={allStarred} /> {words.gallery.star}</button>
+      <button type="button" id="to-board" disabled={!only} onClick={() => void board()}>{words.gallery.toBoard}</button>
+      {filters.value.board ? <button type="button" disabled={!only} onClick={unboard}>{words.gallery.offBoard(filters.value.board)}</button> : null}
+      <button
+        type="button" id="compare" title={words.gallery.compareHint} disabled={list.length !== 2}
+        onClick={() => { comparing.value = [list[0]!, list[1]!]; }}
+      >{words.gallery.compare}</button>
+      <button type="button" id="zip" disabled={!only || packing.value} onClick={() => void download(list)}>{packing.value ? words.gallery.packing : words.gallery.zip}</button>
+      <button
+        type="button" class="danger" disabled={!only}
+        onClick={() => { remove([...new Set(list.map((e) => e.job))]); selected.value = new Set(); }}
+      >{words.gallery.delete}</button>
+    </div>
+  );
 }
 
-function Compare({ pair }: { pair: [Entry, Entry] }) {
-  const box = useRef<HTMLDialogElement>(null);
-  const [cut, setCut] = useState(50);
-  const [flicker, setFlicker] = useState(false);
-  const [isSecond, setSecond] = useState(false);
-  useEffect(() => { box.current?.showModal(); }, []);
-  useEffect(() => {
-    if (!flicker) return;
-    const timer = setInterval(() => setSecond((s) => !s), 500);
-    return () => clearInterval(timer);
-  }, [flicker]);
-  const [one, two] = pair;
-  const edge = flicker ? (isSecond ? 0 : 100) : cut;
-  const asked = pair.map((e) => ({ ...e.job.request, seed: String(e.image.seed) }) as Record<string, unknown>) as [Record<string, unknown>, Record<string, unknown>];
-  const fields = [...new Set([...Object.keys(asked[0]), ...Object.keys(asked[1])])]
-    .filter((name) => JSON.stringify(asked[0][name]) !== JSON.stringify(asked[1][name]));
-  const read = (value: unknown) => (value === undefined ? "–" : typeof value === "object" ? JSON.stringify(value) : String(value));
+const MOST_IN_ZIP = 1000;
+
+async function download(list: PictureEntry[]): Promise<void> {
+  packing.value = true;
+  try {
+    for (let at = 0; at < list.length; at += MOST_IN_ZIP) {
+      const pictures = list.slice(at, at + MOST_IN_ZIP).map(({ job, index }) => ({ job, index }));
+      const answer = await call("/v1/gallery/archive", { method: "POST", body: JSON.stringify({ pictures }), headers: { "Content-Type": "application/json" } });
+      const address = URL.createObjectURL(await answer.blob());
+      const link = document.createElement("a");
+      link.href = address;
+      link.download = list.length > MOST_IN_ZIP ? `pictures-${at / MOST_IN_ZIP + 1}.zip` : "pictures.zip";
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(address), 60_000);
+    }
+  } catch (error) {
+    notice("bad", (error as Error).message);
+  } finally {
+    packing.value = false;
+  }
+}
+
+function press(event: MouseEvent, entry: PictureEntry, index: number): void {
+  const id = idOf(entry);
+  if (!selecting.value && !(event.ctrlKey || event.metaKey || event.shiftKey)) {
+    openDetail(entry.job, entry.index);
+    return;
+  }
+  selecting.value = true;
+  const next = new Set(selected.value);
+  if (event.shiftKey && anchor >= 0) {
+    for (let k = Math.min(anchor, index); k <= Math.max(anchor, index); k += 1) next.add(idOf(found.value[k]!));
+  } else if (!next.delete(id)) next.add(id);
+  anchor = index;
+  selected.value = next;
+}
+
+function Tile({ entry, index }: { entry: PictureEntry; index: number }) {
+  const text = String(entry.asked.prompt ?? entry.asked.model ?? "");
+  const isChosen = selected.value.has(idOf(entry));
+  const { star, rating } = entry.marks;
+  const alt = words.stage.alt(text, entry.seed);
   return (
-    <dialog ref={box} class="detail" aria-label={words.compare.label} onClose={() => { comparing.value = null; }}>
-      <header>
-        <h2>{words.compare.label}</h2>
-        <button type="button" class="icon" aria-label={words.detail.close} onClick={() => { comparing.value = null; }}>×</button>
-      </header>
-      <div class="sides">
-        <div class="big compare">
-          <Picture path={two.image.url} alt={words.stage.alt(String(two.job.request.prompt ?? ""), two.image.seed)} />
-          <div class="over" style={{ clipPath: `inset(0 ${100 - edge}% 0 0)` }}>
-            <Picture path={one.image.url} alt={words.stage.alt(String(one.job.request.prompt ?? ""), one.image.seed)} />
-          </div>
-          {flicker ? null : <i class="cut" style={{ left: `${cut}%` }} aria-hidden="true" />}
-        </div>
-        <div class="facts">
-          <input id="cut" type="range" min={0} max={100} value={cut} aria-label={words.compare.slider} disabled={flicker} onInput={(e) => setCut(Number(e.currentTarget.value))} />
-          <label class="check"><input type="checkbox" checked={flicker} onChange={(e) => setFlicker(e.currentTarget.checked)} />{words.compare.flicker}</label>
-          <h3>{words.compare.differences}</h3>
-          {fields.length ? (
-            <table>
-              <tbody>{fields.map((name) => <tr key={name}><th scope="row">{nameOf(name)}</th><td>{read(asked[0][name])}</td><td>{read(asked[1][name])}</td></tr>)}</tbody>
-            </table>
-          ) : <p>{words.compare.same}</p>}
-        </div>
-      </div>
-    </dialog>
+    <>
+      <button
+        type="button" class="tile" title={text} aria-pressed={selecting.value ? isChosen : undefined} aria-label={alt}
+        onClick={(e) => press(e, entry, index)}
+      >
+        {entry.format === "mp4"
+          ? <span class="blank film"><Icon name="play" full /></span>
+          : <Picture path={entry.frames > 1 ? urlOf(entry) : small(urlOf(entry))} alt="" />}
+      </button>
+      {rating ? <span class="rating" aria-label={words.gallery.rated(rating)} role="img">{"★".repeat(rating)}</span> : null}
+      <button
+        type="button" class={`star ${star ? "on" : ""}`} aria-pressed={star === true} aria-label={words.gallery.star}
+        onClick={() => void mark([entry], (marks) => ({ ...marks, star: !star }))}
+      ><Icon name="star" full={star} /></button>
+    </>
   );
 }

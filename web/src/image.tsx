@@ -4,7 +4,7 @@ import { useEffect, useState } from "preact/hooks";
 import { apiKey, call } from "./api";
 
 const kept = new Map<string, string>();
-const MOST = 300;
+const MOST = 800;
 
 async function fetched(path: string): Promise<string> {
   const known = kept.get(path);

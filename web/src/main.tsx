@@ -8,8 +8,9 @@ import { acceptDrops } from "./drop";
 import { watch } from "./jobs";
 import { watchRuns } from "./runs";
 import { planAlong, restoreForm, room } from "./state";
+import { speakAsBefore } from "./words";
 
-await restoreForm();
+await Promise.all([restoreForm(), speakAsBefore()]);
 room.value = location.hash.slice(1) || "create"; // it may have changed meanwhile
 render(<App />, document.getElementById("app")!);
 acceptDrops();

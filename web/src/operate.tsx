@@ -1,13 +1,17 @@
-// What the server is and has: its health, its models, where it computes.
+// What the server is and has: health, measurements, models, clients, answers.
 import { signal } from "@preact/signals";
-import { useEffect } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 
-import { ask, type Fields, type Model, Refused } from "./api";
-import { capabilities, DEFAULT_MODEL, go, models, set } from "./state";
+import { ask, call, type Fields, type Model, Refused, send } from "./api";
+import { choose, sampleOf } from "./create/basics";
+import { Picture, small } from "./image";
+import { EVERY_MS, level, look as measure, mayOperate, mean, memory, rate } from "./operate/metrics";
+import { Runs, runs } from "./runs";
+import { capabilities, connect, go, models, notice } from "./state";
+import { duration, size, when } from "./text";
 import { nameOf, words } from "./words";
 
 const health = signal<Fields>({});
-const EVERY_MS = 2000;
 const HEALTH = ["queue", "backlog_s", "device", "restarts", "ready", "draining"];
 
 async function look(): Promise<void> {
@@ -16,15 +20,18 @@ async function look(): Promise<void> {
   } catch (error) {
     health.value = { ready: false, reason: error instanceof Refused ? error.message : words.state.away };
   }
+  if (mayOperate.value) await measure();
 }
 
 export function Operate() {
   useEffect(() => {
+    mayOperate.value = true;
     void look();
-    const timer = setInterval(() => void look(), EVERY_MS);
+    const timer = setInterval(() => { if (!document.hidden) void look(); }, EVERY_MS);
     return () => clearInterval(timer);
   }, []);
-  const read = (value: unknown) => (typeof value === "number" && !Number.isInteger(value) ? value.toFixed(1) : String(value));
+  const read = (value: unknown) => (typeof value === "number" && !Number.isInteger(value) ? value.toFixed(1)
+    : typeof value === "boolean" ? (value ? words.yes : words.no) : String(value));
   return (
     <section class="operate" aria-label={words.rooms.operate}>
       <h2>{words.operate.health}</h2>
@@ -33,8 +40,11 @@ export function Operate() {
           <div key={name}><dt>{nameOf(name)}</dt><dd>{read(value)}</dd></div>
         ))}
       </dl>
+      {mayOperate.value ? <Charts /> : <p class="hint">{words.operate.forbidden}</p>}
       <h2>{words.operate.models}</h2>
-      <ul class="models">{models.value.map((m) => <Card key={m.name} about={m} />)}</ul>
+      <ul class="models">{(capabilities.value?.models ?? []).map((m) => <Card key={`${m.name}@${m.version}`} about={m} />)}</ul>
+      {mayOperate.value ? <><AddModel /><Clients /><Answers /></> : null}
+      {runs.value.length ? <Runs /> : null}
       <details>
         <summary>{words.operate.environment}</summary>
         <table><tbody>
@@ -47,28 +57,213 @@ export function Operate() {
   );
 }
 
+// --- charts -----------------------------------------------------------------------------------
+
+function Charts() {
+  const per = (n: number) => (n >= 10 ? n.toFixed(0) : n.toFixed(1));
+  const hits = rate("hits");
+  const lookups = rate("mezzotint_cache_lookups_total");
+  const jobs = level("mezzotint_running_images").map((v, k) => v + (level("mezzotint_queue_images")[k] ?? 0));
+  return (
+    <>
+      <h2>{words.operate.live}</h2>
+      <div class="sparks">
+        <Spark name={words.operate.pictures} values={rate("mezzotint_images_total").map((v) => v * 60)} read={per} />
+        <Spark name={words.operate.stepRate} values={rate("mezzotint_steps_total")} read={per} />
+        <Spark name={words.operate.rows} values={mean("mezzotint_batch_rows_sum", "mezzotint_batch_rows_count")} read={per} />
+        <Spark name={words.operate.waiting} values={jobs} read={(n) => n.toFixed(0)} />
+        <Spark name={words.operate.latency} values={mean("mezzotint_http_seconds_sum", "mezzotint_http_seconds_count")} read={(n) => `${(n * 1000).toFixed(0)} ms`} />
+        <Spark name={words.operate.cache} values={hits.map((h, k) => (lookups[k] ? (100 * h) / lookups[k] : 0))} read={(n) => `${n.toFixed(0)} %`} />
+        <Spark name={words.operate.memory} values={level("process_resident_memory_bytes")} read={size} />
+      </div>
+      {memory.value.length ? <MemoryMap /> : null}
+    </>
+  );
+}
+
+const W = 200;
+const H = 44;
+
+function Spark({ name, values, read }: { name: string; values: number[]; read: (n: number) => string }) {
+  const top = Math.max(...values, 1e-9);
+  const x = (k: number) => W - (values.length - 1 - k) * (W / 149);
+  const y = (v: number) => H - 2 - (v / top) * (H - 6);
+  const last = values.at(-1) ?? 0;
+  const path = values.map((v, k) => `${k ? "L" : "M"}${x(k).toFixed(1)} ${y(v).toFixed(1)}`).join("");
+  return (
+    <figure class="spark">
+      <figcaption><span>{name}</span><b>{read(last)}</b></figcaption>
+      <svg viewBox={`0 0 ${W} ${H}`} preserveAspectRatio="none" role="img" aria-label={words.operate.sparkAlt(name, read(last), read(top === 1e-9 ? 0 : top))}>
+        {values.length > 1 ? <><path class="area" d={`${path}L${W} ${H}L${x(0).toFixed(1)} ${H}Z`} /><path class="line" d={path} /></> : null}
+      </svg>
+    </figure>
+  );
+}
+
+function MemoryMap() {
+  const all = memory.value.reduce((sum, m) => sum + m.bytes, 0);
+  if (!all) return null;
+  return (
+    <figure class="timings" id="memory">
+      <figcaption>{words.operate.memoryMap}: {size(all)}</figcaption>
+      <div class="bar" aria-hidden="true">{memory.value.map((m, k) => <i key={m.name} data-k={k % 5} style={{ width: `${(100 * m.bytes) / all}%` }} title={m.name} />)}</div>
+      <p>{memory.value.map((m) => `${m.name} ${size(m.bytes)}`).join(" · ")}</p>
+    </figure>
+  );
+}
+
+// --- models -----------------------------------------------------------------------------------
+
 function Card({ about }: { about: Model }) {
   const own = about.defaults;
   const use = () => {
-    set("model", about.name === DEFAULT_MODEL ? undefined : about.name);
+    choose(about.default ? about.name : `${about.name}@${about.version}`);
     go("create");
   };
+  const change = async (how: () => Promise<unknown>, said: string) => {
+    try {
+      await how();
+      await connect();
+      notice("good", said);
+    } catch (error) {
+      notice("bad", (error as Error).message);
+    }
+  };
+  const path = `/v1/operations/models/${encodeURIComponent(about.name)}/${encodeURIComponent(about.version)}`;
   const facts = [
-    about.family, about.licence, `${String(own.width)} × ${String(own.height)}`,
+    about.family, about.licence, own.width ? `${String(own.width)} × ${String(own.height)}` : "",
     Number(own.num_inference_steps) ? words.operate.steps(Number(own.num_inference_steps)) : "",
     about.token_limit ? words.operate.tokens(about.token_limit) : "",
   ];
+  const sample = sampleOf(about.name);
   return (
     <li class="model" data-model={about.name}>
-      <h3>{about.name} <small>{about.version}</small></h3>
-      <p>{about.description ?? ""}</p>
-      <p class="hint">{facts.filter(Boolean).join(" · ")}</p>
-      {about.limits?.length ? <p class="hint">{about.limits.join("; ")}</p> : null}
-      <p class="row">
-        <span class={`dot ${about.ready ? "ready" : ""}`} aria-hidden="true" />
-        <span class="grow">{about.ready ? words.operate.loaded : words.operate.unloaded}</span>
-        <button type="button" onClick={use}>{words.operate.use}</button>
-      </p>
+      {sample ? <Picture path={small(sample)} alt="" lazy /> : <span class="blank sample" aria-hidden="true">{about.name.slice(0, 1).toUpperCase()}</span>}
+      <div class="about">
+        <h3>{about.name} <small>{about.version}{about.default && models.value.length ? "" : ` · ${words.operate.notDefault}`}</small></h3>
+        {about.description ? <p>{about.description}</p> : null}
+        <p class="hint">{facts.filter(Boolean).join(" · ")}</p>
+        {about.limits?.length ? <p class="hint">{about.limits.join("; ")}</p> : null}
+        <p class="ready"><span class={`dot ${about.ready ? "ready" : ""}`} aria-hidden="true" />{about.ready ? words.operate.loaded : words.operate.unloaded}</p>
+        <div class="actions">
+          {about.family === "handler" ? null : <button type="button" onClick={use}>{words.operate.use}</button>}
+          {mayOperate.value && !about.default ? (
+            <button type="button" onClick={() => void change(() => call(`${path}/default`, { method: "PUT" }), words.operate.madeDefault(about.name, about.version))}>{words.operate.makeDefault}</button>
+          ) : null}
+          {mayOperate.value && !about.builtin ? (
+            <button
+              type="button" class="danger"
+              onClick={() => { if (confirm(words.operate.removeAsk(about.name))) void change(() => call(path, { method: "DELETE" }), words.operate.removed(about.name)); }}
+            >{words.operate.remove}</button>
+          ) : null}
+        </div>
+      </div>
     </li>
+  );
+}
+
+function AddModel() {
+  const [source, setSource] = useState("");
+  const [name, setName] = useState("");
+  const [wrong, setWrong] = useState<{ field: string; text: string } | null>(null);
+  const [isBusy, setBusy] = useState(false);
+  const add = async () => {
+    setBusy(true);
+    setWrong(null);
+    try {
+      const made = await send<Model>("/v1/operations/models", { source: source.trim(), ...(name.trim() ? { name: name.trim() } : {}) });
+      await connect();
+      notice("good", words.operate.added(made.name));
+      setSource("");
+      setName("");
+    } catch (error) {
+      setWrong({ field: error instanceof Refused ? error.field : "", text: (error as Error).message });
+    } finally {
+      setBusy(false);
+    }
+  };
+  return (
+    <form class="add-model" onSubmit={(e) => { e.preventDefault(); void add(); }}>
+      <h2>{words.operate.add}</h2>
+      <div class="row">
+        <div class={`field grow ${wrong && wrong.field !== "name" ? "wrong" : ""}`}>
+          <label for="model-source">{words.operate.source}</label>
+          <input id="model-source" value={source} onInput={(e) => setSource(e.currentTarget.value)} />
+        </div>
+        <div class={`field ${wrong?.field === "name" ? "wrong" : ""}`}>
+          <label for="model-name">{words.operate.name}</label>
+          <input id="model-name" value={name} onInput={(e) => setName(e.currentTarget.value)} />
+        </div>
+        <button type="submit" id="add-model" disabled={!source.trim() || isBusy}>{isBusy ? words.loading : words.form.add}</button>
+      </div>
+      {wrong ? <p class="plan bad" role="alert">{wrong.text}</p> : <p class="hint">{words.operate.sourceHint}</p>}
+    </form>
+  );
+}
+
+// --- clients and answers ----------------------------------------------------------------------
+
+interface Client { name: string; scopes: string[]; requests_per_minute: number; concurrency: number; holds: Record<string, number> }
+
+function usePolled<T>(path: string, every: number): T | null {
+  const [value, setValue] = useState<T | null>(null);
+  useEffect(() => {
+    let isCurrent = true;
+    const get = () => { if (!document.hidden) ask<T>(path).then((found) => isCurrent && setValue(found), () => undefined); };
+    get();
+    const timer = setInterval(get, every);
+    return () => { isCurrent = false; clearInterval(timer); };
+  }, [path, every]);
+  return value;
+}
+
+function Clients() {
+  const found = usePolled<{ secured: boolean; clients: Client[] }>("/v1/operations/clients", 5000);
+  if (!found) return null;
+  const limit = (n: number) => (n ? String(n) : words.operate.unlimited);
+  return (
+    <details id="clients">
+      <summary>{words.operate.clients} ({found.clients.length})</summary>
+      <p class="hint">{found.secured ? words.operate.keys : words.operate.noKeys}</p>
+      <div class="table-scroll">
+        <table>
+          <thead><tr>{words.operate.clientHeads.map((head) => <th scope="col" key={head}>{head}</th>)}</tr></thead>
+          <tbody>
+            {found.clients.map((c) => (
+              <tr key={c.name}>
+                <th scope="row">{c.name}</th><td>{c.scopes.join(", ")}</td><td>{limit(c.requests_per_minute)}</td><td>{limit(c.concurrency)}</td>
+                <td>{Object.entries(c.holds).map(([what, n]) => `${n} ${what}`).join(", ") || "–"}</td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
+    </details>
+  );
+}
+
+interface Answer { id: string; time: number; method: string; path: string; status: number; seconds: number; dialect: string; client: string; model: string; cache: string }
+
+function Answers() {
+  const [word, setWord] = useState("");
+  const found = usePolled<{ answers: Answer[] }>(`/v1/operations/answers?q=${encodeURIComponent(word)}`, 3000);
+  return (
+    <details id="answers">
+      <summary>{words.operate.answers}</summary>
+      <input type="search" id="answers-search" aria-label={words.operate.answersSearch} placeholder={words.operate.answersSearch} value={word} onInput={(e) => setWord(e.currentTarget.value)} />
+      <div class="table-scroll">
+        <table class="answers">
+          <thead><tr>{words.operate.answerHeads.map((head) => <th scope="col" key={head}>{head}</th>)}</tr></thead>
+          <tbody>
+            {(found?.answers ?? []).slice(0, 100).map((a, k) => (
+              <tr key={`${a.id}/${k}`} class={a.status >= 500 ? "bad" : a.status >= 400 ? "warn" : ""}>
+                <td>{when(a.time)}</td><td>{a.status}</td><td>{a.method}</td><td><code>{a.path}</code></td><td>{duration(a.seconds)}</td>
+                <td>{a.client}</td><td>{a.model}</td><td><code>{a.id}</code></td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
+    </details>
   );
 }

@@ -19,11 +19,18 @@ const FIELDS = [
 const NUMBERS = new Set(["num_inference_steps", "guidance_scale", "strength", "width", "height"]);
 const MOST = 100;
 
+let isLoaded = false;
 const x = signal<Axis>({ field: "num_inference_steps", text: "5, 10, 20" });
 const y = signal<Axis>({ field: "guidance_scale", text: "1, 4, 8" });
+/** Set both axes; the room draws when its button is pressed. */
+export function beginSheet(columns: Axis, rows: Axis): void {
+  isLoaded = true; // what was kept does not come in between
+  x.value = columns;
+  y.value = rows;
+}
+
 const sheet = signal<Sheet | null>(null);
 const jobs = signal<Record<string, Job>>({});
-let isLoaded = false;
 
 /** Values of an axis: prompts a line each, the rest between commas; "1-5" counts whole numbers. */
 export function values(axis: Axis): string[] {

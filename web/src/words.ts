@@ -1,286 +1,42 @@
-// Every text that a person reads, in one place, so that it can be translated.
+// Every text that a person reads, in the language that was chosen.
+import { signal } from "@preact/signals";
 
-export const words = {
-  title: "Mezzotint",
-  rooms: { create: "Create", sheet: "Sheet", gallery: "Gallery", operate: "Server" } as Record<string, string>,
-  skip: "Skip to the content",
-  state: {
-    connecting: "connecting",
-    ready: "ready",
-    working: (n: number) => (n === 1 ? "1 at work" : `${n} at work`),
-    away: "the server does not answer",
-    warming: "the server is getting ready",
-    locked: "an API key is needed",
-  },
-  key: {
-    title: "API key",
-    needed: "This server asks for an API key.",
-    wrong: "The server does not know this key.",
-    kept: "It is kept in this tab until the tab is closed.",
-    use: "Use it",
-    change: "API key",
-    forget: "Forget it",
-  },
-  theme: { auto: "Theme: as the system has it", light: "Theme: light", dark: "Theme: dark" } as Record<string, string>,
-  form: {
-    label: "What to draw",
-    model: "Model",
-    prompt: "Prompt",
-    negative: "Negative prompt",
-    size: "Size",
-    own: (value: unknown) => `the model's own (${String(value)})`,
-    ownPlain: "the model's own",
-    seed: "Seed",
-    seedDrawn: "drawn anew each time",
-    dice: "Draw a seed now",
-    anew: "A new seed each time",
-    reuse: "Use the seed of the picture shown",
-    swap: "Swap width and height",
-    lock: "Keep the ratio of the sides",
-    smaller: "Smaller, same ratio",
-    larger: "Larger, same ratio",
-    browse: "Browse",
-    variation: "How far towards another seed's noise",
-    seedChooses: "the seed chooses",
-    generate: "Generate",
-    generating: "Add to the queue",
-    clear: "Start over",
-    undo: "Undo",
-    inUse: "In this request",
-    remove: (name: string) => `Remove ${name}`,
-    open: (name: string) => `Show ${name}`,
-    techniques: "Techniques",
-    add: "Add",
-    set: "Use",
-    unset: "Remove",
-    curve: "Guidance and noise levels as curves",
-    picture: "Choose a picture",
-    dropHere: "or drop one here",
-    none: "none",
-    advanced: "Sampling",
-    output: "Output",
-    history: "Earlier prompts",
-    weight: "Ctrl+Up and Ctrl+Down change the weight of the selected words",
-    noList: "nothing of this kind is installed on the server",
-    limits: "This model",
-    ratios: { "1:1": "square", "4:3": "landscape", "3:4": "portrait", "16:9": "wide", "9:16": "tall" } as Record<string, string>,
-  },
-  prompt: {
-    tokens: (n: number, window: number) => `${n} / ${window} tokens`,
-    tokensHint: "Tokens of this text, and how many one window of the model takes",
-    weights: "Weights as they will be read",
-    plain: "Brackets are plain text now.",
-    read: "Read them as weights",
-  },
-  wild: {
-    label: "Styles and wildcards",
-    on: "wildcards are filled",
-    kept: "Kept in this browser.",
-    saveAs: "Save the prompts as a style",
-    save: "Save",
-    applied: (name: string) => `${name} applied`,
-    styleHow: "A style with {prompt} goes around what is written; one without follows it.",
-    fill: "Fill {a|b} and __name__ anew with each send",
-    example: "For example",
-    list: "New wildcard list",
-  },
-  charts: {
-    levels: (high: string, low: string) => `σ ${high} → ${low}`,
-    level: (step: number, value: string) => `step ${step}: σ ${value}`,
-    levelsAlt: (n: number, high: string, low: string) => `Noise levels of ${n} steps, from ${high} down to ${low}`,
-    guidance: "Guidance of each step: left and right choose a step, up and down change it",
-    guidanceAt: (step: number, of: number, value: string) => `step ${step} of ${of}: ${value}`,
-    shapes: { constant: "flat", linear: "line", cosine: "cosine", interval: "interval" } as Record<string, string>,
-  },
-  controls: {
-    alt: (n: number, how: string) => `Control picture ${n} after ${how}`,
-    sees: (n: number, how: string) => `${n}: ${how}`,
-  },
-  plan: {
-    label: "Plan",
-    seconds: (s: string) => `about ${s}`,
-    calls: (n: number) => `${n} model calls`,
-    memory: (text: string) => `${text} memory`,
-    size: (w: number, h: number) => `${w} × ${h}`,
-    kept: "kept from before: answers at once",
-    pictures: (n: number) => (n === 1 ? "1 picture" : `${n} pictures`),
-    wait: "planning …",
-  },
-  stage: {
-    label: "Picture",
-    empty: "Write what you want to see, then press Generate. Drop a picture anywhere to get its settings back.",
-    preview: "preview",
-    save: "Save",
-    recall: "Use these settings",
-    seed: "Use this seed",
-    begin: "Begin from this picture",
-    details: "Details",
-    queued: (n: number) => (n ? `waiting behind ${n}` : "next in line"),
-    step: (done: number, count: number, step: number, steps: number) =>
-      (count > 1 ? `${done} of ${count} pictures, ` : "") + `step ${step} of ${steps}`,
-    left: (s: string) => `about ${s} left`,
-    cancelled: "cancelled",
-    failed: "failed",
-    cached: "from the cache",
-    took: (s: string) => `took ${s}`,
-    alt: (prompt: string, seed: unknown) => (prompt ? `${prompt}, seed ${String(seed)}` : `seed ${String(seed)}`),
-  },
-  queue: {
-    label: "Queue",
-    empty: "Nothing waits.",
-    cancel: "Cancel",
-    cancelAll: "Cancel all",
-    notify: "Tell me when done",
-    done: "Your picture is done",
-    status: {
-      queued: "waiting", running: "running", succeeded: "done", failed: "failed", cancelled: "cancelled", expired: "expired",
-    } as Record<string, string>,
-    recent: "Recent",
-  },
-  gallery: {
-    label: "Everything made",
-    search: "Search prompts, models and seeds",
-    empty: "Nothing here yet.",
-    nothing: "Nothing found.",
-    count: (n: number) => (n === 1 ? "1 picture" : `${n} pictures`),
-    more: "Show more",
-    select: "Select",
-    compare: "Compare",
-    compareHint: "Select two pictures to compare them",
-    delete: "Delete",
-    deleted: (n: number) => (n === 1 ? "1 deleted" : `${n} deleted`),
-    undo: "Undo",
-    model: "Model",
-    all: "all",
-  },
-  detail: {
-    label: "Picture and its settings",
-    close: "Close",
-    previous: "Previous picture",
-    next: "Next picture",
-    request: "Request",
-    timings: "Where the time went",
-    attempts: "Attempts",
-    warnings: "Warnings",
-    copy: "Copy as",
-    copied: "copied",
-    kinds: { curl: "curl", python: "Python", cli: "command line", json: "JSON" } as Record<string, string>,
-    verify: "Verify",
-    verifying: "drawing it again …",
-    identical: "identical, byte for byte",
-    samePixels: "every pixel is the same; the files differ in what is written beside them",
-    differ: (n: number, all: number) => `${n} of ${all} pixels differ`,
-    otherSize: "the new picture has another size",
-    digest: "Digest of the recipe",
-    seed: "Seed",
-    made: "Made",
-    model: "Model",
-    walk: "Play",
-    pause: "Pause",
-    frame: "Picture",
-    speed: "Pictures a second",
-  },
-  compare: {
-    label: "Compare two pictures",
-    slider: "Where one ends and the other begins",
-    flicker: "Flicker",
-    differences: "Differences of the requests",
-    same: "The requests are the same.",
-    field: "Field",
-  },
-  regions: {
-    how: "Drag on the picture to draw a box; drag a box to move it, its corner to size it. With the keyboard: arrows move, Shift and arrows size.",
-    box: (n: number, prompt: string) => `Region ${n}${prompt ? `: ${prompt}` : ""}`,
-  },
-  mask: {
-    needs: "Choose a start picture first; then the mask can be painted on it.",
-    how: "Paint what is to be drawn anew.",
-    below: "The start picture",
-    canvas: "The mask",
-    brush: "Brush",
-    zoom: "Zoom",
-    erase: "Erase",
-    undo: "Undo",
-    invert: "Invert",
-    clear: "Clear",
-  },
-  sheet: {
-    label: "Pictures along two fields",
-    how: "The request of the form, drawn once for every pair of values.",
-    x: "Columns",
-    y: "Rows",
-    field: "Field",
-    values: "Values, between commas; 1-5 counts",
-    lines: "Values, a line each",
-    make: (n: number) => (n === 1 ? "Draw 1 picture" : `Draw ${n} pictures`),
-    tooMany: (n: number, most: number) => `${n} pictures are more than ${most}`,
-  },
-  operate: {
-    health: "Health",
-    models: "Models",
-    environment: "Where it computes",
-    loaded: "loaded",
-    unloaded: "loaded when first asked for",
-    use: "Use this model",
-    steps: (n: number) => (n === 1 ? "1 step" : `${n} steps`),
-    tokens: (n: number) => `${n} tokens of text`,
-  },
-  drop: {
-    here: "Drop a picture to get its settings back",
-    restored: (name: string) => `Settings restored from ${name}`,
-    without: (name: string) => `${name} carries no settings. It can be what to begin from.`,
-    begin: "Begin from it",
-    lost: "Could not be honoured:",
-    undo: "Back to what was there",
-    pictures: "Pictures that belong to these settings are not in the file:",
-  },
-  help: {
-    label: "Keyboard",
-    keys: [
-      ["Ctrl + Enter", "generate"],
-      ["Escape", "close, or cancel what is shown"],
-      ["← →", "previous and next picture"],
-      ["c", "create"],
-      ["g", "gallery"],
-      ["x", "sheet"],
-      ["/", "search the gallery"],
-      ["r", "use these settings"],
-      ["s", "save the picture"],
-      ["Ctrl + ↑ ↓", "weight of the selected words in a prompt"],
-      ["?", "this list"],
-    ] as [string, string][],
-  },
-  time: {
-    now: "just now",
-    seconds: (n: string) => `${n} s`,
-    minutes: (n: number) => `${n} min`,
-  },
-  runs: {
-    label: "Training runs",
-    step: (at: number, of: number) => (of ? `step ${at} of ${of}` : `step ${at}`),
-    loss: (value: string) => `loss ${value}`,
-    left: (n: number) => `${n} min left`,
-    shown: (n: number) => `shown: step ${n}`,
-    slider: (name: string) => `step of ${name}`,
-    alt: (name: string) => `samples of ${name}`,
-  },
-  dismiss: "Dismiss",
-  failed: "That did not work",
-};
+import { english } from "./words/en";
 
-// Fields of a request that read better with words of their own.
-const names: Record<string, string> = {
-  image: "Start picture", mask: "Mask", strength: "Strength", inpaint: "Inpainting", outpaint: "Outpainting",
-  variation: "Variation", tiling: "Tiling", hires: "Second, larger pass", controls: "ControlNets", loras: "LoRAs",
-  image_prompts: "Reference pictures", embeddings: "Learnt words", regions: "Regions", ensemble: "Ensemble",
-  walk: "Walk", latent: "Latent", gates: "Gates", upscale: "Upscaling", prompt_dialect: "Weights in the text",
-  output: "Output", reproducibility: "Reproducibility", priority: "Priority", deadline_s: "Deadline",
-  num_images: "Pictures", num_inference_steps: "Steps", guidance_scale: "Guidance", scheduler: "Scheduler",
-  sigma_schedule: "Noise levels", negative_prompt: "Negative prompt", prompt: "Prompt", model: "Model", seed: "Seed",
-  queue: "Waiting", backlog_s: "Backlog (s)", device: "Device", width: "Width", height: "Height", from: "From", to: "To", box: "Box", fps: "Pictures a second",
+export type Words = typeof english;
+
+export const LANGUAGES: Record<string, string> = { en: "English", de: "Deutsch", zh: "中文" };
+const LOADERS: Record<string, () => Promise<{ words: Words }>> = {
+  en: async () => ({ words: english }),
+  de: () => import("./words/de"),
+  zh: () => import("./words/zh"),
 };
+const KEPT = "mezzotint-language";
+
+export let words: Words = english;
+export const language = signal("en");
+
+/** Speak a language from here on; the page is drawn anew. */
+export async function speak(code: string, keeps = true): Promise<void> {
+  const load = LOADERS[code];
+  if (!load) return;
+  words = (await load()).words;
+  if (keeps) localStorage.setItem(KEPT, code);
+  document.documentElement.lang = code;
+  language.value = code;
+}
+
+/** The language that was chosen before, else the browser's, else English. */
+export async function speakAsBefore(): Promise<void> {
+  const wanted = localStorage.getItem(KEPT) ?? navigator.languages.map((tag) => tag.slice(0, 2)).find((code) => code in LOADERS) ?? "en";
+  try {
+    await speak(wanted, false);
+  } catch {
+    // the file of that language did not arrive: English is here
+  }
+}
 
 /** What a field of a request is called on the page. */
 export function nameOf(field: string): string {
-  return names[field] ?? field.replace(/_s$/, " (s)").replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase());
+  return words.fields[field] ?? field.replace(/_s$/, " (s)").replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase());
 }

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mezzotint.errors import MezzotintError, NotReady
 from mezzotint.observe import log, spans
+from mezzotint.serve.access import AccessLog
 from mezzotint.serve.auth import Caller, KeyRing
 from mezzotint.serve.browsers import check_caller
 from mezzotint.serve.config import is_loopback
@@ -127,7 +128,8 @@ def create_app(
         metrics: Where answers are counted; shared between the listeners.
     """
     metrics = metrics or ServerMetrics()
-    front.memory |= {"metrics": metrics, "secured": not keys.is_open}
+    front.memory |= {"metrics": metrics, "secured": not keys.is_open, "keys": keys}
+    front.memory.setdefault("access", AccessLog())
     return Doorway(front, keys, listener, metrics)
 
 
@@ -218,7 +220,7 @@ class Doorway:
         finally:
             seconds = time.monotonic() - began
             self._metrics.answered(here, answer.status, seconds)
-            _write_access(scope, here, answer.status, seconds)
+            _write_access(self._front.memory["access"], scope, here, answer.status, seconds)
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one web socket as one of the caller's event streams; refused ones get 403."""
@@ -330,19 +332,20 @@ class _Leaving:
             self._leave()
 
 
-def _write_access(scope: Scope, here: Visit, status: int, seconds: float) -> None:
-    """Write one line; never a prompt, never a key, never a query."""
-    log.info(
-        "http.answered",
-        method=scope["method"],
-        path=scope["path"],
-        status=status,
-        seconds=round(seconds, 6),
-        dialect=here.dialect,
-        client=here.caller.name if here.caller is not None else "",
-        model=here.model,
-        cache=here.cache,
-    )
+def _write_access(kept: AccessLog, scope: Scope, here: Visit, status: int, seconds: float) -> None:
+    """Write one line, and keep it; never a prompt, never a key, never a query."""
+    told = {
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": status,
+        "seconds": round(seconds, 6),
+        "dialect": here.dialect,
+        "client": here.caller.name if here.caller is not None else "",
+        "model": here.model,
+        "cache": here.cache,
+    }
+    log.info("http.answered", **told)
+    kept.note(here.request_id, **told)
 
 
 async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:

@@ -217,6 +217,10 @@ class KeyRing:
         """Whether there are no keys at all."""
         return self._path is None
 
+    def callers(self) -> tuple[Caller, ...]:
+        """Return who has a key, in the order of the file."""
+        return tuple(self._callers.values())
+
     def identify(self, headers: Mapping[str, str], address: str) -> Caller:
         """Find out who asks.
 
@@ -351,6 +355,10 @@ class Meter:
     def give(self, caller: Caller, what: str) -> None:
         """Count one thing less that the caller holds."""
         self._bucket(caller).held[what] -= 1
+
+    def held(self) -> dict[str, dict[str, int]]:
+        """Return what every remembered caller holds, by name."""
+        return {name: dict(bucket.held) for name, bucket in self._buckets.items()}
 
     def _bucket(self, caller: Caller) -> _Bucket:
         bucket = self._buckets.get(caller.name)

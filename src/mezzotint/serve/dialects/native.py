@@ -33,7 +33,7 @@ from mezzotint.serve.errors import Conflict, Problem, TooManyRequests, describe
 from mezzotint.serve.front import Front
 from mezzotint.serve.queueing import kept_picture, submit
 from mezzotint.serve.schema import ANY_OBJECT, request_schema
-from mezzotint.serve.site import collection, gallery, pictures
+from mezzotint.serve.site import collection, gallery, operations, pictures
 from mezzotint.serve.streaming import EventStream, sse
 from mezzotint.serve.wire import (
     CONTENT_TYPES,
@@ -277,6 +277,7 @@ def _endpoints() -> tuple[Endpoint, ...]:
         endpoint("GET", "/v1/capabilities", capabilities, "Models, names and limits"),
         *collection.ENDPOINTS,
         *gallery.ENDPOINTS,
+        *operations.ENDPOINTS,
         *pictures.ENDPOINTS,
         *runs.ENDPOINTS,
         endpoint("GET", "/health/live", live, "Whether the process runs", scope=None),

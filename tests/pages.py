@@ -1,0 +1,43 @@
+"""What tests of the web page share: when it is ready, dropping files, reading its form."""
+
+import base64
+import io
+import json
+import time
+from pathlib import Path
+
+from PIL import Image
+from tests.browser import Page
+
+AXE = Path(__file__).resolve().parents[1] / "web" / "node_modules" / "axe-core" / "axe.min.js"
+READY = "document.getElementById('state')?.textContent === 'ready'"
+DONE = f"{READY} && document.getElementById('save')"
+
+
+def drop(page: Page, data: bytes, name: str = "dropped.png") -> None:
+    encoded = base64.b64encode(data).decode()
+    page.run(
+        f"""(async () => {{
+          const bytes = Uint8Array.from(atob("{encoded}"), (c) => c.charCodeAt(0));
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([bytes], {name!r}, {{type: "image/png"}}));
+          document.dispatchEvent(new DragEvent("dragenter", {{dataTransfer: transfer, bubbles: true}}));
+          document.dispatchEvent(new DragEvent("drop", {{dataTransfer: transfer, bubbles: true}}));
+        }})()"""
+    )
+
+
+def kept_request(page: Page, holds=lambda request: True) -> dict:
+    """Return the request that the form holds, once it is as expected or some time is over."""
+    until = time.monotonic() + 10
+    while True:
+        kept = json.loads(page.run("localStorage.getItem('mezzotint-request') ?? '{}'"))
+        if holds(kept) or time.monotonic() > until:
+            return kept
+        time.sleep(0.1)
+
+
+def picture(color: str = "red", side: int = 16) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (side, side), color).save(stream, "PNG")
+    return stream.getvalue()

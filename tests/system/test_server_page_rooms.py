@@ -1,0 +1,303 @@
+"""The rooms of the web page beside Create: gallery, laboratory, server, commands, languages."""
+
+import json
+import math
+import time
+import zipfile
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from tests.browser import CHROMIUM, Page, open_page
+from tests.pages import DONE, READY, kept_request, picture
+from tests.serving import RunningServer, running_server
+
+from mezzotint.service.jobs.results import ResultFiles
+from mezzotint.service.jobs.schema import IMAGES, JOBS
+from mezzotint.service.jobs.store import JobStore
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+]
+PICTURES = "document.querySelectorAll('.tile').length"
+
+
+@pytest.fixture
+def server(page_server: RunningServer) -> RunningServer:
+    return page_server
+
+
+def make(page: Page, prompt: str, seed: int) -> None:
+    page.type("prompt", prompt)
+    page.type("seed", seed)
+    page.click("#make")
+    page.wait(f"{DONE} && document.getElementById('picture')?.alt === '{prompt}, seed {seed}'")
+
+
+def close(page: Page) -> None:
+    page.run("document.querySelectorAll('dialog[open]').forEach((d) => d.close())")
+
+
+def test_pictures_are_starred_rated_laid_on_boards_and_found_by_all_of_it(page, server):
+    for seed in (41, 42, 43):
+        make(page, "marked", seed)
+    page.run("location.hash = '#gallery'")
+    page.wait("document.getElementById('search')")
+    page.type("search", "marked")
+    page.wait(f"{PICTURES} === 3")
+    page.click(".tiles li .star")
+    page.click("#starred")
+    page.wait(f"{PICTURES} === 1")
+    page.click(".tile")
+    page.click(".stars button:nth-child(4)")
+    page.wait("document.querySelector('.stars [aria-checked=true]')")
+    page.run(
+        """(() => { const i = document.querySelector('.opinion .board'); i.value = 'best <b>of</b>';
+          i.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', bubbles: true})); })()"""
+    )
+    page.wait("document.querySelector('.opinion .chip')?.textContent.includes('best <b>of</b>')")
+    page.click("#close-detail")
+    page.click("#starred")
+    page.wait(f"{PICTURES} === 3")
+    page.wait("document.querySelectorAll('#board option').length === 2")
+    page.run(
+        """(() => { const b = document.getElementById('board'); b.selectedIndex = 1;
+          b.dispatchEvent(new Event('change', {bubbles: true})); })()"""
+    )
+    page.wait(f"{PICTURES} === 1")
+    marked = httpx.get(f"{server.url}/v1/gallery/pictures").json()["pictures"][0]
+    assert marked["marks"] == {"star": True, "rating": 4, "boards": ["best <b>of</b>"]}
+    page.click(".filters .quiet")
+
+
+def test_many_are_selected_by_a_range_and_fetched_as_one_file(page, tmp_path):
+    for seed in (51, 52, 53):
+        make(page, "packed", seed)
+    page.run("location.hash = '#gallery'")
+    page.wait("document.getElementById('search')")
+    page.type("search", "packed")
+    page.wait(f"{PICTURES} === 3")
+    page.click("#select")
+    page.click(".tile")
+    page.run(
+        """[...document.querySelectorAll('.tile')].at(-1).dispatchEvent(
+          new MouseEvent('click', {bubbles: true, shiftKey: true}))"""
+    )
+    page.wait("document.querySelectorAll('.tile[aria-pressed=true]').length === 3")
+    page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    page.click("#zip")
+    until = time.monotonic() + 15
+    while not (tmp_path / "pictures.zip").is_file():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    with zipfile.ZipFile(tmp_path / "pictures.zip") as file:
+        assert file.testzip() is None
+        assert sorted(name.split("-")[2] for name in file.namelist()) == ["51", "52", "53"]
+    page.click("#select")
+    page.type("search", "")
+
+
+def test_the_laboratory_computes_what_the_library_computes(page):
+    """Points, levels and data as in the page; the errors of its table from our solvers."""
+    import torch
+
+    from mezzotint.sampling.loop import sample
+    from mezzotint.sampling.mixtures import GaussianMixture
+    from mezzotint.sampling.sigma_curves import sigma_curve
+
+    page.run("location.hash = '#lab'")
+    page.click("[data-solver=heun]")
+    for id_, value in (("lab-steps", 8), ("lab-guidance", 2.5)):
+        page.type(id_, value)
+    page.wait("document.querySelector('[data-row=heun] td')?.textContent === '15'")
+    told = {
+        name: float(page.text(f"[data-row={name}] td:last-child"))
+        for name in ("euler", "heun", "dpmpp_2m")
+    }
+    golden, count = math.pi * (3 - math.sqrt(5)), 48
+    radii = [10 * math.sqrt(-2 * math.log(1 - (k + 0.5) / count)) for k in range(count)]
+    starts = torch.tensor(
+        [[r * math.cos(k * golden), r * math.sin(k * golden)] for k, r in enumerate(radii)],
+        dtype=torch.float64,
+    )
+    means = torch.tensor([[1, 0], [-0.5, 0.9], [-0.5, -0.9]], dtype=torch.float64)
+    tight = GaussianMixture(means, (0.25,) * 3, (1.0,) * 3)
+    wide = GaussianMixture(means, (0.5,) * 3, (1.0,) * 3)
+
+    def denoise(latents, sigma):
+        without = wide(latents, sigma)
+        return without + 2.5 * (tight(latents, sigma) - without)
+
+    def ends(name: str, steps: int) -> torch.Tensor:
+        levels = sigma_curve("karras", steps, 0.002, 10.0)
+        return sample(denoise, starts.float(), scheduler=name, sigmas=levels).double()
+
+    exact = ends("heun", 400)
+    for name, error in told.items():
+        expected = math.sqrt(float((ends(name, 8) - exact).square().sum(1).mean()))
+        assert error == pytest.approx(expected, rel=2e-3), name
+
+
+def test_the_laboratory_hands_its_solvers_to_a_sheet(page):
+    page.type("prompt", "side by side")
+    page.run("location.hash = '#lab'")
+    page.wait(
+        "document.getElementById('side-by-side') && !document.getElementById('side-by-side').disabled"
+    )
+    page.type("lab-steps", 4)
+    chosen = page.run(
+        "[...document.querySelectorAll('[data-solver][aria-pressed=true]')].map((b) => b.dataset.solver)"
+    )
+    page.click("#side-by-side")
+    page.wait("document.getElementById('make-sheet')")
+    texts = page.run("[...document.querySelectorAll('.axes textarea')].map((t) => t.value)")
+    assert texts == ["2, 4, 8", ", ".join(chosen)]
+
+
+def test_the_server_room_measures_lists_answers_and_changes_models(page, server):
+    make(page, "measured", 61)
+    page.run("location.hash = '#operate'")
+    page.wait("document.querySelectorAll('.spark').length === 7")
+    page.type("model-source", "missing.mzt")
+    page.click("#add-model")
+    page.wait("document.querySelector('.add-model .plan.bad')")
+    page.errors.clear()  # the browser logs the refusal itself
+    page.type("model-source", "tulip.mzt")
+    page.type("model-name", "tulip")
+    page.click("#add-model")
+    page.wait("document.querySelector('[data-model=tulip]')")
+    page.run("window.confirm = () => true")
+    page.click("[data-model=tulip] .danger")
+    page.wait("!document.querySelector('[data-model=tulip]')")
+    page.run("document.getElementById('answers').open = true")
+    page.type("answers-search", "/v1/operations/models")
+    page.wait("document.querySelectorAll('.answers tbody tr').length === 3")
+    rows = page.run("[...document.querySelectorAll('.answers tbody tr')].map((r) => r.textContent)")
+    assert [status for status in ("200", "201", "404") if any(status in row for row in rows)]
+    page.run("document.getElementById('clients').open = true")
+    page.wait("document.querySelector('#clients tbody tr')?.textContent.includes('address:')")
+
+
+def test_everything_is_a_command_and_found_by_some_of_its_letters(page):
+    page.press("k", ctrl=True)
+    page.wait("document.querySelector('#palette[open]')")
+    page.type("command", "lab")
+    page.wait(
+        "document.querySelector('#commands [aria-selected=true]')?.textContent === 'Go to Lab'"
+    )
+    page.press("Enter")
+    page.wait("location.hash === '#lab' && !document.querySelector('dialog[open]')")
+    page.press("k", ctrl=True)
+    page.wait("document.querySelector('#palette[open]')")
+    page.type("command", "techn regi")
+    page.press("ArrowDown")
+    page.press("Enter")
+    page.wait("document.getElementById('technique-regions')?.open")
+
+
+def test_the_page_speaks_german_and_chinese_and_keeps_what_was_chosen(page):
+    page.type("prompt", "bleibt")
+    for code, word in (("de", "Erzeugen"), ("zh", "生成")):
+        page.click("#help")
+        page.type("language", code)
+        page.wait(f"document.getElementById('make')?.textContent === '{word}'")
+        assert page.run("document.documentElement.lang") == code
+        assert page.run("document.getElementById('prompt').value") == "bleibt"
+        close(page)
+    page.reload()
+    page.wait("document.getElementById('make')?.textContent === '生成'")
+    page.click("#help")
+    page.type("language", "en")
+    page.wait("document.getElementById('make')?.textContent === 'Generate'")
+    close(page)
+    page.wait(READY)
+
+
+def test_the_form_is_walked_by_the_keyboard_alone(page):
+    """From the top of the page by Tab to the prompt, typing, and sending it."""
+    page.run("document.activeElement?.blur(); document.querySelector('.skip').focus()")
+    page.press("Enter")  # skips to the content
+    seen = []
+    for _ in range(60):
+        page.press("Tab")
+        seen.append(page.run("document.activeElement.id || document.activeElement.tagName"))
+        if seen[-1] == "prompt":
+            break
+    assert "model" in seen
+    assert seen[-1] == "prompt"
+    page.call("Input.insertText", text="typed by keys")
+    assert kept_request(page, lambda r: "prompt" in r)["prompt"] == "typed by keys"
+    page.press("Enter", ctrl=True)
+    page.wait(f"{DONE} && document.getElementById('picture')?.alt.startsWith('typed by keys')")
+
+
+def fill(folder, count: int) -> None:
+    """Put ended jobs of one picture each into the store of a server, without drawing any."""
+    folder.mkdir(parents=True)
+    digest = ResultFiles(folder / "results").put(picture("teal", 64))
+    store = JobStore(f"sqlite:///{folder / 'jobs.sqlite3'}", "test")
+    words = ("apple", "boat", "cloud", "dragon", "engine", "forest", "glass")
+    now = time.time()
+    jobs = [
+        {
+            "id": f"job-{k:024d}", "client": "address:127.0.0.1", "status": "succeeded",
+            "priority": 0, "body_digest": "0" * 64, "use_cache": True, "created": now - k,
+            "started": now - k, "finished": now - k, "runs": 1, "cancel": False, "outcome": "{}",
+            "request": json.dumps({"prompt": f"a {words[k % 7]} number {k}", "seed": k}),
+        }
+        for k in reversed(range(count))
+    ]  # fmt: skip
+    about = {"format": "png", "width": 64, "height": 64, "warnings": [], "recipe_digest": ""}
+    images = [
+        {
+            "job": f"job-{k:024d}", "position": 0, "digest": digest, "bytes": 100,
+            "about": json.dumps({**about, "index": 0, "seed": k}),
+        }
+        for k in range(count)
+    ]  # fmt: skip
+    with store._engine.begin() as db:
+        db.execute(sa.insert(JOBS), jobs)
+        db.execute(sa.insert(IMAGES), images)
+    store.close()
+
+
+SCROLL = """new Promise((resolve) => {
+  const frames = [];
+  let last = performance.now(), left = 150;
+  const step = (now) => {
+    frames.push(now - last); last = now; left -= 1;
+    scrollBy(0, left % 10 ? 160 : 4000);
+    left ? requestAnimationFrame(step) : resolve(frames.sort((a, b) => a - b));
+  };
+  requestAnimationFrame(step);
+})"""
+
+
+@pytest.mark.slow
+def test_a_gallery_of_five_thousand_scrolls_and_searches_at_once(tmp_path):
+    fill(tmp_path / "jobs", 5000)
+    with (
+        running_server(tmp_path / "jobs") as server,
+        open_page(f"{server.url}/#gallery", tmp_path, "--window-size=1440,900") as page,
+    ):
+        page.wait("document.getElementById('count')?.textContent === '5000 pictures'", seconds=60)
+        assert page.run(PICTURES) < 200  # those in sight and a little more
+        frames = page.run(SCROLL)
+        print("frames", frames[len(frames) // 2], frames[-8], frames[-1])
+        assert frames[int(len(frames) * 0.9)] < 50  # milliseconds; some belong to the machine
+        page.run("scrollTo(0, 0)")
+        took = page.run(
+            """(async () => {
+              const field = document.getElementById("search");
+              const began = performance.now();
+              field.value = "dragon 49";
+              field.dispatchEvent(new Event("input", {bubbles: true}));
+              while (!document.getElementById("count").textContent.includes("of 5000")) await new Promise((r) => setTimeout(r));
+              return performance.now() - began;
+            })()"""
+        )
+        print("search", took)
+        assert took < 100
+        expected = sum(1 for k in range(5000) if k % 7 == 3 and "49" in str(k))
+        assert page.text("#count").startswith(f"{expected} of 5000")

@@ -1,0 +1,73 @@
+"""What operates the server: measurements, clients, answers, models; for keys that manage."""
+
+import pytest
+from tests.serving import open_door
+
+MODELS = "/v1/operations/models"
+
+
+def test_measurements_are_those_of_the_metrics_listener(tmp_path):
+    with open_door(tmp_path) as door:
+        door.http.post("/v1/generations", json={"prompt": "a"})
+        text = door.http.get("/v1/operations/metrics").text
+        assert 'mezzotint_requests_total{door="native",status="200"} 1.0' in text
+        names = {line.split(" ")[2] for line in text.splitlines() if line.startswith("# HELP")}
+        listener = door.metrics.get("/metrics").text.splitlines()
+        assert names == {line.split(" ")[2] for line in listener if line.startswith("# HELP")}
+
+
+def test_answers_are_found_by_id_path_and_status_and_hold_no_prompt(tmp_path):
+    with open_door(tmp_path) as door:
+        sent = {"x-request-id": "mine-0001"}
+        door.http.post("/v1/generations", json={"prompt": "secret words"}, headers=sent)
+        door.http.get("/v1/nothing")
+        found = door.http.get("/v1/operations/answers?q=MINE-0001").json()["answers"]
+        assert [(a["id"], a["status"], a["path"]) for a in found] == [
+            ("mine-0001", 200, "/v1/generations")
+        ]
+        assert "secret" not in door.http.get("/v1/operations/answers").text
+        newest = door.http.get("/v1/operations/answers?q=404").json()["answers"]
+        assert [a["path"] for a in newest] == ["/v1/nothing"]
+
+
+def test_models_are_added_made_the_default_and_removed(tmp_path):
+    with open_door(tmp_path) as door:
+        added = door.http.post(MODELS, json={"source": "tulip.mzt", "version": "2.0"})
+        assert (added.status_code, added.json()["name"]) == (201, "tulip")
+        again = door.http.post(MODELS, json={"source": "tulip.mzt", "version": "2.0"})
+        assert (again.status_code, again.json()["field"]) == (409, "name")
+        assert door.http.post(MODELS, json={"source": "missing"}).status_code == 404
+        for source in ("", 3, "../etc", "https://example.org/a.mar", "/etc/passwd"):
+            refused = door.http.post(MODELS, json={"source": source})
+            assert refused.status_code in {403, 404, 422}, source
+        door.http.post(MODELS, json={"source": "tulip.mzt", "version": "1.0"})
+        assert door.http.put(f"{MODELS}/tulip/1.0/default").status_code == 200
+        models = door.http.get("/v1/capabilities").json()["models"]
+        assert {m["version"]: m["default"] for m in models if m["name"] == "tulip"} == {
+            "1.0": True, "2.0": False,
+        }  # fmt: skip
+        for version in ("1.0", "2.0"):
+            assert door.http.delete(f"{MODELS}/tulip/{version}").status_code == 200
+        assert door.http.delete(f"{MODELS}/tulip/2.0").status_code == 404
+
+
+def test_models_stay_as_they_are_where_they_may_not_be_changed(tmp_path):
+    with open_door(tmp_path, model_api=False) as door:
+        assert door.http.post(MODELS, json={"source": "tulip.mzt"}).status_code == 405
+        assert door.http.delete(f"{MODELS}/plate/1.0").status_code == 405
+
+
+@pytest.mark.parametrize("path", ["metrics", "clients", "answers"])
+def test_keys_that_do_not_manage_see_nothing_of_it(tmp_path, path):
+    keys = tmp_path / "keys"
+    keys.write_text(f"{'a' * 24} ann generate\n{'b' * 24} bob generate,manage\n")
+    keys.chmod(0o600)
+    with open_door(tmp_path / "jobs", api_keys=str(keys)) as door:
+        ann, bob = ({"authorization": f"Bearer {k * 24}"} for k in "ab")
+        assert door.http.get(f"/v1/operations/{path}", headers=ann).status_code == 403
+        answer = door.http.get(f"/v1/operations/{path}", headers=bob)
+        assert answer.status_code == 200
+        assert "aaaaaaaa" not in answer.text
+        if path == "clients":
+            clients = {c["name"]: c["scopes"] for c in answer.json()["clients"]}
+            assert clients == {"ann": ["generate"], "bob": ["generate", "manage"]}

@@ -1,0 +1,87 @@
+// A grid of any length: only the rows in sight are in the document.
+import type { ComponentChild } from "preact";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+
+const GAP = 8;
+const MORE_ROWS = 3; // above and below the window
+
+interface Props<T> {
+  items: readonly T[];
+  least: number; // px of a tile, at least
+  keyOf: (item: T) => string;
+  label: string;
+  draw: (item: T, index: number) => ComponentChild;
+}
+
+export function VirtualGrid<T>({ items, least, keyOf, label, draw }: Props<T>) {
+  const box = useRef<HTMLUListElement>(null);
+  const [wide, setWide] = useState(0);
+  const [seen, setSeen] = useState<[number, number]>([0, 12]);
+  const columns = Math.max(1, Math.floor((wide + GAP) / (least + GAP)));
+  const side = wide ? (wide - GAP * (columns - 1)) / columns : least;
+  const rows = Math.ceil(items.length / columns);
+  const pitch = side + GAP;
+
+  useLayoutEffect(() => {
+    const measure = () => setWide(box.current?.clientWidth ?? 0);
+    const watcher = new ResizeObserver(measure);
+    watcher.observe(box.current!);
+    measure();
+    return () => watcher.disconnect();
+  }, []);
+
+  useEffect(() => {
+    let asked = 0;
+    const look = () => {
+      asked = 0;
+      const top = box.current?.getBoundingClientRect().top ?? 0;
+      const first = Math.max(0, Math.floor(-top / pitch) - MORE_ROWS);
+      const last = Math.min(rows, Math.ceil((innerHeight - top) / pitch) + MORE_ROWS);
+      setSeen((was) => (was[0] === first && was[1] === last ? was : [first, last]));
+    };
+    const soon = () => { asked ||= requestAnimationFrame(look); };
+    look();
+    addEventListener("scroll", soon, { passive: true });
+    addEventListener("resize", soon);
+    return () => {
+      cancelAnimationFrame(asked);
+      removeEventListener("scroll", soon);
+      removeEventListener("resize", soon);
+    };
+  }, [pitch, rows]);
+
+  /** The arrows go from tile to tile, also to those that are not there yet. */
+  const press = (event: KeyboardEvent) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns, Home: -Infinity, End: Infinity }[event.key];
+    const at = Number((event.target as HTMLElement).closest<HTMLElement>("[data-at]")?.dataset.at ?? NaN);
+    if (by === undefined || Number.isNaN(at) || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const next = Math.max(0, Math.min(items.length - 1, at + by));
+    const y = (box.current?.getBoundingClientRect().top ?? 0) + scrollY + Math.floor(next / columns) * pitch;
+    if (y < scrollY + 80 || y + side > scrollY + innerHeight) scrollTo({ top: Math.max(0, y - innerHeight / 2 + side / 2) });
+    const focus = (tries: number) => {
+      const found = box.current?.querySelector<HTMLElement>(`[data-at="${next}"] .tile`);
+      if (found) found.focus({ preventScroll: true });
+      else if (tries) requestAnimationFrame(() => focus(tries - 1));
+    };
+    focus(10);
+  };
+
+  const from = seen[0] * columns;
+  const shown = items.slice(from, seen[1] * columns);
+  return (
+    <ul ref={box} class="tiles virtual" aria-label={label} style={{ height: `${Math.max(0, rows * pitch - GAP)}px` }} onKeyDown={press}>
+      {wide ? shown.map((item, k) => {
+        const index = from + k;
+        const [row, column] = [Math.floor(index / columns), index % columns];
+        return (
+          <li
+            key={keyOf(item)} data-at={index} aria-setsize={items.length} aria-posinset={index + 1}
+            style={{ width: `${side}px`, height: `${side}px`, transform: `translate(${column * pitch}px, ${row * pitch}px)` }}
+          >{draw(item, index)}</li>
+        );
+      }) : null}
+    </ul>
+  );
+}
