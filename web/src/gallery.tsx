@@ -88,9 +88,11 @@ function Search({ count, isFiltered }: { count: number; isFiltered: boolean }) {
 function Selection() {
   const list = chosen.value;
   const only = list.length > 0;
-  const board = async () => {
-    const name = prompt(words.gallery.boardName, filters.value.board)?.trim();
-    if (name) await mark(list, (marks) => ({ ...marks, boards: [...new Set([...(marks.boards ?? []), name.slice(0, 60)])] }));
+  const board = (field: HTMLInputElement) => {
+    const name = field.value.trim().slice(0, 60);
+    if (!name || !only) return;
+    void mark(list, (marks) => ({ ...marks, boards: [...new Set([...(marks.boards ?? []), name])] }));
+    field.value = "";
   };
   const unboard = () => void mark(list, (marks) => ({ ...marks, boards: (marks.boards ?? []).filter((b) => b !== filters.value.board) }));
   const allStarred = only && list.every((e) => e.marks.star);
@@ -100,7 +102,11 @@ function Selection() {
       <button type="button" id="select-all" onClick={() => { selected.value = new Set(found.value.map(idOf)); }}>{words.gallery.selectAll}</button>
       <button type="button" disabled={!only} onClick={() => { selected.value = new Set(); }}>{words.gallery.selectNone}</button>
       <button type="button" disabled={!only} aria-pressed={allStarred} onClick={() => void mark(list, (marks) => ({ ...marks, star: !allStarred }))}><Icon name="star" full={allStarred} /> {words.gallery.star}</button>
-      <button type="button" id="to-board" disabled={!only} onClick={() => void board()}>{words.gallery.toBoard}</button>
+      <input
+        id="to-board" list="all-boards" disabled={!only} aria-label={words.gallery.boardName} placeholder={words.gallery.toBoard}
+        onKeyDown={(e) => { if (e.key === "Enter") board(e.currentTarget); }} onChange={(e) => board(e.currentTarget)}
+      />
+      <datalist id="all-boards">{boards.value.map(([name]) => <option value={name} />)}</datalist>
       {filters.value.board ? <button type="button" disabled={!only} onClick={unboard}>{words.gallery.offBoard(filters.value.board)}</button> : null}
       <button
         type="button" id="compare" title={words.gallery.compareHint} disabled={list.length !== 2}

@@ -10,7 +10,7 @@ def test_measurements_are_those_of_the_metrics_listener(tmp_path):
     with open_door(tmp_path) as door:
         door.http.post("/v1/generations", json={"prompt": "a"})
         text = door.http.get("/v1/operations/metrics").text
-        assert 'mezzotint_requests_total{door="native",status="200"} 1.0' in text
+        assert 'mezzotint_requests_total{door="native",status="200"}' in text
         names = {line.split(" ")[2] for line in text.splitlines() if line.startswith("# HELP")}
         listener = door.metrics.get("/metrics").text.splitlines()
         assert names == {line.split(" ")[2] for line in listener if line.startswith("# HELP")}

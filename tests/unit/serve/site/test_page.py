@@ -20,13 +20,15 @@ def door():
 
 def first_view(door) -> dict[str, int]:
     """Return the bytes on the wire of everything the page asks for before it stands."""
-    text = door.http.get("/").text
-    paths = ["/", *re.findall(r'(?:src|href)="(/[^"]+)"', text)]
-    sizes = {}
-    for path in paths:
+    paths, sizes = ["/"], {}
+    while paths:
+        path = paths.pop()
         answer = door.http.get(path, headers={"accept-encoding": "gzip"})
         assert answer.status_code == 200, path
         sizes[path] = int(answer.headers["content-length"])
+        named = re.findall(r'(?:src|href)="(/[^"]+)"', answer.text) if path == "/" else []
+        imported = re.findall(r"""(?:from|import) ?["'`]\./([\w-]+\.js)["'`]""", answer.text)
+        paths += {*named, *(f"/web/{name}" for name in imported)} - {*sizes, *paths}
     return sizes
 
 
