@@ -26,12 +26,26 @@ _CLIP_TEXT = {
 }
 _CLIP_VISION = {"hidden_size": 768, "image_size": 224, "projection_dim": 512}
 _T5 = {"d_model": 512, "vocab_size": 32128}
+_QWEN_MEAN = [
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+]  # fmt: skip
+_QWEN_STD = [
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.916,
+]  # fmt: skip
 
 CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "AutoencoderKL": {
         "block_out_channels": (64,),
         "latent_channels": 4,
         "scaling_factor": 0.18215,
+    },
+    "AutoencoderKLQwenImage": {
+        "latents_mean": _QWEN_MEAN,
+        "latents_std": _QWEN_STD,
+        "temperal_downsample": [False, True, True],
+        "z_dim": 16,
     },
     "AutoencoderTiny": {
         "decoder_block_out_channels": (64, 64, 64, 64),
@@ -62,6 +76,7 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "joint_attention_dim": 4096,
         "pooled_projection_dim": 768,
     },
+    "QwenImageTransformer2DModel": {"in_channels": 64, "joint_attention_dim": 3584},
     "SD3Transformer2DModel": {
         "in_channels": 16,
         "joint_attention_dim": 4096,
@@ -78,6 +93,7 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "layers_per_block": 2,
     },
     "UNet2DModel": {"block_out_channels": (224, 448, 672, 896), "in_channels": 3},
+    "ZImageTransformer2DModel": {"cap_feat_dim": 2560, "in_channels": 16},
 }
 """Defaults by class: every key that this program reads and whose default is not None."""
 

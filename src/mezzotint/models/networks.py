@@ -266,6 +266,8 @@ class TorchNetwork:
         offload: How the module comes to its device; None where it stays there.
         field: The request field that names what the network is part of, for errors of
             its files.
+        fixes_sizes: Whether the call reckons with the sides of a picture as plain numbers,
+            so that what was traced at one size says nothing of another.
     """
 
     def __init__(
@@ -286,6 +288,7 @@ class TorchNetwork:
         self._changes: dict[str, Callable[[nn.Module], Any]] = {}
         self.offload: Offload | None = None
         self.field = "model"
+        self.fixes_sizes = False
         self.call = call
         self.dtype = dtype
         self.device = torch.device(device)
@@ -394,6 +397,7 @@ class TorchNetwork:
             digest=digest,
         )
         other.offload, other.field = self.offload, self.field
+        other.fixes_sizes = self.fixes_sizes
         return other
 
     @property

@@ -148,6 +148,12 @@ class Tokens:
         for token, (place, _) in zip(encoding.ids, encoding.offsets, strict=True):
             yield (token,), (start + place,)
 
+    def encode_whole(self, text: str) -> list[tuple[int, int]]:
+        """Return a text's tokens as (id, character it starts at), special ones as they stand."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        places = [start for start, _ in encoding.offsets]
+        return list(zip(encoding.ids, places, strict=True))
+
     def count_chunks(self, text: str, dialect: str = "plain") -> int:
         """Count the chunks a text needs, 1 to :data:`MAX_CHUNKS`."""
         return len(self.split(text, dialect)[0])
@@ -235,7 +241,7 @@ def load_tokens(folder: Path, *, limit: int | None = None) -> Tokens:
 
     Args:
         folder: Holds ``tokenizer.json``, or ``vocab.json`` with ``merges.txt``
-            (CLIP), or ``vocab.txt`` (BERT), or ``spiece.model`` (T5).
+            (CLIP, Qwen), or ``vocab.txt`` (BERT), or ``spiece.model`` (T5).
         limit: Longest window the encoder has positions for.
 
     Raises:
@@ -300,14 +306,15 @@ def _read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
         if not {"model", "pre_tokenizer"} <= read_json(whole).keys():
             raise CardError(f"{whole} is not a tokenizer: it has no model or no pre_tokenizer")
         return Tokenizer.from_file(str(whole))
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+    is_clip = "CLIP" in str(config.get("tokenizer_class", "CLIP"))
+    if is_clip and (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
         merges = [line for line in lines if line and not line.startswith("#version")]
         pairs = [(left, right) for left, _, right in (line.partition(" ") for line in merges)]
         return clip_tokens(read_json(folder / "vocab.json"), pairs)
     if (folder / "vocab.txt").is_file():
         return _bert_tokens(folder / "vocab.txt", config)
-    if (folder / "spiece.model").is_file():
+    if any((folder / name).is_file() for name in ("spiece.model", "vocab.json")):
         refuse_own_code(folder)
         from transformers import AutoTokenizer
 

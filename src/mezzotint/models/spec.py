@@ -12,7 +12,19 @@ from mezzotint.types import Size
 
 __all__ = ["Family", "ModelSpec", "PredictionType"]
 
-Family = Literal["sd", "sdxl", "sd3", "flux", "unconditional", "dit", "gan", "denoiser", "foreign"]
+Family = Literal[
+    "sd",
+    "sdxl",
+    "sd3",
+    "flux",
+    "z-image",
+    "qwen-image",
+    "unconditional",
+    "dit",
+    "gan",
+    "denoiser",
+    "foreign",
+]
 """``sd`` is Stable Diffusion 1.x/2.x and ``plate``; ``denoiser`` is a run of our own trainer that
 fits no other family; ``foreign`` is any other diffusers pipeline, served whole."""
 
@@ -48,6 +60,8 @@ class ModelSpec:
         takes_guidance: Whether classifier-free guidance applies.
         takes_distilled_guidance: Whether ``guidance_scale`` is an input of the
             network (FLUX, LCM) instead of a second row.
+        guidance_norm_patch: Side, in latents, of the patches whose guided prediction keeps
+            the length of the unguided one (Qwen-Image), 0 for none.
         takes_image: Whether image to image works (an encoder is there).
         needs_image: Whether it draws nothing without ``image``.
         takes_mask: Whether a part of ``image`` may be repainted, where an image is taken.
@@ -89,6 +103,7 @@ class ModelSpec:
     takes_negative_prompt: bool = True
     takes_guidance: bool = True
     takes_distilled_guidance: bool = False
+    guidance_norm_patch: int = 0
     takes_image: bool = True
     needs_image: bool = False
     takes_mask: bool = True

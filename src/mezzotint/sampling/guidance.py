@@ -21,7 +21,7 @@ from torch import Tensor
 from mezzotint.errors import ShapeError
 from mezzotint.sampling.denoiser import denoised_from_prediction, prediction_from_denoised
 
-__all__ = ["guide", "rescaled"]
+__all__ = ["guide", "normalised", "rescaled"]
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: Tensor) -> Tensor:
@@ -86,3 +86,41 @@ def rescaled(
     mixed = weight * (said * spread) + (1 - weight) * said
     changed = denoised_from_prediction(mixed, latents, sigma, prediction_type)
     return torch.where(weight == 0, guided, changed)
+
+
+def normalised(
+    guided: Tensor,
+    cond: Tensor,
+    *,
+    latents: Tensor,
+    sigma: Tensor,
+    prediction_type: str,
+    patch: int,
+) -> Tensor:
+    """Give each patch of a guided prediction the length that it has with the prompt alone.
+
+    Args:
+        guided: Guided estimates of the clean latents. Shape (B, C, h, w).
+        cond: Estimates with the prompt alone. Same shape.
+        latents: What the network saw, in the model's frame. Same shape.
+        sigma: Noise level of each image. Shape (B,).
+        prediction_type: What the network predicts; the length is that of its own output.
+        patch: Rows and columns of a patch, over all channels; both sides are multiples of it.
+
+    Returns:
+        Estimates of the clean latents. Same shape.
+
+    Source: Qwen-Image's pipeline in diffusers 0.42, where a patch is a token.
+    """
+    said = prediction_from_denoised(guided, latents, sigma, prediction_type)
+    plain = prediction_from_denoised(cond, latents, sigma, prediction_type)
+    ratio = (_lengths(plain, patch) / _lengths(said, patch)).nan_to_num(1.0, 1.0, 1.0)
+    wide = ratio.repeat_interleave(patch, dim=-2).repeat_interleave(patch, dim=-1)
+    return denoised_from_prediction(said * wide, latents, sigma, prediction_type)
+
+
+def _lengths(prediction: Tensor, patch: int) -> Tensor:
+    """Return the Euclidean length of each patch. Shape (B, 1, h / patch, w / patch)."""
+    rows, channels, height, width = prediction.shape
+    grid = prediction.reshape(rows, channels, height // patch, patch, width // patch, patch)
+    return grid.square().sum(dim=(1, 3, 5)).sqrt()[:, None]

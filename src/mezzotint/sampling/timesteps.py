@@ -249,7 +249,7 @@ def _flow_schedule(
     else:
         low = 1 / total if dynamic else shifted(1 / total)
     sigmas = [shifted(1 + part * (low - 1)) for part in ramp(num_steps)]
-    if terminal := config.get("shift_terminal"):
+    if (terminal := config.get("shift_terminal")) and sigmas[-1] < 1:  # a lone step ends at 0
         stretch = (1 - sigmas[-1]) / (1 - float(terminal))
         sigmas = [1 - (1 - sigma) / stretch for sigma in sigmas]
     if sigma_schedule in PUBLISHED:

@@ -18,7 +18,7 @@ from mezzotint.engine.execution.prompts import Steered, at_step
 from mezzotint.models.base import Conditioning
 from mezzotint.sampling import ensemble
 from mezzotint.sampling.compose import mix, region_weights
-from mezzotint.sampling.guidance import guide, rescaled
+from mezzotint.sampling.guidance import guide, normalised, rescaled
 
 __all__ = ["ClassifierFree", "Controlled", "Ensemble", "Operator", "Region", "Regions", "Row"]
 
@@ -62,6 +62,8 @@ class ClassifierFree:
         scales: Scale of each step; 1 sends no negative row.
         rescale: Strength phi of the standard-deviation rescale, 0 is off.
         prediction_type: What the network predicts; the rescale is defined on it.
+        norm_patch: Side of the patches that keep the length they have without guidance,
+            0 for none.
     """
 
     positive: Steered
@@ -69,6 +71,7 @@ class ClassifierFree:
     scales: tuple[float, ...]
     rescale: float = 0.0
     prediction_type: str = "epsilon"
+    norm_patch: int = 0
 
     def rows(self, step: int) -> Sequence[Row]:
         """Return the positive row, and the negative one where guidance is on."""
@@ -88,13 +91,23 @@ class ClassifierFree:
     ) -> Tensor:
         """Combine an estimate with the prompt and one without. Each of shape (1, ...)."""
         guided = guide(positive, negative, torch.tensor([self.scales[step - 1]]))
+        level = torch.tensor([sigma], dtype=torch.float64, device=latents.device)
+        if self.norm_patch and self.scales[step - 1] != 1:
+            guided = normalised(
+                guided,
+                positive,
+                latents=latents,
+                sigma=level,
+                prediction_type=self.prediction_type,
+                patch=self.norm_patch,
+            )
         if self.rescale == 0:
             return guided
         return rescaled(
             guided,
             positive,
             latents=latents,
-            sigma=torch.tensor([sigma], dtype=torch.float64, device=latents.device),
+            sigma=level,
             prediction_type=self.prediction_type,
             phi=torch.tensor([self.rescale]),
         )

@@ -6,7 +6,7 @@ holds there. Steps are those that are run, counted from 1; where the text switch
 reckoned on the steps of the whole schedule, as A1111 does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -160,11 +160,15 @@ def between(start: Steered, end: Steered, t: float) -> Steered:
 
 
 def _between(start: Conditioning, end: Conditioning, t: float) -> Conditioning:
-    mixed: Mapping[str, torch.Tensor] = {
-        name: slerp_embeddings(start[name], end[name], t)
-        if start[name].is_floating_point() and not torch.equal(start[name], end[name])
-        else start[name]
-        for name in start
-    }
+    mixed = {name: _mixed(start[name], end[name], t) for name in start}
     notes = tuple(dict.fromkeys((*start.notes, *end.notes)))
     return Conditioning(mixed, rows=start.rows, notes=notes)
+
+
+def _mixed(start: torch.Tensor, end: torch.Tensor, t: float) -> torch.Tensor:
+    """Mix states, show what either mask shows, and leave other whole numbers as they are."""
+    if start.dtype == torch.bool:
+        return start | end
+    if not start.is_floating_point() or torch.equal(start, end):
+        return start
+    return slerp_embeddings(start, end, t)

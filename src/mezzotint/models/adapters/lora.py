@@ -52,6 +52,7 @@ _ROLES = {
     "text_encoder": "text_encoder",
     "text_encoder_2": "text_encoder_2",
 }
+_TRANSFORMERS = ("dit", "flux", "qwen-image", "sd3", "z-image")
 _DOWN, _UP = (".lora_A.weight", ".lora_B.weight")
 
 
@@ -127,8 +128,10 @@ def _normalised(state: dict[str, Tensor], family: str, file: Path) -> dict[str, 
 
     mixins: dict[str, Any] = {
         "flux": lora_pipeline.FluxLoraLoaderMixin,
+        "qwen-image": lora_pipeline.QwenImageLoraLoaderMixin,
         "sd3": lora_pipeline.SD3LoraLoaderMixin,
         "sdxl": lora_pipeline.StableDiffusionXLLoraLoaderMixin,
+        "z-image": lora_pipeline.ZImageLoraLoaderMixin,
     }
     mixin = mixins.get(family, lora_pipeline.StableDiffusionLoraLoaderMixin)
     options = {"return_alphas": True} if family == "flux" else {}
@@ -168,9 +171,10 @@ def _layer(name: str) -> str:
 
 def _with_role(state: dict[str, Tensor], family: str) -> dict[str, Tensor]:
     """Give a file of one bare network (peft's own layout) the role it must mean."""
-    role = "transformer" if family in ("flux", "sd3", "dit") else "unet"
+    role = "transformer" if family in _TRANSFORMERS else "unet"
     stripped = {key.removeprefix("base_model.model."): value for key, value in state.items()}
-    if any(key.startswith((*_ROLES, "lora_", "diffusion_model")) for key in stripped):
+    named = tuple(f"{prefix}." for prefix in (*_ROLES, "diffusion_model"))
+    if any(key.startswith((*named, "lora_")) for key in stripped):
         return stripped
     return {f"{role}.{key}": value for key, value in stripped.items()}
 

@@ -87,7 +87,7 @@ class Exporter:
         self._folder = folder if source.digest else None
         self._max_bytes = max_bytes
         self._is_generator = is_generator
-        self._fixed = is_generator
+        self._fixed = is_generator or source.fixes_sizes
 
     def open_key(self, key: RowShape) -> RowShape:
         """Return the shape that a call's export has: sizes are left open where they can be."""

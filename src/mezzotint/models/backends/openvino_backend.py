@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from mezzotint.models.backends.exporting import Exporter, RowShape, return_memory, row_key
 from mezzotint.models.backends.mapped import giving_back
-from mezzotint.models.backends.quiet import import_openvino
+from mezzotint.models.backends.quiet import conversion_failures, import_openvino
 from mezzotint.models.base import Model, Network
 from mezzotint.models.networks import NetworkReady, TorchNetwork, is_preparing
 from mezzotint.observe.stages import stage
@@ -254,7 +254,14 @@ class OpenVINONetwork:
                 if self._num_copies > 1:
                     settings["NUM_STREAMS"] = 1
                     lone = core.compile_model(path, "CPU", settings).create_infer_request()
-        except (RuntimeError, TypeError, ValueError, NotImplementedError, OSError) as error:
+        except (
+            *conversion_failures(),
+            RuntimeError,
+            TypeError,
+            ValueError,
+            NotImplementedError,
+            OSError,
+        ) as error:
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
             self.notes = (
                 f"the {self.role} network runs in torch: OpenVINO could not take it over "

@@ -10,7 +10,7 @@ import importlib
 import sys
 from typing import Any
 
-__all__ = ["import_openvino"]
+__all__ = ["conversion_failures", "import_openvino"]
 
 _TELEMETRY = "openvino_telemetry"
 
@@ -24,3 +24,9 @@ def import_openvino() -> Any:
     if _TELEMETRY not in sys.modules:
         sys.modules[_TELEMETRY] = None  # type: ignore[assignment] # Python's word for "not there"
     return importlib.import_module("openvino")
+
+
+def conversion_failures() -> tuple[type[Exception], ...]:
+    """Return what OpenVINO raises where a network is beyond it; none is a RuntimeError."""
+    frontend = importlib.import_module("openvino.frontend")
+    return (frontend.GeneralFailure, frontend.NotImplementedFailure, frontend.OpConversionFailure)

@@ -6,6 +6,7 @@ Dimensions: B rows, C latent channels, h and w latent rows and columns.
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mezzotint.errors import CardError, ShapeError, WorkFailed
 from mezzotint.models.backends.cuts import Cut
 from mezzotint.models.base import Network, Report
 from mezzotint.models.finite import rows_not_finite
-from mezzotint.models.networks import Placement, TorchNetwork
+from mezzotint.models.networks import Call, Placement, TorchNetwork
 from mezzotint.models.parts import Part, read_json
 
 __all__ = [
@@ -47,11 +48,46 @@ def _call_encoder(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ..
     return (output if isinstance(output, Tensor) else output.parameters,)
 
 
+def _decode_frame(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Decode ``latents`` as the only frame of a video."""
+    return (module.decode(inputs["latents"][:, :, None], return_dict=False)[0][:, :, 0],)
+
+
+def _encode_frame(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Encode ``images`` as the only frame of a video: mean and log variance."""
+    output = module.encode(inputs["images"][:, :, None], return_dict=False)[0]
+    return (output.parameters[:, :, 0],)
+
+
+def _of_frames(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return channels and scale of an autoencoder of videos."""
+    return int(config["z_dim"]), 2 ** len(config["temperal_downsample"])
+
+
+def _of_pictures(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return channels and scale of an autoencoder of pictures."""
+    levels = config.get("block_out_channels") or config.get("decoder_block_out_channels") or ()
+    return int(config.get("latent_channels", 4)), 2 ** (len(levels) - 1) if levels else 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How a class of autoencoders is called, and what its configuration says."""
+
+    decode: Call = call_decoder
+    encode: Call = _call_encoder
+    shape: Callable[[Mapping[str, Any]], tuple[int, int]] = _of_pictures
+
+
+_KINDS = {"AutoencoderKLQwenImage": _Kind(_decode_frame, _encode_frame, _of_frames)}
+"""By class; any other is of pictures."""
+
+
 class Autoencoder:
     """The two ends of a latent model.
 
     Args:
-        part: The VAE: AutoencoderKL or AutoencoderTiny.
+        part: The VAE: AutoencoderKL, AutoencoderTiny or one of :data:`_KINDS`.
         networks: The model's networks; ``"decoder"`` and ``"encoder"`` are added.
         placement: Where and in which type it computes; a VAE that asks for
             float32 (``force_upcast``) gets it.
@@ -79,9 +115,8 @@ class Autoencoder:
         if config.get("force_upcast", upcasts) and placement.is_float16:
             placement = placement.in_float32()
         self._networks = networks
-        self.channels = int(config.get("latent_channels", 4))
-        levels = config.get("block_out_channels") or config.get("decoder_block_out_channels") or ()
-        self.scale = 2 ** (len(levels) - 1) if levels else 8
+        kind = _KINDS.get(part.class_name, _Kind())
+        self.channels, self.scale = kind.shape(config)
         self.tile = _trained_side(config.get("sample_size")) // self.scale
         self.is_sliced = False
         self.is_tiled = False
@@ -92,15 +127,15 @@ class Autoencoder:
         self._mean = torch.tensor(mean).reshape(1, -1, 1, 1) if mean and std else None
         self._std = torch.tensor(std).reshape(1, -1, 1, 1) if mean and std else None
         build = _build_once(part)
-        decoder = TorchNetwork.of(part, call_decoder, placement, build=build)
+        decoder = TorchNetwork.of(part, kind.decode, placement, build=build)
         networks["decoder"] = decoder
-        encoder = TorchNetwork.of(part, _call_encoder, placement, build=build)
+        encoder = TorchNetwork.of(part, kind.encode, placement, build=build)
         encoder.num_bytes = 0  # the same weights as the decoder's
         networks["encoder"] = encoder
         self._rescue = (
             decoder
             if placement.is_float32
-            else TorchNetwork.of(part, call_decoder, placement.in_float32(), build=part.build)
+            else TorchNetwork.of(part, kind.decode, placement.in_float32(), build=part.build)
         )
 
     def decode(self, latents: Tensor, report: Report | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from mezzotint.types import Size
 
 __all__ = [
     "distilled_defaults",
+    "is_distilled",
     "part_of",
     "prediction_type",
     "sample_size",
@@ -59,15 +60,17 @@ def scheduler_defaults(scheduler: Mapping[str, Any], fallback: str) -> dict[str,
 
 
 def distilled_defaults(parts: Parts, *, steps: int, guidance_scale: float) -> dict[str, Any]:
-    """Return ``default_steps`` and ``default_guidance_scale``; few for distilled models.
-
-    A distilled model is known by its LCM scheduler or by its name.
-    """
-    name = parts.name.replace("\\", "/").rstrip("/").rpartition("/")[2].lower()
-    is_lcm = parts.scheduler.get("_class_name") == "LCMScheduler"
-    if is_lcm or any(mark in name for mark in FEW_STEPS):
+    """Return ``default_steps`` and ``default_guidance_scale``; few for distilled models."""
+    if is_distilled(parts):
         return {"default_steps": 4, "default_guidance_scale": 1.0}
     return {"default_steps": steps, "default_guidance_scale": guidance_scale}
+
+
+def is_distilled(parts: Parts) -> bool:
+    """Tell whether a model needs few steps and no guidance, by its LCM scheduler or its name."""
+    name = parts.name.replace("\\", "/").rstrip("/").rpartition("/")[2].lower()
+    is_lcm = parts.scheduler.get("_class_name") == "LCMScheduler"
+    return is_lcm or any(mark in name for mark in FEW_STEPS)
 
 
 def default_size(rows_columns: tuple[int, int], scale: int) -> Size:

@@ -31,9 +31,12 @@ __all__ = ["from_components", "from_pipeline"]
 PIPELINES = {
     "DiTTransformer2DModel": "DiTPipeline",
     "FluxTransformer2DModel": "FluxPipeline",
+    "QwenImageTransformer2DModel": "QwenImagePipeline",
     "SD3Transformer2DModel": "StableDiffusion3Pipeline",
     "UNet2DModel": "DDPMPipeline",
+    "ZImageTransformer2DModel": "ZImagePipeline",
 }
+_ONE_ENCODER = ("QwenImagePipeline", "StableDiffusionPipeline", "ZImagePipeline")
 NETWORK_ROLES = (
     "unet",
     "transformer",
@@ -146,7 +149,7 @@ def _check_complete(pipeline: str, given: Mapping[str, Any]) -> None:
         needed.append("vae")
     if pipeline not in ("DDPMPipeline", "DiTPipeline"):
         needed += ["text_encoder", "tokenizer"]
-    if pipeline not in ("DDPMPipeline", "DiTPipeline", "StableDiffusionPipeline"):
+    if pipeline not in ("DDPMPipeline", "DiTPipeline", *_ONE_ENCODER):
         needed += ["text_encoder_2", "tokenizer_2"]
     if missing := [role for role in needed if role not in given]:
         raise InvalidRequest(

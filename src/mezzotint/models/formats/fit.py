@@ -20,6 +20,7 @@ def misfits(parts: Parts) -> list[str]:
     found = [
         _latent_channels(configs, network),
         _text_width(configs),
+        _caption_width(configs),
         _added_text(parts.pipeline, configs),
         _pooled_width(configs),
         *(_vocabulary(parts, role) for role in parts.tokenizers),
@@ -56,6 +57,19 @@ def _text_width(configs: Mapping[str, Mapping[str, Any]]) -> str | None:
         f"unet reads text states of width {wanted}, {' and '.join(encoders)} "
         f"make{'s' if len(encoders) == 1 else ''} {made}"
     )
+
+
+def _caption_width(configs: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Compare the width of a language model's states with what a transformer reads."""
+    transformer, encoder = configs.get("transformer", {}), configs.get("text_encoder", {})
+    wanted = transformer.get("cap_feat_dim")
+    made = encoder.get("hidden_size")
+    if wanted is None and "text_config" in encoder:  # of a model that sees pictures too
+        wanted = transformer.get("joint_attention_dim")
+        made = encoder["text_config"].get("hidden_size")
+    if wanted is None or made is None or int(wanted) == int(made):
+        return None
+    return f"transformer reads text states of width {wanted}, text_encoder makes {made}"
 
 
 def _added_text(pipeline: str, configs: Mapping[str, Mapping[str, Any]]) -> str | None:

@@ -77,6 +77,20 @@ def _flux(parts: Parts, placement: Placement) -> Model:
     return FluxModel(parts, placement)
 
 
+def _qwen_image(parts: Parts, placement: Placement) -> Model:
+    from mezzotint.models.families.flows.model import FlowModel
+    from mezzotint.models.families.flows.qwen_image import QWEN_IMAGE
+
+    return FlowModel(parts, placement, QWEN_IMAGE)
+
+
+def _z_image(parts: Parts, placement: Placement) -> Model:
+    from mezzotint.models.families.flows.model import FlowModel
+    from mezzotint.models.families.flows.z_image import Z_IMAGE
+
+    return FlowModel(parts, placement, Z_IMAGE)
+
+
 def _unconditional(parts: Parts, placement: Placement) -> Model:
     from mezzotint.models.families.unconditional import PixelUNetModel
 
@@ -100,10 +114,16 @@ FAMILIES: Registry[Family] = Registry(
         "DiTPipeline": _dit,
         "FluxPipeline": _flux,
         "LatentConsistencyModelPipeline": _sd,
+        "QwenImageImg2ImgPipeline": _qwen_image,
+        "QwenImageInpaintPipeline": _qwen_image,
+        "QwenImagePipeline": _qwen_image,
         "StableDiffusion3Pipeline": _sd3,
         "StableDiffusionImg2ImgPipeline": _sd,
         "StableDiffusionPipeline": _sd,
         "StableDiffusionXLPipeline": _sd,
+        "ZImageImg2ImgPipeline": _z_image,
+        "ZImageInpaintPipeline": _z_image,
+        "ZImagePipeline": _z_image,
     },
     group="mezzotint.models",
 )

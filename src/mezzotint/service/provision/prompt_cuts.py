@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from mezzotint.models.chat_text import CHAT_FORMATS, chat_ids
 from mezzotint.models.prompt_editing import edits
-from mezzotint.models.prompts import load_tokens
+from mezzotint.models.prompts import Tokens, load_tokens
 from mezzotint.models.spec import ModelSpec
 from mezzotint.request import GenerationRequest
 
@@ -35,8 +36,14 @@ def cut_notes(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
             text = getattr(request, name)
             is_edited = request.prompt_dialect == "a1111" and steps > 0
             for stage in {e.text for e in edits(text, steps)} if is_edited else {text}:
-                chunked = spec.family in _CHUNKED_FAMILIES
-                _, notes = tokens.split(stage, request.prompt_dialect, chunked=chunked)
+                notes = _notes(tokens, stage, request.prompt_dialect, spec.family)
                 about = f"{name} has {tokens.count(stage)} tokens for {path.name}"
                 found += [f"{about}: {note}" for note in notes]
     return tuple(dict.fromkeys(found))
+
+
+def _notes(tokens: Tokens, text: str, dialect: str, family: str) -> tuple[str, ...]:
+    """Say what a family's reading of a text leaves out."""
+    if family in CHAT_FORMATS:
+        return chat_ids(tokens, CHAT_FORMATS[family], text, dialect).cuts
+    return tokens.split(text, dialect, chunked=family in _CHUNKED_FAMILIES)[1]

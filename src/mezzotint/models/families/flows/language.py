@@ -1,0 +1,102 @@
+"""Language models as text encoders: a framed prompt to the states of its tokens.
+
+Each prompt is read by a call of its own, filled up to one of a few lengths, so that its
+states are a function of the prompt alone and a backend compiles few shapes. A token sees
+only what stands before it, and what fills up stands behind.
+
+Dimensions: T tokens, L tokens of a call, D hidden width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mezzotint.errors import WeightsError
+from mezzotint.models.base import Network, Prompt
+from mezzotint.models.chat_text import ChatFormat, chat_ids
+from mezzotint.models.networks import Call, Placement, TorchNetwork
+from mezzotint.models.parts import Parts
+from mezzotint.models.prompts import Tokens
+
+__all__ = ["LanguageEncoder", "TextStates", "call_layers"]
+
+ROLE = "text_encoder"
+LEAST_LENGTH = 64  # tokens of the shortest call
+
+
+@dataclass(frozen=True, slots=True)
+class TextStates:
+    """States (1, T, D) that the network may see, and notes for the result."""
+
+    hidden: Tensor
+    notes: tuple[str, ...]
+
+
+def call_layers(*layers: int) -> Call:
+    """Return a call that answers the states of some layers, side by side. (R, L, D)."""
+
+    def call(module: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        body: Any = getattr(module, "model", module)  # without the head that predicts words
+        output = body(**inputs, output_hidden_states=True, use_cache=False)
+        return (torch.cat([output.hidden_states[k] for k in layers], dim=-1),)
+
+    return call
+
+
+class LanguageEncoder:
+    """A tokenizer, a frame for prompts and a language model.
+
+    Args:
+        parts: With ``tokenizer`` and ``text_encoder``.
+        networks: The model's networks; the encoder is added, and looked up at each call.
+        placement: Where and in which type it computes.
+        chat: The frame.
+        call: How the language model is called.
+        is_whole: Whether the network sees all that a call can hold, what fills it up too.
+
+    Raises:
+        WeightsError: If either part is missing.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        networks: dict[str, Network],
+        placement: Placement,
+        *,
+        chat: ChatFormat,
+        call: Call,
+        is_whole: bool = False,
+    ) -> None:
+        for role, known in (("tokenizer", parts.tokenizers), (ROLE, parts.networks)):
+            if role not in known:
+                raise WeightsError(f"{parts.name} has no {role}, which {parts.pipeline} needs")
+        self.tokens: Tokens = parts.tokenizers["tokenizer"]
+        self._networks = networks
+        self._chat = chat
+        self._is_whole = is_whole
+        networks[ROLE] = TorchNetwork.of(parts.networks[ROLE], call, placement)
+
+    def count(self, prompt: Prompt) -> int:
+        """Count the tokens whose states the network may see."""
+        ids = chat_ids(self.tokens, self._chat, prompt.text, prompt.dialect).ids
+        return len(ids) - self._chat.dropped
+
+    def embed(self, prompt: Prompt) -> TextStates:
+        """Read one prompt."""
+        ids, *notes = chat_ids(self.tokens, self._chat, prompt.text, prompt.dialect)
+        length = self._chat.max_tokens
+        if not self._is_whole:
+            length = min(max(LEAST_LENGTH, 1 << (len(ids) - 1).bit_length()), length)
+        padding = length - len(ids)
+        inputs = {
+            "input_ids": torch.tensor([[*ids, *[self.tokens.pad] * padding]]),
+            "attention_mask": torch.tensor([[*[1] * len(ids), *[0] * padding]]),
+        }
+        (states,) = self._networks[ROLE](**inputs)
+        seen = length if self._is_whole else len(ids)
+        said = tuple(note for kind in notes for note in kind)
+        return TextStates(states[:, self._chat.dropped : seen], said)

@@ -1,0 +1,162 @@
+"""Flow transformers: what every family over packed patches and a language model shares.
+
+A family is one file with a function that calls its network and a :class:`FlowFamily`:
+how its text is read, what its steps are, what it takes. Guidance, noise, solvers, start
+pictures, masks, regions, previews and LoRAs are those of every latent model.
+
+Rows of one call have texts of different length. Each is filled up to one of a few lengths
+and says by a mask which of its tokens are text; the length is that of the request's
+longest text, rounded up, and so the same whoever else is in the call (see the decision
+"Texts are filled up to lengths that a request alone decides").
+
+Dimensions: R rows, C latent channels, h and w latent rows and columns, T text tokens,
+D width of their states.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import pad
+
+from mezzotint.models.base import Conditioning, Prompt
+from mezzotint.models.chat_text import CHAT_FORMATS
+from mezzotint.models.families.autoencoder import Autoencoder
+from mezzotint.models.families.common import part_of, scheduler_defaults
+from mezzotint.models.families.flows.language import LanguageEncoder
+from mezzotint.models.families.latent import LatentModel
+from mezzotint.models.networks import Call, Placement, TorchNetwork
+from mezzotint.models.parts import Parts
+from mezzotint.models.spec import Family, ModelSpec
+from mezzotint.sampling.denoiser import NetworkDenoiser
+from mezzotint.sampling.schedules import noise_schedule
+from mezzotint.types import Size
+
+__all__ = ["TEXT_MASK", "FlowFamily", "FlowModel"]
+
+TEXT_MASK = "text_mask"
+"""Name of the conditioning tensor that tells text from what fills it up. (R, T), bool."""
+
+TEXT_STATES = "encoder_hidden_states"
+CHUNK = 128  # tokens of the shortest filled text; longer ones are twice as long, and so on
+VAE_SCALE = 8  # of the real checkpoints; tiny ones differ
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowFamily:
+    """What tells one family of flow transformers from another.
+
+    Args:
+        family: Its name; ``CHAT_FORMATS`` has the frame of its prompts by it.
+        call: Calls the transformer with latents (R, C, h, w) and named tensors, and
+            answers the velocity ``noise - clean``.
+        prepare: Changes the transformer's layers once, when it is built.
+        read: Calls the language model.
+        defaults: What the parts say of the spec: steps, guidance, limits, ...
+        side_px: Side of the pictures it draws best.
+        patch: Latent rows and columns of one token.
+        reads_padding: Whether what fills a text up is seen, as it was in training.
+        guidance_norm_patch: See :class:`~mezzotint.models.spec.ModelSpec`.
+        scheduler: What the pipeline says of noise levels beyond the scheduler's file.
+    """
+
+    family: Family
+    call: Call
+    read: Call
+    defaults: Callable[[Parts], Mapping[str, Any]]
+    prepare: Callable[[nn.Module], Any] | None = None
+    side_px: int = 1024
+    patch: int = 2
+    reads_padding: bool = False
+    guidance_norm_patch: int = 0
+    scheduler: Mapping[str, Any] = field(default_factory=lambda: {"spaced_per_step": True})
+
+
+class FlowModel(LatentModel):
+    """A flow transformer over an autoencoder's latents, told what to draw by a language model.
+
+    Args:
+        parts: The pieces.
+        placement: Where and in which type networks compute.
+        row: Its family.
+    """
+
+    def __init__(self, parts: Parts, placement: Placement, row: FlowFamily) -> None:
+        transformer = part_of(parts, "transformer")
+        self.networks = {}
+        self._row = row
+        self._text = LanguageEncoder(
+            parts,
+            self.networks,
+            placement,
+            chat=CHAT_FORMATS[row.family],
+            call=row.read,
+            is_whole=row.reads_padding,
+        )
+        denoiser = TorchNetwork.of(transformer, row.call, placement)
+        if row.prepare is not None:
+            denoiser.change("attention", row.prepare)
+        denoiser.fixes_sizes = True  # packing and rotary positions count tokens
+        self.networks["denoiser"] = denoiser
+        self._autoencoder = Autoencoder(part_of(parts, "vae"), self.networks, placement)
+        scale = self._autoencoder.scale
+        side = row.side_px * scale // (VAE_SCALE * 2 // row.patch)
+        self.spec = ModelSpec(
+            name=parts.name,
+            digest=parts.digest,
+            path=parts.path,
+            family=row.family,
+            prediction_type="flow",
+            scheduler_config={**parts.scheduler, **row.scheduler},
+            latent_channels=self._autoencoder.channels,
+            latent_scale=scale,
+            size_multiple=row.patch * scale,
+            default_size=Size(side, side),
+            min_size_px=row.patch * scale,
+            token_limit=CHAT_FORMATS[row.family].window,
+            guidance_norm_patch=row.guidance_norm_patch,
+            **scheduler_defaults(parts.scheduler, "flow_euler"),
+            **row.defaults(parts),
+        )
+        self.denoiser = NetworkDenoiser(self._predict, noise_schedule(parts.scheduler), "flow")
+
+    def sequence_length(self, size: Size) -> int:
+        """Return the number of tokens of a picture."""
+        _, rows, columns = self.latent_shape(size)
+        return (rows // self._row.patch) * (columns // self._row.patch)
+
+    def align(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """Give prompts that will share a network call the length of the longest."""
+        if self._row.reads_padding:
+            return list(prompts)
+        most = max((self._chunks(prompt) for prompt in prompts), default=1)
+        return [p if p.num_chunks == most else replace(p, num_chunks=most) for p in prompts]
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
+        """Turn each prompt into the states of its tokens, filled up, and their mask."""
+        return [self._encode(prompt) for prompt in prompts]
+
+    def _chunks(self, prompt: Prompt) -> int:
+        """Return the chunks that a text is filled up to: 1, 2, 4, ..."""
+        chunks = -(-max(self._text.count(prompt), 1) // CHUNK)
+        return 1 << (max(chunks, prompt.num_chunks) - 1).bit_length()
+
+    def _encode(self, prompt: Prompt) -> Conditioning:
+        states = self._text.embed(prompt)
+        hidden = states.hidden
+        if self._row.reads_padding:
+            tensors = {TEXT_STATES: hidden}
+        else:
+            count = hidden.shape[1]
+            length = self._chunks(prompt) * CHUNK
+            tensors = {
+                TEXT_STATES: pad(hidden, (0, 0, 0, length - count)),
+                TEXT_MASK: (torch.arange(length) < count)[None],
+            }
+        scale = prompt.distilled_guidance
+        if self.spec.takes_distilled_guidance:
+            scale = self.spec.default_guidance_scale if scale is None else scale
+            tensors["guidance"] = torch.tensor([float(scale)])
+        return Conditioning(tensors, notes=states.notes)

@@ -1,0 +1,122 @@
+"""Flow transformers under our solver against diffusers' own pipelines, from the same noise."""
+
+import functools
+import io
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests import tiny
+
+import mezzotint
+from mezzotint.models.formats.folders import load_pipeline
+
+# diffusers converts torch tensors with numpy, which numpy 2 warns of
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
+
+TEXTS = ["a red apple on the table", "two blue cat", "leaf " * 40]
+SIZE = {"width": 64, "height": 48}
+STEPS = 4
+CALLS = {
+    "qwen_image": {"true_cfg_scale": 3.5, "negative_prompt": "big"},
+    "z_image": {"guidance_scale": 2.5, "negative_prompt": "big"},
+}
+"""What each pipeline is called with, and what that is called here."""
+OURS = {
+    "qwen_image": {"guidance_scale": 3.5, "negative_prompt": "big"},
+    "z_image": {"guidance_scale": 3.5, "negative_prompt": "big"},
+}
+FAMILIES = list(CALLS)
+
+
+@functools.cache
+def pipeline_of(name):
+    return tiny.build(name)
+
+
+@functools.cache
+def model_of(name):
+    return load_pipeline(tiny.folder(name), name=name)
+
+
+def theirs(name, text, seed, **asked):
+    call = {**CALLS[name], **asked}
+    generator = torch.Generator().manual_seed(seed)
+    picture = pipeline_of(name)(
+        text, **SIZE, num_inference_steps=STEPS, generator=generator, output_type="np", **call
+    ).images[0]
+    return np.round(picture * 255)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    models = [model_of(name) for name in FAMILIES]
+    with mezzotint.Engine(models, device="cpu", home=home, backend="torch") as engine:
+        yield engine
+
+
+def request(name, text, seed, **asked):
+    fields = {**OURS[name], "num_inference_steps": STEPS, **SIZE, **asked}
+    return mezzotint.GenerationRequest(model=name, prompt=text, seed=seed, **fields)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_picture_is_that_of_diffusers_within_a_level(engine, name):
+    for seed, text in enumerate(TEXTS):
+        found = engine.generate(request(name, text, seed)).images[0].pixels.astype(float)
+        wanted = theirs(name, text, seed)
+        assert np.abs(found - wanted).max() <= 1
+        assert np.ptp(wanted) > 60
+
+
+PAINTING = {
+    "qwen_image": (diffusers.QwenImageImg2ImgPipeline, diffusers.QwenImageInpaintPipeline),
+    "z_image": (diffusers.ZImageImg2ImgPipeline, diffusers.ZImageInpaintPipeline),
+}
+"""Pipelines of each family that begin from a picture, and that repaint a part of one."""
+
+
+def picture():
+    rng = np.random.default_rng(3)
+    blocks = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize((64, 48), Image.Resampling.BICUBIC)
+
+
+def mask():
+    array = np.zeros((48, 64), np.uint8)
+    array[8:32, 32:] = 255
+    return Image.fromarray(array)
+
+
+def uploaded(image):
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return mezzotint.ImageInput(stream.getvalue())
+
+
+@pytest.mark.parametrize("name", PAINTING)
+def test_a_start_picture_and_a_mask_do_what_they_do_in_diffusers(engine, name):
+    parts = pipeline_of(name).components
+    for cls, asked in zip(PAINTING[name], ({}, {"mask": mask()}), strict=True):
+        pipeline = cls(**parts)
+        pipeline.set_progress_bar_config(disable=True)
+        theirs = {"image": picture(), **({"mask_image": asked["mask"]} if asked else {})}
+        wanted = pipeline(
+            TEXTS[0],
+            **theirs,
+            **SIZE,
+            **CALLS[name],
+            strength=0.5,
+            num_inference_steps=STEPS,
+            generator=torch.Generator().manual_seed(9),
+            output_type="np",
+        ).images[0]
+        fields = {field: uploaded(image) for field, image in asked.items()}
+        drawn = engine.generate(
+            request(name, TEXTS[0], 9, image=uploaded(picture()), strength=0.5, **fields)
+        )
+        found = drawn.images[0].pixels.astype(float)
+        assert np.abs(found - np.round(wanted * 255)).max() <= 1, cls

@@ -1,0 +1,158 @@
+"""Flow transformers in the step batch: what shares calls, and that it changes nothing."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from tests import tiny
+from tests.roads.test_exactness import differing, run, storm
+from tests.roads.test_passes import disc, photo, png
+
+from mezzotint.models.adapters.lora import read_lora, with_loras
+from mezzotint.models.base import Prompt
+from mezzotint.models.formats.folders import load_pipeline
+from mezzotint.request import GenerationRequest, GuidanceSchedule, Lora, Region, Walk
+from mezzotint.service.engine import Engine
+from mezzotint.types import Size
+
+LAYERS = {
+    "qwen_image": ["transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.add_v_proj"],
+    "z_image": ["layers.0.attention.to_q", "layers.1.feed_forward.w2"],
+}
+"""Families, and two layers of each that a LoRA changes."""
+FAMILIES = list(LAYERS)
+LONG = "a red apple on the table beside two blue cats and a big leaf, " * 6
+SIZE = {"width": 64, "height": 64}
+
+
+def lora_state(name, scale=1.0):
+    """A LoRA of rank 4 over two layers, in diffusers' own layout."""
+    module, state = tiny.build(name).transformer, {}
+    generator = torch.Generator().manual_seed(5)
+    for layer in LAYERS[name]:
+        weight = module.get_submodule(layer).weight
+        for matrix, shape in (("A", (4, weight.shape[1])), ("B", (weight.shape[0], 4))):
+            drawn = torch.randn(shape, generator=generator) * scale / shape[1] ** 0.5
+            state[f"transformer.{layer}.lora_{matrix}.weight"] = drawn
+    return state
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    torch.set_num_threads(1)
+    home = tmp_path_factory.mktemp("home")
+    (home / "loras").mkdir()
+    for name in FAMILIES:
+        save_file(lora_state(name), home / "loras" / f"{name}.safetensors")
+    models = [load_pipeline(tiny.folder(name), name=name) for name in FAMILIES]
+    with Engine(models, device="cpu", home=home, backend="torch") as started:
+        yield started
+
+
+def ask(model, **fields):
+    fields = {"prompt": "a red apple", "num_inference_steps": 3, "seed": 1, **SIZE, **fields}
+    return GenerationRequest(model=model, **fields)
+
+
+def variety(name):
+    """Requests of every kind that share calls or keep out of each other's."""
+    mask = {"image": png(photo()), "mask": png(disc())}
+    return [
+        ask(name, guidance_scale=3.0, negative_prompt="blue"),
+        ask(name, prompt=LONG, guidance_scale=3.0, seed=2),
+        ask(name, prompt="two blue cats", guidance_scale=1.0, seed=3, num_inference_steps=5),
+        ask(name, seed=4, guidance_scale=GuidanceSchedule(schedule="linear", start=5, end=1)),
+        ask(name, seed=5, width=48, num_images=2),
+        ask(name, seed=6, image=png(photo()), strength=0.7, guidance_scale=2.0),
+        ask(name, seed=7, guidance_scale=2.0, **mask),
+        ask(name, seed=8, regions=(Region(prompt="a cat", box=(0.0, 0.0, 0.5, 1.0)),)),
+        ask(name, seed=9, scheduler="flow_heun", walk=Walk(to=LONG, frames=3)),
+        ask(name, seed=10, loras=(Lora(name=name, scale=0.5),)),
+        ask(name, seed=11, loras=(Lora(name=name, scale=-0.7),)),
+    ]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_kind_of_request_gives_the_same_bytes_alone_and_in_a_storm(engine, name):
+    requests = variety(name)
+    alone = {k: run(engine, request) for k, request in enumerate(requests)}
+    stormy = storm(engine, requests, random.Random(7), cancels=3)
+    assert differing(alone, stormy) == []
+    drawn = [np.asarray(result.images[0].pixels, float) for result in alone.values()]
+    assert all(np.ptp(pixels) > 60 for pixels in drawn)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_texts_of_different_length_are_rows_of_one_shape(engine, name):
+    model = load_pipeline(tiny.folder(name), name=name)
+    short, longer = (
+        model.encode(model.align([Prompt(text=text), Prompt(negative=True)]))
+        for text in ("a", "a red apple on the table")
+    )
+    assert {half.shape_key for half in (*short, *longer)} == {short[0].shape_key}
+    assert model.encode([Prompt(text="a")])[0].shape_key == short[0].shape_key
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_lora_of_any_layout_is_what_its_matrices_added_to_the_weights_are(name, tmp_path):
+    state, pipeline = lora_state(name), tiny.build(name)
+    layouts = {
+        "diffusers": state,
+        "peft": {f"base_model.model.{k.removeprefix('transformer.')}": v for k, v in state.items()},
+        "kohya": {
+            f"lora_unet_{layer.replace('.', '_')}.{kohya}": state[f"transformer.{layer}.{ours}"]
+            for layer in LAYERS[name]
+            for kohya, ours in (
+                ("lora_down.weight", "lora_A.weight"), ("lora_up.weight", "lora_B.weight"),
+            )
+        },
+    }  # fmt: skip
+    model = load_pipeline(tiny.folder(name), name=name)
+    for layer in LAYERS[name]:
+        weight = pipeline.transformer.get_submodule(layer).weight
+        down, up = (state[f"transformer.{layer}.lora_{m}.weight"] for m in "AB")
+        weight.data += 0.5 * up @ down
+    fused = tiny_model(pipeline)
+    wanted = predict(fused, ())
+    assert (wanted - predict(model, ())).abs().max() > 1e-2
+    for layout, tensors in layouts.items():
+        file = tmp_path / f"{layout}.safetensors"
+        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, file)
+        view = with_loras(model, [read_lora(file, family=model.spec.family)])
+        torch.testing.assert_close(predict(view, (0.5,)), wanted, rtol=1e-4, atol=1e-4)
+
+
+def tiny_model(pipeline):
+    from mezzotint.models.formats.components import from_pipeline
+
+    return from_pipeline(pipeline)
+
+
+def predict(model, scales):
+    """One estimate of the model, its LoRAs at some scales."""
+    size = Size(**SIZE)
+    prompt = Prompt(text="a red apple", size=size, lora_scales=scales)
+    (conditioning,) = model.encode([prompt])
+    latents = model.draw_latents(size, torch.Generator().manual_seed(3))
+    return model.denoiser(latents, torch.tensor([0.7]), conditioning)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_preview_looks_like_the_picture(engine, name):
+    model = load_pipeline(tiny.folder(name), name=name)
+    latents = model.draw_latents(Size(**SIZE), torch.Generator().manual_seed(1))
+    preview, picture = model.preview(latents), model.decode(latents)[0]
+    assert preview.shape[0] == 3
+    small = torch.nn.functional.adaptive_avg_pool2d(picture, preview.shape[-2:])
+    both = torch.stack([preview.flatten(), small.flatten()])
+    assert torch.corrcoef(both)[0, 1] > 0.3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_the_network_cannot_weigh_or_read_is_said(engine, name):
+    weighted = run(engine, ask(name, prompt="a (red:1.4) apple", prompt_dialect="a1111"))
+    assert any("weights of words have no effect" in note for note in weighted.images[0].warnings)
+    endless = run(engine, ask(name, prompt="big leaf " * 700, num_inference_steps=1))
+    assert any("prompt cut at" in note for note in endless.images[0].warnings)

@@ -1,0 +1,131 @@
+"""Tiny pipelines of the flow transformers that a language model tells what to draw."""
+
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
+)
+from tests import tiny
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
+)
+
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+)
+"""What the chat template of Qwen3 says for one turn of a user."""
+
+
+def merges():
+    """Merges of the words that tests use, at the start of a text and behind a space."""
+    found = []
+    for word in tiny.WORDS:
+        for start in ("", "Ġ"):
+            grown = start or word[0]
+            for letter in word if start else word[1:]:
+                found.append((grown, letter))
+                grown += letter
+    return list(dict.fromkeys(found))
+
+
+def qwen_tokenizer():
+    """A byte-level tokenizer of Qwen's kind: 256 bytes, merges for words, marks of turns."""
+    tokens = [*tiny.byte_letters(), *map("".join, merges())]
+    tokens += ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab, merges=merges(), additional_special_tokens=["<|im_start|>", "<|im_end|>"]
+    )
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def language(tokenizer, *, width=32, layers=3):
+    """The configuration of a tiny language model."""
+    return {
+        "vocab_size": len(tokenizer.get_vocab()),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 2048,
+    }
+
+
+def z_image(seed=800, *, shift=6.0):
+    """Z-Image: a Qwen3, one stream, refiners of picture and text."""
+    tokenizer = qwen_tokenizer()
+    transformer = ZImageTransformer2DModel(
+        in_channels=16,
+        dim=48,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=32,
+        axes_dims=[8, 8, 8],
+        axes_lens=[1024, 64, 64],
+    )
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
+        vae=tiny.vae(16, seed=seed + 3, scaling=0.3611, shift=0.1159, quant=False),
+        text_encoder=tiny.stir(Qwen3Model(Qwen3Config(**language(tokenizer))), seed + 1),
+        tokenizer=tokenizer,
+        transformer=tiny.stir(transformer, seed + 2),
+    )
+
+
+def qwen_image(seed=900):
+    """Qwen-Image: a Qwen2.5-VL, two streams, an autoencoder of videos, shift to a terminal."""
+    tokenizer = qwen_tokenizer()
+    text = language(tokenizer)
+    text["rope_parameters"] = {"rope_type": "default", "mrope_section": [1, 1, 2]}
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config={
+            "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
+            "out_hidden_size": 32,
+        },
+        image_token_id=0, video_token_id=1, vision_start_token_id=2, vision_end_token_id=3,
+    )  # fmt: skip
+    transformer = QwenImageTransformer2DModel(
+        in_channels=64,
+        out_channels=16,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 6, 6),
+    )
+    vae = AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=16,
+        dim_mult=[1, 1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192,
+        shift_terminal=0.02,
+    )  # fmt: skip
+    return QwenImagePipeline(
+        scheduler=scheduler,
+        vae=tiny.stir(vae, seed + 3),
+        text_encoder=tiny.stir(Qwen2_5_VLForConditionalGeneration(config), seed + 1),
+        tokenizer=tokenizer,
+        transformer=tiny.stir(transformer, seed + 2),
+    )
+
+
+BUILDERS = {"qwen_image": qwen_image, "z_image": z_image}

@@ -1,0 +1,84 @@
+"""Flow families at the width of their released checkpoints, two layers deep, without weights.
+
+Rows of the table that ``mezzotint.models.families.flows`` makes models of. Modules stand on
+torch's meta device: names, shapes and the way of a call are those of the
+checkpoints, and nothing is computed.
+"""
+
+from functools import cache
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mezzotint.models.adapters.lora import check_fit, read_lora
+from mezzotint.models.chat_text import CHAT_FORMATS
+from mezzotint.models.families.flows.qwen_image import QWEN_IMAGE
+from mezzotint.models.families.flows.z_image import Z_IMAGE
+
+FULL = {
+    "qwen-image": (
+        QWEN_IMAGE,
+        lambda: diffusers.QwenImageTransformer2DModel(num_layers=2),
+        3584,
+        (16, 128),
+    ),
+    "z-image": (Z_IMAGE, lambda: diffusers.ZImageTransformer2DModel(n_layers=2), 2560, (16, 128)),
+}
+"""Row, transformer, width of the text's states, channels and side of the latents of 1024 px."""
+TRAINED = {
+    "qwen-image": [
+        "lora_unet_transformer_blocks_1_attn_to_q.lora_down.weight",
+        "diffusion_model.transformer_blocks.1.img_mlp.net.0.proj.lora_A.weight",
+        "transformer.transformer_blocks.0.attn.to_add_out.lora_A.weight",
+    ],
+    "z-image": [
+        "lora_unet_layers_1_attention_to_q.lora_down.weight",
+        "diffusion_model.layers.1.feed_forward.w1.lora_A.weight",
+        "transformer.context_refiner.0.attention.to_out.0.lora_A.weight",
+    ],
+}
+"""Names of layers as LoRAs of kohya's, of ai-toolkit and of diffusers have them."""
+
+
+@cache
+def module_of(name):
+    row, build, *_ = FULL[name]
+    with torch.device("meta"):
+        module = build().eval()
+    if row.prepare is not None:
+        row.prepare(module)
+    return module
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_call_of_the_released_width_answers_latents(name):
+    row, _, width, (channels, side) = FULL[name]
+    length = CHAT_FORMATS[name].window if row.reads_padding else 128
+    inputs = {
+        "sample": torch.zeros((2, channels, side, side), device="meta"),
+        "timestep": torch.zeros(2, device="meta"),
+        "encoder_hidden_states": torch.zeros((2, length, width), device="meta"),
+        "text_mask": torch.ones((2, length), dtype=torch.bool, device="meta"),
+        "guidance": torch.ones(2, device="meta"),
+    }
+    with torch.no_grad():
+        (answer,) = row.call(module_of(name), inputs)
+    assert answer.shape == inputs["sample"].shape
+
+
+@pytest.mark.parametrize(("name", "key"), [(n, key) for n, keys in TRAINED.items() for key in keys])
+def test_layers_that_loras_name_are_there(name, key, tmp_path):
+    module = module_of(name)
+    flat = {layer.replace(".", "_"): layer for layer, _ in module.named_modules()}
+    stem = key.removesuffix(".lora_A.weight").removesuffix(".lora_down.weight")
+    layer = stem.removeprefix("diffusion_model.").removeprefix("transformer.")
+    layer = flat[layer.removeprefix("lora_unet_")] if stem.startswith("lora_unet_") else layer
+    rows, columns = module.get_submodule(layer).weight.shape
+    other = key.replace("lora_A", "lora_B").replace("lora_down", "lora_up")
+    file = tmp_path / "lora.safetensors"
+    save_file({key: torch.zeros(2, columns), other: torch.zeros(rows, 2)}, file)
+    pairs = read_lora(file, family=name).pairs["denoiser"]
+    check_fit("lora", pairs, dict(module.named_modules()))
+    assert list(pairs) == [layer]

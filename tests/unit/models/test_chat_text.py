@@ -1,0 +1,39 @@
+import json
+
+from tests import tiny_flows
+
+from mezzotint.models.chat_text import CHAT_FORMATS, ChatFormat, chat_ids
+from mezzotint.models.prompts import load_tokens, tokens_of
+
+
+def test_a_framed_prompt_is_what_the_tokenizer_makes_of_its_chat_template():
+    tokenizer = tiny_flows.qwen_tokenizer()
+    messages = [{"role": "user", "content": "a red apple\n on it"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    found = chat_ids(tokens_of(tokenizer), CHAT_FORMATS["z-image"], "a red apple\n on it")
+    assert list(found.ids) == tokenizer(text).input_ids
+
+
+def test_what_is_cut_and_what_has_no_effect_is_told():
+    tokens = tokens_of(tiny_flows.qwen_tokenizer())
+    chat = ChatFormat(before="a ", after=" big", max_tokens=5)
+    found = chat_ids(tokens, chat, "(red:1.3) apple leaf", "a1111")
+    assert found.cuts == ("prompt cut at 5 tokens; not read: 'leaf'",)
+    assert "weights of words have no effect" in found.unheard[0]
+    whole = chat_ids(tokens, chat, "red")
+    assert (whole.cuts, whole.unheard) == ((), ())
+
+
+def test_a_folder_of_qwens_older_layout_has_the_same_tokens(tmp_path):
+    tokenizer = tiny_flows.qwen_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    vocabulary = tokenizer.get_vocab()
+    marks = {token: k for token, k in vocabulary.items() if token.startswith("<|")}
+    (tmp_path / "tokenizer.json").unlink()
+    model = {token: k for token, k in vocabulary.items() if token not in marks}
+    (tmp_path / "vocab.json").write_text(json.dumps(model))
+    (tmp_path / "added_tokens.json").write_text(json.dumps(marks))
+    (tmp_path / "merges.txt").write_text("\n".join(map(" ".join, tiny_flows.merges())))
+    text = "<|im_start|>user\na red apple<|im_end|>"
+    found = [token for token, _ in load_tokens(tmp_path).encode_whole(text)]
+    assert found == tokenizer(text).input_ids
