@@ -368,6 +368,15 @@ LEAVES = {
     "jobs.max_age_s": (60.0, JOBS + "test_old_results_expire_and_shared_pictures_stay"),
     "jobs.max_bytes": (9, JOBS + "test_old_results_expire_and_shared_pictures_stay"),
     "jobs.preview_every": (1, LOCAL + "test_events_come_in_order_and_end_once"),
+    "jobs.cluster": (
+        "north",
+        "unit/service/jobs/test_leases.py::test_a_database_of_another_cluster_is_refused",
+    ),
+    "jobs.environment_wait_s": (
+        5.0,
+        "unit/service/jobs/test_sharing.py::"
+        "test_an_exact_job_fails_plainly_and_a_stable_one_moves_with_a_warning",
+    ),
     "jobs.lease_s": (5.0, JOBS + "test_running_jobs_are_queued_again_when_a_server_starts"),
     "log.level": ("error", the_log_has_its_form),
     "log.format": ("json", the_log_has_its_form),

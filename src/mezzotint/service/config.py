@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mezzotint.bounds import Pattern
 from mezzotint.errors import InvalidRequest
 from mezzotint.plain import Checked, check_range
 
@@ -16,6 +17,8 @@ __all__ = [
     "device_in",
     "on_device",
 ]
+
+_CLUSTER = Pattern(r"^[A-Za-z0-9._-]{0,64}$", "at most 64 letters, digits, '.', '_' and '-'")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +37,11 @@ class JobsConfig(Checked):
         preview_every: A preview picture with every k-th step; 0 for none.
         lease_s: Seconds after which another server may take over a job whose
             server fell silent.
+        cluster: Name of the servers that share the database; a database that another name
+            was given to is refused. "" takes the database's.
+        environment_wait_s: Seconds that an ``exact`` job waits for a server with the
+            environment that it began in, where its own is gone; then it fails. 0 fails it at
+            once. A ``stable`` or ``turbo`` job goes on anywhere, with a warning.
     """
 
     folder: str = "."
@@ -45,6 +53,8 @@ class JobsConfig(Checked):
     max_bytes: int = 10 << 30
     preview_every: int = 4
     lease_s: float = 30.0
+    cluster: str = ""
+    environment_wait_s: float = 3600.0
 
     def _validate(self) -> None:
         check_range("jobs.max_waiting", self.max_waiting, 1, 1_000_000)
@@ -54,6 +64,15 @@ class JobsConfig(Checked):
         check_range("jobs.max_bytes", self.max_bytes, 0, 1 << 60)
         check_range("jobs.preview_every", self.preview_every, 0, 1000)
         check_range("jobs.lease_s", self.lease_s, 1, 3600, unit=" s")
+        wait_s = self.environment_wait_s
+        check_range("jobs.environment_wait_s", wait_s, 0, 10 * 365 * 86400, unit=" s")
+        _CLUSTER.check("jobs.cluster", self.cluster)
+        if not re.match(r"(sqlite|postgresql(\+psycopg)?):", self.url or "sqlite:"):
+            raise InvalidRequest(
+                "jobs.url must begin with postgresql+psycopg:// or sqlite://, got "
+                f"{self.url.partition(':')[0][:40]!r}",
+                field="jobs.url",
+            )
 
     @property
     def is_sqlite(self) -> bool:

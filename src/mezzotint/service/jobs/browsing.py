@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mezzotint.service.jobs.schema import EVENTS, IMAGES, JOBS, NOTES
+from mezzotint.service.jobs.schema import EVENTS, IMAGES, JOBS, NOTES, WEBHOOKS
 
 __all__ = ["delete_ended", "find_ids"]
 
@@ -78,7 +78,7 @@ def delete_ended(engine: sa.Engine, id_: str, ended: Sequence[str]) -> list[str]
         if not db.execute(sa.delete(JOBS).where(where)).rowcount:
             return None
         digests = set(db.execute(sa.select(IMAGES.c.digest).where(IMAGES.c.job == id_)).scalars())
-        for table in (IMAGES, EVENTS, NOTES):
+        for table in (IMAGES, EVENTS, NOTES, WEBHOOKS):
             db.execute(sa.delete(table).where(table.c.job == id_))
         used = set(
             db.execute(sa.select(IMAGES.c.digest).where(IMAGES.c.digest.in_(digests))).scalars()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mezzotint.service.jobs.store import StoredEvent
+from mezzotint.service.jobs.rows import Lease, StoredEvent
 
 __all__ = ["JobEvent", "JobFeed", "RunningJob"]
 
@@ -31,15 +31,34 @@ class JobEvent:
 
 @dataclass(slots=True)
 class RunningJob:
-    """What is known of a running job beyond its row."""
+    """What is known of a job that runs here beyond its row.
 
+    Args:
+        lease: What every write of it shows.
+        request_id: What the service knows it by.
+        next_id: Id of its next event.
+        told: Id of the last step that other servers were told of.
+        latest: The step to tell them of next: the latest, or the latest with a preview.
+        is_lost: Whether another server has the job, so that this run counts for nothing.
+    """
+
+    lease: Lease
     request_id: str
     next_id: int
+    told: int = 0
+    latest: JobEvent | None = None
+    is_lost: bool = False
     events: deque[JobEvent] = field(default_factory=lambda: deque[JobEvent](maxlen=_STEPS_KEPT))
     images: set[int] = field(default_factory=set[int])
     step: int = 0
     steps: int = 0
     task: asyncio.Task[None] | None = None
+
+    @property
+    def owes_a_preview(self) -> bool:
+        """Whether the latest step has a preview that other servers have not got yet."""
+        latest = self.latest
+        return latest is not None and latest.preview is not None and latest.id > self.told
 
 
 class JobFeed:
@@ -49,6 +68,7 @@ class JobFeed:
         running: The jobs that run, by id.
         kept: Gives the stored events of a job with ids above a number, in order.
         has_ended: Tells whether a job has ended.
+        step: Gives the latest step of a job that runs on another server, or None.
     """
 
     def __init__(
@@ -56,10 +76,12 @@ class JobFeed:
         running: Mapping[str, RunningJob],
         kept: Callable[[str, int], Awaitable[list[StoredEvent]]],
         has_ended: Callable[[str], Awaitable[bool]],
+        step: Callable[[str], Awaitable[JobEvent | None]],
     ) -> None:
         self._running = running
         self._kept = kept
         self._has_ended = has_ended
+        self._step = step
         self._bells: dict[str, list[asyncio.Event]] = {}
 
     async def events(self, id_: str, after: int) -> AsyncIterator[JobEvent]:
@@ -72,6 +94,10 @@ class JobFeed:
                 running = self._running.get(id_)
                 recent = [e for e in running.events if e.id > after] if running is not None else []
                 first = running.events[0].id if running is not None and running.events else None
+                # read before what is kept: a step that is written has those before it written
+                step = await self._step(id_) if running is None else None
+                if step is not None and step.id > after:
+                    recent.append(step)
                 if first is None or after + 1 < first:
                     recent += [
                         JobEvent(id=e.id, kind=e.kind, data=e.data)
@@ -102,11 +128,19 @@ class JobFeed:
         preview: bytes | None = None,
     ) -> None:
         """Give a running job its next event."""
-        running.events.append(JobEvent(id=running.next_id, kind=kind, data=data, preview=preview))
+        event = JobEvent(id=running.next_id, kind=kind, data=data, preview=preview)
+        running.events.append(event)
         running.next_id += 1
+        if kind == "step" and (preview is not None or not running.owes_a_preview):
+            running.latest = event
         self.announce(id_)
 
     def announce(self, id_: str) -> None:
         """Wake everybody who waits for an event of this job."""
         for bell in self._bells.get(id_, ()):
             bell.set()
+
+    def announce_all(self) -> None:
+        """Wake everybody: something may have been missed."""
+        for id_ in list(self._bells):
+            self.announce(id_)

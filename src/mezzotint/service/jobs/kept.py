@@ -1,34 +1,30 @@
 """Kept: what the durable queue answers of the jobs it keeps, without running any."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from mezzotint.service.jobs.access import StoreAccess
 from mezzotint.service.jobs.results import ResultFiles
-from mezzotint.service.jobs.store import ENDED, Job, JobStore
+from mezzotint.service.jobs.rows import ENDED, Job
 
 __all__ = ["KeptJobs"]
 
 _OPEN = ("queued", "running")
 _STATUSES = {"open": _OPEN, "ended": ENDED, "all": (*_OPEN, *ENDED)}
-T = TypeVar("T")
 
 
 class KeptJobs:
     """Finding and deleting jobs; the queue itself says where they are.
 
     Args:
+        access: The store.
         results: Where pictures are kept.
     """
 
-    _store: JobStore
-
-    def __init__(self, results: ResultFiles) -> None:
+    def __init__(self, access: StoreAccess, results: ResultFiles) -> None:
+        self._access = access
         self.results = results
-
-    async def _do(self, work: Callable[[], T]) -> T:
-        """Run blocking database work."""
-        return await asyncio.to_thread(work)
 
     async def page(
         self,
@@ -39,8 +35,8 @@ class KeptJobs:
         after: str | None = None,
     ) -> list[Job]:
         """Return jobs, newest first."""
-        return await self._do(
-            lambda: self._store.page(client=client, status=status, limit=limit, after=after)
+        return await self._access.do(
+            lambda: self._access.store.page(client=client, status=status, limit=limit, after=after)
         )
 
     async def browse(
@@ -54,8 +50,8 @@ class KeptJobs:
     ) -> list[Job]:
         """Return jobs ("open", "ended" or "all") whose texts hold every word, newest first."""
         statuses = _STATUSES[which]
-        return await self._do(
-            lambda: self._store.browse(
+        return await self._access.do(
+            lambda: self._access.store.browse(
                 client=client, statuses=statuses, words=words, limit=limit, after=after
             )
         )
@@ -64,17 +60,17 @@ class KeptJobs:
         self, *, client: str | None, limit: int = 500, after: str | None = None
     ) -> tuple[list[dict[str, Any]], str | None]:
         """Return short descriptions of the pictures of ended jobs, and where to go on."""
-        return await self._do(
-            lambda: self._store.pictures(client=client, statuses=ENDED, limit=limit, after=after)
+        return await self._access.do(
+            lambda: self._access.store.pictures(client=client, statuses=ENDED, limit=limit, after=after)
         )
 
     async def mark(self, id_: str, index: int, marks: Mapping[str, Any]) -> None:
         """Keep a star, a rating and boards of a picture."""
-        await self._do(lambda: self._store.mark(id_, index, marks))
+        await self._access.do(lambda: self._access.store.mark(id_, index, marks))
 
     async def forget(self, id_: str) -> bool:
         """Delete a job that has ended, with its pictures; False if it has not."""
-        gone = await self._do(lambda: self._store.delete(id_))
+        gone = await self._access.do(lambda: self._access.store.delete(id_))
         for digest in gone or ():
             await asyncio.to_thread(self.results.remove, digest)
         return gone is not None

@@ -8,9 +8,23 @@ import sqlalchemy as sa
 
 from mezzotint.errors import InvalidRequest
 
-__all__ = ["EVENTS", "IMAGES", "JOBS", "NOTES", "VERSION", "NewerSchema", "migrate"]
+__all__ = [
+    "CLUSTER",
+    "EVENTS",
+    "IMAGES",
+    "JOBS",
+    "NOTES",
+    "PROGRESS",
+    "SCHEMA",
+    "SERVERS",
+    "VERSION",
+    "WEBHOOKS",
+    "NewerSchema",
+    "check_version",
+    "migrate",
+]
 
-VERSION = 2
+VERSION = 3
 _LOCK = 0x6D657A7A  # of PostgreSQL: one server at a time looks at the version
 
 META = sa.MetaData()
@@ -34,6 +48,9 @@ JOBS = sa.Table(
     sa.Column("lease", sa.Float, nullable=True),
     sa.Column("cancel", sa.Boolean, nullable=False),
     sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("exact", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Column("environment", sa.String(64), nullable=True),
+    sa.Column("put_back", sa.Float, nullable=True),
     sa.UniqueConstraint("client", "idempotency_key"),
 )
 IMAGES = sa.Table(
@@ -59,7 +76,43 @@ NOTES = sa.Table(
     sa.Column("job", sa.String(64), primary_key=True),
     sa.Column("note", sa.Text, nullable=False),
 )
-_SCHEMA = sa.Table(
+PROGRESS = sa.Table(
+    "progress",
+    META,
+    sa.Column("job", sa.String(64), primary_key=True),
+    sa.Column("run", sa.Integer, nullable=False),
+    sa.Column("event", sa.BigInteger, nullable=False),
+    sa.Column("image", sa.Integer, nullable=False),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("steps", sa.Integer, nullable=False),
+    sa.Column("preview", sa.LargeBinary, nullable=True),
+)
+SERVERS = sa.Table(
+    "servers",
+    META,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("host", sa.String(255), nullable=False),
+    sa.Column("version", sa.String(64), nullable=False),
+    sa.Column("environment", sa.String(64), nullable=True),
+    sa.Column("seen", sa.Float, nullable=False),
+)
+CLUSTER = sa.Table(
+    "cluster",
+    META,
+    sa.Column("one", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("id", sa.String(64), nullable=False),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("secret", sa.String(64), nullable=False),
+)
+WEBHOOKS = sa.Table(
+    "webhooks",
+    META,
+    sa.Column("job", sa.String(64), primary_key=True),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("tries", sa.Integer, nullable=False),
+    sa.Column("due", sa.Float, nullable=True),
+)
+SCHEMA = sa.Table(
     "schema_version",
     META,
     sa.Column("one", sa.Integer, primary_key=True, autoincrement=False),
@@ -74,12 +127,42 @@ class NewerSchema(InvalidRequest):
 def _mark(db: sa.Connection) -> None:
     """1 to 2: notes of jobs, which some of version 1 have already, and the version itself."""
     NOTES.create(db, checkfirst=True)
-    _SCHEMA.create(db)
-    db.execute(sa.insert(_SCHEMA).values(one=1, version=2))
+    SCHEMA.create(db)
+    db.execute(sa.insert(SCHEMA).values(one=1, version=2))
 
 
-STEPS = {1: _mark}
+def _share(db: sa.Connection) -> None:
+    """2 to 3: what several servers on one database have to know of each other."""
+    is_sqlite = db.dialect.name == "sqlite"
+    true = "1" if is_sqlite else "true"
+    number = "FLOAT" if is_sqlite else "DOUBLE PRECISION"
+    for column in (
+        f"exact BOOLEAN NOT NULL DEFAULT {true}",
+        "environment VARCHAR(64)",
+        f"put_back {number}",
+    ):
+        db.execute(sa.text(f"ALTER TABLE jobs ADD COLUMN {column}"))
+    for table in (PROGRESS, SERVERS, CLUSTER, WEBHOOKS):
+        table.create(db)
+
+
+STEPS = {1: _mark, 2: _share}
 """What leads from a version to the next."""
+
+
+def check_version(found: int) -> None:
+    """Refuse a version that is later than this one.
+
+    Raises:
+        NewerSchema: If it is.
+    """
+    if found > VERSION:
+        raise NewerSchema(
+            f"the job database has schema version {found}, written by a newer Mezzotint; "
+            f"this one knows versions up to {VERSION}: upgrade it, or give it another jobs.url "
+            "or home",
+            field="jobs.url",
+        )
 
 
 def migrate(engine: sa.Engine) -> None:
@@ -94,18 +177,12 @@ def migrate(engine: sa.Engine) -> None:
         names = sa.inspect(db).get_table_names()
         if JOBS.name not in names:
             META.create_all(db)
-            db.execute(sa.insert(_SCHEMA).values(one=1, version=VERSION))
+            db.execute(sa.insert(SCHEMA).values(one=1, version=VERSION))
             return
         found = 1
-        if _SCHEMA.name in names:
-            found = int(db.execute(sa.select(_SCHEMA.c.version)).scalar_one())
-        if found > VERSION:
-            raise NewerSchema(
-                f"the job database has schema version {found}, written by a newer Mezzotint; "
-                f"this one knows versions up to {VERSION}: upgrade it, or give it another jobs.url "
-                "or home",
-                field="jobs.url",
-            )
+        if SCHEMA.name in names:
+            found = int(db.execute(sa.select(SCHEMA.c.version)).scalar_one())
+        check_version(found)
         for version in range(found, VERSION):
             STEPS[version](db)
-        db.execute(sa.update(_SCHEMA).values(version=VERSION))
+        db.execute(sa.update(SCHEMA).values(version=VERSION))

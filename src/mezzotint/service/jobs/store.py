@@ -1,77 +1,44 @@
 """Job store: the rows behind durable jobs, in SQLite (WAL) or PostgreSQL.
 
-Every method is one transaction and blocks; :mod:`mezzotint.service.jobs.jobs` calls
-them from a thread of their own. Endings are written with a condition on the
-status, so that a job ends once whoever tries.
+Every method is one transaction and blocks; :mod:`mezzotint.service.jobs.access` calls
+them from a thread of their own. Every write of a running job shows its lease; see
+:mod:`mezzotint.service.jobs.leases`. What other servers should hear of at once is told
+with the transaction that changes it, by PostgreSQL's ``NOTIFY``.
 """
 
 import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event as sa_event
 from sqlalchemy import exc
 
 from mezzotint.errors import UnknownName
+from mezzotint.service.jobs import cluster, leases
 from mezzotint.service.jobs.browsing import delete_ended, find_ids
+from mezzotint.service.jobs.clock import now
+from mezzotint.service.jobs.cluster import Cluster
+from mezzotint.service.jobs.expiry import expire
+from mezzotint.service.jobs.leases import PutBack
 from mezzotint.service.jobs.marks import list_pictures, write_marks
-from mezzotint.service.jobs.schema import EVENTS, IMAGES, JOBS, NOTES, migrate
+from mezzotint.service.jobs.rows import (
+    ENDED,
+    Job,
+    JobImage,
+    Lease,
+    Progress,
+    Status,
+    StoredEvent,
+    event_row,
+    read_image,
+    read_job,
+)
+from mezzotint.service.jobs.schema import EVENTS, IMAGES, JOBS, NOTES, PROGRESS, WEBHOOKS, migrate
 
 __all__ = ["ENDED", "Job", "JobImage", "JobStore", "Status", "StoredEvent"]
 
-Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
-_MOST_NAMES = 1000  # parameters of one statement; SQLite takes 32,766, PostgreSQL 65,535
-ENDED = ("succeeded", "failed", "cancelled", "expired")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobImage:
-    """One finished picture of a job: where it is and what is known about it."""
-
-    index: int
-    digest: str
-    bytes: int
-    about: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One row: a request, its state and, when it ended, how.
-
-    Args:
-        outcome: ``plan``, ``cache``, ``warnings`` of a success; ``error`` of a
-            failure (``type``, ``message``, ``field``).
-        note: What the door that took the job keeps with it.
-    """
-
-    id: str
-    seq: int
-    client: str
-    status: Status
-    priority: int
-    request: str
-    body_digest: str
-    use_cache: bool
-    created: float
-    started: float | None
-    finished: float | None
-    runs: int
-    cancel: bool
-    outcome: Mapping[str, Any]
-    images: tuple[JobImage, ...] = ()
-    note: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredEvent:
-    """One event that survives a restart."""
-
-    id: int
-    kind: str
-    data: Mapping[str, Any]
+_ANSWER_S = 5  # in which a database has to take a connection
 
 
 class JobStore:
@@ -80,42 +47,81 @@ class JobStore:
     Args:
         url: SQLAlchemy URL.
         owner: Name of this server process, unique.
+        cluster: Name of the cluster that the database has to be, "" for any.
+        version: Of this program, for the other servers' operators.
 
     Raises:
         NewerSchema: If a newer Mezzotint wrote the database.
+        OtherCluster: If the database is another cluster's.
     """
 
-    def __init__(self, url: str, owner: str) -> None:
-        self._owner = owner
+    def __init__(self, url: str, owner: str, *, cluster: str = "", version: str = "") -> None:
+        self.owner = owner
+        self._version = version
         self.is_sqlite = url.startswith("sqlite")
-        self._engine = sa.create_engine(url, pool_pre_ping=not self.is_sqlite)
+        arguments = {} if self.is_sqlite else {"connect_timeout": _ANSWER_S}
+        self._engine = sa.create_engine(
+            url, pool_pre_ping=not self.is_sqlite, connect_args=arguments
+        )
         if self.is_sqlite:
             sa_event.listen(self._engine, "connect", _tune_sqlite)
         try:
             migrate(self._engine)
+            self.cluster = self._join(cluster)
         except BaseException:  # whatever it was, no connection stays open; it goes on
             self._engine.dispose()
             raise
+
+    def _join(self, name: str) -> Cluster:
+        try:
+            with self._engine.begin() as db:
+                return cluster.join(db, name)
+        except exc.IntegrityError:  # two servers came first
+            with self._engine.begin() as db:
+                return cluster.join(db, name)
+
+    @property
+    def channel(self) -> str:
+        """What PostgreSQL's notices of this cluster are sent on."""
+        return f"mezzotint_{self.cluster.id}"
+
+    @property
+    def connection_arguments(self) -> dict[str, Any]:
+        """What ``psycopg.connect`` takes to reach the same database."""
+        return dict(self._engine.dialect.create_connect_args(self._engine.url)[1])
+
+    def _tell(self, db: sa.Connection, kind: str, id_: str = "") -> None:
+        """Let the other servers know, once the transaction is written."""
+        if not self.is_sqlite:
+            db.execute(sa.select(sa.func.pg_notify(self.channel, f"{kind} {id_}".strip())))
 
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
 
     def add(
-        self, values: Mapping[str, Any], event: StoredEvent, note: Mapping[str, Any] | None = None
+        self,
+        values: Mapping[str, Any],
+        event: StoredEvent,
+        note: Mapping[str, Any] | None = None,
+        webhook: str | None = None,
     ) -> Job | None:
         """Insert a queued job; None if the client used the idempotency key before."""
         row = {"status": "queued", "runs": 0, "cancel": False, "outcome": "{}", **values}
+        row["created"] = now()
+        id_ = values["id"]
         try:
             with self._engine.begin() as db:
                 db.execute(sa.insert(JOBS).values(row))
-                db.execute(sa.insert(EVENTS).values(_event_row(values["id"], event)))
+                db.execute(sa.insert(EVENTS).values(event_row(id_, event)))
                 if note is not None:
-                    text = json.dumps(note)
-                    db.execute(sa.insert(NOTES).values(job=values["id"], note=text))
+                    db.execute(sa.insert(NOTES).values(job=id_, note=json.dumps(note)))
+                if webhook is not None:
+                    db.execute(sa.insert(WEBHOOKS).values(job=id_, url=webhook, tries=0))
+                self._tell(db, "wake")
         except exc.IntegrityError:
             return None
-        return self.get(values["id"])
+        return self.get(id_)
 
     def by_key(self, client: str, key: str) -> Job | None:
         """Return the job a client made under an idempotency key."""
@@ -130,21 +136,16 @@ class JobStore:
         Raises:
             UnknownName: If there is none.
         """
-        with self._engine.connect() as db:
-            row = db.execute(sa.select(JOBS).where(JOBS.c.id == id_)).mappings().first()
-            if row is None:
-                raise UnknownName("job", id_[:80], (), field="id")
-            images = db.execute(
-                sa.select(IMAGES).where(IMAGES.c.job == id_).order_by(IMAGES.c.position)
-            ).mappings()
-            note = db.execute(sa.select(NOTES.c.note).where(NOTES.c.job == id_)).scalar()
-            return _job(row, tuple(_image(i) for i in images), json.loads(note or "{}"))
+        found = self._many([id_])
+        if not found:
+            raise UnknownName("job", id_[:80], (), field="id")
+        return found[0]
 
     def page(
         self, *, client: str | None, status: str | None, limit: int, after: str | None
     ) -> list[Job]:
         """Return jobs, newest first, that come after (are older than) job ``after``."""
-        query = sa.select(JOBS).order_by(JOBS.c.seq.desc()).limit(limit)
+        query = sa.select(JOBS.c.id).order_by(JOBS.c.seq.desc()).limit(limit)
         if client is not None:
             query = query.where(JOBS.c.client == client)
         if status is not None:
@@ -152,7 +153,8 @@ class JobStore:
         if after is not None:
             query = query.where(JOBS.c.seq < self.get(after).seq)
         with self._engine.connect() as db:
-            return [self.get(row["id"]) for row in db.execute(query).mappings().all()]
+            ids = list(db.execute(query).scalars())
+        return self._many(ids)
 
     def browse(
         self,
@@ -189,17 +191,29 @@ class JobStore:
         write_marks(self._engine, id_, index, marks)
 
     def _many(self, ids: Sequence[str]) -> list[Job]:
-        """Return jobs with their pictures, in the order of ``ids``, by three queries."""
+        """Return jobs with their pictures, in the order of ``ids``, by a query for each table."""
         with self._engine.connect() as db:
             rows = db.execute(sa.select(JOBS).where(JOBS.c.id.in_(ids))).mappings().all()
             images: dict[str, list[JobImage]] = {}
             query = sa.select(IMAGES).where(IMAGES.c.job.in_(ids)).order_by(IMAGES.c.position)
             for image in db.execute(query).mappings():
-                images.setdefault(image["job"], []).append(_image(image))
+                images.setdefault(image["job"], []).append(read_image(image))
             query = sa.select(NOTES).where(NOTES.c.job.in_(ids))
             notes = {row["job"]: json.loads(row["note"]) for row in db.execute(query).mappings()}
+            done = {id_: (0, 0) for id_ in ids}
+            columns = (PROGRESS.c.job, PROGRESS.c.run, PROGRESS.c.step, PROGRESS.c.steps)
+            runs = {row["id"]: row["runs"] for row in rows if row["status"] == "running"}
+            if runs:
+                for row in db.execute(sa.select(*columns).where(PROGRESS.c.job.in_(list(runs)))):
+                    if runs[row.job] == row.run:
+                        done[row.job] = (row.step, row.steps)
         found = {
-            row["id"]: _job(row, tuple(images.get(row["id"], ())), notes.get(row["id"], {}))
+            row["id"]: read_job(
+                row,
+                tuple(images.get(row["id"], ())),
+                notes.get(row["id"], {}),
+                done[row["id"]],
+            )
             for row in rows
         }
         return [found[id_] for id_ in ids if id_ in found]
@@ -233,88 +247,92 @@ class JobStore:
         with self._engine.connect() as db:
             return int(db.execute(query).scalar_one())
 
-    def claim(self, lease_s: float) -> Job | None:
-        """Take the next queued job: highest priority, then the client with least running."""
-        now = time.time()
+    def progress(self, id_: str) -> Progress | None:
+        """Return the latest step of a running job that its server has told of."""
+        query = (
+            sa.select(PROGRESS)
+            .join(JOBS, (JOBS.c.id == PROGRESS.c.job) & (JOBS.c.runs == PROGRESS.c.run))
+            .where((JOBS.c.id == id_) & (JOBS.c.status == "running") & (PROGRESS.c.step > 0))
+        )
+        with self._engine.connect() as db:
+            row = db.execute(query).mappings().first()
+        return Progress(**row) if row is not None else None
+
+    def claim(self, lease_s: float, environment: str = "") -> Job | None:
+        """Take the next queued job; see :func:`~mezzotint.service.jobs.leases.claim`."""
         with self._engine.begin() as db:
-            running = {
-                client: count
-                for client, count in db.execute(
-                    sa.select(JOBS.c.client, sa.func.count())
-                    .where(JOBS.c.status == "running")
-                    .group_by(JOBS.c.client)
-                )
-            }
-            first = (
-                sa.select(JOBS.c.client, JOBS.c.priority, sa.func.min(JOBS.c.seq).label("seq"))
-                .where(JOBS.c.status == "queued")
-                .group_by(JOBS.c.client, JOBS.c.priority)
-            )
-            choices = sorted(
-                db.execute(first).all(),
-                key=lambda r: (-r.priority, running.get(r.client, 0), r.seq),
-            )
-            for choice in choices:
-                taken = db.execute(
-                    sa.update(JOBS)
-                    .where((JOBS.c.seq == choice.seq) & (JOBS.c.status == "queued"))
-                    .values(
-                        status="running",
-                        owner=self._owner,
-                        lease=now + lease_s,
-                        started=now,
-                        runs=JOBS.c.runs + 1,
-                    )
-                )
-                if taken.rowcount:
-                    id_ = db.execute(
-                        sa.select(JOBS.c.id).where(JOBS.c.seq == choice.seq)
-                    ).scalar_one()
-                    break
-            else:
-                return None
-        return self.get(id_)
+            id_ = leases.claim(db, owner=self.owner, lease_s=lease_s, environment=environment)
+            if id_ is not None:
+                self._tell(db, "event", id_)
+        return self.get(id_) if id_ is not None else None
 
-    def renew(self, lease_s: float) -> list[str]:
-        """Renew the leases of this server; return the ids somebody wants cancelled."""
-        mine = (JOBS.c.owner == self._owner) & (JOBS.c.status == "running")
-        with self._engine.begin() as db:
-            db.execute(sa.update(JOBS).where(mine).values(lease=time.time() + lease_s))
-            return list(db.execute(sa.select(JOBS.c.id).where(mine & JOBS.c.cancel)).scalars())
+    def renew(
+        self, held: Sequence[Lease], lease_s: float, environment: str | None = None
+    ) -> tuple[set[Lease], set[str]]:
+        """Renew leases, and say that this server lives.
 
-    def reclaim(self, *, everything: bool) -> list[str]:
-        """Queue again what runs on nobody's machine; cancel what was to be cancelled.
+        Returns:
+            The leases in force, and the ids of jobs that somebody wants cancelled.
 
-        Args:
-            everything: Whether every running job counts (a fresh start on a
-                database that only one server may use), not only those whose
-                lease ran out.
+        Raises:
+            NewerSchema: If a newer program has changed the tables meanwhile.
         """
-        lost = JOBS.c.status == "running"
-        if not everything:
-            lost &= JOBS.c.lease < time.time()
         with self._engine.begin() as db:
-            cancelled = list(db.execute(sa.select(JOBS.c.id).where(lost & JOBS.c.cancel)).scalars())
-            db.execute(
-                sa.update(JOBS)
-                .where(lost & ~JOBS.c.cancel)
-                .values(status="queued", owner=None, lease=None)
-            )
-        return cancelled
+            found = leases.renew(db, held, owner=self.owner, lease_s=lease_s)
+            cluster.beat(db, owner=self.owner, version=self._version, environment=environment)
+        return found
 
-    def requeue(self, id_: str) -> None:
-        """Put a running job back, for the next start of the server."""
+    def leave(self) -> None:
+        """Say that this server stops."""
         with self._engine.begin() as db:
-            db.execute(
-                sa.update(JOBS)
-                .where((JOBS.c.id == id_) & (JOBS.c.status == "running"))
-                .values(status="queued", owner=None, lease=None)
-            )
+            cluster.leave(db, owner=self.owner)
+            self._tell(db, "wake")
+
+    def others(self, alive_s: float) -> list[str]:
+        """Return the hosts of other servers that were heard of within ``alive_s`` seconds."""
+        with self._engine.connect() as db:
+            return cluster.others(db, owner=self.owner, alive_s=alive_s)
+
+    def to_cancel(self, held: Sequence[Lease]) -> set[str]:
+        """Return the ids of jobs among these that somebody wants cancelled."""
+        wanted = JOBS.c.id.in_([lease.job for lease in held]) & JOBS.c.cancel
+        with self._engine.connect() as db:
+            return set(db.execute(sa.select(JOBS.c.id).where(wanted)).scalars())
+
+    def reclaim(self, *, everything: bool) -> PutBack:
+        """Put back what nobody runs; see :func:`~mezzotint.service.jobs.leases.reclaim`."""
+        with self._engine.begin() as db:
+            return self._told(db, leases.reclaim(db, everything=everything))
+
+    def put_back(self, lease: Lease) -> PutBack:
+        """Queue a job again that this server does not run to its end.
+
+        Raises:
+            LeaseLost: If it is not this server's any more; it stays as it is.
+        """
+        with self._engine.begin() as db:
+            return self._told(db, leases.put_back(db, lease, owner=self.owner))
+
+    def _told(self, db: sa.Connection, gone: PutBack) -> PutBack:
+        """Let the other servers know what was put back, once it is written."""
+        for id_ in (*gone.queued, *gone.cancelled):
+            self._tell(db, "event", id_)
+        if gone.queued:
+            self._tell(db, "wake")
+        return gone
+
+    def stranded(self, *, alive_s: float, wait_s: float) -> list[str]:
+        """Return exact jobs that waited ``wait_s`` for a server like the one they began on."""
+        with self._engine.connect() as db:
+            alive = cluster.environments(db, alive_s=alive_s)
+            return leases.stranded(db, environments=alive, wait_s=wait_s)
 
     def ask_cancel(self, id_: str) -> None:
-        """Note that somebody wants the job cancelled."""
+        """Note that somebody wants the job cancelled, and tell the server that runs it."""
+        open_ = (JOBS.c.id == id_) & JOBS.c.status.in_(["queued", "running"])
         with self._engine.begin() as db:
-            db.execute(sa.update(JOBS).where(JOBS.c.id == id_).values(cancel=True))
+            db.execute(sa.update(JOBS).where(open_).values(cancel=True))
+            self._tell(db, "cancel", id_)
 
     def finish(
         self,
@@ -323,41 +341,32 @@ class JobStore:
         outcome: Mapping[str, Any],
         event: StoredEvent,
         *,
-        only_from: Sequence[str] = ("running",),
+        lease: Lease | None = None,
     ) -> bool:
-        """End a job once; False if it had ended, or is in another state."""
-        where = (JOBS.c.id == id_) & JOBS.c.status.in_(list(only_from))
-        values = {
-            "status": status,
-            "outcome": json.dumps(outcome),
-            "finished": time.time(),
-            "owner": None,
-            "lease": None,
-        }
+        """End a job once; see :func:`~mezzotint.service.jobs.leases.finish`."""
         with self._engine.begin() as db:
-            changed = db.execute(sa.update(JOBS).where(where).values(values)).rowcount
-            if changed:
-                db.execute(sa.insert(EVENTS).values(_event_row(id_, event)))
-        return bool(changed)
+            done = leases.finish(db, id_, status, outcome, event, owner=self.owner, lease=lease)
+            if done:
+                self._tell(db, "event", id_)
+        return done
 
-    def add_event(self, id_: str, event: StoredEvent, image: JobImage | None = None) -> None:
-        """Keep an event, and the picture it is about; doing it again changes nothing."""
+    def keep_event(
+        self, lease: Lease, event: StoredEvent, image: JobImage | None = None, *, lease_s: float
+    ) -> None:
+        """Keep an event, and the picture it is about; doing it again changes nothing.
+
+        Raises:
+            LeaseLost: If the run is not this server's any more.
+        """
         with self._engine.begin() as db:
-            same = (EVENTS.c.job == id_) & (EVENTS.c.id == event.id)
-            db.execute(sa.delete(EVENTS).where(same))
-            if image is not None:
-                where = (IMAGES.c.job == id_) & (IMAGES.c.position == image.index)
-                db.execute(sa.delete(IMAGES).where(where))
-                db.execute(
-                    sa.insert(IMAGES).values(
-                        job=id_,
-                        position=image.index,
-                        digest=image.digest,
-                        bytes=image.bytes,
-                        about=json.dumps(image.about),
-                    )
-                )
-            db.execute(sa.insert(EVENTS).values(_event_row(id_, event)))
+            leases.keep_event(db, lease, event, image, owner=self.owner, lease_s=lease_s)
+            self._tell(db, "event", lease.job)
+
+    def report(self, steps: Sequence[Progress]) -> None:
+        """Tell the other servers of the latest steps of jobs that run here."""
+        with self._engine.begin() as db:
+            for id_ in leases.report(db, steps, owner=self.owner):
+                self._tell(db, "event", id_)
 
     def events(self, id_: str, after: int) -> list[StoredEvent]:
         """Return the kept events of a job with an id above ``after``, in order."""
@@ -373,76 +382,11 @@ class JobStore:
             ]
 
     def expire(self, *, max_age_s: float, max_bytes: int) -> list[str]:
-        """Expire old finished jobs and the oldest beyond ``max_bytes``.
-
-        Returns:
-            Digests of pictures that no job refers to any more.
-        """
-        cut = time.time() - max_age_s
+        """Expire old finished jobs; see :func:`~mezzotint.service.jobs.expiry.expire`."""
         with self._engine.begin() as db:
-            ended = JOBS.c.status.in_(["succeeded", "failed", "cancelled"])
-            old = set(
-                db.execute(sa.select(JOBS.c.id).where(ended & (JOBS.c.finished < cut))).scalars()
-            )
-            sizes = db.execute(
-                sa.select(JOBS.c.id, sa.func.sum(IMAGES.c.bytes))
-                .join(IMAGES, IMAGES.c.job == JOBS.c.id)
-                .where(ended)
-                .group_by(JOBS.c.id, JOBS.c.finished)
-                .order_by(JOBS.c.finished.desc())
-            ).all()
-            kept = 0
-            for id_, size in sizes:
-                kept += int(size)
-                if kept > max_bytes:
-                    old.add(id_)
-            gone: set[str] = set()
-            for some in _pieces(old):
-                db.execute(sa.update(JOBS).where(JOBS.c.id.in_(some)).values(status="expired"))
-                theirs = IMAGES.c.job.in_(some)
-                gone.update(db.execute(sa.select(IMAGES.c.digest).where(theirs)).scalars())
-                db.execute(sa.delete(IMAGES).where(theirs))
-                db.execute(sa.delete(EVENTS).where(EVENTS.c.job.in_(some)))
-            used: set[str] = set()
-            for some in _pieces(gone):
-                still = sa.select(IMAGES.c.digest).where(IMAGES.c.digest.in_(some))
-                used.update(db.execute(still).scalars())
-            forget = (JOBS.c.status == "expired") & (JOBS.c.finished < cut - max_age_s)
-            forgotten = sa.select(JOBS.c.id).where(forget)
-            db.execute(sa.delete(NOTES).where(NOTES.c.job.in_(forgotten)))
-            db.execute(sa.delete(JOBS).where(forget))
-        return sorted(gone - used)
-
-
-def _pieces(names: set[str]) -> Iterator[list[str]]:
-    """Yield names in groups that one statement can carry."""
-    ordered = sorted(names)
-    for start in range(0, len(ordered), _MOST_NAMES):
-        yield ordered[start : start + _MOST_NAMES]
+            return expire(db, max_age_s=max_age_s, max_bytes=max_bytes)
 
 
 def _tune_sqlite(connection: Any, _: object) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
         connection.execute(f"PRAGMA {pragma}").close()
-
-
-def _event_row(id_: str, event: StoredEvent) -> dict[str, Any]:
-    return {"job": id_, "id": event.id, "kind": event.kind, "data": json.dumps(event.data)}
-
-
-def _image(row: Any) -> JobImage:
-    return JobImage(
-        index=row["position"],
-        digest=row["digest"],
-        bytes=row["bytes"],
-        about=json.loads(row["about"]),
-    )
-
-
-def _job(row: Any, images: tuple[JobImage, ...], note: Mapping[str, Any]) -> Job:
-    names = (
-        "id", "seq", "client", "status", "priority", "request", "body_digest",
-        "use_cache", "created", "started", "finished", "runs", "cancel",
-    )  # fmt: skip
-    values = {name: row[name] for name in names}
-    return Job(**values, outcome=json.loads(row["outcome"]), images=images, note=note)

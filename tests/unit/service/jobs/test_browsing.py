@@ -52,8 +52,7 @@ def test_only_what_has_ended_is_deleted(tmp_path):
     fill(store, 2)
     try:
         assert store.delete("job-0") is None
-        store.finish("job-0", "cancelled", {}, StoredEvent(id=2, kind="cancelled", data={}),
-                     only_from=("queued",))  # fmt: skip
+        store.finish("job-0", "cancelled", {}, StoredEvent(id=2, kind="cancelled", data={}))
         assert store.delete("job-0") == []
         assert store.events("job-0", 0) == []
         assert browse(store) == ["job-1"]

@@ -3,11 +3,8 @@
 import asyncio
 import contextlib
 import errno
-import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -19,60 +16,13 @@ from mezzotint.service.config import JobsConfig
 from mezzotint.service.fake import FakeConfig, FakeService
 from mezzotint.service.jobs import results
 from mezzotint.service.jobs.jobs import Jobs
+from mezzotint.service.jobs.leases import LeaseLost, PutBack
 from mezzotint.service.jobs.ownership import FolderTaken
 from mezzotint.service.jobs.refusals import IdempotencyConflict
 from mezzotint.service.jobs.results import PictureGone
+from mezzotint.service.jobs.rows import Lease
 from mezzotint.service.jobs.schema import JOBS
 from mezzotint.service.jobs.store import JobStore, StoredEvent
-
-
-def postgres_tools() -> Path | None:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return found[-1].parent if found else None
-
-
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PostgreSQL server of our own on a socket in a folder of our own."""
-    tools = postgres_tools()
-    pytest.importorskip("psycopg")
-    if tools is None or not sys.platform.startswith("linux"):
-        pytest.skip("PostgreSQL is not installed")
-    folder = Path("/tmp") / f"mzpg-{time.time_ns()}"
-    folder.mkdir()
-    user = []
-    if not __import__("os").geteuid():  # PostgreSQL refuses to run as root
-        shutil.chown(folder, "postgres")
-        user = ["runuser", "-u", "postgres", "--"]
-    data, log = folder / "data", folder / "log"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": "/"}
-    subprocess.run(
-        [*user, tools / "initdb", "-D", data, "-A", "trust", "-U", "mz", "--no-sync"],
-        check=True, **quiet,
-    )  # fmt: skip
-    options = f"-k {folder} -c listen_addresses='' -c fsync=off"
-    start = [*user, tools / "pg_ctl", "-D", data, "-l", log, "-w", "-o", options, "start"]
-    subprocess.run(start, check=True, **quiet)
-    try:
-        yield f"postgresql+psycopg://mz@/postgres?host={folder}"
-    finally:
-        stop = [*user, tools / "pg_ctl", "-D", data, "-m", "immediate", "stop"]
-        subprocess.run(stop, check=False, **quiet)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield ""
-        return
-    address = request.getfixturevalue("postgres")
-    engine = sa.create_engine(address)
-    with engine.begin() as db:
-        for table in ("jobs", "images", "events", "notes", "schema_version"):
-            db.execute(sa.text(f"drop table if exists {table}"))
-    engine.dispose()
-    yield address
 
 
 def using(
@@ -140,9 +90,9 @@ def test_running_jobs_are_queued_again_when_a_server_starts(tmp_path, url):
             job = await jobs.get(job.id)
             await asyncio.sleep(0.01)
         seeds.append(job.request)
-        for task in [*jobs._tasks, *(job.task for job in jobs._running.values())]:
+        for task in [*jobs._runner._tasks, *(job.task for job in jobs._running.values())]:
             task.cancel()  # as if the power went: nothing is written any more
-        jobs._store.requeue = lambda id_: None  # type: ignore[method-assign]
+        jobs._store.put_back = lambda lease: None  # type: ignore[method-assign]
 
     using(tmp_path, die, fake=FakeConfig(step_s=0.02), url=url, lease_s=1.0)
 
@@ -203,7 +153,7 @@ def test_a_full_queue_and_a_stopping_server_refuse(tmp_path):
         with pytest.raises(errors.QueueFull) as full:
             await jobs.submit(slow)
         assert full.value.retry_after_s >= 1
-        jobs._stopping = True
+        jobs._runner.is_stopping = True
         with pytest.raises(errors.NotReady):
             await jobs.submit(slow)
 
@@ -240,7 +190,9 @@ def test_old_results_expire_and_shared_pictures_stay(tmp_path, url):
         for job in (first, second, other):
             await jobs.wait(job.id)
         size = (await jobs.get(other.id)).images[0].bytes
-        expired = await jobs._do(lambda: jobs._store.expire(max_age_s=1e6, max_bytes=size + 100))
+        expired = await jobs._access.do(
+            lambda: jobs._store.expire(max_age_s=1e6, max_bytes=size + 100)
+        )
         left = [j for j in await jobs.page() if j.status == "succeeded"]
         assert len(left) == 1
         assert await jobs.image(left[0], 0)
@@ -260,6 +212,8 @@ def test_a_job_ends_once_whoever_tries(tmp_path, url):
         await jobs.wait(job.id)
         event = StoredEvent(id=9_999_999, kind="failed", data={})
         assert jobs._store.finish(job.id, "failed", {}, event) is False
+        with pytest.raises(LeaseLost):
+            jobs._store.finish(job.id, "failed", {}, event, lease=Lease(job.id, 1))
         assert (await jobs.get(job.id)).status == "succeeded"
 
     using(tmp_path, body, url=url)
@@ -286,7 +240,7 @@ def test_job_rows_survive_a_second_store_on_the_same_file(tmp_path):
         with contextlib.closing(JobStore(f"sqlite:///{tmp_path / 'j.sqlite3'}", "b")) as second:
             assert second.claim(30).id == "j1"
             assert first.claim(30) is None
-            assert first.reclaim(everything=False) == []
+            assert first.reclaim(everything=False) == PutBack()
             assert first.get("j1").status == "running"
 
 
@@ -303,7 +257,7 @@ def test_eta_begins_with_the_planners_prediction_and_learns_from_what_ran(tmp_pa
         await jobs.cancel(waiting.id)
         await jobs.wait((await jobs.submit(GenerationRequest(num_inference_steps=1))).id)
         jobs.expect(40.0)
-        assert jobs._seconds < 10
+        assert jobs._runner.seconds < 10
 
     using(tmp_path, body, fake=FakeConfig(step_s=0.01), max_running=1)
 
@@ -397,9 +351,9 @@ def test_a_client_is_not_told_where_the_database_is(tmp_path):
         def away() -> None:
             raise sa.exc.OperationalError("", {}, Exception("db.internal:5432 refused"))
 
-        jobs._config = JobsConfig(folder=str(tmp_path), url="postgresql+psycopg://db.internal/x")
+        jobs._store.is_sqlite = False
         with pytest.raises(errors.NotReady) as caught:
-            await jobs._do(away)
+            await jobs._access.do(away)
         assert str(caught.value) == "the job store cannot be used: the database does not answer"
 
     using(tmp_path, body)
