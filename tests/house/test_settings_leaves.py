@@ -372,6 +372,11 @@ LEAVES = {
         "north",
         "unit/service/jobs/test_leases.py::test_a_database_of_another_cluster_is_refused",
     ),
+    "jobs.results_url": (
+        "s3://pictures/here",
+        "unit/service/jobs/test_buckets.py::"
+        "test_pictures_of_jobs_are_in_the_bucket_and_damage_is_found",
+    ),
     "jobs.environment_wait_s": (
         5.0,
         "unit/service/jobs/test_sharing.py::"

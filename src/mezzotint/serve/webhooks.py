@@ -14,10 +14,8 @@ import http.client
 import secrets
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from urllib.parse import urlsplit
 
-from mezzotint.files import write_atomically
 from mezzotint.observe import log
 from mezzotint.serve.config import ServeConfig
 from mezzotint.serve.errors import WrongField
@@ -65,21 +63,17 @@ def check_webhook(url: object, config: ServeConfig, field: str) -> str:
     )
 
 
-def secret_of(folder: Path, client: str) -> str:
+def secret_of(key: bytes, client: str) -> str:
     """Return the secret that signs what a client's webhooks get.
 
     Args:
-        folder: Where the server keeps its own secret, drawn on first use.
+        key: The server's own secret, the same on all servers of a cluster.
         client: Name of the caller.
 
     Returns:
         ``whsec_`` and 32 bytes in base64.
     """
-    path = folder / "webhooks.key"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(path, secrets.token_bytes(32), mode=0o600)
-    own = hmac.digest(path.read_bytes(), client.encode(), hashlib.sha256)
+    own = hmac.digest(key, client.encode(), hashlib.sha256)
     return "whsec_" + base64.b64encode(own).decode("ascii")
 
 

@@ -29,6 +29,9 @@ class JobsConfig(Checked):
         folder: Folder of the SQLite file and of the pictures.
         url: SQLAlchemy URL of another database, e.g.
             ``postgresql+psycopg://...``; "" is SQLite in ``folder``.
+        results_url: Where finished pictures are: a folder, or ``s3://bucket/prefix`` (needs
+            the extra ``mezzotint[s3]``; credentials and endpoint are read from ``AWS_*``
+            variables); "" is ``results`` in ``folder``.
         max_waiting: Jobs that may wait; more are refused with ``QueueFull``.
         client_share: Share of them that one client may hold; the rest stays free for others.
         max_running: Jobs given to the engine at once.
@@ -46,6 +49,7 @@ class JobsConfig(Checked):
 
     folder: str = "."
     url: str = ""
+    results_url: str = ""
     max_waiting: int = 1000
     client_share: float = 0.75
     max_running: int = 8

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 
 import pytest
+from tests.serving import open_door
 
 from mezzotint.serve import webhooks
 from mezzotint.serve.config import ServeConfig
@@ -50,12 +51,24 @@ def test_no_spelling_leads_elsewhere(url):
         check_webhook(url, ServeConfig(webhook_hosts=("hooks.example",)), "webhook")
 
 
-def test_each_client_has_a_secret_that_stays(tmp_path):
-    first = secret_of(tmp_path, "alice")
-    assert first == secret_of(tmp_path, "alice")
-    assert first != secret_of(tmp_path, "bob")
+def test_each_client_has_a_secret_that_stays():
+    key = b"k" * 32
+    first = secret_of(key, "alice")
+    assert first == secret_of(key, "alice")
+    assert first != secret_of(key, "bob")
+    assert first != secret_of(b"l" * 32, "alice")
     assert len(base64.b64decode(first.removeprefix("whsec_"))) == 32
-    assert (tmp_path / "webhooks.key").stat().st_mode & 0o077 == 0
+
+
+def test_the_key_that_signs_is_the_databases_and_an_older_one_of_the_folder_stays(tmp_path):
+    def key_in(folder):
+        with open_door(folder) as door:
+            return door.front.jobs.signing_key()
+
+    first = key_in(tmp_path)
+    assert (len(first), key_in(tmp_path)) == (32, first)
+    (tmp_path / "webhooks.key").write_bytes(b"k" * 32)
+    assert key_in(tmp_path) == b"k" * 32
 
 
 def test_the_signature_is_over_id_time_and_body():

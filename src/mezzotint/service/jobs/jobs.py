@@ -11,6 +11,7 @@ and the latest is in the database for the others.
 """
 
 import asyncio
+import base64
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Mapping
@@ -25,8 +26,10 @@ from mezzotint import errors
 from mezzotint.errors import MezzotintError, NotReady, QueueFull
 from mezzotint.request import GenerationRequest
 from mezzotint.service.base import GenerationService
+from mezzotint.service.buckets import open_objects
 from mezzotint.service.config import JobsConfig
 from mezzotint.service.jobs.access import StoreAccess, reason_of
+from mezzotint.service.jobs.cluster import OtherCluster
 from mezzotint.service.jobs.feed import JobEvent, JobFeed, RunningJob
 from mezzotint.service.jobs.kept import KeptJobs
 from mezzotint.service.jobs.ownership import FolderOwner
@@ -56,7 +59,8 @@ class Jobs(KeptJobs):
         self._config = config
         self._folder = Path(config.folder)
         access = StoreAccess()
-        super().__init__(access, ResultFiles(self._folder / "results"))
+        place = config.results_url or str(self._folder / "results")
+        super().__init__(access, ResultFiles(open_objects(place, "jobs.results_url")))
         self._running: dict[str, RunningJob] = {}
         self._feed = JobFeed(self._running, self._kept_events, self._has_ended, self._step)
         self._runner = JobRunner(
@@ -82,6 +86,7 @@ class Jobs(KeptJobs):
             about = {"cluster": config.cluster, "version": mezzotint.__version__}
             owner = secrets.token_hex(8)
             await self._access.open(lambda: JobStore(url, owner, **about))
+            await self._access.do(self._claim_results)
             await self._access.do(lambda: self._store.reclaim(everything=config.is_sqlite))
         except (OSError, exc.SQLAlchemyError, ImportError, MezzotintError) as error:
             self._release()
@@ -97,6 +102,45 @@ class Jobs(KeptJobs):
         await self._runner.stop(drain_s)
         await self._access.close()
         self._release()
+
+    def _claim_results(self) -> None:
+        """See that pictures can be kept, where the other servers of the cluster keep theirs.
+
+        Raises:
+            NotReady: If they cannot.
+            OtherCluster: If the place is another cluster's, or the others have another.
+        """
+        config, own = self._config, self._store.cluster.id
+        where = f"jobs.results_url {config.results_url!r}"
+        if not config.results_url:
+            where = f"the folder of pictures below jobs.folder {config.folder!r}"
+        try:
+            mark = self.results.mark()
+            if mark == own:
+                return
+            if mark is None and not self._store.others(2 * config.lease_s):
+                self.results.set_mark(own)
+                return
+        except OSError as error:
+            raise NotReady(f"no picture can be kept in {where}: {error.strerror}") from None
+        if mark is not None and not config.results_url:  # a database was begun anew beside them
+            self.results.set_mark(own)
+            return
+        whose = "is not where the other servers keep theirs"
+        if mark is not None:
+            whose = "is another cluster's (remove its object 'cluster' if that one is gone)"
+        raise OtherCluster(
+            f"{where} {whose}: servers that share a job database share one place for pictures, "
+            "such as jobs.results_url = 's3://bucket/prefix', and no two clusters share one",
+            field="jobs.results_url",
+        )
+
+    def signing_key(self) -> bytes:
+        """Return 32 bytes that sign messages to outside, the same on all servers of a cluster."""
+        own = self._folder / "webhooks.key"  # of a server before there were clusters
+        if self._config.is_sqlite and own.is_file():
+            return own.read_bytes()
+        return base64.b64decode(self._store.cluster.secret)
 
     def _release(self) -> None:
         """Let another server have the folder."""

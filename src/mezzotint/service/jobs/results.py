@@ -1,20 +1,24 @@
-"""Results: finished pictures on disk, each under the sha256 of its bytes.
+"""Results: finished pictures in a folder or a bucket, each under the sha256 of its bytes.
 
-Equal pictures are one file. A file is whole or absent, and its content is
+Equal pictures are one object. An object is whole or absent, and its content is
 checked against its name when it is read.
 """
 
 import errno
 import hashlib
-from pathlib import Path
 
 from mezzotint.errors import InvalidRequest, NotReady, WorkFailed
-from mezzotint.files import digest_file, sync_folder, write_atomically
+from mezzotint.objects import ObjectStore
+from mezzotint.observe import log
 
 __all__ = ["NoRoom", "PictureGone", "ResultFiles"]
 
-# Each of them passes: the disk gets room, connections and files are closed.
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE})
+# Each of them passes: the disk gets room, connections and files are closed, the bucket is back.
+_NO_ROOM = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EREMOTEIO}
+)
+_NOT_NOW = frozenset({errno.EMFILE, errno.ENFILE, errno.EREMOTEIO})
+_MARK = "cluster"
 
 
 class NoRoom(WorkFailed):
@@ -26,14 +30,14 @@ class PictureGone(InvalidRequest):
 
 
 class ResultFiles:
-    """A folder of pictures by digest.
+    """Pictures by digest.
 
     Args:
-        folder: Where they are; made on first use.
+        objects: Where they are.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, objects: ObjectStore) -> None:
+        self.objects = objects
 
     def put(self, data: bytes) -> str:
         """Keep a picture; a file that is damaged is written again.
@@ -42,24 +46,16 @@ class ResultFiles:
             Its sha256, 64 hex digits.
 
         Raises:
-            NoRoom: If the disk is full, or too many files are open.
+            NoRoom: If the disk is full, too many files are open, or the bucket is away.
             WorkFailed: If the disk does not take it for another reason.
         """
         digest = hashlib.sha256(data).hexdigest()
-        path = self.path(digest)
         try:
-            if path.is_file() and digest_file(path) == digest:
-                return digest
-            if not path.parent.is_dir():
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self.folder.chmod(0o700)
-                sync_folder(self.folder)
-            write_atomically(path, data)
+            if not self.objects.holds(_name(digest), digest):
+                self.objects.put(_name(digest), data)
         except OSError as error:
             if error.errno in _NO_ROOM:
-                is_files = error.errno in (errno.EMFILE, errno.ENFILE)
-                what = "no file can be opened" if is_files else "the disk has no room"
-                raise NoRoom(f"{what} for a picture: {error.strerror}") from None
+                raise NoRoom(f"{_trouble(error)} for a picture: {_shown(error)}") from None
             raise WorkFailed(f"the picture could not be kept: {error.strerror}") from None
         return digest
 
@@ -67,22 +63,24 @@ class ResultFiles:
         """Return a picture, or None if it is gone or damaged.
 
         Raises:
-            NotReady: If too many files are open to read it now.
+            NotReady: If too many files are open to read it now, or the bucket is away.
         """
         try:
-            data = self.path(digest).read_bytes()
+            data = self.objects.get(_name(digest))
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                raise NotReady(f"no picture can be read now: {error.strerror}") from None
+            if error.errno in _NOT_NOW:
+                raise NotReady(f"no picture can be read now: {_shown(error)}") from None
             return None
-        return data if hashlib.sha256(data).hexdigest() == digest else None
+        if data is None or hashlib.sha256(data).hexdigest() != digest:
+            return None
+        return data
 
     def read(self, digest: str) -> bytes:
         """Return a picture.
 
         Raises:
             PictureGone: If it is missing or damaged.
-            NotReady: If too many files are open to read it now.
+            NotReady: If too many files are open to read it now, or the bucket is away.
         """
         data = self.get(digest)
         if data is None:
@@ -93,9 +91,45 @@ class ResultFiles:
         return data
 
     def remove(self, digest: str) -> None:
-        """Forget a picture."""
-        self.path(digest).unlink(missing_ok=True)
+        """Forget a picture.
 
-    def path(self, digest: str) -> Path:
-        """Return where the picture with this digest belongs."""
-        return self.folder / digest[:2] / digest
+        Raises:
+            OSError: If it cannot be removed now.
+        """
+        self.objects.remove(_name(digest))
+
+    def mark(self) -> str | None:
+        """Return the id of the cluster whose pictures these are, None if nobody said.
+
+        Raises:
+            OSError: If that cannot be read.
+        """
+        data = self.objects.get(_MARK)
+        return data.decode("ascii", "replace") if data is not None else None
+
+    def set_mark(self, cluster: str) -> None:
+        """Say whose pictures these are.
+
+        Raises:
+            OSError: If that cannot be written.
+        """
+        self.objects.put(_MARK, cluster.encode())
+
+
+def _name(digest: str) -> str:
+    """Return where the picture with this digest belongs."""
+    return f"{digest[:2]}/{digest}"
+
+
+def _trouble(error: OSError) -> str:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "no file can be opened"
+    return "no place" if error.errno == errno.EREMOTEIO else "the disk has no room"
+
+
+def _shown(error: OSError) -> str:
+    """Return what a client is told; where a bucket is, is the log's business."""
+    if error.errno == errno.EREMOTEIO:
+        log.error("jobs.bucket_away", reason=error.strerror)
+        return "the place of the pictures cannot be reached"
+    return str(error.strerror)

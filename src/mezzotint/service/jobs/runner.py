@@ -153,6 +153,9 @@ class JobRunner:
         return is_closed or len(self._running) >= self._config.max_running
 
     def _begin(self, job: Job) -> None:
+        before = self._running.get(job.id)
+        if before is not None:  # this server lost the job, and is the one that took it over
+            self._let_go(before)
         running = RunningJob(job.lease, f"{job.id}.{job.runs}", job.runs * EPOCH)
         running.images = {image.index for image in job.images}
         self._running[job.id] = running
@@ -298,7 +301,8 @@ class JobRunner:
             log.error("jobs.failed", exception=error, job=job.id)
             await self._fail(running, error)
         finally:
-            self._running.pop(job.id, None)
+            if self._running.get(job.id) is running:
+                del self._running[job.id]
             self._feed.announce(job.id)
             self.wake()
 

@@ -10,17 +10,16 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from mezzotint import errors
+from mezzotint import errors, objects
 from mezzotint.request import GenerationRequest
 from mezzotint.service.config import JobsConfig
 from mezzotint.service.fake import FakeConfig, FakeService
-from mezzotint.service.jobs import results
 from mezzotint.service.jobs.jobs import Jobs
 from mezzotint.service.jobs.leases import LeaseLost, PutBack
 from mezzotint.service.jobs.ownership import FolderTaken
 from mezzotint.service.jobs.refusals import IdempotencyConflict
 from mezzotint.service.jobs.results import PictureGone
-from mezzotint.service.jobs.rows import Lease
+from mezzotint.service.jobs.rows import Job, Lease
 from mezzotint.service.jobs.schema import JOBS
 from mezzotint.service.jobs.store import JobStore, StoredEvent
 
@@ -265,7 +264,7 @@ def test_eta_begins_with_the_planners_prediction_and_learns_from_what_ran(tmp_pa
 def test_a_lack_of_file_descriptors_delays_a_job_as_a_full_disk_does(tmp_path, monkeypatch):
     monkeypatch.setattr("mezzotint.service.jobs.retry._PAUSE_S", 0.05)
     refused: list[str] = []
-    write = results.write_atomically
+    write = objects.write_atomically
 
     def busy(path: Path, data: bytes) -> Path:
         if len(refused) < 3:
@@ -274,7 +273,7 @@ def test_a_lack_of_file_descriptors_delays_a_job_as_a_full_disk_does(tmp_path, m
         return write(path, data)
 
     async def body(jobs: Jobs, service: FakeService) -> None:
-        monkeypatch.setattr(results, "write_atomically", busy)
+        monkeypatch.setattr(objects, "write_atomically", busy)
         job = await jobs.submit(GenerationRequest(prompt="a", seed=1))
         ended = await jobs.wait(job.id)
         assert ended.status == "succeeded"
@@ -285,6 +284,11 @@ def test_a_lack_of_file_descriptors_delays_a_job_as_a_full_disk_does(tmp_path, m
             await jobs.image(ended, 0)
 
     using(tmp_path, body)
+
+
+def picture_path(jobs: Jobs, job: Job) -> Path:
+    digest = job.images[0].digest
+    return jobs.results.objects.path(f"{digest[:2]}/{digest}")
 
 
 def raise_busy() -> bytes:
@@ -325,7 +329,7 @@ def test_more_old_jobs_than_a_statement_has_parameters_expire(tmp_path):
 def test_a_picture_whose_file_is_damaged_is_said_to_be_gone(tmp_path):
     async def body(jobs: Jobs, service: FakeService) -> None:
         job = await jobs.wait((await jobs.submit(GenerationRequest(prompt="a", seed=1))).id)
-        jobs.results.path(job.images[0].digest).write_bytes(b"damaged")
+        picture_path(jobs, job).write_bytes(b"damaged")
         with pytest.raises(PictureGone, match=f"{job.images[0].digest} is not kept any more"):
             await jobs.image(job, 0)
         with pytest.raises(errors.UnknownName):

@@ -335,7 +335,7 @@ def _follow(
     front: Front, job: Job, hooks: Mapping[str, frozenset[str]], base: str, client: str
 ) -> None:
     """Call the webhooks of a job until it has ended, beside the answer."""
-    secret = secret_of(queue_of(front).results.folder.parent, client)
+    secret = secret_of(queue_of(front).signing_key(), client)
 
     async def follow() -> None:
         told = 0.0
@@ -436,8 +436,8 @@ def _version(model: Mapping[str, Any]) -> dict[str, Any]:
 
 async def webhook_secret(front: Front, http: Request) -> Response:
     """Show the secret that signs the caller's webhooks."""
-    folder = queue_of(front).results.folder.parent
-    return json_response({"key": secret_of(folder, visit(http).caller.name)})
+    key = queue_of(front).signing_key()
+    return json_response({"key": secret_of(key, visit(http).caller.name)})
 
 
 def _endpoints() -> tuple[Endpoint, ...]:

@@ -1,0 +1,103 @@
+"""Objects: bytes under names, in a folder or anywhere else that holds bytes.
+
+The port through which finished pictures, and what one machine learned for the others, are
+kept. Names are paths of plain letters with ``/`` between them. Standard library only; what
+speaks to a bucket is made by :mod:`mezzotint.service.buckets`.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Protocol
+
+from mezzotint.files import digest_file, sync_folder, write_atomically
+
+__all__ = ["FolderObjects", "ObjectStore", "seal", "unseal"]
+
+
+class ObjectStore(Protocol):
+    """Holds whole objects by name; safe to call from several threads, and blocks.
+
+    Every method raises ``OSError`` where the store cannot be reached or has no room.
+    """
+
+    def get(self, name: str) -> bytes | None:
+        """Return an object, None if there is none."""
+        ...
+
+    def put(self, name: str, data: bytes) -> None:
+        """Keep an object, whole or not at all; one of the same name is exchanged."""
+        ...
+
+    def holds(self, name: str, digest: str) -> bool:
+        """Whether an object is known to have a sha256, by its content.
+
+        False also where finding out costs as much as writing it again.
+        """
+        ...
+
+    def remove(self, name: str) -> None:
+        """Forget an object, if there is one."""
+        ...
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names that begin with ``prefix``, which ends with ``/``."""
+        ...
+
+
+class FolderObjects:
+    """Objects as files below a folder, which nobody else on the machine may read.
+
+    Args:
+        folder: Where they are; made on first use.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get(self, name: str) -> bytes | None:
+        """Return an object, None if there is none."""
+        try:
+            return self.path(name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def put(self, name: str, data: bytes) -> None:
+        """Keep an object, whole or not at all."""
+        path = self.path(name)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.folder.chmod(0o700)
+            sync_folder(self.folder)
+        write_atomically(path, data)
+
+    def holds(self, name: str, digest: str) -> bool:
+        """Whether an object has a sha256, by its content."""
+        path = self.path(name)
+        return path.is_file() and digest_file(path) == digest
+
+    def remove(self, name: str) -> None:
+        """Forget an object, if there is one."""
+        self.path(name).unlink(missing_ok=True)
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names that begin with ``prefix``."""
+        found = (p for p in self.path(prefix).rglob("*") if p.is_file())
+        return sorted(p.relative_to(self.folder).as_posix() for p in found)
+
+    def path(self, name: str) -> Path:
+        """Return the file of an object."""
+        return self.folder / name
+
+
+_DIGEST = hashlib.sha256().digest_size
+
+
+def seal(data: bytes) -> bytes:
+    """Put the digest of some bytes in front of them."""
+    return hashlib.sha256(data).digest() + data
+
+
+def unseal(sealed: bytes) -> bytes | None:
+    """Return sealed bytes, None if they are not what was sealed."""
+    data = sealed[_DIGEST:]
+    return data if hashlib.sha256(data).digest() == sealed[:_DIGEST] else None
