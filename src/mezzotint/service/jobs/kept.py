@@ -61,7 +61,9 @@ class KeptJobs:
     ) -> tuple[list[dict[str, Any]], str | None]:
         """Return short descriptions of the pictures of ended jobs, and where to go on."""
         return await self._access.do(
-            lambda: self._access.store.pictures(client=client, statuses=ENDED, limit=limit, after=after)
+            lambda: self._access.store.pictures(
+                client=client, statuses=ENDED, limit=limit, after=after
+            )
         )
 
     async def mark(self, id_: str, index: int, marks: Mapping[str, Any]) -> None:

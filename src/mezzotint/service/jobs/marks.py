@@ -26,7 +26,7 @@ def write_marks(engine: sa.Engine, id_: str, index: int, marks: Mapping[str, Any
     """Keep the marks of one picture; none removes them."""
     with engine.begin() as db:
         where = NOTES.c.job == id_
-        text = db.execute(sa.select(NOTES.c.note).where(where)).scalar()
+        text = db.execute(sa.select(NOTES.c.note).where(where).with_for_update()).scalar()
         note: dict[str, Any] = json.loads(text or "{}")
         kept = {k: v for k, v in note.get(MARKS, {}).items() if k != str(index)}
         note[MARKS] = {**kept, str(index): dict(marks)} if marks else kept
