@@ -433,7 +433,7 @@ class FakeService:
                     self._stalled = time.monotonic()
                     await asyncio.sleep(600)
                 wants = preview_every and step % preview_every == 0
-                preview = draw(bytes([step] * 32), 16, 16, "png") if wants else None
+                preview = draw(bytes([step % 256] * 32), 16, 16, "png") if wants else None
                 yield Stepped(id=request_id, image=index, step=step, steps=steps, preview=preview)
             images.append(self._picture(request, index, plan, timings))
             yield ImageFinished(id=request_id, image=images[-1])
