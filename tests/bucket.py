@@ -42,7 +42,7 @@ class Bucket:
             stderr=subprocess.DEVNULL,
         )
         make = urllib.request.Request(f"{self.endpoint}/pictures", method="PUT")
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while True:
             try:
                 urllib.request.urlopen(make, timeout=10).close()
