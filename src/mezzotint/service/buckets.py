@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.objects import FolderObjects, ObjectStore
+from mezzotint.service.objects import FolderObjects, ObjectStore
 
 __all__ = ["BucketObjects", "open_objects"]
 

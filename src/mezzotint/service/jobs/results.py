@@ -8,8 +8,8 @@ import errno
 import hashlib
 
 from mezzotint.errors import InvalidRequest, NotReady, WorkFailed
-from mezzotint.objects import ObjectStore
 from mezzotint.observe import log
+from mezzotint.service.objects import ObjectStore
 
 __all__ = ["NoRoom", "PictureGone", "ResultFiles"]
 

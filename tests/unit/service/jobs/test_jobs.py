@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from mezzotint import errors, objects
+from mezzotint import errors
 from mezzotint.request import GenerationRequest
+from mezzotint.service import objects
 from mezzotint.service.config import JobsConfig
 from mezzotint.service.fake import FakeConfig, FakeService
 from mezzotint.service.jobs.jobs import Jobs

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mezzotint.objects import FolderObjects
 from mezzotint.service.jobs.results import ResultFiles
+from mezzotint.service.objects import FolderObjects
 
 DATA = b"a picture"
 

@@ -1,8 +1,8 @@
 """Objects: bytes under names, in a folder or anywhere else that holds bytes.
 
 The port through which finished pictures, and what one machine learned for the others, are
-kept. Names are paths of plain letters with ``/`` between them. Standard library only; what
-speaks to a bucket is made by :mod:`mezzotint.service.buckets`.
+kept. Names are paths of plain letters with ``/`` between them. What speaks to a bucket is
+:mod:`mezzotint.service.buckets`.
 """
 
 import hashlib
