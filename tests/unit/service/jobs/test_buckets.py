@@ -1,4 +1,7 @@
-"""Pictures in a bucket: as in a folder, and what is said where it cannot be used."""
+"""Pictures in a bucket: as in a folder, and what is said where it cannot be used.
+
+Tests :mod:`mezzotint.service.buckets` and :mod:`mezzotint.service.objects`.
+"""
 
 import asyncio
 import contextlib

@@ -1,4 +1,7 @@
-"""Two servers on one PostgreSQL: what one does, the other shows and can stop."""
+"""Two servers on one PostgreSQL: what one does, the other shows and can stop.
+
+Tests :mod:`mezzotint.service.jobs.runner` and :mod:`mezzotint.service.jobs.notices`.
+"""
 
 import asyncio
 import time
