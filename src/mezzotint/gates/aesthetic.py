@@ -1,6 +1,6 @@
 """Aesthetic gate: a small head on CLIP's picture embedding, with weights of the user's own.
 
-No such weights are built in. A folder holds ``clip`` (a CLIP vision model with its
+Where there are none, :mod:`mezzotint.gates.craft` answers to the name. A folder holds ``clip`` (a CLIP vision model with its
 projection and picture processor, as transformers saves them) and ``head.safetensors``: one
 linear layer, or several applied one after the other, by the order of their numbers, as in
 the LAION predictors (a linear probe, or an MLP without activations).
@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mezzotint.errors import WeightsError
-from mezzotint.gates.base import GateInfo, Score
+from mezzotint.gates.base import Score
+from mezzotint.gates.craft import AESTHETIC
 from mezzotint.models.digests import DIGESTS, own_weights
 
 __all__ = ["AestheticGate", "read_head"]
@@ -35,13 +36,7 @@ class AestheticGate:
         WeightsError: If one of them is missing, or they do not fit each other.
     """
 
-    info = GateInfo(
-        name="aesthetic",
-        doc="score of a head on CLIP's picture embedding, higher is better",
-        default_threshold=5.0,
-        passes_below=False,
-        spread=1.0,
-    )
+    info = AESTHETIC
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)

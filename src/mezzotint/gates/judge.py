@@ -18,14 +18,7 @@ from mezzotint.types import Verdict
 __all__ = ["OWN_WEIGHTS", "GateJudge"]
 
 OWN_WEIGHTS = ("aesthetic", "safety_checker")
-"""Gates whose weights the user puts into a folder of their name."""
-
-
-_NEEDED = {
-    "aesthetic": "put a CLIP vision model with projection as transformers saves it into clip/, "
-    "and the layers of a LAION aesthetic predictor for that CLIP into head.safetensors",
-    "safety_checker": "put a Stable Diffusion safety checker as diffusers saves it there",
-}
+"""Gates that take weights of the user's own from a folder of their name."""
 
 
 class GateJudge:
@@ -99,18 +92,21 @@ class GateJudge:
         return self._folder is not None and (self._folder / name).is_dir()
 
     def _own(self, name: str) -> Gate | None:
-        """Load a gate whose weights the user brought; None where there are none.
+        """Load a gate whose weights the user brought; None where the built-in one serves.
 
         Raises:
-            NotReady: If the gate is known and its folder is not there.
+            NotReady: If its folder is not there and none is built in.
             WeightsError: If its folder is incomplete.
         """
         if name not in OWN_WEIGHTS:
             return None
         if self._folder is None or not self._has(name):
+            if name in GATES.names():
+                return None
             where = self._folder / name if self._folder is not None else f"gates/{name}"
             raise NotReady(
-                f"the gate {name} needs weights of your own in the folder {where}: {_NEEDED[name]}"
+                f"the gate {name} needs weights of your own in the folder {where}: put a Stable "
+                "Diffusion safety checker as diffusers saves it there"
             )
         if name == "aesthetic":
             from mezzotint.gates.aesthetic import AestheticGate

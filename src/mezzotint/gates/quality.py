@@ -19,10 +19,12 @@ from safetensors.numpy import load
 
 from mezzotint.gates.base import GateInfo, Score
 
-__all__ = ["QualityGate"]
+__all__ = ["LUMINANCE", "QualityGate", "scene_statistics"]
 
 Array = NDArray[np.float64]
 
+LUMINANCE: Array = np.array([0.2125, 0.7154, 0.0721])
+"""What red, green and blue give to the brightness of a pixel."""
 _GAMMA, _RHO = 0.05, -155.845  # kernel width and offset of the regression
 _FLAT = 1e-12
 _FLAT_SCORE = 100.0
@@ -48,20 +50,24 @@ class QualityGate:
 
     def score(self, pixels: Any) -> Score:
         """Measure a picture of shape (H, W, 3), uint8, at least 16 px on each side."""
-        grey = np.asarray(pixels, dtype=np.float64) @ np.array([0.2125, 0.7154, 0.0721]) / 255
+        grey = np.asarray(pixels, dtype=np.float64) @ LUMINANCE / 255
         if min(grey.shape) < 16:
             return Score(_FLAT_SCORE, "too small to measure")
         if float(np.ptp(grey)) < 1 / 255:
             return Score(_FLAT_SCORE, "the picture is one flat colour")
-        features = np.concatenate([_features(grey), _features(_halved(grey))])
+        features = np.concatenate([scene_statistics(grey), scene_statistics(_halved(grey))])
         scaled = -1 + 2 / (self._high - self._low) * (features - self._low)
         distances = ((self._vectors - scaled) ** 2).sum(1)
         value = float(self._coefficients @ np.exp(-_GAMMA * distances) - _RHO)
         return Score(value, f"BRISQUE {value:.1f}")
 
 
-def _features(grey: Array) -> Array:
-    """Return the 18 statistics of one scale: of the normalised picture and its products."""
+def scene_statistics(grey: Array) -> Array:
+    """Return the 18 statistics of one scale: of the normalised picture and its products.
+
+    Args:
+        grey: Brightness from 0 to 1, shape (H, W), at least 8 px on each side.
+    """
     normalised = _normalised(grey)
     alpha, _, left, right = _fit(normalised)
     result = [alpha, (left + right) / 2]

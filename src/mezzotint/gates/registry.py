@@ -12,6 +12,12 @@ from mezzotint.registry import Registry
 __all__ = ["GATES"]
 
 
+def _craft() -> Gate:
+    from mezzotint.gates.craft import CraftGate
+
+    return CraftGate()
+
+
 def _nsfw() -> Gate:
     from mezzotint.gates.nsfw import NsfwGate
 
@@ -32,7 +38,7 @@ def _quality() -> Gate:
 
 GATES: Registry[Callable[[], Gate]] = Registry(
     "gate",
-    {"nsfw": _nsfw, "open_nsfw": _open_nsfw, "quality": _quality},
+    {"aesthetic": _craft, "nsfw": _nsfw, "open_nsfw": _open_nsfw, "quality": _quality},
     group="mezzotint.gates",
 )
 """Gate name -> factory. Weights load when the factory runs."""

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from mezzotint.errors import CardError, InvalidRequest
 from mezzotint.files import digest_file, write_atomically
@@ -81,6 +81,8 @@ class Card:
         licence: SPDX id or a sentence.
         description: A sentence for people.
         limits: Further things it cannot do.
+        predictions: What TorchServe's ``/predictions`` answers where a request says nothing:
+            the file of a picture, or nested lists of its pixels.
         sha256: Digest by path inside the folder (or by name, for one file).
     """
 
@@ -103,6 +105,7 @@ class Card:
     licence: str | None = None
     description: str = ""
     limits: tuple[str, ...] = ()
+    predictions: Literal["picture", "array"] | None = None
     sha256: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -25,6 +25,7 @@ from mezzotint.errors import ArchiveError, ModelNotAllowed, WeightsError
 from mezzotint.models.cards import Card
 from mezzotint.models.digests import DIGESTS
 from mezzotint.models.formats.archive import SUFFIXES, Unpacked, check_data
+from mezzotint.models.formats.handler_defaults import HandlerDefaults, read_defaults
 from mezzotint.models.formats.identify import identify
 from mezzotint.models.formats.safe_unpacking import (
     ArchiveLimits,
@@ -58,6 +59,7 @@ class MarInfo:
         has_code: Whether it holds Python files.
         digest: sha256 of the archive; for a folder, over its files.
         files: Names of all files.
+        defaults: What the text of its handler asks the pipeline for.
     """
 
     name: str
@@ -68,6 +70,7 @@ class MarInfo:
     has_code: bool = False
     digest: str = ""
     files: tuple[str, ...] = ()
+    defaults: HandlerDefaults = field(default_factory=HandlerDefaults)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +155,19 @@ def _read_info(path: Path, contents: Contents) -> MarInfo:
         has_code=any(n.endswith((".py", ".pyc", ".so")) for n in names),
         digest=digest,
         files=tuple(names),
+        defaults=_read_handler(contents, names, handler),
     )
+
+
+def _read_handler(contents: Contents, names: list[str], handler: str) -> HandlerDefaults:
+    """Read what the handler's file says, if the archive holds it."""
+    file = f"{handler.partition(':')[0].removesuffix('.py')}.py"
+    found = [n for n in names if handler and (n == file or n.endswith("/" + file))]
+    if not found:
+        return HandlerDefaults()
+    with contents.open(min(found, key=len)) as stream:
+        text = stream.read(_MAX_MANIFEST_BYTES)
+    return read_defaults(text.decode("utf-8", "replace"))
 
 
 def unpack_mar(path: Path, cache: Path) -> Unpacked:
@@ -243,7 +258,17 @@ def card_of(info: MarInfo) -> Card:
     """Return what an archive declares, in names that the store takes."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "-", info.name).strip(".-_")[:100] or "model"
     version = re.sub(r"[^A-Za-z0-9._-]", "-", info.version).strip(".-_")[:100] or "1.0"
-    return Card(name=plain, version=version, description="Imported from a TorchServe archive.")
+    said = info.defaults
+    has_size = said.width is not None and said.height is not None
+    return Card(
+        name=plain,
+        version=version,
+        description="Imported from a TorchServe archive.",
+        default_steps=said.num_inference_steps,
+        default_guidance_scale=said.guidance_scale,
+        default_size=(said.width, said.height) if has_size else None,  # type: ignore[arg-type]
+        predictions="array" if said.answers_lists else None,
+    )
 
 
 def _handler(info: MarInfo, path: Path) -> Unpacked:

@@ -463,6 +463,7 @@ class ModelStore:
             "builtin": entry.is_builtin,
             "path": str(entry.path),
             "description": entry.card.description,
+            "predictions": entry.card.predictions or "picture",
             "ready": self.is_loaded(name),
         }
         if entry.layout == "handler":

@@ -35,9 +35,10 @@ __all__ = ["V1", "V1_ENDPOINT", "V2_ENDPOINTS", "answer_v1"]
 
 async def predict_v1(front: Front, http: Request) -> Response:
     """KServe v1: one prediction for each instance."""
-    model, is_handler = await resolve(front, http.path_params["model_name"], None)
+    target = await resolve(front, http.path_params["model_name"], None)
+    model = target.name
     body = await read_json(http, untyped=True)
-    if is_handler:
+    if target.is_handler:
         rows = [{"body": instance} for instance in _instances(front, body)]
         made = await handlers.run(front, http, model, rows)
         return json_response({"predictions": [_prediction(one) for one in made]}, indent=True)
@@ -174,7 +175,8 @@ async def model_ready_v2(front: Front, http: Request) -> Response:
 async def infer_v2(front: Front, http: Request) -> Response:
     """Open inference protocol: one row of every input tensor is one request."""
     name, asked_version = _named(http)
-    model, _ = await resolve(front, name, asked_version, protocol="the open inference protocol")
+    protocol = "the open inference protocol"
+    model = (await resolve(front, name, asked_version, protocol=protocol)).name
     asked = read_asked(await read_inference(http))
     results = await _together(front, http, [to_request(model, row)[0] for row in asked.rows])
     images = [image for result in results for image in result.images]

@@ -135,8 +135,9 @@ async def predict(front: Front, http: Request) -> Response:
     name = params.get("model_name") or http.query_params.get("model_name", "")
     if not name:
         raise InvalidRequest("Parameter model_name is required.", field="model_name")
-    model, is_handler = await resolve(front, name, params.get("model_version"))
-    if is_handler:
+    target = await resolve(front, name, params.get("model_version"))
+    model = target.name
+    if target.is_handler:
         return handlers.answer((await handlers.run(front, http, model))[0])
     body = await read_parameters(http)
     body.pop("model_name", None)
@@ -146,12 +147,14 @@ async def predict(front: Front, http: Request) -> Response:
     if wants_array:
         del body["output"]
     request, wants_grid = to_request(model, body)
-    if wants_array:
+    accepts = http.headers.get("accept", "")
+    is_asked = "output" in body or wants_grid or "image/" in accepts
+    if wants_array or (target.answers_array and not is_asked):
         raw = replace(request, output=Output(format="png", metadata=False))
         return await arrays.answer(front, await front.generate(http, raw))
     if not wants_grid:
         result = await front.generate(http, request)
-        if "application/json" in http.headers.get("accept", ""):
+        if "application/json" in accepts:
             return json_response([plain_picture(i) for i in result.images], indent=True)
         return from_result(result)
     output = Output(format="jpeg", quality=95)

@@ -152,6 +152,7 @@ _REGISTER = (
     _parameter("initial_workers", "integer", "Workers to begin with; 0 if it is no number."),
     _SYNCHRONOUS,
     _parameter("s3_sse_kms", "boolean", "Taken and not used: nothing is downloaded."),
+    _parameter("output", "string", "picture or array: what predictions answer if not asked."),
 )
 _ENDINGS = (_SYNCHRONOUS, _TIMEOUT)
 _MODEL = "/models/{model_name}"

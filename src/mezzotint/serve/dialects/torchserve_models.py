@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mezzotint.errors import InvalidRequest, ModelError, UnknownName
+from mezzotint.errors import InvalidField, InvalidRequest, ModelError, UnknownName
 from mezzotint.serve.errors import Conflict, DoorError, MethodNotAllowed, NotFound
 from mezzotint.serve.front import Front
 
@@ -20,6 +20,7 @@ __all__ = [
     "ModelNotFound",
     "ModelVersionNotFound",
     "NoWorkers",
+    "answers_array",
     "describe_model",
     "find_model",
     "list_models",
@@ -34,6 +35,8 @@ __all__ = [
 _REMOTE = re.compile(r"^(https?|ftp|s3|gs|hf)://", re.IGNORECASE)
 _MAX_WORKERS = 1024
 _RUNTIMES = ("python", "python3", "LSP")
+OUTPUTS = ("picture", "array")
+"""What predictions of a model may answer where a request says nothing."""
 PROCESSING = "Processing worker updates..."
 
 
@@ -68,6 +71,13 @@ def _workers(front: Front) -> dict[str, tuple[int, int]]:
 def num_workers(front: Front, model: Mapping[str, Any]) -> int:
     """Return how many workers this door pretends the model has."""
     return _workers(front).get(f"{model['name']}@{model['version']}", (1, 1))[0]
+
+
+def answers_array(front: Front, model: Mapping[str, Any]) -> bool:
+    """Tell whether predictions of a model are lists of pixels where a request says nothing."""
+    chosen = front.memory.get("torchserve_outputs", {})
+    known = chosen.get(f"{model['name']}@{model['version']}") or model.get("predictions")
+    return known == "array"
 
 
 async def find_model(
@@ -182,6 +192,14 @@ async def register(front: Front, arguments: Mapping[str, str]) -> tuple[int, str
     if runtime is not None and runtime not in _RUNTIMES:
         raise InvalidRequest(f"Invalid RuntimeType value: {runtime[:80]}", field="runtime")
     workers = _num_workers(arguments, "initial_workers", 0)
+    output = arguments.get("output")
+    if output not in (None, *OUTPUTS):
+        raise InvalidField(
+            f"output must be one of {', '.join(OUTPUTS)}, got {output[:80]!r}",
+            field="output",
+            value=output[:80],
+            allowed=", ".join(OUTPUTS),
+        )
     name = arguments.get("model_name") or None
     if name is not None and not re.fullmatch(r"[\w.-]{1,100}", name):
         raise InvalidRequest(
@@ -204,7 +222,9 @@ async def register(front: Front, arguments: Mapping[str, str]) -> tuple[int, str
             ) from None
         raise
     front.forget_models()
-    _workers(front)[f"{model['name']}@{model['version']}"] = (workers, workers)
+    full_name = f"{model['name']}@{model['version']}"
+    _workers(front)[full_name] = (workers, workers)
+    front.memory.setdefault("torchserve_outputs", {})[full_name] = output
     text = (
         f'Model "{model["name"]}" Version: {model["version"]} registered with '
         f"{workers} initial workers"
@@ -373,4 +393,5 @@ async def unregister(front: Front, name: str, version: str | None) -> str:
     await front.service.unregister(name, model["version"])
     front.forget_models()
     _workers(front).pop(f"{name}@{model['version']}", None)
+    front.memory.get("torchserve_outputs", {}).pop(f"{name}@{model['version']}", None)
     return f'Model "{name}" unregistered'

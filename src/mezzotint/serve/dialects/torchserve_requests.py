@@ -14,7 +14,12 @@ from mezzotint.errors import InvalidField, InvalidRequest
 from mezzotint.plain import Checked, read
 from mezzotint.request import GenerationRequest
 from mezzotint.serve.dialects import torchserve_handlers as handlers
-from mezzotint.serve.dialects.torchserve_models import NoWorkers, find_model, num_workers
+from mezzotint.serve.dialects.torchserve_models import (
+    NoWorkers,
+    answers_array,
+    find_model,
+    num_workers,
+)
 from mezzotint.serve.errors import Malformed
 from mezzotint.serve.front import Front
 from mezzotint.serve.schema import object_schema, request_schema
@@ -24,6 +29,7 @@ from mezzotint.types import MAX_IMAGES, MAX_TEXT, ImageInput, ImageOutput
 __all__ = [
     "INSTANCE",
     "PARAMETERS",
+    "Target",
     "parameter_schemas",
     "plain_picture",
     "read_parameters",
@@ -194,10 +200,23 @@ def typed(body: dict[str, Any]) -> dict[str, Any]:
     return typed
 
 
-async def resolve(
-    front: Front, name: str, version: str | None, *, protocol: str = ""
-) -> tuple[str, bool]:
-    """Return the name to ask the service for, and whether it is handler code.
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Who answers a prediction.
+
+    Args:
+        name: The name to ask the service for.
+        is_handler: Whether it is handler code.
+        answers_array: Whether it answers lists of pixels where a request says nothing.
+    """
+
+    name: str
+    is_handler: bool
+    answers_array: bool
+
+
+async def resolve(front: Front, name: str, version: str | None, *, protocol: str = "") -> Target:
+    """Find who answers a prediction.
 
     Args:
         front: What all doors share: the service, its limits, the callers.
@@ -219,4 +238,5 @@ async def resolve(
     is_handler = handlers.is_handler(model)
     if is_handler and protocol:
         raise handlers.unsupported(protocol)
-    return (name if version is None else f"{name}@{version}"), is_handler
+    full_name = name if version is None else f"{name}@{version}"
+    return Target(full_name, is_handler, answers_array(front, model))

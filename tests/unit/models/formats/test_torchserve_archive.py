@@ -11,10 +11,21 @@ from tests import tiny
 from mezzotint.errors import ArchiveError, ModelNotAllowed
 from mezzotint.models.config import ModelsConfig
 from mezzotint.models.families.gan import GanConfig, build_generator, load_gan, write_gan
+from mezzotint.models.formats.handler_defaults import HandlerDefaults, read_defaults
 from mezzotint.models.formats.torchserve_archive import inspect_mar, unpack_mar
 from mezzotint.models.store.store import ModelStore
 
 CONFIG = GanConfig(latent_size=4, image_size=8, channels=(4,))
+PIPELINE_HANDLER = """
+class Handler:
+    def inference(self, prompts):
+        return self.pipe(
+            prompts, num_inference_steps=50, guidance_scale=7.5, width=768, height=768
+        ).images
+
+    def postprocess(self, pictures):
+        return [numpy.array(picture).tolist() for picture in pictures]
+"""
 HANDLER = "def handle(data, context):\n    return ['hello']\n"
 
 
@@ -134,8 +145,8 @@ def test_the_diffusers_example_is_served_as_its_folder(tmp_path, store):
     folder = write(
         tmp_path / "files",
         {
-            "MAR-INF/MANIFEST.json": manifest("stable-diffusion"),
-            "stable_diffusion_handler.py": HANDLER,
+            "MAR-INF/MANIFEST.json": manifest("diffusion", handler="diffusion_handler.py"),
+            "diffusion_handler.py": PIPELINE_HANDLER,
             "model.zip": inner.read_bytes(),
         },
     )
@@ -143,6 +154,27 @@ def test_the_diffusers_example_is_served_as_its_folder(tmp_path, store):
     spec = store.spec("diffusion")
     assert spec.family == "sd"
     assert spec.takes_prompt
+    assert (spec.default_steps, spec.default_guidance_scale) == (50, 7.5)
+    assert spec.default_size == (768, 768)
+    assert store.describe("diffusion")["predictions"] == "array"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("pipe(x, num_inference_steps=steps, guidance_scale=2)", {"guidance_scale": 2.0}),
+        ("pipe(x, num_inference_steps=5.5, width=0, height=True)", {}),
+        ("pipe(x, num_inference_steps=30)\nwarm(num_inference_steps=1)",
+         {"num_inference_steps": 30}),
+        ("def postprocess(self, x):\n    return x.tolist()", {"answers_lists": True}),
+        ("def inference(self, x):\n    return x.tolist()", {}),
+        ("def broken(:", {}),
+        ("\0", {}),
+        ("(" * 3000, {}),
+    ],
+)  # fmt: skip
+def test_what_a_handler_asks_for_is_read_and_never_run(source, said):
+    assert read_defaults(source) == HandlerDefaults(**said)
 
 
 def test_an_archive_of_handler_code_is_recorded_and_does_not_run(tmp_path, store):
