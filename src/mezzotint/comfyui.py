@@ -33,6 +33,7 @@ NODES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "ControlNetLoader": (("control_net_name",), ("CONTROL_NET",)),
     "EmptyLatentImage": (("width", "height", "batch_size"), ("LATENT",)),
+    "EmptySD3LatentImage": (("width", "height", "batch_size"), ("LATENT",)),
     "KSampler": (
         (
             "model", "positive", "negative", "latent_image", "seed", "steps", "cfg",
@@ -49,20 +50,25 @@ NODES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("LATENT",),
     ),
     "LoadImage": (("image",), ("IMAGE", "MASK")),
+    "LoadImageMask": (("image", "channel"), ("MASK",)),
     "LoraLoader": (
         ("model", "clip", "lora_name", "strength_model", "strength_clip"), ("MODEL", "CLIP"),
     ),
     "LoraLoaderModelOnly": (("model", "lora_name", "strength_model"), ("MODEL",)),
     "PreviewImage": (("images",), ()),
     "SaveImage": (("images", "filename_prefix"), ()),
+    "SetLatentNoiseMask": (("samples", "mask"), ("LATENT",)),
     "VAEDecode": (("samples", "vae"), ("IMAGE",)),
     "VAEEncode": (("pixels", "vae"), ("LATENT",)),
+    "VAEEncodeForInpaint": (("pixels", "vae", "mask", "grow_mask_by"), ("LATENT",)),
     "VAELoader": (("vae_name",), ("VAE",)),
 }  # fmt: skip
 """Nodes that are understood: names of their inputs and kinds of their outputs."""
 
 _OUTPUTS = ("SaveImage", "PreviewImage")
 _SAMPLERS = ("KSampler", "KSamplerAdvanced")
+_EMPTY = ("EmptyLatentImage", "EmptySD3LatentImage")
+_ENCODED = ("VAEEncode", "VAEEncodeForInpaint")
 _FILE = re.compile(r"\.(safetensors|ckpt|sft|pth?)$")
 _MOST_NODES = 500
 _MOST_STEPS = 10_000  # of ComfyUI's own nodes
@@ -101,8 +107,10 @@ class Graph:
 
     Args:
         fields: Plain fields of a request, pictures excepted.
-        pictures: Names of the pictures that nodes load: ``"image"``, or ``controls`` with
-            their number, to the name.
+        pictures: Names of the pictures that nodes load: ``"image"``, ``"mask"``, or
+            ``controls`` with their number, to the name.
+        mask_channel: What of the mask's picture says where to repaint: ``alpha`` (where it is
+            transparent) or a colour (where that is bright).
         places: Field of the request -> node and input that say it.
         outputs: Nodes that keep pictures, in order.
         sampler: The node that samples.
@@ -112,6 +120,7 @@ class Graph:
     fields: dict[str, Any] = field(default_factory=dict[str, Any])
     pictures: dict[str, str] = field(default_factory=dict[str, str])
     places: dict[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
+    mask_channel: str = "alpha"
     outputs: tuple[str, ...] = ()
     sampler: str = ""
     warnings: list[str] = field(default_factory=list[str])
@@ -152,7 +161,7 @@ def _checked(nodes: object) -> dict[str, dict[str, Any]]:
             raise GraphError(f"node {str(id_)[:40]} has no inputs")
         name = node["class_type"]
         if name not in NODES:
-            text = f"Node '{name[:80]}' is not offered here"
+            text = f"Node '{name[:80]}' not found. The custom node may not be installed."
             fault = NodeFault(node=str(id_), kind="missing_node_type", message=text)
             unknown.append(fault)
         found[str(id_)] = dict(node)
@@ -209,13 +218,17 @@ class _Reader:
         self._names(node)
         steps = self._whole(node, "steps")
         if not 1 <= steps <= _MOST_STEPS:
-            raise self._fault(node, f"steps must be 1 to {_MOST_STEPS}", "steps", steps)
+            kind = "value_smaller_than_min" if steps < 1 else "value_bigger_than_max"
+            text = f"steps must be 1 to {_MOST_STEPS}, got {steps}"
+            raise self._fault(node, text, "steps", steps, kind=kind)
         if is_advanced:
             strength, total = self._advanced(node, steps), steps
         else:
             strength = self._number(node, "denoise", 1.0)
             if not 0 < strength <= 1:
-                raise self._fault(node, "denoise must be above 0, 1 at most", "denoise", strength)
+                kind = "value_bigger_than_max" if strength > 1 else "value_smaller_than_min"
+                text = f"denoise must be above 0, 1 at most, got {strength:g}"
+                raise self._fault(node, text, "denoise", strength, kind=kind)
             # ComfyUI runs all of its steps on the last part of a longer schedule
             total = int(steps / strength)
         self._latent(node, strength)
@@ -226,7 +239,8 @@ class _Reader:
         inputs = self._nodes[node]["inputs"]
         for name, only in (("add_noise", "enable"), ("return_with_leftover_noise", "disable")):
             if inputs.get(name, only) != only:
-                raise self._fault(node, f"{name} must be {only} here", name, inputs[name])
+                text, kind = f"{name} must be {only} here", "value_not_in_list"
+                raise self._fault(node, text, name, inputs[name], kind=kind)
         start = self._whole(node, "start_at_step", 0)
         end = self._whole(node, "end_at_step", _MOST_STEPS)
         if end < steps:
@@ -241,14 +255,16 @@ class _Reader:
         name = self._words(node, "sampler_name")
         match = match_sampler(name)
         if match is None:
-            raise self._fault(node, f"no such sampler: {name[:40]}", "sampler_name", name)
+            text = f"no such sampler: {name[:40]}"
+            raise self._fault(node, text, "sampler_name", name, kind="value_not_in_list")
         if not match.exact:
             warnings.append(f"sampler {name} is not offered here; {match.scheduler} is used")
         self._say("scheduler", node, "sampler_name", match.scheduler)
         name = self._words(node, "scheduler")
         schedule = match_schedule(name)
         if schedule is None:
-            raise self._fault(node, f"no such scheduler: {name[:40]}", "scheduler", name)
+            text = f"no such scheduler: {name[:40]}"
+            raise self._fault(node, text, "scheduler", name, kind="value_not_in_list")
         if not schedule[1]:
             warnings.append(f"scheduler {name} is not offered here; {schedule[0]} is used")
         if schedule[0] is not None:
@@ -258,8 +274,17 @@ class _Reader:
     def _latent(self, node: str, strength: float) -> None:
         """Read what a sampler begins from."""
         graph = self._graph
-        start = self._link(node, "latent_image", ("EmptyLatentImage", "VAEEncode"))
-        if self._nodes[start]["class_type"] == "VAEEncode":
+        start = self._link(node, "latent_image", (*_EMPTY, *_ENCODED, "SetLatentNoiseMask"))
+        if self._nodes[start]["class_type"] == "SetLatentNoiseMask":
+            self._mask(start)
+            start = self._link(start, "samples", ("VAEEncode",))
+        elif self._nodes[start]["class_type"] == "VAEEncodeForInpaint":
+            self._mask(start)
+            if self._whole(start, "grow_mask_by", 6):
+                graph.warnings.append(
+                    "grow_mask_by is not offered here; the mask is taken as it is"
+                )
+        if self._nodes[start]["class_type"] in _ENCODED:
             self._vae(start)
             picture = self._link(start, "pixels", ("LoadImage",))
             graph.pictures["image"] = self._words(picture, "image")
@@ -272,6 +297,18 @@ class _Reader:
             self._say(
                 ours, start, name, self._whole(start, name, 1 if ours == "num_images" else None)
             )
+
+    def _mask(self, node: str) -> None:
+        """Read where to repaint."""
+        graph = self._graph
+        picture = self._link(node, "mask", ("LoadImage", "LoadImageMask"))
+        graph.pictures["mask"] = self._words(picture, "image")
+        graph.places["mask"] = picture, "image"
+        if self._nodes[picture]["class_type"] == "LoadImageMask":
+            graph.mask_channel = self._words(picture, "channel")
+            if graph.mask_channel not in ("alpha", "red", "green", "blue"):
+                text = f"channel must be alpha, red, green or blue, got {graph.mask_channel[:40]}"
+                raise self._fault(picture, text, "channel", graph.mask_channel)
 
     def _model(self, node: str) -> None:
         """Read the model of a sampler, and the LoRAs on the way to it."""
@@ -340,9 +377,11 @@ class _Reader:
             kind = self._nodes[at]["class_type"]
             if kind == "CheckpointLoaderSimple":
                 return self._words(node, "text")
-            if kind == "CLIPSetLastLayer" and self._whole(at, "stop_at_clip_layer", -1) != -1:
+            last = self._whole(at, "stop_at_clip_layer", -1) if kind == "CLIPSetLastLayer" else -1
+            if last != -1:
                 text = "stop_at_clip_layer must be -1 here: a model keeps its own last layer"
-                raise self._fault(at, text, "stop_at_clip_layer")
+                kind = "value_smaller_than_min" if last < -1 else "value_bigger_than_max"
+                raise self._fault(at, text, "stop_at_clip_layer", last, kind=kind)
         raise self._fault(at, "the graph leads in a circle", "clip")
 
     def _vae(self, node: str) -> None:
@@ -399,7 +438,7 @@ class _Reader:
         input_: str = "",
         value: object = "",
         *,
-        kind: str = "value_not_in_list",
+        kind: str = "custom_validation_failed",
     ) -> GraphError:
         """Return the error that names one node."""
         name = self._nodes[node]["class_type"]

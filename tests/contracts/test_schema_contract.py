@@ -50,6 +50,8 @@ DOORS = {
     "ComfyUI prompts": "/prompt",
     "ComfyUI queue": "/queue",
     "ComfyUI interrupt": "/interrupt",
+    "ComfyUI history": "/history",
+    "ComfyUI memory": "/free",
 }
 NEVER_TAKEN = {
     "/v1/inspect", "/v1/preprocess", "/v1/gallery/archive", "/sdapi/v1/extra-single-image", "/sdapi/v1/interrogate",  # a real picture

@@ -133,19 +133,19 @@ def test_a_sampler_that_is_near_is_said():
         (graph(n3={"sampler_name": "magic"}), "3", "sampler_name", "value_not_in_list"),
         (graph(n3={"scheduler": "magic"}), "3", "scheduler", "value_not_in_list"),
         (graph(n3={"steps": "20"}), "3", "steps", "invalid_input_type"),
-        (graph(n3={"steps": 0}), "3", "steps", "value_not_in_list"),
+        (graph(n3={"steps": 0}), "3", "steps", "value_smaller_than_min"),
         (graph(n3={"seed": None}), "3", "seed", "required_input_missing"),
         (graph(n3={"model": ["4", 0, 1]}), "3", "model", "bad_linked_input"),
         (graph(n3={"model": ["99", 0]}), "3", "model", "bad_linked_input"),
         (graph(n3={"positive": ["5", 0]}), "3", "positive", "return_type_mismatch"),
-        (graph(n3={"denoise": 0.5}), "3", "latent_image", "value_not_in_list"),
+        (graph(n3={"denoise": 0.5}), "3", "latent_image", "custom_validation_failed"),
         (graph(n3=advanced(add_noise="disable")), "3", "add_noise", "value_not_in_list"),
-        (graph(n3=advanced(end_at_step=10)), "3", "end_at_step", "value_not_in_list"),
+        (graph(n3=advanced(end_at_step=10)), "3", "end_at_step", "custom_validation_failed"),
         (graph(n6={"text": ["4", 0]}), "6", "text", "invalid_input_type"),
         (graph(n6={"clip": ["s", 0]}, s={"class_type": "CLIPSetLastLayer", "inputs": {"clip": ["4", 1], "stop_at_clip_layer": -2}}),
-         "s", "stop_at_clip_layer", "value_not_in_list"),
-        (graph(n8={"vae": ["v", 0]}, v={"class_type": "VAELoader", "inputs": {"vae_name": "x"}}), "v", "", "value_not_in_list"),
-        (graph(x=TEXT_TO_IMAGE["3"]), "x", "", "value_not_in_list"),
+         "s", "stop_at_clip_layer", "value_smaller_than_min"),
+        (graph(n8={"vae": ["v", 0]}, v={"class_type": "VAELoader", "inputs": {"vae_name": "x"}}), "v", "", "custom_validation_failed"),
+        (graph(x=TEXT_TO_IMAGE["3"]), "x", "", "custom_validation_failed"),
         (graph(n4={"class_type": "UNETLoader", "inputs": {}}), "4", "", "missing_node_type"),
     ],
 )  # fmt: skip
@@ -176,3 +176,33 @@ def test_every_node_without_an_output_keeps_pictures():
         "PreviewImage",
         "SaveImage",
     ]
+
+
+def masked(**mask):
+    return graph(
+        n3={"latent_image": ["12", 0], "denoise": 1},
+        n10={"class_type": "LoadImage", "inputs": {"image": "start.png"}},
+        n11={"class_type": "VAEEncode", "inputs": {"pixels": ["10", 0], "vae": ["4", 2]}},
+        n12={
+            "class_type": "SetLatentNoiseMask",
+            "inputs": {"samples": ["11", 0], "mask": ["13", 0]},
+        },
+        n13={"class_type": "LoadImageMask", "inputs": {"image": "mask.png", **mask}},
+    )
+
+
+def test_a_latent_with_a_noise_mask_is_inpainting():
+    read = read_graph(masked(channel="red"))
+    assert read.pictures == {"image": "start.png", "mask": "mask.png"}
+    assert (read.mask_channel, read.fields["strength"]) == ("red", 1.0)
+    with pytest.raises(GraphError, match="channel must be alpha, red"):
+        read_graph(masked(channel="luma"))
+
+
+def test_an_encoder_for_inpainting_takes_its_mask_as_it_is():
+    inputs = {"pixels": ["10", 0], "vae": ["4", 2], "mask": ["10", 1], "grow_mask_by": 6}
+    nodes = masked(channel="alpha")
+    nodes["12"] = {"class_type": "VAEEncodeForInpaint", "inputs": inputs}
+    read = read_graph(nodes)
+    assert read.pictures["mask"] == "start.png"
+    assert any("grow_mask_by" in warning for warning in read.warnings)

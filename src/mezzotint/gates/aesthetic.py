@@ -1,9 +1,10 @@
 """Aesthetic gate: a small head on CLIP's picture embedding, with weights of the user's own.
 
-Where there are none, :mod:`mezzotint.gates.craft` answers to the name. A folder holds ``clip`` (a CLIP vision model with its
-projection and picture processor, as transformers saves them) and ``head.safetensors``: one
-linear layer, or several applied one after the other, by the order of their numbers, as in
-the LAION predictors (a linear probe, or an MLP without activations).
+Where there are none, :mod:`mezzotint.gates.craft` answers to the name. A folder holds
+``clip`` (a CLIP vision model with its projection and picture processor, as transformers saves
+them) and ``head.safetensors``: one linear layer, or several applied one after the other, by
+the order of their numbers, as in the LAION predictors (a linear probe, or an MLP without
+activations).
 """
 
 import itertools

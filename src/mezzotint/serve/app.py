@@ -186,6 +186,7 @@ class Doorway:
         dialect = self._dialect(scope["path"])
         if dialect.name == _NOBODYS.name and scope["path"].endswith("/"):  # as TorchServe has it
             scope["path"] = scope["path"].rstrip("/") or "/"
+        scope["path"] = _below(dialect, scope["path"])
         here.dialect = dialect.name
         body = _Body(receive, self._front, headers)
         answer = _Answer(send, here, body, self._cors(headers), self._front)
@@ -228,7 +229,8 @@ class Doorway:
         limits, meter, caller = self._front.config.limits, self._front.meter, None
         await receive()
         try:
-            if self._listener != "generation" or scope["path"] != "/ws":
+            path = _below(comfyui.DIALECT, scope["path"])
+            if self._listener != "generation" or path != "/ws":
                 raise NotFound("no web socket is here")
             check_caller(
                 headers,
@@ -357,6 +359,12 @@ async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
     raise NothingHere(f"nothing is at {scope['path'][:200]!r}")
+
+
+def _below(dialect: Dialect, path: str) -> str:
+    """Return a path without the prefix that the dialect's paths may stand below."""
+    lead = f"{dialect.prefix}/"
+    return path[len(dialect.prefix) :] if dialect.prefix and path.startswith(lead) else path
 
 
 def _is_ours(scope: Scope) -> bool:

@@ -110,12 +110,16 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """One way to speak: its endpoints, the paths it owns, its error bodies."""
+    """One way to speak: its endpoints, the paths it owns, its error bodies.
+
+    ``prefix`` is what its paths may also stand below.
+    """
 
     name: str
     pattern: re.Pattern[str]
     endpoints: tuple[Endpoint, ...]
     render: Callable[[Problem, str], Response]
+    prefix: str = ""
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from tests.tiny import stir
 
-from mezzotint.errors import NotReady, WeightsError
+from mezzotint.errors import WeightsError
 from mezzotint.gates.aesthetic import AestheticGate
 from mezzotint.gates.judge import GateJudge
 from mezzotint.request import Gates, GateSettings
@@ -89,7 +89,7 @@ def test_missing_files_are_named(folder, tmp_path):
         AestheticGate(tmp_path / "nowhere")
 
 
-def test_the_judge_finds_it_in_the_users_folder_and_says_where_it_belongs(folder, tmp_path):
+def test_the_judge_finds_it_in_the_users_folder_before_the_built_in_one(folder, tmp_path):
     save_file({"weight": random(1, 12)}, folder / "head.safetensors")
     asked = Gates(gates=(("aesthetic", GateSettings(threshold=-100.0)),))
     judge = GateJudge(tmp_path)
@@ -97,8 +97,8 @@ def test_the_judge_finds_it_in_the_users_folder_and_says_where_it_belongs(folder
     policy = judge.policy(asked)
     assert not policy.rules[0].passes_below
     assert judge.judge(pixels(), policy)[0].passed
-    with pytest.raises(
-        NotReady,
-        match=r"needs weights of your own in the folder .*: put a CLIP vision model .*head\.safe",
-    ):
-        GateJudge(tmp_path / "empty").policy(asked)
+    built_in = GateJudge(tmp_path / "empty")
+    assert (
+        built_in.judge(pixels(), built_in.policy(asked))[0].score
+        != judge.judge(pixels(), policy)[0].score
+    )

@@ -6,20 +6,29 @@ that are not offered are refused by their names, in ComfyUI's shape.
 """
 
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mezzotint.comfyui import Graph, GraphError, NodeFault, read_graph
+from mezzotint.comfyui import Graph, GraphError, read_graph
 from mezzotint.errors import InvalidRequest, UnknownName
 from mezzotint.request import GenerationRequest
 from mezzotint.serve.dialects.comfyui.events import follow, picture_files, remaining
-from mezzotint.serve.dialects.comfyui.lists import object_info, system_stats
-from mezzotint.serve.errors import Malformed, NotFound, Problem, WrongField
+from mezzotint.serve.dialects.comfyui.files import (
+    DOOR,
+    Upload,
+    find_picture,
+    has_alpha,
+    upload,
+    upload_mask,
+    uploads,
+    view,
+)
+from mezzotint.serve.dialects.comfyui.lists import features, object_info, system_stats
+from mezzotint.serve.dialects.comfyui.refusals import blamed, named, refusal
+from mezzotint.serve.errors import NotFound, Problem, WrongField
 from mezzotint.serve.front import Front
 from mezzotint.serve.queueing import own_job, own_jobs, queue_of, submit
 from mezzotint.serve.schema import ANY_OBJECT
@@ -29,8 +38,6 @@ from mezzotint.serve.wire import (
     Dialect,
     Endpoint,
     json_response,
-    media_type,
-    read_form,
     read_json,
     visit,
 )
@@ -39,22 +46,22 @@ from mezzotint.types import ImageInput
 
 __all__ = ["DIALECT", "to_request"]
 
-_DOOR = "comfyui"
-_FILE = re.compile(r".*_(job-[0-9a-f]{24})_([0-9]{5})_\.\w+", re.DOTALL)
-_MOST_UPLOADS = 64
-_MOST_UPLOAD_BYTES = 256 << 20
-_MOST_CALLERS = 1000
+_MOST_SHOWN = 1000
+_MOST_PAGES = 50  # of jobs of any door that are looked through
+_FOLDERS = {"loras": "loras", "controlnet": "controls", "embeddings": "embeddings",
+            "upscale_models": "upscalers"}  # fmt: skip
+"""ComfyUI's folders of models by what the service lists."""
 
 
 def to_request(
-    graph: Graph, models: tuple[str, ...], uploads: Mapping[str, bytes]
+    graph: Graph, models: tuple[str, ...], pictures: Mapping[str, Upload | None]
 ) -> GenerationRequest:
     """Make a request of a graph that was read.
 
     Args:
         graph: What it asks for.
         models: Names that there are.
-        uploads: The caller's pictures by name.
+        pictures: The pictures that it names; None for one that there is not.
 
     Raises:
         GraphError: If a model or picture does not exist, or a value is out of range; names
@@ -62,66 +69,42 @@ def to_request(
     """
     name = graph.fields["model"]
     if name not in models:
-        raise _blamed(graph, "model", f"Value not in list: {name[:80]} not in {list(models)}", name)
+        raise blamed(graph, "model", f"'{name[:80]}' not in {list(models)}", name)
     native = dict(graph.fields)
     native["controls"] = [dict(control) for control in native.get("controls", ())]
     for place, file in graph.pictures.items():
-        key = file.removesuffix(" [input]")
-        if key not in uploads:
+        root, _, number = place.partition(".")
+        found = pictures.get(file)
+        if found is None:
             text = f"Invalid image file: {file[:80]} (POST it to /upload/image first)"
-            raise _blamed(graph, place.partition(".")[0], text, file)
-        picture = ImageInput(uploads[key])
-        if place == "image":
-            native["image"] = picture
+            raise blamed(graph, root, text, file, kind="custom_validation_failed")
+        if place == "mask":
+            native["mask"] = ImageInput(_mask(graph, found, file))
+        elif place == "image":
+            native["image"] = ImageInput(found.data)
         else:
-            native["controls"][int(place.partition(".")[2])]["image"] = picture
+            native["controls"][int(number)]["image"] = ImageInput(found.data)
     native = {k: v for k, v in native.items() if v not in ([], ())}
     try:
         return GenerationRequest.from_dict(native)
     except InvalidRequest as error:
-        raise _named(graph, error) from None
+        raise named(graph, error) from None
 
 
-def _blamed(graph: Graph, field: str, message: str, value: object) -> GraphError:
-    """Return an error that names the node which says a field."""
-    node, input_ = graph.places.get(field, (graph.sampler, ""))
-    fault = NodeFault(
-        node=node, kind="value_not_in_list", message=message, input=input_, value=str(value)[:80]
-    )
-    return GraphError(message, (fault,))
+def _mask(graph: Graph, found: Upload, file: str) -> bytes:
+    """Return the file that says where to repaint.
 
-
-def _named(graph: Graph, error: InvalidRequest) -> GraphError:
-    """Return an error about a field of ours as one about the node that says it."""
-    root = re.match(r"\w*", error.field or "")
-    return _blamed(graph, root[0] if root else "", str(error), error.value)
-
-
-def refusal(error: GraphError, nodes: object) -> dict[str, Any]:
-    """Write a refused graph as ComfyUI does."""
-    found = nodes if isinstance(nodes, Mapping) else {}
-    outputs = [
-        str(id_)
-        for id_, node in found.items()
-        if isinstance(node, Mapping) and node.get("class_type") in ("SaveImage", "PreviewImage")
-    ]
-    by_node: dict[str, dict[str, Any]] = {}
-    for fault in error.faults:
-        name = str(found.get(fault.node, {}).get("class_type", ""))[:80]
-        entry = by_node.setdefault(
-            fault.node, {"errors": [], "dependent_outputs": outputs, "class_type": name}
-        )
-        details = fault.input or f"Node ID '#{fault.node}'"
-        extra = {"input_name": fault.input, "received_value": fault.value} if fault.input else {}
-        entry["errors"].append(
-            {"type": fault.kind, "message": fault.message, "details": details, "extra_info": extra}
-        )
-    kinds = {fault.kind for fault in error.faults}
-    kind = "prompt_outputs_failed_validation" if by_node else "invalid_prompt"
-    kind = "missing_node_type" if kinds == {"missing_node_type"} else kind
-    kind = "prompt_no_outputs" if "no outputs" in str(error) else kind
-    body = {"type": kind, "message": str(error), "details": "", "extra_info": {}}
-    return {"error": body, "node_errors": by_node}
+    Raises:
+        GraphError: If the channel that is asked for says nothing there.
+    """
+    by_alpha = graph.mask_channel == "alpha"
+    data = (found.mask or found.data) if by_alpha else found.data
+    if has_alpha(data) != by_alpha:
+        text = f"{file[:80]} has no transparent part: nothing would be repainted"
+        if not by_alpha:
+            text = f"{file[:80]} has transparent parts: its channel must be alpha here"
+        raise blamed(graph, "mask", text, file, kind="custom_validation_failed")
+    return data
 
 
 def _render(problem: Problem, request_id: str) -> Response:
@@ -139,7 +122,10 @@ async def prompt(front: Front, http: Request) -> Response:
     body = await read_json(http)
     nodes = body.get("prompt")
     if nodes is None:
-        raise Malformed("No prompt provided")
+        visit(http).problem = "invalid_request"
+        missing = "No prompt provided"
+        error = {"type": "no_prompt", "message": missing, "details": missing, "extra_info": {}}
+        return json_response({"error": error, "node_errors": {}}, 400)
     client_id = body.get("client_id")
     extra = body.get("extra_data") or {}
     if not isinstance(extra, Mapping) or not isinstance(client_id, str | None):
@@ -148,7 +134,9 @@ async def prompt(front: Front, http: Request) -> Response:
     graph = None
     try:
         graph = read_graph(nodes)
-        request = to_request(graph, models, _uploads(front, http))
+        wanted = dict.fromkeys(graph.pictures.values())
+        pictures = {name: await find_picture(front, http, name) for name in wanted}
+        request = to_request(graph, models, pictures)
         number = front.memory.get("comfyui_number", 0)
         front.memory["comfyui_number"] = number + 1
         kept = {
@@ -159,13 +147,13 @@ async def prompt(front: Front, http: Request) -> Response:
             "extra_data": {**extra, **({"client_id": client_id} if client_id else {})},
             "warnings": graph.warnings,
         }
-        job = await submit(front, http, request, note={"door": _DOOR, **kept})
+        job = await submit(front, http, request, note={"door": DOOR, **kept})
     except GraphError as error:
         return _refuse(http, error, nodes)
     except InvalidRequest as error:  # the planner's: about a field that some node says
         if graph is None or (isinstance(error, UnknownName) and error.kind == "job"):
             raise
-        return _refuse(http, _named(graph, error), nodes)
+        return _refuse(http, named(graph, error), nodes)
     follow(front, job, visit(http).caller.name, client_id)
     return json_response({"prompt_id": job.id, "number": number, "node_errors": {}})
 
@@ -193,8 +181,8 @@ def _row(job: Job) -> list[Any]:
 
 async def queue(front: Front, http: Request) -> Response:
     """List the caller's graphs that run or wait."""
-    running, _ = await own_jobs(front, http, _DOOR, status="running")
-    pending, _ = await own_jobs(front, http, _DOOR, status="queued")
+    running, _ = await own_jobs(front, http, DOOR, status="running")
+    pending, _ = await own_jobs(front, http, DOOR, status="queued")
     return json_response(
         {
             "queue_running": [_row(job) for job in reversed(running)],
@@ -206,10 +194,8 @@ async def queue(front: Front, http: Request) -> Response:
 async def change_queue(front: Front, http: Request) -> Response:
     """Take graphs that wait off the caller's queue: all (``clear``) or by id (``delete``)."""
     body = await read_json(http)
-    ids = body.get("delete") or []
-    if not isinstance(ids, list) or not all(isinstance(id_, str) for id_ in ids):
-        raise WrongField("delete must be a list of ids", field="delete")
-    pending, _ = await own_jobs(front, http, _DOOR, status="queued")
+    ids = _ids(body)
+    pending, _ = await own_jobs(front, http, DOOR, status="queued")
     for job in pending:
         if body.get("clear") is True or job.id in ids:
             await queue_of(front).cancel(job.id)
@@ -220,7 +206,7 @@ async def interrupt(front: Front, http: Request) -> Response:
     """End the caller's graphs that run, or the one that ``prompt_id`` names."""
     body = await read_json(http, optional=True)
     wanted = body.get("prompt_id")
-    running, _ = await own_jobs(front, http, _DOOR, status="running")
+    running, _ = await own_jobs(front, http, DOOR, status="running")
     for job in running:
         if wanted is None or job.id == wanted:
             await queue_of(front).cancel(job.id)
@@ -228,19 +214,69 @@ async def interrupt(front: Front, http: Request) -> Response:
 
 
 async def history(front: Front, http: Request) -> Response:
-    """Show the caller's graphs that are done, the last ``max_items`` of them."""
-    text = http.query_params.get("max_items", "100")
-    if not re.fullmatch(r"[0-9]{1,4}", text):
-        raise WrongField("max_items must be a number", field="max_items", value=text[:40])
-    jobs, _ = await own_jobs(front, http, _DOOR)
-    ended = [job for job in jobs if job.status not in ("queued", "running")][: int(text)]
-    return json_response({job.id: _entry(job) for job in reversed(ended)})
+    """Show the caller's graphs that are done, oldest first.
+
+    ``max_items`` of them from ``offset`` on, the last ones where it is not given.
+    """
+    most = _count(http, "max_items", _MOST_SHOWN)
+    ended = await _ended(front, http)
+    first = _count(http, "offset", -1)
+    first = max(0, len(ended) - most) if first < 0 else first
+    return json_response({job.id: _entry(job) for job in ended[first : first + most]})
+
+
+def _count(http: Request, name: str, default: int) -> int:
+    """Read a whole number of the query.
+
+    Raises:
+        WrongField: If it is none.
+    """
+    text = http.query_params.get(name)
+    if text is None:
+        return default
+    if not re.fullmatch(r"-?[0-9]{1,6}", text, re.ASCII):
+        raise WrongField(f"{name} must be a whole number", field=name, value=text[:40])
+    return max(-1 if name == "offset" else 0, int(text))
+
+
+async def _ended(front: Front, http: Request) -> list[Job]:
+    """Return the caller's graphs that are done, oldest first, as many as may be shown."""
+    ended: list[Job] = []
+    after: str | None = None
+    for _ in range(_MOST_PAGES):
+        jobs, after = await own_jobs(front, http, DOOR, after=after)
+        ended += [job for job in jobs if job.status not in ("queued", "running")]
+        if after is None or len(ended) >= _MOST_SHOWN:
+            break
+    return ended[:_MOST_SHOWN][::-1]
+
+
+async def change_history(front: Front, http: Request) -> Response:
+    """Forget graphs that are done, and their pictures: all (``clear``) or by id (``delete``)."""
+    body = await read_json(http)
+    ids = _ids(body)
+    for job in await _ended(front, http):
+        if body.get("clear") is True or job.id in ids:
+            await queue_of(front).forget(job.id)
+    return Response(status_code=200)
+
+
+def _ids(body: Mapping[str, Any]) -> list[str]:
+    """Read ``delete``.
+
+    Raises:
+        WrongField: If it is no list of ids.
+    """
+    ids = body.get("delete") or []
+    if not isinstance(ids, list) or not all(isinstance(id_, str) for id_ in ids):
+        raise WrongField("delete must be a list of ids", field="delete")
+    return ids
 
 
 async def history_of(front: Front, http: Request) -> Response:
     """Show one graph that is done; an empty object before its end, as ComfyUI does."""
     try:
-        job = await own_job(front, http, http.path_params["id"], _DOOR)
+        job = await own_job(front, http, http.path_params["id"], DOOR)
     except UnknownName:
         return json_response({})
     if job.status in ("queued", "running"):
@@ -288,71 +324,11 @@ def _ms(seconds: float | None) -> int:
     return int((seconds or 0.0) * 1000)
 
 
-async def view(front: Front, http: Request) -> Response:
-    """Return a picture that was made for the caller, or that it uploaded."""
-    name = http.query_params.get("filename", "")
-    if http.query_params.get("type") == "input":
-        data = _uploads(front, http).get(name)
-        if data is None:
-            raise NotFound("there is no such picture")
-        is_jpeg, is_webp = data[:2] == b"\xff\xd8", data[:4] == b"RIFF"
-        kind = "image/jpeg" if is_jpeg else "image/webp" if is_webp else "image/png"
-        return Response(data, media_type=kind)
-    found = _FILE.fullmatch(name)
-    if found is None:
-        raise NotFound("there is no such picture")
-    job = await own_job(front, http, found[1], _DOOR)
-    image = next((i for i in job.images if i.index == int(found[2]) - 1), None)
-    if image is None:
-        raise NotFound("there is no such picture")
-    data = await queue_of(front).image(job, image.index)
-    headers = {"content-disposition": f'filename="{job.id}_{found[2]}_.png"'}
-    return Response(data, headers=headers, media_type=CONTENT_TYPES[image.about["format"]])
-
-
-def _uploads(front: Front, http: Request) -> "OrderedDict[str, bytes]":
-    """Return the caller's pictures; of the callers that sent none for longest, none are kept."""
-    kept: OrderedDict[str, OrderedDict[str, bytes]]
-    kept = front.memory.setdefault("comfyui_uploads", OrderedDict())
-    name = visit(http).caller.name
-    mine = kept.setdefault(name, OrderedDict())
-    kept.move_to_end(name)
-    while len(kept) > _MOST_CALLERS:
-        kept.popitem(last=False)
-    return mine
-
-
-async def upload(front: Front, http: Request) -> Response:
-    """Keep a picture for the caller's graphs, until newer ones take its room."""
-    if media_type(http) == "application/json":
-        raise WrongField("image must be a file of a form", field="image")
-    async with read_form(http) as form:
-        file = form.get("image")
-        if not isinstance(file, UploadFile):
-            raise WrongField("image must be a file of a form", field="image")
-        data = await file.read()
-        name = (file.filename or "image.png").replace("\\", "/").rpartition("/")[2][:200]
-        wants_same = str(form.get("overwrite", "")).lower() in ("true", "1")
-    if not data:
-        raise WrongField("image is empty", field="image")
-    mine = _uploads(front, http)
-    stem, dot, extension = name.rpartition(".")
-    number, chosen = 1, name
-    while chosen in mine and mine[chosen] != data and not wants_same:
-        chosen = f"{stem if dot else name} ({number}){dot}{extension if dot else ''}"
-        number += 1
-    mine[chosen] = data
-    mine.move_to_end(chosen)
-    while len(mine) > _MOST_UPLOADS or sum(map(len, mine.values())) > _MOST_UPLOAD_BYTES:
-        mine.popitem(last=False)
-    return json_response({"name": chosen, "subfolder": "", "type": "input"})
-
-
 async def show_nodes(front: Front, http: Request) -> Response:
     """List the nodes that are offered, with what each may be given."""
     models = _model_names(await front.recent_models())
     names = dict(await front.service.capabilities())
-    info = object_info(models, names, list(_uploads(front, http)))
+    info = object_info(models, names, list(uploads(front, http)))
     wanted = http.path_params.get("name")
     return json_response(info if wanted is None else {k: v for k, v in info.items() if k == wanted})
 
@@ -360,6 +336,39 @@ async def show_nodes(front: Front, http: Request) -> Response:
 async def show_system(front: Front, http: Request) -> Response:
     """Show the machine, as far as a client may know it."""
     return json_response(system_stats(str(front.memory.get("version", ""))))
+
+
+async def show_features(front: Front, http: Request) -> Response:
+    """Tell what this server can, as ComfyUI's newer clients ask."""
+    return json_response(features(front.config.limits.body_bytes))
+
+
+async def show_embeddings(front: Front, http: Request) -> Response:
+    """List the textual inversions by name."""
+    return json_response(list((await front.service.capabilities()).get("embeddings", ())))
+
+
+async def show_folders(front: Front, http: Request) -> Response:
+    """List the kinds of models, or the names of one kind."""
+    kind = http.path_params.get("folder")
+    if kind is None:
+        return json_response(["checkpoints", *_FOLDERS])
+    if kind == "checkpoints":
+        return json_response(_model_names(await front.recent_models()))
+    if kind not in _FOLDERS:
+        raise NotFound(f"there is no kind of models {kind[:80]!r}")
+    return json_response(list((await front.service.capabilities()).get(_FOLDERS[kind], ())))
+
+
+async def free(front: Front, http: Request) -> Response:
+    """Take a wish to free memory; which models stay in it is the operator's to say."""
+    await read_json(http, optional=True)
+    return Response(status_code=200)
+
+
+async def no_extensions(front: Front, http: Request) -> Response:
+    """List the extensions of ComfyUI's own page: none."""
+    return json_response([])
 
 
 def _endpoints() -> tuple[Endpoint, ...]:
@@ -380,21 +389,29 @@ def _endpoints() -> tuple[Endpoint, ...]:
         endpoint("POST", "/queue", change_queue, "take graphs off the queue", body=plain),
         endpoint("POST", "/interrupt", interrupt, "end the graphs that run", body=plain),
         endpoint("GET", "/history", history, "show what is done"),
+        endpoint("POST", "/history", change_history, "forget what is done", body=plain),
         endpoint("GET", "/history/{id}", history_of, "show one graph that is done"),
         endpoint("GET", "/view", view, "one picture", answers=pictures),
         endpoint("POST", "/upload/image", upload, "keep a picture for graphs"),
-        endpoint("POST", "/api/upload/image", upload, "keep a picture (as Open WebUI sends it)"),
+        endpoint("POST", "/upload/mask", upload_mask, "keep a picture with a mask on it"),
         endpoint("GET", "/object_info", show_nodes, "list the nodes"),
         endpoint("GET", "/object_info/{name}", show_nodes, "show one node"),
         endpoint("GET", "/system_stats", show_system, "show the machine"),
+        endpoint("GET", "/features", show_features, "what this server can"),
+        endpoint("GET", "/embeddings", show_embeddings, "list the textual inversions"),
+        endpoint("GET", "/extensions", no_extensions, "list the extensions of its page: none"),
+        endpoint("GET", "/models", show_folders, "list the kinds of models"),
+        endpoint("GET", "/models/{folder}", show_folders, "list the models of a kind"),
+        endpoint("POST", "/free", free, "take a wish to free memory", body=plain),
     )
 
 
 DIALECT = Dialect(
     name="comfyui",
+    prefix="/api",
     pattern=re.compile(
-        r"^/(prompt|queue|interrupt|history|view|(api/)?upload/image|object_info|system_stats|ws)"
-        r"(/|$)"
+        r"^(/api(?=/))?/(prompt|queue|interrupt|history|view|upload/(image|mask)|object_info"
+        r"|system_stats|features|embeddings|extensions|free|ws)(/|$)|^/api/models(/|$)"
     ),
     endpoints=_endpoints(),
     render=_render,

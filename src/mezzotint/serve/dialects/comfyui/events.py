@@ -5,7 +5,7 @@ import contextlib
 import secrets
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from mezzotint.errors import MezzotintError
 from mezzotint.serve.auth import Caller
+from mezzotint.serve.dialects.comfyui.lists import features
 from mezzotint.serve.front import Front
 from mezzotint.serve.queueing import queue_of
 from mezzotint.service.jobs.jobs import JobEvent
@@ -156,7 +157,14 @@ async def serve_socket(
     queue: asyncio.Queue[Message] = asyncio.Queue(_WAITING)
     await send({"type": "websocket.accept"})
     _sockets(front).setdefault(mine, set()).add(queue)
-    gone = asyncio.ensure_future(_until_gone(receive))
+
+    def hear(text: str) -> None:
+        if "feature_flags" in text[:200]:
+            flags = _write("feature_flags", features(front.config.limits.body_bytes))
+            if not queue.full():
+                queue.put_nowait(flags)
+
+    gone = asyncio.ensure_future(_until_gone(receive, hear))
     following: asyncio.Future[Message] | None = None
     try:
         queue.put_nowait(await _status(front, caller.name, sid))
@@ -177,7 +185,7 @@ async def serve_socket(
             del _sockets(front)[mine]
 
 
-async def _until_gone(receive: Receive) -> None:
-    """Return when the client has left; what it says means nothing here."""
-    while (await receive())["type"] != "websocket.disconnect":
-        pass
+async def _until_gone(receive: Receive, hear: Callable[[str], None]) -> None:
+    """Return when the client has left; ``hear`` is told what it says until then."""
+    while (message := await receive())["type"] != "websocket.disconnect":
+        hear(message.get("text") or "")

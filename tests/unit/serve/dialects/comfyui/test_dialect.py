@@ -184,17 +184,27 @@ def test_image_to_image_begins_from_an_uploaded_picture(http):
 
 
 @pytest.mark.parametrize(
-    ("nodes", "kind", "node"),
+    ("nodes", "kind", "node", "message"),
     [
-        (graph(n4={"class_type": "FluxGuidance", "inputs": {}}), "missing_node_type", "4"),
-        (graph(n4={"ckpt_name": "none.safetensors"}), "prompt_outputs_failed_validation", "4"),
-        (graph(n3={"sampler_name": "magic"}), "prompt_outputs_failed_validation", "3"),
-        (graph(n3={"cfg": -5.0}), "prompt_outputs_failed_validation", "3"),
-        (graph(n5={"width": 99999}), "prompt_outputs_failed_validation", "5"),
-        (image_to_image(0.4), "prompt_outputs_failed_validation", "10"),
+        (graph(n4={"class_type": "FluxGuidance", "inputs": {}}), "missing_node_type", "4",
+         "Node 'FluxGuidance' not found. The custom node may not be installed."),
+        (graph(n4={"ckpt_name": "none.safetensors"}), "prompt_outputs_failed_validation", "4",
+         "Value not in list"),
+        (graph(n3={"sampler_name": "magic"}), "prompt_outputs_failed_validation", "3",
+         "Value not in list"),
+        (graph(n3={"cfg": -5.0}), "prompt_outputs_failed_validation", "3",
+         "Value -5.0 smaller than min of 0.0"),
+        (graph(n5={"width": 99999}), "prompt_outputs_failed_validation", "5",
+         "Value 99999 bigger than max of 16384"),
+        (image_to_image(0.4), "prompt_outputs_failed_validation", "10",
+         "Custom validation failed for node"),
+        (graph(n3={"seed": None}), "prompt_outputs_failed_validation", "3",
+         "Required input is missing"),
+        (graph(n3={"steps": "many"}), "prompt_outputs_failed_validation", "3",
+         "Failed to convert an input value to a INT value"),
     ],
-)
-def test_a_refusal_names_the_node_as_comfyui_does(tmp_path, nodes, kind, node):
+)  # fmt: skip
+def test_a_refusal_names_the_node_as_comfyui_does(tmp_path, nodes, kind, node, message):
     with open_door(tmp_path) as door:
         answer = door.http.post("/prompt", json={"prompt": nodes})
         assert answer.status_code == 400
@@ -202,12 +212,13 @@ def test_a_refusal_names_the_node_as_comfyui_does(tmp_path, nodes, kind, node):
         fault = answer.json()["node_errors"][node]
         assert fault["class_type"] == nodes[node]["class_type"]
         assert fault["dependent_outputs"] == ["9"]
-        assert fault["errors"][0]["message"]
+        assert fault["errors"][0]["message"] == message
 
 
 def test_other_wrong_bodies_are_refused(tmp_path):
     with open_door(tmp_path) as door:
-        assert door.http.post("/prompt", json={}).status_code == 400
+        missing = door.http.post("/prompt", json={})
+        assert (missing.status_code, missing.json()["error"]["type"]) == (400, "no_prompt")
         empty = door.http.post("/prompt", json={"prompt": {"4": TEXT_TO_IMAGE["4"]}})
         assert empty.json()["error"]["type"] == "prompt_no_outputs"
         assert (
@@ -242,3 +253,99 @@ def test_the_lists_offer_what_is_taken(tmp_path):
         assert door.http.get("/system_stats").json()["devices"][0]["type"] == "cpu"
     assert all(match_sampler(name).exact for name in SAMPLERS)
     assert all(match_schedule(name)[1] for name in SCHEDULES)
+
+
+def test_every_route_stands_below_api_too(server, http):
+    id_ = http.post("/api/prompt", json={"prompt": graph(n3={"seed": 21})}).json()["prompt_id"]
+    entry = done(http, id_)
+    assert http.get(f"/api/history/{id_}").json()[id_] == entry
+    file = entry["outputs"]["9"]["images"][0]
+    assert http.get("/api/view", params=file).content == http.get("/view", params=file).content
+    for path in ("queue", "object_info", "system_stats", "features", "embeddings", "models"):
+        answer = http.get(f"/api/{path}")
+        assert answer.status_code == 200, path
+        assert answer.json() == http.get(f"/{path}").json(), path
+    assert "plate" in http.get("/api/models/checkpoints").json()
+    assert http.get("/api/models/loras").json() == ["ink"]
+    assert http.get("/api/models/clocks").status_code == 404
+    assert http.post("/api/free", json={"unload_models": True}).status_code == 200
+    assert http.get("/api/nothing").status_code == 404
+    url = server.url.replace("http", "ws", 1) + "/api/ws?clientId=prefixed"
+    with connect(url, additional_headers=ALICE) as socket:
+        assert json.loads(socket.recv(5))["type"] == "status"
+        socket.send(json.dumps({"type": "feature_flags", "data": {}}))
+        assert json.loads(socket.recv(5))["data"]["max_upload_size"] > 0
+
+
+def test_history_is_paged_and_forgotten(server):
+    with httpx.Client(base_url=server.url, headers=BOB, timeout=20) as http:
+        ids = []
+        for seed in (31, 32, 33):
+            answer = http.post("/prompt", json={"prompt": graph(n3={"seed": seed, "steps": 1})})
+            ids.append(answer.json()["prompt_id"])
+            done(http, ids[-1])
+        kept = list(http.get("/history").json())
+        assert kept[-3:] == ids
+        assert list(http.get("/history?max_items=2").json()) == ids[1:]
+        assert list(http.get("/history?max_items=1&offset=0").json()) == kept[:1]
+        assert http.get("/history?max_items=x").status_code == 422
+        assert http.post("/history", json={"delete": [ids[0]]}).status_code == 200
+        assert http.get(f"/history/{ids[0]}").json() == {}
+        assert http.post("/history", json={"clear": True}).status_code == 200
+        assert http.get("/history").json() == {}
+
+
+def test_a_picture_is_shown_in_the_format_that_a_preview_asks_for(http):
+    id_ = http.post("/prompt", json={"prompt": graph(n3={"seed": 41})}).json()["prompt_id"]
+    file = done(http, id_)["outputs"]["9"]["images"][0]
+    shown = http.get("/view", params={**file, "preview": "webp;80"})
+    assert shown.headers["content-type"] == "image/webp"
+    assert (
+        http.get("/view", params={**file, "channel": "rgb"}).headers["content-type"] == "image/png"
+    )
+
+
+def test_a_mask_that_was_drawn_on_a_picture_is_where_it_is_repainted(http):
+    drawn = Image.new("RGBA", (64, 32), (200, 30, 30, 255))
+    drawn.paste((0, 0, 0, 0), (0, 0, 32, 32))
+    file = io.BytesIO()
+    drawn.save(file, "PNG")
+    files = {"image": ("base.png", png(), "image/png")}
+    http.post("/upload/image", files=files, data={"subfolder": "own"})
+    reference = json.dumps({"filename": "base.png", "subfolder": "own", "type": "input"})
+    files = {"image": ("marked.png", file.getvalue(), "image/png")}
+    kept = http.post("/upload/mask", files=files, data={"original_ref": reference}).json()
+    assert kept == {"name": "marked.png", "subfolder": "", "type": "input"}
+    nodes = image_to_image(1)
+    nodes["10"]["inputs"]["image"] = "marked.png"
+    nodes["12"] = {
+        "class_type": "SetLatentNoiseMask",
+        "inputs": {"samples": ["11", 0], "mask": ["10", 1]},
+    }
+    nodes["3"]["inputs"]["latent_image"] = ["12", 0]
+    id_ = http.post("/prompt", json={"prompt": nodes}).json()["prompt_id"]
+    made = pictures(http, done(http, id_))
+    native = http.post(
+        "/v1/generations",
+        json={
+            "prompt": "a pear", "negative_prompt": "bad hands", "seed": 8566257, "strength": 1.0,
+            "num_inference_steps": 20, "guidance_scale": 8, "scheduler": "euler",
+            "sigma_schedule": "linear", "image": base64.b64encode(png()).decode(),
+            "mask": base64.b64encode(file.getvalue()).decode(),
+        },
+    ).json()  # fmt: skip
+    assert made == [base64.b64decode(image["b64"]) for image in native["images"]]
+    wrong = http.post("/upload/mask", files=files, data={"original_ref": "{}"})
+    assert wrong.status_code == 422
+    nodes["10"]["inputs"]["image"] = "own/base.png"
+    refused = http.post("/prompt", json={"prompt": nodes}).json()
+    assert "no transparent part" in refused["node_errors"]["10"]["errors"][0]["details"]
+
+
+def test_a_picture_that_was_made_is_loaded_by_its_name(http):
+    id_ = http.post("/prompt", json={"prompt": graph(n3={"seed": 51})}).json()["prompt_id"]
+    file = done(http, id_)["outputs"]["9"]["images"][0]
+    nodes = image_to_image(0.5)
+    nodes["10"]["inputs"]["image"] = f"{file['filename']} [output]"
+    id_ = http.post("/prompt", json={"prompt": nodes}).json()["prompt_id"]
+    assert done(http, id_)["status"]["status_str"] == "success"
