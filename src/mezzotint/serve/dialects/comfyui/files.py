@@ -16,7 +16,7 @@ from mezzotint.serve.errors import NotFound, WrongField
 from mezzotint.serve.front import Front
 from mezzotint.serve.queueing import kept_picture, own_job
 from mezzotint.serve.wire import CONTENT_TYPES, json_response, media_type, read_form, visit
-from mezzotint.types import FileFormat
+from mezzotint.types import FileFormat, OutputFormat
 
 __all__ = [
     "DOOR",
@@ -37,6 +37,7 @@ _MOST_UPLOADS = 64
 _MOST_UPLOAD_BYTES = 256 << 20
 _MOST_CALLERS = 1000
 _PREVIEW_QUALITY = 90
+_SHOWN: dict[str, OutputFormat] = {"webp": "webp", "jpeg": "jpeg", "jpg": "jpeg", "png": "png"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +125,11 @@ async def view(front: Front, http: Request) -> Response:
     data, format_ = found
     wanted = _PREVIEW.fullmatch(query.get("preview", ""))
     if wanted is not None:
-        format_ = "jpeg" if wanted[1] == "jpg" else wanted[1]
+        asked = _SHOWN[wanted[1]]
         quality = min(100, max(1, int(wanted[2] or _PREVIEW_QUALITY)))
-        output = Output(format=format_, quality=quality, metadata=False)
+        output = Output(format=asked, quality=quality, metadata=False)
         data = await front.service.grid([data], columns=1, padding_px=0, output=output)
+        format_ = asked
     shown = name.replace('"', "").replace("\\", "").encode("ascii", "replace").decode()
     headers = {"content-disposition": f'filename="{shown[:200]}"'}
     return Response(data, headers=headers, media_type=CONTENT_TYPES[format_])
