@@ -28,7 +28,6 @@ from mezzotint.serve.dialects.a1111_lists import (
     ENDPOINTS,
     find_checkpoint,
     options,
-    upscaler_names,
 )
 from mezzotint.serve.dialects.a1111_techniques import (
     read_hires,
@@ -38,6 +37,7 @@ from mezzotint.serve.dialects.a1111_techniques import (
 )
 from mezzotint.serve.dialects.webui.jobs import Job, interrupt, jobs_of, progress, skip
 from mezzotint.serve.dialects.webui.scripts import Script, Sheet, read_script
+from mezzotint.serve.dialects.webui.upscaling import joined, tiled
 from mezzotint.serve.errors import NotFound, Problem, WrongField
 from mezzotint.serve.front import Front, new_id
 from mezzotint.serve.wire import Dialect, Endpoint, json_response, read_fields, read_json, visit
@@ -48,7 +48,6 @@ from mezzotint.types import (
     Event,
     GenerationResult,
     ImageFinished,
-    ImageInput,
     ImageOutput,
     Stepped,
 )
@@ -321,8 +320,11 @@ async def _make(front: Front, http: Request, *, is_img2img: bool) -> Response:
     front.admit(replace(whole.request, num_images=min(total, MAX_IMAGES)), caller)
     for one in bodies if script.name else ():
         to_request(one, await _model(front, http, one), is_img2img=is_img2img)
+    layout = None
     if script.enlarge is not None:
-        script = replace(script, chains=((await _enlarged(front, http, script.enlarge, body),),))
+        script, layout = await tiled(front, http, script, body)
+        total = len(script.chains)
+        front.admit(replace(whole.request, num_images=min(total, MAX_IMAGES)), caller)
     job = Job(caller.name, new_id("a1111"), total)
     jobs_of(front)[job.id] = job
     try:
@@ -336,6 +338,8 @@ async def _make(front: Front, http: Request, *, is_img2img: bool) -> Response:
     stopped = job.interrupted or job.skipped
     warnings = [*whole.warnings, *script.warnings]
     sheets = [] if stopped else await _sheets(front, job.finished, script.sheets, warnings)
+    if layout is not None and not stopped:
+        sheets = await joined(front, job.finished, layout)
     has_all = script.sends != "none" or not sheets
     shown = job.finished if has_all else []
     return json_response(
@@ -379,20 +383,6 @@ async def _chain(
             before = new[-1]
     if script.sends == "last":
         del job.finished[begun:-1], job.prompts[begun:-1]
-
-
-async def _enlarged(
-    front: Front, http: Request, enlarge: tuple[float, int | str], body: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return a body whose start picture is enlarged, and drawn at that size."""
-    factor, upscaler = enlarge
-    names = ("None", *(await upscaler_names(front)))
-    if isinstance(upscaler, int):
-        upscaler = names[upscaler] if 0 <= upscaler < len(names) else "None"
-    picture = ImageInput.from_base64(str(body["init_images"][0]), field="image")
-    image = await a1111_extras.enlarge(front, http, picture.data, factor, upscaler)
-    sides = {"width": image.width // 8 * 8, "height": image.height // 8 * 8}
-    return {**body, "init_images": [_b64(image.data)], **sides}
 
 
 async def _sheets(

@@ -16,7 +16,16 @@ from mezzotint.serve.dialects.webui.axes import apply, axis_labels, find_axis, r
 from mezzotint.serve.errors import TooLarge
 from mezzotint.types import MAX_IMAGES
 
-__all__ = ["SCRIPTS", "Script", "Sheet", "read_script", "script_infos"]
+__all__ = [
+    "SCRIPTS",
+    "Enlarge",
+    "Script",
+    "Sheet",
+    "read_script",
+    "script_infos",
+    "tile_bodies",
+    "whole_number",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +44,21 @@ class Sheet:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Enlarge:
+    """How a start picture is enlarged before it is drawn over in tiles.
+
+    Args:
+        factor: How much.
+        upscaler: Place or name of the upscaler.
+        overlap: Least overlap of the tiles, px.
+    """
+
+    factor: float
+    upscaler: int | str
+    overlap: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Script:
     """What a script makes of a body.
 
@@ -44,8 +68,8 @@ class Script:
         sheets: Grids, answered first.
         sends: Which pictures are answered beside the grids: ``all``, ``last`` of each
             chain, or ``none``.
-        enlarge: Factor and place or name of the upscaler that the start picture goes
-            through first; None leaves it.
+        enlarge: What the start picture goes through first, and how far the tiles overlap
+            that the enlarged one is drawn in; None leaves it.
         warnings: What differs from A1111, one sentence each.
     """
 
@@ -53,7 +77,7 @@ class Script:
     chains: tuple[tuple[Mapping[str, Any], ...], ...]
     sheets: tuple[Sheet, ...] = ()
     sends: str = "all"
-    enlarge: tuple[float, int | str] | None = None
+    enlarge: "Enlarge | None" = None
     warnings: tuple[str, ...] = ()
 
 
@@ -242,15 +266,48 @@ def _ahead(seed: Any, number: int) -> Any:
 
 
 def _upscale(body: Mapping[str, Any], arguments: list[Any]) -> Script:
-    """SD upscale: enlarge the start picture, then draw over all of it."""
-    _, _, upscaler, factor = arguments
-    warning = "SD upscale draws the enlarged picture as a whole here, not in tiles"
+    """SD upscale: enlarge the start picture, then draw over it tile by tile."""
+    _, overlap, upscaler, factor = arguments
+    upscaler = upscaler if isinstance(upscaler, int | str) else 0
     return Script(
         name="SD upscale",
         chains=((body,),),
-        enlarge=(factor, upscaler if isinstance(upscaler, int | str) else 0),
-        warnings=(warning,),
+        sends="none",
+        enlarge=Enlarge(factor=factor, upscaler=upscaler, overlap=overlap),
     )
+
+
+def tile_bodies(
+    body: Mapping[str, Any], tiles: Sequence[str], width: int, height: int
+) -> tuple[tuple[Mapping[str, Any], ...], ...]:
+    """Return a body for each tile of each round of SD upscale; seeds count on as there.
+
+    Args:
+        body: What came.
+        tiles: The tiles as base64, row by row.
+        width: Of a tile, px.
+        height: Of a tile, px.
+
+    Raises:
+        TooLarge: If there are more than any request may have.
+    """
+    rounds = whole_number(body.get("n_iter"), 1)
+    _limit("SD upscale", len(tiles) * rounds)
+    seed = _fixed_seed(body)
+    sides = {"width": width, "height": height, "n_iter": 1, "batch_size": 1}
+    return tuple(
+        ({**body, **sides, "init_images": [tile], "seed": _ahead(seed, number + k)},)
+        for number in range(rounds)
+        for k, tile in enumerate(tiles)
+    )
+
+
+def whole_number(value: Any, default: int) -> int:
+    """Return a positive whole number; what is none is refused when the body is read."""
+    try:
+        return max(1, int(value))
+    except (TypeError, ValueError):
+        return default
 
 
 def _matrix(body: Mapping[str, Any], arguments: list[Any]) -> Script:

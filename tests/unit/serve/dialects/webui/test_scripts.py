@@ -3,7 +3,7 @@ import math
 import pytest
 
 from mezzotint.errors import InvalidField
-from mezzotint.serve.dialects.webui.scripts import SCRIPTS, read_script, script_infos
+from mezzotint.serve.dialects.webui.scripts import SCRIPTS, Enlarge, read_script, script_infos
 from mezzotint.serve.errors import TooLarge
 
 
@@ -100,8 +100,8 @@ def test_loopback_goes_on_from_its_own_pictures(curve, middle):
 
 def test_sd_upscale_enlarges_first():
     script = read("sd upscale", "", 8, "Lanczos", 2.0, prompt="p")
-    assert (script.enlarge, script.chains) == ((2.0, "Lanczos"), (({"prompt": "p"},),))
-    assert "not in tiles" in script.warnings[0]
+    assert script.enlarge == Enlarge(factor=2.0, upscaler="Lanczos", overlap=8)
+    assert script.chains == (({"prompt": "p"},),)
 
 
 @pytest.mark.parametrize(
