@@ -458,8 +458,12 @@ class TestTorchServeManagement:
             "modelName", "modelVersion", "modelUrl", "engine", "runtime", "minWorkers",
             "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout",
             "maxRetryTimeoutInSec", "deviceType", "continuousBatching", "status",
-            "loadedAtStartup", "workers", "jobQueueStatus", "customizedMetadata",
+            "loadedAtStartup", "workers", "jobQueueStatus",
         } <= described.keys()  # fmt: skip
+        assert "customizedMetadata" not in described
+        params = {"customized": "true"}
+        more = door.management.get("/models/plate", params=params).json()[0]
+        assert more.keys() - described.keys() == {"customizedMetadata"}
         assert described["workers"][0]["status"] == "READY"
 
     @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ async def extra_batch(front: Front, http: Request) -> Response:
 
 async def interrogate(front: Front, http: Request) -> Response:
     """Describe a picture: not offered, no captioner is built in."""
-    raise NotFound("Model not found")
+    raise NotFound("Model not found: interrogate has no captioner here")
 
 
 def post(path: str, handler: Any, summary: str, *, body: bool = True) -> Endpoint:

@@ -1,6 +1,7 @@
 """A1111 lists: what clients ask for at start, in A1111's shapes (WIRE, section 9)."""
 
 import platform
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from starlette.responses import Response
 from mezzotint.errors import InvalidRequest, UnknownName
 from mezzotint.preprocessing import A1111_MODULES
 from mezzotint.serve.dialects.webui.scripts import SCRIPTS, script_infos
+from mezzotint.serve.errors import Unsupported
 from mezzotint.serve.front import Front
 from mezzotint.serve.schema import ANY_OBJECT
 from mezzotint.serve.wire import Body, Endpoint, json_response, read_json, visit
@@ -270,11 +272,34 @@ async def refresh(front: Front, http: Request) -> Response:
     return json_response(None)
 
 
+async def keep_checkpoint(front: Front, http: Request) -> Response:
+    """Take a wish to unload or load the checkpoint again, and say that nothing comes of it."""
+    warning = "which models stay in memory is the operator's to say: nothing was done"
+    return json_response({"warnings": [warning]})
+
+
+async def not_offered(front: Front, http: Request) -> Response:
+    """Refuse, by its name, what is not done over this API.
+
+    Raises:
+        Unsupported: Always.
+    """
+    path = http.scope["path"].removeprefix("/sdapi/v1/")
+    raise Unsupported(f"{path} is not offered here: {_ELSEWHERE[re.split(r'[/-]', path)[0]]}")
+
+
 async def sysinfo(front: Front, http: Request) -> Response:
     """Show platform and version."""
     return json_response(
         {"Platform": platform.platform(), "Version": str(front.memory.get("version", ""))}
     )
+
+
+_ELSEWHERE = {
+    "create": "embeddings and LoRAs are trained by `mezzotint train`",
+    "train": "training is `mezzotint train`",
+    "server": "the server is stopped by its operator, with SIGTERM",
+}
 
 
 def _get(path: str, handler: Any, summary: str) -> Endpoint:
@@ -324,6 +349,32 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         path="/controlnet/module_list",
         handler=controlnet_modules,
         summary="A1111: preprocessors of control pictures",
+    ),
+    *(
+        Endpoint(
+            method="POST",
+            path=f"/sdapi/v1/{name}-checkpoint",
+            handler=keep_checkpoint,
+            summary=f"A1111: {name} the checkpoint: a wish that changes nothing",
+        )
+        for name in ("unload", "reload")
+    ),
+    *(
+        Endpoint(
+            method="POST",
+            path=f"/sdapi/v1/{path}",
+            handler=not_offered,
+            summary="A1111: not offered",
+        )
+        for path in (
+            "create/embedding",
+            "create/hypernetwork",
+            "train/embedding",
+            "train/hypernetwork",
+            "server-kill",
+            "server-restart",
+            "server-stop",
+        )
     ),
     *(
         Endpoint(

@@ -84,7 +84,9 @@ async def list_models(front: Front, http: Request) -> Response:
 
 async def describe_model(front: Front, http: Request) -> Response:
     """Describe a model: its default version, one version, or all."""
-    return json_response(await models.describe_model(front, *_named(http)), indent=True)
+    customized = http.query_params.get("customized", "").lower() == "true"
+    described = await models.describe_model(front, *_named(http), customized=customized)
+    return json_response(described, indent=True)
 
 
 async def unregister(front: Front, http: Request) -> Response:
@@ -130,6 +132,7 @@ _PAGE = (
     _parameter("limit", "integer", "Models on a page, 0 to 100; 100 if it is something else."),
     _parameter("next_page_token", "integer", "Where the page begins, from the page before."),
 )
+_CUSTOMIZED = _parameter("customized", "boolean", "Whether to say what only this server knows.")
 _SYNCHRONOUS = _parameter("synchronous", "boolean", "Whether to answer 200 once it is done.")
 _TIMEOUT = _parameter("timeout", "integer", "Taken and not used: nothing is waited for.")
 _SCALE = (
@@ -189,8 +192,10 @@ ENDPOINTS: tuple[Endpoint, ...] = (
                 parameters=_SCALE),
     _management("PUT", _VERSION, scale, "Scale the workers of a version", "version_setAutoScale",
                 parameters=_SCALE),
-    _management("GET", _MODEL, describe_model, "Describe a model", "describeModel"),
-    _management("GET", _VERSION, describe_model, "Describe a version", "version_describeModel"),
+    _management("GET", _MODEL, describe_model, "Describe a model", "describeModel",
+                parameters=(_CUSTOMIZED,)),
+    _management("GET", _VERSION, describe_model, "Describe a version", "version_describeModel",
+                parameters=(_CUSTOMIZED,)),
     _management("GET", "/token", token, "Not offered: API keys stand in their place", "token"),
     _management("DELETE", _MODEL, unregister, "Unregister a model", "unregisterModel",
                 parameters=_ENDINGS),

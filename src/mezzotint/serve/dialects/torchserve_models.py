@@ -310,8 +310,17 @@ async def list_models(front: Front, arguments: Mapping[str, str]) -> dict[str, A
     return body
 
 
-async def describe_model(front: Front, name: str, version: str | None) -> list[dict[str, Any]]:
+async def describe_model(
+    front: Front, name: str, version: str | None, *, customized: bool = False
+) -> list[dict[str, Any]]:
     """Describe a model: its default version (None), one version, or ``all``.
+
+    Args:
+        front: What the dialects share.
+        name: Name of the model.
+        version: Its version.
+        customized: Whether to say what only this server knows of it, as TorchServe lets
+            handlers do.
 
     Raises:
         MezzotintError: If there is no such model or version.
@@ -322,7 +331,12 @@ async def describe_model(front: Front, name: str, version: str | None) -> list[d
     else:
         models = [await find_model(front, name, version)]
     health = await front.service.health()
-    return [_describe(front, m, health) for m in models]
+    described = [_describe(front, m, health) for m in models]
+    if customized:
+        for about, model in zip(described, models, strict=True):
+            known = {"family": model["family"], "digest": model["digest"]}
+            about["customizedMetadata"] = {**known, "defaults": model.get("defaults", {})}
+    return described
 
 
 def _describe(front: Front, model: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, Any]:
@@ -374,7 +388,6 @@ def _describe(front: Front, model: Mapping[str, Any], health: Mapping[str, Any])
             "remainingCapacity": max(0, 100 - waiting),
             "pendingRequests": waiting,
         },
-        "customizedMetadata": {"family": model["family"], "digest": model["digest"]},
     }
 
 

@@ -125,7 +125,8 @@ def _response(text: str) -> Any:
 
 async def describe_model(call: Call, request: Any) -> Any:
     """Describe a model."""
-    return _response((await call.ask("GET", _named(request))).body.decode())
+    query = {"customized": "true"} if request.customized else {}
+    return _response((await call.ask("GET", _named(request), query=query)).body.decode())
 
 
 async def list_models(call: Call, request: Any) -> Any:
