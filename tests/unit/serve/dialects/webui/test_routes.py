@@ -1,4 +1,4 @@
-"""The routes of A1111's API, as its documentation lists them."""
+"""The routes of :mod:`mezzotint.serve.dialects.a1111_lists`, as A1111's own API lists them."""
 
 import pytest
 from tests.serving import open_door
