@@ -132,7 +132,6 @@ _PAGE = (
     _parameter("limit", "integer", "Models on a page, 0 to 100; 100 if it is something else."),
     _parameter("next_page_token", "integer", "Where the page begins, from the page before."),
 )
-_CUSTOMIZED = _parameter("customized", "boolean", "Whether to say what only this server knows.")
 _SYNCHRONOUS = _parameter("synchronous", "boolean", "Whether to answer 200 once it is done.")
 _TIMEOUT = _parameter("timeout", "integer", "Taken and not used: nothing is waited for.")
 _SCALE = (
@@ -192,10 +191,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
                 parameters=_SCALE),
     _management("PUT", _VERSION, scale, "Scale the workers of a version", "version_setAutoScale",
                 parameters=_SCALE),
-    _management("GET", _MODEL, describe_model, "Describe a model", "describeModel",
-                parameters=(_CUSTOMIZED,)),
-    _management("GET", _VERSION, describe_model, "Describe a version", "version_describeModel",
-                parameters=(_CUSTOMIZED,)),
+    _management("GET", _MODEL, describe_model, "Describe a model", "describeModel"),
+    _management("GET", _VERSION, describe_model, "Describe a version", "version_describeModel"),
     _management("GET", "/token", token, "Not offered: API keys stand in their place", "token"),
     _management("DELETE", _MODEL, unregister, "Unregister a model", "unregisterModel",
                 parameters=_ENDINGS),

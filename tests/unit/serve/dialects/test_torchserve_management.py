@@ -201,7 +201,7 @@ def test_the_description_has_torchserves_names(door):
     assert names["post", "registerModel"] == [
         "url", "model_name", "handler", "runtime", "batch_size", "max_batch_delay",
         "response_timeout", "startup_timeout", "initial_workers", "synchronous", "s3_sse_kms",
-            "output",
+        "output",
     ]  # fmt: skip
     scale = ["min_worker", "max_worker", "number_gpu", "synchronous", "timeout"]
     assert names["put", "setAutoScale"] == ["model_name", *scale]
