@@ -51,9 +51,17 @@ def serving(folder: Path) -> Iterator[str]:
         process.wait(120)
 
 
+def is_ready(url: str) -> bool:
+    """Whether the server takes requests; on a busy machine it may not even answer."""
+    try:
+        return httpx.get(f"{url}/health/ready", timeout=60).is_success
+    except httpx.TransportError:
+        return False
+
+
 def draw_some(url: str) -> None:
     """Draw the pictures that the rooms show."""
-    while not httpx.get(f"{url}/health/ready", timeout=60).is_success:
+    while not is_ready(url):
         time.sleep(0.5)
     ids: list[str] = []
     for number, prompt in enumerate(PROMPTS):

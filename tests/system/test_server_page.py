@@ -422,7 +422,7 @@ def test_the_server_room_shows_models_and_chooses_one(page):
     page.run("[...document.querySelectorAll('.submit .quiet')][0].click()")
 
 
-@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is installed by npm ci in web/")
+@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is installed by ./dev web/")
 @pytest.mark.parametrize(
     "where", ["create", "sheet", "gallery", "lab", "operate", "detail", "help", "palette", "models"]
 )
