@@ -225,7 +225,7 @@ function Clients() {
     <details id="clients">
       <summary>{words.operate.clients} ({found.clients.length})</summary>
       <p class="hint">{found.secured ? words.operate.keys : words.operate.noKeys}</p>
-      <div class="table-scroll">
+      <div class="table-scroll" tabIndex={0} role="region" aria-label={words.operate.clients}>
         <table>
           <thead><tr>{words.operate.clientHeads.map((head) => <th scope="col" key={head}>{head}</th>)}</tr></thead>
           <tbody>
@@ -251,7 +251,7 @@ function Answers() {
     <details id="answers">
       <summary>{words.operate.answers}</summary>
       <input type="search" id="answers-search" aria-label={words.operate.answersSearch} placeholder={words.operate.answersSearch} value={word} onInput={(e) => setWord(e.currentTarget.value)} />
-      <div class="table-scroll">
+      <div class="table-scroll" tabIndex={0} role="region" aria-label={words.operate.answers}>
         <table class="answers">
           <thead><tr>{words.operate.answerHeads.map((head) => <th scope="col" key={head}>{head}</th>)}</tr></thead>
           <tbody>
