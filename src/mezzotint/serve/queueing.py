@@ -55,6 +55,7 @@ async def submit(
     request: GenerationRequest,
     *,
     note: Mapping[str, Any] | None = None,
+    webhook: str | None = None,
 ) -> Job:
     """Put a request onto the queue.
 
@@ -63,6 +64,7 @@ async def submit(
         http: Who asks; ``Idempotency-Key`` and ``Cache-Control`` are honoured.
         request: What to make.
         note: Plain data that the door keeps with the job.
+        webhook: Address to be told when the job has ended; it may be called.
 
     Raises:
         Conflict: If the idempotency key came with another request before.
@@ -85,6 +87,7 @@ async def submit(
             idempotency_key=key,
             use_cache=use_cache(http),
             note=note,
+            webhook=webhook,
         )
     except IdempotencyConflict as error:
         raise Conflict(str(error), field="Idempotency-Key") from None

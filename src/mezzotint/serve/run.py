@@ -25,6 +25,7 @@ from mezzotint.serve.app import Doorway, create_app
 from mezzotint.serve.auth import KeyRing
 from mezzotint.serve.config import ServeConfig
 from mezzotint.serve.connections import Crowd, Protocol, Socket, raise_file_limit
+from mezzotint.serve.dialects.native_webhooks import deliver
 from mezzotint.serve.front import Front
 from mezzotint.serve.metrics import ServerMetrics
 from mezzotint.serve.wire import Listener
@@ -139,6 +140,7 @@ async def serve(
     servers: dict[Listener, uvicorn.Server] = {name: _server(config, apps[name]) for name in _NAMES}
     with _signals(stop):
         await jobs.start()
+        delivering = asyncio.create_task(deliver(front))
         tasks = [
             asyncio.create_task(servers[name].serve(sockets=[sockets[name]])) for name in _NAMES
         ]
@@ -149,6 +151,8 @@ async def serve(
             await _start(service, stop, announce)
             await stop.wait()
         finally:
+            delivering.cancel()
+            await asyncio.gather(delivering, return_exceptions=True)
             await _drain(front, jobs, service, announce)
             for server in servers.values():
                 server.should_exit = True

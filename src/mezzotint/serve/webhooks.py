@@ -90,12 +90,13 @@ def signed_headers(secret: str, id_: str, body: bytes) -> dict[str, str]:
     }
 
 
-async def send(url: str, body: bytes, secret: str) -> bool:
+async def send(url: str, body: bytes, secret: str, *, id_: str | None = None) -> bool:
     """Send a message, again where it is not taken; True once it is.
 
-    Every try has the same id, so that whoever gets two knows them for one.
+    Every try has the same id, drawn if none is given, so that whoever gets two knows them
+    for one.
     """
-    id_ = f"msg_{secrets.token_hex(12)}"
+    id_ = id_ or f"msg_{secrets.token_hex(12)}"
     for number in range(_TRIES):
         if number:
             await asyncio.sleep(_PAUSE_S * 4 ** (number - 1))

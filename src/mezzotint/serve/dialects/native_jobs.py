@@ -14,6 +14,7 @@ from mezzotint.serve.front import Front
 from mezzotint.serve.queueing import kept_picture, owner_of, queue_of, submit
 from mezzotint.serve.schema import request_schema
 from mezzotint.serve.streaming import EventStream, last_event_id, sse
+from mezzotint.serve.webhooks import check_webhook
 from mezzotint.serve.wire import CONTENT_TYPES, Body, Endpoint, json_response
 from mezzotint.service.descriptions import read_error
 from mezzotint.service.jobs.feed import JobEvent
@@ -52,8 +53,10 @@ async def describe_job(front: Front, job: Job) -> dict[str, Any]:
 
 
 async def create_job(front: Front, http: Request) -> Response:
-    """Queue a request."""
-    job = await submit(front, http, await read_request(http))
+    """Queue a request; an address in the query's ``webhook`` is told when the job has ended."""
+    given = http.query_params.get("webhook")
+    webhook = check_webhook(given, front.config, "webhook") if given is not None else None
+    job = await submit(front, http, await read_request(http), webhook=webhook)
     body = await describe_job(front, job)
     return json_response(body, 202, headers={"Location": f"/v1/jobs/{job.id}"})
 
@@ -158,6 +161,7 @@ def endpoints() -> tuple[Endpoint, ...]:
         endpoint(
             "POST", "/v1/jobs", create_job, "Queue a request",
             body=Body("GenerationRequest", request_schema), answers=_JSON_JOB, status=202,
+            parameters=({"name": "webhook", "in": "query", "schema": {"type": "string"}},),
         ),
         endpoint("GET", "/v1/jobs", list_jobs, "List jobs", parameters=query),
         endpoint("GET", "/v1/jobs/{id}", get_job, "Show a job", answers=_JSON_JOB),

@@ -159,6 +159,7 @@ class Jobs(KeptJobs):
         idempotency_key: str | None = None,
         use_cache: bool = True,
         note: Mapping[str, Any] | None = None,
+        webhook: str | None = None,
     ) -> Job:
         """Queue a request durably.
 
@@ -170,6 +171,7 @@ class Jobs(KeptJobs):
                 made before.
             use_cache: Whether a cached result will do.
             note: Plain data that the door keeps with the job.
+            webhook: Address that :meth:`due_webhook` gives when the job has ended.
 
         Raises:
             IdempotencyConflict: If the key came with another request before.
@@ -204,7 +206,7 @@ class Jobs(KeptJobs):
             "exact": request.reproducibility == "exact",
         }
         event = StoredEvent(id=1, kind="queued", data={"id": id_, "position": waiting})
-        job = await self._access.do(lambda: self._store.add(values, event, note))
+        job = await self._access.do(lambda: self._store.add(values, event, note, webhook))
         if job is None:  # the same key arrived twice at once
             known = await self._access.do(lambda: self._store.by_key(client, str(idempotency_key)))
             return same_job(known, body_digest, str(idempotency_key))

@@ -76,3 +76,16 @@ class KeptJobs:
         for digest in gone or ():
             await asyncio.to_thread(self.results.remove, digest)
         return gone is not None
+
+    async def due_webhook(self) -> tuple[str, str, int] | None:
+        """Take one address that is to be told of a job's ending.
+
+        Returns:
+            The job's id, the address and how often it was tried; None if nothing is due.
+            It is nobody else's for a few minutes, and due again if it is not settled.
+        """
+        return await self._access.do(self._access.store.due_webhook)
+
+    async def settle_webhook(self, id_: str, *, again_s: float | None) -> None:
+        """Say when an address is to be told again; None if it need not be."""
+        await self._access.do(lambda: self._access.store.settle_webhook(id_, again_s))

@@ -38,6 +38,7 @@ from mezzotint.service.jobs.schema import EVENTS, IMAGES, JOBS, NOTES, PROGRESS,
 
 __all__ = ["ENDED", "Job", "JobImage", "JobStore", "Status", "StoredEvent"]
 
+_WEBHOOK_S = 180.0  # for which a server that took a message has it for itself
 _ANSWER_S = 5  # in which a database has to take a connection
 
 
@@ -380,6 +381,32 @@ class JobStore:
                 StoredEvent(id=row["id"], kind=row["kind"], data=json.loads(row["data"]))
                 for row in db.execute(query).mappings()
             ]
+
+    def due_webhook(self) -> tuple[str, str, int] | None:
+        """Take one address that is to be told of a job's ending; None if none is due."""
+        with self._engine.begin() as db:
+            row = db.execute(
+                sa.select(WEBHOOKS)
+                .where(WEBHOOKS.c.due <= now())
+                .order_by(WEBHOOKS.c.due)
+                .limit(1)
+                .with_for_update(skip_locked=True)
+            ).first()
+            if row is None:
+                return None
+            same = (WEBHOOKS.c.job == row.job) & (WEBHOOKS.c.due == row.due)
+            held = sa.update(WEBHOOKS).where(same).values(due=now() + _WEBHOOK_S)
+            return (row.job, row.url, row.tries) if db.execute(held).rowcount else None
+
+    def settle_webhook(self, id_: str, again_s: float | None) -> None:
+        """Say when an address is to be told again; None if it need not be."""
+        where = WEBHOOKS.c.job == id_
+        with self._engine.begin() as db:
+            if again_s is None:
+                db.execute(sa.delete(WEBHOOKS).where(where))
+                return
+            values = {"tries": WEBHOOKS.c.tries + 1, "due": now() + again_s}
+            db.execute(sa.update(WEBHOOKS).where(where).values(values))
 
     def expire(self, *, max_age_s: float, max_bytes: int) -> list[str]:
         """Expire old finished jobs; see :func:`~mezzotint.service.jobs.expiry.expire`."""
