@@ -33,6 +33,7 @@ from typing import Any
 import typer
 
 from mezzotint.errors import InvalidRequest
+from mezzotint.models.config import PlacementConfig
 from mezzotint.plain import allowed, field_docs, field_hints, field_types
 from mezzotint.request import GenerationRequest
 from mezzotint.types import ImageInput
@@ -135,6 +136,11 @@ def field_help(path: str) -> str:
     meaning = meaning.replace("if None", "if not given")
     bounds = allowed(field_hints(cls)[name])
     return f"{meaning}: {bounds}." if bounds else f"{meaning}."
+
+
+def placement_help(option: str) -> str:
+    """Return the help of a placement option: what its declaration says of it."""
+    return field_docs(PlacementConfig)[option].replace("``", "").replace('"', "")
 
 
 def whole_number(text: str) -> int:

@@ -223,6 +223,15 @@ def generate(
     device: Annotated[
         str | None, _option(_RUN, "--device", about="auto, cpu, cuda or cuda:N.")
     ] = None,
+    dtype: Annotated[
+        str | None, _option(_RUN, "--dtype", about=flags.placement_help("dtype"))
+    ] = None,
+    offload: Annotated[
+        str | None, _option(_RUN, "--offload", about=flags.placement_help("offload"))
+    ] = None,
+    vae_tiling: Annotated[
+        bool | None, _option(_RUN, "--vae-tiling", about=flags.placement_help("vae_tiling"))
+    ] = None,
     no_cache: Annotated[
         bool, _option(_RUN, "--no-cache", about="Make it again even if it is known.")
     ] = False,
@@ -293,7 +302,13 @@ def generate(
     }
     overrides = [flags.parse_set(text) for text in set_ or ()]
     wanted = build_request(given, file=request, overrides=overrides)
-    settings = load_settings(context, models__placement__device=device).settings
+    settings = load_settings(
+        context,
+        models__placement__device=device,
+        models__placement__dtype=dtype,
+        models__placement__offload=offload,
+        models__placement__vae_tiling=vae_tiling,
+    ).settings
     if plan:
         run(_print_plan(settings, wanted, as_json=as_json))
         return

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mezzotint.cli.flags import placement_help
 from mezzotint.cli.session import load_settings
 from mezzotint.cli.terminal import escaped
 
@@ -57,14 +58,50 @@ def add(
     source: Annotated[
         str, typer.Argument(metavar="PATH_OR_ID", help="Folder, file, archive or Hub id.")
     ],
+    *,
     version: Annotated[str | None, typer.Option(help="Version; 1.0 if not given.")] = None,
+    dtype: Annotated[str | None, typer.Option(help=placement_help("dtype"))] = None,
+    offload: Annotated[str | None, typer.Option(help=placement_help("offload"))] = None,
+    attention_slicing: Annotated[
+        bool | None, typer.Option(help=placement_help("attention_slicing"))
+    ] = None,
+    vae_slicing: Annotated[bool | None, typer.Option(help=placement_help("vae_slicing"))] = None,
+    vae_tiling: Annotated[bool | None, typer.Option(help=placement_help("vae_tiling"))] = None,
+    channels_last: Annotated[
+        bool | None, typer.Option(help=placement_help("channels_last"))
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add a model; a folder or file stays where it is."""
+    """Add a model; a folder or file stays where it is.
+
+    Placement options are this model's own; for all models set models.placement.
+    """
+    options = {
+        "dtype": dtype,
+        "offload": offload,
+        "attention_slicing": attention_slicing,
+        "vae_slicing": vae_slicing,
+        "vae_tiling": vae_tiling,
+        "channels_last": channels_last,
+    }
+    given = {option: value for option, value in options.items() if value is not None}
+    _add(context, name, source, version=version, placement=given, as_json=as_json)
+
+
+def _add(
+    context: typer.Context,
+    name: str,
+    source: str,
+    *,
+    version: str | None,
+    placement: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Add a model and say what became of it."""
     from mezzotint.models.store.entries import handler_refusal
 
     store = _store(context)
-    entry = store.add(name, source, version=version)
+    entry = store.add(name, source, version=version, placement=placement)
     runs = store.may_run(entry)
     note = str(handler_refusal(entry, is_allowed=runs)) if entry.layout == "handler" else ""
     if as_json:
@@ -189,7 +226,8 @@ def import_archive(
         entry = _store(context).import_checkpoint(name or archive.stem, archive, version=version)
         print(json.dumps(_brief(entry)) if as_json else f"added {entry.full_name} from {archive}")
         return
-    add(context, name or archive.stem, str(archive), version, as_json)
+    chosen = name or archive.stem
+    _add(context, chosen, str(archive), version=version, placement={}, as_json=as_json)
 
 
 def _brief(entry: Any) -> dict[str, Any]:

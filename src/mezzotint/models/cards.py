@@ -10,6 +10,9 @@ Adding a model of a known family is a card, not code::
     default_size = [128, 128]
     default_steps = 20
 
+    [placement]
+    dtype = "bfloat16"
+
     [sha256]
     "unet/diffusion_pytorch_model.safetensors" = "..."
 
@@ -28,6 +31,7 @@ from typing import Any, Literal
 
 from mezzotint.errors import CardError, InvalidRequest
 from mezzotint.files import digest_file, write_atomically
+from mezzotint.models.config import read_placement
 from mezzotint.models.reading import refuse_special
 from mezzotint.models.spec import ModelSpec
 from mezzotint.plain import check_range, convert
@@ -83,6 +87,8 @@ class Card:
         limits: Further things it cannot do.
         predictions: What TorchServe's ``/predictions`` answers where a request says nothing:
             the file of a picture, or nested lists of its pixels.
+        placement: Its own placement options, as
+            :func:`mezzotint.models.config.read_placement` takes them.
         sha256: Digest by path inside the folder (or by name, for one file).
     """
 
@@ -106,9 +112,11 @@ class Card:
     description: str = ""
     limits: tuple[str, ...] = ()
     predictions: Literal["picture", "array"] | None = None
+    placement: Mapping[str, Any] = field(default_factory=dict[str, Any])
     sha256: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "placement", read_placement(self.placement))
         check_range("default_steps", self.default_steps, 1, 1000)
         check_range("default_guidance_scale", self.default_guidance_scale, 0, 1000)
         check_range("min_size_px", self.min_size_px, 1, 16_384)
@@ -147,11 +155,13 @@ def read_card(path: Path) -> Card:
 def card_from_plain(data: Mapping[str, Any], *, source: str) -> Card:
     """Build a card from plain data, with errors that name where it came from."""
     values = dict(data)
-    digests = values.pop("sha256", {})
+    digests, placement = values.pop("sha256", {}), values.pop("placement", {})
     hints = {f.name: f.type for f in fields(Card)}
     try:
         if not isinstance(digests, Mapping):
             raise InvalidRequest("sha256 must be a table of file and digest")
+        if not isinstance(placement, Mapping):
+            raise InvalidRequest("placement must be a table of option and value")
         for key, value in values.items():
             if key not in hints:
                 known = ", ".join(sorted(hints))
@@ -159,7 +169,11 @@ def card_from_plain(data: Mapping[str, Any], *, source: str) -> Card:
             values[key] = convert(value, hints[key], key)
         if not values.get("name"):
             raise InvalidRequest("name is needed")
-        return Card(**values, sha256={str(k): str(v) for k, v in digests.items()})
+        return Card(
+            **values,
+            placement={str(k): v for k, v in placement.items()},
+            sha256={str(k): str(v) for k, v in digests.items()},
+        )
     except InvalidRequest as error:
         raise CardError(f"card {source}: {error}") from None
 
@@ -169,13 +183,15 @@ def card_to_toml(card: Card) -> str:
     lines: list[str] = []
     for f in fields(card):
         value = getattr(card, f.name)
-        if f.name == "sha256" or value is None or value == () or (value == "" and f.name != "name"):
+        is_table = f.name in ("placement", "sha256")
+        if is_table or value is None or value == () or (value == "" and f.name != "name"):
             continue
         # JSON texts, numbers and lists are TOML too.
         lines.append(f"{f.name} = {json.dumps(value, ensure_ascii=False)}")
-    if card.sha256:
-        lines += ["", "[sha256]"]
-        lines += [f"{json.dumps(k)} = {json.dumps(v)}" for k, v in sorted(card.sha256.items())]
+    for name, table in (("placement", card.placement), ("sha256", card.sha256)):
+        if table:
+            lines += ["", f"[{name}]"]
+            lines += [f"{json.dumps(k)} = {json.dumps(v)}" for k, v in sorted(table.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -193,6 +209,8 @@ def apply_card(spec: ModelSpec, card: Card) -> ModelSpec:
         changes["default_size"] = Size(*card.default_size)
     if card.limits:
         changes["limits"] = (*spec.limits, *card.limits)
+    if card.placement:
+        changes["placement"] = card.placement
     return replace(spec, **changes)
 
 
@@ -253,8 +271,15 @@ def describe_spec(spec: ModelSpec) -> dict[str, Any]:
             "scheduler": spec.default_scheduler,
             "sigma_schedule": spec.default_sigma_schedule,
         },
-        "limits": list(spec.limits),
+        "limits": [*spec.limits, *_told(spec)],
     }
+
+
+def _told(spec: ModelSpec) -> list[str]:
+    """Say which placement options are the model's own."""
+    told = {name: str(value) for name, value in sorted(spec.placement.items())}
+    options = ", ".join(f"{name} {value.lower()}" for name, value in told.items())
+    return [f"placed by its card: {options}"] if options else []
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
 """Config of the model room: where models are, and what may be loaded. Torch-free."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.files import user_home
-from mezzotint.plain import Checked, check_range
+from mezzotint.plain import Checked, check_range, convert, field_types
 
-__all__ = ["ModelsConfig", "PlacementConfig"]
+__all__ = ["ModelsConfig", "PlacementConfig", "read_placement"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,30 @@ class PlacementConfig(Checked):
             )
 
 
+def read_placement(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Check placement options that are one model's own, whatever holds for the others.
+
+    Args:
+        options: Fields of :class:`PlacementConfig` by name. All models of a process compute on
+            one device, so ``device`` is none of them.
+
+    Returns:
+        The same, converted.
+
+    Raises:
+        InvalidRequest: If an option is unknown, or has a value that it cannot have.
+    """
+    types = {name: kind for name, kind in field_types(PlacementConfig).items() if name != "device"}
+    for name in options:
+        if name not in types:
+            raise InvalidRequest(
+                f"placement of a model must be of {', '.join(types)}, got {name!r}",
+                field=f"placement.{name}",
+                allowed=", ".join(types),
+            )
+    return {k: convert(value, types[k], f"placement.{k}") for k, value in options.items()}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelsConfig(Checked):
     """Where models are, how many bytes may be loaded, and what is refused.
@@ -62,7 +87,8 @@ class ModelsConfig(Checked):
         allowed_handlers: sha256 of the archives whose handler code may run.
         backend: Who computes networks on a CPU: ``"openvino"``, ``"torch"``; ``"auto"`` is
             OpenVINO there and torch elsewhere.
-        placement: Where a model computes, and what it trades for memory.
+        placement: Where models compute, and what they trade for memory; a model's card may
+            say otherwise for itself.
     """
 
     home: str = ""

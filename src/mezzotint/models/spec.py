@@ -80,6 +80,7 @@ class ModelSpec:
             they are decoded whole.
         licence: SPDX id or a short sentence.
         limits: Things the model cannot do, one sentence each, for people.
+        placement: Placement options that are its own, by name.
         path: Where the files are, for ``models show``; "" if in memory only.
     """
 
@@ -120,4 +121,5 @@ class ModelSpec:
     tile_px: int = 0
     licence: str = "unknown"
     limits: tuple[str, ...] = ()
+    placement: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
     path: str = ""

@@ -4,6 +4,7 @@ Every refusal is one line that names the field, what came and what is allowed.
 What is changed instead of refused is a warning for the result.
 """
 
+import json
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
@@ -122,7 +123,7 @@ def plan(
     one = Plan(
         model=spec.name,
         model_digest=spec.digest,
-        environment=abilities.environment,
+        environment=_environment(abilities.environment, spec),
         prompt=prompt,
         negative_prompt=_resolve_negative(
             request, spec, guided=guided or not spec.stepwise, warnings=warnings
@@ -270,6 +271,19 @@ def _with_techniques(plan: Plan, **changes: Any) -> Plan:
     """Change techniques in all passes."""
     second = _with_techniques(plan.second, **changes) if plan.second else None
     return replace(plan, techniques=replace(plan.techniques, **changes), second=second)
+
+
+def _environment(common: str, spec: ModelSpec) -> str:
+    """Return what arithmetic depends on, with the model's own placement in place of the common."""
+    if not spec.placement:
+        return common
+    options = dict(spec.placement)
+    found = json.loads(common) if common else {}
+    if dtype := options.pop("dtype", None):
+        found["dtype"] = dtype
+    if options:
+        found["placement"] = {**found.get("placement", {}), **options}
+    return json.dumps(found, sort_keys=True)
 
 
 def _resolve_prompt(request: GenerationRequest, spec: ModelSpec, warnings: list[str]) -> str:

@@ -33,6 +33,15 @@ def test_a_model_is_added_shown_and_removed(cli, folder):
     assert (folder / "model_index.json").is_file()
 
 
+def test_a_model_is_added_with_a_placement_of_its_own(cli, folder):
+    assert cli("models", "add", "half", folder, "--dtype", "bfloat16", "--channels-last").code == 0
+    shown = json.loads(cli("models", "show", "half", "--json").out)
+    assert "placed by its card: channels_last true, dtype bfloat16" in shown["limits"]
+    refused = cli("models", "add", "odd", folder, "--dtype", "int3")
+    assert refused.code == 2
+    assert "placement.dtype must be one of" in refused.err
+
+
 def test_show_is_readable_for_people(cli):
     done = cli("models", "show", "plate")
     assert "family: sd" in done.out

@@ -4,14 +4,17 @@ What lies there is told by :mod:`mezzotint.models.formats.identify`; each layout
 reader is imported when it is needed, since most processes read one or two.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mezzotint.errors import WeightsError
-from mezzotint.models.backends.placement import place
+from mezzotint.models.backends.placement import check_offload, place
 from mezzotint.models.base import Model
 from mezzotint.models.cards import Card, apply_card
 from mezzotint.models.config import PlacementConfig
@@ -51,22 +54,30 @@ def load_with_card(path: Path, card: Card, *, name: str, placement: PlacementCon
         path: Folder or file.
         card: What is declared about it.
         name: Store name.
-        placement: Where and how to compute.
+        placement: Where and how to compute, where the card says nothing of it. What it says
+            otherwise is part of the model's digest: pictures and certificates depend on it.
 
     Raises:
         UnknownName: If nothing is there.
+        InvalidRequest: If the card's placement cannot be had on the device.
         ModelError: If it is no model, or is broken or unsafe.
     """
+    placed = replace(placement, **card.placement)
+    check_offload(placed, choose_device(placed.device))
     model = load_path(
         path,
         name=name,
-        placement=placement,
+        placement=placed,
         expected=card.sha256,
         variant=card.variant,
         prediction_type=card.prediction_type,
     )
     model.spec = apply_card(model.spec, card)
-    return place(model, placement)
+    if placed != placement:
+        words = json.dumps([model.spec.digest, sorted(card.placement.items())])
+        digest = hashlib.sha256(words.encode()).hexdigest()
+        model.spec = replace(model.spec, digest=digest)
+    return place(model, placed)
 
 
 def load_path(

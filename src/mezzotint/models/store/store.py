@@ -204,6 +204,7 @@ class ModelStore:
         *,
         version: str | None = None,
         keep: bool = True,
+        placement: Mapping[str, Any] | None = None,
     ) -> ModelEntry:
         """Add a model from a path, an archive or a Hub id.
 
@@ -215,9 +216,11 @@ class ModelStore:
             source: Path, or Hub id with an optional ``@revision``.
             version: Version; the archive's own, or ``"1.0"``.
             keep: Whether it is there after a restart.
+            placement: Its own placement options, beside those of its card.
 
         Raises:
-            InvalidRequest: If the name is no name, or name and version are taken.
+            InvalidRequest: If the name is no name, name and version are taken, or the
+                placement cannot be.
             UnknownName: If there is nothing at ``source``.
             ModelError: If it is not a model, is unsafe, or is broken.
         """
@@ -229,7 +232,8 @@ class ModelStore:
                     field=kind,
                 )
         entry = self._inspect_source(name, str(source))
-        entry = replace(entry, version=version or entry.card.version)
+        card = replace(entry.card, placement={**entry.card.placement, **(placement or {})})
+        entry = replace(entry, version=version or card.version, card=card)
         with self._lock:
             self._look_again()
             taken = {(e.name, e.version) for e in self.entries()}

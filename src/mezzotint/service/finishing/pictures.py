@@ -5,6 +5,7 @@ encoding. The bytes of a picture depend on its plan and environment alone, not
 on who asked, in which words, or beside whom it was made.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -158,7 +159,7 @@ class Finisher:
         recipe = build_recipe(
             replace(whole, output=output).to_dict(),
             resolved={"model": plan.model, "width": plan.size.width, "height": plan.size.height},
-            environment={**self.environment, "model_digest": plan.model_digest},
+            environment=self._environment(plan),
         )
         texts = {
             "parameters": make_infotext(recipe, has_steps=bool(plan.steps), version=self.program),
@@ -194,7 +195,7 @@ class Finisher:
         self, request: GenerationRequest, plan: Plan, warnings: Sequence[str] = ()
     ) -> dict[str, Any]:
         """Return the recipe of one image: its request alone, resolved, and where it was made."""
-        environment = {**self.environment, "model_digest": plan.model_digest}
+        environment = self._environment(plan)
         if plan.shortcuts:
             notes = [w for w in warnings if w.startswith(FULL_PRECISION)]
             environment["shortcuts"] = [*plan.shortcuts, *notes]
@@ -205,6 +206,12 @@ class Finisher:
             environment=environment,
             index=walk.frame if walk else 0,
         )
+
+    def _environment(self, plan: Plan) -> dict[str, Any]:
+        """Return where an image is made; a model may have a placement of its own."""
+        of_plan = json.loads(plan.environment) if plan.environment else {}
+        own = {name: of_plan[name] for name in ("dtype", "placement") if name in of_plan}
+        return {**self.environment, **own, "model_digest": plan.model_digest}
 
 
 def pastes(plan: Plan) -> bool:

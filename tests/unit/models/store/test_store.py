@@ -453,6 +453,42 @@ def test_digests_are_computed_once_until_the_file_changes(tmp_path, monkeypatch)
     assert DigestCache(kept).digest(path) not in (first, "f" * 64)
 
 
+def test_a_model_keeps_a_placement_of_its_own(home, folder):
+    own = {"dtype": "bfloat16", "channels_last": True}
+    open_store(home).add("plain", folder)
+    open_store(home).add("half", folder, placement=own)
+    store = open_store(home)  # from the cards
+    plain, half = store.load("plain"), store.load("half")
+    assert plain.networks["decoder"].dtype == torch.float32
+    assert half.networks["decoder"].dtype == torch.bfloat16
+    assert half.networks["decoder"].changes == ("channels_last",)
+    assert half.spec.placement == own
+    assert half.spec.digest != plain.spec.digest
+    limits = store.describe("half")["limits"]
+    assert "placed by its card: channels_last true, dtype bfloat16" in limits
+
+
+@pytest.mark.parametrize(
+    ("placement", "message"),
+    [
+        ({"device": "cpu"}, r"must be of dtype, offload, .*, got 'device'"),
+        ({"dtype": "int3"}, r"placement\.dtype must be one of 'float32', 'float16', 'bfloat16'"),
+        ({"vae_tiling": 1}, r"placement\.vae_tiling must be true or false"),
+    ],
+)
+def test_a_placement_that_cannot_be_is_refused_when_it_is_added(home, folder, placement, message):
+    with pytest.raises(InvalidRequest, match=message):
+        open_store(home).add("odd", folder, placement=placement)
+    assert "odd" not in open_store(home).names()
+
+
+def test_offloading_a_model_from_the_cpu_is_refused_before_it_is_read(home, folder):
+    store = open_store(home)
+    store.add("off", folder, placement={"offload": "model"})
+    with pytest.raises(InvalidRequest, match="offload needs a device that is not the CPU"):
+        store.load("off")
+
+
 def test_hub_cards_are_whole_and_know_their_licences():
     cards = hub_cards()
     assert len(cards) >= 10
