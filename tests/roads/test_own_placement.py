@@ -29,7 +29,6 @@ from mezzotint.planning.planner import plan
     ],
 )
 def test_a_plan_depends_on_the_models_own_placement(common, expected):
-    import dataclasses
 
     own = dataclasses.replace(SPEC, placement={"dtype": "bfloat16", "channels_last": True})
     request = mz.GenerationRequest(model="m", prompt="a", seed=1)
