@@ -35,6 +35,7 @@ from mezzotint.plain import field_names
 from mezzotint.planning.plan import Adapters, Plan
 from mezzotint.planning.tiers import has_low_precision, has_step_cache
 from mezzotint.service.provision.adapters import KINDS, AdapterProvider
+from mezzotint.service.provision.fitting import check_fits
 from mezzotint.service.provision.memory_limit import memory_limit
 
 __all__ = ["Backend", "ModelProvider", "describe_environment"]
@@ -175,15 +176,29 @@ class ModelProvider:
         return tuple(found)
 
     def _on_backend(self, model: Model) -> Model:
-        """Put a model on the backend once."""
+        """Put a model on the backend once.
+
+        Raises:
+            WeightsError: If its weights are more than there is memory for.
+        """
         with self._lock:
             if model not in self._placed:
+                self._check_fits(model)
                 self._placed.add(model)
                 if self.backend == "openvino":
                     from mezzotint.models.backends.openvino_backend import use_openvino
 
                     use_openvino(model, cache=self._cache, cache_bytes=self._cache_bytes)
         return model
+
+    def _check_fits(self, model: Model) -> None:
+        """Refuse a model that cannot fit, before anything of it is read."""
+        room, can_offload = memory_limit(), False
+        if self.device.startswith("cuda") and not _is_offloaded(model):
+            room = int(torch.cuda.get_device_properties(self.device).total_memory)
+            can_offload = True
+        networks = model.networks.values()
+        check_fits(model.spec.name, networks, room, can_offload=can_offload)
 
     def _place_control(self, control: ControlNet) -> ControlNet:
         """Put a ControlNet on the backend."""
@@ -208,6 +223,11 @@ def placement_of(model: Model) -> Placement:
     while network is not None and not isinstance(network, TorchNetwork):
         network = getattr(network, "source", None)
     return Placement() if network is None else Placement(str(network.device), network.dtype)
+
+
+def _is_offloaded(model: Model) -> bool:
+    """Tell whether networks take turns on the device."""
+    return any(getattr(n, "offload", None) is not None for n in model.networks.values())
 
 
 def _broken(name: str, version: str, path: str, error: Exception) -> dict[str, Any]:
