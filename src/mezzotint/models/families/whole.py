@@ -43,6 +43,7 @@ from mezzotint.models.parts import (
     read_json,
     stored_together,
 )
+from mezzotint.models.quantizers import refuse_missing_quantizer
 from mezzotint.models.quiet_loading import quiet_loading
 from mezzotint.models.spec import ModelSpec
 from mezzotint.models.stepped_call import SteppedCall
@@ -370,6 +371,7 @@ def _check_parts(path: Path, index: Mapping[str, Any], variant: str | None) -> t
             continue
         if not any(f.suffix in (".safetensors", ".bin", ".ckpt") for f in folder.iterdir()):
             continue
+        refuse_missing_quantizer(read_json(folder / "config.json"), where=folder / "config.json")
         for file in find_weights(folder, variant=variant)[0]:
             header = read_header(file)
             num_bytes += header.data_bytes

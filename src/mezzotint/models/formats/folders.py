@@ -29,6 +29,7 @@ from mezzotint.models.parts import (
     stored_together,
 )
 from mezzotint.models.prompts import load_tokens
+from mezzotint.models.quantizers import refuse_missing_quantizer
 from mezzotint.models.quiet_loading import quiet_loading
 from mezzotint.registry import Registry
 
@@ -328,13 +329,15 @@ def _check_library(path: Path, role: str, library: str) -> None:
 
 def _folder_part(role: str, found: _Folder, *, digests: Mapping[str, str], root: Path) -> Part:
     """Describe one network of a folder."""
+    config = read_json(found.path / "config.json")
+    refuse_missing_quantizer(config, where=found.path / "config.json")
     headers = [read_header(file) for file in found.weights]
     names = [f.relative_to(root).as_posix() for f in (found.path / "config.json", *found.weights)]
     pinned = {root / name: digests[name] for name in names}
     return Part(
         role=role,
         class_name=found.class_name,
-        config=read_json(found.path / "config.json"),
+        config=config,
         build=lambda dtype: _build(found, dtype, pinned),
         digest=combine_digests({name: digests[name] for name in names}),
         num_bytes=sum(header.data_bytes for header in headers),
