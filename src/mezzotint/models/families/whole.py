@@ -34,6 +34,7 @@ from mezzotint.models.exported import (
 )
 from mezzotint.models.families.whole_calls import WholeCall, read_call, why_refused
 from mezzotint.models.families.whole_pictures import picture_arguments, strength_of
+from mezzotint.models.formats.quantizers import refuse_missing_quantizer
 from mezzotint.models.networks import Placement
 from mezzotint.models.parts import (
     combine_digests,
@@ -43,7 +44,6 @@ from mezzotint.models.parts import (
     read_json,
     stored_together,
 )
-from mezzotint.models.quantizers import refuse_missing_quantizer
 from mezzotint.models.quiet_loading import quiet_loading
 from mezzotint.models.spec import ModelSpec
 from mezzotint.models.stepped_call import SteppedCall

@@ -16,6 +16,7 @@ from mezzotint.models.base import Model
 from mezzotint.models.digests import DIGESTS, own_weights
 from mezzotint.models.exported import LIBRARIES, exported_class
 from mezzotint.models.formats.fit import misfits
+from mezzotint.models.formats.quantizers import refuse_missing_quantizer
 from mezzotint.models.networks import Placement, TorchNetwork
 from mezzotint.models.parts import (
     Part,
@@ -29,7 +30,6 @@ from mezzotint.models.parts import (
     stored_together,
 )
 from mezzotint.models.prompts import load_tokens
-from mezzotint.models.quantizers import refuse_missing_quantizer
 from mezzotint.models.quiet_loading import quiet_loading
 from mezzotint.registry import Registry
 

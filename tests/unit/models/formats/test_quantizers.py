@@ -8,7 +8,7 @@ from tests import tiny
 
 from mezzotint.errors import WeightsError
 from mezzotint.models.formats.folders import load_pipeline
-from mezzotint.models.quantizers import PACKAGES, refuse_missing_quantizer
+from mezzotint.models.formats.quantizers import PACKAGES, refuse_missing_quantizer
 
 
 @pytest.mark.parametrize("method", sorted(PACKAGES))
