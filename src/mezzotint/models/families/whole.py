@@ -34,7 +34,6 @@ from mezzotint.models.exported import (
 )
 from mezzotint.models.families.whole_calls import WholeCall, read_call, why_refused
 from mezzotint.models.families.whole_pictures import picture_arguments, strength_of
-from mezzotint.models.formats.quantizers import refuse_missing_quantizer
 from mezzotint.models.networks import Placement
 from mezzotint.models.parts import (
     combine_digests,
@@ -42,6 +41,7 @@ from mezzotint.models.parts import (
     find_weights,
     read_header,
     read_json,
+    refuse_missing_quantizer,
     stored_together,
 )
 from mezzotint.models.quiet_loading import quiet_loading

@@ -16,7 +16,6 @@ from mezzotint.models.base import Model
 from mezzotint.models.digests import DIGESTS, own_weights
 from mezzotint.models.exported import LIBRARIES, exported_class
 from mezzotint.models.formats.fit import misfits
-from mezzotint.models.formats.quantizers import refuse_missing_quantizer
 from mezzotint.models.networks import Placement, TorchNetwork
 from mezzotint.models.parts import (
     Part,
@@ -27,6 +26,7 @@ from mezzotint.models.parts import (
     most_stored,
     read_header,
     read_json,
+    refuse_missing_quantizer,
     stored_together,
 )
 from mezzotint.models.prompts import load_tokens
