@@ -1,4 +1,4 @@
-"""Weights that need a quantizer's package are refused where it is missing, before any is read."""
+"""Weights that need a quantizer's package are refused where it is missing (:mod:`mezzotint.models.parts`)."""
 
 import importlib.util
 import json
