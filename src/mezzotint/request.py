@@ -1,7 +1,7 @@
 """The generation request: what a user asked for, validated, nothing resolved.
 
 One frozen dataclass and its parts; those that describe a technique are written
-in :mod:`mezzotint.techniques` and had from here. The same names serve Python,
+in :mod:`mezzotint.techniques.parts` and had from here. The same names serve Python,
 the command line and native JSON; other dialects translate into them. ``None``
 means "the model's own"; the planner resolves it. Checks here need no model:
 types, ranges that hold for every model, fields that exclude each other. Checks
@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from mezzotint.bounds import Count, Length, Range
 from mezzotint.errors import InvalidRequest
 from mezzotint.plain import Checked, convert, field_hints, read, write
-from mezzotint.techniques import (
+from mezzotint.techniques.parts import (
     Control,
     Embedding,
     EnsembleMember,
@@ -34,6 +34,7 @@ from mezzotint.techniques import (
     Variation,
     Walk,
 )
+from mezzotint.techniques.walking import Names, Pass
 from mezzotint.types import (
     MAX_ADAPTERS,
     MAX_REFERENCES,
@@ -71,7 +72,7 @@ __all__ = [
 ]
 
 MAX_PROMPT_IMAGES = 32
-ModelName = Annotated[str, Length(1, empty="must name a model, got an empty text")]
+ModelName = Annotated[str, Length(1, empty="must name a model, got an empty text"), Names("model")]
 UpscaleFactor = Annotated[float, Range(1, 8)]
 
 
@@ -163,7 +164,7 @@ class Upscale(Checked):
 
     where: ClassVar[str] = "upscale"
     factor: UpscaleFactor = 2.0
-    model: str | None = None
+    model: Annotated[str, Names("upscaler")] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -366,6 +367,21 @@ class GenerationRequest(Checked):
     def canonical(self) -> str:
         """Return the one JSON text that equal requests share: fields in order, no spaces."""
         return json.dumps(self.to_dict(), separators=(",", ":"), ensure_ascii=False)
+
+    def passes(self) -> tuple[Pass, ...]:
+        """Return the passes over one picture, in order; what the model decides is None."""
+        first = Pass(self.num_inference_steps, self.width, self.height)
+        hires = self.hires
+        if hires is None:
+            return (first,)
+        second = Pass(
+            hires.num_inference_steps,
+            hires.width or (self.width and self.width * hires.scale),
+            hires.height or (self.height and self.height * hires.scale),
+            steps_field="hires.num_inference_steps",
+            size_field="hires.width" if hires.width else "hires.scale",
+        )
+        return (first, second)
 
     @property
     def num_pictures(self) -> int:

@@ -213,20 +213,20 @@ SAMPLES = {
     "str": "x",
 }
 TUPLES = {
-    "[mezzotint.techniques.Lora]": (Resolved(part=Lora(name="ink"), digest="d"),),
-    "[mezzotint.techniques.Control]": (
+    "[mezzotint.techniques.parts.Lora]": (Resolved(part=Lora(name="ink"), digest="d"),),
+    "[mezzotint.techniques.parts.Control]": (
         Resolved(part=Control(model="canny", image=PICTURE), digest="d", pictures=("i",)),
     ),
-    "[mezzotint.techniques.ImagePrompt]": (
+    "[mezzotint.techniques.parts.ImagePrompt]": (
         Resolved(part=ImagePrompt(model="style", images=(PICTURE,)), digest="d", pictures=("i",)),
     ),
-    "[mezzotint.techniques.Embedding]": (
+    "[mezzotint.techniques.parts.Embedding]": (
         Resolved(part=Embedding(name="ink", token="t"), digest="d"),
     ),
-    "[mezzotint.techniques.Region]": (
+    "[mezzotint.techniques.parts.Region]": (
         Resolved(part=Region(prompt="p", mask=PICTURE), pictures=("i",)),
     ),
-    "[mezzotint.techniques.EnsembleMember]": (
+    "[mezzotint.techniques.parts.EnsembleMember]": (
         Resolved(part=EnsembleMember(model="m", weights=(1.0,)), digest="d"),
     ),
     "tuple[bool": (True,),
@@ -264,12 +264,12 @@ def mutations(value, rebuild):
 FULL = dataclasses.replace(
     make_plan(),
     techniques=Techniques(
-        loras=TUPLES["[mezzotint.techniques.Lora]"],
-        controls=TUPLES["[mezzotint.techniques.Control]"],
-        image_prompts=TUPLES["[mezzotint.techniques.ImagePrompt]"],
-        embeddings=TUPLES["[mezzotint.techniques.Embedding]"],
-        regions=TUPLES["[mezzotint.techniques.Region]"],
-        ensemble=TUPLES["[mezzotint.techniques.EnsembleMember]"],
+        loras=TUPLES["[mezzotint.techniques.parts.Lora]"],
+        controls=TUPLES["[mezzotint.techniques.parts.Control]"],
+        image_prompts=TUPLES["[mezzotint.techniques.parts.ImagePrompt]"],
+        embeddings=TUPLES["[mezzotint.techniques.parts.Embedding]"],
+        regions=TUPLES["[mezzotint.techniques.parts.Region]"],
+        ensemble=TUPLES["[mezzotint.techniques.parts.EnsembleMember]"],
         walk=SAMPLES["WalkPosition"],
         variation=SAMPLES["Variation"],
     ),

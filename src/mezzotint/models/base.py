@@ -313,9 +313,7 @@ class Model(ABC):
             InvalidRequest: If the model is no view with IP-Adapters, see
                 :func:`mezzotint.models.adapters.ip_adapter.with_ip_adapters`.
         """
-        raise InvalidRequest(
-            f"model {self.spec.name} carries no IP-Adapter {index}", field="image_prompts"
-        )
+        raise InvalidRequest(f"model {self.spec.name} carries no IP-Adapter {index}")
 
     def map_latents(self, latents: Tensor) -> Tensor | None:
         """Return w of a GAN's z, or None for models without a mapping network. Shape (B, Z)."""

@@ -53,7 +53,7 @@ def edits(
     Args:
         text: The prompt, e.g. ``"a [cat:dog:0.5] on [grass|snow]"``.
         num_inference_steps: Steps of this pass, >= 1.
-        first_pass_steps: Steps of the pass before a hires pass, 0 if there is
+        first_pass_steps: Steps of the pass before a second pass, 0 if there is
             none: whole numbers count on from it, fractions run from 1 to 2.
 
     Returns:

@@ -57,3 +57,8 @@ class Abilities:
     max_pixels: int = 4096 * 4096
     max_request_pixels: int = 4096 * 4096 * 64
     max_output_pixels: int = 40_000_000
+
+    def upscaler(self, name: str) -> tuple[str, str]:
+        """Return an upscaler by name and content; what is built in has no content of its own."""
+        is_built_in = name in ("lanczos", "latent")
+        return (name, "" if is_built_in else self.adapter_digest("upscaler", name))

@@ -50,8 +50,7 @@ def finish_key(plan: Plan) -> str | None:
 
 def _key(plan: Plan, digest: str) -> str:
     t = plan.techniques
-    named = [*t.adapters.image_prompts, *t.adapters.loras, *t.adapters.controls]
-    worn = "".join(f"+{digest[:8]}" for _, digest in named)
+    worn = "".join(f"+{digest[:8]}" for digest in t.adapters.networks)
     tiled = " tiled" if t.tiling else ""  # another way through the network
     return f"{digest[:16]}{worn} {plan.size} {plan.reproducibility}{tiled}"
 

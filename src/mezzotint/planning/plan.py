@@ -98,6 +98,11 @@ class Adapters:
     loras: tuple[tuple[str, str], ...] = ()
     controls: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Digests of those that add calls or layers to a network."""
+        return tuple(digest for _, digest in (*self.image_prompts, *self.loras, *self.controls))
+
     def __bool__(self) -> bool:
         return bool(self.embeddings or self.image_prompts or self.loras or self.controls)
 

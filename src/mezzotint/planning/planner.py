@@ -16,9 +16,8 @@ from mezzotint.plain import exchange
 from mezzotint.planning.abilities import Abilities
 from mezzotint.planning.adapters import read_tags, resolve_adapters
 from mezzotint.planning.ensemble import resolve_ensemble
-from mezzotint.planning.guidance_curve import resolve_guidance, run_progress
+from mezzotint.planning.guidance import resolve_negative, resolve_scales
 from mezzotint.planning.plan import (
-    ENLARGED,
     OUTSIDE,
     Plan,
     Planned,
@@ -29,16 +28,15 @@ from mezzotint.planning.plan import (
 )
 from mezzotint.planning.refusals import check_techniques
 from mezzotint.planning.schedulers import check_scheduler, family_schedule
+from mezzotint.planning.second_pass import add_second_pass
 from mezzotint.planning.sizing import (
     check_pixels,
-    check_side,
     check_upscaled,
-    fit_side,
     resolve_size,
 )
-from mezzotint.planning.steps import count_rows, count_steps, resolve_steps, run_steps
+from mezzotint.planning.steps import count_rows, count_steps, resolve_steps
 from mezzotint.planning.tiers import choose
-from mezzotint.request import GenerationRequest, GuidanceSchedule, Output, Variation
+from mezzotint.request import GenerationRequest, Output, Variation
 from mezzotint.types import Size
 
 __all__ = ["plan"]
@@ -79,7 +77,7 @@ def plan(
     check_techniques(request, spec, abilities)
     size = resolve_size(request, spec, image_size, warnings)
     check_pixels(request, size, abilities)
-    if request.hires is None:
+    if len(request.passes()) == 1:
         check_upscaled(request, size, abilities)
     prompt = _resolve_prompt(request, spec, warnings)
     steps = resolve_steps(request, spec, warnings)
@@ -92,7 +90,7 @@ def plan(
         check_scheduler(scheduler, sigma_schedule, prediction_type=spec.prediction_type)
     else:
         scheduler, sigma_schedule = "", None
-    guidance, techniques = _resolve_guidance(
+    guidance, techniques = resolve_scales(
         request,
         spec,
         len(set(steps)),
@@ -125,7 +123,7 @@ def plan(
         model_digest=spec.digest,
         environment=_environment(abilities.environment, spec),
         prompt=prompt,
-        negative_prompt=_resolve_negative(
+        negative_prompt=resolve_negative(
             request, spec, guided=guided or not spec.stepwise, warnings=warnings
         ),
         prompt_dialect=request.prompt_dialect,
@@ -143,8 +141,7 @@ def plan(
         reused=shortcuts.reused,
         shortcuts=shortcuts.names,
     )
-    if request.hires is not None:
-        one = _with_second_pass(one, request, spec, abilities, warnings)
+    one = add_second_pass(one, request, spec, abilities, warnings)
     return Planned(plans=_images(one, request), warnings=tuple(warnings))
 
 
@@ -162,79 +159,6 @@ def _resolve_variation(request: GenerationRequest, spec: ModelSpec, seed: int) -
             allowed=f"multiples of {spec.size_multiple} px",
         )
     return exchange(asked, seed=asked.seed if asked.seed is not None else image_seed(seed, 1))
-
-
-def _upscaler(name: str, digest: Callable[[str, str], str]) -> tuple[str, str]:
-    """Return an upscaler by name and content; what is built in has no content of its own."""
-    return (name, "" if name in ("lanczos", "latent") else digest("upscaler", name))
-
-
-def _with_second_pass(
-    one: Plan,
-    request: GenerationRequest,
-    spec: ModelSpec,
-    abilities: Abilities,
-    warnings: list[str],
-) -> Plan:
-    """Add the pass over the enlarged picture."""
-    hires = request.hires
-    assert hires is not None  # noqa: S101 - the caller saw to it
-    sides = [
-        given if given is not None else fit_side(round(side * hires.scale), spec)
-        for given, side in zip((hires.width, hires.height), one.size, strict=True)
-    ]
-    for name, side in zip(("hires.width", "hires.height"), sides, strict=True):
-        check_side(name, side, spec)
-    size = Size(*sides)
-    check_pixels(request, size, abilities, field="hires.width")
-    check_upscaled(request, size, abilities)
-    if hires.upscaler != "latent" and not spec.takes_image:
-        raise InvalidRequest(
-            f"hires.upscaler must be latent for {spec.name}: it has no picture encoder",
-            field="hires.upscaler",
-            value=hires.upscaler,
-            allowed="latent",
-        )
-    total = hires.num_inference_steps or one.num_inference_steps
-    steps = run_steps(one.scheduler, total, hires.strength, spec, field="hires.strength")
-    guidance, _ = _resolve_guidance(
-        replace(request, num_inference_steps=total),
-        spec,
-        len(set(steps)),
-        [],
-        scheduler=one.scheduler,
-        sigma_schedule=one.sigma_schedule,
-    )
-    negative = one.negative_prompt
-    if hires.negative_prompt is not None:
-        asked = replace(request, negative_prompt=hires.negative_prompt)
-        guided = any(scale != 1 for scale in guidance)
-        negative = _resolve_negative(asked, spec, guided=guided, warnings=warnings)
-    digest = abilities.adapter_digest
-    techniques = replace(
-        one.techniques,
-        image=ENLARGED,
-        strength=hires.strength,
-        variation=None,
-        upscale=None,
-        upscaler=_upscaler(hires.upscaler, digest),
-        first_steps=one.num_inference_steps,
-        ensemble=resolve_ensemble(request, len(guidance), digest),
-    )
-    second = replace(
-        one,
-        prompt=one.prompt if hires.prompt is None else hires.prompt,
-        negative_prompt=negative,
-        size=size,
-        num_inference_steps=total,
-        steps=steps,
-        rows=count_rows(steps, guidance, techniques),
-        guidance=guidance,
-        techniques=techniques,
-        reused=(),
-        shortcuts=(),
-    )
-    return replace(one, second=second)
 
 
 def _resolve_output(request: GenerationRequest) -> Output:
@@ -316,60 +240,6 @@ def _resolve_prompt(request: GenerationRequest, spec: ModelSpec, warnings: list[
     return request.prompt
 
 
-def _resolve_guidance(
-    request: GenerationRequest,
-    spec: ModelSpec,
-    num_steps: int,
-    warnings: list[str],
-    *,
-    scheduler: str,
-    sigma_schedule: str | None,
-) -> tuple[tuple[float, ...], Techniques]:
-    """Return the scale of each step and the techniques that guidance brings."""
-    asked = request.guidance_scale
-    off = (1.0,) * num_steps
-    if not spec.has_steps or not (spec.takes_guidance or spec.takes_distilled_guidance):
-        if asked not in (None, 1.0):
-            warnings.append(f"guidance_scale has no effect on {spec.name}")
-        return off, Techniques()
-    scale = spec.default_guidance_scale if asked is None else asked
-    if spec.takes_distilled_guidance:
-        values = set(resolve_guidance(scale, max(num_steps, 1)))
-        if len(values) > 1:
-            raise InvalidRequest(
-                f"guidance_scale must be one number for {spec.name}: its network takes the "
-                "scale as an input",
-                field="guidance_scale",
-                allowed="a number",
-            )
-        return off, Techniques(distilled_guidance=values.pop())
-    rescale = scale.rescale if isinstance(scale, GuidanceSchedule) else 0.0
-    progress = None
-    if (isinstance(scale, GuidanceSchedule) or callable(scale)) and scheduler and num_steps:
-        total = count_steps(request, spec)
-        progress = run_progress(
-            scheduler, spec.scheduler_config, total, sigma_schedule, first=total - num_steps
-        )
-    guidance = resolve_guidance(scale, num_steps, progress)
-    used = rescale if any(s != 1 for s in guidance) else 0.0
-    return guidance, Techniques(guidance_rescale=used)
-
-
-def _resolve_negative(
-    request: GenerationRequest, spec: ModelSpec, *, guided: bool, warnings: list[str]
-) -> str:
-    """Keep the negative prompt only where unconditional rows are computed."""
-    if not request.negative_prompt:
-        return ""
-    if not spec.takes_negative_prompt:
-        warnings.append(f"negative_prompt has no effect on {spec.name}")
-        return ""
-    if not guided:
-        warnings.append("negative_prompt has no effect while guidance is off (guidance_scale 1)")
-        return ""
-    return request.negative_prompt
-
-
 def _resolve_techniques(
     request: GenerationRequest,
     spec: ModelSpec,
@@ -397,7 +267,7 @@ def _resolve_techniques(
     )
     values["ensemble"] = resolve_ensemble(request, num_steps, digest)
     if request.upscale is not None:
-        name, content = _upscaler(request.upscale.model or "lanczos", digest)
+        name, content = abilities.upscaler(request.upscale.model or "lanczos")
         model = None if name == "lanczos" else name
         values["upscale"] = Resolved(part=exchange(request.upscale, model=model), digest=content)
     if request.outpaint is not None:

@@ -3,26 +3,14 @@
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.spec import ModelSpec
 from mezzotint.planning.abilities import Abilities
-from mezzotint.planning.adapters import UNET_ADAPTERS, UNET_FAMILIES, check_adapters
+from mezzotint.planning.adapters import UNET_FAMILIES, check_adapters
 from mezzotint.request import GenerationRequest
+from mezzotint.techniques.table import TECHNIQUES, Technique
 
 __all__ = ["check_techniques", "techniques_of"]
 
 _TILEABLE = ("sd", "sdxl", "unconditional")
-_MASKED = ("mask", "outpaint")
 _WHOLE_FILLS = ("original", "surroundings")
-_STEPWISE = (
-    "hires",
-    "mask",
-    "outpaint",
-    "tiling",
-    "controls",
-    "loras",
-    "image_prompts",
-    "embeddings",
-    "regions",
-    "ensemble",
-)
 
 
 def check_techniques(request: GenerationRequest, spec: ModelSpec, abilities: Abilities) -> None:
@@ -31,24 +19,8 @@ def check_techniques(request: GenerationRequest, spec: ModelSpec, abilities: Abi
     Raises:
         InvalidRequest: Names the field and what there is.
     """
-    asked = {
-        "image": request.image is not None,
-        "mask": request.mask is not None,
-        "image_references": bool(request.image_references),
-        "controls": bool(request.controls),
-        "loras": bool(request.loras),
-        "image_prompts": bool(request.image_prompts),
-        "embeddings": bool(request.embeddings),
-        "regions": bool(request.regions),
-        "ensemble": bool(request.ensemble),
-        "walk": request.walk is not None,
-        "outpaint": request.outpaint is not None,
-        "hires": request.hires is not None,
-        "variation": request.variation is not None,
-        "tiling": request.tiling,
-        "upscale": request.upscale is not None,
-        "gates": request.gates is not None and bool(request.gates.gates),
-    }
+    asked = {t.field: t.is_asked(request) for t in TECHNIQUES}
+    asked["gates"] = request.gates is not None and bool(request.gates.gates)
     for name, is_asked in asked.items():
         if is_asked and name not in abilities.techniques:
             there = ", ".join(sorted(abilities.techniques)) or "none"
@@ -78,14 +50,14 @@ def check_techniques(request: GenerationRequest, spec: ModelSpec, abilities: Abi
             allowed="z",
         )
     _check_tiling(request, spec)
-    needs_steps = list(_STEPWISE)
-    needs_steps += ["walk"] if spec.has_steps and not spec.stepwise else []
-    for name in needs_steps:
-        if name in _MASKED and spec.takes_image and spec.takes_mask:
+    takes_steps = spec.has_steps and spec.stepwise
+    for technique in TECHNIQUES:
+        name = technique.field
+        is_repainted = technique.repaints and spec.takes_image and spec.takes_mask
+        if takes_steps or is_repainted or not (asked[name] and _needs_steps(technique, spec)):
             continue
-        if asked[name] and not (spec.has_steps and spec.stepwise):
-            kind = "it takes no denoising steps" if not spec.has_steps else "it runs whole"
-            raise InvalidRequest(f"{name} cannot be honoured by {spec.name}: {kind}", field=name)
+        kind = "it takes no denoising steps" if not spec.has_steps else "it runs whole"
+        raise InvalidRequest(f"{name} cannot be honoured by {spec.name}: {kind}", field=name)
     check_adapters(request, spec)
 
 
@@ -97,19 +69,26 @@ def techniques_of(spec: ModelSpec, techniques: frozenset[str]) -> tuple[str, ...
         techniques: What there is, as of :class:`~mezzotint.planning.abilities.Abilities`.
     """
     absent: set[str] = set()
-    if not (spec.has_steps and spec.stepwise):
-        absent |= {*_STEPWISE, *(["walk"] if spec.has_steps else [])} - set(_MASKED)
+    for technique in TECHNIQUES:
+        needs_steps = _needs_steps(technique, spec) and not technique.repaints
+        if (
+            (needs_steps and not (spec.has_steps and spec.stepwise))
+            or (technique.repaints and not (spec.takes_image and spec.takes_mask))
+            or (technique.unet and spec.family not in UNET_FAMILIES)
+        ):
+            absent.add(technique.field)
     if not spec.takes_image:
-        absent |= {"image", *_MASKED}
-    if not spec.takes_mask:
-        absent |= set(_MASKED)
+        absent.add("image")
     if not spec.max_references:
         absent.add("image_references")
     if spec.family not in _TILEABLE:
         absent.add("tiling")
-    if spec.family not in UNET_FAMILIES:
-        absent |= set(UNET_ADAPTERS)
     return tuple(sorted(techniques - absent))
+
+
+def _needs_steps(technique: Technique, spec: ModelSpec) -> bool:
+    """Whether a technique acts within steps; a walk needs them of models that have some."""
+    return technique.stepwise or (technique.field == "walk" and spec.has_steps)
 
 
 def _check_pictures(request: GenerationRequest, spec: ModelSpec) -> None:
@@ -168,10 +147,10 @@ def _check_tiling(request: GenerationRequest, spec: ModelSpec) -> None:
             value=True,
             allowed="false",
         )
-    for name in ("loras", "controls", "image_prompts"):
-        if getattr(request, name):
+    for technique in TECHNIQUES:
+        if technique.pads and technique.is_asked(request):
             raise InvalidRequest(
-                f"tiling cannot be used with {name}: they would have to be padded too",
+                f"tiling cannot be used with {technique.field}: they would have to be padded too",
                 field="tiling",
                 value=True,
                 allowed="false",

@@ -24,6 +24,7 @@ from mezzotint.serve.wire import Visit, visit
 from mezzotint.service.base import Service
 from mezzotint.service.endings import follow
 from mezzotint.service.jobs.jobs import Jobs
+from mezzotint.techniques.walking import names_of
 from mezzotint.types import Event, Finished, GenerationResult, ImageOutput
 
 __all__ = ["Front", "new_id"]
@@ -111,36 +112,19 @@ class Front:
         count = request.num_pictures
         field = "walk.frames" if request.walk else "num_images"
         _limit(field, count, limits.images, "pictures in one request")
-        _limit("num_inference_steps", request.num_inference_steps, limits.steps, "steps")
         factor = request.upscale.factor if request.upscale else 1.0
         for side in ("width", "height"):
             length = getattr(request, side)
             if length is not None and length * factor > limits.side:
                 _limit(side, math.ceil(length * factor), limits.side, "px")
-        if request.width is not None and request.height is not None:
-            pixels = round(request.width * request.height * factor * factor)
-            _limit("width", pixels, limits.pixels, "pixels in one picture (width x height)")
-        if request.hires is not None:
-            self._admit_second_pass(request, factor)
+        for one in request.passes():
+            _limit(one.steps_field, one.num_inference_steps, limits.steps, "steps")
+            if one.width is not None and one.height is not None:
+                pixels = round(one.width * one.height * factor * factor)
+                what = "pixels in one picture (width x height)"
+                _limit(one.size_field, pixels, limits.pixels, what)
         if not self._paths_allowed:
             _refuse_paths(request)
-
-    def _admit_second_pass(self, request: GenerationRequest, factor: float) -> None:
-        """Hold a second pass to the limits.
-
-        Raises:
-            TooLarge: If it is too much.
-        """
-        hires, limits = request.hires, self.config.limits
-        assert hires is not None  # noqa: S101 - the caller saw to it
-        field = "hires.num_inference_steps"
-        _limit(field, hires.num_inference_steps, limits.steps, "steps")
-        width = hires.width or (request.width and request.width * hires.scale)
-        height = hires.height or (request.height and request.height * hires.scale)
-        if width and height:
-            field = "hires.width" if hires.width else "hires.scale"
-            pixels = round(width * height * factor * factor)
-            _limit(field, pixels, limits.pixels, "pixels in one picture (width x height)")
 
     def check_open(self) -> None:
         """Refuse new work while draining.
@@ -346,19 +330,8 @@ def _limit(field: str, value: int | None, most: int, what: str) -> None:
 
 
 def _refuse_paths(request: GenerationRequest) -> None:
-    _refuse_path(request.model, "model")
-    for lora in request.loras:
-        _refuse_path(lora.name, "loras.name")
-    for control in request.controls:
-        _refuse_path(control.model, "controls.model")
-    for prompt in request.image_prompts:
-        _refuse_path(prompt.model, "image_prompts.model")
-    for embedding in request.embeddings:
-        _refuse_path(embedding.name, "embeddings.name")
-    for member in request.ensemble:
-        _refuse_path(member.model, "ensemble.model")
-    if request.upscale is not None and request.upscale.model is not None:
-        _refuse_path(request.upscale.model, "upscale.model")
+    for field, _, name in names_of(request):
+        _refuse_path(name, field)
 
 
 def _refuse_path(name: str, field: str) -> None:

@@ -93,9 +93,9 @@ class GenerationService(Protocol):
         """List every name a request may use, as plain data.
 
         Keys: ``schedulers``, ``sigma_schedules``, ``guidance_schedules``,
-        ``gates``, ``loras``, ``controls``, ``image_prompts``, ``embeddings``,
-        ``preprocessors``, ``upscalers``, ``prompt_dialects``, ``output_formats``; each a
-        list of names.
+        ``gates``, one for each field that names adapters
+        (:data:`~mezzotint.techniques.table.ADAPTERS`), ``preprocessors``, ``upscalers``,
+        ``prompt_dialects``, ``output_formats``; each a list of names.
         """
         ...
 

@@ -20,28 +20,11 @@ from mezzotint.schedulers import SIGMA_SCHEDULES
 from mezzotint.service.finishing import tools
 from mezzotint.service.provision.model_provider import ModelProvider
 from mezzotint.service.requests import Judge
+from mezzotint.techniques.table import ADAPTERS, TECHNIQUES
 
 __all__ = ["abilities", "capabilities", "describe_abilities", "open_gates"]
 
-_TECHNIQUES = frozenset(
-    {
-        "controls",
-        "embeddings",
-        "ensemble",
-        "hires",
-        "image",
-        "image_prompts",
-        "image_references",
-        "loras",
-        "mask",
-        "outpaint",
-        "regions",
-        "tiling",
-        "upscale",
-        "variation",
-        "walk",
-    }
-)
+_TECHNIQUES = frozenset(t.field for t in TECHNIQUES)
 
 
 def abilities(
@@ -98,10 +81,7 @@ def capabilities(
         "sigma_schedules": list(SIGMA_SCHEDULES),
         "guidance_schedules": ["constant", "cosine", "interval", "linear", "list", "power"],
         "gates": list(_gate_names(judge)) if judge is not None else [],
-        "loras": list(provider.adapters.names("lora")),
-        "controls": list(provider.adapters.names("control")),
-        "image_prompts": list(provider.adapters.names("image_prompt")),
-        "embeddings": list(provider.adapters.names("embedding")),
+        **{field: list(provider.adapters.names(kind)) for field, kind in ADAPTERS.items()},
         "preprocessors": list(PREPROCESSORS),
         "upscalers": ["lanczos", *tools.installed_upscalers()],
         "prompt_dialects": ["plain", "a1111", "comfyui", "compel"],

@@ -34,6 +34,7 @@ from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.endings import ENDINGS, follow
 from mezzotint.service.fake_pictures import draw, read_colour, read_png_text, read_size
 from mezzotint.service.fake_plans import describe_plan
+from mezzotint.techniques.table import ADAPTERS
 from mezzotint.types import (
     MAX_SEED,
     Cancelled,
@@ -210,8 +211,8 @@ class FakeService:
             "sigma_schedules": list(SIGMA_SCHEDULES),
             "guidance_schedules": ["constant", "cosine", "interval", "linear", "list", "power"],
             "gates": ["nsfw", "quality"],
+            **{field: ["style"] for field in ADAPTERS},
             "loras": ["ink"],
-            "image_prompts": ["style"],
             "embeddings": ["scribble"],
             "preprocessors": ["none", "canny"],
             "controls": ["canny"],
@@ -464,13 +465,8 @@ class FakeService:
         alone = replace(request, seed=seed, num_images=1, walk=None)
         digest = hashlib.sha256(alone.canonical().encode()).digest()
         width, height = plan["width"], plan["height"]
-        if request.hires is not None:
-            width, height = (
-                side or round(first * request.hires.scale)
-                for side, first in zip(
-                    (request.hires.width, request.hires.height), (width, height), strict=True
-                )
-            )
+        last = replace(request, width=width, height=height).passes()[-1]
+        width, height = round(last.width or width), round(last.height or height)
         if request.upscale is not None:
             width, height = (round(v * request.upscale.factor) for v in (width, height))
         text = (

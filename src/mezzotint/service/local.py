@@ -57,6 +57,7 @@ from mezzotint.service.provision.readings import read_request
 from mezzotint.service.provision.registration import ModelRegistration
 from mezzotint.service.provision.warm_up import WarmUp
 from mezzotint.service.requests import Judge, RequestSubmission
+from mezzotint.techniques.table import TECHNIQUES
 from mezzotint.types import Event, GenerationResult, ImageOutput, Queued, Started
 
 __all__ = ["LocalService", "create_service"]
@@ -325,11 +326,9 @@ class LocalService:
 
     def _is_planned_at_once(self, request: GenerationRequest) -> bool:
         """Whether planning takes less than handing it to a thread: no file is read for it."""
-        has_files = (
-            request.image or request.mask or request.controls or request.image_prompts
-            or request.loras or request.embeddings or request.regions or request.ensemble
-            or request.upscale or request.hires or request.gates or request.image_references
-        )  # fmt: skip
+        has_files = request.gates or any(
+            technique.is_asked(request) for technique in TECHNIQUES if not technique.is_light
+        )
         is_short = request.num_pictures <= _FEW_PICTURES
         return is_short and not has_files and self.provider.is_loaded(request.model)
 

@@ -15,11 +15,11 @@ from mezzotint.errors import DeadlineExceeded, NotReady, WorkFailed
 from mezzotint.plain import exchange
 from mezzotint.planning.memory import Footprint
 from mezzotint.planning.plan import Plan, Planned
+from mezzotint.planning.second_pass import second_part
 from mezzotint.request import (
     Gates,
     GenerationRequest,
     GuidanceSchedule,
-    Hires,
     Inpaint,
     LatentInput,
 )
@@ -207,7 +207,7 @@ def standalone(request: GenerationRequest, plan: Plan) -> GenerationRequest:
         guidance_scale=_guidance_of_passes(request, plan),
         variation=techniques.variation,
         inpaint=techniques.inpaint or Inpaint(),
-        hires=_hires(request, plan),
+        **second_part(request, plan),
         upscale=techniques.upscale and techniques.upscale.part,
         walk=techniques.walk and techniques.walk.walk,
         strength=request.strength if techniques.image else _DEFAULT_STRENGTH,
@@ -219,25 +219,6 @@ def standalone(request: GenerationRequest, plan: Plan) -> GenerationRequest:
         output=plan.output,
         priority=0,
         deadline_s=None,
-    )
-
-
-def _hires(request: GenerationRequest, plan: Plan) -> Hires | None:
-    """Return the second pass as a request field, its size and steps resolved."""
-    second = plan.second
-    if request.hires is None or second is None:
-        return None
-    is_longer = second.num_inference_steps != plan.num_inference_steps
-    return Hires(
-        width=second.size.width,
-        height=second.size.height,
-        strength=request.hires.strength,
-        num_inference_steps=second.num_inference_steps if is_longer else None,
-        upscaler=request.hires.upscaler,
-        prompt=second.prompt if second.prompt != plan.prompt else None,
-        negative_prompt=(
-            second.negative_prompt if second.negative_prompt != plan.negative_prompt else None
-        ),
     )
 
 

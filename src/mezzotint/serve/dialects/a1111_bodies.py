@@ -14,7 +14,7 @@ from mezzotint.request import UpscaleFactor
 from mezzotint.serve.dialects.a1111_controlnet import scripts_schema
 from mezzotint.serve.schema import foreign, object_schema
 from mezzotint.serve.wire import Body
-from mezzotint.techniques import HiresScale, MaskBlur, MaskPadding
+from mezzotint.techniques.parts import HiresScale, MaskBlur, MaskPadding
 from mezzotint.types import (
     MAX_SEED,
     MAX_SIDE_PX,

@@ -17,7 +17,7 @@ from mezzotint.plain import Checked
 from mezzotint.preprocessing import A1111_MODULES, PREPROCESSORS, spell_number
 from mezzotint.serve.schema import foreign, object_schema
 from mezzotint.serve.wire import read_fields
-from mezzotint.techniques import ControlScale
+from mezzotint.techniques.parts import ControlScale
 from mezzotint.types import PICTURE_TEXT, ImageInput, Share
 
 __all__ = ["FIELD", "read_units", "scripts_schema"]

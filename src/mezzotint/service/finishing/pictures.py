@@ -7,7 +7,7 @@ on who asked, in which words, or beside whom it was made.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from mezzotint.request import GenerationRequest
 from mezzotint.service.finishing.inpainting import read_inpainting
 from mezzotint.service.finishing.tools import enlarge
 from mezzotint.service.requests import RequestSubmission, standalone
-from mezzotint.types import ImageInput, ImageOutput, StageTimings
+from mezzotint.techniques.walking import pictures_of
+from mezzotint.types import ImageOutput, StageTimings
 from mezzotint.vocabulary import FULL_PRECISION
 
 __all__ = ["Finisher", "adapter_assets", "check_pictures", "pastes", "with_pixels"]
@@ -232,7 +233,7 @@ def check_pictures(request: GenerationRequest, limits: ImageConfig) -> None:
         PictureTooLarge: If there are too many pixels; names the field.
     """
     total = 0
-    for name, image in _pictures(request):
+    for name, image in pictures_of(request):
         size = read_size(image.data, field=name, config=limits)
         total += size.width * size.height
         if total > limits.max_request_pixels:
@@ -243,24 +244,6 @@ def check_pictures(request: GenerationRequest, limits: ImageConfig) -> None:
                 value=total,
                 allowed=f"at most {limits.max_request_pixels} pixels together",
             )
-
-
-def _pictures(request: GenerationRequest) -> Iterator[tuple[str, ImageInput]]:
-    """Yield every picture of a request with the field it came in."""
-    for name, image in (("image", request.image), ("mask", request.mask)):
-        if image is not None:
-            yield name, image
-    for k, image in enumerate(request.image_references):
-        yield f"image_references[{k}]", image
-    for k, control in enumerate(request.controls):
-        yield f"controls[{k}].image", control.image
-    for k, prompt in enumerate(request.image_prompts):
-        for place, image in enumerate(prompt.images):
-            yield f"image_prompts[{k}].images[{place}]", image
-    for name, parts in (("regions", request.regions), ("ensemble", request.ensemble)):
-        for k, part in enumerate(parts):
-            if part.mask is not None:
-                yield f"{name}[{k}].mask", part.mask
 
 
 def adapter_assets(

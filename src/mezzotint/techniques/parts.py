@@ -13,6 +13,7 @@ from mezzotint.bounds import Count, Length, Pattern, Range
 from mezzotint.errors import InvalidRequest
 from mezzotint.plain import Checked, check_range
 from mezzotint.preprocessing import Preprocess
+from mezzotint.techniques.walking import Names
 from mezzotint.types import (
     MAX_ADAPTERS,
     MAX_IMAGES,
@@ -137,7 +138,7 @@ class Control(Checked):
     """
 
     where: ClassVar[str] = "controls"
-    model: str
+    model: Annotated[str, Names("control")]
     image: ImageInput
     scale: ControlScale = 1.0
     start: Share = 0.0
@@ -171,7 +172,7 @@ class ImagePrompt(Checked):
     """
 
     where: ClassVar[str] = "image_prompts"
-    model: str
+    model: Annotated[str, Names("image_prompt")]
     images: Annotated[tuple[ImageInput, ...], Count(1, MAX_ADAPTERS, "pictures")]
     scale: Annotated[float, Range(-10, 10)] = 1.0
 
@@ -187,7 +188,7 @@ class Embedding(Checked):
     """
 
     where: ClassVar[str] = "embeddings"
-    name: str
+    name: Annotated[str, Names("embedding")]
     token: Annotated[str, Length(1, 100), Pattern(_VISIBLE, "a visible word")] | None = None
 
 
@@ -201,7 +202,7 @@ class Lora(Checked):
     """
 
     where: ClassVar[str] = "loras"
-    name: str
+    name: Annotated[str, Names("lora")]
     scale: Annotated[float, Range(-10, 10)] = 1.0
 
 
@@ -265,7 +266,7 @@ class EnsembleMember(Checked):
     """
 
     where: ClassVar[str] = "ensemble"
-    model: str
+    model: Annotated[str, Names("model")]
     weight: Annotated[float, Range(0, 1000)] = 1.0
     weights: tuple[Annotated[float, Range(0, 1000)], ...] = ()
     mask: ImageInput | None = None

@@ -1,0 +1,110 @@
+"""Walking: every picture, name and text of a request, wherever a technique put it.
+
+What a field holds is said by its type, so a new technique's are found without being told.
+"""
+
+import functools
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+from mezzotint.plain import field_hints, field_names, json_name
+from mezzotint.types import ImageInput, PromptText
+
+__all__ = ["Names", "Pass", "names_of", "pictures_of", "texts_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Stands in a field's type: its text names something that was installed.
+
+    Args:
+        kind: ``model``, ``upscaler`` or a kind of adapter.
+    """
+
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What a request says of one pass over a picture.
+
+    Args:
+        num_inference_steps: Solver steps, or None.
+        width: Pixels before any enlargement after decoding, or None.
+        height: As ``width``.
+        steps_field: The field that says how many steps.
+        size_field: The field that says how large.
+    """
+
+    num_inference_steps: int | None
+    width: float | None
+    height: float | None
+    steps_field: str = "num_inference_steps"
+    size_field: str = "width"
+
+
+def pictures_of(value: Any, path: str = "") -> Iterator[tuple[str, ImageInput]]:
+    """Yield every picture of a request with its field, in the order of the fields.
+
+    Args:
+        value: The request, or a part of it.
+        path: Where the part stands.
+
+    Example:
+        >>> from mezzotint.request import Control, GenerationRequest
+        >>> control = Control(model="canny", image=ImageInput(b"png"))
+        >>> [path for path, _ in pictures_of(GenerationRequest(controls=(control,)))]
+        ['controls[0].image']
+    """
+    if isinstance(value, ImageInput):
+        yield path, value
+    elif isinstance(value, tuple):
+        for position, item in enumerate(typing.cast("tuple[Any, ...]", value)):
+            yield from pictures_of(item, f"{path}[{position}]")
+    elif is_dataclass(value):
+        for name in field_names(type(value)):
+            inner = f"{path}.{json_name(name)}" if path else json_name(name)
+            yield from pictures_of(getattr(value, name), inner)
+
+
+def names_of(value: Any) -> Iterator[tuple[str, str, str]]:
+    """Yield field, kind and name of all that a request names."""
+    for part, field, hint in _fields(value):
+        kind = next((n.kind for n in _marks(hint) if isinstance(n, Names)), "")
+        name = getattr(part, field)
+        if kind and name is not None:
+            where: str = getattr(type(part), "where", "")
+            yield f"{where}.{field}" if where else field, kind, name
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Yield every text of a request that a model reads; "" where one is empty."""
+    prompt = _marks(PromptText)
+    for part, field, hint in _fields(value):
+        text = getattr(part, field)
+        if text is not None and _marks(hint) == prompt:
+            yield text
+
+
+def _fields(value: Any) -> Iterator[tuple[Any, str, Any]]:
+    """Yield every part of a request with the name and type of each of its fields."""
+    if isinstance(value, tuple):
+        for item in typing.cast("tuple[Any, ...]", value):
+            yield from _fields(item)
+    elif is_dataclass(value) and not isinstance(value, ImageInput):
+        for field, hint in field_hints(type(value)).items():
+            yield value, field, hint
+            yield from _fields(getattr(value, field))
+
+
+@functools.cache
+def _marks(hint: Any) -> tuple[Any, ...]:
+    """Return what stands beside a field's type, or beside that of its choices."""
+    if typing.get_origin(hint) is typing.Annotated:
+        return typing.get_args(hint)[1:]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return tuple(mark for choice in typing.get_args(hint) for mark in _marks(choice))
+    return ()
