@@ -16,6 +16,8 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 
 from mezzotint.request import GenerationRequest
+from mezzotint.techniques.table import ADAPTERS
+from mezzotint.techniques.walking import names_of
 from mezzotint.types import GenerationResult
 
 __all__ = ["Estimates", "Need", "Place", "Router", "need_of"]
@@ -64,10 +66,9 @@ def need_of(
         group: Deployment whose workers may have it.
     """
     adapters = {
-        *(f"lora {a.name}" for a in request.loras),
-        *(f"control {a.model}" for a in request.controls),
-        *(f"image prompt {a.model}" for a in request.image_prompts),
-        *(f"embedding {a.name}" for a in request.embeddings),
+        f"{kind.replace('_', ' ')} {name}"
+        for _, kind, name in names_of(request)
+        if kind in ADAPTERS.values()
     }
     return Need(
         models=frozenset({request.model, *(m.model for m in request.ensemble)}),
