@@ -4,7 +4,7 @@ import pytest
 
 from mezzotint.request import GenerationRequest
 from mezzotint.service.workers.routing import Estimates, Need, Place, Router, need_of
-from mezzotint.techniques import EnsembleMember, Lora
+from mezzotint.techniques.parts import EnsembleMember, Lora
 from mezzotint.types import GenerationResult, ImageOutput, StageTimings
 
 
