@@ -19,8 +19,9 @@ from mezzotint.settings import load
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
 
-def test_every_metric_of_the_dashboard_is_published():
-    dashboard = json.loads((DEPLOY / "grafana.json").read_text())
+@pytest.mark.parametrize("name", ["grafana.json", "grafana-cluster.json"])
+def test_every_metric_of_the_dashboard_is_published(name):
+    dashboard = json.loads((DEPLOY / name).read_text())
     used = {
         name
         for panel in dashboard["panels"]
@@ -56,6 +57,58 @@ def test_manifest_probes_paths_that_exist():
     assert spec["automountServiceAccountToken"] is False
     volumes = {v["name"] for v in spec["volumes"]}
     assert {m["name"] for m in container["volumeMounts"]} == volumes
+
+
+def settings_of(environment):
+    """Return what the settings among a container's variables make, all of them known."""
+    own = {name: str(value) for name, value in environment.items() if name.startswith("MEZZOTINT_")}
+    return load(environment=own).settings
+
+
+def test_compose_file_is_whole_and_its_settings_are_known():
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    services = compose["services"]
+    assert set(services) == {
+        "postgres", "store", "head", "node-1", "node-2", "front-1", "front-2",
+    }  # fmt: skip
+    for service in services.values():
+        assert set(service["secrets"]) <= set(compose["secrets"])
+        assert set(service["networks"]) <= set(compose["networks"])
+        named = {volume.partition(":")[0] for volume in service.get("volumes", ())}
+        assert named <= set(compose["volumes"])
+        assert set(service.get("depends_on") or {}) <= set(services)
+        for published in service.get("ports", ()):
+            assert published.startswith("127.0.0.1:")
+    for name in ("head", "node-1", "node-2", "front-1", "front-2"):
+        environment = services[name]["environment"]
+        assert environment["RAY_AUTH_MODE"] == "token"
+        assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
+        assert "inside" in services[name]["networks"]
+    assert compose["networks"]["inside"]["internal"] is True  # Ray listens on every address
+    assert settings_of(services["front-1"]["environment"]).worker.ray == "head:6379"
+    assert "mezzotint serve" in services["front-2"]["command"][0]
+
+
+def test_kuberay_manifest_asks_for_a_token_and_its_settings_are_known():
+    cluster, service = yaml.safe_load_all((DEPLOY / "kuberay.yaml").read_text())
+    assert (cluster["kind"], service["kind"]) == ("RayCluster", "Service")
+    spec = cluster["spec"]
+    groups = {group["groupName"]: group for group in spec["workerGroupSpecs"]}
+    pods = [spec["headGroupSpec"]["template"], *(g["template"] for g in groups.values())]
+    for pod in pods:
+        assert pod["spec"]["automountServiceAccountToken"] is False
+        (container,) = pod["spec"]["containers"]
+        variables = {v["name"]: v.get("value", "x") for v in container["env"]}
+        assert variables["RAY_AUTH_MODE"] == "token"
+        assert "RAY_AUTH_TOKEN" in variables
+        assert variables["RAY_USAGE_STATS_ENABLED"] == "0"
+        settings_of(variables)
+        assert {"readinessProbe", "livenessProbe", "resources"} <= set(container)
+    front = groups["fronts"]["template"]
+    assert front["metadata"]["labels"] == service["spec"]["selector"]
+    ports = {p["name"] for p in front["spec"]["containers"][0]["ports"]}
+    assert {p["targetPort"] for p in service["spec"]["ports"]} <= ports
+    assert groups["fronts"]["rayStartParams"]["num-cpus"] == "0"
 
 
 def test_keys_lines_of_the_manifest_are_of_the_right_shape():

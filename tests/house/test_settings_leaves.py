@@ -292,6 +292,7 @@ HANDLERS = "unit/service/handlers/test_handlers.py::"
 JOBS = "unit/service/jobs/test_jobs.py::"
 LOCAL = "unit/service/test_local.py::"
 STORE = "unit/models/store/test_store.py::"
+CLUSTER = "unit/service/cluster/test_deployments.py::"
 POOL = "unit/service/workers/test_local_pool.py::"
 SUPERVISOR = "unit/service/workers/test_supervisor.py::"
 APP = "unit/serve/test_app.py::"
@@ -467,6 +468,14 @@ LEAVES = {
     ),
     "worker.backoff_s": (0.1, SUPERVISOR + "test_cancel_while_the_process_restarts_is_a_cancel"),
     "worker.devices": (("cpu",), POOL + "test_one_worker_is_no_crew_and_devices_are_checked"),
+    "worker.ray": ("10.0.0.1:6379", CLUSTER + "test_a_cluster_is_named_by_its_head_and_places_replicas_itself"),
+    "worker.cluster.deployment": ("large", CLUSTER + "test_settings_become_a_deployment"),
+    "worker.cluster.min_replicas": (0, CLUSTER + "test_settings_become_a_deployment"),
+    "worker.cluster.max_replicas": (4, CLUSTER + "test_settings_become_a_deployment"),
+    "worker.cluster.backlog_s": (5.0, CLUSTER + "test_settings_become_a_deployment"),
+    "worker.cluster.idle_s": (60.0, CLUSTER + "test_settings_become_a_deployment"),
+    "worker.cluster.cpus": (8, CLUSTER + "test_settings_become_a_deployment"),
+    "worker.cluster.gpus": (1, CLUSTER + "test_settings_become_a_deployment"),
     "worker.count": (2, POOL + "test_work_is_spread_and_a_death_costs_the_others_nothing"),
 }  # fmt: skip
 

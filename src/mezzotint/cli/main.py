@@ -22,6 +22,7 @@ from typer.exceptions import TyperException
 import mezzotint
 from mezzotint.cli import bench, generate, lab, pictures, serve, train
 from mezzotint.cli.agents import mcp
+from mezzotint.cli.cluster import cluster_app
 from mezzotint.cli.config import config_app
 from mezzotint.cli.flags import flag_of
 from mezzotint.cli.keys import keys_app
@@ -94,6 +95,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(keys_app, name="keys")
 app.add_typer(archive_app, name="archive")
 app.command("serve")(serve.serve)
+app.add_typer(cluster_app, name="cluster")
 app.command("mcp")(mcp.mcp)
 app.command("train")(train.train)
 app.command("sample")(train.sample)

@@ -1,6 +1,8 @@
 """The verb ``serve``: the server, from flags and settings."""
 
 import signal
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -11,8 +13,10 @@ import mezzotint
 from mezzotint.cli import flags
 from mezzotint.cli.flags import WrongFlag
 from mezzotint.cli.session import load_settings
+from mezzotint.service.config import WorkerConfig
+from mezzotint.settings import Settings
 
-__all__ = ["serve"]
+__all__ = ["parse_models", "serve", "worker_of"]
 
 _ARCHIVES = (".mar", ".mzt", ".tar.gz", ".tgz")
 _PORT: dict[str, Any] = {"parser": flags.whole_number, "metavar": "PORT"}
@@ -63,21 +67,9 @@ def serve(
     if runs is not None and not runs.is_dir():
         raise WrongFlag("--runs", f"the folder {runs} does not exist")
     wanted = parse_models(models or [], model_store)
-    from dataclasses import replace
-
     from mezzotint.serve.run import run
-    from mezzotint.service.config import WorkerConfig
 
-    worker = settings.worker
-    if worker.factory == WorkerConfig().factory:  # another factory has options of its own
-        made_of = settings.service_config(ready=wanted, model_store=model_store or "")
-        most = min(settings.images.most_output_pixels, settings.serve.limits.pixels)
-        made_of = replace(
-            made_of,
-            register_paths=settings.serve.register_paths,
-            images=replace(settings.images, max_output_pixels=most),
-        )
-        worker = replace(worker, options=made_of.options(worker.options))
+    worker = worker_of(settings, wanted, model_store)
     return run(
         settings.serve,
         settings.jobs,
@@ -87,6 +79,29 @@ def serve(
         version=mezzotint.__version__,
         announce=_announce,
     )
+
+
+def worker_of(
+    settings: Settings, wanted: Sequence[str], model_store: Path | None = None
+) -> WorkerConfig:
+    """Return what the settings make of a worker, its options included.
+
+    Args:
+        settings: The tree.
+        wanted: Models to have ready, as :func:`parse_models` returns them.
+        model_store: Folder whose models can be registered by name.
+    """
+    worker = settings.worker
+    if worker.factory != WorkerConfig().factory:  # another factory has options of its own
+        return worker
+    made_of = settings.service_config(ready=wanted, model_store=model_store or "")
+    most = min(settings.images.most_output_pixels, settings.serve.limits.pixels)
+    made_of = replace(
+        made_of,
+        register_paths=settings.serve.register_paths,
+        images=replace(settings.images, max_output_pixels=most),
+    )
+    return replace(worker, options=made_of.options(worker.options))
 
 
 def parse_models(texts: list[str], store: Path | None = None) -> list[str]:

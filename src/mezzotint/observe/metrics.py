@@ -60,6 +60,20 @@ CATALOGUE: dict[str, Metric] = {
         _SECONDS,
     ),
     "mezzotint_worker_restarts_total": Metric("counter", "Restarts of the engine's process."),
+    "mezzotint_replica_up": Metric(
+        "gauge", "Whether a front may send to a replica of the cluster.", ("node", "replica")
+    ),
+    "mezzotint_replica_backlog_seconds": Metric(
+        "gauge", "Seconds of work that a replica has, by estimate.", ("node", "replica")
+    ),
+    "mezzotint_replicas_wanted": Metric(
+        "gauge", "Replicas that a deployment should have.", ("deployment",)
+    ),
+    "mezzotint_deployment_backlog_seconds": Metric(
+        "gauge", "Seconds of work that all fronts have for a deployment.", ("deployment",)
+    ),
+    "mezzotint_lobby_requests": Metric("gauge", "Requests that no replica can have now."),
+    "mezzotint_replicas_lost_total": Metric("counter", "Replicas that were lost, not ended."),
     "mezzotint_auth_failures_total": Metric("counter", "Requests without a good key.", ("door",)),
 }
 

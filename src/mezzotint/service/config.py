@@ -9,6 +9,7 @@ from typing import Any
 from mezzotint.bounds import Pattern
 from mezzotint.errors import InvalidRequest
 from mezzotint.plain import Checked, check_range
+from mezzotint.service.cluster.config import ClusterConfig
 
 __all__ = [
     "HandlersConfig",
@@ -119,6 +120,9 @@ class WorkerConfig(Checked):
         devices: A worker of its own for each of these devices, e.g. ``cuda:0`` and
             ``cuda:1``; empty is one on ``models.placement.device``.
         count: Workers on each device; on a CPU they share the cores evenly.
+        ray: A Ray cluster that does the work in place of processes here: ``HOST:PORT`` of its
+            head, or ``auto`` for the one that this machine is part of; "" is none.
+        cluster: What this server asks of that cluster.
     """
 
     factory: str = "mezzotint.service.local:create_service"
@@ -131,6 +135,8 @@ class WorkerConfig(Checked):
     backoff_s: float = 0.5
     devices: tuple[str, ...] = ()
     count: int = 1
+    ray: str = ""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
         """Check ranges; the options are the factory's own business."""
@@ -141,6 +147,19 @@ class WorkerConfig(Checked):
         check_range("worker.max_crashes", self.max_crashes, 1, 1000)
         check_range("worker.backoff_s", self.backoff_s, 0, 30, unit=" s")
         check_range("worker.count", self.count, 1, 64)
+        if self.ray and not re.fullmatch(r"auto|\S+:\d{1,5}", self.ray):
+            raise InvalidRequest(
+                f"worker.ray must be auto or HOST:PORT, got {self.ray!r}",
+                field="worker.ray",
+                value=self.ray,
+                allowed="auto, HOST:PORT",
+            )
+        if self.ray and (self.devices or self.count > 1):
+            raise InvalidRequest(
+                "worker.devices and worker.count are of this machine; with worker.ray the cluster "
+                "places replicas: see worker.cluster",
+                field="worker.ray",
+            )
         for device in self.devices:
             if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", device):
                 raise InvalidRequest(

@@ -13,6 +13,8 @@ from typing import Any
 from mezzotint.errors import MezzotintError
 from mezzotint.observe import log
 from mezzotint.observe.config import LogConfig
+from mezzotint.plain import write
+from mezzotint.service.cluster.config import ClusterConfig
 from mezzotint.service.config import WorkerConfig, device_in, on_device
 from mezzotint.service.workers.pool import Pool, PoolWorker, labelled, warm_models
 from mezzotint.service.workers.routing import Place
@@ -26,12 +28,30 @@ _TEND_S = 1.0
 def create_workers(
     config: WorkerConfig, log_config: LogConfig | None = None
 ) -> "WorkerSupervisor | WorkerPool":
-    """Return what serves this configuration: one worker, or a pool of them."""
+    """Return what serves this configuration: a worker, a pool of them, or a way to a cluster."""
+    if config.ray:
+        return WorkerSupervisor(_to_cluster(config, log_config), log_config)
     devices = config.devices or ("",)
     if len(devices) * config.count == 1:
         own = config if not config.devices else _on_device(config, config.devices[0])
         return WorkerSupervisor(own, log_config)
     return WorkerPool(config, log_config)
+
+
+def _to_cluster(config: WorkerConfig, log_config: LogConfig | None) -> WorkerConfig:
+    """Return the configuration of the process that speaks to a cluster."""
+    asked = {name: value for name, value in write(config).items() if name != "options"}
+    return replace(
+        config,
+        factory="mezzotint.service.cluster.service:create_service",
+        options={
+            "worker": asked,
+            "service": dict(config.options),
+            "log": write(log_config or LogConfig()),
+        },
+        ray="",
+        cluster=ClusterConfig(),
+    )
 
 
 def shares(cores: Sequence[int], count: int) -> list[tuple[int, ...]]:

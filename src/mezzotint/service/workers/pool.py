@@ -124,7 +124,7 @@ class Pool(RemoteCalls):
         """Give a request to the worker that suits it now, or let it wait in the lobby."""
         for name, worker in self._workers.items():
             self._router.places[name].is_ready = worker.is_ready
-        name = self._router.choose(given.need)
+        name = self._router.choose(self._bound(given.need))
         ledger = self._workers[name].ledger if name is not None else self._lobby
         given.name = name or ""
         if name is not None:
@@ -178,6 +178,10 @@ class Pool(RemoteCalls):
         if lost:
             count = self._place_again(lost)
             log.warning("pool.taken_over", requests=count, worker=name)
+
+    def _bound(self, need: Need) -> Need:
+        """Return a need with what only the subclass knows of it."""
+        return need
 
     def _group_of(self, model: str) -> str:
         """Return the deployment that serves a model."""

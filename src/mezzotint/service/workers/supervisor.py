@@ -39,7 +39,10 @@ from mezzotint.service.workers.remote_calls import RemoteCalls
 from mezzotint.service.workers.transport import post_message, read_message, send_message
 from mezzotint.types import Event
 
-__all__ = ["WorkerSupervisor"]
+__all__ = ["LEFT", "WorkerSupervisor"]
+
+LEFT = 75
+"""Exit code of a process that leaves since what it stands on is gone: no request is to blame."""
 
 _PING_S = 1.0
 _CLOSE_S = 5.0  # who drains has waited before; what is left is to write the tables of costs
@@ -245,7 +248,7 @@ class WorkerSupervisor(RemoteCalls):
             metrics.count("mezzotint_worker_restarts_total")
             code = self._process.returncode if self._process is not None else None
             log.error("worker.died", code=code, restarts=self.restarts, requests=len(self.ledger))
-            self.ledger.lose()
+            self.ledger.lose(blame=code != LEFT)
             if self._on_death is not None:
                 self._on_death(self)
             await asyncio.sleep(backoff_s)

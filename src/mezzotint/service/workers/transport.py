@@ -13,6 +13,7 @@ import msgspec
 
 __all__ = [
     "MAX_MESSAGE_BYTES",
+    "encode",
     "pack",
     "post_message",
     "read_message",
@@ -35,6 +36,15 @@ def _plain(value: Any) -> Any:
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
+
+
+def encode(message: Any) -> bytes:
+    """Return a message without its length.
+
+    Raises:
+        TypeError: If something in it is no plain data.
+    """
+    return _encoder.encode(message)
 
 
 def pack(message: Any) -> bytearray:
