@@ -20,7 +20,7 @@ import typer
 from mezzotint.cli import flags
 from mezzotint.cli.flags import WrongFlag
 from mezzotint.cli.session import load_settings
-from mezzotint.errors import InvalidRequest, WorkFailed
+from mezzotint.errors import InvalidRequest, MezzotintError, WorkFailed
 
 __all__ = ["cluster_app"]
 
@@ -167,7 +167,7 @@ def down(
     try:
         calls.remove(address, name or "")
         print(f"ended       {name or 'all deployments'}")
-    except Exception as error:
+    except MezzotintError as error:
         if not ray:
             raise
         print(f"mezzotint: {' '.join(str(error).split())}", file=sys.stderr)
