@@ -8,6 +8,7 @@ from typing import Any
 import mezzotint
 from mezzotint.errors import NotReady
 from mezzotint.service.cluster import ray_link
+from mezzotint.service.cluster.actors import controller
 from mezzotint.service.cluster.messages import (
     ClusterState,
     DeploymentSpec,
@@ -44,7 +45,7 @@ def deploy(address: str, spec: DeploymentSpec) -> None:
         MezzotintError: If it is refused, or no replica can be started, and why.
     """
     ray_link.connect(address)
-    actor = ray_link.controller()
+    actor = controller()
     _read(_wait(actor.deploy.remote(encode(spec), True)))
     _read(_wait(actor.wait_settled.remote(spec.name), spec.start_s))
 

@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import mezzotint
-from mezzotint.errors import NotReady, WorkFailed
+from mezzotint.errors import NotReady
 
 __all__ = [
     "CONTROLLER",
@@ -187,31 +186,3 @@ def where_this_is() -> tuple[str, str]:
     """Return id and address of the node on which this actor runs."""
     ray = ray_module()
     return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
-
-
-def controller() -> Any:
-    """Return the cluster's controller, which is started if there is none.
-
-    Raises:
-        WorkFailed: If it cannot be started.
-    """
-    from mezzotint.service.cluster.controller import Controller
-
-    ray = ray_module()
-    try:
-        return (
-            ray.remote(Controller)
-            .options(
-                name=CONTROLLER,
-                namespace=NAMESPACE,
-                lifetime="detached",
-                get_if_exists=True,
-                num_cpus=0,
-                max_restarts=-1,
-                max_task_retries=0,
-                max_concurrency=10_000,
-            )
-            .remote(mezzotint.__version__)
-        )
-    except Exception as error:  # Ray's own are of many kinds
-        raise WorkFailed(f"the cluster's controller cannot be started: {error}") from None

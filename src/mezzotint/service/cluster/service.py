@@ -20,6 +20,7 @@ from mezzotint.observe import log
 from mezzotint.observe.metrics import Metrics
 from mezzotint.plain import read
 from mezzotint.service.cluster import ray_link
+from mezzotint.service.cluster.actors import controller
 from mezzotint.service.cluster.deployments import spec_of
 from mezzotint.service.cluster.link import ReplicaLink
 from mezzotint.service.cluster.messages import (
@@ -103,7 +104,7 @@ class RayService(Pool):
             MezzotintError: If there will be none, and why.
         """
         self._head = await asyncio.to_thread(ray_link.connect, self._config.ray)
-        self._controller = await asyncio.to_thread(ray_link.controller)
+        self._controller = await asyncio.to_thread(controller)
         for spec in list(self._known.values()):
             await self._deploy(spec)
         await self._wait_settled()
@@ -152,7 +153,7 @@ class RayService(Pool):
                 await asyncio.sleep(_SYNC_S)
                 with contextlib.suppress(MezzotintError, TimeoutError):
                     async with asyncio.timeout(_HEAD_AWAY_S):
-                        self._controller = await asyncio.to_thread(ray_link.controller)
+                        self._controller = await asyncio.to_thread(controller)
             except Exception as error:  # a bug of ours: the next round may do better
                 log.error("cluster.sync_failed", exception=error)
                 await asyncio.sleep(_SYNC_S)
