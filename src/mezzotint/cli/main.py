@@ -22,10 +22,10 @@ from typer.exceptions import TyperException
 import mezzotint
 from mezzotint.cli import bench, generate, lab, pictures, serve, train
 from mezzotint.cli.agents import mcp
-from mezzotint.cli.cluster import cluster_app
 from mezzotint.cli.config import config_app
 from mezzotint.cli.flags import flag_of
 from mezzotint.cli.keys import keys_app
+from mezzotint.cli.machines.cluster import cluster_app
 from mezzotint.cli.models import archive_app, models_app
 from mezzotint.cli.terminal import escaped
 from mezzotint.errors import Cancelled, InvalidRequest, MezzotintError

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console, Group
 
 from mezzotint.cli import main
-from mezzotint.cli.cluster_tables import tables
+from mezzotint.cli.machines.cluster_tables import tables
 
 
 @pytest.fixture

@@ -137,7 +137,7 @@ def status(
     from rich.console import Console, Group
     from rich.live import Live
 
-    from mezzotint.cli.cluster_tables import tables
+    from mezzotint.cli.machines.cluster_tables import tables
 
     console = Console()
     if not watch:
