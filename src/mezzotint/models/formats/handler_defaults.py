@@ -65,9 +65,9 @@ def read_defaults(source: str) -> HandlerDefaults:
 
 def _number(name: str | None, value: ast.expr) -> int | float | None:
     """Return a number that stands in the text, if the field may be it."""
-    if not isinstance(value, ast.Constant) or type(value.value) not in (int, float):
+    number = value.value if isinstance(value, ast.Constant) else None
+    if isinstance(number, bool) or not isinstance(number, int | float):
         return None
-    number = value.value
     least, most = _RANGES[str(name)]
     if not least <= number <= most:
         return None

@@ -5,7 +5,6 @@ Tests :mod:`mezzotint.service.buckets` and :mod:`mezzotint.service.objects`.
 
 import asyncio
 import contextlib
-import secrets
 from pathlib import Path
 
 import pytest
@@ -129,7 +128,7 @@ async def _is_known(jobs: Jobs) -> bool:
 
 @pytest.mark.parametrize(
     "url",
-    ["ftp://x/y", "s3://", "s3://user:secret@bucket/x", f"s3://bucket/?x={secrets.token_hex(2)}"],
+    ["ftp://x/y", "s3://", "s3://user:secret@bucket/x", "s3://bucket/?x=1"],
 )
 def test_a_place_that_is_neither_a_folder_nor_a_bucket_is_refused(url):
     with pytest.raises(

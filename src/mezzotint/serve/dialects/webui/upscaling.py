@@ -37,8 +37,8 @@ async def tiled(
         upscaler = names[upscaler] if 0 <= upscaler < len(names) else "None"
     picture = ImageInput.from_base64(str(body["init_images"][0]), field="image")
     image = await enlarge(front, http, picture.data, how.factor, upscaler)
-    sides = (whole_number(body.get(side), _SIDE) for side in ("width", "height"))
-    layout = lay_out(image.width, image.height, *sides, how.overlap)
+    width, height = (whole_number(body.get(side), _SIDE) for side in ("width", "height"))
+    layout = lay_out(image.width, image.height, width, height, how.overlap)
     pixels = await _pixels(front, image.data)
     tiles = await asyncio.to_thread(_encoded, pixels, layout)
     chains = tile_bodies(body, tiles, layout.tile_width, layout.tile_height)
