@@ -69,7 +69,7 @@ def test_compose_file_is_whole_and_its_settings_are_known():
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     services = compose["services"]
     assert set(services) == {
-        "postgres", "store", "head", "node-1", "node-2", "front-1", "front-2",
+        "postgres", "store", "bucket", "head", "node-1", "node-2", "front-1", "front-2",
     }  # fmt: skip
     for service in services.values():
         assert set(service["secrets"]) <= set(compose["secrets"])
@@ -87,6 +87,15 @@ def test_compose_file_is_whole_and_its_settings_are_known():
     assert compose["networks"]["inside"]["internal"] is True  # Ray listens on every address
     assert settings_of(services["front-1"]["environment"]).worker.ray == "head:6379"
     assert "mezzotint serve" in services["front-2"]["command"][0]
+    jobs = settings_of(services["front-2"]["environment"]).jobs
+    assert jobs.results_url == "s3://pictures"  # a picture of one front is read by the other
+    homes = {
+        volume.partition(":")[0]
+        for name in ("front-1", "front-2")
+        for volume in services[name]["volumes"]
+        if volume.endswith(":/var/lib/mezzotint")
+    }
+    assert len(homes) == 2  # a second server on one home exits
 
 
 def test_kuberay_manifest_asks_for_a_token_and_its_settings_are_known():
