@@ -111,7 +111,7 @@ def test_kuberay_manifest_asks_for_a_token_and_its_settings_are_known():
         assert variables["RAY_AUTH_MODE"] == "token"
         assert "RAY_AUTH_TOKEN" in variables
         assert variables["RAY_USAGE_STATS_ENABLED"] == "0"
-        settings_of(variables)
+        settings_of({v["name"]: v["value"] for v in container["env"] if "value" in v})
         assert {"readinessProbe", "livenessProbe", "resources"} <= set(container)
     front = groups["fronts"]["template"]
     assert front["metadata"]["labels"] == service["spec"]["selector"]
