@@ -67,11 +67,11 @@ class _Common(Checked):
     partial_images: Annotated[int, Range(0, 3)] = 0
     quality: Literal["auto", "low", "medium", "high", "max", "xhigh", "standard", "hd"] = "auto"
     background: Literal["auto", "opaque"] = "opaque"
-    moderation: Any = None
-    style: Any = None
-    user: Any = None
-    safety_identifier: Any = None
-    input_fidelity: Any = None
+    moderation: Literal["auto", "low"] | None = None
+    style: Literal["natural", "vivid"] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    input_fidelity: Literal["high", "low"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

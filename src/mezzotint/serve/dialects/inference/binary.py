@@ -17,7 +17,16 @@ from mezzotint.errors import InvalidField, InvalidRequest
 from mezzotint.serve.errors import Malformed, TooLarge, UnsupportedMedia
 from mezzotint.serve.wire import media_type, parse_json, read_json
 
-__all__ = ["HEADER_LENGTH", "pack_bytes", "read_inference", "tensors_of", "unpack"]
+__all__ = [
+    "DATATYPES",
+    "HEADER_LENGTH",
+    "check_datatype",
+    "count_values",
+    "pack_bytes",
+    "read_inference",
+    "tensors_of",
+    "unpack",
+]
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _FORMATS: Mapping[str, str] = {
@@ -25,6 +34,8 @@ _FORMATS: Mapping[str, str] = {
     "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q",
     "FP16": "e", "FP32": "f", "FP64": "d", "BF16": "H",
 }  # fmt: skip
+DATATYPES = ("BYTES", *_FORMATS)
+"""Types of tensors that the protocol names."""
 _MOST_ELEMENTS = 1 << 16
 """Of one tensor that comes as binary data: one byte of it can be a value of many bytes."""
 
@@ -108,6 +119,34 @@ def tensors_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     return inputs
 
 
+def count_values(shape: Any, where: str) -> int:
+    """Return how many values a tensor of a shape has.
+
+    Raises:
+        InvalidField: If it is not a list of at most eight sizes.
+    """
+    if not isinstance(shape, list) or not all(
+        isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= 1 << 62 for n in shape
+    ):
+        raise InvalidField(f"{where}.shape must be a list of sizes", field=f"{where}.shape")
+    if len(shape) > 8:
+        raise InvalidField(f"{where}.shape has more than 8 dimensions", field=f"{where}.shape")
+    return math.prod(typing.cast("list[int]", shape))
+
+
+def check_datatype(datatype: Any, where: str) -> None:
+    """Refuse what the protocol does not name.
+
+    Raises:
+        InvalidField: If it does not.
+    """
+    if datatype not in DATATYPES:
+        raise InvalidField(
+            f"{where}.datatype must be one of {', '.join(DATATYPES)}, got {str(datatype)[:40]!r}",
+            field=f"{where}.datatype",
+        )
+
+
 def unpack(data: bytes, datatype: Any, shape: Any, where: str) -> list[Any]:
     """Return the values of a tensor that came as binary data, flat.
 
@@ -124,13 +163,7 @@ def unpack(data: bytes, datatype: Any, shape: Any, where: str) -> list[Any]:
         InvalidField: If the type or the shape is none, or the bytes do not fit them.
         TooLarge: If it has more values than any request has.
     """
-    if not isinstance(shape, list) or not all(
-        isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= 1 << 62 for n in shape
-    ):
-        raise InvalidField(f"{where}.shape must be a list of sizes", field=f"{where}.shape")
-    if len(shape) > 8:
-        raise InvalidField(f"{where}.shape has more than 8 dimensions", field=f"{where}.shape")
-    count = math.prod(typing.cast("list[int]", shape))
+    count = count_values(shape, where)
     if count > _MOST_ELEMENTS:
         raise TooLarge(
             f"{where} has {count} values, at most {_MOST_ELEMENTS} as binary data",
@@ -140,13 +173,8 @@ def unpack(data: bytes, datatype: Any, shape: Any, where: str) -> list[Any]:
         )
     if datatype == "BYTES":
         return _unpack_bytes(data, count, where)
-    letter = _FORMATS.get(datatype) if isinstance(datatype, str) else None
-    if letter is None:
-        known = ", ".join(["BYTES", *_FORMATS])
-        raise InvalidField(
-            f"{where}.datatype must be one of {known}, got {str(datatype)[:40]!r}",
-            field=f"{where}.datatype",
-        )
+    check_datatype(datatype, where)
+    letter = _FORMATS[datatype]
     expected = count * struct.calcsize(f"<{letter}")
     if len(data) != expected:
         raise InvalidField(

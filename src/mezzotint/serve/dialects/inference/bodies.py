@@ -16,7 +16,14 @@ from mezzotint.bounds import Range
 from mezzotint.errors import InvalidField, InvalidRequest
 from mezzotint.plain import Checked, field_types
 from mezzotint.request import GenerationRequest
-from mezzotint.serve.dialects.inference.binary import HEADER_LENGTH, pack_bytes, tensors_of
+from mezzotint.serve.dialects.inference.binary import (
+    DATATYPES,
+    HEADER_LENGTH,
+    check_datatype,
+    count_values,
+    pack_bytes,
+    tensors_of,
+)
 from mezzotint.serve.dialects.torchserve_requests import (
     PARAMETERS,
     parameter_schemas,
@@ -150,6 +157,13 @@ def _rows(tensors: Sequence[Mapping[str, Any]], common: Mapping[str, Any]) -> li
         if name in columns or name in common:
             raise InvalidRequest(f"{name} is given twice", field=where)
         values = _flat(name, typing.cast("list[Any]", data))
+        if "datatype" in tensor:
+            check_datatype(tensor["datatype"], where)
+        if "shape" in tensor and (count := count_values(tensor["shape"], where)) != len(values):
+            raise InvalidRequest(
+                f"{where}.data must have {count} values, as its shape says, got {len(values)}",
+                field=f"{where}.shape",
+            )
         columns[name] = [_said(name, v) if isinstance(v, bytes) else v for v in values]
     lengths = {name: len(data) for name, data in columns.items()}
     rows = max(lengths.values())
@@ -259,7 +273,16 @@ def _tensor(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
         "required": ["name", "data"],
-        "properties": {"name": {"const": name}, "data": {"anyOf": shapes}},
+        "properties": {
+            "name": {"const": name},
+            "data": {"anyOf": shapes},
+            "datatype": {"enum": list(DATATYPES)},
+            "shape": {
+                "type": "array",
+                "maxItems": 8,
+                "items": {"type": "integer", "minimum": 0, "maximum": 1 << 62},
+            },
+        },
     }
 
 

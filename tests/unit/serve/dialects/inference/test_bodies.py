@@ -154,3 +154,17 @@ def test_only_the_outputs_that_are_asked_for_come(door):
     assert answer.json()["outputs"] == [
         {"name": "seed", "shape": [1], "datatype": "UINT64", "data": [3]}
     ]
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"datatype": "STRING"}, r"inputs\[0\].datatype must be one of BYTES, BOOL"),
+        ({"shape": [2]}, r"inputs\[0\].data must have 2 values, as its shape says, got 1"),
+        ({"shape": [-1]}, r"inputs\[0\].shape must be a list of sizes"),
+    ],
+)
+def test_a_tensor_is_what_it_says(door, said, message):
+    answer = infer(door, [{"name": "prompt", "data": ["a"], **said}])
+    assert answer.status_code == 400
+    assert re.search(message, answer.json()["error"]), answer.json()
