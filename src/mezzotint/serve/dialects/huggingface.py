@@ -98,7 +98,13 @@ def to_request(model: str, body: Mapping[str, Any]) -> GenerationRequest:
     native = _native(parameters)
     if "prompt" in native or _is_picture(inputs):
         _refuse_both("inputs", native, ("image",))
-        native["image"] = ImageInput.from_base64(inputs, field="inputs")
+        try:
+            native["image"] = ImageInput.from_base64(inputs, field="inputs")
+        except ImageError as error:
+            if "prompt" not in native:
+                raise
+            # that inputs has to be a picture follows from another field
+            raise InvalidRequest(f"with parameters.prompt, {error}", field="inputs") from None
     else:
         native["prompt"] = inputs
     request = GenerationRequest.from_dict({**native, "model": model})
