@@ -543,6 +543,9 @@ def test_every_path_belongs_to_the_dialect_that_serves_it():
         for endpoint in dialect.endpoints:
             if endpoint.listener == "generation" and endpoint.path != "/":
                 path = re.sub(r"{\w+(:\w+)?}", "x", endpoint.path)
+                if path == "/models" or path.startswith("/models/"):
+                    # ComfyUI's list too, but an error there is in TorchServe's words
+                    path = f"{dialect.prefix}{path}"
                 owner = next(d for d in DIALECTS if d.pattern.match(path))
                 assert owner.name == dialect.name, path
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import threading
@@ -188,6 +189,7 @@ def test_a_folder_that_cannot_be_written_fails_the_job_and_nothing_else(tmp_path
         httpx.Client(base_url=server.url, timeout=30) as client,
     ):
         results = Path(tmp_path) / "results"
+        shutil.rmtree(results)  # it holds a note of whose it is
         results.write_text("a file where the folder should be")  # nothing can be kept
         id_ = client.post("/v1/jobs", json={"seed": 1}).json()["id"]
         wait_for(client, 10)

@@ -27,7 +27,8 @@ def test_answers_are_found_by_id_path_and_status_and_hold_no_prompt(tmp_path):
         ]
         assert "secret" not in door.http.get("/v1/operations/answers").text
         newest = door.http.get("/v1/operations/answers?q=404").json()["answers"]
-        assert [a["path"] for a in newest] == ["/v1/nothing"]
+        # an id is random, and may hold these digits as well
+        assert [a["path"] for a in newest if a["status"] == 404] == ["/v1/nothing"]
 
 
 def test_models_are_added_made_the_default_and_removed(tmp_path):
