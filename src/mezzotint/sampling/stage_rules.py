@@ -9,7 +9,7 @@ Dimensions: N steps counted from 0 by k.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mezzotint.sampling.schedules import noise_schedule
@@ -40,67 +40,69 @@ def _whole_step(schedule: Schedule, k: int, first: int, *, draws_noise: bool = F
     return evaluation(schedule, k, weights(d=1), first=first, draws_noise=draws_noise)
 
 
-def dpm2(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Evaluation]:
-    """DPM-Solver-2 in sigma. Karras et al. 2022 (arXiv:2206.00364), algorithm 2, no churn.
+_Stages = Callable[[float, float], tuple[float, tuple[float, ...], tuple[float, ...]]]
+"""Told the levels of a step; answers with the level halfway, the look there, and the step."""
 
-    Register 1: the latents before the step.
-    """
+
+def _two_stages(
+    schedule: Schedule,
+    config: Mapping[str, Any],
+    first: int,
+    stages: _Stages,
+    *,
+    draws_noise: bool = False,
+) -> list[Evaluation]:
+    """Fill a table of two calls a step, with the latents before it in register 1."""
     result: list[Evaluation] = []
     for k in range(first, schedule.num_steps):
         here, there = schedule.sigmas[k], schedule.sigmas[k + 1]
         if there == 0:
             result.append(_whole_step(schedule, k, first))
             continue
-        middle = math.sqrt(here * there)
-        ratio = middle / here
-        look = weights(r0=ratio, d=1 - ratio)
-        step = weights(r1=1, gap=(there - here) / middle)
+        middle, look, step = stages(here, there)
         between = _between(schedule, config, middle)
-        result.append(evaluation(schedule, k, look, weights(r0=1), first=first))
-        result.append(evaluation(schedule, k, step, first=first, between=between))
+        result += [
+            evaluation(schedule, k, look, weights(r0=1), first=first),
+            evaluation(schedule, k, step, first=first, between=between, draws_noise=draws_noise),
+        ]
     return result
+
+
+def dpm2(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Evaluation]:
+    """DPM-Solver-2 in sigma. Karras et al. 2022 (arXiv:2206.00364), algorithm 2, no churn."""
+
+    def stages(here: float, there: float) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
+        middle = math.sqrt(here * there)
+        look = weights(r0=middle / here, d=1 - middle / here)
+        return middle, look, weights(r1=1, gap=(there - here) / middle)
+
+    return _two_stages(schedule, config, first, stages)
 
 
 def dpm2_ancestral(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Evaluation]:
     """DPM-Solver-2 down to sigma_down, then noise of sigma_up. As :func:`dpm2`."""
-    result: list[Evaluation] = []
-    for k in range(first, schedule.num_steps):
-        here, there = schedule.sigmas[k], schedule.sigmas[k + 1]
-        if there == 0:
-            result.append(_whole_step(schedule, k, first))
-            continue
+
+    def stages(here: float, there: float) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
         down, up = ancestral(here, there)
         middle = math.sqrt(here * down)
-        ratio = middle / here
-        look = weights(r0=ratio, d=1 - ratio)
-        step = weights(r1=1, gap=(down - here) / middle, n=up)
-        between = _between(schedule, config, middle)
-        result.append(evaluation(schedule, k, look, weights(r0=1), first=first))
-        result.append(evaluation(schedule, k, step, first=first, between=between, draws_noise=True))
-    return result
+        look = weights(r0=middle / here, d=1 - middle / here)
+        return middle, look, weights(r1=1, gap=(down - here) / middle, n=up)
+
+    return _two_stages(schedule, config, first, stages, draws_noise=True)
 
 
 def dpmpp_2s_ancestral(
     schedule: Schedule, config: Mapping[str, Any], first: int
 ) -> list[Evaluation]:
-    """DPM-Solver++(2S) to sigma_down, then noise. Lu et al. 2022 (arXiv:2211.01095), algorithm 1.
+    """DPM-Solver++(2S) to sigma_down, then noise. Lu et al. 2022 (arXiv:2211.01095), alg. 1."""
 
-    Register 1: the latents before the step.
-    """
-    result: list[Evaluation] = []
-    for k in range(first, schedule.num_steps):
-        here, there = schedule.sigmas[k], schedule.sigmas[k + 1]
-        if there == 0:
-            result.append(_whole_step(schedule, k, first))
-            continue
+    def stages(here: float, there: float) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
         down, up = ancestral(here, there)
         middle = math.sqrt(here * down)
         look = weights(r0=middle / here, d=1 - middle / here)
-        step = weights(r1=down / here, d=1 - down / here, n=up)
-        between = _between(schedule, config, middle)
-        result.append(evaluation(schedule, k, look, weights(r0=1), first=first))
-        result.append(evaluation(schedule, k, step, first=first, between=between, draws_noise=True))
-    return result
+        return middle, look, weights(r1=down / here, d=1 - down / here, n=up)
+
+    return _two_stages(schedule, config, first, stages, draws_noise=True)
 
 
 def dpmpp_2s_sde(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Evaluation]:
