@@ -1,17 +1,15 @@
 """Objects: bytes under names, in a folder or anywhere else that holds bytes.
 
-The port through which finished pictures, and what one machine learned for the others, are
-kept. Names are paths of plain letters with ``/`` between them. What speaks to a bucket is
-:mod:`mezzotint.service.buckets`.
+The port through which finished pictures are kept. Names are paths of plain letters with ``/``
+between them. What speaks to a bucket is :mod:`mezzotint.service.buckets`.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Protocol
 
 from mezzotint.files import digest_file, sync_folder, write_atomically
 
-__all__ = ["FolderObjects", "ObjectStore", "seal", "unseal"]
+__all__ = ["FolderObjects", "ObjectStore"]
 
 
 class ObjectStore(Protocol):
@@ -87,17 +85,3 @@ class FolderObjects:
     def path(self, name: str) -> Path:
         """Return the file of an object."""
         return self.folder / name
-
-
-_DIGEST = hashlib.sha256().digest_size
-
-
-def seal(data: bytes) -> bytes:
-    """Put the digest of some bytes in front of them."""
-    return hashlib.sha256(data).digest() + data
-
-
-def unseal(sealed: bytes) -> bytes | None:
-    """Return sealed bytes, None if they are not what was sealed."""
-    data = sealed[_DIGEST:]
-    return data if hashlib.sha256(data).digest() == sealed[:_DIGEST] else None

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mezzotint.models.base import Network
-from mezzotint.models.networks import TorchNetwork
 from mezzotint.models.parts import Part, Parts
 from mezzotint.schedulers import native_twin
 from mezzotint.types import Size
@@ -16,7 +14,6 @@ __all__ = [
     "prediction_type",
     "sample_size",
     "scheduler_defaults",
-    "weights_bytes",
 ]
 
 FEW_STEPS = ("turbo", "lightning", "lcm", "hyper-sd", "schnell", "sdxs")
@@ -76,8 +73,3 @@ def is_distilled(parts: Parts) -> bool:
 def default_size(rows_columns: tuple[int, int], scale: int) -> Size:
     """Return pixels from latent rows and columns."""
     return Size(rows_columns[1] * scale, rows_columns[0] * scale)
-
-
-def weights_bytes(networks: Mapping[str, Network]) -> int:
-    """Return the bytes of all torch weights behind the networks."""
-    return sum(n.num_bytes for n in networks.values() if isinstance(n, TorchNetwork))
