@@ -132,9 +132,9 @@ class WorkerPool(Pool):
     def _take_over(self, dead: WorkerSupervisor) -> None:
         """Let the others go on with what a dead worker had."""
         name = self._names[dead]
+        self._rescue(dead, name)  # first, so that the books of the dead close with it
         place = self._router.places[name]
         self._router.join(Place(name=name, environment=place.environment))
-        self._rescue(dead, name)
 
     async def _any(self) -> PoolWorker:
         """Return the ready worker with least to do, or one that will be ready again."""
