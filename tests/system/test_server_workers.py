@@ -28,7 +28,7 @@ def test_the_same_bytes_from_either_worker_and_after_a_death(tmp_path):
             async with asyncio.timeout(500):
                 made = [
                     await worker.generate(request, request_id=f"w{k}", use_cache=False)
-                    for k, worker in enumerate(pool._workers)
+                    for k, worker in enumerate(pool._supervisors)
                 ]
                 both = await asyncio.gather(
                     *(pool.generate(request, request_id=f"c{k}", use_cache=False) for k in range(4))
