@@ -1,8 +1,12 @@
 """Tiny pipelines of the flow transformers that a language model tells what to draw."""
 
+import torch
 from diffusers import (
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     ZImagePipeline,
@@ -14,6 +18,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
 )
 
@@ -128,4 +133,48 @@ def qwen_image(seed=900):
     )
 
 
-BUILDERS = {"qwen_image": qwen_image, "z_image": z_image}
+def flux2_klein(seed=1000, *, is_distilled=False):
+    """FLUX.2 Klein: three layers of a Qwen3, two streams and one, patches with statistics."""
+    tokenizer = qwen_tokenizer()
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        timestep_guidance_channels=32,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    vae.bn.running_mean.copy_(0.3 * torch.randn(16, generator=generator))
+    vae.bn.running_var.copy_(0.5 + torch.rand(16, generator=generator))
+    text = Qwen3Config(**language(tokenizer, width=16, layers=28))
+    return Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=tiny.stir(vae, seed + 3),
+        text_encoder=tiny.stir(Qwen3ForCausalLM(text), seed + 1),
+        tokenizer=tokenizer,
+        transformer=tiny.stir(transformer, seed + 2),
+        is_distilled=is_distilled,
+    )
+
+
+BUILDERS = {"flux2_klein": flux2_klein, "qwen_image": qwen_image, "z_image": z_image}
+
+UNGUIDED = {
+    "Flux2KleinPipeline": {"guidance_scale": 1.0},
+    "QwenImagePipeline": {"true_cfg_scale": 1.0},
+    "ZImagePipeline": {"guidance_scale": 0.0},
+}
+"""What each pipeline calls drawing without guidance."""

@@ -1,6 +1,7 @@
 """Flow transformers in the step batch: what shares calls, and that it changes nothing."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,10 +19,19 @@ from mezzotint.service.engine import Engine
 from mezzotint.types import Size
 
 LAYERS = {
+    "flux2_klein": [
+        "transformer_blocks.0.attn.to_out.0",
+        "single_transformer_blocks.0.attn.to_out",
+    ],
     "qwen_image": ["transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.add_v_proj"],
     "z_image": ["layers.0.attention.to_q", "layers.1.feed_forward.w2"],
 }
 """Families, and two layers of each that a LoRA changes."""
+KOHYA = {
+    "transformer_blocks.0.attn.to_out.0": "double_blocks_0_img_attn_proj",
+    "single_transformer_blocks.0.attn.to_out": "single_blocks_0_linear2",
+}
+"""What kohya's trainer calls layers of FLUX.2: by the names of its first publication."""
 FAMILIES = list(LAYERS)
 LONG = "a red apple on the table beside two blue cats and a big leaf, " * 6
 SIZE = {"width": 64, "height": 64}
@@ -102,7 +112,7 @@ def test_a_lora_of_any_layout_is_what_its_matrices_added_to_the_weights_are(name
         "diffusers": state,
         "peft": {f"base_model.model.{k.removeprefix('transformer.')}": v for k, v in state.items()},
         "kohya": {
-            f"lora_unet_{layer.replace('.', '_')}.{kohya}": state[f"transformer.{layer}.{ours}"]
+            f"lora_unet_{KOHYA.get(layer, layer).replace('.', '_')}.{kohya}": state[f"transformer.{layer}.{ours}"]
             for layer in LAYERS[name]
             for kohya, ours in (
                 ("lora_down.weight", "lora_A.weight"), ("lora_up.weight", "lora_B.weight"),
@@ -156,3 +166,28 @@ def test_what_the_network_cannot_weigh_or_read_is_said(engine, name):
     assert any("weights of words have no effect" in note for note in weighted.images[0].warnings)
     endless = run(engine, ask(name, prompt="big leaf " * 700, num_inference_steps=1))
     assert any("prompt cut at" in note for note in endless.images[0].warnings)
+
+
+OTHERS = ("sd1", "sd3", "flux")
+
+
+@pytest.mark.slow
+def test_a_hundred_mixed_requests_over_six_families_give_the_same_bytes_alone_and_in_a_storm(
+    tmp_path,
+):
+    models = [load_pipeline(tiny.folder(name), name=name) for name in (*FAMILIES, *OTHERS)]
+    (tmp_path / "loras").mkdir()
+    for name in FAMILIES:
+        save_file(lora_state(name), tmp_path / "loras" / f"{name}.safetensors")
+    rng = random.Random(17)
+    kinds = {name: variety(name) for name in FAMILIES}
+    requests = [replace(rng.choice(kinds[name]), seed=rng.randrange(2**32)) for name in kinds
+                for _ in range(20)]  # fmt: skip
+    requests += [
+        ask(rng.choice(OTHERS), prompt=rng.choice((LONG, "two blue cats")), seed=rng.randrange(99))
+        for _ in range(100 - len(requests))
+    ]
+    with Engine(models, device="cpu", home=tmp_path, backend="torch") as started:
+        alone = {k: run(started, request) for k, request in enumerate(requests)}
+        stormy = storm(started, requests, random.Random(18), cancels=20, patience_s=3600)
+    assert differing(alone, stormy) == []

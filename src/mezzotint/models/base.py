@@ -315,6 +315,23 @@ class Model(ABC):
         """
         raise InvalidRequest(f"model {self.spec.name} carries no IP-Adapter {index}")
 
+    def encode_references(self, pictures: Sequence[Any]) -> dict[str, Tensor]:
+        """Turn the pictures of ``image_references`` into tensors of a conditioning.
+
+        Args:
+            pictures: Each of shape (H, W, 3), uint8.
+
+        Returns:
+            Tensors of one row by name; each name and shape is the same for what may share
+            a call.
+
+        Raises:
+            InvalidRequest: If the model takes none.
+        """
+        raise InvalidRequest(
+            f"model {self.spec.name} takes no image_references", field="image_references"
+        )
+
     def map_latents(self, latents: Tensor) -> Tensor | None:
         """Return w of a GAN's z, or None for models without a mapping network. Shape (B, Z)."""
         return None

@@ -48,6 +48,7 @@ _DESCRIBE = (
 _USER, _ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 
 CHAT_FORMATS: Mapping[str, ChatFormat] = {
+    "flux2": ChatFormat(before=_USER, after=f"{_ASSISTANT}<think>\n\n</think>\n\n", max_tokens=512),
     "qwen-image": ChatFormat(
         before=_DESCRIBE + _USER, after=_ASSISTANT, max_tokens=1024 + 34, dropped=34
     ),

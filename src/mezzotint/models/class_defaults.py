@@ -41,6 +41,11 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "latent_channels": 4,
         "scaling_factor": 0.18215,
     },
+    "AutoencoderKLFlux2": {
+        "block_out_channels": (128, 256, 512, 512),
+        "latent_channels": 32,
+        "sample_size": 1024,
+    },
     "AutoencoderKLQwenImage": {
         "latents_mean": _QWEN_MEAN,
         "latents_std": _QWEN_STD,
@@ -69,6 +74,11 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "num_embeds_ada_norm": 1000,
         "patch_size": 2,
         "sample_size": 32,
+    },
+    "Flux2Transformer2DModel": {
+        "guidance_embeds": True,
+        "in_channels": 128,
+        "joint_attention_dim": 15360,
     },
     "FluxTransformer2DModel": {
         "guidance_embeds": False,

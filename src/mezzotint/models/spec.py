@@ -17,6 +17,7 @@ Family = Literal[
     "sdxl",
     "sd3",
     "flux",
+    "flux2",
     "z-image",
     "qwen-image",
     "unconditional",

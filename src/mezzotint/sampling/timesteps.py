@@ -20,6 +20,7 @@ from mezzotint.schedulers import SIGMA_SCHEDULES, Frame, SchedulerInfo
 
 __all__ = [
     "Schedule",
+    "dynamic_mu",
     "inference_schedule",
     "noise_progress",
     "spaced_timesteps",
@@ -34,6 +35,7 @@ SPACINGS = {"linear": "linspace", "leading": "leading", "trailing": "trailing"}
 # Levels beyond these say nothing about data of unit size; the ends of a flow and of
 # zero terminal SNR would otherwise be infinitely far away in log-SNR.
 _CLEANEST, _NOISIEST = 1e-3, 100.0
+_FLUX2_LONG = 4300  # tokens beyond which FLUX.2's shift depends on steps no more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +238,7 @@ def _flow_schedule(
     total = training.num_train_timesteps
     shift = float(config.get("shift", 1.0))
     dynamic = bool(config.get("use_dynamic_shifting"))
-    mu = _dynamic_mu(config, sequence_length) if dynamic else 0.0
+    mu = dynamic_mu(config, sequence_length, num_steps) if dynamic else 0.0
 
     def shifted(sigma: float) -> float:
         factor = math.exp(mu) if dynamic else shift
@@ -269,8 +271,23 @@ def _flow_schedule(
     )
 
 
-def _dynamic_mu(config: Mapping[str, Any], sequence_length: int) -> float:
-    """Return the shift of a picture with so many tokens, on the line the model was tuned on."""
+def dynamic_mu(config: Mapping[str, Any], sequence_length: int, num_steps: int) -> float:
+    """Return the shift of a picture, on the line that the model was tuned on.
+
+    Args:
+        config: The model's scheduler configuration; with ``shift_rule`` "flux2" it is the
+            fit over tokens and steps of FLUX.2's pipelines (diffusers 0.42,
+            ``compute_empirical_mu``), else a line over tokens.
+        sequence_length: Tokens of the picture.
+        num_steps: Steps of the run.
+    """
+    if config.get("shift_rule") == "flux2":
+        many = 0.00016927 * sequence_length + 0.45666666  # at 200 steps
+        few = 8.73809524e-05 * sequence_length + 1.89833333  # at 10 steps
+        if sequence_length > _FLUX2_LONG:
+            return many
+        slope = (many - few) / 190
+        return slope * num_steps + (many - 200 * slope)
     base, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     low, high = float(config.get("base_shift", 0.5)), float(config.get("max_shift", 1.15))
     slope = (high - low) / (most - base)

@@ -31,20 +31,21 @@ def adapt(
     encoded: Sequence[Conditioning],
     negatives: Sequence[bool],
 ) -> list[Conditioning]:
-    """Put control pictures and the tokens of image prompts beside the prompts.
+    """Put control pictures, pictures to edit and the tokens of image prompts beside the prompts.
 
     Args:
         plan: What is made.
         model: The view with the plan's adapters.
         assets: Prepared control pictures (3, H, W) in [0, 1] under
             :func:`~mezzotint.planning.plan.control_asset`; pictures of image prompts
-            (H, W, 3), uint8, under :func:`~mezzotint.planning.plan.prompt_asset`. None
-            for a rehearsal: blank pictures stand in.
+            (H, W, 3), uint8, under :func:`~mezzotint.planning.plan.prompt_asset`, pictures
+            to edit under :func:`~mezzotint.planning.plan.reference_asset`. None for a
+            rehearsal: blank pictures stand in.
         encoded: One conditioning per prompt.
         negatives: Which of them are of the unconditional half.
     """
     t = plan.techniques
-    if not (t.controls or t.image_prompts):
+    if not (t.controls or t.image_prompts or _has_references(plan, model)):
         return list(encoded)
     common: dict[str, Tensor] = {
         f"{CONTROL_IMAGE}{k:02d}": torch.from_numpy(assets[control_asset(control, plan.size)])[None]
@@ -52,6 +53,15 @@ def adapt(
         else torch.zeros((1, 3, plan.size.height, plan.size.width))
         for k, control in enumerate(t.controls)
     }
+    if _has_references(plan, model):
+        common |= model.encode_references(
+            [
+                np.zeros((64, 64, 3), np.uint8)
+                if assets is None
+                else assets[reference_asset(digest)]
+                for digest in t.image_references
+            ]
+        )
     with_picture: dict[str, Tensor] = {}
     without: dict[str, Tensor] = {}
     for k, prompt in enumerate(t.image_prompts):
@@ -67,6 +77,11 @@ def adapt(
         conditioning.replace(**common, **(without if is_negative else with_picture))
         for conditioning, is_negative in zip(encoded, negatives, strict=True)
     ]
+
+
+def _has_references(plan: Plan, model: Model) -> bool:
+    """Whether pictures to edit are rows' own tensors; a model that runs whole packs them itself."""
+    return bool(plan.techniques.image_references) and model.spec.stepwise
 
 
 def with_pictures(

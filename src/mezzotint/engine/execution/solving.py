@@ -20,6 +20,7 @@ from mezzotint.planning.plan import Plan
 from mezzotint.planning.schedulers import evaluation_steps
 from mezzotint.sampling.schedules import frame_of
 from mezzotint.sampling.solvers import REGISTERS, SolverTable, advance, clip_denoised, plan_table
+from mezzotint.sampling.timesteps import dynamic_mu
 from mezzotint.schedulers import NATIVE
 
 __all__ = ["ForeignSolver", "NativeSolver", "advance_together", "make_solver", "prepare"]
@@ -223,7 +224,7 @@ def prepare(
         plan.num_inference_steps,
         frame=frame_of(config),
         sigma_schedule=plan.sigma_schedule,
-        mu=_shift(config, sequence_length),
+        mu=_shift(config, sequence_length, plan.num_inference_steps),
     )
     _check_calls(plan, len(scheduler.points) - _skipped_calls(plan, config))
     return scheduler
@@ -244,13 +245,11 @@ def _skipped_calls(plan: Plan, config: Mapping[str, Any]) -> int:
     return sum(step <= plan.skipped_steps for step in steps)
 
 
-def _shift(config: Mapping[str, Any], length: int) -> float | None:
-    """Return the shift of schedulers that shift by picture size: linear in tokens."""
+def _shift(config: Mapping[str, Any], length: int, num_steps: int) -> float | None:
+    """Return the shift of schedulers that shift by picture size."""
     if not config.get("use_dynamic_shifting") or not length:
         return None
-    low, high = float(config.get("base_shift", 0.5)), float(config.get("max_shift", 1.15))
-    start, end = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    return low + (high - low) * (length - start) / (end - start)
+    return dynamic_mu(config, length, num_steps)
 
 
 def advance_together(

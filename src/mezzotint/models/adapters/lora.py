@@ -52,7 +52,7 @@ _ROLES = {
     "text_encoder": "text_encoder",
     "text_encoder_2": "text_encoder_2",
 }
-_TRANSFORMERS = ("dit", "flux", "qwen-image", "sd3", "z-image")
+_TRANSFORMERS = ("dit", "flux", "flux2", "qwen-image", "sd3", "z-image")
 _DOWN, _UP = (".lora_A.weight", ".lora_B.weight")
 
 
@@ -128,6 +128,7 @@ def _normalised(state: dict[str, Tensor], family: str, file: Path) -> dict[str, 
 
     mixins: dict[str, Any] = {
         "flux": lora_pipeline.FluxLoraLoaderMixin,
+        "flux2": lora_pipeline.Flux2LoraLoaderMixin,
         "qwen-image": lora_pipeline.QwenImageLoraLoaderMixin,
         "sd3": lora_pipeline.SD3LoraLoaderMixin,
         "sdxl": lora_pipeline.StableDiffusionXLLoraLoaderMixin,
@@ -166,7 +167,8 @@ def _layer(name: str) -> str:
     head, _, last = name.rpartition(".")
     if name.startswith("text_encoder"):
         return f"{head}.{_TEXT_PROJECTIONS.get(last, last)}"
-    return f"{name}.0" if last == "to_out" else name
+    is_alone = ".single_transformer_blocks." in name  # FLUX.2's: the layer itself, not a list
+    return f"{name}.0" if last == "to_out" and not is_alone else name
 
 
 def _with_role(state: dict[str, Tensor], family: str) -> dict[str, Tensor]:

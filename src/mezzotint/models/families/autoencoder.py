@@ -59,6 +59,37 @@ def _encode_frame(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ..
     return (output.parameters[:, :, 0],)
 
 
+def _decode_patches(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Decode normalised 2x2 patches (FLUX.2). (B, 4 C, h, w)."""
+    mean, deviation = _statistics(module)
+    patches = inputs["latents"] * deviation + mean
+    rows, channels, height, width = patches.shape
+    grid = patches.reshape(rows, channels // 4, 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
+    latents = grid.reshape(rows, channels // 4, 2 * height, 2 * width)
+    return (module.decode(latents, return_dict=False)[0],)
+
+
+def _encode_patches(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Encode to normalised 2x2 patches of the mean, which FLUX.2's pipelines take."""
+    latents = module.encode(inputs["images"], return_dict=False)[0].mode()
+    rows, channels, height, width = latents.shape
+    grid = latents.reshape(rows, channels, height // 2, 2, width // 2, 2).permute(0, 1, 3, 5, 2, 4)
+    mean, deviation = _statistics(module)
+    return ((grid.reshape(rows, 4 * channels, height // 2, width // 2) - mean) / deviation,)
+
+
+def _statistics(module: Any) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of patches, as the checkpoint brings them."""
+    variance = module.bn.running_var + module.config.batch_norm_eps
+    return module.bn.running_mean.reshape(1, -1, 1, 1), variance.sqrt().reshape(1, -1, 1, 1)
+
+
+def _of_patches(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return channels and scale of an autoencoder whose latents are 2x2 patches."""
+    channels, scale = _of_pictures(config)
+    return 4 * channels, 2 * scale
+
+
 def _of_frames(config: Mapping[str, Any]) -> tuple[int, int]:
     """Return channels and scale of an autoencoder of videos."""
     return int(config["z_dim"]), 2 ** len(config["temperal_downsample"])
@@ -79,7 +110,10 @@ class _Kind:
     shape: Callable[[Mapping[str, Any]], tuple[int, int]] = _of_pictures
 
 
-_KINDS = {"AutoencoderKLQwenImage": _Kind(_decode_frame, _encode_frame, _of_frames)}
+_KINDS = {
+    "AutoencoderKLFlux2": _Kind(_decode_patches, _encode_patches, _of_patches),
+    "AutoencoderKLQwenImage": _Kind(_decode_frame, _encode_frame, _of_frames),
+}
 """By class; any other is of pictures."""
 
 

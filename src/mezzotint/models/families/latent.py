@@ -78,7 +78,11 @@ class LatentModel(Model):
     def _preview(self) -> Tensor:
         found = read_preview(self.spec.path, self.spec.latent_channels)
         return (
-            fit_preview(self._autoencoder.decode, self.spec.latent_channels)
+            fit_preview(
+                self._autoencoder.decode,
+                self.spec.latent_channels,
+                rows=max(12, self.spec.latent_channels // 4),
+            )
             if found is None
             else found
         )

@@ -30,13 +30,19 @@ __all__ = ["from_components", "from_pipeline"]
 
 PIPELINES = {
     "DiTTransformer2DModel": "DiTPipeline",
+    "Flux2Transformer2DModel": "Flux2KleinPipeline",
     "FluxTransformer2DModel": "FluxPipeline",
     "QwenImageTransformer2DModel": "QwenImagePipeline",
     "SD3Transformer2DModel": "StableDiffusion3Pipeline",
     "UNet2DModel": "DDPMPipeline",
     "ZImageTransformer2DModel": "ZImagePipeline",
 }
-_ONE_ENCODER = ("QwenImagePipeline", "StableDiffusionPipeline", "ZImagePipeline")
+_ONE_ENCODER = (
+    "Flux2KleinPipeline",
+    "QwenImagePipeline",
+    "StableDiffusionPipeline",
+    "ZImagePipeline",
+)
 NETWORK_ROLES = (
     "unet",
     "transformer",

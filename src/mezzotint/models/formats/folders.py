@@ -78,6 +78,13 @@ def _flux(parts: Parts, placement: Placement) -> Model:
     return FluxModel(parts, placement)
 
 
+def _flux2_klein(parts: Parts, placement: Placement) -> Model:
+    from mezzotint.models.families.flows.flux2 import FLUX2_KLEIN
+    from mezzotint.models.families.flows.model import FlowModel
+
+    return FlowModel(parts, placement, FLUX2_KLEIN)
+
+
 def _qwen_image(parts: Parts, placement: Placement) -> Model:
     from mezzotint.models.families.flows.model import FlowModel
     from mezzotint.models.families.flows.qwen_image import QWEN_IMAGE
@@ -113,6 +120,7 @@ FAMILIES: Registry[Family] = Registry(
         "DDIMPipeline": _unconditional,
         "DDPMPipeline": _unconditional,
         "DiTPipeline": _dit,
+        "Flux2KleinPipeline": _flux2_klein,
         "FluxPipeline": _flux,
         "LatentConsistencyModelPipeline": _sd,
         "QwenImageImg2ImgPipeline": _qwen_image,

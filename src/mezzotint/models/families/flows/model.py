@@ -13,12 +13,15 @@ Dimensions: R rows, C latent channels, h and w latent rows and columns, T text t
 D width of their states.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from mezzotint.models.base import Conditioning, Prompt
@@ -40,6 +43,10 @@ TEXT_MASK = "text_mask"
 """Name of the conditioning tensor that tells text from what fills it up. (R, T), bool."""
 
 TEXT_STATES = "encoder_hidden_states"
+REFERENCE = "reference"
+"""What names of conditioning tensors with the latents of a reference start with."""
+
+MAX_REFERENCE_PIXELS = 1024 * 1024  # larger ones are made smaller, as in diffusers' pipelines
 CHUNK = 128  # tokens of the shortest filled text; longer ones are twice as long, and so on
 VAE_SCALE = 8  # of the real checkpoints; tiny ones differ
 
@@ -58,6 +65,7 @@ class FlowFamily:
         side_px: Side of the pictures it draws best.
         patch: Latent rows and columns of one token.
         reads_padding: Whether what fills a text up is seen, as it was in training.
+        max_references: Pictures that it takes beside the prompt.
         guidance_norm_patch: See :class:`~mezzotint.models.spec.ModelSpec`.
         scheduler: What the pipeline says of noise levels beyond the scheduler's file.
     """
@@ -70,6 +78,7 @@ class FlowFamily:
     side_px: int = 1024
     patch: int = 2
     reads_padding: bool = False
+    max_references: int = 0
     guidance_norm_patch: int = 0
     scheduler: Mapping[str, Any] = field(default_factory=lambda: {"spaced_per_step": True})
 
@@ -116,11 +125,22 @@ class FlowModel(LatentModel):
             default_size=Size(side, side),
             min_size_px=row.patch * scale,
             token_limit=CHAT_FORMATS[row.family].window,
+            max_references=row.max_references,
             guidance_norm_patch=row.guidance_norm_patch,
             **scheduler_defaults(parts.scheduler, "flow_euler"),
             **row.defaults(parts),
         )
         self.denoiser = NetworkDenoiser(self._predict, noise_schedule(parts.scheduler), "flow")
+
+    def encode_references(self, pictures: Sequence[Any]) -> dict[str, Tensor]:
+        """Encode each picture in its own size; see :meth:`Model.encode_references`."""
+        if not self._row.max_references:
+            return super().encode_references(pictures)
+        multiple = self._row.patch * self._autoencoder.scale
+        return {
+            f"{REFERENCE}{k:02d}": self.encode_image(_reference(picture, multiple))
+            for k, picture in enumerate(pictures)
+        }
 
     def sequence_length(self, size: Size) -> int:
         """Return the number of tokens of a picture."""
@@ -160,3 +180,25 @@ class FlowModel(LatentModel):
             scale = self.spec.default_guidance_scale if scale is None else scale
             tensors["guidance"] = torch.tensor([float(scale)])
         return Conditioning(tensors, notes=states.notes)
+
+
+def _reference(pixels: Any, multiple: int) -> Tensor:
+    """Fit a picture to what the network saw in training: an area, and sides in patches.
+
+    Args:
+        pixels: Shape (H, W, 3), uint8.
+        multiple: Of both sides; what is over is cut off around the middle.
+
+    Returns:
+        Shape (1, 3, H', W'), float32, in [-1, 1].
+    """
+    picture = Image.fromarray(pixels)
+    area = picture.width * picture.height
+    if area > MAX_REFERENCE_PIXELS:
+        factor = math.sqrt(MAX_REFERENCE_PIXELS / area)
+        size = (int(picture.width * factor), int(picture.height * factor))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    width, height = (max(side // multiple, 1) * multiple for side in picture.size)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    cut = picture.crop((left, top, left + width, top + height))
+    return torch.from_numpy(np.array(cut)).float().movedim(-1, 0)[None] / 255 * 2 - 1
