@@ -11,6 +11,7 @@ import copy
 import functools
 import json
 import re
+import urllib.parse
 from typing import Any
 
 import jsonschema_rs
@@ -52,12 +53,28 @@ DOORS = {
     "ComfyUI interrupt": "/interrupt",
     "ComfyUI history": "/history",
     "ComfyUI memory": "/free",
+    "marks": "/v1/jobs/{id}/images/{k}/marks",
+}
+JSON, MULTIPART, URLENCODED = (
+    "application/json", "multipart/form-data", "application/x-www-form-urlencoded",
+)  # fmt: skip
+PUT = ("/v1/jobs/{id}/images/{k}/marks",)
+FORMS = (
+    "/v1/generations", "/v1/jobs", "/v1/plan", "/v1/inspect", "/v1/images/edits",
+    "/v1/images/variations", "/predictions/{model_name}", "/upload/image", "/upload/mask",
+)  # fmt: skip
+AS_FORMS = [*((MULTIPART, path) for path in FORMS), (URLENCODED, "/predictions/{model_name}")]
+BYTES = {
+    "image/*": {"/v1/inspect", "/hf/{model}", "/predictions/{model_name}"},
+    "application/octet-stream": {"/v1/inspect"},
+    "text/plain": {"/predictions/{model_name}"},
 }
 NEVER_TAKEN = {
     "/v1/inspect", "/v1/preprocess", "/v1/gallery/archive", "/sdapi/v1/extra-single-image", "/sdapi/v1/interrogate",  # a real picture
     "/v1/predictions",  # a model's name
     "/prompt",  # a graph of nodes
     "/mcp",  # a header that says what its client accepts
+    "/upload/mask",  # a picture that was uploaded before
 }  # fmt: skip
 """Doors that want what the bodies made here do not have."""
 ODD = (
@@ -65,7 +82,17 @@ ODD = (
     [], [1], {}, {"a": 1}, "18446744073709551616", "aGVsbG8=", "none", "euler",
 )  # fmt: skip
 
-PICTURES = ("aGVsbG8=", "data:image/png;base64,aGVsbG8=", "aGVs\n bG8h", "YQ==", "iVBORw0K" * 12)
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGM4AQAAygDJmcpdfgAAAABJRU5ErkJggg=="
+)
+PICTURES = (
+    PIXEL,
+    "aGVsbG8=",
+    "data:image/png;base64,aGVsbG8=",
+    "aGVs\n bG8h",
+    "YQ==",
+    "iVBORw0K" * 12,
+)
 LETTERS = st.sampled_from('aé漢🙂 \n\t"(){}:<>|,01-_')
 
 
@@ -73,6 +100,7 @@ LETTERS = st.sampled_from('aé漢🙂 \n\t"(){}:<>|,01-_')
 def door(tmp_path_factory):
     folder, few = tmp_path_factory.mktemp("jobs"), {"images": 2, "steps": 6, "pixels": 64 * 64}
     with open_door(folder, limits=few) as opened:
+        opened.job = opened.http.post("/v1/jobs", json={"prompt": "a pear"}).json()["id"]
         yield opened
 
 
@@ -97,16 +125,84 @@ def refusals(monkeypatch):
 DESCRIBE = app.describe
 
 
-def body_schema(document: dict[str, Any], path: str) -> dict[str, Any]:
+def body_schema(document: dict[str, Any], path: str, media: str) -> dict[str, Any]:
     """Return the schema of a door's body, with the components it may refer to."""
-    content = document["paths"][path]["post"]["requestBody"]["content"]
-    return {**content["application/json"]["schema"], "components": document["components"]}
+    content = document["paths"][path]["put" if path in PUT else "post"]["requestBody"]["content"]
+    schema = {**content[media]["schema"], "components": document["components"]}
+    if "$ref" in schema:  # one step, so that the fields of a form are in sight
+        schema |= Maker(document).resolve(schema.pop("$ref"))
+    return schema
 
 
-def send(door, path: str, body: Any) -> Any:
-    headers = {"Content-Type": "application/json"}
-    where = path.replace("{model}", "plate").replace("{model_name}", "plate")
-    return door.http.post(where, content=json.dumps(body), headers=headers)
+def send(door, path: str, content: bytes, media: str) -> Any:
+    names = {"model": "plate", "model_name": "plate", "id": door.job, "k": "0"}
+    method = "PUT" if path in PUT else "POST"
+    return door.http.request(
+        method, path.format(**names), content=content, headers={"Content-Type": media}
+    )
+
+
+def as_json(root: dict[str, Any], body: Any) -> tuple[bytes, str]:
+    return json.dumps(body).encode(), JSON
+
+
+def parts_of(root: dict[str, Any], body: dict[str, Any]) -> list[tuple[str, bool, str]]:
+    """Return the parts of a form as OpenAPI reads its schema: name, whether a file, text."""
+    parts: list[tuple[str, bool, str]] = []
+    for name, value in body.items():
+        field = root["properties"].get(name, {})
+        if holds_pictures(field) and isinstance(value, list):
+            is_file = "contentMediaType" in field["items"]
+            parts += [(name, is_file and isinstance(v, str), as_part(v)) for v in value]
+        else:
+            is_file = "contentMediaType" in field and isinstance(value, str)
+            parts.append((name, is_file, as_part(value)))
+    return parts
+
+
+def holds_pictures(field: dict[str, Any]) -> bool:
+    return not field.get("items", {}).keys().isdisjoint({"contentMediaType", "contentEncoding"})
+
+
+def as_part(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def as_multipart(root: dict[str, Any], body: dict[str, Any]) -> tuple[bytes, str]:
+    lines: list[str] = []
+    for name, is_file, text in parts_of(root, body):
+        file = '; filename="a.png"' if is_file else ""
+        lines += ["--EDGE", f'Content-Disposition: form-data; name="{name}"{file}', "", text]
+    return "\r\n".join([*lines, "--EDGE--", ""]).encode(), f"{MULTIPART}; boundary=EDGE"
+
+
+def as_urlencoded(root: dict[str, Any], body: dict[str, Any]) -> tuple[bytes, str]:
+    parts = [(name, text) for name, _, text in parts_of(root, body)]
+    return urllib.parse.urlencode(parts).encode(), URLENCODED
+
+
+def meant(root: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+    """Return what a body says that went as a form: its parts are texts, typed by the schema."""
+    said: dict[str, Any] = {}
+    for name, is_file, text in parts_of(root, body):
+        field = root["properties"].get(name, {})
+        options = field.get("anyOf", [field]) if "properties" not in field else [field]
+        is_text = any(
+            o.get("type") == "string" or isinstance(o.get("enum", [0])[0], str) for o in options
+        )
+        value = text if is_file or is_text else from_json(text)
+        if holds_pictures(field):
+            said[name] = [*said.get(name, []), *(value if isinstance(value, list) else [value])]
+        else:
+            said[name] = value
+    return said
+
+
+def from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 class Maker:
@@ -129,7 +225,9 @@ class Maker:
         if "allOf" in schema:
             return self._conditional(schema)
         if "anyOf" in schema and "properties" in schema:  # of some fields one is needed
-            return st.one_of([self._object(schema | option) for option in schema["anyOf"]])
+            needed = schema.get("required", [])
+            options = [{"required": [*needed, *o["required"]]} for o in schema["anyOf"]]
+            return st.one_of([self._object(schema | option) for option in options])
         if "anyOf" in schema:
             return st.one_of([self.of(option) for option in schema["anyOf"]])
         if "enum" in schema:
@@ -156,7 +254,7 @@ class Maker:
         if kind == "integer":
             return st.integers(low, high) | ends
         if kind == "number":
-            return st.floats(low, high, allow_nan=False) | ends
+            return st.floats(low, high, allow_nan=False, allow_infinity=False) | ends
         if kind == "string":
             return self._text(schema)
         if kind == "array":
@@ -246,8 +344,11 @@ def walk(value: Any):
         yield from walk(inner)
 
 
-def check(door, document, refusals, path: str, *, examples: int) -> None:
-    root = body_schema(document, path)
+WAYS = {JSON: as_json, MULTIPART: as_multipart, URLENCODED: as_urlencoded}
+
+
+def check(door, document, refusals, path: str, media: str = JSON, *, examples: int) -> None:
+    root, way = body_schema(document, path, media), WAYS[media]
     validator = jsonschema_rs.validator_for(root)
     made = Maker(root).of(root)
     relaxed = settings(
@@ -262,7 +363,7 @@ def check(door, document, refusals, path: str, *, examples: int) -> None:
     def keeps(body):
         validator.validate(body)
         refusals.clear()
-        answer = send(door, path, body)
+        answer = send(door, path, *way(root, body))
         statuses.add(answer.status_code)
         assert answer.status_code != 500, answer.text
         assert not any(is_about_one_field(e) for e in refusals), (body, answer.text)
@@ -270,11 +371,13 @@ def check(door, document, refusals, path: str, *, examples: int) -> None:
     @relaxed
     @given(made.flatmap(mutated))
     def is_kept(body):
+        if media != JSON and not isinstance(body, dict):
+            return  # no form says that
         refusals.clear()
-        answer = send(door, path, body)
+        answer = send(door, path, *way(root, body))
         assert answer.status_code != 500, (body, answer.text)
         if answer.status_code < 300:
-            validator.validate(body)
+            validator.validate(body if media == JSON else meant(root, body))
 
     keeps()
     is_kept()
@@ -282,9 +385,11 @@ def check(door, document, refusals, path: str, *, examples: int) -> None:
 
 
 def test_every_documented_body_is_made(document):
-    posted = {
-        path for path, ways in document["paths"].items() if "requestBody" in ways.get("post", {})
-    }
+    documented: dict[str, set[str]] = {}
+    for path, ways in document["paths"].items():
+        for way in ways.values():
+            for media in way.get("requestBody", {}).get("content", {}):
+                documented.setdefault(media, set()).add(path)
     other_paths_of_one_door = {
         "/predictions/{model_name}/{model_version}",
         "/predictions/{model_name}/{model_version}/{rest}",
@@ -296,12 +401,37 @@ def test_every_documented_body_is_made(document):
         "/v1/models/{owner}/{name}/predictions",
         "/fal-run/{model}",
     }
-    assert posted == set(DOORS.values()) | other_paths_of_one_door
+    assert documented.pop(JSON) == set(DOORS.values()) | other_paths_of_one_door
+    assert documented.pop(MULTIPART) - other_paths_of_one_door == set(FORMS)
+    assert documented.pop(URLENCODED) - other_paths_of_one_door == {DOORS["TorchServe"]}
+    assert {m: p - other_paths_of_one_door for m, p in documented.items()} == BYTES
 
 
 @pytest.mark.parametrize("path", DOORS.values(), ids=DOORS)
 def test_server_and_schema_agree(door, document, refusals, path):
     check(door, document, refusals, path, examples=25)
+
+
+@pytest.mark.parametrize(("media", "path"), AS_FORMS)
+def test_server_and_schema_agree_on_forms(door, document, refusals, media, path):
+    check(door, document, refusals, path, media, examples=15)
+
+
+@pytest.mark.parametrize(
+    ("media", "path"), [(m, p) for m, paths in BYTES.items() for p in sorted(paths)]
+)
+@pytest.mark.parametrize("data", [b"a", b"\x89PNG\r\n", "é".encode()], ids=["a", "head", "e"])
+def test_no_bytes_are_of_the_wrong_type(door, refusals, media, path, data):
+    refusals.clear()
+    answer = send(door, path, data, media.replace("*", "png"))
+    assert answer.status_code != 500
+    assert not any(is_about_one_field(e) for e in refusals), answer.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("media", "path"), AS_FORMS)
+def test_server_and_schema_agree_on_many_forms(door, document, refusals, media, path):
+    check(door, document, refusals, path, media, examples=300)
 
 
 @pytest.mark.slow

@@ -20,9 +20,13 @@ from mezzotint.request import Gates, GenerationRequest
 from mezzotint.serve.wire import Endpoint
 from mezzotint.types import PICTURE_TEXT, ImageInput
 
-__all__ = ["ANY_OBJECT", "document", "foreign", "object_schema", "request_schema"]
+__all__ = ["ANY_OBJECT", "PICTURE", "document", "foreign", "object_schema", "request_schema"]
 
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
+PICTURE: dict[str, Any] = {
+    "type": "string", "contentEncoding": "base64", "pattern": PICTURE_TEXT,
+}  # fmt: skip
+"""The schema of a picture in JSON."""
 _NULL = {"type": "null"}
 _NAMES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 
@@ -107,7 +111,7 @@ def _schema(hint: Any, limits: Mapping[str, int]) -> dict[str, Any]:
     if hint is Any:
         return {}
     if hint is ImageInput:
-        return {"type": "string", "contentEncoding": "base64", "pattern": PICTURE_TEXT}
+        return dict(PICTURE)
     if dataclasses.is_dataclass(hint):
         return object_schema(hint, limits)
     return {"type": _NAMES.get(hint, "null")}
@@ -193,10 +197,13 @@ def document(
         if endpoint.body is not None:
             for body in (endpoint.body, *endpoint.body.parts):
                 schemas[body.name] = body.schema(limits)
-            content = {"application/json": {"schema": endpoint.body.reference}}
+            others = {kind: make(limits) for kind, make in endpoint.body.also}
             operation["requestBody"] = {
                 "required": endpoint.body.required,
-                "content": content,
+                "content": {
+                    endpoint.body.media: {"schema": endpoint.body.reference},
+                    **{kind: ({"schema": made} if made else {}) for kind, made in others.items()},
+                },
             }
         if secured and endpoint.scope is not None:
             operation["security"] = [{"bearer": []}]

@@ -25,6 +25,8 @@ from mezzotint.types import FileFormat, StageTimings
 
 __all__ = [
     "CONTENT_TYPES",
+    "MULTIPART",
+    "URLENCODED",
     "Body",
     "Dialect",
     "Endpoint",
@@ -45,6 +47,7 @@ CONTENT_TYPES: Mapping[FileFormat, str] = {
     "apng": "image/apng",
     "mp4": "video/mp4",
 }
+MULTIPART, URLENCODED = "multipart/form-data", "application/x-www-form-urlencoded"
 _FORM_FILES = 32
 _FORM_FIELDS = 200
 _FORM_PART_BYTES = 1 << 30  # the body as a whole is bounded before
@@ -61,13 +64,18 @@ class Body:
         name: Of the schema among the document's components.
         schema: Makes the JSON Schema; told the operator's limits.
         parts: Schemas that it refers to.
-        required: Whether there must be a JSON body.
+        required: Whether there must be a body.
+        also: Other media types that the endpoint takes, each with what makes its schema;
+            a schema that says nothing is one of bytes.
+        media: Media type of ``schema``.
     """
 
     name: str
     schema: Callable[[Mapping[str, int]], dict[str, Any]]
     parts: "tuple[Body, ...]" = ()
     required: bool = True
+    also: "tuple[tuple[str, Callable[[Mapping[str, int]], dict[str, Any]]], ...]" = ()
+    media: str = "application/json"
 
     @property
     def reference(self) -> dict[str, Any]:
@@ -86,7 +94,7 @@ class Endpoint:
         summary: One line for people.
         listener: Which port serves it.
         scope: Scope a key needs, or None for everybody.
-        body: What a JSON body may be, or None.
+        body: What a body may be, or None.
         answers: Content type -> JSON Schema (empty for bytes) of the 200 answer.
         status: Status of the good answer.
         parameters: Query parameters as OpenAPI objects.
@@ -221,10 +229,10 @@ async def read_form(http: Request) -> AsyncGenerator[FormData, None]:
         Malformed: If it cannot be parsed or has too many parts.
     """
     kind = media_type(http)
-    if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
+    if kind not in (MULTIPART, URLENCODED):
         raise UnsupportedMedia(f"expected a form, got {kind or 'no content type'}")
     body = await http.body()
-    if kind == "multipart/form-data":
+    if kind == MULTIPART:
         _, _, boundary = http.headers["content-type"].partition("boundary=")
         end = b"--" + boundary.partition(";")[0].strip().strip('"').encode("latin-1") + b"--"
         if len(end) < 5 or end not in body:

@@ -12,14 +12,13 @@ from mezzotint.bounds import Range
 from mezzotint.plain import Checked
 from mezzotint.request import UpscaleFactor
 from mezzotint.serve.dialects.a1111_controlnet import scripts_schema
-from mezzotint.serve.schema import foreign, object_schema
+from mezzotint.serve.schema import PICTURE, foreign, object_schema
 from mezzotint.serve.wire import Body
 from mezzotint.techniques.parts import HiresScale, MaskBlur, MaskPadding
 from mezzotint.types import (
     MAX_SEED,
     MAX_SIDE_PX,
     MAX_STEPS,
-    PICTURE_TEXT,
     GuidanceScale,
     ImageInput,
     NumImages,
@@ -198,7 +197,9 @@ def _image_to_image(limits: Mapping[str, int]) -> dict[str, Any]:
     schema = _open(ImageToImage, limits, alwayson_scripts=scripts_schema(limits))
     mask = schema["properties"]["mask"]
     mask["anyOf"] = [{"const": ""}, *mask["anyOf"]]
-    return schema
+    pictures = object_schema(ImageToImage, limits)["properties"]["init_images"]
+    schema["properties"]["init_images"] = pictures | {"minItems": 1}  # 404 without, as A1111
+    return schema | {"required": ["init_images"]}
 
 
 def _open(cls: Any, limits: Mapping[str, int], **more: Any) -> dict[str, Any]:
@@ -214,10 +215,9 @@ def _extra(cls: Any) -> Callable[[Mapping[str, int]], dict[str, Any]]:
 
 
 def _png_info(limits: Mapping[str, int]) -> dict[str, Any]:
-    picture = {"type": "string", "contentEncoding": "base64", "pattern": PICTURE_TEXT}
     others = {"type": ["null", "boolean", "number", "array", "object"]}
     blank = {"type": "string", "pattern": "^[ \\t\\r\\n]*$"}
-    return {"type": "object", "properties": {"image": {"anyOf": [picture, blank, others]}}}
+    return {"type": "object", "properties": {"image": {"anyOf": [PICTURE, blank, others]}}}
 
 
 BODIES: Mapping[str, Body] = {

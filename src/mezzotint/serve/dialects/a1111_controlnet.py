@@ -15,10 +15,10 @@ from mezzotint.bounds import Range
 from mezzotint.errors import InvalidField, InvalidRequest, UnknownName
 from mezzotint.plain import Checked
 from mezzotint.preprocessing import A1111_MODULES, PREPROCESSORS, spell_number
-from mezzotint.serve.schema import foreign, object_schema
+from mezzotint.serve.schema import PICTURE, foreign, object_schema
 from mezzotint.serve.wire import read_fields
 from mezzotint.techniques.parts import ControlScale
-from mezzotint.types import PICTURE_TEXT, ImageInput, Share
+from mezzotint.types import ImageInput, Share
 
 __all__ = ["FIELD", "read_units", "scripts_schema"]
 
@@ -162,8 +162,7 @@ def scripts_schema(limits: Mapping[str, int]) -> dict[str, Any]:
     """Return what ``alwayson_scripts`` may hold: anything, and ControlNet units."""
     unit = foreign(object_schema(_Unit, limits))
     del unit["additionalProperties"]
-    picture = {"type": "string", "contentEncoding": "base64", "pattern": PICTURE_TEXT}
-    shown = [picture, {"const": ""}, {"type": "null"}]
+    shown = [PICTURE, {"const": ""}, {"type": "null"}]
     inside = {"type": "object", "properties": {"image": {"anyOf": shown}}}
     for name in ("image", "input_image"):
         unit["properties"][name] = {"anyOf": [*shown, inside]}

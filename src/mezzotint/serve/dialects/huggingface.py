@@ -19,7 +19,7 @@ from mezzotint.request import GenerationRequest, Output
 from mezzotint.serve.accept import choose
 from mezzotint.serve.errors import Problem
 from mezzotint.serve.front import Front
-from mezzotint.serve.schema import foreign, object_schema, request_schema
+from mezzotint.serve.schema import PICTURE, foreign, object_schema, request_schema
 from mezzotint.serve.wire import (
     CONTENT_TYPES,
     Body,
@@ -32,7 +32,6 @@ from mezzotint.serve.wire import (
 )
 from mezzotint.types import (
     MAX_TEXT,
-    PICTURE_TEXT,
     GenerationResult,
     ImageInput,
     NumImages,
@@ -214,12 +213,11 @@ def _schema(limits: Mapping[str, int]) -> dict[str, Any]:
     del ours["model"]
     parameters["properties"] |= ours
     prompt = {"type": "string", "maxLength": MAX_TEXT}
-    picture = {"type": "string", "contentEncoding": "base64", "pattern": PICTURE_TEXT}
     return {
         "type": "object",
         "required": ["inputs"],
         "properties": {
-            "inputs": {"anyOf": [prompt, picture], "description": "The prompt, or a picture."},
+            "inputs": {"anyOf": [prompt, PICTURE], "description": "The prompt, or a picture."},
             "parameters": {"anyOf": [parameters, {"type": "null"}]},
             "options": {},
         },
@@ -236,7 +234,7 @@ DIALECT = Dialect(
             path="/hf/{model:path}",
             handler=infer,
             summary="Hugging Face: make one picture",
-            body=Body("HuggingFace", _schema),
+            body=Body("HuggingFace", _schema, also=(("image/*", lambda _: {}),)),
             answers={kind: {} for kind in CONTENT_TYPES.values()},
         ),
         Endpoint(

@@ -8,35 +8,38 @@ on the durable queue.
 import re
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mezzotint.errors import InvalidRequest, MezzotintError
+from mezzotint.errors import InvalidField, InvalidRequest, MezzotintError
 from mezzotint.request import GenerationRequest
 from mezzotint.serve import runs
 from mezzotint.serve.dialects import native_jobs
 from mezzotint.serve.dialects.native_bodies import (
     EVENTS,
     FORMATS,
+    REQUEST,
     b64,
     from_result,
     problem_body,
     read_request,
-    read_upload,
     to_request,
     wanted,
     with_bytes,
 )
 from mezzotint.serve.errors import Conflict, Problem, TooManyRequests, describe
+from mezzotint.serve.forms import form_body, read_parts
 from mezzotint.serve.front import Front
 from mezzotint.serve.queueing import kept_picture, submit
-from mezzotint.serve.schema import ANY_OBJECT, request_schema
+from mezzotint.serve.schema import ANY_OBJECT, PICTURE, request_schema
 from mezzotint.serve.site import collection, gallery, operations, pictures
 from mezzotint.serve.streaming import EventStream, sse
 from mezzotint.serve.wire import (
     CONTENT_TYPES,
+    MULTIPART,
     Body,
     Dialect,
     Endpoint,
@@ -48,7 +51,6 @@ from mezzotint.serve.wire import (
 from mezzotint.service.descriptions import read_error
 from mezzotint.service.jobs.store import Job
 from mezzotint.types import (
-    PICTURE_TEXT,
     Event,
     Failed,
     Finished,
@@ -212,17 +214,16 @@ async def inspect(front: Front, http: Request) -> Response:
     """Read the recipe inside a picture (raw bytes, an upload, or ``{"image": base64}``)."""
     kind = media_type(http)
     if kind.startswith("image/") or kind == "application/octet-stream":
-        data = ImageInput(await http.body()).data
-    elif kind == "multipart/form-data":
-        image = (await read_upload(http)).get("image")
-        if not isinstance(image, ImageInput):
-            raise InvalidRequest("image is needed: upload the picture", field="image")
-        data = image.data
+        image: Any = ImageInput(await http.body())
+    elif kind == MULTIPART:
+        image = (await read_parts(http, _INSPECTION)).get("image")
+        if image is None:
+            raise InvalidField("image is needed: upload the picture", field="image")
     else:
-        body = await read_json(http)
-        if not isinstance(body.get("image"), str):
-            raise InvalidRequest("image must be a picture as base64 text", field="image")
-        data = ImageInput.from_base64(body["image"]).data
+        image = (await read_json(http)).get("image")
+        if not isinstance(image, str):
+            raise InvalidField("image must be a picture as base64 text", field="image")
+    data = (ImageInput.from_base64(image) if isinstance(image, str) else image).data
     return json_response(dict(await front.service.inspect(data, client=visit(http).caller.name)))
 
 
@@ -241,6 +242,10 @@ async def ready(front: Front, http: Request) -> Response:
     return json_response(health, 200 if ok else 503)
 
 
+_IMAGE = {"type": "object", "required": ["image"], "properties": {"image": PICTURE}}
+_UPLOAD = form_body(Body("Inspection", lambda _: _IMAGE))
+_BYTES = (("image/*", lambda _: {}), ("application/octet-stream", lambda _: {}))
+_INSPECTION = replace(_UPLOAD, also=(*_UPLOAD.also, *_BYTES))
 _RESULT = {
     "type": "object",
     "required": ["id", "status", "images", "plan", "cache", "warnings"],
@@ -256,24 +261,20 @@ _RESULT = {
 
 
 def _endpoints() -> tuple[Endpoint, ...]:
-    body = Body("GenerationRequest", request_schema)
     events = {"text/event-stream": {}}
     formats = {kind: {} for kind in FORMATS}
-    picture = {"type": "string", "contentEncoding": "base64", "pattern": PICTURE_TEXT}
-    inspected = {"type": "object", "required": ["image"], "properties": {"image": picture}}
-    inspection = Body("Inspection", lambda _: inspected)
 
     def endpoint(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
         return Endpoint(method=method, path=path, handler=handler, summary=summary, **more)
 
     return (
         endpoint(
-            "POST", "/v1/generations", generations, "Make pictures and wait for them", body=body,
+            "POST", "/v1/generations", generations, "Make pictures and wait for them", body=REQUEST,
             answers={"application/json": _RESULT, **events, **formats},
         ),
         *native_jobs.endpoints(),
-        endpoint("POST", "/v1/plan", plan, "Resolve a request without running it", body=body),
-        endpoint("POST", "/v1/inspect", inspect, "Read the recipe in a picture", body=inspection),
+        endpoint("POST", "/v1/plan", plan, "Resolve a request without running it", body=REQUEST),
+        endpoint("POST", "/v1/inspect", inspect, "Read the recipe in a picture", body=_INSPECTION),
         endpoint("GET", "/v1/capabilities", capabilities, "Models, names and limits"),
         *collection.ENDPOINTS,
         *gallery.ENDPOINTS,

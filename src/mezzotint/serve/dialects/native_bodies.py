@@ -1,29 +1,29 @@
 """Native bodies: requests, results and problems as our own JSON."""
 
 import base64
-import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
-from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from mezzotint.errors import InvalidRequest
+from mezzotint.errors import InvalidField, InvalidRequest
 from mezzotint.request import Animation, GenerationRequest
 from mezzotint.serve.accept import Choice, choose
-from mezzotint.serve.errors import Malformed, Problem
-from mezzotint.serve.wire import CONTENT_TYPES, media_type, read_form, read_json
+from mezzotint.serve.errors import Problem
+from mezzotint.serve.forms import form_body, read_parts
+from mezzotint.serve.schema import request_schema
+from mezzotint.serve.wire import CONTENT_TYPES, MULTIPART, Body, media_type, read_json
 from mezzotint.service.descriptions import describe_image
-from mezzotint.types import GenerationResult, ImageInput, ImageOutput
+from mezzotint.types import GenerationResult, ImageOutput
 
 __all__ = [
     "EVENTS",
     "FORMATS",
+    "REQUEST",
     "b64",
     "from_result",
     "problem_body",
     "read_request",
-    "read_upload",
     "to_request",
     "wanted",
     "wanted_format",
@@ -33,6 +33,9 @@ __all__ = [
 _MOVING = ("gif", "apng", "mp4")
 EVENTS, JSON = "text/event-stream", "application/json"
 FORMATS = {kind: name for name, kind in CONTENT_TYPES.items()}
+_JSON = Body("GenerationRequest", request_schema)
+REQUEST = form_body(_JSON, request=_JSON.reference)
+"""A request as JSON, or as a form, whose part ``request`` holds what has no part."""
 
 
 def to_request(body: dict[str, Any]) -> GenerationRequest:
@@ -79,8 +82,8 @@ def b64(data: bytes) -> str:
 
 async def read_request(http: Request) -> GenerationRequest:
     """Read the request, JSON or a form with uploads; ``Accept: image/...`` picks a format."""
-    if media_type(http) == "multipart/form-data":
-        body = await read_upload(http)
+    if media_type(http) == MULTIPART:
+        body = await _read_upload(http)
     else:
         body = await read_json(http)
     request = to_request(body)
@@ -116,38 +119,16 @@ def _animated(request: GenerationRequest, wanted: Any) -> GenerationRequest:
     return request
 
 
-async def read_upload(http: Request) -> dict[str, Any]:
-    """Read a form: ``request`` holds JSON; other parts are fields, files are pictures."""
-    body: dict[str, Any] = {}
-    async with read_form(http) as form:
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                picture = ImageInput(await value.read())
-                if name == "image_references":
-                    body[name] = [*body.get(name, ()), picture]
-                else:
-                    body[name] = picture
-            elif name == "request":
-                try:
-                    parsed = json.loads(value)
-                except (ValueError, RecursionError):
-                    raise Malformed("the part named request must be JSON") from None
-                if not isinstance(parsed, dict):
-                    raise Malformed("the part named request must be a JSON object")
-                body |= parsed
-            else:
-                body[name] = _scalar(name, value)
-    return body
-
-
-def _scalar(name: str, text: str) -> Any:
-    """Read a form field: numbers and objects as JSON, texts as they are."""
-    if name in ("prompt", "negative_prompt", "model", "seed", "image", "mask"):
-        return text
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+async def _read_upload(http: Request) -> dict[str, Any]:
+    """Read a form: ``request`` holds JSON, the other parts are fields beside it."""
+    body = await read_parts(http, REQUEST)
+    whole = body.pop("request", {})
+    if not isinstance(whole, dict):
+        raise InvalidField("the part named request must be a JSON object", field="request")
+    fields = cast("dict[str, Any]", whole)
+    for name in body.keys() & fields.keys():
+        raise InvalidRequest(f"{name} is given twice", field=name)
+    return fields | body
 
 
 def wanted(http: Request) -> Choice | None:

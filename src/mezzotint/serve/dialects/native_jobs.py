@@ -8,14 +8,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mezzotint.errors import InvalidRequest, UnknownName
-from mezzotint.serve.dialects.native_bodies import FORMATS, b64, problem_body, read_request
+from mezzotint.serve.dialects.native_bodies import FORMATS, REQUEST, b64, problem_body, read_request
 from mezzotint.serve.errors import NotFound, describe
 from mezzotint.serve.front import Front
 from mezzotint.serve.queueing import kept_picture, owner_of, queue_of, submit
-from mezzotint.serve.schema import request_schema
 from mezzotint.serve.streaming import EventStream, last_event_id, sse
 from mezzotint.serve.webhooks import check_webhook
-from mezzotint.serve.wire import CONTENT_TYPES, Body, Endpoint, json_response
+from mezzotint.serve.wire import CONTENT_TYPES, Endpoint, json_response
 from mezzotint.service.descriptions import read_error
 from mezzotint.service.jobs.feed import JobEvent
 from mezzotint.service.jobs.store import Job
@@ -160,7 +159,7 @@ def endpoints() -> tuple[Endpoint, ...]:
     return (
         endpoint(
             "POST", "/v1/jobs", create_job, "Queue a request",
-            body=Body("GenerationRequest", request_schema), answers=_JSON_JOB, status=202,
+            body=REQUEST, answers=_JSON_JOB, status=202,
             parameters=({"name": "webhook", "in": "query", "schema": {"type": "string"}},),
         ),
         endpoint("GET", "/v1/jobs", list_jobs, "List jobs", parameters=query),

@@ -12,8 +12,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import orjson
-from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,16 +19,17 @@ from mezzotint.errors import InvalidRequest, MezzotintError, UnknownName, WorkFa
 from mezzotint.request import GenerationRequest
 from mezzotint.serve.dialects.openai_bodies import BODIES, Answer, Kind, to_request
 from mezzotint.serve.errors import Conflict, NotFound, Problem, TooManyRequests, describe
+from mezzotint.serve.forms import read_parts
 from mezzotint.serve.front import Front
 from mezzotint.serve.schema import ANY_OBJECT
 from mezzotint.serve.streaming import EventStream, sse
 from mezzotint.serve.wire import (
     CONTENT_TYPES,
+    MULTIPART,
     Dialect,
     Endpoint,
     json_response,
     media_type,
-    read_form,
     read_json,
 )
 from mezzotint.types import (
@@ -39,7 +38,6 @@ from mezzotint.types import (
     Failed,
     Finished,
     GenerationResult,
-    ImageInput,
     ImageOutput,
     Stepped,
 )
@@ -130,28 +128,13 @@ def _render(problem: Problem, request_id: str) -> Response:
 
 async def _read(http: Request, kind: Kind) -> tuple[GenerationRequest, Answer]:
     """Read JSON or a form."""
-    if media_type(http) != "multipart/form-data":
+    if media_type(http) != MULTIPART:
         return to_request(await read_json(http), kind)
-    body: dict[str, Any] = {}
-    images: list[Any] = []
-    references: list[Any] = []
-    async with read_form(http) as form:
-        for name, value in form.multi_items():
-            key = name.removesuffix("[]")
-            is_file = isinstance(value, UploadFile)
-            found = ImageInput(await value.read()) if is_file else _scalar(key, value)
-            if key == "image":
-                images.append(found)
-            elif key == "image_references":
-                references += found if isinstance(found, list) else [found]
-            else:
-                body[key] = found
-    if len(images) > 1 and kind != "edit":
-        raise InvalidRequest("image: one picture can be varied at a time", field="image")
+    body = await read_parts(http, BODIES[kind])
+    images: list[Any] = body.get("image", []) if kind == "edit" else []
     if images:
         body["image"] = images[0]
-    if references := [*images[1:], *references]:
-        body["image_references"] = references
+        body["image_references"] = [*images[1:], *body.get("image_references", ())]
     return to_request(body, kind)
 
 
@@ -165,21 +148,6 @@ async def _as_references(front: Front, request: GenerationRequest) -> Generation
         if model["name"] == name and is_it and model.get("image_references", (0, 0))[1]:
             return replace(request, image=None, image_references=(request.image,))
     return request
-
-
-def _scalar(name: str, text: str) -> Any:
-    """Read a form field that is not a text as JSON."""
-    texts = (
-        "prompt", "negative_prompt", "model", "size", "quality", "user", "seed", "scheduler",
-        "sigma_schedule", "response_format", "output_format", "background", "image", "mask",
-        "safety_identifier", "style", "moderation", "input_fidelity", "prompt_dialect",
-    )  # fmt: skip
-    if name in texts:
-        return text
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return text
 
 
 async def _answer(front: Front, http: Request, kind: Kind) -> Any:

@@ -13,6 +13,7 @@ from mezzotint.bounds import Count, Pattern, Range, whole_numbers
 from mezzotint.errors import UnknownName
 from mezzotint.plain import Checked, field_names
 from mezzotint.request import GenerationRequest, ModelName, Output
+from mezzotint.serve.forms import FILE, form_body
 from mezzotint.serve.schema import foreign, object_schema, request_schema
 from mezzotint.serve.wire import Body, read_fields
 from mezzotint.types import (
@@ -117,6 +118,8 @@ class _Variation(_Common):
     mask: ImageInput | None = None
 
 
+_SEVERAL = {"type": "array", "items": FILE, "minItems": 1, "maxItems": MAX_REFERENCES}
+"""The pictures of an edit's form: further ones are further references."""
 _ANSWERED = {"auto": "high", "hd": "high", "standard": "medium"}
 """What the answer says of a quality that OpenAI's answers have no word for."""
 
@@ -202,7 +205,10 @@ def _body(kind: Kind) -> Body:
         made["properties"] |= {k: v for k, v in ours.items() if k not in taken}
         return made
 
-    return Body(f"OpenAI{kind.capitalize()}", schema)
+    body = Body(f"OpenAI{kind.capitalize()}", schema)
+    if kind == "generation":
+        return body
+    return form_body(body, image=_SEVERAL) if kind == "edit" else form_body(body)
 
 
 BODIES: Mapping[str, Body] = {kind: _body(kind) for kind in ("generation", "edit", "variation")}

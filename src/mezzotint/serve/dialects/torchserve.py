@@ -24,6 +24,7 @@ from mezzotint.serve.dialects import torchserve_handlers as handlers
 from mezzotint.serve.dialects.torchserve_management import ENDPOINTS
 from mezzotint.serve.dialects.torchserve_models import find_model
 from mezzotint.serve.dialects.torchserve_requests import (
+    FORM,
     INSTANCE,
     PARAMETERS,
     parameter_schemas,
@@ -208,7 +209,12 @@ def _prediction(limits: Mapping[str, int]) -> dict[str, Any]:
     return {"anyOf": [*one["anyOf"], {"type": "array", "items": one, "minItems": 1, "maxItems": 1}]}
 
 
-PREDICTION = Body("Prediction", _prediction, (PARAMETERS, kserve.V1), required=False)
+_OTHERS = (
+    *FORM.also,
+    ("image/*", lambda _: {}),
+    ("text/plain", lambda limits: parameter_schemas(limits)["prompt"]),
+)
+PREDICTION = Body("Prediction", _prediction, (PARAMETERS, kserve.V1), required=False, also=_OTHERS)
 
 
 def _endpoints() -> tuple[Endpoint, ...]:

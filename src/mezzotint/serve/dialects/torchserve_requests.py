@@ -1,12 +1,10 @@
 """TorchServe requests: bodies of any kind into named parameters, and those into requests."""
 
 import base64
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from mezzotint.bounds import Length, Range
@@ -21,12 +19,14 @@ from mezzotint.serve.dialects.torchserve_models import (
     num_workers,
 )
 from mezzotint.serve.errors import Malformed
+from mezzotint.serve.forms import form_body, read_parts, read_text
 from mezzotint.serve.front import Front
 from mezzotint.serve.schema import object_schema, request_schema
-from mezzotint.serve.wire import Body, media_type, parse_json, read_form
+from mezzotint.serve.wire import MULTIPART, URLENCODED, Body, media_type, parse_json
 from mezzotint.types import MAX_IMAGES, MAX_TEXT, ImageInput, ImageOutput
 
 __all__ = [
+    "FORM",
     "INSTANCE",
     "PARAMETERS",
     "Target",
@@ -66,7 +66,7 @@ def to_request(model: str, body: Mapping[str, Any]) -> tuple[GenerationRequest, 
     if wants_grid:
         count = read(_Examples, {"number_of_images": native.pop("number_of_images")})
         _add(native, {"num_images": count.number_of_images})
-    if native.get("seed") == -1:
+    if native.get("seed") in (-1, "-1"):
         native.pop("seed")
     native.pop("model", None)
     return GenerationRequest.from_dict({**native, "model": model}), wants_grid
@@ -113,7 +113,7 @@ def parameter_schemas(limits: Mapping[str, int]) -> dict[str, Any]:
         **{name: {"anyOf": texts} for name in _TEXT_NAMES if name != "prompt"},
         "data": nested,
         "body": nested,
-        "seed": native["seed"] | {"anyOf": [{"const": -1}, *native["seed"]["anyOf"]]},
+        "seed": native["seed"] | {"anyOf": [{"enum": [-1, "-1"]}, *native["seed"]["anyOf"]]},
         "model": {},
         **{name: {} for name in _FASHIONGEN},
     }
@@ -126,6 +126,8 @@ def _named(limits: Mapping[str, int]) -> dict[str, Any]:
 
 PARAMETERS = Body("NamedParameters", _named)
 """Named parameters of one request, as the protocols of TorchServe and KServe take them."""
+FORM = form_body(PARAMETERS, urlencoded=True, model_name={"type": "string"})
+"""The same as the parts of a form, or of a query."""
 INSTANCE: Mapping[str, Any] = {
     "anyOf": [{"type": "string", "maxLength": MAX_TEXT}, PARAMETERS.reference]
 }
@@ -156,7 +158,7 @@ async def read_parameters(http: Request) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise InvalidField("the body must be a JSON object or a text", field="body")
         return value
-    if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+    if kind in (MULTIPART, URLENCODED):
         return await _form(http)
     if kind.startswith("image/"):
         return {"image": ImageInput(await http.body())}
@@ -167,37 +169,18 @@ async def read_parameters(http: Request) -> dict[str, Any]:
 
 
 async def _form(http: Request) -> dict[str, Any]:
-    body: dict[str, Any] = {}
-    async with read_form(http) as form:
-        for name, value in form.multi_items():
-            if not isinstance(value, UploadFile):
-                body[name] = value
-                continue
-            data = await value.read()
-            if name in _TEXT_NAMES:
-                try:
-                    body[name] = data.decode("utf-8")
-                except UnicodeDecodeError:
-                    raise Malformed(f"{name} must be a text file") from None
-            else:
-                body[name] = ImageInput(data)
-    if len(body) == 1 and next(iter(body.values())) == "":  # curl -d "a prompt"
+    body = await read_parts(http, FORM)
+    if media_type(http) == URLENCODED and list(body.values()) == [""]:  # curl -d "a prompt"
         return {"prompt": next(iter(body))}
-    return typed(body)
+    return body
 
 
-def typed(body: dict[str, Any]) -> dict[str, Any]:
-    """Read what a form or query can only say as text: numbers and objects as JSON."""
-    texts = (*_TEXT_NAMES, "negative_prompt", "scheduler", "sigma_schedule", "seed", "model")
-    typed: dict[str, Any] = {}
-    for name, value in body.items():
-        typed[name] = value
-        if isinstance(value, str) and name not in texts and re.match(r"^[-\d\[{tf]", value):
-            try:
-                typed[name] = parse_json(value.encode())
-            except Malformed:
-                continue
-    return typed
+def typed(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what a query can only say as text: numbers and objects as JSON."""
+    return {
+        name: read_text(FORM, name, value) if isinstance(value, str) else value
+        for name, value in body.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

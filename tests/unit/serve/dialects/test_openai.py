@@ -76,4 +76,4 @@ def test_an_edit_without_a_picture_and_a_variation_of_two_are_refused():
         assert "image is needed" in answer.json()["error"]["message"]
         files = [("image", ("a.png", b"a", "image/png"))] * 2
         answer = door.http.post("/v1/images/variations", files=files)
-        assert answer.json()["error"]["message"] == "image: one picture can be varied at a time"
+        assert answer.json()["error"]["message"] == "image is given twice"

@@ -18,6 +18,8 @@ from mezzotint.request import GenerationRequest
 from mezzotint.serve.dialects.comfyui.events import follow, picture_files, remaining
 from mezzotint.serve.dialects.comfyui.files import (
     DOOR,
+    MASK_UPLOAD,
+    UPLOAD,
     Upload,
     find_picture,
     has_alpha,
@@ -392,8 +394,14 @@ def _endpoints() -> tuple[Endpoint, ...]:
         endpoint("POST", "/history", change_history, "forget what is done", body=plain),
         endpoint("GET", "/history/{id}", history_of, "show one graph that is done"),
         endpoint("GET", "/view", view, "one picture", answers=pictures),
-        endpoint("POST", "/upload/image", upload, "keep a picture for graphs"),
-        endpoint("POST", "/upload/mask", upload_mask, "keep a picture with a mask on it"),
+        endpoint("POST", "/upload/image", upload, "keep a picture for graphs", body=UPLOAD),
+        endpoint(
+            "POST",
+            "/upload/mask",
+            upload_mask,
+            "keep a picture with a mask on it",
+            body=MASK_UPLOAD,
+        ),
         endpoint("GET", "/object_info", show_nodes, "list the nodes"),
         endpoint("GET", "/object_info/{name}", show_nodes, "show one node"),
         endpoint("GET", "/system_stats", show_system, "show the machine"),

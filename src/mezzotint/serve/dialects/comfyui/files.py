@@ -3,23 +3,39 @@
 import json
 import re
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
+from mezzotint.bounds import Length, Pattern
 from mezzotint.errors import UnknownName
+from mezzotint.plain import Checked
 from mezzotint.request import Output
-from mezzotint.serve.errors import NotFound, WrongField
+from mezzotint.serve.errors import NotFound, WrongField, WrongForeignField
+from mezzotint.serve.forms import FILE
 from mezzotint.serve.front import Front
 from mezzotint.serve.queueing import kept_picture, own_job
-from mezzotint.serve.wire import CONTENT_TYPES, json_response, media_type, read_form, visit
+from mezzotint.serve.schema import object_schema
+from mezzotint.serve.wire import (
+    CONTENT_TYPES,
+    MULTIPART,
+    Body,
+    json_response,
+    media_type,
+    read_fields,
+    read_form,
+    visit,
+)
 from mezzotint.types import FileFormat, OutputFormat
 
 __all__ = [
     "DOOR",
+    "MASK_UPLOAD",
+    "UPLOAD",
     "Upload",
     "find_picture",
     "has_alpha",
@@ -33,6 +49,7 @@ DOOR = "comfyui"
 _FILE = re.compile(r".*_(job-[0-9a-f]{24})_([0-9]{5})_\.\w+", re.DOTALL)
 _PREVIEW = re.compile(r"(webp|jpeg|jpg|png)(?:;([0-9]{1,3}))?")
 _ANNOTATION = re.compile(r"(.*?) ?\[(input|output|temp)\]", re.DOTALL)
+_FOLDER = r"^(?![\s\S]*\.\.)[^\\\x00]*$"
 _MOST_UPLOADS = 64
 _MOST_UPLOAD_BYTES = 256 << 20
 _MOST_CALLERS = 1000
@@ -52,6 +69,37 @@ class Upload:
 
     data: bytes
     mask: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fields(Checked):
+    """What may stand beside an uploaded picture.
+
+    Args:
+        overwrite: Whether to take the place of a picture of that name: ``true`` or ``1``.
+        subfolder: The folder that the picture is kept under.
+        type: Taken and not used: what is uploaded is an input.
+        original_ref: JSON of the picture that a mask was drawn on.
+    """
+
+    overwrite: str = ""
+    subfolder: Annotated[str, Length(most=200), Pattern(_FOLDER, "a plain folder name")] = ""
+    type: str = "input"
+    original_ref: str = ""
+
+
+def _upload_schema(limits: Mapping[str, int]) -> dict[str, Any]:
+    made = object_schema(_Fields, limits)
+    del made["additionalProperties"]
+    return made | {"properties": made["properties"] | {"image": FILE}, "required": ["image"]}
+
+
+UPLOAD = Body("ComfyUpload", _upload_schema, media=MULTIPART)
+MASK_UPLOAD = Body(
+    "ComfyMaskUpload",
+    lambda limits: _upload_schema(limits) | {"required": ["image", "original_ref"]},
+    media=MULTIPART,
+)
 
 
 def uploads(front: Front, http: Request) -> "OrderedDict[str, Upload]":
@@ -138,29 +186,26 @@ async def view(front: Front, http: Request) -> Response:
 async def upload(front: Front, http: Request) -> Response:
     """Keep a picture for the caller's graphs, until newer ones take its room."""
     if media_type(http) == "application/json":
-        raise WrongField("image must be a file of a form", field="image")
+        raise WrongForeignField("image must be a file of a form", field="image")
     async with read_form(http) as form:
         data, name = await _file(form)
-        wants_same = str(form.get("overwrite", "")).lower() in ("true", "1")
-        folder = _folder(form)
-    return _keep(front, http, Upload(data), name, folder, wants_same=wants_same)
+        fields = _fields(form)
+    return _keep(front, http, Upload(data), name, fields)
 
 
 async def upload_mask(front: Front, http: Request) -> Response:
     """Keep a picture that was uploaded before with a mask that was drawn on it."""
     if media_type(http) == "application/json":
-        raise WrongField("image must be a file of a form", field="image")
+        raise WrongForeignField("image must be a file of a form", field="image")
     async with read_form(http) as form:
         mask, name = await _file(form)
-        reference = str(form.get("original_ref", ""))
-        wants_same = str(form.get("overwrite", "")).lower() in ("true", "1")
-        folder = _folder(form)
-    original = await _original(front, http, reference)
+        fields = _fields(form)
+    original = await _original(front, http, fields.original_ref)
     if not has_alpha(mask):
         text = "image must be a mask: a picture that is transparent where to repaint"
         raise WrongField(text, field="image")
     marked = Upload(original.data, mask)
-    return _keep(front, http, marked, name, folder, wants_same=wants_same)
+    return _keep(front, http, marked, name, fields)
 
 
 async def _original(front: Front, http: Request, reference: str) -> Upload:
@@ -190,35 +235,32 @@ async def _file(form: FormData) -> tuple[bytes, str]:
     """Return the picture of a form and its name.
 
     Raises:
-        WrongField: If there is none.
+        WrongForeignField: If there is none.
     """
     file = form.get("image")
     if not isinstance(file, UploadFile):
-        raise WrongField("image must be a file of a form", field="image")
+        raise WrongForeignField("image must be a file of a form", field="image")
     data = await file.read()
     if not data:
-        raise WrongField("image is empty", field="image")
+        raise WrongForeignField("image is empty", field="image")
     return data, (file.filename or "image.png").replace("\\", "/").rpartition("/")[2][:200]
 
 
-def _folder(form: FormData) -> str:
-    """Return the folder that a picture is kept under.
+def _fields(form: FormData) -> _Fields:
+    """Return what stands beside the picture of a form.
 
     Raises:
-        WrongField: If it leads elsewhere.
+        WrongForeignField: If a field is not what it must be.
     """
-    folder = str(form.get("subfolder") or "").strip("/")
-    if len(folder) > 200 or ".." in folder or "\\" in folder or "\0" in folder:
-        text = "subfolder must be a plain folder name"
-        raise WrongField(text, field="subfolder", value=folder[:80])
-    return folder
+    texts = {name: value for name, value in form.items() if isinstance(value, str)}
+    return read_fields(_Fields, texts)[0]
 
 
-def _keep(
-    front: Front, http: Request, kept: Upload, name: str, folder: str, *, wants_same: bool
-) -> Response:
+def _keep(front: Front, http: Request, kept: Upload, name: str, fields: _Fields) -> Response:
     """Keep a picture under a name that is free, or its own, or taken on purpose."""
     mine = uploads(front, http)
+    folder = fields.subfolder.strip("/")
+    wants_same = fields.overwrite.lower() in ("true", "1")
     lead = f"{folder}/" if folder else ""
     stem, dot, extension = name.rpartition(".")
     number, chosen = 1, name
