@@ -423,7 +423,7 @@ LEAVES = {
     "serve.trusted_hosts": (("proxy.example",), a_trusted_name_is_served),
     "serve.model_api": (False, models_cannot_be_registered),
     "serve.register_paths": (True, a_path_is_registered_where_it_is_allowed),
-    "serve.runs": ("runs", "unit/serve/test_runs.py::test_without_a_folder_there_are_none"),
+    "serve.runs": ("runs", "unit/serve/site/test_runs.py::test_without_a_folder_there_are_none"),
     "serve.webhook_hosts": (
         ("hooks.example",),
         "unit/serve/test_webhooks.py::test_only_listed_hosts_may_be_called",

@@ -16,7 +16,6 @@ from starlette.responses import Response
 
 from mezzotint.errors import InvalidField, InvalidRequest, MezzotintError
 from mezzotint.request import GenerationRequest
-from mezzotint.serve import runs
 from mezzotint.serve.dialects import native_jobs
 from mezzotint.serve.dialects.native_bodies import (
     EVENTS,
@@ -35,7 +34,7 @@ from mezzotint.serve.forms import form_body, read_parts
 from mezzotint.serve.front import Front
 from mezzotint.serve.queueing import kept_picture, submit
 from mezzotint.serve.schema import ANY_OBJECT, PICTURE, request_schema
-from mezzotint.serve.site import collection, gallery, operations, pictures
+from mezzotint.serve.site import collection, gallery, operations, pictures, runs
 from mezzotint.serve.streaming import EventStream, sse
 from mezzotint.serve.wire import (
     CONTENT_TYPES,
