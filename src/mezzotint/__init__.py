@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "mezzotint.api": ("Engine", "generate"),
     "mezzotint.client.asynchronous": ("AsyncClient", "AsyncClientJob"),
-    "mezzotint.client.bodies": ("Verification",),
+    "mezzotint.service.verification": ("Verification",),
     "mezzotint.client.client": ("Client", "ClientJob"),
     "mezzotint.errors": (
         "ArchiveError",

@@ -4,7 +4,6 @@ from mezzotint.api import Engine as Engine
 from mezzotint.api import generate as generate
 from mezzotint.client.asynchronous import AsyncClient as AsyncClient
 from mezzotint.client.asynchronous import AsyncClientJob as AsyncClientJob
-from mezzotint.client.bodies import Verification as Verification
 from mezzotint.client.client import Client as Client
 from mezzotint.client.client import ClientJob as ClientJob
 from mezzotint.errors import ArchiveError as ArchiveError
@@ -50,6 +49,7 @@ from mezzotint.request import Upscale as Upscale
 from mezzotint.request import Variation as Variation
 from mezzotint.request import Walk as Walk
 from mezzotint.sampling.loop import sample as sample
+from mezzotint.service.verification import Verification as Verification
 from mezzotint.train.config.config import TrainConfig as TrainConfig
 from mezzotint.train.trainer import Trainer as Trainer
 from mezzotint.types import Attempt as Attempt

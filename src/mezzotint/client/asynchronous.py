@@ -10,13 +10,10 @@ import httpx2
 
 from mezzotint.calls import read_call, read_picture
 from mezzotint.client.bodies import (
-    Verification,
-    compare_files,
     read_event,
     read_failure,
     read_image,
     read_result,
-    recipe_request,
 )
 from mezzotint.client.event_stream import EventReader, ServerEvent
 from mezzotint.client.exchange import (
@@ -36,6 +33,7 @@ from mezzotint.notebook import is_notebook
 from mezzotint.observe.progress import notebook_bar
 from mezzotint.request import GenerationRequest
 from mezzotint.service.endings import ENDINGS, follow
+from mezzotint.service.verification import Verification, compare_files, recipe_request
 from mezzotint.types import Event, GenerationResult, ImageFinished, ImageOutput
 
 __all__ = ["AsyncClient", "AsyncClientJob"]

@@ -8,13 +8,11 @@ import base64
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from mezzotint import errors
 from mezzotint.errors import InvalidRequest, MezzotintError, Overloaded, UnknownName, WorkFailed
 from mezzotint.plain import read
-from mezzotint.request import GenerationRequest
 from mezzotint.serve import errors as door_errors
 from mezzotint.serve.errors import TABLE, DoorError
 from mezzotint.service.descriptions import read_error
@@ -34,33 +32,15 @@ from mezzotint.types import (
 )
 
 __all__ = [
-    "Verification",
-    "compare_files",
     "read_event",
     "read_failure",
     "read_image",
     "read_problem",
     "read_result",
-    "recipe_request",
 ]
 
 _BY_CODE = {code: cls for cls, (_, code) in reversed(list(TABLE.items()))}
 _KIND = re.compile(r"unknown (.+?) ['\"]")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
-    """What came of making a picture again from its recipe.
-
-    Args:
-        identical: Whether the file is the one that its recipe makes, byte for byte.
-        request: The request in the recipe.
-        made: The picture that the recipe makes at the server.
-    """
-
-    identical: bool
-    request: GenerationRequest = field(repr=False)
-    made: ImageOutput = field(repr=False)
 
 
 def read_problem(body: Mapping[str, Any], retry_after_s: float | None = None) -> MezzotintError:
@@ -205,32 +185,3 @@ def read_event(
     if kind == "cancelled":
         return Cancelled(id=id_)
     raise WorkFailed(f"the server sent the event {kind[:80]!r}, which this client does not know")
-
-
-def recipe_request(about: Mapping[str, Any]) -> tuple[GenerationRequest, int]:
-    """Return the request in a picture's recipe, and which picture of it this is.
-
-    Args:
-        about: What the server reads in the picture.
-
-    Raises:
-        InvalidRequest: If there is no recipe of ours.
-    """
-    recipe = about.get("recipe")
-    if not isinstance(recipe, Mapping) or "request" not in recipe:
-        raise InvalidRequest("the picture carries no recipe of ours", field="image")
-    return GenerationRequest.from_dict(recipe["request"]), int(recipe.get("index", 0))
-
-
-def compare_files(
-    data: bytes, request: GenerationRequest, index: int, result: GenerationResult
-) -> Verification:
-    """Hold a file against the one that its recipe makes.
-
-    Raises:
-        WorkFailed: If the recipe did not make the picture.
-    """
-    made = next((image for image in result.images if image.index == index), None)
-    if made is None:
-        raise WorkFailed(f"the recipe names picture {index}, which its request does not make")
-    return Verification(identical=made.data == data, request=request, made=made)

@@ -22,7 +22,6 @@ from typing import Any
 
 from mezzotint.errors import ImageError
 from mezzotint.infotext import format_infotext
-from mezzotint.request import GenerationRequest
 from mezzotint.textchunks import RECIPE, read_texts
 from mezzotint.vocabulary import a1111_sampler, a1111_schedule
 
@@ -126,11 +125,6 @@ def read_recipe(data: bytes) -> dict[str, Any] | None:
     if not isinstance(request, dict) or digest != digest_recipe(request, index):
         raise ImageError("the picture's recipe was changed: its digest does not fit its request")
     return recipe
-
-
-def recipe_request(recipe: Mapping[str, Any]) -> GenerationRequest:
-    """Return the request that makes a recipe's picture again."""
-    return GenerationRequest.from_dict(recipe["request"])
 
 
 def make_infotext(recipe: Mapping[str, Any], *, has_steps: bool = True, version: str = "") -> str:

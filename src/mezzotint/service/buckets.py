@@ -111,14 +111,6 @@ class BucketObjects:
         except self._error as error:
             raise self._away("remove", error) from None
 
-    def names(self, prefix: str) -> list[str]:
-        """Return the names that begin with ``prefix``."""
-        try:
-            pages = self._calls.list(self._store, prefix)
-            return sorted(str(found["path"]) for page in pages for found in page)
-        except (FileNotFoundError, self._error) as error:
-            raise self._away("list", error) from None
-
     def _away(self, what: str, error: Exception) -> OSError:
         return OSError(errno.EREMOTEIO, f"cannot {what} in {self._where}: {_line(error)}")
 

@@ -37,10 +37,6 @@ class ObjectStore(Protocol):
         """Forget an object, if there is one."""
         ...
 
-    def names(self, prefix: str) -> list[str]:
-        """Return the names that begin with ``prefix``, which ends with ``/``."""
-        ...
-
 
 class FolderObjects:
     """Objects as files below a folder, which nobody else on the machine may read.
@@ -76,11 +72,6 @@ class FolderObjects:
     def remove(self, name: str) -> None:
         """Forget an object, if there is one."""
         self.path(name).unlink(missing_ok=True)
-
-    def names(self, prefix: str) -> list[str]:
-        """Return the names that begin with ``prefix``."""
-        found = (p for p in self.path(prefix).rglob("*") if p.is_file())
-        return sorted(p.relative_to(self.folder).as_posix() for p in found)
 
     def path(self, name: str) -> Path:
         """Return the file of an object."""

@@ -2,7 +2,7 @@ import pytest
 
 import mezzotint as mz
 from mezzotint import errors
-from mezzotint.client.bodies import read_event, read_failure, read_problem, recipe_request
+from mezzotint.client.bodies import read_event, read_failure, read_problem
 from mezzotint.serve import errors as door
 from mezzotint.serve.dialects.native_bodies import problem_body
 from mezzotint.serve.errors import TABLE, DoorError, describe
@@ -54,8 +54,6 @@ def test_retry_after_is_kept():
     assert error.retry_after_s == 7.0
 
 
-def test_an_unknown_event_and_a_picture_without_a_recipe_are_named():
+def test_an_unknown_event_is_named():
     with pytest.raises(mz.WorkFailed, match="odd"):
         read_event("odd", {}, "a")
-    with pytest.raises(mz.InvalidRequest, match="no recipe"):
-        recipe_request({"recipe": None})

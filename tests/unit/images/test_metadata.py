@@ -13,7 +13,6 @@ from mezzotint.images.metadata import (
     canonical_json,
     make_infotext,
     read_recipe,
-    recipe_request,
 )
 from mezzotint.request import GenerationRequest
 
@@ -58,7 +57,7 @@ def test_the_recipe_holds_what_makes_the_picture_and_not_when():
     assert request["seed"] == 7
     assert request["width"] == 128
     assert not {"num_images", "priority", "deadline_s", "gates"} & set(request)
-    again = recipe_request(recipe())
+    again = GenerationRequest.from_dict(recipe()["request"])
     assert again == GenerationRequest.from_dict(
         {**REQUEST.to_dict(), **RESOLVED, "num_images": 1, "priority": 0}
     )
@@ -67,7 +66,7 @@ def test_the_recipe_holds_what_makes_the_picture_and_not_when():
 def test_seeds_beyond_53_bits_survive_json_readers():
     made = build_recipe({}, resolved={"seed": 2**64 - 1})
     assert made["request"]["seed"] == "18446744073709551615"
-    assert recipe_request(made).seed == 2**64 - 1
+    assert GenerationRequest.from_dict(made["request"]).seed == 2**64 - 1
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])

@@ -16,6 +16,7 @@ from mezzotint.serve.errors import describe
 from mezzotint.serve.schema import request_schema
 from mezzotint.serve.wire import CONTENT_TYPES
 from mezzotint.service.endings import result_of
+from mezzotint.service.verification import compare_files, recipe_request
 from mezzotint.types import Event, GenerationResult, ImageInput, Stepped
 
 __all__ = ["Backend", "Tell", "create_server", "draw", "needs_sdk"]
@@ -221,23 +222,17 @@ async def _verify(backend: Backend, given: Mapping[str, Any], tell: Tell | None)
     if not isinstance(given.get("image"), str):
         raise InvalidRequest("image is needed: the picture's file as base64", field="image")
     data = ImageInput.from_base64(given["image"], field="image").data
-    about = await backend.recipe(data)
-    recipe = about.get("recipe")
-    if not isinstance(recipe, Mapping) or "request" not in recipe:
-        raise InvalidRequest("the picture carries no recipe of ours", field="image")
-    request = GenerationRequest.from_dict(recipe["request"])
+    request, index = recipe_request(await backend.recipe(data))
     result = await backend.generate(request, use_cache=False, tell=tell)
-    index = int(recipe.get("index", 0))
-    made = next((image.data for image in result.images if image.index == index), None)
-    is_same = made == data
+    found = compare_files(data, request, index, result)
     words = {
-        "identical": is_same,
+        "identical": found.identical,
         "detail": "the file is the one that its recipe makes"
-        if is_same
+        if found.identical
         else "the file is not the one that its recipe makes here; `mezzotint verify` says how "
         "they differ",
         "prompt": request.prompt,
         "model": request.model,
-        "seed": recipe["request"].get("seed"),
+        "seed": request.seed,
     }
     return words
