@@ -14,15 +14,16 @@ import json
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from mezzotint.files import atomic_path
 from mezzotint.planning.plan import Plan
+from mezzotint.types import ImageOutput, StageTimings
 
-__all__ = ["ByteCache", "CachedImage", "ResultCache"]
+__all__ = ["ByteCache", "ResultCache"]
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -73,30 +74,16 @@ class ByteCache(Generic[K, V]):
             self.num_bytes -= self._size(value)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CachedImage:
-    """A finished picture as it is kept.
-
-    Args:
-        canonical: The plan it was made from, as its canonical text.
-        data: The encoded file.
-        width: Pixels.
-        height: Pixels.
-        recipe: The recipe, as plain data.
-        warnings: What was changed on the way.
-    """
+class _Entry(NamedTuple):
+    """A kept picture, and the canonical text of the plan that it was made from."""
 
     canonical: str
-    data: bytes = field(repr=False)
-    width: int
-    height: int
-    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
-    warnings: tuple[str, ...] = ()
+    image: ImageOutput
 
     @property
     def num_bytes(self) -> int:
         """Bytes that keeping it takes, roughly."""
-        return len(self.data) + 2 * len(self.canonical) + 512
+        return len(self.image.data) + 2 * len(self.canonical) + 512
 
 
 class ResultCache:
@@ -111,7 +98,7 @@ class ResultCache:
     def __init__(
         self, *, memory_bytes: int, disk_bytes: int = 0, folder: Path | None = None
     ) -> None:
-        self._memory: ByteCache[str, CachedImage] = ByteCache(memory_bytes, lambda c: c.num_bytes)
+        self._memory: ByteCache[str, _Entry] = ByteCache(memory_bytes, lambda e: e.num_bytes)
         self._folder = folder if disk_bytes > 0 else None
         self._disk_bytes = disk_bytes
         self._disk: OrderedDict[str, int] = OrderedDict()
@@ -119,27 +106,35 @@ class ResultCache:
         self._plans: OrderedDict[str, tuple[str, str]] = OrderedDict()  # owner, canonical
         self._scan()
 
-    def get(self, plan: Plan, owner: str = "") -> CachedImage | None:
-        """Return the owner's picture of this very plan, or None."""
+    def get(self, plan: Plan, owner: str = "") -> ImageOutput | None:
+        """Return the owner's picture of this very plan, or None.
+
+        Its index is that of the request which it was made for.
+        """
         digest, canonical = _key(plan, owner), plan.canonical
         found = self._memory.get(digest)
         if found is None and digest in self._disk:
             found = self._read(digest)
             if found is not None:
                 self._memory.put(digest, found)
-        return found if found is not None and found.canonical == canonical else None
+        return found.image if found is not None and found.canonical == canonical else None
 
     def put(
-        self, plan: Plan, image: CachedImage, owner: str = "", *, drawn_s: float = math.inf
+        self, plan: Plan, image: ImageOutput, owner: str = "", *, drawn_s: float = math.inf
     ) -> None:
-        """Keep a picture; on disk too if it took ``drawn_s`` seconds that are worth it."""
+        """Keep a picture; on disk too if it took ``drawn_s`` seconds that are worth it.
+
+        How it was drawn (pixels before encoding, times, attempts) is not kept.
+        """
         digest = _key(plan, owner)
-        self._memory.put(digest, image)
-        self._plans[digest] = (owner, image.canonical)
+        image = replace(image, pixels=None, timings=StageTimings(), attempts=())
+        entry = _Entry(plan.canonical, image)
+        self._memory.put(digest, entry)
+        self._plans[digest] = (owner, plan.canonical)
         while len(self._plans) > _REMEMBERED_PLANS:
             self._plans.popitem(last=False)
         if drawn_s >= _WORTH_A_FILE_S:
-            self._write(digest, image)
+            self._write(digest, entry)
 
     def why_miss(self, plan: Plan, owner: str = "") -> str:
         """Explain a miss: what differs from the most similar picture that the owner has.
@@ -182,13 +177,18 @@ class ResultCache:
         assert self._folder is not None  # noqa: S101 - called only with a folder
         return self._folder / f"{digest}.cached"
 
-    def _write(self, digest: str, image: CachedImage) -> None:
+    def _write(self, digest: str, entry: _Entry) -> None:
         """Write one picture, then remove the oldest beyond the budget; no disk is no error."""
         if self._folder is None:
             return
+        image = entry.image
         head = json.dumps(
             {
-                "canonical": image.canonical,
+                "canonical": entry.canonical,
+                "index": image.index,
+                "seed": image.seed,
+                "format": image.format,
+                "frames": image.frames,
                 "width": image.width,
                 "height": image.height,
                 "recipe": image.recipe,
@@ -211,15 +211,18 @@ class ResultCache:
             self._disk_used -= size
             self._path(oldest).unlink(missing_ok=True)
 
-    def _read(self, digest: str) -> CachedImage | None:
+    def _read(self, digest: str) -> _Entry | None:
         """Read one picture; anything broken counts as not there and is removed."""
         path = self._path(digest)
         try:
             data = path.read_bytes()
             length = int.from_bytes(data[:8], "big")
             head = json.loads(data[8 : 8 + length])
-            image = CachedImage(
-                canonical=head["canonical"],
+            image = ImageOutput(
+                index=int(head["index"]),
+                seed=int(head["seed"]),
+                format=head["format"],
+                frames=int(head["frames"]),
                 data=data[8 + length :],
                 width=int(head["width"]),
                 height=int(head["height"]),
@@ -234,7 +237,7 @@ class ResultCache:
             path.unlink(missing_ok=True)
             return None
         self._disk.move_to_end(digest)
-        return image
+        return _Entry(head["canonical"], image)
 
 
 def _key(plan: Plan, owner: str) -> str:

@@ -3,12 +3,20 @@ from dataclasses import replace
 
 from tests.unit.engine.fakes import make_plan
 
-from mezzotint.engine.cache import ByteCache, CachedImage, ResultCache
+from mezzotint.engine import cache as caches
+from mezzotint.engine.cache import ByteCache, ResultCache
+from mezzotint.types import Attempt, ImageOutput, StageTimings
 
 
 def image(plan, data=b"picture"):
-    return CachedImage(
-        canonical=plan.canonical, data=data, width=64, height=64, recipe={"digest": "d"}
+    return ImageOutput(
+        index=0,
+        seed=plan.seed,
+        data=data,
+        format="png",
+        width=64,
+        height=64,
+        recipe={"digest": "d"},
     )
 
 
@@ -19,14 +27,16 @@ def test_the_same_plan_is_found_and_another_seed_is_not():
     assert cache.get(make_plan(seed=2)) is None
 
 
-def test_a_digest_with_another_canonical_text_is_no_hit():
+def test_a_digest_with_another_canonical_text_is_no_hit(monkeypatch):
+    monkeypatch.setattr(caches, "_key", lambda plan, owner: "the same")
     cache = ResultCache(memory_bytes=10_000)
-    cache.put(make_plan(seed=1), image(make_plan(seed=2)))
+    cache.put(make_plan(seed=2), image(make_plan(seed=2)))
     assert cache.get(make_plan(seed=1)) is None
 
 
 def test_memory_is_bounded_by_bytes_and_forgets_the_least_recently_used():
-    size = image(make_plan(seed=0)).num_bytes
+    plan = make_plan(seed=0)
+    size = len(image(plan).data) + 2 * len(plan.canonical) + 512
     cache = ResultCache(memory_bytes=2 * size + 100)
     for seed in (0, 1):
         cache.put(make_plan(seed=seed), image(make_plan(seed=seed)))
@@ -111,3 +121,14 @@ def test_pictures_on_disk_are_their_owners_alone(tmp_path):
     plan = make_plan(seed=1)
     ResultCache(memory_bytes=0, disk_bytes=10_000, folder=folder).put(plan, image(plan))
     assert os.name == "nt" or folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_how_a_picture_was_drawn_is_not_kept():
+    plan, cache = make_plan(seed=1), ResultCache(memory_bytes=10_000)
+    attempt = Attempt(number=0, seed=1)
+    drawn = replace(
+        image(plan), pixels=bytes(9), timings=StageTimings(write_s=1.0), attempts=(attempt,)
+    )
+    cache.put(plan, drawn)
+    assert cache.get(plan) == image(plan)
+    assert cache.get(plan).pixels is None

@@ -7,15 +7,15 @@ comes too fast tells what others have asked for. Belongs to the dispatcher's thr
 no lock.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mezzotint.engine.cache import CachedImage, ResultCache
+from mezzotint.engine.cache import ResultCache
 from mezzotint.engine.state import ImageId
 from mezzotint.observe import metrics
 from mezzotint.planning.plan import Plan
 from mezzotint.service.requests import RequestSubmission
-from mezzotint.types import ImageOutput
+from mezzotint.types import ImageOutput, StageTimings
 
 __all__ = ["Coalescing", "again", "may_share"]
 
@@ -66,7 +66,7 @@ class Coalescing:
         metrics.count(
             "mezzotint_cache_lookups_total", cache="results", answer="hit" if kept else "miss"
         )
-        return None if kept is None else _from_cache(kept, plan, index)
+        return None if kept is None else again(kept, plan, index)
 
     def follow(self, plan: Plan, image: ImageId, client: str) -> bool:
         """Wait for whoever makes the same picture; False if nobody did, so that ``image`` leads."""
@@ -96,8 +96,7 @@ class Coalescing:
         if is_picture and plan.reproducibility == "exact" and not outcome.attempts:
             spent = outcome.timings
             drawn_s = spent.encode_s + spent.denoise_s + spent.decode_s + spent.write_s
-            kept = _to_cache(outcome, plan)
-            self._results.put(plan, kept, self._owner(client), drawn_s=drawn_s)
+            self._results.put(plan, outcome, self._owner(client), drawn_s=drawn_s)
         key = self._led.pop(image, None)
         return [] if key is None else self._flights.pop(key).followers
 
@@ -108,30 +107,6 @@ class Coalescing:
 
 def again(output: ImageOutput, plan: Plan, index: int) -> ImageOutput:
     """Return a finished picture as another image with the same plan gets it."""
-    return _from_cache(_to_cache(output, plan), plan, index)
-
-
-def _to_cache(output: ImageOutput, plan: Plan) -> CachedImage:
-    """Return a finished picture as it is kept."""
-    return CachedImage(
-        canonical=plan.canonical,
-        data=output.data,
-        width=output.width,
-        height=output.height,
-        recipe=output.recipe,
-        warnings=output.warnings,
-    )
-
-
-def _from_cache(kept: CachedImage, plan: Plan, index: int) -> ImageOutput:
-    """Return a kept picture as an answer."""
-    return ImageOutput(
-        index=index,
-        seed=plan.seed,
-        data=kept.data,
-        format=plan.output.format,
-        width=kept.width,
-        height=kept.height,
-        recipe=kept.recipe,
-        warnings=kept.warnings,
+    return replace(
+        output, index=index, seed=plan.seed, pixels=None, timings=StageTimings(), attempts=()
     )
