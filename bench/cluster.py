@@ -5,6 +5,8 @@ fairness and autoscaler. ``--trace FILE`` takes JSON lines with ``at_s``, ``clie
 ``model`` and ``steps``; else requests of 20, 30 and 50 steps come from forty clients, one of
 them with a third of all, at random moments. A request is good if its picture comes within
 three times what it takes alone. ``--decisions`` times routing with 10,000 requests waiting.
+``--replicas 1,2,4`` starts a real Ray here whose devices sleep, and measures throughput by
+replicas, as shares of linear, and latency beside that of one process.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench._replicas import measure
 from bench._report import write
 from bench._simulation import Arrival, Device, Outcome, simulate
 
@@ -119,7 +122,11 @@ def main() -> None:
     parser.add_argument("--decisions", action="store_true")
     parser.add_argument("--devices", default="8,64,256,1000")
     parser.add_argument("--trace", type=Path)
+    parser.add_argument("--replicas", default="")
     given = parser.parse_args()
+    if given.replicas:
+        write("cluster-replicas", measure([int(n) for n in given.replicas.split(",")]))
+        return
     result: dict[str, Any] = {}
     if given.decisions or not given.simulate:
         result["decision_us"] = {str(n): round(decisions(n), 2) for n in (2, 8, 64, 256, 1000)}

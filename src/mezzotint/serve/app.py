@@ -242,7 +242,7 @@ class Doorway:
             client = scope.get("client")
             asked = self._keys.identify(headers, client[0] if client else "")
             asked.require("generate")
-            meter.count(asked)
+            await self._front.shared.count(asked)
             meter.take(asked, "event streams", limits.streams)
             caller = asked
             await serve_socket(self._front, caller, scope, receive, send)
@@ -264,7 +264,7 @@ class Doorway:
                     address = http.client.host if http.client else ""
                     here.caller = self._keys.identify(http.headers, address)
                 here.caller.require(endpoint.scope)
-                self._front.meter.count(here.caller)
+                await self._front.shared.count(here.caller)
                 return await self._answer(endpoint, http, here.caller)
             return await endpoint.handler(self._front, http)
 

@@ -10,26 +10,41 @@ A line with the key alone may do everything. Keys are held as digests only and
 compared in constant time; the file is read again when it changes.
 """
 
+import asyncio
 import base64
 import binascii
+import contextlib
+import functools
 import hashlib
 import hmac
 import secrets
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
-from mezzotint.errors import InvalidRequest
+from mezzotint.errors import InvalidRequest, NotReady
 from mezzotint.observe import log
 from mezzotint.serve.config import Limits
 from mezzotint.serve.errors import Forbidden, TooManyRequests, Unauthorized
 
-__all__ = ["SCOPES", "Caller", "KeyRing", "Meter", "new_key", "presented_key", "read_keys"]
+__all__ = [
+    "SCOPES",
+    "Caller",
+    "KeyRing",
+    "Meter",
+    "SharedMeter",
+    "new_key",
+    "presented_key",
+    "read_keys",
+]
 
 SCOPES = ("generate", "manage", "metrics")
 _RELOAD_S = 2.0
+_AWAY_S = 5.0  # for which nobody asks other servers' counts that could not be reached
+_T = TypeVar("_T")
 _SCHEMES = ("bearer", "key", "token")  # fal says Key, older clients of Replicate Token
 _HIGHEST = 100  # priority, see GenerationRequest
 
@@ -318,10 +333,7 @@ class Meter:
         bucket.tokens = min(full, bucket.tokens + (now - bucket.filled) * rate)
         bucket.filled = now
         if bucket.tokens < 1:
-            raise TooManyRequests(
-                f"at most {caller.requests_per_minute} requests a minute for this key",
-                retry_after_s=(1 - bucket.tokens) / rate,
-            )
+            raise _too_often(caller, (1 - bucket.tokens) / rate)
         bucket.tokens -= 1
 
     def enter(self, caller: Caller) -> None:
@@ -349,12 +361,16 @@ class Meter:
         """
         held = self._bucket(caller).held
         if most and held[what] >= most:
-            raise TooManyRequests(f"at most {most} {what} at once for this key", retry_after_s=1.0)
+            raise _too_many(what, most)
         held[what] += 1
 
     def give(self, caller: Caller, what: str) -> None:
         """Count one thing less that the caller holds."""
         self._bucket(caller).held[what] -= 1
+
+    def generations(self, caller: Caller) -> int:
+        """Return how many generations the caller has at once."""
+        return self._bucket(caller).held["generations"]
 
     def held(self) -> dict[str, dict[str, int]]:
         """Return what every remembered caller holds, by name."""
@@ -370,3 +386,101 @@ class Meter:
                 del self._buckets[name]
         self._buckets.move_to_end(caller.name)
         return bucket
+
+
+class Ledger(Protocol):
+    """Counts that several servers share; each call raises NotReady where they cannot be."""
+
+    @property
+    def counts_for_all(self) -> bool:
+        """Whether there are other servers."""
+        ...
+
+    async def spend(self, client: str, per_minute: int) -> float:
+        """Take one request; seconds until there is one, 0 if it was taken."""
+        ...
+
+    async def hold(self, client: str, most: int, own: Callable[[], int]) -> bool:
+        """Count one more generation; False if all servers together have too many."""
+        ...
+
+    async def tell_held(self, client: str, own: Callable[[], int]) -> None:
+        """Say how many generations there are here."""
+        ...
+
+
+class SharedMeter:
+    """Counts requests and generations of keys, over all servers that share a ledger.
+
+    A key without limits costs nothing. While the ledger cannot be reached each server counts
+    for itself.
+
+    Args:
+        meter: What is counted here.
+        ledger: What is counted with others; None where there are none.
+    """
+
+    def __init__(self, meter: Meter, ledger: Ledger | None) -> None:
+        self._meter = meter
+        self._ledger = ledger if ledger is not None and ledger.counts_for_all else None
+        self._away_until = 0.0
+        self._telling: set[asyncio.Task[None]] = set()
+
+    async def count(self, caller: Caller) -> None:
+        """Take one request from the caller's bucket.
+
+        Raises:
+            TooManyRequests: If the bucket is empty.
+        """
+        self._meter.count(caller)
+        most, ledger = caller.requests_per_minute, self._ledger
+        if most and ledger is not None:
+            wait_s = await self._ask(ledger.spend(caller.name, most), 0.0)
+            if wait_s:
+                raise _too_often(caller, wait_s)
+
+    @contextlib.asynccontextmanager
+    async def generation(self, caller: Caller) -> AsyncIterator[None]:
+        """Count one generation while the block runs.
+
+        Raises:
+            TooManyRequests: If the caller has as many as it may have.
+        """
+        self._meter.enter(caller)
+        most, ledger = caller.concurrency, self._ledger
+        try:
+            if most and ledger is not None:
+                own = functools.partial(self._meter.generations, caller)
+                if not await self._ask(ledger.hold(caller.name, most, own), True):
+                    raise _too_many("generations", most)
+            yield
+        finally:
+            self._meter.leave(caller)
+            if most and ledger is not None:
+                own = functools.partial(self._meter.generations, caller)
+                task = asyncio.ensure_future(ledger.tell_held(caller.name, own))
+                self._telling.add(task)
+                task.add_done_callback(self._telling.discard)
+
+    async def _ask(self, question: Coroutine[Any, Any, _T], otherwise: _T) -> _T:
+        """Ask the ledger; where it does not answer, leave it alone for a while."""
+        if time.monotonic() < self._away_until:
+            question.close()
+            return otherwise
+        try:
+            return await question
+        except NotReady as error:
+            self._away_until = time.monotonic() + _AWAY_S
+            log.warning("meter.alone", reason=str(error))
+            return otherwise
+
+
+def _too_often(caller: Caller, wait_s: float) -> TooManyRequests:
+    return TooManyRequests(
+        f"at most {caller.requests_per_minute} requests a minute for this key",
+        retry_after_s=wait_s,
+    )
+
+
+def _too_many(what: str, most: int) -> TooManyRequests:
+    return TooManyRequests(f"at most {most} {what} at once for this key", retry_after_s=1.0)

@@ -9,14 +9,14 @@ import contextlib
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.requests import Request
 
 from mezzotint.errors import DeadlineExceeded, ModelNotAllowed, NotReady
 from mezzotint.request import GenerationRequest, Output
-from mezzotint.serve.auth import Caller, Meter
+from mezzotint.serve.auth import Caller, Meter, SharedMeter
 from mezzotint.serve.config import ServeConfig, is_loopback
 from mezzotint.serve.errors import ClientGone, Forbidden, TooLarge
 from mezzotint.serve.streaming import EventStream, until_gone
@@ -61,6 +61,7 @@ class Front:
         self.config = config
         self.jobs = jobs
         self.meter = meter or Meter()
+        self.shared = SharedMeter(self.meter, jobs)
         self.draining = False
         self.running = 0
         self._models: tuple[Mapping[str, Any], ...] | None = None
@@ -172,7 +173,7 @@ class Front:
         if model is not None and not self._paths_allowed:
             _refuse_path(model, "upscale.model")
         caller: Caller = visit(http).caller
-        with self.counted(caller):
+        async with self.counted(caller):
             work = self.service.upscale(
                 data,
                 factor=factor,
@@ -184,20 +185,19 @@ class Front:
             )
             return await self.watched(http, work)
 
-    @contextlib.contextmanager
-    def counted(self, caller: Caller) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def counted(self, caller: Caller) -> AsyncIterator[None]:
         """Count one generation of the caller while the block runs.
 
         Raises:
             TooManyRequests: If the caller has as many as it may have.
         """
-        self.meter.enter(caller)
-        self.running += 1
-        try:
-            yield
-        finally:
-            self.meter.leave(caller)
-            self.running -= 1
+        async with self.shared.generation(caller):
+            self.running += 1
+            try:
+                yield
+            finally:
+                self.running -= 1
 
     def event_stream(self, http: Request, events: AsyncIterator[bytes]) -> EventStream:
         """Answer with events, one of the streams that the caller may hold.
@@ -284,26 +284,23 @@ class Front:
         caller: Caller = here.caller
         self.admit(request, caller)
         here.model = request.model
-        self.meter.enter(caller)
-        self.running += 1
-        events = self.service.stream(
-            request,
-            request_id=new_id("gen"),
-            client=caller.name,
-            use_cache=use_cache(http) and not fresh,
-            preview_every=preview_every,
-            quiet=quiet,
-        )
-        try:
-            async for event in events:
-                note(here, event)
-                yield event
-        finally:
-            self.meter.leave(caller)
-            self.running -= 1
-            close = getattr(events, "aclose", None)
-            if close is not None:
-                await close()
+        async with self.counted(caller):
+            events = self.service.stream(
+                request,
+                request_id=new_id("gen"),
+                client=caller.name,
+                use_cache=use_cache(http) and not fresh,
+                preview_every=preview_every,
+                quiet=quiet,
+            )
+            try:
+                async for event in events:
+                    note(here, event)
+                    yield event
+            finally:
+                close = getattr(events, "aclose", None)
+                if close is not None:
+                    await close()
 
 
 def use_cache(http: Request) -> bool:

@@ -123,8 +123,5 @@ async def own_jobs(
 async def wait(front: Front, http: Request, id_: str) -> Job:
     """Wait for a job as one of the generations that the caller may have at once."""
     caller = visit(http).caller
-    front.meter.enter(caller)
-    try:
+    async with front.shared.generation(caller):
         return await front.watched(http, queue_of(front).wait(id_))
-    finally:
-        front.meter.leave(caller)

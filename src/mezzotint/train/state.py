@@ -15,12 +15,15 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from mezzotint.errors import InvalidRequest
+from mezzotint.train.averaging import GradientAverager
 from mezzotint.train.config.config import TrainConfig
 from mezzotint.train.config.run import LoopConfig, OptimizerConfig
 from mezzotint.train.ema import Ema
 from mezzotint.train.tasks.base import Task
 
 __all__ = ["Counters", "RunState", "create_accelerator", "learning_rate"]
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def create_accelerator(loop: LoopConfig) -> Accelerator:
@@ -74,7 +77,9 @@ class Counters:
 
     Args:
         step: Optimiser steps done.
-        skipped: Batches that rollbacks moved past.
+        batches: Batches of one optimiser step, over all processes; held to where another
+            number of processes goes on with a run.
+        skipped: Batches that rollbacks moved past, over all processes.
         bad_steps: Steps in a row that were not finite.
         rollbacks: Rollbacks so far.
         rate_scale: Product of all rollback scales.
@@ -83,6 +88,7 @@ class Counters:
     """
 
     step: int = 0
+    batches: int = 0
     skipped: int = 0
     bad_steps: int = 0
     rollbacks: int = 0
@@ -102,7 +108,7 @@ class RunState:
 
     def __init__(self, config: TrainConfig, task: Task, accelerator: Accelerator) -> None:
         self.config, self.task, self.accelerator = config, task, accelerator
-        self.counters = Counters()
+        self.counters = Counters(batches=config.loop.accumulate * accelerator.num_processes)
         task.modules.to(accelerator.device)
         for helper in task.frozen():
             helper.to(accelerator.device).eval().requires_grad_(False)
@@ -113,6 +119,11 @@ class RunState:
         self.optimizers = {
             group: accelerator.prepare(self._optimizer(names))
             for group, names in task.groups.items()
+        }
+        count = accelerator.num_processes
+        self.averagers = {
+            group: GradientAverager(self.parameters(names), processes=count)
+            for group, names in (task.groups.items() if count > 1 else ())
         }
 
     def _optimizer(self, names: Any) -> torch.optim.Optimizer:
@@ -136,21 +147,39 @@ class RunState:
             if parameter.requires_grad
         ]
 
-    def average_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Average gradients over processes, whatever way the modules were called."""
-        if self.accelerator.num_processes > 1:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    summed: Any = self.accelerator.reduce(parameter.grad, "mean")
-                    parameter.grad = summed
+    @property
+    def share(self) -> int:
+        """Batches of one optimiser step that fall to each process."""
+        return self.counters.batches // self.accelerator.num_processes
 
-    def everywhere(self, fact: bool) -> bool:
-        """Say whether something holds in every process, so that all go the same way."""
+    def mean(self, value: float) -> float:
+        """Return the mean of a number over all processes, the same in each."""
         if self.accelerator.num_processes == 1:
-            return fact
-        count = torch.tensor(float(fact), device=self.accelerator.device)
-        share: Any = self.accelerator.reduce(count, "mean")
-        return float(share) == 1.0
+            return value
+        mean: Any = self.accelerator.reduce(
+            torch.tensor(value, device=self.accelerator.device), "mean"
+        )
+        return float(mean)
+
+    def anywhere(self, fact: bool) -> bool:
+        """Say whether something holds in any process, so that all go the same way."""
+        return self.mean(float(fact)) > 0
+
+    @torch.no_grad()
+    def average_buffers(self) -> None:
+        """Make what batch normalisation remembers the same in every process."""
+        if self.accelerator.num_processes == 1:
+            return
+        layers = [m for m in self.task.modules.modules() if isinstance(m, _NORMS)]
+        both = [buffer for m in layers for buffer in (m.running_mean, m.running_var)]
+        buffers = [buffer for buffer in both if buffer is not None]
+        if not buffers:
+            return
+        message = torch.cat([buffer.flatten().float() for buffer in buffers])
+        mean: Any = self.accelerator.reduce(message, "mean")
+        parts = mean.split([buffer.numel() for buffer in buffers])
+        for buffer, part in zip(buffers, parts, strict=True):
+            buffer.copy_(part.view_as(buffer))
 
     def set_rates(self) -> float:
         """Give every optimiser the learning rate of the next step, and return it."""
@@ -175,14 +204,27 @@ class RunState:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take everything back from a checkpoint."""
+        """Take everything back from a checkpoint.
+
+        Raises:
+            InvalidRequest: If the batches of a step cannot be shared among the processes.
+        """
+        counters = Counters(**{"batches": self.counters.batches, **state["counters"]})
+        count = self.accelerator.num_processes
+        if counters.batches % count:
+            raise InvalidRequest(
+                f"output_dir {self.config.output_dir} was begun with {counters.batches} batches a "
+                f"step (loop.accumulate times processes), which {count} processes cannot share: "
+                "go on with a number of processes that divides it, or choose another output_dir",
+                field="output_dir",
+            )
         self.task.modules.load_state_dict(state["modules"])
         self.ema.load_state_dict(state["ema"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.counters = Counters(**state["counters"])
+        self.counters = counters
 
     @torch.no_grad()
     def is_finite(self) -> bool:

@@ -85,6 +85,7 @@ class Stepper:
             return last_loss
         counters.bad_steps = 0
         counters.step += 1
+        state.average_buffers()
         state.ema.update(state.task.modules)
         state.task.after_step(counters.step)
         loss = sum(figures[group] for group in state.task.groups)
@@ -98,16 +99,19 @@ class Stepper:
         state = self._state
         counters, loop = state.counters, self._config.loop
         state.task.modules.eval()
-        losses, weights = [], []
+        count, own = state.accelerator.num_processes, state.accelerator.process_index
+        total, weight = 0.0, 0
         held_out = _chunks(self._plan.held_out, self._data.buckets, loop.batch_size)
         with state.ema.applied(state.task.modules), state.accelerator.autocast():
             for number, indices in enumerate(held_out):
+                weight += len(indices)
+                if number % count != own:  # another process measures it
+                    continue
                 generator = derive(self._config.seed, "held out noise", number)
                 batch = self.batch(indices, None)
                 loss = state.task.held_out_loss(state.networks, batch, generator)
-                losses.append(float(loss) * len(indices))
-                weights.append(len(indices))
-        value = sum(losses) / sum(weights)
+                total += float(loss) * len(indices)
+        value = state.mean(total) * count / weight
         counters.stale = 0 if value < counters.best else counters.stale + 1
         counters.best = min(counters.best, value)
         self._progress.tell("held_out", counters.step, loss=value, best=counters.best)
@@ -119,22 +123,26 @@ class Stepper:
         accelerator, loop = state.accelerator, self._config.loop
         optimizer, parameters = state.optimizers[group], state.parameters(names)
         optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        for micro in range(loop.accumulate):
-            number = state.counters.step * loop.accumulate + micro + state.counters.skipped
-            number = number * accelerator.num_processes + accelerator.process_index
+        total, averager = 0.0, state.averagers.get(group)
+        for micro in range(state.share):
+            number = state.counters.step * state.counters.batches + state.counters.skipped
+            number += micro * accelerator.num_processes + accelerator.process_index
             batch = self.batch(self._plan.batch(number), number)
             generator = derive(self._config.seed, "noise", group, number)
             with seeded(derive(self._config.seed, "dropout", group, number)):
                 with accelerator.autocast():
                     loss, more = state.task.loss(group, state.networks, batch, generator)
-                if not state.everywhere(math.isfinite(loss.item())):
+                mean = state.mean(loss.item())
+                if not math.isfinite(mean):
                     return False
-                accelerator.backward(loss / loop.accumulate)
-            total += loss.item() / loop.accumulate
+                if averager is not None and micro == state.share - 1:
+                    averager.begin()
+                accelerator.backward(loss / state.share)
+            total += mean / state.share
             figures |= {name: float(value) for name, value in more.items()}
+        if averager is not None:
+            averager.finish()
         limit = loop.clip_norm or math.inf
-        state.average_gradients(parameters)
         norm: Any = accelerator.clip_grad_norm_(parameters, limit)
         scaled = accelerator.scaler is not None  # fp16: the scaler leaves such a step out itself
         if not math.isfinite(float(norm)) and not scaled:
@@ -151,7 +159,7 @@ class Stepper:
         state, progress = self._state, self._progress
         counters, loop = state.counters, self._config.loop
         counters.bad_steps += 1
-        counters.skipped += loop.accumulate
+        counters.skipped += counters.batches
         progress.tell("skipped", counters.step, message="the loss or its gradient is not finite")
         if counters.bad_steps < loop.max_bad_steps:
             return
@@ -168,7 +176,7 @@ class Stepper:
         moved = counters.step - restored.step
         skipped, rollbacks, scale = counters.skipped, counters.rollbacks, counters.rate_scale
         state.load_state_dict(restored.state)
-        state.counters.skipped = skipped + moved * loop.accumulate
+        state.counters.skipped = skipped + moved * state.counters.batches
         state.counters.rollbacks = rollbacks + 1
         state.counters.rate_scale = scale * loop.rollback_scale
         progress.tell(

@@ -158,7 +158,7 @@ class Trainer:
         while state.counters.step < self.config.loop.steps and not early:
             loss = stepper.advance(loss)
             early = self._periodic(state, stepper, progress)
-            if self._stop.is_set():
+            if state.anywhere(self._stop.is_set()):
                 self._checkpoint(state, progress)
                 raise Cancelled(f"training was stopped at step {state.counters.step}")
         self._checkpoint(state, progress)

@@ -100,12 +100,9 @@ async def _generate(front: Front, http: Request, request: GenerationRequest) -> 
     if "idempotency-key" not in http.headers or front.jobs is None:
         return await front.generate(http, request)
     caller = visit(http).caller
-    front.meter.enter(caller)  # it waits as one without the key does
-    try:
+    async with front.shared.generation(caller):  # it waits as one without the key does
         job = await submit(front, http, request)
         job = await front.watched(http, front.jobs.wait(job.id))
-    finally:
-        front.meter.leave(caller)
     if job.status != "succeeded":
         raise _job_error(job)
     images: list[ImageOutput] = []

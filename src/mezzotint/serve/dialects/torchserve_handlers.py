@@ -69,7 +69,7 @@ async def run(
     visit(http).model = model
     given = [await _row(http)] if rows is None else list(rows)
     try:
-        with front.counted(visit(http).caller):
+        async with front.counted(visit(http).caller):
             answers = await front.watched(http, front.service.handle(model, given))
     except ModelError as error:
         raise WorkFailed(str(error)) from None

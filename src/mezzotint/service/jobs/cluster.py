@@ -12,9 +12,11 @@ import sqlalchemy as sa
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.service.jobs.clock import now
-from mezzotint.service.jobs.schema import CLUSTER, SCHEMA, SERVERS, check_version
+from mezzotint.service.jobs.schema import CLUSTER, HOLDS, SCHEMA, SERVERS, check_version
 
 __all__ = ["Cluster", "OtherCluster", "beat", "environments", "join", "leave", "others"]
+
+_GONE_S = 86400.0
 
 
 class OtherCluster(InvalidRequest):
@@ -75,8 +77,10 @@ def beat(db: sa.Connection, *, owner: str, version: str, environment: str | None
 
 
 def leave(db: sa.Connection, *, owner: str) -> None:
-    """Say that this server stops."""
-    db.execute(sa.delete(SERVERS).where(SERVERS.c.id == owner))
+    """Say that this server stops, and forget those that have long been gone."""
+    gone = (SERVERS.c.id == owner) | (SERVERS.c.seen < now() - _GONE_S)
+    db.execute(sa.delete(HOLDS).where(HOLDS.c.server.in_(sa.select(SERVERS.c.id).where(gone))))
+    db.execute(sa.delete(SERVERS).where(gone))
 
 
 def others(db: sa.Connection, *, owner: str, alive_s: float) -> list[str]:

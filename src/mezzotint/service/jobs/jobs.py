@@ -14,7 +14,7 @@ import asyncio
 import base64
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,38 @@ class Jobs(KeptJobs):
         if self._config.is_sqlite and own.is_file():
             return own.read_bytes()
         return base64.b64decode(self._store.cluster.secret)
+
+    @property
+    def counts_for_all(self) -> bool:
+        """Whether there are other servers that what a client may ask is shared with."""
+        return self._runner.is_shared
+
+    async def spend(self, client: str, per_minute: int) -> float:
+        """Take a request from what a client may ask of all servers; seconds to wait, else 0.
+
+        Raises:
+            NotReady: If the database does not answer.
+        """
+        return await self._access.do(lambda: self._store.spend(client, per_minute))
+
+    async def hold(self, client: str, most: int, own: Callable[[], int]) -> bool:
+        """Count a generation of a client; False if all servers together hold too many.
+
+        Args:
+            client: Whose.
+            most: How many it may hold.
+            own: Tells how many it holds here, the new one included.
+
+        Raises:
+            NotReady: If the database does not answer.
+        """
+        alive_s = 2 * self._config.lease_s
+        return await self._access.do(lambda: self._store.hold(client, most, own, alive_s))
+
+    async def tell_held(self, client: str, own: Callable[[], int]) -> None:
+        """Say how many generations a client holds here, again until it is written."""
+        with contextlib.suppress(NotReady):  # the server stops, and with it what it holds
+            await self._access.insist(lambda: self._store.tell_held(client, own))
 
     def _release(self) -> None:
         """Let another server have the folder."""

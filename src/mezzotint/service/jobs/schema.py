@@ -11,10 +11,12 @@ from mezzotint.errors import InvalidRequest
 __all__ = [
     "CLUSTER",
     "EVENTS",
+    "HOLDS",
     "IMAGES",
     "JOBS",
     "NOTES",
     "PROGRESS",
+    "RATES",
     "SCHEMA",
     "SERVERS",
     "VERSION",
@@ -24,7 +26,7 @@ __all__ = [
     "migrate",
 ]
 
-VERSION = 3
+VERSION = 4
 _LOCK = 0x6D657A7A  # of PostgreSQL: one server at a time looks at the version
 
 META = sa.MetaData()
@@ -112,6 +114,20 @@ WEBHOOKS = sa.Table(
     sa.Column("tries", sa.Integer, nullable=False),
     sa.Column("due", sa.Float, nullable=True),
 )
+RATES = sa.Table(
+    "rates",
+    META,
+    sa.Column("client", sa.String(200), primary_key=True),
+    sa.Column("tokens", sa.Float, nullable=False),
+    sa.Column("filled", sa.Float, nullable=False),
+)
+HOLDS = sa.Table(
+    "holds",
+    META,
+    sa.Column("server", sa.String(64), primary_key=True),
+    sa.Column("client", sa.String(200), primary_key=True),
+    sa.Column("count", sa.Integer, nullable=False),
+)
 SCHEMA = sa.Table(
     "schema_version",
     META,
@@ -146,7 +162,13 @@ def _share(db: sa.Connection) -> None:
         table.create(db)
 
 
-STEPS = {1: _mark, 2: _share}
+def _count(db: sa.Connection) -> None:
+    """3 to 4: what clients may ask of all servers together."""
+    for table in (RATES, HOLDS):
+        table.create(db)
+
+
+STEPS = {1: _mark, 2: _share, 3: _count}
 """What leads from a version to the next."""
 
 

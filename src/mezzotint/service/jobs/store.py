@@ -7,7 +7,7 @@ with the transaction that changes it, by PostgreSQL's ``NOTIFY``.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,7 +15,7 @@ from sqlalchemy import event as sa_event
 from sqlalchemy import exc
 
 from mezzotint.errors import UnknownName
-from mezzotint.service.jobs import cluster, leases
+from mezzotint.service.jobs import allowances, cluster, leases
 from mezzotint.service.jobs.browsing import delete_ended, find_ids
 from mezzotint.service.jobs.clock import now
 from mezzotint.service.jobs.cluster import Cluster
@@ -293,6 +293,22 @@ class JobStore:
         """Return the hosts of other servers that were heard of within ``alive_s`` seconds."""
         with self._engine.connect() as db:
             return cluster.others(db, owner=self.owner, alive_s=alive_s)
+
+    def spend(self, client: str, per_minute: int) -> float:
+        """Take a request from a client's bucket; see :mod:`.allowances`, as the next two."""
+        with self._engine.begin() as db:
+            return allowances.spend(db, client=client, per_minute=per_minute)
+
+    def hold(self, client: str, most: int, own: Callable[[], int], alive_s: float) -> bool:
+        """Count a generation of a client; False if all servers together hold too many."""
+        given = {"owner": self.owner, "client": client, "own": own}
+        with self._engine.begin() as db:
+            return allowances.hold(db, **given, most=most, alive_s=alive_s)
+
+    def tell_held(self, client: str, own: Callable[[], int]) -> None:
+        """Say how many generations a client holds here."""
+        with self._engine.begin() as db:
+            allowances.tell(db, owner=self.owner, client=client, own=own)
 
     def to_cancel(self, held: Sequence[Lease]) -> set[str]:
         """Return the ids of jobs among these that somebody wants cancelled."""

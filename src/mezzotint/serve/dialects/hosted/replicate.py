@@ -295,14 +295,12 @@ def _wait_s(http: Request) -> float | None:
 async def _ends_within(front: Front, http: Request, id_: str, seconds: float) -> bool:
     """Wait for a job as one of the caller's generations; True if it ended in time."""
     caller = visit(http).caller
-    front.meter.enter(caller)
-    try:
-        async with asyncio.timeout(seconds):
-            await front.watched(http, queue_of(front).wait(id_))
-    except TimeoutError:
-        return False
-    finally:
-        front.meter.leave(caller)
+    async with front.shared.generation(caller):
+        try:
+            async with asyncio.timeout(seconds):
+                await front.watched(http, queue_of(front).wait(id_))
+        except TimeoutError:
+            return False
     return True
 
 
