@@ -41,7 +41,7 @@ def measure(counts: Sequence[int], *, rounds: int = 3) -> dict[str, Any]:
         initialize_head=True, head_node_args={"num_cpus": most, "include_dashboard": False}
     )
     try:
-        return asyncio.run(_measure(nodes.address, counts, rounds))
+        return asyncio.run(_measure(str(nodes.address), counts, rounds))
     finally:
         nodes.shutdown()
 
