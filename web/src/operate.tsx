@@ -43,7 +43,7 @@ export function Operate() {
       {mayOperate.value ? <Charts /> : <p class="hint">{words.operate.forbidden}</p>}
       <h2>{words.operate.models}</h2>
       <ul class="models">{(capabilities.value?.models ?? []).map((m) => <Card key={`${m.name}@${m.version}`} about={m} />)}</ul>
-      {mayOperate.value ? <><AddModel /><Clients /><Answers /></> : null}
+      {mayOperate.value ? <><AddModel /><Nodes /><Clients /><Answers /></> : null}
       {runs.value.length ? <Runs /> : null}
       <details>
         <summary>{words.operate.environment}</summary>
@@ -238,6 +238,45 @@ function Clients() {
           </tbody>
         </table>
       </div>
+    </details>
+  );
+}
+
+interface Replica { name: string; node: string; host: string; status: string; device: string; pid: number; backlog_s: number; fault?: string }
+interface Machines {
+  servers: { host: string; version: string; silent_s: number; is_this: boolean }[];
+  nodes: { node: string; host: string; live: boolean; is_head: boolean }[];
+  replicas: Replica[];
+}
+
+// What draws for this server, and who shares its queue.
+function Nodes() {
+  const found = usePolled<Machines>("/v1/operations/nodes", 3000);
+  if (!found) return null;
+  const state = (ready: boolean, text: string) => <><span class={`dot ${ready ? "ready" : ""}`} aria-hidden="true" />{text}</>;
+  const of = (node: string) => found.replicas.filter((r) => r.node === node);
+  const rows = found.nodes.flatMap((n) => (of(n.node).length ? of(n.node) : [null]).map((r) => ({ n, r })));
+  return (
+    <details id="nodes">
+      <summary>{words.operate.nodes} ({found.nodes.filter((n) => n.live).length})</summary>
+      <div class="table-scroll" tabIndex={0} role="region" aria-label={words.operate.nodes}>
+        <table>
+          <thead><tr>{words.operate.nodeHeads.map((head) => <th scope="col" key={head}>{head}</th>)}</tr></thead>
+          <tbody>
+            {rows.map(({ n, r }) => (
+              <tr key={`${n.node}/${r?.name ?? ""}`}>
+                <th scope="row">{n.host}{n.is_head && found.nodes.length > 1 ? ` (${words.operate.head})` : ""}</th>
+                <td>{state(n.live && r?.status === "ready", n.live ? r?.status ?? words.operate.idle : words.operate.gone)}</td>
+                <td>{r ? r.name.replace("mezzotint-replica-", "") : "–"}</td><td>{r?.device || "–"}</td>
+                <td>{r ? duration(r.backlog_s) : "–"}</td><td>{r?.fault ?? ""}</td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
+      {found.servers.length > 1 ? (
+        <p class="hint">{words.operate.servers}: {found.servers.map((s) => `${s.host} ${s.version}${s.is_this ? ` (${words.operate.thisOne})` : ""}`).join(", ")}</p>
+      ) : null}
     </details>
   );
 }

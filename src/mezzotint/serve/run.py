@@ -139,7 +139,12 @@ async def serve(
     sockets = _bind(config)
     servers: dict[Listener, uvicorn.Server] = {name: _server(config, apps[name]) for name in _NAMES}
     with _signals(stop):
-        await jobs.start()
+        try:
+            await jobs.start()
+        except BaseException:  # nobody else closes them; it goes on
+            for bound in sockets.values():
+                bound.close()
+            raise
         delivering = asyncio.create_task(deliver(front))
         tasks = [
             asyncio.create_task(servers[name].serve(sockets=[sockets[name]])) for name in _NAMES

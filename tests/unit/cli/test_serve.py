@@ -1,13 +1,17 @@
 import json
+import socket
+import time
 
 import pytest
 
+from mezzotint.cli import main
 from mezzotint.cli.flags import WrongFlag
 from mezzotint.cli.serve import parse_models
 from mezzotint.plain import read
 from mezzotint.serve.run import _place
 from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.config import JobsConfig
+from mezzotint.service.jobs.store import JobStore
 
 
 @pytest.fixture
@@ -148,3 +152,37 @@ def test_neither_config_show_nor_the_first_lines_have_a_password(cli, monkeypatc
 def test_bench_lists_what_the_checkout_has(cli):
     done = cli("bench")
     assert done.code == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "said"),
+    [
+        (["jobs.url=postgresql+psycopg://mz@127.0.0.1:{silent}/x"], 1,
+         "the job store cannot be opened: connection timeout expired"),
+        (["jobs.url=postgresql+psycopg://mz@127.0.0.1:{closed}/x"], 1, "Connection refused"),
+        (["jobs.cluster=south"], 2,
+         "belongs to the cluster 'north', and jobs.cluster of this server is 'south'"),
+    ],
+    ids=["silent", "closed", "another-cluster"],
+)  # fmt: skip
+def test_a_database_that_is_away_or_anothers_is_one_sentence_in_seconds(
+    tmp_path, capfd, monkeypatch, settings, code, said
+):
+    monkeypatch.setattr("mezzotint.service.jobs.store._ANSWER_S", 2)
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    JobStore(f"sqlite:///{folder / 'jobs.sqlite3'}", "me", cluster="north").close()
+    with socket.socket() as silent, socket.socket() as closed:
+        for one in (silent, closed):
+            one.bind(("127.0.0.1", 0))
+        silent.listen()  # takes connections and says nothing
+        ports = {"silent": silent.getsockname()[1], "closed": closed.getsockname()[1]}
+        given = [f"--set={text.format(**ports)}" for text in settings]
+        given += [f"--set=jobs.folder={folder}", "--home", str(tmp_path / "home"), "serve"]
+        ports_of_ours = ["--port", "0", "--management-port", "0", "--metrics-port", "0"]
+        began = time.monotonic()
+        assert main._run([*given, *ports_of_ours]) == code
+        assert time.monotonic() - began < 15
+    told = capfd.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1

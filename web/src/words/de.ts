@@ -244,6 +244,13 @@ export const words: Words = {
     tooMany: (n, most) => `${n} Bilder sind mehr als ${most}`,
   },
   operate: {
+    nodes: "Rechner",
+    nodeHeads: ["Rechner", "Zustand", "Replikat", "Gerät", "Arbeit davor", "Fehler"],
+    head: "Kopf",
+    idle: "kein Replikat",
+    gone: "weg",
+    servers: "Server an einer Warteschlange",
+    thisOne: "dieser",
     health: "Befinden",
     live: "Jetzt",
     models: "Modelle",

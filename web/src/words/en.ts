@@ -244,6 +244,13 @@ export const english = {
     tooMany: (n: number, most: number) => `${n} pictures are more than ${most}`,
   },
   operate: {
+    nodes: "Nodes",
+    nodeHeads: ["Machine", "State", "Replica", "Device", "Work ahead", "Fault"],
+    head: "head",
+    idle: "no replica",
+    gone: "gone",
+    servers: "Servers on one queue",
+    thisOne: "this one",
     health: "Health",
     live: "Now",
     models: "Models",

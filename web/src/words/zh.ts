@@ -244,6 +244,13 @@ export const words: Words = {
     tooMany: (n, most) => `${n} 张图片超过上限 ${most}`,
   },
   operate: {
+    nodes: "节点",
+    nodeHeads: ["机器", "状态", "副本", "设备", "待处理", "故障"],
+    head: "主节点",
+    idle: "没有副本",
+    gone: "已离线",
+    servers: "共用一个队列的服务器",
+    thisOne: "本机",
     health: "状态",
     live: "实时",
     models: "模型",

@@ -5,6 +5,7 @@ reach. The list of answers is what the access log says, the newest of them, in m
 """
 
 import re
+import socket
 from typing import Any
 
 from starlette.requests import Request
@@ -47,6 +48,33 @@ async def clients(front: Front, http: Request) -> Response:
         for name in sorted({*known, *held})
     ]
     return json_response({"secured": not ring.is_open, "clients": body})
+
+
+async def nodes(front: Front, http: Request) -> Response:
+    """List the servers on one queue of jobs, and what draws for this one: nodes and replicas.
+
+    Without a cluster the only node is this machine, and its workers are the replicas.
+    """
+    health = dict(await front.service.health())
+    found = dict(health.get("cluster") or {})
+    if not found:
+        host = socket.gethostname()
+        workers = health.get("workers") or [health]
+        found["nodes"] = [{"node": host, "host": host, "live": True, "is_head": True}]
+        found["replicas"] = [
+            {
+                "name": str(number),
+                "node": host,
+                "host": host,
+                "status": "ready" if one.get("ready") else "starting",
+                "device": one.get("device", ""),
+                "pid": one.get("pid", 0),
+                "backlog_s": round(float(one.get("backlog_s", 0.0)), 3),
+            }
+            for number, one in enumerate(workers)
+        ]
+    found["servers"] = await front.jobs.servers() if front.jobs is not None else []
+    return json_response(found)
 
 
 async def answers(front: Front, http: Request) -> Response:
@@ -143,6 +171,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         answers={"text/plain": {}},
     ),
     _endpoint("GET", "/v1/operations/clients", clients, "Clients, their rights, what they hold"),
+    _endpoint("GET", "/v1/operations/nodes", nodes, "Servers, nodes and replicas"),
     _endpoint(
         "GET", "/v1/operations/answers", answers, "The newest answers of this server",
         parameters=({"name": "q", "in": "query", "schema": {"type": "string"}},),

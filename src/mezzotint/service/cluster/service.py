@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +47,7 @@ __all__ = ["RayService", "create_service"]
 _SYNC_S = 0.5
 _HEAD_AWAY_S = 10.0
 """Seconds without an answer of the head after which it counts as lost."""
+_NODES_S = 5.0  # between looks at which nodes there are
 _STRANDED_S = 30.0
 """Seconds that a request waits for a replica like the one it began on, while others stand."""
 _MOST_ASKS = 2
@@ -95,6 +97,7 @@ class RayService(Pool):
         self._has_replica = asyncio.Event()
         self._stranded: dict[str, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._nodes: list[dict[str, Any]] = []
         self.losses = 0
 
     async def start(self) -> None:
@@ -145,9 +148,13 @@ class RayService(Pool):
 
     async def _follow(self) -> None:
         """Report and learn, again and again."""
+        listed = -_NODES_S
         while True:
             try:
                 await self._sync_once(_SYNC_S)
+                if time.monotonic() - listed > _NODES_S:
+                    listed = time.monotonic()
+                    self._nodes = await asyncio.to_thread(ray_link.list_nodes)
             except NotReady as error:
                 log.warning("cluster.controller_away", reason=str(error))
                 await asyncio.sleep(_SYNC_S)
@@ -417,8 +424,8 @@ class RayService(Pool):
         return told.render().decode()
 
     def describe(self) -> dict[str, Any]:
-        """Return head, fronts, deployments and replicas as plain data."""
-        return {"head": self._head, **describe(self._state)}
+        """Return head, nodes, fronts, deployments and replicas as plain data."""
+        return {"head": self._head, "nodes": self._nodes, **describe(self._state)}
 
     async def close(self) -> None:
         """Leave the cluster; its replicas stay for others, or end when nobody asks."""

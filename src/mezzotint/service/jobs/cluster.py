@@ -7,6 +7,7 @@ import base64
 import secrets
 import socket
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -14,7 +15,7 @@ from mezzotint.errors import InvalidRequest
 from mezzotint.service.jobs.clock import now
 from mezzotint.service.jobs.schema import CLUSTER, HOLDS, SCHEMA, SERVERS, check_version
 
-__all__ = ["Cluster", "OtherCluster", "beat", "environments", "join", "leave", "others"]
+__all__ = ["Cluster", "OtherCluster", "beat", "environments", "join", "leave", "others", "servers"]
 
 _GONE_S = 86400.0
 
@@ -87,6 +88,22 @@ def others(db: sa.Connection, *, owner: str, alive_s: float) -> list[str]:
     """Return the hosts of the other servers that were heard of within ``alive_s`` seconds."""
     alive = (SERVERS.c.seen > now() - alive_s) & (SERVERS.c.id != owner)
     return list(db.execute(sa.select(SERVERS.c.host).where(alive)).scalars())
+
+
+def servers(db: sa.Connection, *, owner: str, alive_s: float) -> list[dict[str, Any]]:
+    """Describe the servers that were heard of within ``alive_s`` seconds, oldest silence last."""
+    silent = (now() - SERVERS.c.seen).label("silent_s")
+    query = sa.select(SERVERS, silent).where(SERVERS.c.seen > now() - alive_s).order_by(silent)
+    return [
+        {
+            "host": row.host,
+            "version": row.version,
+            "environment": row.environment,
+            "silent_s": round(max(row.silent_s, 0.0), 1),
+            "is_this": row.id == owner,
+        }
+        for row in db.execute(query)
+    ]
 
 
 def environments(db: sa.Connection, *, alive_s: float) -> list[str]:

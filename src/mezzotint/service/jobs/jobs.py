@@ -142,6 +142,15 @@ class Jobs(KeptJobs):
             return own.read_bytes()
         return base64.b64decode(self._store.cluster.secret)
 
+    async def servers(self) -> list[dict[str, Any]]:
+        """Describe the servers that share this queue and live.
+
+        Raises:
+            NotReady: If the database does not answer.
+        """
+        alive_s = 2 * self._config.lease_s
+        return await self._access.do(lambda: self._store.servers(alive_s))
+
     @property
     def counts_for_all(self) -> bool:
         """Whether there are other servers that what a client may ask is shared with."""

@@ -310,6 +310,11 @@ class JobStore:
         with self._engine.begin() as db:
             allowances.tell(db, owner=self.owner, client=client, own=own)
 
+    def servers(self, alive_s: float) -> list[dict[str, Any]]:
+        """Describe the servers on this database that were heard of within ``alive_s`` seconds."""
+        with self._engine.connect() as db:
+            return cluster.servers(db, owner=self.owner, alive_s=alive_s)
+
     def to_cancel(self, held: Sequence[Lease]) -> set[str]:
         """Return the ids of jobs among these that somebody wants cancelled."""
         wanted = JOBS.c.id.in_([lease.job for lease in held]) & JOBS.c.cancel

@@ -1,7 +1,12 @@
 """What operates the server: measurements, clients, answers, models; for keys that manage."""
 
+import socket
+import time
+
 import pytest
 from tests.serving import open_door
+
+import mezzotint
 
 MODELS = "/v1/operations/models"
 
@@ -31,6 +36,16 @@ def test_answers_are_found_by_id_path_and_status_and_hold_no_prompt(tmp_path):
         assert [a["path"] for a in newest if a["status"] == 404] == ["/v1/nothing"]
 
 
+def test_nodes_of_one_machine_are_itself_and_its_worker(tmp_path):
+    with open_door(tmp_path) as door:
+        while not (found := door.http.get("/v1/operations/nodes").json())["servers"]:
+            time.sleep(0.01)  # it says that it lives a moment after it takes requests
+        (node,), (replica,), (server,) = found["nodes"], found["replicas"], found["servers"]
+        assert node["host"] == replica["host"] == server["host"] == socket.gethostname()
+        assert (replica["status"], server["is_this"]) == ("ready", True)
+        assert server["version"] == mezzotint.__version__
+
+
 def test_models_are_added_made_the_default_and_removed(tmp_path):
     with open_door(tmp_path) as door:
         added = door.http.post(MODELS, json={"source": "tulip.mzt", "version": "2.0"})
@@ -58,7 +73,7 @@ def test_models_stay_as_they_are_where_they_may_not_be_changed(tmp_path):
         assert door.http.delete(f"{MODELS}/plate/1.0").status_code == 405
 
 
-@pytest.mark.parametrize("path", ["metrics", "clients", "answers"])
+@pytest.mark.parametrize("path", ["metrics", "clients", "answers", "nodes"])
 def test_keys_that_do_not_manage_see_nothing_of_it(tmp_path, path):
     keys = tmp_path / "keys"
     keys.write_text(f"{'a' * 24} ann generate\n{'b' * 24} bob generate,manage\n")
