@@ -312,6 +312,12 @@ LEAVES = {
     "engine.max_waiting": (5, LOCAL + "test_a_full_queue_refuses_with_a_time"),
     "engine.memory_bytes": (1 << 30, LOCAL + "test_a_picture_that_never_fits_is_refused"),
     "engine.calibrate_s": (0.5, a_service_times_its_models),
+    "engine.learn_after_s": (
+        0.5, "unit/service/test_idle_learning.py::test_sizes_are_learnt_while_nobody_waits",
+    ),
+    "engine.learn_share": (
+        0.5, "unit/engine/execution/test_lessons.py::test_who_waits_pays_a_small_share",
+    ),
     "engine.certify": (False, sizes_need_no_certificate),
     "engine.cache_memory_bytes": (
         0, "system/test_cli_plate.py::test_the_command_line_and_python_draw_the_same_bytes",

@@ -50,7 +50,8 @@ def models():
 @pytest.fixture
 def engine(models, tmp_path):
     torch.set_num_threads(1)
-    with Engine(models, device="cpu", home=tmp_path, backend="torch") as started:
+    eager = {"learn_share": 100}  # sizes are tried as soon as a batch could use them
+    with Engine(models, device="cpu", home=tmp_path, backend="torch", engine=eager) as started:
         yield started
 
 
@@ -138,7 +139,8 @@ def test_three_hundred_random_requests_give_the_same_bytes_in_three_storms(
     torch.set_num_threads(1)
     small = [m for m in models if m.spec.name not in ("bert_sd", "flux")]  # plate is a BERT SD
     built_in = ["plate", "plate-gan"]
-    with Engine([*small, *built_in], device="cpu", home=tmp_path, backend=backend) as engine:
+    options = {"device": "cpu", "home": tmp_path, "engine": {"learn_share": 100}}
+    with Engine([*small, *built_in], backend=backend, **options) as engine:
         specs = [*(m.spec for m in small), *(engine.spec(name) for name in built_in)]
         rng = random.Random(100)
         requests = [random_request(rng, specs, most=30) for _ in range(300)]

@@ -38,7 +38,8 @@ def test_openvino_gives_the_same_bytes_alone_and_in_a_storm_and_the_picture_of_t
     torch.set_num_threads(1)
     asked = requests()
     models = [from_pipeline(tiny.build("sd1"), name="sd"), gan()]
-    with Engine(models, device="cpu", home=tmp_path, backend="openvino") as engine:
+    eager = {"learn_share": 100}
+    with Engine(models, device="cpu", home=tmp_path, backend="openvino", engine=eager) as engine:
         solo = {k: run(engine, request) for k, request in enumerate(asked)}
         assert differing(solo, storm(engine, asked, random.Random(1), cancels=2)) == []
         certificates = engine.service._certificates.table()

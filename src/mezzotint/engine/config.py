@@ -18,7 +18,7 @@ class EngineConfig(Checked):
     Args:
         max_rows: Rows of one network call, at most.
         buckets: Rows that a network call may have; a smaller batch is padded up
-            to the next. Each is used only where its certificate allows it.
+            to the next. Each is used only where a certificate allows it.
         min_rows: Rows of the smallest call in ``exact``: one row may take another
             arithmetic path than two.
         quantum_s: A batch of several images is kept below this predicted time,
@@ -31,6 +31,10 @@ class EngineConfig(Checked):
             of the machine's (or the device's) memory.
         calibrate_s: Seconds that timing a model may take when it is made ready, apart
             from its first picture; 0 times nothing before it is asked for.
+        learn_after_s: Seconds without work after which a service that serves others tries
+            call sizes that it does not know yet; 0 never does.
+        learn_share: Share of the time that pictures take which may be spent on trying call
+            sizes while somebody waits.
         certify: Whether batch sizes are compared bit for bit before use.
         cache_memory_bytes: Finished pictures kept in memory, in bytes; 0 is none.
         cache_disk_bytes: Finished pictures kept on disk, in bytes; 0 is none.
@@ -51,6 +55,8 @@ class EngineConfig(Checked):
     client_share: float = 0.75
     memory_bytes: int = 0
     calibrate_s: float = 3.0
+    learn_after_s: float = 1.0
+    learn_share: float = 0.1
     certify: bool = True
     cache_memory_bytes: int = 256 * _MIB
     cache_disk_bytes: int = 1024 * _MIB
@@ -64,6 +70,8 @@ class EngineConfig(Checked):
         check_range("min_rows", self.min_rows, 1, 2)
         check_range("quantum_s", self.quantum_s, 1e-3, 3600, unit=" s")
         check_range("calibrate_s", self.calibrate_s, 0, 3600, unit=" s")
+        check_range("learn_after_s", self.learn_after_s, 0, 86400, unit=" s")
+        check_range("learn_share", self.learn_share, 0, 100)
         check_range("max_running", self.max_running, 1, 100_000)
         check_range("max_waiting", self.max_waiting, 1, 10_000_000)
         for name in ("memory_bytes", "cache_memory_bytes", "cache_disk_bytes"):

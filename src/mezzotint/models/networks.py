@@ -22,10 +22,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.parts import STORED_BYTES, Part
 from mezzotint.models.reading import reading
+from mezzotint.observe.interruption import check, interruption
 from mezzotint.observe.stages import stage
 
 __all__ = [
@@ -105,6 +107,20 @@ def preparing() -> Iterator[None]:
 def is_preparing() -> bool:
     """Tell whether this thread's calls only load and compile."""
     return getattr(_rehearsal, "is_on", False)
+
+
+@contextlib.contextmanager
+def _leaving() -> Iterator[None]:
+    """Let each layer look whether this thread's call is to be left, where it may be."""
+    if interruption() is None:
+        yield
+        return
+    handle = register_module_forward_pre_hook(lambda _module, _inputs: check())
+    try:
+        check()
+        yield
+    finally:
+        handle.remove()
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,13 +430,14 @@ class TorchNetwork:
 
         Raises:
             NetworkReady: Instead of running, while :func:`preparing`.
+            Interrupted: If the call may be left and somebody came meanwhile.
         """
         device = next(iter(inputs.values())).device
         if is_preparing():
             _ = self.module
             raise NetworkReady
         cast = {name: self._cast(name, tensor) for name, tensor in inputs.items()}
-        with torch.no_grad():
+        with torch.no_grad(), _leaving():
             if self.offload is None:
                 outputs = self.call(self.module, cast)
             else:

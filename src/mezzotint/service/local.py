@@ -18,6 +18,7 @@ import mezzotint
 from mezzotint.engine.cache import ResultCache
 from mezzotint.engine.execution.filling import Filler
 from mezzotint.engine.execution.solving import prepare
+from mezzotint.engine.learning import Learner
 from mezzotint.engine.progress import CallProgress
 from mezzotint.engine.step_engine import StepEngine
 from mezzotint.images.animation import check_animation
@@ -36,7 +37,7 @@ from mezzotint.request import GenerationRequest, Output
 from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.capabilities import abilities, capabilities, open_gates
 from mezzotint.service.composition import ServiceConfig
-from mezzotint.service.dispatch.device_messages import Perform
+from mezzotint.service.dispatch.device_messages import Learn
 from mezzotint.service.dispatch.dispatcher import Dispatcher
 from mezzotint.service.dispatch.event_mailbox import EventMailbox
 from mezzotint.service.endings import ENDINGS, follow, timed
@@ -72,7 +73,7 @@ def create_service(options: Mapping[str, Any], *, interruptible: bool = False) -
         options: Fields of :class:`~mezzotint.service.composition.ServiceConfig`.
         interruptible: See :class:`LocalService`; no signal raises in a worker.
     """
-    return LocalService(read(ServiceConfig, options), interruptible=interruptible)
+    return LocalService(read(ServiceConfig, options), interruptible=interruptible, learns=True)
 
 
 class LocalService:
@@ -82,6 +83,7 @@ class LocalService:
         config: What it is made of.
         models: Models that are in memory already.
         judge: Scores pictures; the gates room's own if None.
+        learns: Whether it tries call sizes while nobody waits, as one that serves others may.
         interruptible: Whether a signal may raise in the thread of the event loop, as Ctrl-C
             does in a program's main thread. Where none can, requests are taken in the loop.
     """
@@ -92,6 +94,7 @@ class LocalService:
         *,
         models: Sequence[Model] = (),
         judge: Judge | None = None,
+        learns: bool = False,
         interruptible: bool = True,
     ) -> None:
         self.config = config or ServiceConfig()
@@ -109,6 +112,9 @@ class LocalService:
         self.budget_bytes = memory_budget(engine.memory_bytes, self.provider.device)
         self.costs = CostTable(self._environment_text, cache_folder(home, "costs") / "costs.json")
         self._progress = CallProgress()
+        self._learner = Learner(
+            engine.learn_after_s if learns else 0.0, lambda: self._dispatcher.num_held > 0
+        )
         self._certificates: Any = None
         self._runner: Any = None
         self._filler = Filler(self.provider, engine.prompt_cache_bytes)
@@ -141,6 +147,7 @@ class LocalService:
             budget_bytes=self.budget_bytes,
             judge=self._judge,
             loader=self._loader,
+            learner=self._learner,
         )
         self._warm_up = WarmUp(
             self.costs,
@@ -150,7 +157,7 @@ class LocalService:
                 request, sink, request_id=request_id, use_cache=False
             ),
             resolve=lambda r, spec: plan(r, spec, self._abilities(r)).plans[0],
-            perform=lambda action: self._dispatcher.device.send(Perform(action)),
+            learn=lambda lesson: self._dispatcher.device.send(Learn(lesson)),
             executor=lambda: self._runner,
         )
         try:
@@ -167,16 +174,14 @@ class LocalService:
         folder = cache_folder(self._home, "certificates")
         self._certificates = Certificates(self._environment_text, folder)
         self._runner = runner = Runner(
-            self.config.engine, self.provider, certificates=self._certificates, filler=self._filler
-        )
-        return StepEngine(
-            self.config.engine,
-            runner,
-            emit,
-            costs=self.costs,
+            self.config.engine, self.provider, certificates=self._certificates,
+            filler=self._filler, costs=self.costs, learner=self._learner,
             budget_bytes=self.budget_bytes,
-            progress=self._progress,
-        )
+        )  # fmt: skip
+        return StepEngine(
+            self.config.engine, runner, emit, costs=self.costs,
+            budget_bytes=self.budget_bytes, progress=self._progress,
+        )  # fmt: skip
 
     def submit(
         self,
@@ -197,13 +202,9 @@ class LocalService:
             MezzotintError: If it is refused.
         """
         submission = self._prepare(
-            request,
-            sink,
-            request_id=request_id,
-            client=client,
-            use_cache=use_cache,
+            request, sink, request_id=request_id, client=client, use_cache=use_cache,
             preview_every=preview_every,
-        )
+        )  # fmt: skip
         return self._dispatcher.accept(submission).result()
 
     def _prepare(
@@ -218,6 +219,7 @@ class LocalService:
     ) -> RequestSubmission:
         """Resolve a request: spec, pictures, plan, bytes, gates."""
         came = time.monotonic()
+        self._learner.interrupt()
         spec = self.provider.spec(request.model)
         if request.output.animation is not None:
             check_animation(request.output.animation)
@@ -444,16 +446,9 @@ class LocalService:
     ) -> ImageOutput:  # fmt: skip
         """Enlarge a picture; ``model`` None is Lanczos."""
         return await self._threads.run(
-            client,
-            tools.upscale,
-            data,
-            factor=factor,
-            model=model,
-            output=output,
-            limits=self.config.images,
-            cover=cover,
-            crop=crop,
-        )
+            client, tools.upscale, data, factor=factor, model=model, output=output,
+            limits=self.config.images, cover=cover, crop=crop,
+        )  # fmt: skip
 
     async def grid(
         self, images: Sequence[bytes], *, columns: int, padding_px: int = 2, output: Output,

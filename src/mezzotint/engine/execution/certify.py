@@ -30,7 +30,15 @@ from mezzotint.models.adapters.ip_adapter import IMAGE_SCALES
 from mezzotint.models.base import Conditioning, Model
 from mezzotint.models.networks import TorchNetwork
 
-__all__ = ["REFERENCE", "Certificates", "Rows", "check_bucket", "random_rows", "take_in_pairs"]
+__all__ = [
+    "REFERENCE",
+    "Certificates",
+    "Rows",
+    "Trial",
+    "check_bucket",
+    "random_rows",
+    "take_in_pairs",
+]
 
 REFERENCE = 2
 """Rows of the call that every other size has to agree with."""
@@ -86,11 +94,8 @@ class Certificates:
         self._known: dict[Hashable, _Certificate] = {}
 
     def allowed(self, key: Hashable, label: str, buckets: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the sizes that passed or were not tried yet, rising; the reference always."""
-        passed = self._of(key, label).passed
-        return tuple(
-            b for b in sorted({*buckets, REFERENCE}) if b == REFERENCE or passed.get(b, True)
-        )
+        """Return the sizes that passed, rising; the reference always."""
+        return tuple(b for b in sorted({*buckets, REFERENCE}) if self.passed(key, label, b))
 
     def is_tried(self, key: Hashable, label: str, bucket: int) -> bool:
         """Tell whether a size has been tried, here or in an earlier process."""
@@ -100,26 +105,27 @@ class Certificates:
         """Tell whether a size may be used."""
         return bucket == REFERENCE or self._of(key, label).passed.get(bucket, False)
 
-    def try_bucket(
-        self, key: Hashable, label: str, bucket: int, *, model: Model, call: Call, rows: Rows
+    def settle(
+        self, key: Hashable, label: str, trial: "Trial", *, model: Model, call: Call
     ) -> bool:
-        """Try a size, repair what can be repaired, and remember the answer.
+        """Remember what a trial found; a size that failed is repaired and tried again first.
 
         Args:
             key: What the certificate is for.
             label: The same for people.
-            bucket: Rows of the call to try.
+            trial: Of a size, over.
             model: Whose layers may be repaired.
             call: The network call.
-            rows: ``bucket`` random rows.
+
+        Returns:
+            Whether the size may be used.
         """
-        certificate = self._of(key, label)
-        passed = check_bucket(call, rows)
+        certificate, passed = self._of(key, label), trial.passed is True
         if not passed:
-            repaired = _repair(model, call, rows)
+            repaired = _repair(model, call, trial.rows)
             certificate.repaired += [name for name in repaired if name not in certificate.repaired]
-            passed = bool(repaired) and check_bucket(call, rows)
-        certificate.passed[bucket] = passed
+            passed = bool(repaired) and check_bucket(call, trial.rows)
+        certificate.passed[len(trial.rows)] = passed
         self._save(key, certificate)
         return passed
 
@@ -211,25 +217,54 @@ def _shake(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return tensor + 0.1 * noise * tensor.abs().mean().clamp(max=10.0)
 
 
-def check_bucket(call: Call, rows: Rows) -> bool:
-    """Compare every row of a call with the same row in calls of the reference size.
+class Trial:
+    """A size of call on trial, one call after the other: it can be left and gone on with.
 
-    The rows are also turned round, so that each stands in another place beside
-    other neighbours.
+    Every row of a call is compared with the same row in calls of the reference size. The
+    rows are also turned round, so that each stands in another place beside other neighbours.
+
+    Args:
+        rows: Rows of the call.
+
+    Attributes:
+        passed: Whether every row kept its bits; None while calls are still to be made.
     """
-    count = len(rows)
-    whole = call(rows)
-    turned = call(rows.pick([(k + 1) % count for k in range(count)])) if count > 1 else whole
-    for k in range(count):
-        if not torch.equal(turned[(k - 1) % count], whole[k]):
-            return False
-    for k in range(0, count, 2):
-        pair = [k, (k + 1) % count if count > 1 else k]
-        alone = call(rows.pick(pair))
-        for place, row in enumerate(pair):
-            if not torch.equal(alone[place], whole[row]):
-                return False
-    return True
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self.passed: bool | None = None
+        self._whole: Tensor | None = None
+        count = len(rows)
+        pairs = [[k, (k + 1) % count] for k in range(0, count, REFERENCE)]
+        turned = [(k + 1) % count for k in range(count)]
+        self._orders = [turned, *pairs] if count > 1 else [[0, 0]]
+
+    @property
+    def next_rows(self) -> int:
+        """Rows of the call that comes next; 0 if none does."""
+        if self.passed is not None:
+            return 0
+        return len(self.rows) if self._whole is None else len(self._orders[0])
+
+    def advance(self, call: Call) -> None:
+        """Make the next call. One that raises changes nothing."""
+        if self._whole is None:
+            self._whole = call(self.rows)
+            return
+        order = self._orders[0]
+        answers = call(self.rows.pick(order))
+        same = all(torch.equal(answers[k], self._whole[row]) for k, row in enumerate(order))
+        del self._orders[0]
+        if not same or not self._orders:
+            self.passed, self._whole = same, None
+
+
+def check_bucket(call: Call, rows: Rows) -> bool:
+    """Tell whether every row of a call keeps its bits; see :class:`Trial`."""
+    trial = Trial(rows)
+    while trial.passed is None:
+        trial.advance(call)
+    return trial.passed
 
 
 def take_in_pairs(layer: nn.Module) -> None:

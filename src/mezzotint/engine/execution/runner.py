@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from mezzotint.engine.config import EngineConfig
-from mezzotint.engine.execution.certify import REFERENCE, Certificates, Rows, random_rows
+from mezzotint.engine.execution.certify import REFERENCE, Certificates, Rows
 from mezzotint.engine.execution.filling import Filler, ModelSource, device_of
+from mezzotint.engine.execution.lessons import Lessons
 from mezzotint.engine.execution.operators import Ensemble, Operator
 from mezzotint.engine.execution.reuse import estimate, remember, rows_of
 from mezzotint.engine.execution.slots import Slot
@@ -30,6 +31,7 @@ from mezzotint.engine.execution.solving import (
     advance_together,
 )
 from mezzotint.engine.execution.timing import Timer
+from mezzotint.engine.learning import Learner
 from mezzotint.engine.state import ImageId, StepBatch
 from mezzotint.engine.step_engine import Decoded, Encoded, Worked
 from mezzotint.errors import OutOfMemory, WorkFailed
@@ -39,6 +41,7 @@ from mezzotint.models.base import Conditioning, Model
 from mezzotint.models.stepped_call import SteppedCall
 from mezzotint.observe import metrics
 from mezzotint.observe.spans import span
+from mezzotint.planning.costs import CostTable
 from mezzotint.planning.plan import Plan
 
 __all__ = ["Runner"]
@@ -67,6 +70,9 @@ class Runner:
         certificates: Which call sizes may be used.
         filler: Makes the tensors of an image; one of its own if None.
         clock: Seconds.
+        costs: Where seconds of calls go that are timed while nobody waits.
+        learner: Has call sizes tried while nobody waits; None tries few, for who waits.
+        budget_bytes: Bytes that rows may take when sizes are tried; 0 is no bound.
     """
 
     def __init__(
@@ -77,6 +83,9 @@ class Runner:
         certificates: Certificates,
         filler: Filler | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        costs: CostTable | None = None,
+        learner: Learner | None = None,
+        budget_bytes: int = 0,
     ) -> None:
         self._config = config
         self._models = models
@@ -84,12 +93,16 @@ class Runner:
         self._clock = clock
         self._slots: dict[ImageId, Slot] = {}
         self._keys: dict[Hashable, ImageId] = {}
+        self._key_of: dict[ImageId, Hashable] = {}
         self._stacked: tuple[tuple[Conditioning, ...], Conditioning] = ((), Conditioning())
         # Models whose layers have the repairs that certificates of these keys rest on.
         self._prepared: weakref.WeakKeyDictionary[Model, set[Hashable]] = (
             weakref.WeakKeyDictionary()
         )
         self._filler = filler or Filler(models, config.prompt_cache_bytes)
+        self._lessons = Lessons(
+            config, certificates, _caller, costs=costs, learner=learner, budget_bytes=budget_bytes
+        )
 
     def encode(
         self, image: ImageId, plan: Plan, assets: Mapping[str, Any], *, client: str = ""
@@ -109,7 +122,7 @@ class Runner:
             self._slots[image] = slot
             metrics.set_to("mezzotint_running_images", len(self._slots))
         key = (plan.batch_key, _shapes(slot))
-        self._keys[key] = image
+        self._keys[key], self._key_of[image] = image, key
         notes = (*slot.conditioning.notes, *_backend_notes(slot.model))
         return Encoded(key=key, warnings=tuple(dict.fromkeys(notes)))
 
@@ -194,6 +207,7 @@ class Runner:
         """Free an image's tensors and let go of its model."""
         slot = self._slots.pop(image, None)
         if slot is not None:
+            self._key_of.pop(image, None)
             metrics.set_to("mezzotint_running_images", len(self._slots))
             self._stacked = ((), Conditioning())
             slot.pin.close()
@@ -223,7 +237,9 @@ class Runner:
     ) -> tuple[Tensor, Tensor | None, float | None]:
         """Ask every denoiser for its rows; see :meth:`_call`."""
         if len(slot.members) == 1:
-            return self._call(slot.members[0], batch.key, batch.bucket, self._stack(lines))
+            return self._call(
+                slot.members[0], batch.key, batch.bucket, self._stack(lines), slot.plan
+            )
         answers: dict[int, Tensor] = {}
         for member, model in enumerate(slot.members):
             places = [k for k, line in enumerate(lines) if line.member == member]
@@ -233,7 +249,7 @@ class Runner:
             own = self._stack([lines[k] for k in places])
             own = replace(own, timestep=None)  # each looks up its own schedule
             bucket = self._config.bucket(len(places))
-            part, _, _ = self._call(model, key, bucket, own)
+            part, _, _ = self._call(model, key, bucket, own, slot.plan)
             answers.update(zip(places, part.split(1), strict=True))
         return torch.cat([answers[k] for k in range(len(lines))]), None, None
 
@@ -257,7 +273,7 @@ class Runner:
         )
 
     def _call(
-        self, model: Model, key: Hashable, bucket: int, rows: Rows
+        self, model: Model, key: Hashable, bucket: int, rows: Rows, plan: Plan
     ) -> tuple[Tensor, Tensor | None, float | None]:
         """Call a network with all rows: in a call size that is certified, or just so many.
 
@@ -266,9 +282,9 @@ class Runner:
             seconds of the calls or None if they measure nothing.
         """
         denoise = _caller(model)
-        size, is_first, is_exact = bucket, False, self._must_certify(key)
+        size, is_exact = bucket, self._must_certify(key)
         if is_exact:
-            is_first = self._certify(model, key, bucket, rows, denoise)
+            self._repair(model, key)
             size = self._largest_good(key, bucket)
         network = model.networks.get("denoiser")
         timer = Timer(device_of(model), self._clock)
@@ -282,10 +298,21 @@ class Runner:
             deep = network.take_deep() if isinstance(network, StepCacheNetwork) else None
             features += [] if deep is None else [deep]
         answers = torch.cat(parts)[: len(rows)] if len(parts) > 1 else parts[0][: len(rows)]
-        seconds = timer.stop()
+        seconds = timer.stop() if _all_act(rows) else None
         deep = torch.cat(features) if features else None
-        measures = not is_first and size == bucket and _all_act(rows)
-        return answers, deep, seconds if measures else None
+        if is_exact and self._lessons.tell(
+            key, _label(key), plan=plan, model=model, rows=rows, seconds=seconds,
+            wanted=self._rows_held(key, len(rows)),
+        ):  # fmt: skip
+            seconds = None
+        return answers, deep, seconds
+
+    def _rows_held(self, key: Hashable, rows: int) -> int:
+        """Return how many rows of a kind could be taken at once: those of every image held."""
+        batch = _batch_key(key)
+        held = [image for image, own in self._key_of.items() if own == batch]
+        each = max((max(self._slots[i].plan.rows, default=1) for i in held), default=1)
+        return max(rows, each * len(held))
 
     def _largest_good(self, key: Hashable, bucket: int) -> int:
         """Return the largest certified call size up to a bucket; the reference at least."""
@@ -294,31 +321,11 @@ class Runner:
         good = [b for b in sizes if self._certificates.passed(key, label, b)]
         return max(good, default=REFERENCE)
 
-    def _certify(
-        self,
-        model: Model,
-        key: Hashable,
-        bucket: int,
-        rows: Rows,
-        denoise: Callable[[Rows], Tensor],
-    ) -> bool:
-        """Try a call size that has not been tried; tell whether it was tried here."""
-        label = _label(key)
+    def _repair(self, model: Model, key: Hashable) -> None:
+        """Repeat the repairs of layers that certificates of an earlier process rest on."""
         if key not in self._prepared.setdefault(model, set()):
             self._prepared[model].add(key)
-            self._certificates.prepare(key, label, model)
-        if self._certificates.is_tried(key, label, bucket):
-            return False
-        with span("certify", rows=bucket):
-            self._certificates.try_bucket(
-                key,
-                label,
-                bucket,
-                model=model,
-                call=denoise,
-                rows=random_rows(rows, bucket),
-            )
-        return True
+            self._certificates.prepare(key, _label(key), model)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

@@ -17,7 +17,7 @@ import itertools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ from mezzotint.models.backends.mapped import giving_back
 from mezzotint.models.backends.quiet import conversion_failures, import_openvino
 from mezzotint.models.base import Model, Network
 from mezzotint.models.networks import NetworkReady, TorchNetwork, is_preparing
+from mezzotint.observe.interruption import Interrupted, check, interruption
 from mezzotint.observe.stages import stage
 
 __all__ = ["OpenVINONetwork", "denoiser_streams", "use_openvino"]
@@ -39,6 +40,7 @@ MAX_SHAPES = 4
 """Shapes of rows that one network keeps compiled; the one used longest ago goes first."""
 
 _MAX_PACKED = 1024  # shapes of calls that are remembered
+_LOOK_MS = 10  # how often a call that may be left looks whether somebody came
 
 _IGNORED = {
     "attention_slicing": "OpenVINO computes attention in its own blocks",
@@ -152,7 +154,12 @@ class OpenVINONetwork:
         return self
 
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        """Run the network once over all rows; float32 on the first input's device."""
+        """Run the network once over all rows; float32 on the first input's device.
+
+        Raises:
+            Interrupted: If the call may be left and somebody came meanwhile.
+        """
+        check()
         arrays = {name: _plain(tensor) for name, tensor in sorted(inputs.items())}
         compiled = self._find(arrays)
         if compiled is None:
@@ -215,12 +222,15 @@ class OpenVINONetwork:
         working = compiled.requests[: len(parts)] if rows > 1 else (compiled.lone,)
         for request, part in zip(working, parts, strict=True):
             request.start_async(part, share_inputs=True)
+        was_left = _was_left(working)
         failures: list[RuntimeError] = []
         for request in working:  # all of them: the next call must not find one busy
             try:
                 request.wait()
             except RuntimeError as error:
                 failures.append(error)
+        if was_left:
+            raise Interrupted
         if failures:
             raise failures[0]
         outputs = [
@@ -281,6 +291,20 @@ def denoiser_streams() -> int:
     """Return into how many parts a denoiser's rows are dealt: two, where two cores are."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return 2 if (count or 1) > 1 else 1
+
+
+def _was_left(requests: Sequence[Any]) -> bool:
+    """Wait for requests that may be left; stop them all and say so if somebody comes."""
+    event = interruption()
+    if event is None:
+        return False
+    for request in requests:
+        while not request.wait_for(_LOOK_MS):
+            if event.is_set():
+                for each in requests:
+                    each.cancel()
+                return True
+    return False
 
 
 def _deal(arrays: list[np.ndarray], count: int) -> list[list[np.ndarray]]:

@@ -2,19 +2,18 @@
 
 - The dispatcher: the engine's ``Submission`` (one image), :class:`Cancel`,
   :class:`Drain`, :class:`Stop`.
-- The warm-up: :class:`Perform`.
+- The warm-up: :class:`Learn`.
 
 It answers with the events of the engine (``EngineEvent``), which go to the dispatcher.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from mezzotint.engine.learning import Lesson
 from mezzotint.engine.state import ImageId
 from mezzotint.engine.step_engine import Submission
 
-__all__ = ["Cancel", "DeviceMessage", "Drain", "Perform", "Stop"]
+__all__ = ["Cancel", "DeviceMessage", "Drain", "Learn", "Stop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +34,10 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class Perform:
-    """Call something in this thread, e.g. to load a model; its own errors are its own."""
+class Learn:
+    """Take a lesson when nothing else is to be done."""
 
-    action: Callable[[], Any]
+    lesson: Lesson
 
 
-DeviceMessage = Submission | Cancel | Drain | Stop | Perform
+DeviceMessage = Submission | Cancel | Drain | Stop | Learn

@@ -1,13 +1,15 @@
 """Device thread: the one thread that owns the engine and every tensor.
 
 Others meet it in two queues: commands in, events out. It sleeps while there is
-nothing to do and never waits for anybody.
+nothing to do and never waits for anybody; what it may learn meanwhile is left at once when
+a command comes.
 """
 
 import queue
 import threading
 from collections.abc import Callable
 
+from mezzotint.engine.learning import Learner
 from mezzotint.engine.state import EngineEvent, ImageFailed, ImageId
 from mezzotint.engine.step_engine import StepEngine, Submission
 from mezzotint.errors import WorkFailed
@@ -16,7 +18,7 @@ from mezzotint.service.dispatch.device_messages import (
     Cancel,
     DeviceMessage,
     Drain,
-    Perform,
+    Learn,
     Stop,
 )
 
@@ -29,13 +31,16 @@ class DeviceThread:
     Args:
         build: Makes the engine in this thread, given where to send events.
         emit: Takes events; called in this thread, must not block or raise.
+        learner: What is learnt while there are no commands; nothing if None.
     """
 
     def __init__(
         self,
         build: Callable[[Callable[[EngineEvent], None]], StepEngine],
         emit: Callable[[EngineEvent], None],
+        learner: Learner | None = None,
     ) -> None:
+        self._learner = learner or Learner(0.0)
         self._build = build
         self._emit = emit
         self._commands: queue.SimpleQueue[DeviceMessage] = queue.SimpleQueue()
@@ -45,6 +50,7 @@ class DeviceThread:
     def send(self, command: DeviceMessage) -> None:
         """Queue a command; from any thread."""
         self._commands.put(command)
+        self._learner.interrupt()
 
     def join(self, timeout_s: float | None = None) -> None:
         """Wait until the thread has ended."""
@@ -77,12 +83,14 @@ class DeviceThread:
                 self._emit(ImageFailed(id=command.id, error=error))
 
     def _take(self, engine: StepEngine) -> bool:
-        """Carry out waiting commands; sleep for one while the engine is idle."""
+        """Carry out waiting commands; while the engine is idle sleep for one, or learn."""
         block = engine.is_idle
         while True:
             try:
-                command = self._commands.get(block=block)
+                command = self._commands.get(block=block, timeout=self._learner.wait_s)
             except queue.Empty:
+                if block:
+                    self._learn()
                 return False
             block = False
             match command:
@@ -94,7 +102,13 @@ class DeviceThread:
                     engine.cancel(request)
                 case Drain():
                     engine.drain()
-                case Perform():
-                    command.action()
+                case Learn():
+                    self._learner.add(command.lesson)
                 case Stop():
                     return True
+
+    def _learn(self) -> None:
+        """Take a lesson unless a command has come: whoever sends one interrupts after it."""
+        self._learner.clear()
+        if self._commands.empty():
+            self._learner.study()

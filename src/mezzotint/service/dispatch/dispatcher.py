@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from mezzotint.engine.admission import Load
 from mezzotint.engine.cache import ResultCache
 from mezzotint.engine.config import EngineConfig
+from mezzotint.engine.learning import Learner
 from mezzotint.engine.state import EngineEvent
 from mezzotint.engine.step_engine import StepEngine
 from mezzotint.errors import NotReady
@@ -47,6 +48,7 @@ class Dispatcher:
         budget_bytes: Bytes that tensors of requests may take together.
         judge: Scores pictures, or None if there are no gates.
         loader: Makes models ready beside the device thread; without one they load in it.
+        learner: What the device thread learns while nobody waits.
         clock: Seconds, the engine's own.
     """
 
@@ -61,6 +63,7 @@ class Dispatcher:
         budget_bytes: int,
         judge: Judge | None = None,
         loader: Loader | None = None,
+        learner: Learner | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._loader = loader
@@ -69,7 +72,7 @@ class Dispatcher:
         self._mailbox = Mailbox(self._handle, lambda: self._told.put(None))
         self._has_ended = False
         self._writer = Writer(finisher, judge)
-        self.device = DeviceThread(build, self._told.put)
+        self.device = DeviceThread(build, self._told.put, learner)
         self._lifecycle = Lifecycle(
             config,
             device=self.device,

@@ -1,20 +1,24 @@
 """Warm-up: one small picture with each wanted model before anybody waits for it.
 
-So the model is loaded and compiled; then its calls are timed in the device thread.
+So the model is loaded and compiled; then its calls are timed in the device thread, unless
+somebody comes: the model is ready then, and what is not known yet is learnt later.
 A model that fails stays not ready, with the reason, and holds no other up.
 """
 
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mezzotint.engine.calibrate import calibrate
+from mezzotint.engine.learning import Lesson
 from mezzotint.engine.step_engine import Executor
 from mezzotint.images.codec import encode
 from mezzotint.models.spec import ModelSpec
 from mezzotint.observe import log, stages
+from mezzotint.observe.interruption import Interrupted
 from mezzotint.planning.costs import CostTable
 from mezzotint.planning.plan import Plan
 from mezzotint.request import GenerationRequest, LatentInput
@@ -37,7 +41,7 @@ class WarmUp:
         spec: Gives the spec of a model by its name.
         draw: Submits a request: ``(request, sink, request_id)``.
         resolve: Plans a request for one picture.
-        perform: Calls something in the device thread.
+        learn: Has a lesson taken in the device thread.
         executor: Gives what works there; asked in that thread.
     """
 
@@ -49,7 +53,7 @@ class WarmUp:
         spec: Callable[[str], ModelSpec],
         draw: Callable[[GenerationRequest, Callable[[Event], None], str], Any],
         resolve: Callable[[GenerationRequest, ModelSpec], Plan],
-        perform: Callable[[Callable[[], None]], None],
+        learn: Callable[[Lesson], None],
         executor: Callable[[], Executor],
     ) -> None:
         self._costs = costs
@@ -57,7 +61,7 @@ class WarmUp:
         self._spec = spec
         self._draw = draw
         self._resolve = resolve
-        self._perform = perform
+        self._learn = learn
         self._executor = executor
         self._waiting: dict[str, str] = {}
 
@@ -88,7 +92,8 @@ class WarmUp:
             def hear(event: Event, name: str = name) -> None:
                 if isinstance(event, Finished):
                     log.info("model.drew", model=name)
-                    self._perform(lambda: self._calibrate(name))
+                    study = partial(self._calibrate, name)
+                    self._learn(Lesson(name=f"times of {name}", study=study, at_once=True))
                 elif isinstance(event, Failed):
                     self._waiting[name] = str(event.error)
                     log.error("model.warm_up_failed", model=name, error=str(event.error))
@@ -110,6 +115,8 @@ class WarmUp:
                         limit_s=self._limit_s,
                     )
                 self._costs.save()
+        except Interrupted:
+            log.info("model.calibration_left", model=name)
         except Exception as error:  # a model that cannot be timed can still be used
             log.error("model.calibration_failed", model=name, error=repr(error))
         self._waiting.pop(name, None)

@@ -7,6 +7,7 @@ from torch import nn
 from mezzotint.engine.execution.certify import (
     Certificates,
     Rows,
+    Trial,
     check_bucket,
     random_rows,
     take_in_pairs,
@@ -67,6 +68,14 @@ def rows(count, seed=0):
     )
 
 
+def tried(certificates, model, count):
+    """Try a size to the end and let it be remembered."""
+    trial = Trial(rows(count))
+    while trial.passed is None:
+        trial.advance(model.call)
+    return certificates.settle(("k",), "net", trial, model=model, call=model.call)
+
+
 def test_a_network_that_is_the_same_at_every_size_passes():
     model = FakeModel(NeighbourDependentFree())
     assert all(check_bucket(model.call, rows(count)) for count in (1, 2, 4, 6, 8))
@@ -88,7 +97,7 @@ def test_a_guilty_layer_takes_pairs_and_the_size_passes(tmp_path):
     certificates = Certificates("env", tmp_path)
     assert not check_bucket(model.call, rows(6))
     expected = model.call(rows(6).pick([0, 1]))
-    assert certificates.try_bucket(("k",), "net", 6, model=model, call=model.call, rows=rows(6))
+    assert tried(certificates, model, 6)
     assert torch.equal(model.call(rows(6))[:2], expected)
     (line,) = certificates.table()
     assert line["buckets"] == {"6": True}
@@ -98,17 +107,16 @@ def test_a_guilty_layer_takes_pairs_and_the_size_passes(tmp_path):
 def test_what_cannot_be_repaired_is_not_used(tmp_path):
     model = FakeModel(NeighbourDependent())
     certificates = Certificates("env", tmp_path)
-    assert not certificates.try_bucket(("k",), "net", 4, model=model, call=model.call, rows=rows(4))
-    assert certificates.allowed(("k",), "net", (1, 2, 4, 8)) == (1, 2, 8)
+    assert not tried(certificates, model, 4)
+    assert tried(certificates, model, 1)
+    assert certificates.allowed(("k",), "net", (1, 2, 4, 8)) == (1, 2)  # 8 was not tried
     assert not certificates.passed(("k",), "net", 4)
     assert certificates.passed(("k",), "net", 2)
 
 
 def test_certificates_and_repairs_survive_a_restart_in_the_same_environment(tmp_path):
     first = FakeModel(Net(BatchDependent))
-    Certificates("env", tmp_path).try_bucket(
-        ("k",), "net", 6, model=first, call=first.call, rows=rows(6)
-    )
+    tried(Certificates("env", tmp_path), first, 6)
     again, fresh = Certificates("env", tmp_path), FakeModel(Net(BatchDependent))
     assert again.is_tried(("k",), "net", 6)
     again.prepare(("k",), "net", fresh)
@@ -118,12 +126,31 @@ def test_certificates_and_repairs_survive_a_restart_in_the_same_environment(tmp_
 
 def test_a_broken_certificate_is_made_again(tmp_path):
     model = FakeModel(NeighbourDependentFree())
-    Certificates("env", tmp_path).try_bucket(
-        ("k",), "net", 4, model=model, call=model.call, rows=rows(4)
-    )
+    tried(Certificates("env", tmp_path), model, 4)
     (file,) = tmp_path.iterdir()
     file.write_text("{")
     assert not Certificates("env", tmp_path).is_tried(("k",), "net", 4)
+
+
+def test_a_trial_that_is_left_makes_no_call_twice():
+    made = []
+
+    def call(asked):
+        made.append(len(asked))
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return asked.latents
+
+    trial = Trial(rows(4))
+    with pytest.raises(KeyboardInterrupt):
+        while trial.passed is None:
+            trial.advance(call)
+    assert trial.next_rows == 2
+    while trial.passed is None:
+        trial.advance(call)
+    assert made == [4, 4, 2, 2, 2]  # whole, turned round, the pair that was left, both pairs
+    assert trial.passed
+    assert trial.next_rows == 0
 
 
 def test_random_rows_have_the_shapes_of_real_ones_and_other_values():

@@ -13,7 +13,7 @@ def test_a_model_that_is_loaded_says_what_is_done_just_now():
         spec=lambda name: spec,
         draw=lambda request, sink, request_id: drawn.append(request.model),
         resolve=None,
-        perform=lambda action: action(),
+        learn=lambda lesson: lesson.study(),
         executor=None,
     )
     warm_up.start(["big"])
@@ -37,7 +37,7 @@ def test_a_model_that_needs_pictures_is_warmed_up_on_white_ones():
         spec=lambda name: ModelSpec(name=name, digest="", family="foreign", **needs[name]),
         draw=lambda request, sink, request_id: drawn.update({request.model: request}),
         resolve=None,
-        perform=lambda action: action(),
+        learn=lambda lesson: lesson.study(),
         executor=None,
     )
     warm_up.start(list(needs))
