@@ -1,4 +1,7 @@
-"""What a service learns while nobody waits: before, meanwhile and after, the same bytes."""
+"""What a service learns while nobody waits: before, meanwhile and after, the same bytes.
+
+Tests mezzotint.engine.learning in mezzotint.service.local.
+"""
 
 import threading
 import time
