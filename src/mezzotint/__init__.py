@@ -80,7 +80,7 @@ _HOMES = {
 }
 _DELEGATES = {  # what Model's constructors stand for, without an import of those who import Model
     "from_components": "mezzotint.models.formats.components",
-    "load_model": "mezzotint.models.store.store",
+    "load_model": "mezzotint.models.store.direct",
 }
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}
 

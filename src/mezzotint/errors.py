@@ -58,12 +58,28 @@ __all__ = [
 _SHOWN = 200  # characters of a name that are repeated; more are nobody's name
 
 
+_NEAR = 0.75  # one letter in four or five is wrong; below, the guess is somebody else's word
+_NEAR_SHORT, _SHORT = 0.66, 4  # one letter in three or four
+_BEGINNING = 4  # letters that a shortened name has at least
+
+
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name most like ``name``, or None if none is alike."""
-    if len(name) > _SHOWN:
+    """Return the known name that ``name`` is likely a slip of, or the beginning of; else None.
+
+    Where the known names have no dots, the last part of a dotted one is looked for.
+    """
+    if not 0 < len(name) <= _SHOWN:
         return None
-    matches = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.5)
-    return next((k for k in known if matches and k.lower() == matches[0]), None)
+    wanted, names = name.lower(), list(known)
+    if not any("." in k for k in names):
+        wanted = wanted.rpartition(".")[2]
+    lower = [k.lower() for k in names]
+    cutoff = _NEAR_SHORT if len(wanted) <= _SHORT else _NEAR
+    near = difflib.get_close_matches(wanted, lower, n=1, cutoff=cutoff)
+    if not near and len(wanted) >= _BEGINNING:
+        begins = [k for k in lower if k.startswith(wanted)]
+        near = begins if len(begins) == 1 else []
+    return names[lower.index(near[0])] if near else None
 
 
 class MezzotintError(Exception):

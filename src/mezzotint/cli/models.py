@@ -1,6 +1,8 @@
 """The verbs ``models`` and ``archive``: what is in the store, and how it travels."""
 
+import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +10,8 @@ import typer
 
 from mezzotint.cli.flags import placement_help
 from mezzotint.cli.session import load_settings
-from mezzotint.cli.terminal import escaped
+from mezzotint.cli.terminal import columns, escaped
+from mezzotint.errors import MezzotintError
 
 __all__ = ["archive_app", "models_app"]
 
@@ -28,17 +31,40 @@ def _store(context: typer.Context) -> Any:
 
 @models_app.command("list")
 def list_models(context: typer.Context, as_json: AsJson = False) -> None:
-    """List every model with family, default size and licence."""
-    rows = [_brief(entry) for entry in _store(context).entries()]
+    """List every model with family, default size and licence; * is what a bare name means."""
+    store = _store(context)
+    rows = [_listed(store, entry) for entry in store.entries()]
     if as_json:
         print(json.dumps(rows, ensure_ascii=False))
         return
-    width = max((len(row["name"]) for row in rows), default=0)
+    table = [("name", "version", "family", "size", "licence", "where")]
     for row in rows:
-        mark = "*" if row["default"] else " "
+        size = f"{row['width']}x{row['height']}" if row["width"] else "?"
         where = "built in" if row["builtin"] else row["path"]
-        line = f"{row['name']:{width}}  {row['version']:8} {row['layout']:12} {where}"
-        print(f"{mark} {escaped(line)}")
+        name = f"{'* ' if row['default'] else '  '}{row['name']}"
+        table.append((name, row["version"], row["family"] or "?", size, row["licence"], where))
+    for line in columns(table):
+        print(escaped(line))
+    for row in rows:
+        if row["error"]:
+            print(escaped(f"{row['name']}@{row['version']}: {row['error']}"), file=sys.stderr)
+
+
+def _listed(store: Any, entry: Any) -> dict[str, Any]:
+    """Return one line of the list: from what is known, then the card, then the files."""
+    card, error = entry.card, ""
+    family, licence, size = card.family, card.licence, card.default_size
+    if entry.layout == "handler":
+        family = "handler"
+    elif not (family and licence and size) and not card.repo:
+        try:
+            spec = store.known_spec(entry.full_name) or store.spec(entry.full_name)
+            family, licence, size = spec.family, spec.licence, spec.default_size
+        except MezzotintError as problem:
+            error = str(problem)
+    width, height = size or (0, 0)
+    found = {**_brief(entry), "family": family, "width": width, "height": height, "error": error}
+    return {**found, "licence": licence or "unknown"}
 
 
 @models_app.command("show")
@@ -186,17 +212,24 @@ def pack(
 
 @archive_app.command("inspect")
 def inspect(
-    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="A .mzt.")],
+    archive: Annotated[
+        Path, typer.Argument(metavar="ARCHIVE", help="A .mzt, or a TorchServe .mar.")
+    ],
     verify: Annotated[bool, typer.Option(help="Compare the digest of every file.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Print the manifest of an archive, after checking it."""
+    """Print the manifest of an archive, after checking it; code inside is never run."""
     from mezzotint.cli.flags import WrongFlag
     from mezzotint.models.formats.archive import inspect_archive
+    from mezzotint.models.formats.identify import identify
+    from mezzotint.models.formats.torchserve_archive import inspect_mar
 
     if not archive.is_file():
         raise WrongFlag("ARCHIVE", f"cannot read {archive}: it is no file")
-    found = inspect_archive(archive, verify=verify).to_plain()
+    if identify(archive) == "mar":
+        found: dict[str, Any] = dataclasses.asdict(inspect_mar(archive))
+    else:
+        found = inspect_archive(archive, verify=verify).to_plain()
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
     else:
@@ -226,8 +259,24 @@ def import_archive(
         entry = _store(context).import_checkpoint(name or archive.stem, archive, version=version)
         print(json.dumps(_brief(entry)) if as_json else f"added {entry.full_name} from {archive}")
         return
-    chosen = name or archive.stem
+    chosen = name or _own_name(archive)
     _add(context, chosen, str(archive), version=version, placement={}, as_json=as_json)
+
+
+def _own_name(archive: Path) -> str:
+    """Return what an archive calls its model, the file's name where that is no name here."""
+    from mezzotint.models.formats.archive import inspect_archive
+    from mezzotint.models.formats.identify import identify
+    from mezzotint.models.formats.torchserve_archive import inspect_mar
+    from mezzotint.models.store.entries import is_name
+
+    layout = identify(archive)
+    named = ""
+    if layout == "mar":
+        named = inspect_mar(archive).name
+    elif layout == "archive":
+        named = inspect_archive(archive, verify=False).name
+    return named if is_name(named) else archive.stem
 
 
 def _brief(entry: Any) -> dict[str, Any]:

@@ -14,12 +14,12 @@ import threading
 import uuid
 from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import typer
 
 from mezzotint.cli.flags import WrongFlag
-from mezzotint.observe import log
+from mezzotint.observe import log, stages
 from mezzotint.service.base import Service
 from mezzotint.settings import Loaded, Settings, load
 
@@ -129,12 +129,20 @@ async def open_service(settings: Settings) -> AsyncGenerator[Service]:
 
 
 def make_service(settings: Settings) -> Service:
-    """Build the service of this process."""
-    from mezzotint.service.local import LocalService
+    """Build the service of this process; what is known already is answered without its engine."""
+    from mezzotint.service.quick import QuickService
 
-    # What the libraries warn about is ours to say. They read this when they are imported,
-    # which a model that is converted already never makes them: importing them to tell them
-    # would be half of a cold start.
-    for library in ("DIFFUSERS", "TRANSFORMERS"):
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    return LocalService(settings.service_config(), interruptible=True)
+    config = settings.service_config()
+
+    def make() -> Service:
+        # What the libraries warn about is ours to say. They read this when they are imported,
+        # which a model that is converted already never makes them: importing them to tell them
+        # would be half of a cold start.
+        for library in ("DIFFUSERS", "TRANSFORMERS"):
+            os.environ.setdefault(f"{library}_VERBOSITY", "error")
+        with stages.stage("starting", "the engine"):
+            from mezzotint.service.local import LocalService
+
+            return LocalService(config, interruptible=True)
+
+    return cast("Service", QuickService(config, make, os.environ))

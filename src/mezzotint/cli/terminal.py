@@ -6,8 +6,9 @@ the direction of reading. Each becomes visible as an escape of Python's.
 """
 
 import unicodedata
+from collections.abc import Sequence
 
-__all__ = ["escaped"]
+__all__ = ["columns", "escaped"]
 
 # Cc control, Cf format (bidirectional marks, zero width), Cs lone surrogates, Zl and Zp breaks.
 _UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -38,3 +39,17 @@ def _visible(character: str) -> str:
     if character == _JOINER or unicodedata.category(character) not in _UNSAFE:
         return character
     return character.encode("unicode_escape").decode("ascii")
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table as lines: each column as wide as its widest cell, the last as it is.
+
+    Example:
+        >>> columns([("name", "size"), ("plate", "128x128")])
+        ['name   size', 'plate  128x128']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    return [
+        "  ".join([*(f"{c:{w}}" for c, w in zip(row, widths, strict=False)), row[-1]]).rstrip()
+        for row in rows
+    ]

@@ -6,6 +6,7 @@ file reads as if the run had never stopped.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,17 @@ class Progress:
             if int(event.get("step", 0)) <= step:
                 kept.append(line)
         write_atomically(self._path, "".join(line + "\n" for line in kept).encode())
+
+    def last_loss(self) -> float:
+        """Return the loss that was written last, so that a run with no step left has one."""
+        found = math.nan
+        if self._path is None or not self._path.exists():
+            return found
+        for line in self._path.read_text("utf-8").splitlines():
+            loss = json.loads(line).get("loss")
+            if isinstance(loss, float) and math.isfinite(loss):
+                found = loss
+        return found
 
     def tell(self, event: str, step: int, **values: Any) -> TrainEvent:
         """Record an event; a full disk costs the line, not the run."""

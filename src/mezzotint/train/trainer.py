@@ -152,9 +152,12 @@ class Trainer:
             progress=progress,
         )  # fmt: skip
         self._stop.clear()
-        loss, patience = math.nan, self.config.loop.patience
+        loss, patience = progress.last_loss(), self.config.loop.patience
         early = patience > 0 and state.counters.stale >= patience
         progress.start_clock(state.counters.step)
+        if state.counters.step >= self.config.loop.steps:
+            told = f"the run has its {self.config.loop.steps} steps; loop.steps takes it further"
+            progress.tell("warning", state.counters.step, message=told)
         while state.counters.step < self.config.loop.steps and not early:
             loss = stepper.advance(loss)
             early = self._periodic(state, stepper, progress)

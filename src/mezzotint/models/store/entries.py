@@ -1,6 +1,7 @@
 """Entries: one version of one model, and the cards that say which are in the store."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,19 @@ __all__ = [
     "builtin_entries",
     "describe_handler",
     "handler_refusal",
+    "is_name",
     "name_in_memory",
     "only_file",
     "read_text",
     "stored_entries",
 ]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can name a model, or a version of one, in the store."""
+    return _NAME.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,9 +8,12 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from mezzotint.models.base import Model
 from mezzotint.models.config import PlacementConfig
+
+if TYPE_CHECKING:
+    from mezzotint.models.base import Model
 
 __all__ = ["Residency"]
 
@@ -22,7 +25,7 @@ _Key = tuple[str, PlacementConfig]
 class _Resident:
     """A model in memory, and who uses it."""
 
-    model: Model
+    model: "Model"
     source: object
     users: int = 0
     used_at: int = 0
@@ -51,7 +54,7 @@ class Residency:
         self._clock = 0
 
     @contextlib.contextmanager
-    def use(self, key: _Key, load: Callable[[], Model], *, source: object) -> Iterator[Model]:
+    def use(self, key: _Key, load: "Callable[[], Model]", *, source: object) -> "Iterator[Model]":
         """Give a model that stays in memory for the length of the block.
 
         Args:
@@ -78,7 +81,7 @@ class Residency:
                 resident.users -= 1
                 self._evict(keep=key)
 
-    def find(self, key: _Key, source: object) -> Model | None:
+    def find(self, key: _Key, source: object) -> "Model | None":
         """Return a model that is in memory, for a look at it; None if it is not there."""
         with self._lock:
             resident = self._residents.get(key)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mezzotint.errors import (
     InvalidRequest,
@@ -27,7 +27,6 @@ from mezzotint.errors import (
     WeightsError,
 )
 from mezzotint.files import expanded, is_there, write_atomically
-from mezzotint.models.base import Model
 from mezzotint.models.cards import (
     Card,
     describe_spec,
@@ -44,17 +43,20 @@ from mezzotint.models.store.entries import (
     builtin_entries,
     describe_handler,
     handler_refusal,
+    is_name,
     name_in_memory,
     only_file,
     read_text,
     stored_entries,
 )
-from mezzotint.models.store.loading import load_with_card
+from mezzotint.models.store.known import Facts, recall_spec, remember_spec, spec_key
 from mezzotint.models.store.residency import Residency
 
-__all__ = ["ModelStore", "load_model"]
+if TYPE_CHECKING:
+    from mezzotint.models.base import Model
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+__all__ = ["ModelStore"]
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[0-9a-f]{7,40}|@[\w.-]+)?")
 _LOOK_AGAIN_S = 0.2
 """How long what was read of the folder of models holds; another program may add to it."""
@@ -77,6 +79,7 @@ class ModelStore:
         self._listed: dict[str, tuple[ModelEntry, ...]] = {}
         self._listed_until_s = 0.0
         DIGESTS.keep_in(self.config.home_path / "cache" / "digests.json")
+        self._facts = Facts(self.config.home_path / "cache" / "specs.json")
 
     # Names
 
@@ -225,7 +228,7 @@ class ModelStore:
             ModelError: If it is not a model, is unsafe, or is broken.
         """
         for kind, text in (("name", name), ("version", version or "1.0")):
-            if not _NAME.fullmatch(text):
+            if not is_name(text):
                 raise InvalidRequest(
                     f"{kind} must be letters, digits, '.', '_' or '-', 1 to 100 of them, "
                     f"got {text!r}",
@@ -373,7 +376,7 @@ class ModelStore:
 
     # Loading
 
-    def load(self, name: str, placement: PlacementConfig | None = None) -> Model:
+    def load(self, name: str, placement: PlacementConfig | None = None) -> "Model":
         """Return a model, loading it if it is not in memory.
 
         Raises:
@@ -385,7 +388,7 @@ class ModelStore:
             return model
 
     @contextlib.contextmanager
-    def use(self, name: str, placement: PlacementConfig | None = None) -> Iterator[Model]:
+    def use(self, name: str, placement: PlacementConfig | None = None) -> "Iterator[Model]":
         """Give a model that stays in memory for the length of the block.
 
         Raises:
@@ -400,7 +403,7 @@ class ModelStore:
         ) as model:
             yield model
 
-    def _load(self, entry: ModelEntry, placement: PlacementConfig) -> Model:
+    def _load(self, entry: ModelEntry, placement: PlacementConfig) -> "Model":
         """Load an entry's files and let its card override what they say."""
         if entry.layout == "handler":
             raise self._refuse_handler(entry)
@@ -410,6 +413,8 @@ class ModelStore:
                 path, _ = self._fetch(card)
             elif not path.exists():
                 raise WeightsError(f"model {shown}: its files are missing, expected at {path}")
+            from mezzotint.models.store.loading import load_with_card
+
             name = entry.name if entry.is_default else entry.full_name
             return load_with_card(path, card, name=name, placement=placement)
 
@@ -440,7 +445,21 @@ class ModelStore:
         """Return a model's spec; weights are read only when a network is first called."""
         entry = self.entry(name)
         known = self._residency.find((name_in_memory(entry), self.config.placement), entry)
-        return self.load(name).spec if known is None else known.spec
+        if known is not None:
+            return known.spec
+        key = spec_key(entry, self.config.placement)
+        spec = self.load(name).spec
+        if key == spec_key(entry, self.config.placement):
+            remember_spec(self._facts, key, spec)
+        return spec
+
+    def known_spec(self, name: str) -> ModelSpec | None:
+        """Return what an earlier process read of a model; None where that may be out of date.
+
+        Raises:
+            MezzotintError: As :meth:`entry`.
+        """
+        return recall_spec(self._facts, spec_key(self.entry(name), self.config.placement))
 
     def is_loaded(self, name: str) -> bool:
         """Tell whether a model is in memory."""
@@ -477,23 +496,5 @@ class ModelStore:
                 **describe_handler(entry),
                 "limits": [str(self._refuse_handler(entry))],
             }
-        return {**basics, **describe_spec(self.spec(name)), "path": str(entry.path)}
-
-
-def load_model(source: str | Path, *, home: str | Path | None = None, **placement: Any) -> Model:
-    """Load a model by store name, path or Hub id, without keeping it in a store.
-
-    Args:
-        source: What to load.
-        home: Folder of the installation; the user's own if None.
-        placement: Fields of :class:`~mezzotint.models.config.PlacementConfig`.
-
-    Raises:
-        UnknownName: If nothing is called that.
-        ModelError: If its files are missing, corrupt or unsafe.
-    """
-    unknown = set(placement) - set(PlacementConfig.__dataclass_fields__)
-    if unknown:
-        raise UnknownName("option", sorted(unknown)[0], PlacementConfig.__dataclass_fields__)
-    config = ModelsConfig(home=str(home or ""), placement=PlacementConfig(**placement))
-    return ModelStore(config).load(str(source))
+        spec = self.known_spec(name) or self.spec(name)
+        return {**basics, **describe_spec(spec), "path": str(entry.path)}

@@ -13,10 +13,9 @@ from mezzotint.models.prompts import Tokens, load_tokens
 from mezzotint.models.spec import ModelSpec
 from mezzotint.planning.plan import Plan
 from mezzotint.request import GenerationRequest
-from mezzotint.sampling.timesteps import inference_schedule
 from mezzotint.schedulers import NATIVE, native_twin
 
-__all__ = ["read_levels", "read_request"]
+__all__ = ["read_levels", "read_request", "read_texts"]
 
 
 def read_request(request: GenerationRequest, plan: Plan, spec: ModelSpec) -> dict[str, Any]:
@@ -33,6 +32,11 @@ def read_request(request: GenerationRequest, plan: Plan, spec: ModelSpec) -> dic
         pieces of text with their weights; empty where the model takes no text. ``levels``:
         as :func:`read_levels` has them.
     """
+    return {"texts": read_texts(request, spec), "levels": read_levels(plan, spec)}
+
+
+def read_texts(request: GenerationRequest, spec: ModelSpec) -> dict[str, Any]:
+    """Return ``texts`` of :func:`read_request`; loads no tensor library."""
     texts: dict[str, Any] = {}
     if spec.takes_prompt:
         folder = Path(spec.path) / "tokenizer" if spec.path else None
@@ -45,7 +49,7 @@ def read_request(request: GenerationRequest, plan: Plan, spec: ModelSpec) -> dic
                 "window": tokens.window if tokens else None,
                 "spans": [[piece.text, round(piece.weight, 4)] for piece in pieces],
             }
-    return {"texts": texts, "levels": read_levels(plan, spec)}
+    return texts
 
 
 @functools.lru_cache(maxsize=8)
@@ -59,6 +63,8 @@ def read_levels(plan: Plan, spec: ModelSpec) -> list[float]:
     Empty where there are no steps, or where the scheduler is a class of diffusers that
     has no table here: its levels are known when it runs.
     """
+    from mezzotint.sampling.timesteps import inference_schedule
+
     info = NATIVE.get(native_twin(plan.scheduler, {}) or plan.scheduler)
     if info is None or not plan.steps:
         return []

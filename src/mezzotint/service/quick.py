@@ -1,0 +1,285 @@
+"""Quick: what is known is answered before the engine exists.
+
+The command line is one process for each request. Importing torch, opening the backend and
+reading a model take seconds, which a plan or a kept picture needs nothing of once another
+process has learnt what they rest on: the model's spec, the environment of the arithmetic,
+and the noise levels of a scheduler. Each is kept under everything that it depends on, and
+what is not known, or cannot be planned from words alone, is asked of the service itself.
+"""
+
+import contextlib
+import json
+import os
+import platform
+from collections.abc import AsyncGenerator, Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mezzotint
+from mezzotint.engine.cache import CachedImage, ResultCache
+from mezzotint.models.config import ModelsConfig
+from mezzotint.models.spec import ModelSpec
+from mezzotint.models.store.known import Facts, key_of, program
+from mezzotint.models.store.store import ModelStore
+from mezzotint.plain import write
+from mezzotint.planning.abilities import Abilities
+from mezzotint.planning.costs import CostTable
+from mezzotint.planning.memory import measure
+from mezzotint.planning.plan import Plan, Planned
+from mezzotint.planning.planner import plan
+from mezzotint.request import GenerationRequest
+from mezzotint.service.base import Service
+from mezzotint.service.composition import ServiceConfig
+from mezzotint.service.provision.prompt_cuts import cut_notes
+from mezzotint.service.provision.readings import read_texts
+from mezzotint.techniques.table import TECHNIQUES
+from mezzotint.types import Event, Finished, GenerationResult, ImageFinished, ImageOutput, Queued
+
+__all__ = ["QuickService"]
+
+_TECHNIQUES = frozenset(t.field for t in TECHNIQUES)
+_LIBRARIES = ("diffusers", "numpy", "openvino", "pillow", "tokenizers", "torch", "transformers")
+_DECISIVE = ("ATEN_", "CUDA_", "DNNL_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_", "OV_")
+"""Beginnings of variables that say how many threads compute, on what, with which kernels."""
+
+
+class QuickService:
+    """A service that is built when it is needed; see :class:`~mezzotint.service.base.Service`.
+
+    Args:
+        config: What the service is made of.
+        make: Builds it.
+        variables: The process's environment, which decides how libraries compute.
+    """
+
+    def __init__(
+        self,
+        config: ServiceConfig,
+        make: Callable[[], Service],
+        variables: Mapping[str, str],
+    ) -> None:
+        self._config = config
+        self._make = make
+        self._made: Service | None = None
+        cache = config.models.home_path / "cache"
+        self._facts = Facts(cache / "known.json")
+        self._store = ModelStore(config.models)
+        self._key = _environment_key(config.models, variables)
+        self._costs: CostTable | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Give what only the service itself can do."""
+        return getattr(self._service(), name)
+
+    def _service(self) -> Service:
+        """Return the service, building it the first time, and learn its environment."""
+        if self._made is None:
+            self._made = self._make()
+            environment = getattr(self._made, "environment", None)
+            if self._key is not None and environment and environment.get("device") == "cpu":
+                self._facts.put(self._key, environment)
+        return self._made
+
+    async def stream(
+        self,
+        request: GenerationRequest,
+        *,
+        request_id: str,
+        client: str = "",
+        use_cache: bool = True,
+        preview_every: int = 0,
+        quiet: bool = False,
+    ) -> AsyncGenerator[Event]:
+        """Run one request and yield its events; closing early cancels it."""
+        kept = self._kept(request) if use_cache and not client else None
+        if kept is not None:
+            for event in _told(request_id, *kept, quiet=quiet):
+                yield event
+            return
+        events: Any = self._service().stream(
+            request,
+            request_id=request_id,
+            client=client,
+            use_cache=use_cache,
+            preview_every=preview_every,
+            quiet=quiet,
+        )
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield event
+
+    async def plan(self, request: GenerationRequest, *, client: str = "") -> Mapping[str, Any]:
+        """Resolve a request without running it: plan, warnings, predicted cost."""
+        quick = self._described(request) if not client else None
+        if quick is not None:
+            return quick
+        answer = await self._service().plan(request, client=client)
+        known = self._planned(request)  # the spec and the environment are known by this time
+        if known is not None:
+            self._facts.put(self._levels_key(*known), answer["levels"])
+        return answer
+
+    async def close(self) -> None:
+        """Close the service, if it was needed."""
+        if self._made is not None:
+            await self._made.close()
+
+    def _planned(self, request: GenerationRequest) -> tuple[Planned, ModelSpec] | None:
+        """Plan a request from what is known; None if that is not enough.
+
+        Raises:
+            InvalidRequest: If the model cannot honour it.
+        """
+        environment = self._facts.get(self._key) if self._key is not None else None
+        if environment is None or not _is_words(request):
+            return None
+        spec = self._store.known_spec(request.model)
+        if spec is None:
+            return None
+        engine, images = self._config.engine, self._config.images
+        abilities = Abilities(
+            techniques=_TECHNIQUES,
+            environment=json.dumps(environment, sort_keys=True),
+            max_pixels=engine.max_pixels,
+            max_request_pixels=engine.max_request_pixels,
+            max_output_pixels=images.most_output_pixels,
+        )
+        return plan(request, spec, abilities), spec
+
+    def _kept(self, request: GenerationRequest) -> tuple[Planned, list[CachedImage]] | None:
+        """Return the plan of a request and its pictures, if every one of them is kept."""
+        if request.seed is None:
+            return None
+        known = self._planned(request)
+        if known is None:
+            return None
+        engine = self._config.engine
+        results = ResultCache(
+            memory_bytes=0,
+            disk_bytes=engine.cache_disk_bytes,
+            folder=self._config.models.home_path / "cache" / "results",
+        )
+        planned = known[0]
+        found: list[CachedImage] = []
+        for one in planned.plans:
+            kept = results.get(one)
+            if kept is None:
+                return None
+            found.append(kept)
+        return planned, found
+
+    def _described(self, request: GenerationRequest) -> dict[str, Any] | None:
+        """Return what :meth:`plan` answers, from what is known alone."""
+        known = self._planned(request)
+        levels = self._facts.get(self._levels_key(*known)) if known is not None else None
+        if known is None or levels is None:
+            return None
+        planned, spec = known
+        plans, first = planned.plans, planned.plans[0]
+        costs = self._cost_table(first.environment)
+        rows = self._config.engine.min_rows
+        each = [costs.predict(one, measure(one, spec), min_rows=rows) for one in plans]
+        return {
+            "plan": first.describe(),
+            "seeds": [one.seed for one in plans],
+            "warnings": [*planned.warnings, *cut_notes(request, spec)],
+            "cost": {
+                "seconds": sum(c.seconds for c in each) - costs.share(plans, min_rows=rows),
+                "model_calls": sum(c.model_calls for c in each),
+                "bytes": max(c.peak_bytes for c in each),
+                "measured": all(c.measured for c in each),
+            },
+            "digest": first.digest,
+            "cache": "nothing is kept yet",
+            "texts": read_texts(request, spec),
+            "levels": levels,
+        }
+
+    def _cost_table(self, environment: str) -> CostTable:
+        if self._costs is None:
+            folder = self._config.models.home_path / "cache" / "costs"
+            self._costs = CostTable(environment, folder / "costs.json")
+        return self._costs
+
+    def _levels_key(self, planned: Planned, spec: ModelSpec) -> str:
+        """Return under what a scheduler's noise levels are known: that it goes together, too."""
+        first: Plan = planned.plans[0]
+        asked = (first.scheduler, first.sigma_schedule, first.num_inference_steps, first.steps)
+        return key_of("levels", spec.digest, spec.scheduler_config, asked, program())
+
+
+def _is_words(request: GenerationRequest) -> bool:
+    """Whether a request can be planned without reading a file or asking the device."""
+    output = request.output
+    return not (
+        request.gates
+        or request.reproducibility != "exact"
+        or output.sign
+        or output.animation is not None
+        or any(t.is_asked(request) for t in TECHNIQUES if not t.is_light)
+    )
+
+
+def _told(
+    request_id: str, planned: Planned, kept: list[CachedImage], *, quiet: bool
+) -> list[Event]:
+    """Return the events of a request whose pictures are all kept."""
+    images = tuple(
+        ImageOutput(
+            index=index,
+            seed=one.seed,
+            data=image.data,
+            format=one.output.format,
+            width=image.width,
+            height=image.height,
+            recipe=image.recipe,
+            warnings=image.warnings,
+        )
+        for index, (one, image) in enumerate(zip(planned.plans, kept, strict=True))
+    )
+    result = GenerationResult(
+        id=request_id,
+        images=images,
+        plan=planned.plans[0].describe(),
+        cache="hit",
+        warnings=planned.warnings,
+    )
+    shown = [] if quiet else [ImageFinished(id=request_id, image=image) for image in images]
+    return [
+        Queued(id=request_id, position=0, eta_s=0.0),
+        *shown,
+        Finished(id=request_id, result=result),
+    ]
+
+
+def _environment_key(config: ModelsConfig, variables: Mapping[str, str]) -> str | None:
+    """Return under what the environment of the arithmetic is known; None where a GPU may answer."""
+    if config.placement.device not in ("auto", "cpu") or platform.system() != "Linux":
+        return None
+    if config.placement.device == "auto" and _has_accelerator():
+        return None
+    try:
+        first = Path("/proc/cpuinfo").read_text("utf-8", "replace").partition("\n\n")[0]
+    except OSError:
+        return None
+    processor = [line for line in first.splitlines() if line.startswith(("model", "flags", "Feat"))]
+    cores = sorted(os.sched_getaffinity(0))
+    return key_of(
+        "environment",
+        mezzotint.__version__,
+        [metadata.version(name) for name in _LIBRARIES],
+        processor,
+        cores,
+        os.cpu_count(),
+        sorted((name, value) for name, value in variables.items() if name.startswith(_DECISIVE)),
+        write(config.placement),
+        config.backend,
+        program(),
+    )
+
+
+def _has_accelerator() -> bool:
+    """Whether a device is there that torch might choose before the processor."""
+    places = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
+    return any(Path(place).exists() for place in places)
