@@ -9,7 +9,7 @@ import atexit
 import threading
 from typing import Any
 
-from mezzotint.calls import read_call
+from mezzotint.calls import read_call, with_fields
 from mezzotint.notebook import is_notebook
 from mezzotint.observe.progress import notebook_bar
 from mezzotint.request import GenerationRequest
@@ -23,6 +23,7 @@ _lock = threading.Lock()
 _engines: list[Engine] = []  # at most one
 
 
+@with_fields
 def generate(prompt: str | GenerationRequest | None = None, /, **fields: Any) -> GenerationResult:
     """Make pictures and wait for them; safe from any thread.
 

@@ -157,3 +157,35 @@ def test_standard_error_has_no_chatter_of_libraries(tmp_path, home):
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / done.stdout.strip()).is_file()
+
+
+def torch_free(home, folder, *arguments):
+    """Run a command in a process of its own; return its output, and whether it loaded torch."""
+    code = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
+        f"from mezzotint.cli import main\nmain.main({[str(a) for a in arguments]!r})"
+    )
+    environment = {**os.environ, "MEZZOTINT_HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr.splitlines()[-1] == "False"
+
+
+def test_what_is_known_is_answered_without_torch(home, tmp_path):
+    asked = ("generate", "a red apple", "--seed", "7", "--steps", "3", "-q")
+    torch_free(home, tmp_path, *asked, "-o", "a.png")  # learns what is not known yet
+    _, is_free = torch_free(home, tmp_path, *asked, "-o", "b.png")
+    assert is_free
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    plan, _ = torch_free(home, tmp_path, *asked, "--plan", "--json")
+    again, is_free = torch_free(home, tmp_path, *asked, "--plan", "--json")
+    assert is_free
+    one, two = json.loads(plan), json.loads(again)
+    seconds = [answer["cost"].pop("seconds") for answer in (one, two)]
+    assert abs(seconds[0] - seconds[1]) < 0.5
+    assert one == two
+    for arguments in (("models", "list"), ("inspect", "a.png"), ("models", "show", "plate")):
+        assert torch_free(home, tmp_path, *arguments)[1], arguments

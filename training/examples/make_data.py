@@ -10,8 +10,15 @@ Writes ``data/points.npy``, ``data/waves.npy``, ``data/pictures`` (shapes with c
 import sys
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw
+try:
+    import numpy as np
+    from PIL import Image, ImageDraw
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"make_data.py needs {error.name}, which is not in this Python ({sys.executable}); run it "
+        "with the Python that Mezzotint is installed in: .venv/bin/python in a checkout, after "
+        "./dev setup, or: pip install numpy pillow"
+    )
 
 COLOURS = {
     "red": (220, 40, 40),

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mezzotint.cli.figures.drawing import check_figure_path, draw_lines
 from mezzotint.cli.flags import WrongFlag
 from mezzotint.errors import UnknownName
 
@@ -66,7 +67,7 @@ def lab(
     steps: Annotated[str, typer.Option(help="Step counts, with commas.")] = "5,10,20,40,80",
     samples: Annotated[int, typer.Option(help="Points to draw.")] = 256,
     picture: Annotated[
-        Path | None, typer.Option("--output", "-o", help="PNG: error against calls.")
+        Path | None, typer.Option("--output", "-o", help="SVG or PNG: error against calls.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -80,8 +81,8 @@ def lab(
     scales = _numbers(guidance, "--guidance", 0, 100)
     if not 16 <= samples <= 100_000:
         raise WrongFlag("--samples", f"must be 16 to 100000, got {samples}")
-    if picture is not None and not picture.absolute().parent.is_dir():
-        raise WrongFlag("--output", f"the folder {picture.parent} does not exist")
+    if picture is not None:
+        check_figure_path(picture)
     names = tuple(scheduler or SCHEDULERS.names())
     trials = run_trials(names, tuple(sigma_schedule or ()), scales, counts, samples)
     if as_json:
@@ -89,10 +90,7 @@ def lab(
     else:
         _print_table(trials)
     if picture is not None:
-        from mezzotint.cli.charts import draw_lines
-        from mezzotint.files import write_atomically
-
-        write_atomically(picture, draw_lines(_curves(trials), "denoiser calls", "error"))
+        draw_lines(picture, _curves(trials), across="denoiser calls", up="error")
         print(picture)
 
 

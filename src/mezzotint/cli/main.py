@@ -21,8 +21,10 @@ from typer.exceptions import TyperException
 
 import mezzotint
 from mezzotint.cli import bench, generate, lab, pictures, serve, train
+from mezzotint.cli.adapters import controls_app, loras_app
 from mezzotint.cli.agents import mcp
 from mezzotint.cli.config import config_app
+from mezzotint.cli.figures.plot import plot
 from mezzotint.cli.flags import flag_of
 from mezzotint.cli.keys import keys_app
 from mezzotint.cli.machines.cluster import cluster_app
@@ -92,6 +94,8 @@ app.command("replay")(pictures.replay)
 app.command("verify")(pictures.verify)
 app.command("inspect")(pictures.inspect)
 app.add_typer(models_app, name="models")
+app.add_typer(loras_app, name="loras")
+app.add_typer(controls_app, name="controls")
 app.add_typer(keys_app, name="keys")
 app.add_typer(archive_app, name="archive")
 app.command("serve")(serve.serve)
@@ -103,6 +107,7 @@ app.command("bench", context_settings={"ignore_unknown_options": True, "allow_ex
     bench.bench
 )
 app.command("lab")(lab.lab)
+app.command("plot")(plot)
 app.add_typer(config_app, name="config")
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mezzotint.cli import flags
+from mezzotint.cli.figures.drawing import check_figure_path, draw_values
 from mezzotint.cli.outputs import Destination
 from mezzotint.cli.requests import build_request
 
@@ -112,7 +113,8 @@ def sample(
     """Draw from a run as it stands, with the running mean of the weights.
 
     A run of arrays writes numbers in the units of its data, as .npy; with a
-    picture's name after -o it draws them.
+    picture's name after -o it draws them: many points as one scatter, many series as
+    curves over one another (SVG or PNG).
     """
     from mezzotint.train.trainer import Trainer
 
@@ -139,6 +141,14 @@ def sample(
             raise flags.WrongFlag("--output", f"the folder {target.parent} does not exist")
         print(_write_values(trainer, request, target))
         return
+    is_vector = output is not None and output.suffix.lower() in (".svg", ".pdf")
+    if output is not None and trainer.draws_arrays and (request.num_images > 1 or is_vector):
+        values = _values(trainer, request)
+        if values.ndim < 4:  # fields are pictures, one each
+            check_figure_path(output)
+            draw_values(output, values)
+            print(output)
+            return
     destination = Destination(output, output_dir, several=request.num_images > 1)
     result = trainer.sample(request)
     for warning in result.warnings:
@@ -157,8 +167,15 @@ def _write_values(trainer: Any, request: Any, path: Path) -> Path:
 
     from mezzotint.files import write_atomically
 
+    stream = io.BytesIO()
+    np.save(stream, _values(trainer, request))
+    return write_atomically(path, stream.getvalue())
+
+
+def _values(trainer: Any, request: Any) -> Any:
+    """Draw arrays in the units of the data. Shape (N, *shape), float32."""
     guidance, label = request.guidance_scale, request.latent.class_label
-    values = trainer.draw(
+    return trainer.draw(
         request.num_images,
         seed=request.seed or 0,
         num_inference_steps=request.num_inference_steps,
@@ -166,6 +183,3 @@ def _write_values(trainer: Any, request: Any, path: Path) -> Path:
         guidance_scale=guidance if isinstance(guidance, float) else None,
         labels=None if label is None else [label] * request.num_images,
     )
-    stream = io.BytesIO()
-    np.save(stream, values)
-    return write_atomically(path, stream.getvalue())

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx2
 
-from mezzotint.calls import read_call, read_picture
+from mezzotint.calls import read_call, read_picture, with_fields
 from mezzotint.client.bodies import (
     read_event,
     read_failure,
@@ -60,6 +60,7 @@ class AsyncClient:
         self.url = url.rstrip("/")
         self._http = httpx2.AsyncClient(**connection(self.url, key, timeout_s), **options)
 
+    @with_fields
     async def generate(
         self,
         prompt: str | GenerationRequest | None = None,
@@ -77,6 +78,7 @@ class AsyncClient:
         answer = await self._ask("POST", "/v1/generations", json=request.to_dict(), headers=headers)
         return read_result(answer.json())
 
+    @with_fields
     async def stream(
         self,
         prompt: str | GenerationRequest | None = None,
@@ -101,6 +103,7 @@ class AsyncClient:
                     return
         raise NotReady(lost(self.url))
 
+    @with_fields
     async def submit(
         self,
         prompt: str | GenerationRequest | None = None,
@@ -128,6 +131,7 @@ class AsyncClient:
         answer = await self._ask("GET", "/v1/jobs", params=query)
         return [AsyncClientJob(self, about) for about in answer.json()["jobs"]]
 
+    @with_fields
     async def plan(
         self, prompt: str | GenerationRequest | None = None, /, **fields: Any
     ) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx2
 
-from mezzotint.calls import read_call, read_picture
+from mezzotint.calls import read_call, read_picture, with_fields
 from mezzotint.client.bodies import (
     read_event,
     read_failure,
@@ -71,6 +71,7 @@ class Client:
         self.url = url.rstrip("/")
         self._http = httpx2.Client(**connection(self.url, key, timeout_s), **options)
 
+    @with_fields
     def generate(
         self,
         prompt: str | GenerationRequest | None = None,
@@ -103,6 +104,7 @@ class Client:
                     return result
         raise NotReady(lost(self.url))
 
+    @with_fields
     def stream(
         self,
         prompt: str | GenerationRequest | None = None,
@@ -129,6 +131,7 @@ class Client:
                     return
         raise NotReady(lost(self.url))
 
+    @with_fields
     def submit(
         self,
         prompt: str | GenerationRequest | None = None,
@@ -173,6 +176,7 @@ class Client:
         answer = self._ask("GET", "/v1/jobs", params=query)
         return [ClientJob(self, about) for about in answer.json()["jobs"]]
 
+    @with_fields
     def plan(
         self, prompt: str | GenerationRequest | None = None, /, **fields: Any
     ) -> Mapping[str, Any]:

@@ -42,7 +42,7 @@ def test_the_verb_prints_a_table_and_draws_a_picture(cli, tmp_path):
     lines = [line for line in done.out.splitlines() if line.startswith("euler")]
     assert len(lines) == 2
     with Image.open(tmp_path / "lab.png") as picture:
-        assert picture.size == (960, 600)
+        assert picture.size == (1350, 750)
         assert len(picture.getcolors(100_000)) > 3
 
 

@@ -113,3 +113,45 @@ def test_importing_handler_code_says_that_it_registered_code_which_will_not_run(
     shown = json.loads(cli("archive", "import", path, "--name", "again", "--json").out)
     assert (shown["layout"], shown["runs"]) == ("handler", False)
     assert "does not run" in shown["note"]
+
+
+def test_the_list_tells_family_size_and_licence(cli, folder):
+    cli("models", "add", "tiny", folder)
+    lines = cli("models", "list").out.splitlines()
+    assert lines[0].split() == ["name", "version", "family", "size", "licence", "where"]
+    assert any("plate " in x and "sd" in x and "128x128" in x and "Apache-2.0" in x for x in lines)
+    row = next(r for r in json.loads(cli("models", "list", "--json").out) if r["name"] == "tiny")
+    assert (row["family"], row["width"], row["height"]) == ("unconditional", 32, 32)
+
+
+def test_a_model_that_is_broken_says_so_and_the_others_are_listed(cli, folder, tmp_path):
+    import shutil
+
+    own = shutil.copytree(folder, tmp_path / "own")
+    cli("models", "add", "own", own)
+    (own / "model_index.json").write_text("{")
+    done = cli("models", "list")
+    assert done.code == 0
+    assert done.err.startswith("own@1.0: ")
+    assert "plate" in done.out
+
+
+def torchserve_archive(path, model):
+    with zipfile.ZipFile(path, "w") as packed:
+        packed.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": model}))
+        packed.writestr("shout.py", "class Shout:\n    pass\n")
+
+
+def test_a_torchserve_archive_is_inspected_and_imported_by_its_own_name(cli, tmp_path):
+    model = {"modelName": "shout", "modelVersion": "2.0", "handler": "shout.py"}
+    torchserve_archive(tmp_path / "model-v2-final.mar", model)
+    found = json.loads(cli("archive", "inspect", "model-v2-final.mar", "--json").out)
+    assert (found["name"], found["version"], found["has_code"]) == ("shout", "2.0", True)
+    assert "shout.py" in cli("archive", "inspect", "model-v2-final.mar").out
+    assert cli("archive", "import", "model-v2-final.mar").out.startswith("shout@2.0: ")
+    assert cli("archive", "import", "model-v2-final.mar", "--name", "mine").out.startswith("mine@")
+
+
+def test_a_name_inside_that_is_none_here_leaves_the_files(cli, tmp_path):
+    torchserve_archive(tmp_path / "plain.mar", {"modelName": "../up", "handler": "shout.py"})
+    assert cli("archive", "import", "plain.mar").out.startswith("plain@1.0: ")

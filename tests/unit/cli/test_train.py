@@ -61,3 +61,25 @@ def test_a_wrong_run_is_one_line_and_code_two(trained, cli, change, message):
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert message in done.err
     assert not list(Path("other").rglob("*")) if Path("other").exists() else True
+
+
+def test_a_finished_run_has_its_loss_still_and_says_how_to_go_on(trained, cli):
+    last = [e for e in map(json.loads, trained.out.splitlines()) if "loss" in e][-1]
+    again = cli("train", "run.toml", "--json", "--set", "loop.steps=3")
+    events = [json.loads(line) for line in again.out.splitlines()]
+    assert events[-1]["event"] == "finished"
+    assert events[-1]["loss"] == last["loss"]
+    warned = next(e for e in events if e["event"] == "warning")
+    assert warned["message"] == "the run has its 3 steps; loop.steps takes it further"
+
+
+@pytest.mark.parametrize("name", ["cloud.png", "cloud.svg"])
+def test_many_points_are_one_scatter(trained, cli, tmp_path, name):
+    done = cli("sample", "run", "-n", 50, "--seed", 1, "-o", name)
+    assert (done.code, done.out) == (0, f"{name}\n"), done.err
+    assert [path.name for path in tmp_path.glob("cloud*")] == [name]
+    if name.endswith("png"):
+        from PIL import Image
+
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size == (900, 900)

@@ -1,6 +1,8 @@
 """Tests mezzotint.train.config.config."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from mezzotint.train.config.config import TrainConfig
 from mezzotint.train.data.sources import load_data
 
+ROOT = Path(__file__).parents[3]
 EXAMPLES = sorted((Path(__file__).parents[3] / "training" / "examples").glob("*.toml"))
 
 
@@ -40,3 +43,15 @@ def test_every_example_finds_its_data(tmp_path, monkeypatch):
     assert found["waves"] == (4000, (1, 64), 0)
     assert found["text"] == found["gan"] == found["distill"] == found["autoencoder"] == pictures
     assert found["lora"][:2] == (20, (3, 128, 128))
+
+
+def test_a_python_without_numpy_is_told_which_one_to_take(tmp_path):
+    (tmp_path / "numpy.py").write_text("raise ModuleNotFoundError('none', name='numpy')")
+    done = subprocess.run(
+        [sys.executable, "training/examples/make_data.py", tmp_path / "data"],
+        capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "make_data.py needs numpy" in done.stderr
+    assert ".venv/bin/python" in done.stderr

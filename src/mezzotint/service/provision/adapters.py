@@ -8,11 +8,8 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
-from mezzotint.errors import UnknownName
-from mezzotint.files import expanded, is_there
 from mezzotint.models.adapters.controlnet import (
     ControlNet,
     check_controlnet,
@@ -39,28 +36,12 @@ from mezzotint.models.networks import Placement
 from mezzotint.models.parts import read_header
 from mezzotint.models.reading import reading
 from mezzotint.planning.plan import Adapters, Plan
+from mezzotint.service.provision.adapter_files import KINDS, AdapterFiles
 
-__all__ = ["KINDS", "AdapterProvider"]
+__all__ = ["AdapterProvider"]
 
 _MAX_VIEWS = 8
 """Models with adapters kept at once; each holds the adapters' own weights only."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """One kind: its folder below home, its request field, file endings ("" for folders)."""
-
-    folder: str
-    field: str
-    suffixes: tuple[str, ...]
-
-
-KINDS = {
-    "lora": _Kind("loras", "loras", (".safetensors",)),
-    "control": _Kind("controlnets", "controls.model", ("",)),
-    "image_prompt": _Kind("ip_adapters", "image_prompts.model", ("", ".safetensors")),
-    "embedding": _Kind("embeddings", "embeddings.name", (".safetensors", ".pt", ".bin")),
-}
 
 
 class AdapterProvider:
@@ -79,8 +60,7 @@ class AdapterProvider:
         allow_paths: bool,
         place_control: Callable[[ControlNet], ControlNet] | None = None,
     ) -> None:
-        self._home = home
-        self._allow_paths = allow_paths
+        self._files = AdapterFiles(home, allow_paths=allow_paths)
         self._place_control = place_control
         self._views: weakref.WeakKeyDictionary[Model, dict[Adapters, Model]] = (
             weakref.WeakKeyDictionary()  # a model that leaves memory takes its views along
@@ -90,18 +70,7 @@ class AdapterProvider:
 
     def names(self, kind: str) -> tuple[str, ...]:
         """Return the names of one kind, sorted."""
-        folder, suffixes = self._home / KINDS[kind].folder, KINDS[kind].suffixes
-        found = folder.iterdir() if folder.is_dir() else ()
-        return tuple(
-            sorted(
-                {
-                    path.name if path.is_dir() else path.stem
-                    for path in found
-                    if not path.name.startswith(".")
-                    and (("" in suffixes) if path.is_dir() else path.suffix in suffixes)
-                }
-            )
-        )
+        return self._files.names(kind)
 
     def path(self, kind: str, name: str) -> Path:
         """Return where an adapter lies, by name or, where allowed, by path.
@@ -109,18 +78,7 @@ class AdapterProvider:
         Raises:
             UnknownName: If there is none.
         """
-        known = self.names(kind)
-        if name in known:
-            stem = self._home / KINDS[kind].folder / name
-            files = (stem.with_name(name + suffix) for suffix in KINDS[kind].suffixes)
-            return next(file for file in files if file.exists())
-        path = expanded(name)
-        suffixes = KINDS[kind].suffixes
-        if self._allow_paths and is_there(path):
-            fits = ("" in suffixes) if path.is_dir() else path.is_file() and path.suffix in suffixes
-            if fits:
-                return path
-        raise UnknownName(kind.replace("_", " "), name, known, field=KINDS[kind].field)
+        return self._files.path(kind, name)
 
     def digest(self, kind: str, name: str) -> str:
         """Return the digest of an adapter's content.

@@ -34,7 +34,8 @@ from mezzotint.models.store.store import ModelStore
 from mezzotint.plain import field_names
 from mezzotint.planning.plan import Adapters, Plan
 from mezzotint.planning.tiers import has_low_precision, has_step_cache
-from mezzotint.service.provision.adapters import KINDS, AdapterProvider
+from mezzotint.service.provision.adapter_files import KINDS
+from mezzotint.service.provision.adapters import AdapterProvider
 from mezzotint.service.provision.fitting import check_fits
 from mezzotint.service.provision.memory_limit import memory_limit
 

@@ -23,8 +23,8 @@ from mezzotint.models.formats.archive import pack
 from mezzotint.models.formats.identify import identify
 from mezzotint.models.store import loading as loading_module
 from mezzotint.models.store import store as store_module
-from mezzotint.models.store.hub import fetch, hub_cards
 from mezzotint.models.store.direct import load_model
+from mezzotint.models.store.hub import fetch, hub_cards
 from mezzotint.models.store.store import ModelStore
 from mezzotint.types import Size
 

@@ -1,0 +1,165 @@
+"""Adapter files: where LoRAs, ControlNets, IP-Adapters and textual inversions lie. Torch-free.
+
+Each kind has a folder of its own below the home folder. A file that is added is copied there,
+a folder stays where it is and is linked to.
+"""
+
+import contextlib
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from mezzotint.errors import InvalidRequest, UnknownName, WeightsError
+from mezzotint.files import atomic_path, expanded, is_there
+from mezzotint.models.reading import refuse_special_below
+
+__all__ = ["KINDS", "LORA_OF_RUN", "AdapterFiles"]
+
+LORA_OF_RUN = "pytorch_lora_weights.safetensors"
+"""The file that a run of ``kind = "lora"`` leaves, and diffusers saves a LoRA under."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """One kind: its folder below home, its request field, file endings ("" for folders)."""
+
+    folder: str
+    field: str
+    suffixes: tuple[str, ...]
+
+
+KINDS: Mapping[str, _Kind] = MappingProxyType(
+    {
+        "lora": _Kind("loras", "loras", (".safetensors",)),
+        "control": _Kind("controlnets", "controls.model", ("",)),
+        "image_prompt": _Kind("ip_adapters", "image_prompts.model", ("", ".safetensors")),
+        "embedding": _Kind("embeddings", "embeddings.name", (".safetensors", ".pt", ".bin")),
+    }
+)
+
+
+class AdapterFiles:
+    """The adapters of one installation, as files.
+
+    Args:
+        home: Folder of the installation.
+        allow_paths: Whether a name may be a path.
+    """
+
+    def __init__(self, home: Path, *, allow_paths: bool) -> None:
+        self._home = home
+        self._allow_paths = allow_paths
+
+    def folder(self, kind: str) -> Path:
+        """Return the folder of one kind; it need not exist."""
+        return self._home / KINDS[kind].folder
+
+    def names(self, kind: str) -> tuple[str, ...]:
+        """Return the names of one kind, sorted."""
+        folder, suffixes = self.folder(kind), KINDS[kind].suffixes
+        found = folder.iterdir() if folder.is_dir() else ()
+        return tuple(
+            sorted(
+                {
+                    path.name if path.is_dir() else path.stem
+                    for path in found
+                    if not path.name.startswith(".")
+                    and (("" in suffixes) if path.is_dir() else path.suffix in suffixes)
+                }
+            )
+        )
+
+    def path(self, kind: str, name: str) -> Path:
+        """Return where an adapter lies, by name or, where allowed, by path.
+
+        The folder of a run that learnt a LoRA stands for that LoRA.
+
+        Raises:
+            UnknownName: If there is none.
+        """
+        known = self.names(kind)
+        if name in known:
+            stem = self.folder(kind) / name
+            files = (stem.with_name(name + suffix) for suffix in KINDS[kind].suffixes)
+            return next(file for file in files if file.exists())
+        path = expanded(name)
+        if self._allow_paths and is_there(path):
+            found = _adapter_at(kind, path)
+            if found is not None:
+                return found
+        raise UnknownName(kind.replace("_", " "), name, known, field=KINDS[kind].field)
+
+    def add(self, kind: str, name: str, source: Path) -> Path:
+        """Add an adapter under a name.
+
+        Args:
+            kind: One of :data:`KINDS`.
+            name: Letters, digits, ``.``, ``_`` and ``-``.
+            source: Its file, its folder, or for a LoRA the folder of the run that learnt it.
+
+        Returns:
+            Where it is now.
+
+        Raises:
+            InvalidRequest: If the name is none, or taken.
+            WeightsError: If there is no adapter of that kind at ``source``.
+        """
+        if not _NAME.fullmatch(name):
+            raise InvalidRequest(
+                f"NAME must be letters, digits, '.', '_' or '-', 1 to 100 of them, got {name!r}",
+                field="NAME",
+            )
+        if name in self.names(kind):
+            raise InvalidRequest(
+                f"{kind.replace('_', ' ')} {name} exists already; remove it first or give another "
+                "name",
+                field="NAME",
+            )
+        refuse_special_below(source)
+        found = _adapter_at(kind, source)
+        if found is None:
+            wanted = " or ".join(s or "a folder" for s in KINDS[kind].suffixes)
+            raise WeightsError(f"{source} is no {kind.replace('_', ' ')}: expected {wanted}")
+        folder = self.folder(kind)
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / (name if found.is_dir() else f"{name}{found.suffix}")
+        if found.is_dir():
+            try:
+                target.symlink_to(found.absolute(), target_is_directory=True)
+            except OSError:  # a file system, or a Windows user, without links
+                shutil.copytree(found, target)
+        else:
+            with atomic_path(target) as partial:
+                shutil.copyfile(found, partial)
+        return target
+
+    def remove(self, kind: str, name: str) -> Path:
+        """Remove an adapter from the home folder; what was linked to stays where it is.
+
+        Raises:
+            UnknownName: If none is called that.
+        """
+        if name not in self.names(kind):
+            label = kind.replace("_", " ")
+            raise UnknownName(label, name, self.names(kind), field=KINDS[kind].field)
+        path = self.path(kind, name)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+        return path
+
+
+def _adapter_at(kind: str, path: Path) -> Path | None:
+    """Return the adapter of a kind at a path, or None."""
+    suffixes = KINDS[kind].suffixes
+    if path.is_dir() and "" not in suffixes:
+        inner = path / LORA_OF_RUN
+        return inner if kind == "lora" and inner.is_file() else None
+    fits = path.is_dir() if path.is_dir() else path.is_file() and path.suffix in suffixes
+    return path if fits else None
