@@ -41,7 +41,7 @@ def describe_event(event: TrainEvent) -> str:
     rest = ", ".join(
         f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
         for k, v in event.items()
-        if k not in ("event", "step", "time")
+        if k not in ("event", "step", "time") and v is not None and v is not False
     )
     return f"step {event['step']}: {kind}{' ' + rest if rest else ''}"
 

@@ -105,6 +105,7 @@ def draw_lines(
                 [max(y, 1e-12) if logarithmic else y for _, y in curve],
                 label=name,
                 color=INK[number % len(INK)],
+                linestyle="-" if number < len(INK) else "--",
                 marker="o",
                 markersize=3.5,
             )
