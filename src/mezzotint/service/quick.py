@@ -8,6 +8,7 @@ what is not known, or cannot be planned from words alone, is asked of the servic
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import platform
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import mezzotint
-from mezzotint.engine.cache import CachedImage, ResultCache
+from mezzotint.engine.cache import ResultCache
 from mezzotint.models.config import ModelsConfig
 from mezzotint.models.spec import ModelSpec
 from mezzotint.models.store.known import Facts, key_of, program
@@ -147,7 +148,7 @@ class QuickService:
         )
         return plan(request, spec, abilities), spec
 
-    def _kept(self, request: GenerationRequest) -> tuple[Planned, list[CachedImage]] | None:
+    def _kept(self, request: GenerationRequest) -> tuple[Planned, list[ImageOutput]] | None:
         """Return the plan of a request and its pictures, if every one of them is kept."""
         if request.seed is None:
             return None
@@ -161,7 +162,7 @@ class QuickService:
             folder=self._config.models.home_path / "cache" / "results",
         )
         planned = known[0]
-        found: list[CachedImage] = []
+        found: list[ImageOutput] = []
         for one in planned.plans:
             kept = results.get(one)
             if kept is None:
@@ -222,20 +223,11 @@ def _is_words(request: GenerationRequest) -> bool:
 
 
 def _told(
-    request_id: str, planned: Planned, kept: list[CachedImage], *, quiet: bool
+    request_id: str, planned: Planned, kept: list[ImageOutput], *, quiet: bool
 ) -> list[Event]:
     """Return the events of a request whose pictures are all kept."""
     images = tuple(
-        ImageOutput(
-            index=index,
-            seed=one.seed,
-            data=image.data,
-            format=one.output.format,
-            width=image.width,
-            height=image.height,
-            recipe=image.recipe,
-            warnings=image.warnings,
-        )
+        dataclasses.replace(image, index=index, seed=one.seed)
         for index, (one, image) in enumerate(zip(planned.plans, kept, strict=True))
     )
     result = GenerationResult(

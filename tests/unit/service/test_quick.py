@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mezzotint.engine.cache import CachedImage, ResultCache
+from mezzotint.engine.cache import ResultCache
 from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.models.store.known import Facts
 from mezzotint.models.store.store import ModelStore
@@ -13,7 +13,7 @@ from mezzotint.service import quick
 from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.fake import FakeConfig, FakeService
 from mezzotint.service.quick import QuickService
-from mezzotint.types import Finished, ImageFinished, Queued
+from mezzotint.types import Finished, ImageFinished, ImageOutput, Queued
 
 ASKED = GenerationRequest(prompt="a red apple", seed=3, num_inference_steps=4)
 
@@ -63,8 +63,8 @@ def keep(home, found, request=ASKED):
     planned, _ = found._planned(request)
     cache = ResultCache(memory_bytes=0, disk_bytes=1 << 20, folder=home / "cache" / "results")
     for plan in planned.plans:
-        picture = CachedImage(
-            canonical=plan.canonical, data=b"picture", width=128, height=128, recipe={"a": 1}
+        picture = ImageOutput(
+            index=0, seed=3, data=b"picture", format="png", width=128, height=128, recipe={"a": 1}
         )
         cache.put(plan, picture)
 
