@@ -104,18 +104,18 @@ def _kind(hint: Any) -> str:
 
 
 def settings_table() -> str:
-    """Every setting with its default and what it means."""
+    """Every setting with its default, what it may hold and what it means."""
     loaded = settings.load(environment={})
     home = str(loaded.settings.home)
     rows = []
-    for name, value, _, doc in loaded.rows():
+    for name, value, _, doc, allowed in loaded.rows():
         shown = f"`{value}`"
         if name == "home":
             shown = "the platform's user data folder"
         elif home in str(value):
             shown = f"`{str(value).replace(home, 'HOME')}`"
-        rows.append((f"`{name}`", shown, " ".join(doc.split())))
-    return table(("setting", "default", "meaning"), rows)
+        rows.append((f"`{name}`", shown, allowed.replace("|", "\\|"), " ".join(doc.split())))
+    return table(("setting", "default", "allowed", "meaning"), rows)
 
 
 def schedulers_table() -> str:

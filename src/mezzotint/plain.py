@@ -288,6 +288,10 @@ def convert(value: Any, hint: Any, path: str) -> Any:
                 allowed=listed,
             )
         return value
+    if origin is collections.abc.Mapping:
+        if not isinstance(value, Mapping):
+            raise _wrong_type(path, value, "an object")
+        return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise _wrong_type(path, value, "a list")

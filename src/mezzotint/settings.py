@@ -27,7 +27,7 @@ from mezzotint.files import user_home
 from mezzotint.images.config import ImageConfig
 from mezzotint.models.config import ModelsConfig
 from mezzotint.observe.config import LogConfig
-from mezzotint.plain import convert, field_docs, field_types
+from mezzotint.plain import allowed, convert, field_docs, field_hints, field_types
 from mezzotint.serve.config import ServeConfig
 from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.config import HandlersConfig, JobsConfig, WorkerConfig
@@ -101,12 +101,13 @@ class Settings:
 
 
 class Setting(NamedTuple):
-    """One line of ``config show``: path, value for people, origin, and what it means."""
+    """One line of ``config show``: path, value for people, origin, meaning, what it may hold."""
 
     name: str
     value: Any
     origin: str
     doc: str
+    allowed: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +125,15 @@ class Loaded:
 
     def rows(self) -> list[Setting]:
         """Return every setting with value, origin and doc line; secrets are masked."""
+        bounds = dict(_bounds(Settings, ""))
         return [
-            Setting(name, _masked(name, _lookup(self.settings, name)), self.origins[name], doc)
+            Setting(
+                name,
+                _masked(name, _lookup(self.settings, name)),
+                self.origins[name],
+                doc,
+                bounds[name],
+            )
             for name, (_, doc) in known_settings().items()
         ]
 
@@ -214,6 +222,15 @@ def _leaves(cls: type, prefix: str) -> collections.abc.Iterator[tuple[str, tuple
             yield from _leaves(typing.cast(type, hint), f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", (hint, docs.get(name, ""))
+
+
+def _bounds(cls: type, prefix: str) -> collections.abc.Iterator[tuple[str, str]]:
+    """Yield path and what it may hold, for people, of every setting below ``cls``."""
+    for name, hint in field_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _bounds(typing.cast(type, hint), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", allowed(hint)
 
 
 def _argument_docs(cls: type) -> dict[str, str]:
@@ -347,7 +364,7 @@ def _build(cls: Any, prefix: str, values: Mapping[str, Any], origins: Mapping[st
 
 def _culprit(error: InvalidRequest, prefix: str, origins: Mapping[str, str]) -> str | None:
     """Return the path of the setting that an error of a Config class speaks of."""
-    last = (error.field or "").rpartition(".")[2]
+    last = (error.field or "").rpartition(".")[2].partition("[")[0]
     path = f"{prefix}{last}"
     return path if path in origins else None
 

@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
+from mezzotint.bounds import Range
 from mezzotint.errors import InvalidRequest
-from mezzotint.plain import Checked, check_range
+from mezzotint.plain import Checked
 
 __all__ = ["EngineConfig"]
 
@@ -46,40 +48,26 @@ class EngineConfig(Checked):
         max_request_pixels: Pixels of all pictures of one request, at most.
     """
 
-    max_rows: int = 64
+    max_rows: Annotated[int, Range(2, 4096)] = 64
     buckets: tuple[int, ...] = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-    min_rows: int = 2
-    quantum_s: float = 2.0
-    max_running: int = 128
-    max_waiting: int = 4096
-    client_share: float = 0.75
-    memory_bytes: int = 0
-    calibrate_s: float = 3.0
-    learn_after_s: float = 1.0
-    learn_share: float = 0.1
+    min_rows: Annotated[int, Range(1, 2)] = 2
+    quantum_s: Annotated[float, Range(1e-3, 3600, "s")] = 2.0
+    max_running: Annotated[int, Range(1, 100_000)] = 128
+    max_waiting: Annotated[int, Range(1, 10_000_000)] = 4096
+    client_share: Annotated[float, Range(0.01, 1)] = 0.75
+    memory_bytes: Annotated[int, Range(0, 2**50)] = 0
+    calibrate_s: Annotated[float, Range(0, 3600, "s")] = 3.0
+    learn_after_s: Annotated[float, Range(0, 86400, "s")] = 1.0
+    learn_share: Annotated[float, Range(0, 100)] = 0.1
     certify: bool = True
-    cache_memory_bytes: int = 256 * _MIB
-    cache_disk_bytes: int = 1024 * _MIB
-    prompt_cache_bytes: int = 64 * _MIB
+    cache_memory_bytes: Annotated[int, Range(0, 2**50)] = 256 * _MIB
+    cache_disk_bytes: Annotated[int, Range(0, 2**50)] = 1024 * _MIB
+    prompt_cache_bytes: Annotated[int, Range(0, 2**50)] = 64 * _MIB
     share_results: bool = False
-    max_pixels: int = 4096 * 4096
-    max_request_pixels: int = 4096 * 4096 * 64
+    max_pixels: Annotated[int, Range(1, 2**40)] = 4096 * 4096
+    max_request_pixels: Annotated[int, Range(1, 2**50)] = 4096 * 4096 * 64
 
     def _validate(self) -> None:
-        check_range("max_rows", self.max_rows, 2, 4096)
-        check_range("min_rows", self.min_rows, 1, 2)
-        check_range("quantum_s", self.quantum_s, 1e-3, 3600, unit=" s")
-        check_range("calibrate_s", self.calibrate_s, 0, 3600, unit=" s")
-        check_range("learn_after_s", self.learn_after_s, 0, 86400, unit=" s")
-        check_range("learn_share", self.learn_share, 0, 100)
-        check_range("max_running", self.max_running, 1, 100_000)
-        check_range("max_waiting", self.max_waiting, 1, 10_000_000)
-        for name in ("memory_bytes", "cache_memory_bytes", "cache_disk_bytes"):
-            check_range(name, getattr(self, name), 0, 2**50)
-        check_range("prompt_cache_bytes", self.prompt_cache_bytes, 0, 2**50)
-        check_range("client_share", self.client_share, 0.01, 1)
-        check_range("max_pixels", self.max_pixels, 1, 2**40)
-        check_range("max_request_pixels", self.max_request_pixels, 1, 2**50)
         rising = all(a < b for a, b in zip((0, *self.buckets), self.buckets, strict=False))
         if not self.buckets or not rising:
             raise InvalidRequest(

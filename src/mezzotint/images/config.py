@@ -1,14 +1,16 @@
 """Config of the pictures room: limits on what is read. Torch-free."""
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
-from mezzotint.plain import check_range
+from mezzotint.bounds import Range
+from mezzotint.plain import Checked
 
 __all__ = ["ImageConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageConfig:
+class ImageConfig(Checked):
     """Limits on pictures that come from outside, and the keys that pictures are signed by.
 
     Args:
@@ -24,11 +26,12 @@ class ImageConfig:
         trusted_keys: Files of public keys whose signatures ``verify`` calls known.
     """
 
-    max_pixels: int = 40_000_000
-    max_side_px: int = 16_384
-    max_bytes: int = 64 << 20
-    max_request_pixels: int = 64_000_000
-    max_output_pixels: int = 0
+    where: ClassVar[str] = "images"
+    max_pixels: Annotated[int, Range(1, 170_000_000)] = 40_000_000
+    max_side_px: Annotated[int, Range(1, 65_500)] = 16_384
+    max_bytes: Annotated[int, Range(1, 1 << 30)] = 64 << 20
+    max_request_pixels: Annotated[int, Range(1, 1 << 40)] = 64_000_000
+    max_output_pixels: Annotated[int, Range(0, 1 << 40)] = 0
     signing_key: str = ""
     trusted_keys: tuple[str, ...] = ()
 
@@ -36,10 +39,3 @@ class ImageConfig:
     def most_output_pixels(self) -> int:
         """The limit on what is answered, resolved."""
         return self.max_output_pixels or self.max_pixels
-
-    def __post_init__(self) -> None:
-        check_range("images.max_pixels", self.max_pixels, 1, 170_000_000)
-        check_range("images.max_side_px", self.max_side_px, 1, 65_500)
-        check_range("images.max_request_pixels", self.max_request_pixels, 1, 1 << 40)
-        check_range("images.max_output_pixels", self.max_output_pixels, 0, 1 << 40)
-        check_range("images.max_bytes", self.max_bytes, 1, 1 << 30)

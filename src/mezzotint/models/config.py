@@ -1,14 +1,14 @@
 """Config of the model room: where models are, and what may be loaded. Torch-free."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from mezzotint.bounds import Pattern, Range
 from mezzotint.errors import InvalidRequest
 from mezzotint.files import user_home
-from mezzotint.plain import Checked, check_range, convert, field_types
+from mezzotint.plain import Checked, convert, field_types
 
 __all__ = ["ModelsConfig", "PlacementConfig", "read_placement"]
 
@@ -32,20 +32,15 @@ class PlacementConfig(Checked):
         channels_last: Lay out convolution weights for faster kernels.
     """
 
-    device: str = "auto"
+    device: Annotated[
+        str, Pattern(r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$", "auto, cpu, mps, cuda or cuda:N")
+    ] = "auto"
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     offload: Literal["none", "model", "sequential"] = "none"
     attention_slicing: bool = False
     vae_slicing: bool = False
     vae_tiling: bool = False
     channels_last: bool = False
-
-    def _validate(self) -> None:
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
-            raise InvalidRequest(
-                f"device must be auto, cpu, mps, cuda or cuda:N, got {self.device!r}",
-                field="device",
-            )
 
 
 def read_placement(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,23 +86,17 @@ class ModelsConfig(Checked):
             say otherwise for itself.
     """
 
+    where: ClassVar[str] = "models"
     home: str = ""
-    max_bytes: int = 8 << 30
+    max_bytes: Annotated[int, Range(0, 1 << 50)] = 8 << 30
     allow_paths: bool = True
     allow_downloads: bool = True
     allow_handler_code: bool = False
-    allowed_handlers: tuple[str, ...] = ()
+    allowed_handlers: tuple[
+        Annotated[str, Pattern(r"^[0-9a-f]{64}$", "a sha256, 64 digits of 0-9 and a-f")], ...
+    ] = ()
     backend: Literal["auto", "torch", "openvino"] = "auto"
     placement: PlacementConfig = PlacementConfig()
-
-    def _validate(self) -> None:
-        check_range("models.max_bytes", self.max_bytes, 0, 1 << 50)
-        for digest in self.allowed_handlers:
-            if not re.fullmatch(r"[0-9a-f]{64}", digest):
-                raise InvalidRequest(
-                    f"models.allowed_handlers must hold sha256 digests, got {digest!r}",
-                    field="models.allowed_handlers",
-                )
 
     @property
     def home_path(self) -> Path:

@@ -3,11 +3,16 @@
 import functools
 import ipaddress
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
+from mezzotint.bounds import Range
 from mezzotint.errors import InvalidRequest
-from mezzotint.plain import Checked, check_range
+from mezzotint.plain import Checked
+from mezzotint.types import MAX_IMAGES, MAX_STEPS
 
 __all__ = ["Limits", "ServeConfig", "is_loopback"]
+
+_Port = Annotated[int, Range(0, 65535)]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -42,32 +47,19 @@ class Limits(Checked):
         head_s: Seconds in which the head of a request must arrive.
     """
 
-    body_bytes: int = 32 << 20
-    body_s: float = 30.0
-    pixels: int = 2048 * 2048
-    steps: int = 150
-    images: int = 64
-    wait_s: float = 3600.0
-    requests_per_minute: int = 0
-    concurrency: int = 0
-    streams: int = 64
-    connections: int = 1024
-    client_share: float = 0.75
-    head_s: float = 1.5
-
-    def _validate(self) -> None:
-        check_range("limits.body_bytes", self.body_bytes, 1024, 1 << 32)
-        check_range("limits.body_s", self.body_s, 0.1, 86400, unit=" s")
-        check_range("limits.pixels", self.pixels, 64, 1 << 32)
-        check_range("limits.steps", self.steps, 1, 1000)
-        check_range("limits.images", self.images, 1, 1024)
-        check_range("limits.wait_s", self.wait_s, 0.1, 7 * 86400, unit=" s")
-        check_range("limits.requests_per_minute", self.requests_per_minute, 0, 1 << 31)
-        check_range("limits.concurrency", self.concurrency, 0, 1 << 31)
-        check_range("limits.streams", self.streams, 0, 1 << 31)
-        check_range("limits.client_share", self.client_share, 0.01, 1)
-        check_range("limits.head_s", self.head_s, 0.1, 3600, unit=" s")
-        check_range("limits.connections", self.connections, 1, 1 << 20)
+    where: ClassVar[str] = "limits"
+    body_bytes: Annotated[int, Range(1024, 1 << 32)] = 32 << 20
+    body_s: Annotated[float, Range(0.1, 86400, "s")] = 30.0
+    pixels: Annotated[int, Range(64, 1 << 32)] = 2048 * 2048
+    steps: Annotated[int, Range(1, MAX_STEPS)] = 150
+    images: Annotated[int, Range(1, MAX_IMAGES)] = 64
+    wait_s: Annotated[float, Range(0.1, 7 * 86400, "s")] = 3600.0
+    requests_per_minute: Annotated[int, Range(0, 1 << 31)] = 0
+    concurrency: Annotated[int, Range(0, 1 << 31)] = 0
+    streams: Annotated[int, Range(0, 1 << 31)] = 64
+    connections: Annotated[int, Range(1, 1 << 20)] = 1024
+    client_share: Annotated[float, Range(0.01, 1)] = 0.75
+    head_s: Annotated[float, Range(0.1, 3600, "s")] = 1.5
 
     @property
     def side(self) -> int:
@@ -118,13 +110,13 @@ class ServeConfig(Checked):
     """
 
     host: str = "127.0.0.1"
-    port: int = 8080
+    port: _Port = 8080
     management_host: str = ""
-    management_port: int = 8081
+    management_port: _Port = 8081
     metrics_host: str = ""
-    metrics_port: int = 8082
-    grpc_port: int | None = None
-    grpc_management_port: int | None = None
+    metrics_port: _Port = 8082
+    grpc_port: _Port | None = None
+    grpc_management_port: _Port | None = None
     api_keys: str = ""
     certificate: str = ""
     private_key: str = ""
@@ -134,14 +126,10 @@ class ServeConfig(Checked):
     register_paths: bool = False
     runs: str = ""
     webhook_hosts: tuple[str, ...] = ()
-    drain_s: float = 30.0
+    drain_s: Annotated[float, Range(0, 3600, "s")] = 30.0
     limits: Limits = Limits()
 
     def _validate(self) -> None:
-        ports = ("port", "management_port", "metrics_port", "grpc_port", "grpc_management_port")
-        for name in ports:
-            check_range(name, getattr(self, name), 0, 65535)
-        check_range("drain_s", self.drain_s, 0, 3600, unit=" s")
         if bool(self.certificate) != bool(self.private_key):
             raise InvalidRequest(
                 "certificate and private_key belong together, got only one of them",

@@ -4,11 +4,11 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from mezzotint.bounds import Pattern
+from mezzotint.bounds import Pattern, Range
 from mezzotint.errors import InvalidRequest
-from mezzotint.plain import Checked, check_range
+from mezzotint.plain import Checked
 from mezzotint.service.cluster.config import ClusterConfig
 
 __all__ = [
@@ -18,8 +18,6 @@ __all__ = [
     "device_in",
     "on_device",
 ]
-
-_CLUSTER = Pattern(r"^[A-Za-z0-9._-]{0,64}$", "at most 64 letters, digits, '.', '_' and '-'")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,30 +46,24 @@ class JobsConfig(Checked):
             once. A ``stable`` or ``turbo`` job goes on anywhere, with a warning.
     """
 
+    where: ClassVar[str] = "jobs"
     folder: str = "."
     url: str = ""
     results_url: str = ""
-    max_waiting: int = 1000
-    client_share: float = 0.75
-    max_running: int = 8
-    max_age_s: float = 7 * 86400.0
-    max_bytes: int = 10 << 30
-    preview_every: int = 4
-    lease_s: float = 30.0
-    cluster: str = ""
-    environment_wait_s: float = 3600.0
+    max_waiting: Annotated[int, Range(1, 1_000_000)] = 1000
+    client_share: Annotated[float, Range(0.01, 1)] = 0.75
+    max_running: Annotated[int, Range(1, 1024)] = 8
+    max_age_s: Annotated[float, Range(1, 10 * 365 * 86400, "s")] = 7 * 86400.0
+    max_bytes: Annotated[int, Range(0, 1 << 60)] = 10 << 30
+    preview_every: Annotated[int, Range(0, 1000)] = 4
+    lease_s: Annotated[float, Range(1, 3600, "s")] = 30.0
+    cluster: Annotated[
+        str,
+        Pattern(r"^[A-Za-z0-9._-]{0,64}$", "at most 64 letters, digits, '.', '_' and '-'"),
+    ] = ""
+    environment_wait_s: Annotated[float, Range(0, 10 * 365 * 86400, "s")] = 3600.0
 
     def _validate(self) -> None:
-        check_range("jobs.max_waiting", self.max_waiting, 1, 1_000_000)
-        check_range("jobs.client_share", self.client_share, 0.01, 1)
-        check_range("jobs.max_running", self.max_running, 1, 1024)
-        check_range("jobs.max_age_s", self.max_age_s, 1, 10 * 365 * 86400, unit=" s")
-        check_range("jobs.max_bytes", self.max_bytes, 0, 1 << 60)
-        check_range("jobs.preview_every", self.preview_every, 0, 1000)
-        check_range("jobs.lease_s", self.lease_s, 1, 3600, unit=" s")
-        wait_s = self.environment_wait_s
-        check_range("jobs.environment_wait_s", wait_s, 0, 10 * 365 * 86400, unit=" s")
-        _CLUSTER.check("jobs.cluster", self.cluster)
         if not re.match(r"(sqlite|postgresql(\+psycopg)?):", self.url or "sqlite:"):
             raise InvalidRequest(
                 "jobs.url must begin with postgresql+psycopg:// or sqlite://, got "
@@ -125,49 +117,29 @@ class WorkerConfig(Checked):
         cluster: What this server asks of that cluster.
     """
 
+    where: ClassVar[str] = "worker"
     factory: str = "mezzotint.service.local:create_service"
     options: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
-    start_s: float = 600.0
-    silence_s: float = 300.0
-    hang_s: float = 10.0
-    hang_factor: float = 20.0
-    max_crashes: int = 8
-    backoff_s: float = 0.5
-    devices: tuple[str, ...] = ()
-    count: int = 1
-    ray: str = ""
+    start_s: Annotated[float, Range(1, 86400, "s")] = 600.0
+    silence_s: Annotated[float, Range(1, 86400, "s")] = 300.0
+    hang_s: Annotated[float, Range(0.1, 86400, "s")] = 10.0
+    hang_factor: Annotated[float, Range(1, 10_000)] = 20.0
+    max_crashes: Annotated[int, Range(1, 1000)] = 8
+    backoff_s: Annotated[float, Range(0, 30, "s")] = 0.5
+    devices: tuple[
+        Annotated[str, Pattern(r"^(cpu|mps|cuda(:[0-9]{1,3})?)$", "cpu, mps, cuda or cuda:N")], ...
+    ] = ()
+    count: Annotated[int, Range(1, 64)] = 1
+    ray: Annotated[str, Pattern(r"^(auto|\S+:[0-9]{1,5})?$", "auto or HOST:PORT")] = ""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
-    def __post_init__(self) -> None:
-        """Check ranges; the options are the factory's own business."""
-        check_range("worker.start_s", self.start_s, 1, 86400, unit=" s")
-        check_range("worker.silence_s", self.silence_s, 1, 86400, unit=" s")
-        check_range("worker.hang_s", self.hang_s, 0.1, 86400, unit=" s")
-        check_range("worker.hang_factor", self.hang_factor, 1, 10_000)
-        check_range("worker.max_crashes", self.max_crashes, 1, 1000)
-        check_range("worker.backoff_s", self.backoff_s, 0, 30, unit=" s")
-        check_range("worker.count", self.count, 1, 64)
-        if self.ray and not re.fullmatch(r"auto|\S+:\d{1,5}", self.ray):
-            raise InvalidRequest(
-                f"worker.ray must be auto or HOST:PORT, got {self.ray!r}",
-                field="worker.ray",
-                value=self.ray,
-                allowed="auto, HOST:PORT",
-            )
+    def _validate(self) -> None:
         if self.ray and (self.devices or self.count > 1):
             raise InvalidRequest(
                 "worker.devices and worker.count are of this machine; with worker.ray the cluster "
                 "places replicas: see worker.cluster",
                 field="worker.ray",
             )
-        for device in self.devices:
-            if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", device):
-                raise InvalidRequest(
-                    f"worker.devices must hold cpu, mps, cuda or cuda:N, got {device!r}",
-                    field="worker.devices",
-                    value=device,
-                    allowed="cpu, mps, cuda, cuda:N",
-                )
         if len(set(self.devices)) < len(self.devices):
             raise InvalidRequest(
                 "worker.devices names a device twice; worker.count gives each several workers",
@@ -191,25 +163,16 @@ class HandlersConfig(Checked):
         max_waiting: Requests that may wait for one handler.
     """
 
-    timeout_s: float = 120.0
-    start_s: float = 120.0
-    idle_s: float = 600.0
-    memory_bytes: int = 4 << 30
-    max_children: int = 32
-    file_bytes: int = 4 << 30
-    max_response_bytes: int = 64 << 20
-    max_processes: int = 4
-    max_waiting: int = 100
-
-    def _validate(self) -> None:
-        for name in ("timeout_s", "start_s", "idle_s"):
-            check_range(f"handlers.{name}", getattr(self, name), 0.1, 86400, unit=" s")
-        check_range("handlers.memory_bytes", self.memory_bytes, 64 << 20, 1 << 50)
-        check_range("handlers.max_children", self.max_children, 0, 100_000)
-        check_range("handlers.file_bytes", self.file_bytes, 0, 1 << 50)
-        check_range("handlers.max_response_bytes", self.max_response_bytes, 1024, 2 << 30)
-        check_range("handlers.max_processes", self.max_processes, 1, 256)
-        check_range("handlers.max_waiting", self.max_waiting, 1, 100_000)
+    where: ClassVar[str] = "handlers"
+    timeout_s: Annotated[float, Range(0.1, 86400, "s")] = 120.0
+    start_s: Annotated[float, Range(0.1, 86400, "s")] = 120.0
+    idle_s: Annotated[float, Range(0.1, 86400, "s")] = 600.0
+    memory_bytes: Annotated[int, Range(64 << 20, 1 << 50)] = 4 << 30
+    max_children: Annotated[int, Range(0, 100_000)] = 32
+    file_bytes: Annotated[int, Range(0, 1 << 50)] = 4 << 30
+    max_response_bytes: Annotated[int, Range(1024, 2 << 30)] = 64 << 20
+    max_processes: Annotated[int, Range(1, 256)] = 4
+    max_waiting: Annotated[int, Range(1, 100_000)] = 100
 
 
 def on_device(options: Mapping[str, Any], device: str) -> dict[str, Any]:

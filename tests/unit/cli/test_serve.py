@@ -134,7 +134,7 @@ def test_config_show_has_value_origin_and_meaning(cli, monkeypatch):
     line = next(x for x in cli("config", "show").out.splitlines() if x.startswith("serve.port "))
     assert "9000  [env MEZZOTINT_SERVE__PORT]" in line
     rows = json.loads(cli("config", "show", "--json").out)
-    assert all(set(row) == {"name", "value", "origin", "doc"} for row in rows)
+    assert all(set(row) == {"name", "value", "origin", "doc", "allowed"} for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,13 @@
 """Configuration of the cluster room: what this server asks of a Ray cluster. Torch-free."""
 
-import re
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
+from mezzotint.bounds import Pattern, Range
 from mezzotint.errors import InvalidRequest
-from mezzotint.plain import Checked, check_range
+from mezzotint.plain import Checked
 
 __all__ = ["ClusterConfig", "check_scale"]
-
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,28 +25,18 @@ class ClusterConfig(Checked):
         gpus: GPUs of a replica, 0 or 1.
     """
 
-    deployment: str = "default"
-    min_replicas: int = 1
-    max_replicas: int = 1
-    backlog_s: float = 10.0
-    idle_s: float = 300.0
-    cpus: int = 1
-    gpus: int = 0
+    where: ClassVar[str] = "worker.cluster"
+    deployment: Annotated[
+        str, Pattern(r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$", "1 to 40 of a-z, 0-9 and -")
+    ] = "default"
+    min_replicas: Annotated[int, Range(0, 10_000)] = 1
+    max_replicas: Annotated[int, Range(1, 10_000)] = 1
+    backlog_s: Annotated[float, Range(0.01, 86400, "s")] = 10.0
+    idle_s: Annotated[float, Range(0.1, 30 * 86400, "s")] = 300.0
+    cpus: Annotated[int, Range(1, 1024)] = 1
+    gpus: Annotated[int, Range(0, 1)] = 0
 
     def _validate(self) -> None:
-        if not _NAME.fullmatch(self.deployment):
-            raise InvalidRequest(
-                "worker.cluster.deployment must be 1 to 40 of a-z, 0-9 and -, "
-                f"got {self.deployment!r}",
-                field="worker.cluster.deployment",
-                value=self.deployment,
-            )
-        check_range("worker.cluster.min_replicas", self.min_replicas, 0, 10_000)
-        check_range("worker.cluster.max_replicas", self.max_replicas, 1, 10_000)
-        check_range("worker.cluster.backlog_s", self.backlog_s, 0.01, 86400, unit=" s")
-        check_range("worker.cluster.idle_s", self.idle_s, 0.1, 30 * 86400, unit=" s")
-        check_range("worker.cluster.cpus", self.cpus, 1, 1024)
-        check_range("worker.cluster.gpus", self.gpus, 0, 1)
         check_scale(self.min_replicas, self.max_replicas)
 
 
