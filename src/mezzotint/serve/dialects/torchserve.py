@@ -19,7 +19,7 @@ from mezzotint.plain import exchange
 from mezzotint.request import Output
 from mezzotint.serve import arrays
 from mezzotint.serve.browsers import refuse_drawing_by_get
-from mezzotint.serve.dialects import kserve
+from mezzotint.serve.dialects import kserve, torchserve_workflows
 from mezzotint.serve.dialects import torchserve_handlers as handlers
 from mezzotint.serve.dialects.torchserve_management import ENDPOINTS
 from mezzotint.serve.dialects.torchserve_models import find_model
@@ -80,6 +80,7 @@ _SENTENCES = {
 _CAUSES: Mapping[str, tuple[int, str]] = {
     "ModelVersionNotFound": (404, "ModelVersionNotFoundException"),
     "ModelNotFound": (404, "ModelNotFoundException"),
+    "WorkflowNotFound": (404, "WorkflowNotFoundException"),
     "InvalidModel": (400, "InvalidModelException"),
     "DownloadFailed": (400, "DownloadArchiveException"),
     "DefaultVersion": (403, "InvalidModelVersionException"),
@@ -195,10 +196,17 @@ async def options(front: Front, http: Request) -> Response:
     body = document(
         shown,
         limits=front.config.limits.ends,
-        title="TorchServe APIs",
+        title=_title(listener, name),
         version=front.memory.get("version", ""),
     )
     return json_response({**body, "openapi": "3.0.1"}, indent=True)
+
+
+def _title(listener: str, name: str | None) -> str:
+    """Return what TorchServe calls its description, or that of a model."""
+    if name is None:
+        return "TorchServe APIs"
+    return f"RESTful {'Management ' * (listener == 'management')}API for: {name[:200]}"
 
 
 def _prediction(limits: Mapping[str, int]) -> dict[str, Any]:
@@ -224,7 +232,7 @@ def _endpoints() -> tuple[Endpoint, ...]:
     def endpoint(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
         return Endpoint(method=method, path=path, handler=handler, summary=summary, **more)
 
-    def predictions(path: str) -> tuple[Endpoint, ...]:
+    def predictions(path: str, operation: str) -> tuple[Endpoint, ...]:
         return tuple(
             endpoint(
                 m,
@@ -233,25 +241,32 @@ def _endpoints() -> tuple[Endpoint, ...]:
                 "TorchServe: make pictures",
                 body=PREDICTION if m in ("POST", "PUT", "PATCH") else None,
                 answers={**pictures, **plain},
+                operation=operation if m == "POST" else "",
             )
             for m in ("POST", "PUT", "GET", "DELETE", "PATCH")  # TorchServe takes any
         )
 
     listeners: tuple[Listener, ...] = ("generation", "management", "metrics")
     descriptions = tuple(
-        endpoint(method, path, options, "TorchServe: this API", scope=None, listener=listener)
+        endpoint(method, path, options, "TorchServe: this API", scope=None, listener=listener,
+                 operation=operation)
         for listener in listeners
-        for method, path in (("OPTIONS", "/"), ("GET", "/api-description"))
-    )
+        for method, path, operation in (
+            ("OPTIONS", "/", "apiDescription"),
+            ("GET", "/api-description", "api-description"),
+            ("POST", "/api-description", ""),
+        )
+    )  # fmt: skip
     return (
-        endpoint("GET", "/ping", ping, "TorchServe: health", scope=None),
+        endpoint("GET", "/ping", ping, "TorchServe: health", scope=None, operation="ping"),
+        endpoint("POST", "/ping", ping, "TorchServe: health", scope=None),
         *descriptions,
         endpoint("OPTIONS", "/predictions/{model_name}", options, "TorchServe: a model's API",
                  scope=None),
         endpoint("OPTIONS", "/models/{model_name}", options, "TorchServe: a model's API",
                  scope="manage", listener="management"),
-        *predictions("/predictions/{model_name}"),
-        *predictions("/predictions/{model_name}/{model_version}"),
+        *predictions("/predictions/{model_name}", "predictions"),
+        *predictions("/predictions/{model_name}/{model_version}", "version_predictions"),
         endpoint("POST", "/predictions/{model_name}/{model_version}/{rest:path}", predict,
                  "TorchServe: make pictures", body=PREDICTION, answers=pictures),
         endpoint("POST", "/{model_name}/predict", predict, "TorchServe: make pictures",
@@ -268,14 +283,15 @@ def _endpoints() -> tuple[Endpoint, ...]:
         endpoint("POST", "/v1/models/{model_name}:explain", explain, "KServe v1: not offered"),
         kserve.V1_ENDPOINT,
         *ENDPOINTS,
+        *torchserve_workflows.ENDPOINTS,
     )  # fmt: skip
 
 
 DIALECT = Dialect(
     name="torchserve",
     pattern=re.compile(
-        r"^/(ping|predictions|explanations|invocations|models|api-description)(/|$)"
-        r"|^/v1/models/[^/]+:|^/[^/]+(/[^/]+)?/predict/?$"
+        r"^/(ping|predictions|explanations|invocations|api-description|wfpredict)(/|$)"
+        r"|^/models/[^/]+/invoke/?$|^/v1/models/[^/]+:|^/[^/]+(/[^/]+)?/predict/?$"
     ),
     endpoints=_endpoints(),
     render=_render,

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.serve.dialects import torchserve_models as models
-from mezzotint.serve.errors import Unsupported
+from mezzotint.serve.errors import NothingHere, Unsupported
 from mezzotint.serve.front import Front
 from mezzotint.serve.wire import Endpoint, json_response, media_type, read_form, read_json
 
@@ -39,12 +39,15 @@ def _text(name: str, value: Any) -> str:
     """Return an argument of a JSON body as a query would have it.
 
     Raises:
-        InvalidRequest: If it cannot be what it should be.
+        InvalidRequest: If it cannot be what it should be; a text that is no truth is false.
     """
     text = value if isinstance(value, str) else json.dumps(value)
     kind = next((p["schema"]["type"] for p in _REGISTER if p["name"] == name), "string")
-    patterns = {"integer": r"[+-]?[0-9]{1,10}", "boolean": r"(?i:true|false)"}
-    if kind in patterns and not re.fullmatch(patterns[kind], text, re.ASCII):
+    is_wrong = {
+        "integer": re.fullmatch(r"[+-]?[0-9]{1,10}", text, re.ASCII) is None,
+        "boolean": not isinstance(value, (str, bool)),
+    }
+    if is_wrong.get(kind):
         raise InvalidRequest(f"{name} must be of type {kind}, got {text[:40]!r}", field=name)
     return text
 
@@ -103,6 +106,8 @@ async def ready_v1(front: Front, http: Request) -> Response:
 
 async def token(front: Front, http: Request) -> Response:
     """Refuse to issue a token: API keys, made by the operator, stand in their place."""
+    if not front.memory.get("secured"):
+        raise NothingHere("nothing is at '/token' of a server without keys")
     raise Unsupported(
         "tokens are not issued here; make an API key with `mezzotint keys new` and send it in "
         "the same header, Authorization: Bearer KEY"
@@ -132,7 +137,11 @@ _PAGE = (
     _parameter("limit", "integer", "Models on a page, 0 to 100; 100 if it is something else."),
     _parameter("next_page_token", "integer", "Where the page begins, from the page before."),
 )
-_SYNCHRONOUS = _parameter("synchronous", "boolean", "Whether to answer 200 once it is done.")
+_SYNCHRONOUS = _parameter(
+    "synchronous",
+    "boolean",
+    "Whether to answer 200 once it is done, not 202 at once; registering does if it is not given.",
+)
 _TIMEOUT = _parameter("timeout", "integer", "Taken and not used: nothing is waited for.")
 _SCALE = (
     _parameter("min_worker", "integer", "Workers at least; 0 takes the model out of service."),
@@ -141,7 +150,7 @@ _SCALE = (
     _SYNCHRONOUS,
     _TIMEOUT,
 )
-_IGNORED = "Taken and not used: the engine batches by itself."
+_IGNORED = "Kept for the description, and not used: the engine batches by itself."
 _REGISTER = (
     _parameter("url", "string", "Name of an archive or folder in the model store.", required=True),
     _parameter("model_name", "string", "Name to use in place of its own."),
@@ -149,14 +158,15 @@ _REGISTER = (
     _parameter("runtime", "string", "python, python3 or LSP; not used."),
     _parameter("batch_size", "integer", _IGNORED),
     _parameter("max_batch_delay", "integer", _IGNORED),
-    _parameter("response_timeout", "integer", "Taken and not used: limits.wait_s counts."),
-    _parameter("startup_timeout", "integer", "Taken and not used."),
+    _parameter("response_timeout", "integer", "Kept for the description: limits.wait_s counts."),
+    _parameter("startup_timeout", "integer", "Kept for the description."),
     _parameter("initial_workers", "integer", "Workers to begin with; 0 if it is no number."),
     _SYNCHRONOUS,
     _parameter("s3_sse_kms", "boolean", "Taken and not used: nothing is downloaded."),
     _parameter("output", "string", "picture or array: what predictions answer if not asked."),
 )
 _ENDINGS = (_SYNCHRONOUS, _TIMEOUT)
+_NAMES = (_parameter("name[]", "string", "Name of a metric; all of them if it is not given."),)
 _MODEL = "/models/{model_name}"
 _VERSION = "/models/{model_name}/{model_version}"
 
@@ -208,6 +218,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
             summary="Prometheus metrics",
             listener="metrics",
             scope="metrics",
+            parameters=_NAMES,
             operation="metrics" if method == "GET" else "",
         )
         for method in ("GET", "POST")  # TorchServe takes any

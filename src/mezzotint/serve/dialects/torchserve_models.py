@@ -7,6 +7,7 @@ decides whether this door answers for it.
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from mezzotint.errors import InvalidField, InvalidRequest, ModelError, UnknownName
@@ -64,20 +65,59 @@ class NoWorkers(DoorError):
     """The model was registered without workers, or scaled to none."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """What was said of a model when it was registered here, to be described so.
+
+    The engine batches by itself, so ``batch_size`` and the rest set nothing.
+
+    Args:
+        url: Where its data was said to be, "" if it was there from the start.
+        runtime: Of the code that TorchServe would run.
+        output: What predictions answer where a request says nothing.
+        batch_size: Images of a batch.
+        max_batch_delay: Milliseconds to wait for a batch.
+        response_timeout: Seconds, None for the server's own limit.
+        startup_timeout: Seconds, None for the server's own limit.
+    """
+
+    url: str = ""
+    runtime: str = "python"
+    output: str | None = None
+    batch_size: int = 1
+    max_batch_delay: int = 100
+    response_timeout: int | None = None
+    startup_timeout: int | None = None
+
+
 def _workers(front: Front) -> dict[str, tuple[int, int]]:
     return front.memory.setdefault("torchserve_workers", {})
 
 
+def _registered(front: Front) -> dict[str, Registered]:
+    return front.memory.setdefault("torchserve_registered", {})
+
+
+def _said_of(front: Front, model: Mapping[str, Any]) -> Registered:
+    return _registered(front).get(_full_name(model), Registered())
+
+
+def _url(front: Front, model: Mapping[str, Any]) -> str:
+    return _said_of(front, model).url or model["path"] or model["name"]
+
+
+def _full_name(model: Mapping[str, Any]) -> str:
+    return f"{model['name']}@{model['version']}"
+
+
 def num_workers(front: Front, model: Mapping[str, Any]) -> int:
     """Return how many workers this door pretends the model has."""
-    return _workers(front).get(f"{model['name']}@{model['version']}", (1, 1))[0]
+    return _workers(front).get(_full_name(model), (1, 1))[0]
 
 
 def answers_array(front: Front, model: Mapping[str, Any]) -> bool:
     """Tell whether predictions of a model are lists of pixels where a request says nothing."""
-    chosen = front.memory.get("torchserve_outputs", {})
-    known = chosen.get(f"{model['name']}@{model['version']}") or model.get("predictions")
-    return known == "array"
+    return (_said_of(front, model).output or model.get("predictions")) == "array"
 
 
 async def find_model(
@@ -136,8 +176,8 @@ def _num_workers(arguments: Mapping[str, str], name: str, default: int) -> int:
     return max(0, number)
 
 
-def _is_synchronous(arguments: Mapping[str, str]) -> bool:
-    return arguments.get("synchronous", "false").lower() == "true"
+def _is_synchronous(arguments: Mapping[str, str], default: str) -> bool:
+    return arguments.get("synchronous", default).lower() == "true"
 
 
 def _changeable(front: Front) -> None:
@@ -178,7 +218,8 @@ async def register(front: Front, arguments: Mapping[str, str]) -> tuple[int, str
 
     Args:
         front: What the dialects share.
-        arguments: ``url``, ``model_name``, ``initial_workers`` and the rest by name.
+        arguments: ``url``, ``model_name``, ``initial_workers`` and the rest by name;
+            ``synchronous`` is true if it is not given.
 
     Returns:
         The status, 200 or 202, and the sentence.
@@ -222,16 +263,23 @@ async def register(front: Front, arguments: Mapping[str, str]) -> tuple[int, str
             ) from None
         raise
     front.forget_models()
-    full_name = f"{model['name']}@{model['version']}"
-    _workers(front)[full_name] = (workers, workers)
-    front.memory.setdefault("torchserve_outputs", {})[full_name] = output
+    _workers(front)[_full_name(model)] = (workers, workers)
+    _registered(front)[_full_name(model)] = Registered(
+        url=arguments["url"],
+        runtime=runtime or "python",
+        output=output,
+        batch_size=whole(arguments, "batch_size", 1),
+        max_batch_delay=whole(arguments, "max_batch_delay", 100),
+        response_timeout=whole(arguments, "response_timeout", 0) or None,
+        startup_timeout=whole(arguments, "startup_timeout", 0) or None,
+    )
     text = (
         f'Model "{model["name"]}" Version: {model["version"]} registered with '
         f"{workers} initial workers"
     )
     if not workers:
         return 200, text + ". Use scale workers API to add workers for the model."
-    return (200, text) if _is_synchronous(arguments) else (202, PROCESSING)
+    return (200, text) if _is_synchronous(arguments, "true") else (202, PROCESSING)
 
 
 async def scale(
@@ -260,8 +308,8 @@ async def scale(
     least = _num_workers(arguments, "min_worker", 1)
     most = _num_workers(arguments, "max_worker", least)
     model = await find_model(front, name, version)
-    _workers(front)[f"{model['name']}@{model['version']}"] = (least, most)
-    if not _is_synchronous(arguments):
+    _workers(front)[_full_name(model)] = (least, most)
+    if not _is_synchronous(arguments, "false"):
         return 202, PROCESSING
     text = f"Workers scaled to {least} for model: {model['name']}"
     return 200, text + (f", version: {version}" if version is not None else "")
@@ -304,8 +352,7 @@ async def list_models(front: Front, arguments: Mapping[str, str]) -> dict[str, A
     if first + size <= len(models):
         body["nextPageToken"] = str(first + size)
     body["models"] = [
-        {"modelName": m["name"], "modelUrl": m["path"] or m["name"]}
-        for m in models[first : first + size]
+        {"modelName": m["name"], "modelUrl": _url(front, m)} for m in models[first : first + size]
     ]
     return body
 
@@ -340,7 +387,8 @@ async def describe_model(
 
 
 def _describe(front: Front, model: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, Any]:
-    least, most = _workers(front).get(f"{model['name']}@{model['version']}", (1, 1))
+    least, most = _workers(front).get(_full_name(model), (1, 1))
+    said = _said_of(front, model)
     status = "READY" if model["ready"] else "LOADING"
     waiting = int(health.get("queue", 0))
     workers = [
@@ -358,19 +406,19 @@ def _describe(front: Front, model: Mapping[str, Any], health: Mapping[str, Any])
     return {
         "modelName": model["name"],
         "modelVersion": model["version"],
-        "modelUrl": model["path"] or model["name"],
+        "modelUrl": _url(front, model),
         "engine": "Mezzotint",
-        "runtime": "python",
+        "runtime": said.runtime,
         "minWorkers": least,
         "maxWorkers": most,
-        "batchSize": 1,
-        "maxBatchDelay": 0,
-        "responseTimeout": int(front.config.limits.wait_s),
-        "startupTimeout": 600,
+        "batchSize": said.batch_size,
+        "maxBatchDelay": said.max_batch_delay,
+        "responseTimeout": said.response_timeout or int(front.config.limits.wait_s),
+        "startupTimeout": said.startup_timeout or 600,
         "maxRetryTimeoutInSec": 300,
         "clientTimeoutInMills": 0,
         "parallelType": "",
-        "parallelLevel": 1,
+        "parallelLevel": 0,
         "deviceType": "cpu",
         "deviceIds": [],
         "continuousBatching": True,
@@ -382,7 +430,7 @@ def _describe(front: Front, model: Mapping[str, Any], health: Mapping[str, Any])
         "maxNumSequence": 0,
         "maxSequenceJobQueueSize": 0,
         "status": "Healthy" if model["ready"] else "Unhealthy",
-        "loadedAtStartup": f"{model['name']}@{model['version']}" not in _workers(front),
+        "loadedAtStartup": _full_name(model) not in _registered(front),
         "workers": workers,
         "jobQueueStatus": {
             "remainingCapacity": max(0, 100 - waiting),
@@ -405,6 +453,6 @@ async def unregister(front: Front, name: str, version: str | None) -> str:
         raise DefaultVersion(f"Cannot remove default version for model {name}")
     await front.service.unregister(name, model["version"])
     front.forget_models()
-    _workers(front).pop(f"{name}@{model['version']}", None)
-    front.memory.get("torchserve_outputs", {}).pop(f"{name}@{model['version']}", None)
+    _workers(front).pop(_full_name(model), None)
+    _registered(front).pop(_full_name(model), None)
     return f'Model "{name}" unregistered'

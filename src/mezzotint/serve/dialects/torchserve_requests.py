@@ -213,8 +213,9 @@ async def resolve(front: Front, name: str, version: str | None, *, protocol: str
     """
     model = await find_model(front, name, version, recent=True)
     if not num_workers(front, model):
+        of_version = "" if version is None else f' Version {version}"'  # the quote is TorchServe's
         raise NoWorkers(
-            f'Model "{name}" has no worker to serve inference request. '
+            f'Model "{name}"{of_version} has no worker to serve inference request. '
             "Please use scale workers API to add workers. If this is a sequence inference, please "
             "check if it is closed, or expired; or exceeds maxSequenceJobQueueSize"
         )

@@ -136,8 +136,9 @@ async def list_models(call: Call, request: Any) -> Any:
 
 
 async def register_model(call: Call, request: Any) -> Any:
-    """Register a model."""
-    answer = await call.ask("POST", "/models", query=_arguments(request))
+    """Register a model; a truth that is not given is false in a message."""
+    query = {"synchronous": "false", **_arguments(request)}
+    answer = await call.ask("POST", "/models", query=query)
     return _response(answer.json()["status"])
 
 

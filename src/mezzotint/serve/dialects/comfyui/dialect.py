@@ -419,7 +419,7 @@ DIALECT = Dialect(
     prefix="/api",
     pattern=re.compile(
         r"^(/api(?=/))?/(prompt|queue|interrupt|history|view|upload/(image|mask)|object_info"
-        r"|system_stats|features|embeddings|extensions|free|ws)(/|$)|^/api/models(/|$)"
+        r"|system_stats|features|embeddings|extensions|free|ws|models)(/|$)"
     ),
     endpoints=_endpoints(),
     render=_render,
