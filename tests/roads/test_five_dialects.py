@@ -213,11 +213,7 @@ def test_every_door_gives_the_pixels_of_the_engine(door, expected, ask):
     assert np.array_equal(pixels(ask(door)), expected)
 
 
-OWN_RECIPE = (a1111,)
-"""Doors whose recipe tells something else of the same picture: A1111's way to read a prompt."""
-
-
-@pytest.mark.parametrize("ask", [a for a in DOORS if a not in OWN_RECIPE], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("ask", DOORS, ids=lambda f: f.__name__)
 def test_every_door_gives_the_file_of_the_engine_to_the_byte(door, expected_file, ask):
     assert ask(door) == expected_file
 

@@ -32,6 +32,7 @@ from mezzotint.serve.dialects.a1111_lists import (
 from mezzotint.serve.dialects.a1111_techniques import (
     read_hires,
     read_inpaint,
+    read_plainly,
     read_seed,
     read_variation,
 )
@@ -372,6 +373,8 @@ async def _chain(
             return
         own = body if before is None else {**body, "init_images": [_b64(before.data)]}
         translation = to_request(own, await _model(front, http, own), is_img2img=is_img2img)
+        embeddings = (await front.service.capabilities()).get("embeddings", ())
+        translation = replace(translation, request=read_plainly(translation.request, embeddings))
         known = len(job.finished)
         await _rounds(front, http, translation, job)
         request = translation.request

@@ -1,18 +1,42 @@
-"""A1111's techniques: inpainting, variation seeds and the hires pass, in its own words.
+"""A1111's techniques: prompts, inpainting, variation seeds and the hires pass, in its own words.
 
 What a body leaves out is as A1111's API has it, not as its page has it: a mask is
 filled from its surroundings and painted at full size.
 """
 
+import re
 import secrets
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
+from mezzotint.request import GenerationRequest
 from mezzotint.serve.dialects.a1111_bodies import ImageToImage, TextToImage
+from mezzotint.techniques.walking import texts_of
 from mezzotint.vocabulary import match_upscaler
 
-__all__ = ["read_hires", "read_inpaint", "read_seed", "read_variation"]
+__all__ = ["read_hires", "read_inpaint", "read_plainly", "read_seed", "read_variation"]
 
 _FILLS = ("surroundings", "original", "noise", "nothing")  # A1111 counts them from 0
+
+
+_SYNTAX = re.compile(r"[()\[\]{}<>\\|]|\b(AND|BREAK)\b")
+_CHUNK_BYTES = 75  # a chunk has 75 tokens, and no token stands for less than a byte
+
+
+def read_plainly(request: GenerationRequest, embeddings: Iterable[str]) -> GenerationRequest:
+    """Call texts plain that mean the same to A1111: the recipe is that of any other door.
+
+    Args:
+        request: In A1111's dialect.
+        embeddings: Names that stand for something where a prompt holds them.
+    """
+    names = [name.lower() for name in embeddings]
+    for text in texts_of(request):
+        is_named = any(name in text.lower() for name in names)
+        if is_named or _SYNTAX.search(text) or len(text.encode()) > _CHUNK_BYTES:
+            return request
+    return replace(request, prompt_dialect="plain")
 
 
 def read_seed(seed: int) -> int | None:

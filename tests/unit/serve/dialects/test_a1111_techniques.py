@@ -9,7 +9,7 @@ from mezzotint.errors import InvalidRequest
 from mezzotint.request import Hires, Inpaint, Variation
 from mezzotint.serve.dialects.a1111 import to_request
 from mezzotint.serve.dialects.a1111_bodies import TextToImage
-from mezzotint.serve.dialects.a1111_techniques import read_variation
+from mezzotint.serve.dialects.a1111_techniques import read_plainly, read_variation
 from mezzotint.serve.wire import read_fields
 
 
@@ -112,3 +112,24 @@ def test_values_out_of_range_are_named_in_their_words(fields):
     with pytest.raises(InvalidRequest) as caught:
         to_request({"prompt": "a", **fields})
     assert caught.value.field in {"subseed_strength", "subseed", "hr_scale"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "dialect"),
+    [
+        ("a red apple, by the sea: evening", "plain"),
+        ("a (red) apple", "a1111"),
+        ("a red apple [on a table]", "a1111"),
+        ("an apple BREAK a leaf", "a1111"),
+        ("an apple AND a leaf", "a1111"),
+        ("<lora:ink:1> apple", "a1111"),
+        ("an apple, Scribble", "a1111"),
+        ("apple " * 13, "a1111"),  # 78 bytes may be more than a chunk
+        ("apple " * 12, "plain"),
+    ],
+)
+def test_a_prompt_without_syntax_has_the_recipe_of_any_door(prompt, dialect):
+    request = to_request({"prompt": prompt, "negative_prompt": "fog"}).request
+    assert read_plainly(request, ["scribble"]).prompt_dialect == dialect
+    swapped = to_request({"prompt": "fog", "negative_prompt": prompt}).request
+    assert read_plainly(swapped, ["scribble"]).prompt_dialect == dialect
