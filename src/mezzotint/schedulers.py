@@ -36,8 +36,9 @@ __all__ = [
 Frame = Literal["ve", "flow"]
 """Variance-exploding or flow; see :mod:`mezzotint.sampling.denoiser`."""
 
-Calls = Literal["one", "two", "pndm"]
-"""Network calls of a step: one; two, but one in the last step; or as PNDM begins."""
+Calls = Literal["one", "two", "plms", "pndm"]
+"""Network calls of a step: one; two, but one in the last step; two in the first alone; or as
+PNDM begins."""
 
 PNDM_LEAST_STEPS = 4
 """Steps that PNDM's Runge-Kutta start needs; with fewer it begins as PLMS does."""
@@ -246,6 +247,9 @@ NATIVE: Registry[SchedulerInfo] = Registry(
         "ipndm": _on_levels(),
         "lcm": _by_timestep("LCMScheduler"),
         "lms": _by_sigma("LMSDiscreteScheduler"),
+        "plms": replace(
+            _by_timestep("PNDMScheduler"), when=(("skip_prk_steps", True),), calls="plms"
+        ),
         "res_multistep": _on_levels(),
         "sa_solver": _multistep("SASolverScheduler", is_twin=False),
         "tcd": _by_timestep("TCDScheduler"),
@@ -256,7 +260,10 @@ NATIVE: Registry[SchedulerInfo] = Registry(
 )
 """Schedulers with tables of coefficients, plug-ins included, by name."""
 
-_CLASS_DEFAULTS = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
+_CLASS_DEFAULTS = {
+    "algorithm_type": "dpmsolver++", "skip_prk_steps": False, "solver_order": 2,
+    "solver_type": "midpoint",
+}  # fmt: skip
 
 
 def diffusers_names(frame: Frame) -> tuple[str, ...]:

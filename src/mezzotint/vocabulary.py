@@ -54,7 +54,7 @@ _SAMPLERS: tuple[tuple[str, str, bool, tuple[str, ...]], ...] = (
     ("Restart", "heun", False, ("restart",)),
     ("DDIM", "ddim", True, ()),
     ("DDIM CFG++", "ddim", False, ("ddim_cfgpp",)),
-    ("PLMS", "PNDMScheduler", True, ("plms", "pndm")),
+    ("PLMS", "plms", True, ("pndm",)),
     ("UniPC", "unipc", True, ("uni_pc", "uni_pc_bh2")),
     ("LCM", "lcm", True, ()),
     ("DDPM", "ddpm", True, ()),
@@ -70,6 +70,7 @@ _OF_CLASS = {
     "kdpm2ancestraldiscretescheduler": "DPM2 a",
     "kdpm2discretescheduler": "DPM2",
     "lmsdiscretescheduler": "LMS",
+    "pndmscheduler": "PLMS",
 }
 """A1111's names of classes of diffusers that have a scheduler of ours beside them."""
 

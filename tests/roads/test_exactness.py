@@ -20,7 +20,7 @@ from mezzotint.service.engine import Engine, RequestHandle
 
 DIFFUSION = (
     "ddim", "ddpm", "dpmpp_2m", "dpmpp_sde", "euler", "euler_ancestral", "heun", "lcm", "unipc",
-    "deis", "dpm2", "dpmpp_2s_sde", "dpmpp_3m_sde", "ipndm", "sa_solver", "tcd",
+    "deis", "dpm2", "dpmpp_2s_sde", "dpmpp_3m_sde", "ipndm", "sa_solver", "tcd", "plms",
     "PNDMScheduler", "LMSDiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
 )  # fmt: skip
 FLOW = ("flow_euler", "flow_heun")

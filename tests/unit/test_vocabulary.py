@@ -31,7 +31,7 @@ from mezzotint.vocabulary import (
         ("sa_solver", "sa_solver", None, True),
         ("res_multistep", "res_multistep", None, True),
         ("tcd", "tcd", None, True),
-        ("PLMS", "PNDMScheduler", None, True),
+        ("PLMS", "plms", None, True),
         ("KDPM2DiscreteScheduler", "KDPM2DiscreteScheduler", None, True),
         ("flow_euler", "flow_euler", None, True),
         ("Restart", "heun", None, False),

@@ -27,7 +27,7 @@ from mezzotint.planning.plan import (
     image_seed,
 )
 from mezzotint.planning.refusals import check_techniques
-from mezzotint.planning.schedulers import check_scheduler, family_schedule
+from mezzotint.planning.schedulers import check_scheduler, family_schedule, scheduler_notes
 from mezzotint.planning.second_pass import add_second_pass
 from mezzotint.planning.sizing import (
     check_pixels,
@@ -88,6 +88,9 @@ def plan(
     sigma_schedule = family_schedule(sigma_schedule, spec.family)
     if spec.has_steps and spec.stepwise:
         check_scheduler(scheduler, sigma_schedule, prediction_type=spec.prediction_type)
+        warnings += scheduler_notes(
+            scheduler, request.sigma_schedule, count_steps(request, spec), spec.scheduler_config
+        )
     else:
         scheduler, sigma_schedule = "", None
     guidance, techniques = resolve_scales(

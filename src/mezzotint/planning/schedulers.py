@@ -14,12 +14,17 @@ from mezzotint.schedulers import (
 )
 
 __all__ = [
+    "calls_after",
     "check_scheduler",
     "evaluation_steps",
     "family_schedule",
     "fitting_schedulers",
     "scheduler_names",
+    "scheduler_notes",
 ]
+
+_SPACINGS = ("leading", "linear", "trailing")
+"""Sigma schedules that space timesteps."""
 
 
 def scheduler_names() -> tuple[str, ...]:
@@ -53,6 +58,33 @@ def check_scheduler(scheduler: str, sigma_schedule: str | None, *, prediction_ty
             value=scheduler,
             allowed=", ".join(fitting),
         )
+
+
+def scheduler_notes(
+    scheduler: str, sigma_schedule: str | None, num_steps: int, config: Mapping[str, Any]
+) -> list[str]:
+    """Return what a scheduler does otherwise than it was asked, one sentence each.
+
+    Args:
+        scheduler: A known scheduler.
+        sigma_schedule: What was asked for.
+        num_steps: Steps of the whole schedule.
+        config: The model's diffusers scheduler configuration.
+    """
+    notes: list[str] = []
+    info = NATIVE.get(scheduler)
+    if info is not None and info.uses_alpha_bar and sigma_schedule not in (None, *_SPACINGS):
+        notes.append(
+            f"sigma_schedule {sigma_schedule} has no effect on {scheduler}: it steps on the "
+            f"training timesteps, which may be {', '.join(_SPACINGS)}"
+        )
+    starts = _calls(scheduler) == "pndm" and not config.get("skip_prk_steps", False)
+    if starts and num_steps < PNDM_LEAST_STEPS:
+        notes.append(
+            f"scheduler {scheduler} begins without its Runge-Kutta steps, as plms does: they "
+            f"need at least {PNDM_LEAST_STEPS} steps, got {num_steps}"
+        )
+    return notes
 
 
 def family_schedule(sigma_schedule: str | None, family: str) -> str | None:
@@ -97,12 +129,35 @@ def evaluation_steps(
     match _calls(scheduler):
         case "two":
             return tuple(step for step in steps for _ in range(2))[:-1]
+        case "plms":
+            return _pndm_steps(num_steps, skip_prk=True)
         case "pndm":
             skips = num_steps < PNDM_LEAST_STEPS
             skips = skips or bool((config or {}).get("skip_prk_steps", False))
             return _pndm_steps(num_steps, skip_prk=skips)
         case "one":
             return tuple(steps)
+
+
+def calls_after(
+    scheduler: str, num_steps: int, skipped: int, config: Mapping[str, Any] | None = None
+) -> tuple[int, ...]:
+    """Tell which step each network call belongs to when the first steps are left out.
+
+    Args:
+        scheduler: A known scheduler.
+        num_steps: Steps of the whole schedule.
+        skipped: Steps that a start picture leaves out.
+        config: As in :func:`evaluation_steps`.
+
+    Returns:
+        One step number for each call that is left, from 1. ``plms`` leaves out as many calls,
+        as its class does in image to image, and makes the step that it begins at twice.
+    """
+    steps = evaluation_steps(scheduler, num_steps, config)
+    if _calls(scheduler) == "plms":
+        return tuple(max(step - skipped, 1) for step in steps[skipped:])
+    return tuple(step - skipped for step in steps if step > skipped)
 
 
 def _calls(scheduler: str) -> Calls:

@@ -3,7 +3,7 @@
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.spec import ModelSpec
 from mezzotint.planning.plan import Techniques
-from mezzotint.planning.schedulers import evaluation_steps
+from mezzotint.planning.schedulers import calls_after, evaluation_steps
 from mezzotint.request import GenerationRequest
 
 __all__ = ["count_rows", "count_steps", "is_stepped", "resolve_steps", "run_steps"]
@@ -54,9 +54,8 @@ def run_steps(
     scheduler: str, total: int, strength: float, spec: ModelSpec, *, field: str
 ) -> tuple[int, ...]:
     """Return the step of each evaluation of the last ``strength`` of a schedule, from 1."""
-    steps = evaluation_steps(scheduler, total, spec.scheduler_config)
     skipped = total - _num_run(total, strength, field)
-    return tuple(step - skipped for step in steps if step > skipped)
+    return calls_after(scheduler, total, skipped, spec.scheduler_config)
 
 
 def _num_run(total: int, strength: float, field: str) -> int:

@@ -10,12 +10,14 @@ Dimensions: N steps counted from 0 by k.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from mezzotint.sampling.schedules import noise_schedule
 from mezzotint.sampling.tables import Evaluation, evaluation, weights
 from mezzotint.sampling.timesteps import Schedule
 
-__all__ = ["deis", "dpmpp_3m_sde", "ipndm", "lms", "res_multistep", "sa_solver"]
+__all__ = ["deis", "dpmpp_3m_sde", "ipndm", "lms", "plms", "res_multistep", "sa_solver"]
 
 # Gauss-Legendre points and weights on [-1, 1]: exact for polynomials up to degree 3
 _GAUSS = ((-1 / math.sqrt(3), 1.0), (1 / math.sqrt(3), 1.0))
@@ -104,6 +106,70 @@ def ipndm(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Eva
         return [reach * factor for factor in _ADAMS[known - 1]]
 
     return _slopes(schedule, first, coefficients)
+
+
+def plms(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Evaluation]:
+    """PNDM that begins with a step made twice. Liu et al. 2022 (arXiv:2202.09778), equations 9, 12.
+
+    The second call lies where the first one led to; the mean of both answers leads there again.
+    From then on the last four answers are weighed as on equal steps. An answer is the noise, or
+    the velocity where the model predicts that. A step goes from the level of its call one
+    stride of training timesteps down, wherever the next call lies: the latents are taken for
+    latents of that level, as the class of diffusers does with all spacings but ``leading``.
+    A start picture leaves out the first calls, and what is left begins in the same way.
+
+    Registers: 1 to 3 the answers one, two and three steps ago; after the first call, 2 holds
+    the latents before it.
+    """
+    steps = range(1, schedule.num_steps)
+    levels = ([0, 1, *steps] if steps else [0])[first:]
+    predicts_velocity = config.get("prediction_type") == "v_prediction"
+    result: list[Evaluation] = []
+    for count, k in enumerate(levels):
+        here = schedule.sigmas[k]
+        start, end = _stride(schedule, config, k, is_repeated=count == 1)
+        is_last = count + 1 == len(levels)
+        after = 0.0 if is_last else schedule.sigmas[levels[count + 1]]
+        before = schedule.sigmas[levels[0]] if count == 1 else here
+        frame = _alpha(end) / _alpha(after)
+        reach = (end - start) * frame
+        keep = _alpha(before) / _alpha(start) * frame
+        gap, own = 1 / here, 0.0
+        if predicts_velocity:
+            keep += reach * _alpha(start) * start * _alpha(before)
+            reach *= _alpha(start)
+            gap, own = _alpha(here) / here, -_alpha(here) * here
+        latest, *older = (1 / 2, 1 / 2) if count == 1 else _ADAMS[max(min(count, 4), 1) - 1]
+        row = {f"r{j}": reach * factor for j, factor in enumerate(older, start=1)}
+        row |= {"r2" if count == 1 else "r0": keep, "gap": reach * latest * gap}
+        row["d"] = reach * latest * own
+        answer = weights(gap=gap, d=own)
+        kept = {0: (answer, weights(r0=1)), 1: (weights(r1=1),), 2: (answer, weights(r1=1))}
+        history = kept.get(count, (answer, weights(r1=1), weights(r2=1)))
+        made = evaluation(schedule, k, weights(**row), *history, first=first)
+        result.append(replace(made, step=max(count, 1)))
+    return result
+
+
+def _alpha(sigma: float) -> float:
+    """Return sqrt(alpha_bar) at a noise level."""
+    return 1 / math.sqrt(1 + sigma**2)
+
+
+def _stride(
+    schedule: Schedule, config: Mapping[str, Any], k: int, *, is_repeated: bool
+) -> tuple[float, float]:
+    """Return the noise levels between which a step of PNDM goes."""
+    if schedule.is_bare:
+        start = k - is_repeated
+        return schedule.sigmas[start], schedule.sigmas[start + 1]
+    training = noise_schedule(config)
+    stride = training.num_train_timesteps // schedule.num_steps
+    at = int(schedule.timesteps[k]) + stride * is_repeated
+    start = training.exact_sigma_of(min(at, training.num_train_timesteps - 1))
+    if at >= stride:
+        return start, training.exact_sigma_of(at - stride)
+    return start, 0.0 if config.get("set_alpha_to_one") else training.exact_sigma_of(0)
 
 
 def deis(schedule: Schedule, config: Mapping[str, Any], first: int) -> list[Evaluation]:

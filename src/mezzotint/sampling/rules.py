@@ -19,6 +19,7 @@ from mezzotint.sampling.history_rules import (
     dpmpp_3m_sde,
     ipndm,
     lms,
+    plms,
     res_multistep,
     sa_solver,
 )
@@ -350,6 +351,7 @@ RULES: Mapping[str, Rule] = {
     "ipndm": ipndm,
     "lcm": _lcm,
     "lms": lms,
+    "plms": plms,
     "res_multistep": res_multistep,
     "sa_solver": sa_solver,
     "tcd": _tcd,

@@ -41,7 +41,7 @@ LATER = (
 @pytest.mark.parametrize(
     ("family", "vae", "scheduler", "factor", "prediction", "native"),
     [
-        ("sd1", SD1_VAE, SD1_PNDM, 0.18215, "epsilon", "PNDMScheduler"),
+        ("sd1", SD1_VAE, SD1_PNDM, 0.18215, "epsilon", "plms"),
         ("sd1", SD1_VAE, FIRST_DDIM, 0.18215, "epsilon", "ddim"),
         ("sd2", SD2_VAE, SD2_DDIM, 0.18215, "v_prediction", "ddim"),
         ("sdxl", XL_VAE, XL_EULER, 0.13025, "epsilon", "euler"),

@@ -4,9 +4,11 @@ import diffusers
 import pytest
 
 from mezzotint.planning.schedulers import (
+    calls_after,
     evaluation_steps,
     fitting_schedulers,
     scheduler_names,
+    scheduler_notes,
 )
 from mezzotint.schedulers import DIFFUSERS, NATIVE, UNFIT, native_twin
 
@@ -27,6 +29,26 @@ def test_pndm_without_runge_kutta_calls_its_second_step_twice():
     scheduler.set_timesteps(30)
     mine = evaluation_steps("PNDMScheduler", 30, {"skip_prk_steps": True})
     assert len(mine) == len(scheduler.timesteps) == 31
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.9, 0.5, 0.1])
+def test_plms_leaves_out_as_many_calls_for_a_start_picture_as_its_class_does(strength):
+    scheduler = diffusers.PNDMScheduler(skip_prk_steps=True)
+    scheduler.set_timesteps(10)
+    skipped = 10 - int(10 * strength)
+    steps = calls_after("plms", 10, skipped)
+    assert len(steps) == len(scheduler.timesteps[skipped * scheduler.order :])
+    assert set(steps) == set(range(1, 11 - skipped))
+
+
+def test_what_a_scheduler_does_otherwise_is_said():
+    assert scheduler_notes("plms", None, 20, {}) == []
+    assert scheduler_notes("plms", "trailing", 20, {}) == []
+    (note,) = scheduler_notes("ddim", "karras", 20, {})
+    assert "sigma_schedule karras has no effect on ddim" in note
+    assert scheduler_notes("PNDMScheduler", None, 3, {"skip_prk_steps": True}) == []
+    (note,) = scheduler_notes("PNDMScheduler", None, 3, {})
+    assert "at least 4 steps, got 3" in note
 
 
 @pytest.mark.parametrize("name", NATIVE.builtin)

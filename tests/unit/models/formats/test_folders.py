@@ -27,7 +27,7 @@ def test_spec_is_known_without_building_a_network(name):
     assert len(spec.digest) == 64
     assert spec.path == str(tiny.folder(name))
     wanted = {
-        "sd1": ("sd", "epsilon", 4, 4, 4, Size(64, 64), "PNDMScheduler"),
+        "sd1": ("sd", "epsilon", 4, 4, 4, Size(64, 64), "plms"),
         "sd2": ("sd", "v_prediction", 4, 4, 4, Size(64, 64), "ddim"),
         "bert_sd": ("sd", "v_prediction", 8, 4, 4, Size(64, 64), "ddim"),
         "sdxl": ("sdxl", "epsilon", 4, 4, 4, Size(64, 64), "euler"),
