@@ -1,9 +1,11 @@
 """Delivery: a request runs in this process, and its pictures reach the person."""
 
+import contextlib
 import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mezzotint.cli.outputs import Destination
 from mezzotint.cli.session import new_id, open_service
@@ -25,6 +27,8 @@ class Delivery:
         quiet: Show no progress.
         use_cache: Whether known pictures may come from the cache.
         pictures_as: How this terminal shows pictures, None not to show any.
+        server: Address of a server that draws in the place of this process, "" for none.
+        server_key: API key of that server, where it needs one.
         paths: Where each image went, filled while the request runs.
     """
 
@@ -33,6 +37,8 @@ class Delivery:
     quiet: bool = False
     use_cache: bool = True
     pictures_as: str | None = None
+    server: str = ""
+    server_key: str | None = None
     paths: dict[int, Path | None] = dataclasses.field(default_factory=dict[int, Path | None])
 
     def take(self, image: ImageOutput, request: GenerationRequest) -> None:
@@ -49,9 +55,19 @@ class Delivery:
 
 
 async def deliver(
-    settings: Settings, request: GenerationRequest, delivery: Delivery
+    settings: Settings,
+    request: GenerationRequest,
+    delivery: Delivery,
+    *,
+    service: Any = None,
 ) -> GenerationResult:
-    """Run a request in this process, showing progress, writing each picture when it is done.
+    """Run a request, showing progress, writing each picture when it is done.
+
+    Args:
+        settings: For the service of this process.
+        request: What to draw.
+        delivery: How pictures reach the person, and who draws.
+        service: An open service to ask; it stays open.
 
     Raises:
         MezzotintError: However the request ended, if not well.
@@ -62,7 +78,14 @@ async def deliver(
     quiet = delivery.quiet or (delivery.as_json and not sys.stderr.isatty())
     shows = delivery.pictures_as is not None and sys.stderr.isatty()
     with reporting(images, quiet=quiet) as report:
-        async with open_service(settings) as service:
+        async with contextlib.AsyncExitStack() as stack:
+            if service is None and delivery.server:
+                from mezzotint.cli.local.servers import ServedElsewhere
+
+                service = ServedElsewhere(delivery.server, delivery.server_key)
+                stack.push_async_callback(service.close)
+            elif service is None:
+                service = await stack.enter_async_context(open_service(settings))
             events = service.stream(
                 request,
                 request_id=new_id(),

@@ -12,6 +12,7 @@ import typer
 from mezzotint.cli import flags
 from mezzotint.cli.delivery import Delivery, deliver
 from mezzotint.cli.flags import field_help
+from mezzotint.cli.local import completing
 from mezzotint.cli.outputs import Destination, describe
 from mezzotint.cli.requests import build_request, gate_fields, read_seed, with_format
 from mezzotint.cli.session import load_settings, open_service, run
@@ -27,9 +28,9 @@ _PICTURE, _TECHNIQUES, _OUTPUT, _RUN = "Picture", "Techniques", "Output", "Run"
 Words = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to draw; - reads stdin.")]
 
 
-def _option(panel: str, *names: str, about: str) -> Any:
-    """Return an option of one help panel."""
-    return typer.Option(*names, help=about, rich_help_panel=panel)
+def _option(panel: str, *names: str, about: str, known: Any = None) -> Any:
+    """Return an option of one help panel; ``known`` gives a shell the names that it takes."""
+    return typer.Option(*names, help=about, rich_help_panel=panel, autocompletion=known)
 
 
 def _whole(panel: str, *names: str, about: str) -> Any:
@@ -52,7 +53,10 @@ def generate(
     *,
     # --- the picture
     model: Annotated[
-        str | None, _option(_PICTURE, "--model", "-m", about="Name, name@version, or path.")
+        str | None,
+        _option(
+            _PICTURE, "--model", "-m", about="Name, name@version, or path.", known=completing.models
+        ),
     ] = None,
     seed: Annotated[str | None, _option(_PICTURE, "--seed", "-s", about=field_help("seed"))] = None,
     num_images: Annotated[
@@ -68,10 +72,21 @@ def generate(
     ] = None,
     scheduler: Annotated[
         str | None,
-        _option(_PICTURE, "--scheduler", about="E.g. euler, dpmpp_2m, or a diffusers class."),
+        _option(
+            _PICTURE,
+            "--scheduler",
+            about="E.g. euler, dpmpp_2m, or a diffusers class.",
+            known=completing.schedulers,
+        ),
     ] = None,
     sigma_schedule: Annotated[
-        str | None, _option(_PICTURE, "--sigma-schedule", about="E.g. karras, exponential, beta.")
+        str | None,
+        _option(
+            _PICTURE,
+            "--sigma-schedule",
+            about="E.g. karras, exponential, beta.",
+            known=completing.sigma_schedules,
+        ),
     ] = None,
     guidance_scale: Annotated[
         str | None,
@@ -117,18 +132,39 @@ def generate(
     ] = None,
     control: Annotated[
         list[str] | None,
-        _option(_TECHNIQUES, "--control", about="NAME:PICTURE[:SCALE[:START:END]]; repeatable."),
+        _option(
+            _TECHNIQUES,
+            "--control",
+            about="NAME:PICTURE[:SCALE[:START:END]]; repeatable.",
+            known=completing.adapters("control"),
+        ),
     ] = None,
     lora: Annotated[
-        list[str] | None, _option(_TECHNIQUES, "--lora", about="NAME[:SCALE]; repeatable.")
+        list[str] | None,
+        _option(
+            _TECHNIQUES,
+            "--lora",
+            about="NAME[:SCALE]; repeatable.",
+            known=completing.adapters("lora"),
+        ),
     ] = None,
     image_prompt: Annotated[
         list[str] | None,
-        _option(_TECHNIQUES, "--image-prompt", about="NAME:PICTURE[:SCALE]; repeatable."),
+        _option(
+            _TECHNIQUES,
+            "--image-prompt",
+            about="NAME:PICTURE[:SCALE]; repeatable.",
+            known=completing.adapters("image_prompt"),
+        ),
     ] = None,
     embedding: Annotated[
         list[str] | None,
-        _option(_TECHNIQUES, "--embedding", about="NAME[:TOKEN], a textual inversion; repeatable."),
+        _option(
+            _TECHNIQUES,
+            "--embedding",
+            about="NAME[:TOKEN], a textual inversion; repeatable.",
+            known=completing.adapters("embedding"),
+        ),
     ] = None,
     region: Annotated[
         list[str] | None,
@@ -165,7 +201,12 @@ def generate(
     ] = None,
     gate: Annotated[
         list[str] | None,
-        _option(_TECHNIQUES, "--gate", about="NAME[:THRESHOLD[:open|closed]]; repeatable."),
+        _option(
+            _TECHNIQUES,
+            "--gate",
+            about="NAME[:THRESHOLD[:open|closed]]; repeatable.",
+            known=completing.gates,
+        ),
     ] = None,
     max_attempts: Annotated[
         int | None, _whole(_TECHNIQUES, "--max-attempts", about=field_help("gates.max_attempts"))
@@ -232,6 +273,19 @@ def generate(
     vae_tiling: Annotated[
         bool | None, _option(_RUN, "--vae-tiling", about=flags.placement_help("vae_tiling"))
     ] = None,
+    server: Annotated[
+        str,
+        _option(
+            _RUN, "--server", about="URL that draws; auto: one that runs here; none: this process."
+        ),
+    ] = "auto",
+    server_key: Annotated[
+        str | None, _option(_RUN, "--server-key", about="API key of the server.")
+    ] = None,
+    interactive: Annotated[
+        bool,
+        _option(_OUTPUT, "--interactive", "-i", about="Refine a prompt: each line a new picture."),
+    ] = False,
     no_cache: Annotated[
         bool, _option(_RUN, "--no-cache", about="Make it again even if it is known.")
     ] = False,
@@ -312,6 +366,14 @@ def generate(
     if plan:
         run(_print_plan(settings, wanted, as_json=as_json))
         return
+    is_placed = any(value is not None for value in (device, dtype, offload, vae_tiling))
+    url = _server(server, settings, wanted, here=is_placed or profile or interactive)
+    if interactive:
+        from mezzotint.cli.local.interactive import converse
+
+        shown = terminal_pictures() if preview or sys.stderr.isatty() else None
+        converse(settings, wanted, output_dir, pictures_as=shown, quiet=quiet)
+        return
     if grid_x or grid_y:
         from mezzotint.cli.grid import draw_grid, parse_axis
 
@@ -331,13 +393,37 @@ def generate(
         quiet=quiet,
         use_cache=not (no_cache or profile),
         pictures_as=terminal_pictures() if preview else None,
+        server=url,
+        server_key=server_key,
     )
     with _profiling(delivery) if profile else contextlib.nullcontext():
         run(_generate(settings, wanted, delivery))
 
 
+def _server(wanted: str, settings: Settings, request: GenerationRequest, *, here: bool) -> str:
+    """Return the address of the server that draws, "" for this process.
+
+    Raises:
+        WrongFlag: If what was given is no address.
+    """
+    if wanted == "none" or (wanted == "auto" and here):
+        return ""
+    if wanted != "auto":
+        if here:
+            raise flags.WrongFlag("--server", "a server draws where and as it was started to")
+        if not wanted.startswith(("http://", "https://")):
+            raise flags.WrongFlag("--server", f"must be auto, none or a URL, got {wanted[:60]!r}")
+        return wanted
+    from mezzotint.cli.local.servers import find_server, suits
+
+    return find_server(settings.home_path) if suits(request) else ""
+
+
 async def _generate(settings: Settings, request: GenerationRequest, delivery: Delivery) -> None:
     """Make the pictures and tell what was changed."""
+    if delivery.server and not delivery.quiet:
+        where = f"drawn by the server at {escaped(delivery.server)}; --server none draws here"
+        print(where, file=sys.stderr)
     result = await deliver(settings, request, delivery)
     warnings = (*result.warnings, *(w for i in result.images for w in i.warnings))
     for warning in dict.fromkeys(warnings):

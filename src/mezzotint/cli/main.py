@@ -27,6 +27,8 @@ from mezzotint.cli.config import config_app
 from mezzotint.cli.figures.plot import plot
 from mezzotint.cli.flags import flag_of
 from mezzotint.cli.keys import keys_app
+from mezzotint.cli.local.doctor import doctor
+from mezzotint.cli.local.greeting import completion, greet
 from mezzotint.cli.machines.cluster import cluster_app
 from mezzotint.cli.models import archive_app, models_app
 from mezzotint.cli.terminal import escaped
@@ -55,7 +57,7 @@ _REQUEST_FIELDS: Final = frozenset(
 app = typer.Typer(
     name="mezzotint",
     help="Turn words into pictures: generate, serve, train.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -70,6 +72,8 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
+    *,
     version: Annotated[
         bool,
         typer.Option(
@@ -86,7 +90,9 @@ def root(
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
-    """Hold the options that every verb shares."""
+    """Hold the options that every verb shares; alone, say what to do next."""
+    if context.invoked_subcommand is None:
+        greet(context)
 
 
 app.command("generate")(generate.generate)
@@ -108,6 +114,8 @@ app.command("bench", context_settings={"ignore_unknown_options": True, "allow_ex
 )
 app.command("lab")(lab.lab)
 app.command("plot")(plot)
+app.command("doctor")(doctor)
+app.command("completion")(completion)
 app.add_typer(config_app, name="config")
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mezzotint.cli.flags import placement_help
+from mezzotint.cli.local import completing
 from mezzotint.cli.session import load_settings
 from mezzotint.cli.terminal import columns, escaped
 from mezzotint.errors import MezzotintError
@@ -19,7 +20,10 @@ models_app = typer.Typer(help="The model store.", no_args_is_help=True)
 archive_app = typer.Typer(help="Archives of models.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name, or name@version.")]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="Name, or name@version.", autocompletion=completing.models),
+]
 
 
 def _store(context: typer.Context) -> Any:

@@ -76,23 +76,23 @@ def run(
 
     async def main() -> None:
         service = create_workers(worker, log_config)
-        await serve(config, jobs, service, version=version, announce=announce)
+        await serve(config, jobs, service, version=version, announce=announce, tell=tell)
 
-    with _held(home):
+    with _held(home) as tell:
         event_loop.run(main())
     return 0
 
 
 @contextlib.contextmanager
-def _held(home: Path | None) -> Iterator[None]:
-    """Have a home for this server alone as long as the block runs.
+def _held(home: Path | None) -> Iterator[Callable[[str], None]]:
+    """Have a home for this server alone as long as the block runs; yields what hears its address.
 
     Raises:
         FolderTaken: If another server has it; the message names that one.
         NotReady: If it cannot be written.
     """
     if home is None:
-        yield
+        yield lambda url: None
         return
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -100,7 +100,7 @@ def _held(home: Path | None) -> Iterator[None]:
     except OSError as error:
         raise NotReady(f"the home {home} cannot be used: {error.strerror or error}") from None
     try:
-        yield
+        yield owner.tell
     finally:
         owner.release()
 
@@ -113,8 +113,11 @@ async def serve(
     version: str = "",
     announce: Callable[[str], None] = print,
     stop: asyncio.Event | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> None:
     """Serve a service until ``stop`` is set or a signal comes.
+
+    ``tell`` hears the address of the first listener once it answers.
 
     A service with ``start`` is started after the listeners, so that
     ``/health/ready`` answers 503 while models load.
@@ -151,7 +154,9 @@ async def serve(
         ]
         for listener in rpc.values():
             await listener.start()
-        _announce_listeners(config, sockets, jobs_config, announce, rpc_addresses)
+        url = _announce_listeners(config, sockets, jobs_config, announce, rpc_addresses)
+        if tell is not None:
+            tell(url)
         try:
             await _start(service, stop, announce)
             await stop.wait()
@@ -230,17 +235,21 @@ def _announce_listeners(
     jobs: JobsConfig,
     announce: Callable[[str], None],
     rpc: Mapping[str, str],
-) -> None:
+) -> str:
+    """Tell where everything listens; return the address of the first listener."""
     scheme = "https" if config.certificate else "http"
+    urls: dict[Listener, str] = {}
     for name in _NAMES:
         host, port = sockets[name].getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
         note = "  (web page at /)" if name == "generation" else ""
-        announce(f"{name:<11} {scheme}://{host}:{port}{note}")
+        urls[name] = f"{scheme}://{host}:{port}"
+        announce(f"{name:<11} {urls[name]}{note}")
     for name, address in rpc.items():
         announce(f"{name:<11} {address}")
     announce(f"keys        {config.api_keys or 'none: loopback only'}")
     announce(f"jobs        {_place(jobs)}")
+    return urls["generation"]
 
 
 def _place(jobs: JobsConfig) -> str:

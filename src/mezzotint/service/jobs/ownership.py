@@ -15,7 +15,7 @@ from typing import Literal
 
 from mezzotint.errors import InvalidRequest
 
-__all__ = ["FolderOwner", "FolderTaken"]
+__all__ = ["FolderOwner", "FolderTaken", "server_of"]
 
 
 _KINDS = {
@@ -61,10 +61,15 @@ class FolderOwner:
                 field=field,
                 value=str(folder),
             ) from None
-        os.ftruncate(file, 0)
-        text = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
-        os.pwrite(file, text.encode(), 0)
         self._file = file
+        self.tell()
+
+    def tell(self, url: str = "") -> None:
+        """Write down who holds the folder, and where it answers once it does."""
+        if self._file is not None:
+            about = {"pid": os.getpid(), "host": socket.gethostname(), "url": url}
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, json.dumps(about).encode(), 0)
 
     def release(self) -> None:
         """Let another server have the folder."""
@@ -80,3 +85,23 @@ def _read_owner(file: int) -> str:
         return f"process {int(owner['pid'])} on {owner['host']!s}"
     except (OSError, ValueError, KeyError, TypeError):
         return "which has not written its name yet"
+
+
+def server_of(home: Path) -> str:
+    """Return the address of the server that has a home at this moment, "" for none.
+
+    Only where the system has locks: what a dead server wrote would be believed elsewhere.
+    """
+    if sys.platform == "win32":
+        return ""
+    import fcntl
+
+    try:
+        with (home / _KINDS["home"][0]).open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return str(json.loads(file.read(1000)).get("url", ""))
+    except (OSError, ValueError, AttributeError):
+        pass
+    return ""
