@@ -22,7 +22,7 @@ INK = (
     "#7a5245", "#c8609a", "#6f6f6f", "#9a9a2a", "#22337a", "#145a32",
 )  # fmt: skip
 """Colours of curves, in turn; told apart without red against green alone."""
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.right": False,
