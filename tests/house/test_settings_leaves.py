@@ -401,6 +401,11 @@ LEAVES = {
     "models.allow_downloads": (False, nothing_is_downloaded),
     "models.allow_handler_code": (True, CODE + "_at_its_door"),
     "models.allowed_handlers": (("ab" * 32,), CODE + "_at_its_door"),
+    "models.shared_url": (
+        "folder",
+        "unit/service/provision/test_learned.py::"
+        "test_an_equal_request_is_answered_by_what_another_machine_drew_for_the_same_key",
+    ),
     "models.backend": ("torch", the_provider_is_placed),
     "models.placement.device": ("cpu", the_provider_is_placed),
     "models.placement.dtype": (

@@ -253,7 +253,7 @@ interface Machines {
 function Nodes() {
   const found = usePolled<Machines>("/v1/operations/nodes", 3000);
   if (!found) return null;
-  const state = (ready: boolean, text: string) => <><span class={`dot ${ready ? "ready" : ""}`} aria-hidden="true" />{text}</>;
+  const state = (ready: boolean, text: string) => <><span class={`dot ${ready ? "ready" : ""}`} aria-hidden="true" /> {text}</>;
   const of = (node: string) => found.replicas.filter((r) => r.node === node);
   const rows = found.nodes.flatMap((n) => (of(n.node).length ? of(n.node) : [null]).map((r) => ({ n, r })));
   return (

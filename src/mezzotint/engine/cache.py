@@ -9,21 +9,23 @@ is checked against the digest of its content, so writing one need not wait for
 the disk.
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import os
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from mezzotint.files import atomic_path
 from mezzotint.planning.plan import Plan
 from mezzotint.types import ImageOutput, StageTimings
 
-__all__ = ["ByteCache", "ResultCache"]
+__all__ = ["ByteCache", "ResultCache", "SharedPictures"]
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -86,18 +88,38 @@ class _Entry(NamedTuple):
         return len(self.image.data) + 2 * len(self.canonical) + 512
 
 
+class SharedPictures(Protocol):
+    """Pictures that several machines share, by name."""
+
+    def fetch(self, name: str) -> bytes | None:
+        """Return what was kept under a name, None if nothing was; may wait for a network."""
+        ...
+
+    def offer(self, name: str, data: bytes) -> None:
+        """Keep something before long; does not wait."""
+        ...
+
+
 class ResultCache:
-    """Finished pictures in memory and on disk.
+    """Finished pictures in memory and on disk, and with other machines.
 
     Args:
         memory_bytes: Bytes kept in memory, 0 for none.
         disk_bytes: Bytes kept on disk, 0 for none.
         folder: Where on disk, or None.
+        shared: Where other machines keep theirs, or None.
     """
 
     def __init__(
-        self, *, memory_bytes: int, disk_bytes: int = 0, folder: Path | None = None
+        self,
+        *,
+        memory_bytes: int,
+        disk_bytes: int = 0,
+        folder: Path | None = None,
+        shared: SharedPictures | None = None,
     ) -> None:
+        self._shared = shared
+        self._lock = threading.Lock()  # :meth:`fetch` is called beside the others
         self._memory: ByteCache[str, _Entry] = ByteCache(memory_bytes, lambda e: e.num_bytes)
         self._folder = folder if disk_bytes > 0 else None
         self._disk_bytes = disk_bytes
@@ -112,29 +134,52 @@ class ResultCache:
         Its index is that of the request which it was made for.
         """
         digest, canonical = _key(plan, owner), plan.canonical
-        found = self._memory.get(digest)
-        if found is None and digest in self._disk:
-            found = self._read(digest)
-            if found is not None:
-                self._memory.put(digest, found)
+        with self._lock:
+            found = self._memory.get(digest)
+            if found is None and digest in self._disk:
+                found = self._read(digest)
+                if found is not None:
+                    self._memory.put(digest, found)
         return found.image if found is not None and found.canonical == canonical else None
+
+    def fetch(self, plans: Sequence[Plan], owner: str = "") -> None:
+        """Take the owner's pictures of these very plans from other machines, if they have any.
+
+        Only exact ones, whose bytes are those that would be drawn here. It may wait for a
+        network, so it is called before :meth:`get`, from a thread that may wait.
+        """
+        if self._shared is None:
+            return
+        for plan in plans:
+            if plan.reproducibility != "exact" or self.get(plan, owner) is not None:
+                continue
+            digest = _key(plan, owner)
+            data = self._shared.fetch(digest)
+            entry = _unpack(data) if data is not None else None
+            if entry is not None and entry.canonical == plan.canonical:
+                with self._lock:
+                    self._memory.put(digest, entry)
 
     def put(
         self, plan: Plan, image: ImageOutput, owner: str = "", *, drawn_s: float = math.inf
     ) -> None:
-        """Keep a picture; on disk too if it took ``drawn_s`` seconds that are worth it.
+        """Keep a picture; on disk and elsewhere too if it took ``drawn_s`` that are worth it.
 
         How it was drawn (pixels before encoding, times, attempts) is not kept.
         """
         digest = _key(plan, owner)
         image = replace(image, pixels=None, timings=StageTimings(), attempts=())
         entry = _Entry(plan.canonical, image)
-        self._memory.put(digest, entry)
-        self._plans[digest] = (owner, plan.canonical)
-        while len(self._plans) > _REMEMBERED_PLANS:
-            self._plans.popitem(last=False)
-        if drawn_s >= _WORTH_A_FILE_S:
-            self._write(digest, entry)
+        data = _pack(entry) if drawn_s >= _WORTH_A_FILE_S else b""
+        with self._lock:
+            self._memory.put(digest, entry)
+            self._plans[digest] = (owner, plan.canonical)
+            while len(self._plans) > _REMEMBERED_PLANS:
+                self._plans.popitem(last=False)
+            if data:
+                self._write(digest, data)
+        if data and self._shared is not None and plan.reproducibility == "exact":
+            self._shared.offer(digest, data)
 
     def why_miss(self, plan: Plan, owner: str = "") -> str:
         """Explain a miss: what differs from the most similar picture that the owner has.
@@ -177,26 +222,10 @@ class ResultCache:
         assert self._folder is not None  # noqa: S101 - called only with a folder
         return self._folder / f"{digest}.cached"
 
-    def _write(self, digest: str, entry: _Entry) -> None:
+    def _write(self, digest: str, data: bytes) -> None:
         """Write one picture, then remove the oldest beyond the budget; no disk is no error."""
         if self._folder is None:
             return
-        image = entry.image
-        head = json.dumps(
-            {
-                "canonical": entry.canonical,
-                "index": image.index,
-                "seed": image.seed,
-                "format": image.format,
-                "frames": image.frames,
-                "width": image.width,
-                "height": image.height,
-                "recipe": image.recipe,
-                "warnings": image.warnings,
-                "sha256": hashlib.sha256(image.data).hexdigest(),
-            }
-        ).encode()
-        data = len(head).to_bytes(8, "big") + head + image.data
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._folder.chmod(0o700)  # what users drew is nobody else's on this machine
@@ -214,30 +243,58 @@ class ResultCache:
     def _read(self, digest: str) -> _Entry | None:
         """Read one picture; anything broken counts as not there and is removed."""
         path = self._path(digest)
-        try:
-            data = path.read_bytes()
-            length = int.from_bytes(data[:8], "big")
-            head = json.loads(data[8 : 8 + length])
-            image = ImageOutput(
-                index=int(head["index"]),
-                seed=int(head["seed"]),
-                format=head["format"],
-                frames=int(head["frames"]),
-                data=data[8 + length :],
-                width=int(head["width"]),
-                height=int(head["height"]),
-                recipe=head["recipe"],
-                warnings=tuple(head["warnings"]),
-            )
-            if head["sha256"] != hashlib.sha256(image.data).hexdigest():
-                raise ValueError("the file was not written to its end")
+        entry = None
+        with contextlib.suppress(OSError):
+            entry = _unpack(path.read_bytes())
             os.utime(path)
-        except (OSError, ValueError, KeyError, TypeError):
+        if entry is None:
             self._disk_used -= self._disk.pop(digest, 0)
             path.unlink(missing_ok=True)
             return None
         self._disk.move_to_end(digest)
-        return _Entry(head["canonical"], image)
+        return entry
+
+
+def _pack(entry: _Entry) -> bytes:
+    """Return a picture as a file of its own."""
+    image = entry.image
+    head = json.dumps(
+        {
+            "canonical": entry.canonical,
+            "index": image.index,
+            "seed": image.seed,
+            "format": image.format,
+            "frames": image.frames,
+            "width": image.width,
+            "height": image.height,
+            "recipe": image.recipe,
+            "warnings": image.warnings,
+            "sha256": hashlib.sha256(image.data).hexdigest(),
+        }
+    ).encode()
+    return len(head).to_bytes(8, "big") + head + image.data
+
+
+def _unpack(data: bytes) -> _Entry | None:
+    """Read a picture; None if anything of it is broken."""
+    try:
+        length = int.from_bytes(data[:8], "big")
+        head = json.loads(data[8 : 8 + length])
+        image = ImageOutput(
+            index=int(head["index"]),
+            seed=int(head["seed"]),
+            format=head["format"],
+            frames=int(head["frames"]),
+            data=data[8 + length :],
+            width=int(head["width"]),
+            height=int(head["height"]),
+            recipe=head["recipe"],
+            warnings=tuple(head["warnings"]),
+        )
+        is_whole = head["sha256"] == hashlib.sha256(image.data).hexdigest()
+    except (ValueError, KeyError, TypeError):
+        return None
+    return _Entry(head["canonical"], image) if is_whole else None
 
 
 def _key(plan: Plan, owner: str) -> str:

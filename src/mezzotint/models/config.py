@@ -84,6 +84,10 @@ class ModelsConfig(Checked):
             OpenVINO there and torch elsewhere.
         placement: Where models compute, and what they trade for memory; a model's card may
             say otherwise for itself.
+        shared_url: Folder or ``s3://bucket/prefix`` where machines share finished ``exact``
+            pictures, each for the key that asked for it, and what they learned: certificates,
+            measured seconds, ranges of int8, compiled networks; "" shares nothing. Whoever
+            may write there is trusted as this machine is.
     """
 
     where: ClassVar[str] = "models"
@@ -97,6 +101,7 @@ class ModelsConfig(Checked):
     ] = ()
     backend: Literal["auto", "torch", "openvino"] = "auto"
     placement: PlacementConfig = PlacementConfig()
+    shared_url: str = ""
 
     @property
     def home_path(self) -> Path:

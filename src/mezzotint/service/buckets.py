@@ -98,6 +98,14 @@ class BucketObjects:
         except (FileNotFoundError, self._error) as error:
             raise self._away("write", error) from None
 
+    def names(self, prefix: str) -> list[str]:
+        """Return the names that begin with ``prefix``."""
+        try:
+            pages = self._calls.list(self._store, prefix)
+            return sorted(str(found["path"]) for page in pages for found in page)
+        except (FileNotFoundError, self._error) as error:
+            raise self._away("list", error) from None
+
     def holds(self, name: str, digest: str) -> bool:
         """Tell nothing: writing an object again takes one call, as asking for it would."""
         return False

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import mezzotint
-from mezzotint.engine.cache import ResultCache
 from mezzotint.engine.execution.filling import Filler
 from mezzotint.engine.execution.solving import prepare
 from mezzotint.engine.learning import Learner
@@ -46,6 +45,7 @@ from mezzotint.service.finishing.inpainting import read_inpainting, reference_si
 from mezzotint.service.finishing.pictures import Finisher, adapter_assets, check_pictures
 from mezzotint.service.handlers.handlers import HandlerPool
 from mezzotint.service.provision.fair_threads import FairThreads
+from mezzotint.service.provision.learned import open_results, open_shared
 from mezzotint.service.provision.loader import Loader
 from mezzotint.service.provision.model_provider import (
     ModelProvider,
@@ -110,6 +110,8 @@ class LocalService:
         self._environment_text = json.dumps(self.environment, sort_keys=True)
         engine, home = self.config.engine, store.home_path
         self.budget_bytes = memory_budget(engine.memory_bytes, self.provider.device)
+        self._shared = open_shared(store.shared_url, home / "cache", self._environment_text)
+        self._results = open_results(engine, cache_folder(home, "results"), self._shared)
         self.costs = CostTable(self._environment_text, cache_folder(home, "costs") / "costs.json")
         self._progress = CallProgress()
         self._learner = Learner(
@@ -138,11 +140,7 @@ class LocalService:
                 program=f"mezzotint {mezzotint.__version__}",
                 limits=self.config.images,
             ),
-            results=ResultCache(
-                memory_bytes=engine.cache_memory_bytes,
-                disk_bytes=engine.cache_disk_bytes,
-                folder=cache_folder(home, "results"),
-            ),
+            results=self._results,
             costs=self.costs,
             budget_bytes=self.budget_bytes,
             judge=self._judge,
@@ -245,6 +243,8 @@ class LocalService:
         policy = None
         if request.gates is not None and request.gates.gates and self._judge is not None:
             policy = self._judge.policy(request.gates)
+        if use_cache and policy is None:
+            self._results.fetch(planned.plans, "" if self.config.engine.share_results else client)
         return RequestSubmission(
             id=request_id,
             request=request,
@@ -331,7 +331,7 @@ class LocalService:
         has_files = request.gates or any(
             technique.is_asked(request) for technique in TECHNIQUES if not technique.is_light
         )
-        is_short = request.num_pictures <= _FEW_PICTURES
+        is_short = request.num_pictures <= _FEW_PICTURES and self._shared is None
         return is_short and not has_files and self.provider.is_loaded(request.model)
 
     async def generate(
@@ -364,7 +364,7 @@ class LocalService:
     def describe_plan(self, request: GenerationRequest, client: str = "") -> dict[str, Any]:
         """Return plan, warnings and predicted cost of a request as plain data."""
         began = time.perf_counter()  # pictures that come along are read and fitted here
-        submission = self._prepare(request, _no_sink, request_id="plan")
+        submission = self._prepare(request, _no_sink, request_id="plan", use_cache=False)
         prepared_s = time.perf_counter() - began
         min_rows = self.config.engine.min_rows
         plans = submission.planned.plans
@@ -478,6 +478,8 @@ class LocalService:
             self._threads.close()
             self._dispatcher.close().result()
             self.costs.save()
+            if self._shared is not None:
+                self._shared.close()
 
     def cancel_now(self, request_id: str) -> bool:
         """Cancel at the next step, from a plain thread."""

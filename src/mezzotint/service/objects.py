@@ -1,7 +1,8 @@
 """Objects: bytes under names, in a folder or anywhere else that holds bytes.
 
-The port through which finished pictures are kept. Names are paths of plain letters with ``/``
-between them. What speaks to a bucket is :mod:`mezzotint.service.buckets`.
+The port through which finished pictures, and what one machine learned for the others, are
+kept. Names are paths of plain letters with ``/`` between them. What speaks to a bucket is
+:mod:`mezzotint.service.buckets`.
 """
 
 from pathlib import Path
@@ -24,6 +25,10 @@ class ObjectStore(Protocol):
 
     def put(self, name: str, data: bytes) -> None:
         """Keep an object, whole or not at all; one of the same name is exchanged."""
+        ...
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names that begin with ``prefix``, which ends with ``/``."""
         ...
 
     def holds(self, name: str, digest: str) -> bool:
@@ -63,6 +68,11 @@ class FolderObjects:
             self.folder.chmod(0o700)
             sync_folder(self.folder)
         write_atomically(path, data)
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names that begin with ``prefix``."""
+        found = (p for p in self.path(prefix).rglob("*") if p.is_file())
+        return sorted(p.relative_to(self.folder).as_posix() for p in found)
 
     def holds(self, name: str, digest: str) -> bool:
         """Whether an object has a sha256, by its content."""

@@ -308,6 +308,7 @@ class Controller:
             await replica.actor.live.remote()
         except Exception as error:  # Ray's own are of many kinds: it is gone
             reason = str(error).partition("\n")[0][:200]
+            ray_link.ray_module().kill(replica.actor)  # or could not be reached: nobody leads it
         finally:
             self._replicas.pop(replica.name, None)
             if replica.status == "starting" and reason:

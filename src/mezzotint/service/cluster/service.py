@@ -48,6 +48,7 @@ _SYNC_S = 0.5
 _HEAD_AWAY_S = 10.0
 """Seconds without an answer of the head after which it counts as lost."""
 _NODES_S = 5.0  # between looks at which nodes there are
+_ASK_S = 5.0  # in which a replica that broke has to answer
 _STRANDED_S = 30.0
 """Seconds that a request waits for a replica like the one it began on, while others stand."""
 _MOST_ASKS = 2
@@ -98,6 +99,8 @@ class RayService(Pool):
         self._stranded: dict[str, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._nodes: list[dict[str, Any]] = []
+        self._lost: set[str] = set()  # replicas that broke, and that the controller has yet
+        self._asked: dict[str, asyncio.Task[None]] = {}
         self.losses = 0
 
     async def start(self) -> None:
@@ -206,8 +209,11 @@ class RayService(Pool):
                 link.is_leaving = replica.status != "ready"
                 place = self._router.places[name]
                 place.others_s = max(replica.others_s - self._reported.get(name, 0.0), 0.0)
+            elif replica.status == "ready" and name in self._lost:
+                self._ask_lost(name)
             elif replica.status == "ready":
                 self._meet(replica)
+        self._lost &= there.keys()
         for link in map(self._link, list(self._workers)):
             if link.is_leaving:
                 self._move_off(link)
@@ -235,6 +241,23 @@ class RayService(Pool):
         self._admit(place, link)
         log.info("cluster.replica_met", replica=replica.name, host=replica.host)
 
+    def _ask_lost(self, name: str) -> None:
+        """Ask a replica that broke whether it lives: Ray takes a while to know that it does not."""
+
+        async def ask() -> None:
+            try:
+                async with asyncio.timeout(_ASK_S):
+                    await ray_link.get_actor(name).describe.remote()
+                self._lost.discard(name)
+            except Exception as error:  # Ray's own are of many kinds: it is asked again
+                log.debug("cluster.replica_silent", replica=name, reason=str(error)[:200])
+                await asyncio.sleep(_SYNC_S)
+            finally:
+                del self._asked[name]
+
+        if name not in self._asked:
+            self._asked[name] = asyncio.create_task(ask())
+
     def _link(self, name: str) -> ReplicaLink:
         link = self._workers[name]
         assert isinstance(link, ReplicaLink)  # noqa: S101 - nothing else is ever admitted
@@ -251,6 +274,7 @@ class RayService(Pool):
             self.losses += 1
             log.warning("cluster.replica_lost", replica=link.name, reason=reason,
                         requests=len(link.ledger))  # fmt: skip
+        self._lost.add(link.name)
         self._dismiss(link.name)
         link.ledger.refuse("the replica is gone")
 
@@ -432,7 +456,7 @@ class RayService(Pool):
         if self._closing:
             return
         self._closing = True
-        for task in self._tasks:
+        for task in [*self._tasks, *self._asked.values()]:
             task.cancel()
         for name in list(self._workers):
             self._link(name).close()

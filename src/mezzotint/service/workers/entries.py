@@ -98,6 +98,8 @@ class Question:
     def close(self) -> None:
         """Forget the call; one that nobody waits for any more is stopped there."""
         self._ledger.forget(self._call, stop=not self.answer.done() or self.answer.cancelled())
+        if self.answer.done() and not self.answer.cancelled():
+            self.answer.exception()  # nobody waits for it any more
 
     async def wait(self) -> Any:
         """Return the answer as plain data.

@@ -24,16 +24,18 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path) if request.param == "folder" else request.getfixturevalue("bucket")
 
 
-def test_objects_are_kept_exchanged_and_removed_in_a_folder_and_in_a_bucket(place):
+def test_objects_are_kept_exchanged_listed_and_removed_in_a_folder_and_in_a_bucket(place):
     objects = open_objects(place, "jobs.results_url")
     assert objects.get("a/b") is None
     objects.put("a/b", b"first")
     objects.put("a/b", b"second")
     objects.put("a/c/d", b"")
     assert (objects.get("a/b"), objects.get("a/c/d")) == (b"second", b"")
+    assert objects.names("a/") == ["a/b", "a/c/d"]
     objects.remove("a/b")
     objects.remove("a/b")
     assert (objects.get("a/b"), objects.get("a/c/d")) == (None, b"")
+    assert objects.names("a/") == ["a/c/d"]
 
 
 def test_pictures_of_jobs_are_in_the_bucket_and_damage_is_found(tmp_path, bucket):
