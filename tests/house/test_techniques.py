@@ -4,7 +4,9 @@ import ast
 from pathlib import Path
 
 import pytest
+import typer
 
+from mezzotint.cli.main import app
 from mezzotint.plain import field_names
 from mezzotint.request import (
     Control,
@@ -18,7 +20,7 @@ from mezzotint.request import (
     Upscale,
     Walk,
 )
-from mezzotint.techniques.table import ADAPTERS, TECHNIQUES
+from mezzotint.techniques.table import ADAPTERS, FLAGS, TECHNIQUES
 from mezzotint.techniques.walking import names_of, pictures_of, texts_of
 from mezzotint.types import ImageInput
 
@@ -122,3 +124,11 @@ def test_a_request_says_what_its_passes_are():
     _, two = GenerationRequest(width=64, height=96, hires=hires).passes()
     assert (two.width, two.height, two.num_inference_steps) == (96, 144, 7)
     assert (two.steps_field, two.size_field) == ("hires.num_inference_steps", "hires.scale")
+
+
+def test_every_technique_can_be_asked_for_by_a_flag_that_its_row_declares():
+    verb = typer.main.get_command(app).commands["generate"]
+    offered = {name: option.help for option in verb.params for name in option.opts}
+    assert all(technique.flags for technique in TECHNIQUES)
+    for flag in FLAGS.values():
+        assert offered[flag.name].startswith(flag.about)

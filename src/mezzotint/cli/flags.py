@@ -36,14 +36,17 @@ from mezzotint.errors import InvalidRequest
 from mezzotint.models.config import PlacementConfig
 from mezzotint.plain import allowed, field_docs, field_hints, field_types
 from mezzotint.request import GenerationRequest
+from mezzotint.techniques.table import FLAGS, TECHNIQUES
 from mezzotint.types import ImageInput
 
 __all__ = [
     "FIELD_FLAGS",
+    "FORMS",
     "WrongFlag",
     "field_help",
     "flag_of",
     "merge",
+    "owner_of",
     "parse_animation",
     "parse_control",
     "parse_embedding",
@@ -67,17 +70,8 @@ __all__ = [
 
 FIELD_FLAGS: dict[str, str] = {
     "prompt": "PROMPT",
-    "controls": "--control",
-    "embeddings": "--embedding",
-    "image_prompts": "--image-prompt",
-    "image_references": "--image-reference",
-    "loras": "--lora",
-    "regions": "--region",
-    "walk": "--walk-to",
-    "walk.frames": "--frames",
-    "walk.mode": "--walk-mode",
-    "walk.to_seed": "--to-seed",
-    "walk.space": "--walk-space",
+    **{t.field: t.flags[0].name for t in TECHNIQUES},
+    **{field: flag.name for field, flag in FLAGS.items()},
     "latent": "--set latent",
     "latent.truncation": "--truncation",
     "latent.class_label": "--class-label",
@@ -127,15 +121,21 @@ def field_help(path: str) -> str:
         >>> field_help("output.quality")
         'Of JPEG, WebP and MP4: 1 to 100.'
     """
+    cls, name = owner_of(path)
+    meaning = field_docs(cls).get(name, "").replace("`", "").rstrip(".")
+    meaning = meaning.replace("if None", "if not given")
+    bounds = allowed(field_hints(cls)[name])
+    return f"{meaning}: {bounds}." if bounds else f"{meaning}."
+
+
+def owner_of(path: str) -> tuple[Any, str]:
+    """Return the part of a request that has a dotted field, and the field's own name."""
     cls: Any = GenerationRequest
     *parents, name = path.split(".")
     for parent in parents:
         options = (field_types(cls)[parent], *typing.get_args(field_types(cls)[parent]))
         cls = next(option for option in options if dataclasses.is_dataclass(option))
-    meaning = field_docs(cls).get(name, "").replace("`", "").rstrip(".")
-    meaning = meaning.replace("if None", "if not given")
-    bounds = allowed(field_hints(cls)[name])
-    return f"{meaning}: {bounds}." if bounds else f"{meaning}."
+    return cls, name
 
 
 def placement_help(option: str) -> str:
@@ -368,6 +368,22 @@ def parse_variation(text: str) -> dict[str, Any]:
     _need(colon and (not seed or seed.isdecimal()), flag, shape, text)
     found: dict[str, Any] = {"strength": _number(strength, flag)}
     return {**found, "seed": int(seed)} if seed else found
+
+
+FORMS: Mapping[str, Callable[[str], dict[str, Any]]] = {
+    "--control": parse_control,
+    "--embedding": parse_embedding,
+    "--ensemble": parse_ensemble,
+    "--hires": parse_hires,
+    "--image-prompt": parse_image_prompt,
+    "--inpaint": parse_inpaint,
+    "--lora": parse_lora,
+    "--outpaint": parse_outpaint,
+    "--region": parse_region,
+    "--upscale": parse_upscale,
+    "--variation": parse_variation,
+}
+"""What reads the text of a flag that sets a whole part of a request."""
 
 
 def parse_set(text: str) -> tuple[str, Any]:

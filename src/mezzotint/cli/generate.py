@@ -14,7 +14,14 @@ from mezzotint.cli.delivery import Delivery, deliver
 from mezzotint.cli.flags import field_help
 from mezzotint.cli.local import completing
 from mezzotint.cli.outputs import Destination, describe
-from mezzotint.cli.requests import build_request, gate_fields, read_seed, with_format
+from mezzotint.cli.requests import (
+    build_request,
+    gate_fields,
+    read_seed,
+    technique_fields,
+    with_format,
+    with_techniques,
+)
 from mezzotint.cli.session import load_settings, open_service, run
 from mezzotint.cli.terminal import escaped
 from mezzotint.errors import MezzotintError
@@ -47,6 +54,7 @@ def _real(panel: str, *names: str, about: str) -> Any:
     )
 
 
+@with_techniques("truncation", panel=_TECHNIQUES)
 def generate(
     context: typer.Context,
     prompt: Words = None,
@@ -99,100 +107,7 @@ def generate(
         str | None,
         _option(_PICTURE, "--prompt-dialect", about=field_help("prompt_dialect")),
     ] = None,
-    # --- techniques
-    image: Annotated[
-        str | None, _option(_TECHNIQUES, "--image", about="Begin from this picture.")
-    ] = None,
-    strength: Annotated[
-        float | None, _real(_TECHNIQUES, "--strength", about=field_help("strength"))
-    ] = None,
-    mask: Annotated[
-        str | None, _option(_TECHNIQUES, "--mask", about="Repaint where this picture is white.")
-    ] = None,
-    image_reference: Annotated[
-        list[str] | None,
-        _option(_TECHNIQUES, "--image-reference", about="A picture to edit; repeatable."),
-    ] = None,
-    inpaint: Annotated[
-        str | None,
-        _option(_TECHNIQUES, "--inpaint", about="invert,blur=4,fill=noise,area=masked,paste."),
-    ] = None,
-    outpaint: Annotated[
-        str | None, _option(_TECHNIQUES, "--outpaint", about="LEFT,TOP,RIGHT,BOTTOM to add, px.")
-    ] = None,
-    variation: Annotated[
-        str | None, _option(_TECHNIQUES, "--variation", about="SEED:STRENGTH, part of its noise.")
-    ] = None,
-    tiling: Annotated[bool, _option(_TECHNIQUES, "--tiling", about=field_help("tiling"))] = False,
-    hires: Annotated[
-        str | None,
-        _option(
-            _TECHNIQUES, "--hires", about="SCALE or WxH[:latent|lanczos|real-esrgan[:STRENGTH]]."
-        ),
-    ] = None,
-    control: Annotated[
-        list[str] | None,
-        _option(
-            _TECHNIQUES,
-            "--control",
-            about="NAME:PICTURE[:SCALE[:START:END]]; repeatable.",
-            known=completing.adapters("control"),
-        ),
-    ] = None,
-    lora: Annotated[
-        list[str] | None,
-        _option(
-            _TECHNIQUES,
-            "--lora",
-            about="NAME[:SCALE]; repeatable.",
-            known=completing.adapters("lora"),
-        ),
-    ] = None,
-    image_prompt: Annotated[
-        list[str] | None,
-        _option(
-            _TECHNIQUES,
-            "--image-prompt",
-            about="NAME:PICTURE[:SCALE]; repeatable.",
-            known=completing.adapters("image_prompt"),
-        ),
-    ] = None,
-    embedding: Annotated[
-        list[str] | None,
-        _option(
-            _TECHNIQUES,
-            "--embedding",
-            about="NAME[:TOKEN], a textual inversion; repeatable.",
-            known=completing.adapters("embedding"),
-        ),
-    ] = None,
-    region: Annotated[
-        list[str] | None,
-        _option(_TECHNIQUES, "--region", about="PROMPT@X0,Y0,X1,Y1[;weight=W] or PROMPT@MASK.png."),
-    ] = None,
-    ensemble: Annotated[
-        list[str] | None,
-        _option(
-            _TECHNIQUES,
-            "--ensemble",
-            about="MODEL[:W or :W1,W2,...][;box=X0,Y0,X1,Y1]; repeatable.",
-        ),
-    ] = None,
-    walk_to: Annotated[
-        str | None, _option(_TECHNIQUES, "--walk-to", about=field_help("walk.to"))
-    ] = None,
-    frames: Annotated[
-        int | None, _whole(_TECHNIQUES, "--frames", about=field_help("walk.frames"))
-    ] = None,
-    walk_mode: Annotated[
-        str | None, _option(_TECHNIQUES, "--walk-mode", about=field_help("walk.mode"))
-    ] = None,
-    to_seed: Annotated[
-        str | None, _option(_TECHNIQUES, "--to-seed", about=field_help("walk.to_seed"))
-    ] = None,
-    walk_space: Annotated[
-        str | None, _option(_TECHNIQUES, "--walk-space", about=field_help("walk.space"))
-    ] = None,
+    # --- techniques without a row of their own
     truncation: Annotated[
         float | None, _real(_TECHNIQUES, "--truncation", about=field_help("latent.truncation"))
     ] = None,
@@ -213,9 +128,6 @@ def generate(
     ] = None,
     keep: Annotated[
         str | None, _option(_TECHNIQUES, "--keep", about=field_help("gates.keep"))
-    ] = None,
-    upscale: Annotated[
-        str | None, _option(_TECHNIQUES, "--upscale", about="FACTOR[:MODEL].")
     ] = None,
     animate: Annotated[
         str | None,
@@ -301,6 +213,7 @@ def generate(
     profile: Annotated[
         bool, _option(_RUN, "--profile", about="Print a stage table; write a Chrome trace.")
     ] = False,
+    **techniques: Any,
 ) -> None:
     """Draw one or more pictures and print the paths of the files.
 
@@ -319,32 +232,8 @@ def generate(
         "guidance_scale": flags.parse_guidance(guidance_scale) if guidance_scale else None,
         "negative_prompt": negative_prompt,
         "prompt_dialect": prompt_dialect,
-        "image": flags.read_picture(image, "--image") if image else None,
-        "strength": strength,
-        "mask": flags.read_picture(mask, "--mask") if mask else None,
-        "image_references": [
-            flags.read_picture(name, "--image-reference") for name in image_reference or ()
-        ]
-        or None,
-        "inpaint": flags.parse_inpaint(inpaint) if inpaint else None,
-        "outpaint": flags.parse_outpaint(outpaint) if outpaint else None,
-        "variation": flags.parse_variation(variation) if variation else None,
-        "tiling": True if tiling else None,
-        "hires": flags.parse_hires(hires) if hires else None,
-        "controls": [flags.parse_control(text) for text in control or ()] or None,
-        "loras": [flags.parse_lora(text) for text in lora or ()] or None,
-        "image_prompts": [flags.parse_image_prompt(t) for t in image_prompt or ()] or None,
-        "embeddings": [flags.parse_embedding(text) for text in embedding or ()] or None,
-        "regions": [flags.parse_region(text) for text in region or ()] or None,
-        "ensemble": [flags.parse_ensemble(text) for text in ensemble or ()] or None,
-        "walk.to": walk_to,
-        "walk.frames": frames,
-        "walk.mode": walk_mode,
-        "walk.to_seed": read_seed(to_seed, "--to-seed"),
-        "walk.space": walk_space,
         "latent.truncation": truncation,
         "latent.class_label": class_label,
-        "upscale": flags.parse_upscale(upscale) if upscale else None,
         "output.format": output_format,
         "output.quality": quality,
         "output.metadata": False if no_metadata else None,
@@ -353,6 +242,7 @@ def generate(
         "priority": priority,
         "deadline_s": deadline_s,
         **gate_fields(gate, max_attempts, keep),
+        **technique_fields(techniques),
     }
     overrides = [flags.parse_set(text) for text in set_ or ()]
     wanted = build_request(given, file=request, overrides=overrides)

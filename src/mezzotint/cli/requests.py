@@ -1,17 +1,133 @@
-"""Requests: a file, flags and ``--set`` put together, each refused in its own name."""
+"""Requests: a file, flags and ``--set`` put together, each refused in its own name.
+
+The flags of techniques are made from their rows (:mod:`mezzotint.techniques.table`): name,
+help and what a text means, so that a new technique adds none here.
+"""
 
 import dataclasses
-from collections.abc import Mapping
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+import typer
+
+from mezzotint.bounds import Range
 from mezzotint.cli import flags
 from mezzotint.cli.flags import WrongFlag
+from mezzotint.cli.local import completing
 from mezzotint.cli.outputs import FORMATS, MOVING
 from mezzotint.errors import InvalidRequest
+from mezzotint.plain import bounds_of, field_hints, field_types
 from mezzotint.request import Animation, GenerationRequest
+from mezzotint.techniques.table import ADAPTERS, FLAGS, Flag
+from mezzotint.types import ImageInput
 
-__all__ = ["build_request", "gate_fields", "read_seed", "with_format"]
+__all__ = [
+    "build_request",
+    "gate_fields",
+    "read_seed",
+    "technique_fields",
+    "with_format",
+    "with_techniques",
+]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def with_techniques(before: str, *, panel: str) -> Callable[[_F], _F]:
+    """Give a verb the flags of all techniques in place of its ``**techniques``.
+
+    Args:
+        before: The parameter that they stand before.
+        panel: Where its help lists them.
+    """
+
+    def give(verb: _F) -> _F:
+        signature = inspect.signature(verb, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        place = [p.name for p in own].index(before)
+        made = [_parameter(field, flag, panel) for field, flag in FLAGS.items()]
+        whole = signature.replace(parameters=[*own[:place], *made, *own[place:]])
+        verb.__signature__ = whole  # type: ignore[attr-defined]
+        return verb
+
+    return give
+
+
+def technique_fields(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that flags of techniques set, None where one was not given.
+
+    Args:
+        given: What came for each parameter that :func:`with_techniques` made.
+
+    Raises:
+        WrongFlag: If a text cannot be understood.
+    """
+    found: dict[str, Any] = {}
+    for field, flag in FLAGS.items():
+        value = given.get(_name(flag))
+        if flag.many:
+            found[field] = [_read(field, flag, text) for text in value or ()] or None
+        else:
+            found[field] = None if value in (None, False) else _read(field, flag, value)
+    return found
+
+
+def _name(flag: Flag) -> str:
+    return flag.name.removeprefix("--").replace("-", "_")
+
+
+def _kind(field: str) -> Any:
+    """Return what a flag's text becomes: the field's type, without None."""
+    cls, name = flags.owner_of(field)
+    hint = field_types(cls)[name]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    return hint
+
+
+def _is_seed(field: str) -> bool:
+    """Whether a field holds numbers that are beyond those of JSON."""
+    cls, name = flags.owner_of(field)
+    own, _ = bounds_of(field_hints(cls)[name])
+    return any(isinstance(bound, Range) and bound.as_text for bound in own)
+
+
+def _parameter(field: str, flag: Flag, panel: str) -> inspect.Parameter:
+    """Return the parameter of a flag."""
+    kind = _kind(field)
+    read: dict[str, Any] = {}
+    if flag.name in flags.FORMS or _is_seed(field):
+        kind = str
+    elif kind is int:
+        read = {"parser": flags.whole_number, "metavar": "INT"}
+    elif kind is float:
+        read = {"parser": flags.real_number, "metavar": "NUMBER"}
+    about = flag.about or flags.field_help(field)
+    known = completing.adapters(ADAPTERS[field]) if field in ADAPTERS else None
+    option = typer.Option(
+        flag.name, help=about, rich_help_panel=panel, autocompletion=known, **read
+    )
+    hint: Any = bool if kind is bool else kind if kind in (int, float) else str
+    hint = list[hint] if flag.many else hint
+    return inspect.Parameter(
+        _name(flag),
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False if kind is bool else None,
+        annotation=Annotated[hint if kind is bool else hint | None, option],
+    )
+
+
+def _read(field: str, flag: Flag, value: Any) -> Any:
+    """Return what the text of a flag means."""
+    if flag.name in flags.FORMS:
+        return flags.FORMS[flag.name](value)
+    if ImageInput in (_kind(field), *typing.get_args(_kind(field))):
+        return flags.read_picture(value, flag.name)
+    return read_seed(value, flag.name) if _is_seed(field) else value
 
 
 def build_request(
