@@ -1,9 +1,7 @@
 """Batcher: whose turn it is, decided purely from a picture of the world.
 
-Deficit round robin over clients, with measured seconds as the currency. A client
-earns an equal share of every second that the device works and pays for the seconds
-its own rows took; who is owed most goes first. A client that is new gets half of its
-own cost in advance, divided by its rivals. Priority classes stand above that.
+Deficit round robin over clients, with measured seconds as the currency: who is owed most
+(:mod:`mezzotint.engine.accounts`) goes first. Priority classes stand above that.
 
 Within a client the earliest deadline goes first, then what is due first: a request is
 due some multiple of its own time after it arrived. So a short one passes a long one
@@ -11,28 +9,32 @@ that has only begun, and nobody who comes later passes for ever: what was promis
 a request stays true whoever comes after it.
 
 The batch is then filled with images that can share the call, up to the size
-that gives most rows per measured second.
+that gives most rows per measured second. Two things bound it for the sake of those who are
+owed more. An image whose turn would come only after all of the first one's rides along only
+where that costs the first next to nothing. And a call of a client that owes to another who is
+away stays short beside what the other's requests take, since it may come back at any moment.
 """
 
 import heapq
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
+from mezzotint.engine.accounts import Credits
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.state import ImageId, ImageState, StepBatch
 from mezzotint.planning.costs import CostTable, cost_key, encode_key
 from mezzotint.planning.memory import Footprint
 
-__all__ = ["Credits", "World", "next_batch", "next_joiners", "settle", "welcome"]
+__all__ = ["World", "next_batch", "next_joiners"]
 
 _WORTH_WAITING = 1.03  # a larger batch must give this many times the rows per second
 _HOPE = 0.5  # share of the proportional time that an untried batch size is hoped to take
-_NEWCOMER_SHARE = 0.5  # of its own cost, in advance, divided by its rivals
+_RIDE = 1.1  # times its length, for which an image far behind in turn may ride in a call
+_CREDITOR = 1.5  # of its requests, by which a client that is away has to be owed more
+_DELAY = 0.1  # of an absent creditor's request, for which a call may keep it waiting
 _ENCODE_SHARE = 0.125  # of the quantum may go into starting images before the next call
-
-Credits = Mapping[str, float]
-"""Seconds owed to each client."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,8 @@ class World:
     Args:
         states: Every image the engine holds, in order of arrival.
         footprints: Bytes of each.
-        credits: Seconds owed to clients.
+        credits: Seconds owed to clients, those who are away included.
+        away: Seconds that a request takes of the clients who are away.
         costs: Measured seconds per call.
         config: Limits.
         budget_bytes: Bytes that all tensors of requests may take together.
@@ -52,6 +55,7 @@ class World:
     states: Mapping[ImageId, ImageState]
     footprints: Mapping[ImageId, Footprint]
     credits: Credits
+    away: Mapping[str, float]
     costs: CostTable
     config: EngineConfig
     budget_bytes: int
@@ -80,7 +84,8 @@ def next_batch(world: World) -> StepBatch | None:
     group = [s for s in running if s.kind == leader.kind and s.key == leader.key]
     buckets = world.buckets.get((leader.kind, leader.key), world.config.buckets)
     queue = _share_out(group, leader, world)
-    chosen, bucket = _cut(queue, buckets, world)
+    limit_s = min(world.config.quantum_s, _patience_s(leader.claim.client, world))
+    chosen, bucket = _cut(queue, buckets, limit_s, world)
     ids = tuple(state.id for state in queue[:chosen])
     return StepBatch(kind=leader.kind, ids=ids, key=leader.key, bucket=bucket)
 
@@ -107,6 +112,7 @@ def next_joiners(world: World) -> tuple[ImageId, ...]:
         footprint = world.footprints[state.id]
         held += footprint.slot_bytes
         activation = max(activation, _activation(world, state))
+        encode_s = min(encode_s, _patience_s(state.claim.client, world))
         encode_s -= world.costs.seconds(encode_key(state.plan), "encode", 1)
         is_alone = count == 0 and not joiners
         fits = held + activation <= world.budget_bytes and count < world.config.max_running
@@ -117,51 +123,6 @@ def next_joiners(world: World) -> tuple[ImageId, ...]:
         if state.plan.is_alone:
             taken.add(state.plan.model_digest)
     return tuple(joiners)
-
-
-def settle(
-    credits: Credits, states: Iterable[ImageState], paid: Mapping[ImageId, float]
-) -> dict[str, float]:
-    """Book one piece of work: every client present earns alike, those who worked pay.
-
-    Clients earn while anything of theirs is held. What is owed sums to zero.
-
-    Args:
-        credits: Seconds owed before.
-        states: Every image the engine held while the work was done.
-        paid: Seconds that each image's rows took.
-
-    Returns:
-        Seconds owed afterwards; whoever is gone is forgotten.
-    """
-    after: dict[str, float] = {}
-    for state in states:
-        client = state.claim.client
-        after[client] = after.get(client, credits.get(client, 0.0)) - paid.get(state.id, 0.0)
-    middle = sum(after.values()) / max(len(after), 1)
-    return {client: owed - middle for client, owed in after.items()}
-
-
-def welcome(
-    credits: Credits, state: ImageState, costs: CostTable, footprint: Footprint, limit_s: float
-) -> Credits:
-    """Give a new client half of its first image's cost in advance, up to a limit.
-
-    Beside one long request that lets a short one pass. Among many clients it would let
-    a stream of new ones hold those back who came before, so it is divided by them.
-
-    Args:
-        credits: Seconds owed before.
-        state: An image that starts to run.
-        costs: Measured seconds.
-        footprint: Bytes of the image.
-        limit_s: Seconds of an advance, at most.
-    """
-    client = state.claim.client
-    if client in credits:
-        return credits
-    advance = min(_NEWCOMER_SHARE * costs.predict(state.plan, footprint).seconds, limit_s)
-    return {**credits, client: advance / max(len(credits), 1)}
 
 
 def _order(state: ImageState, credits: Credits) -> tuple[float | ImageId, ...]:
@@ -199,8 +160,38 @@ def _share_out(group: list[ImageState], leader: ImageState, world: World) -> lis
     return queue
 
 
-def _cut(queue: list[ImageState], buckets: tuple[int, ...], world: World) -> tuple[int, int]:
-    """Return how many images of the queue to take and the size of their call."""
+def _patience_s(client: str, world: World) -> float:
+    """Return the seconds for which a call of a client may keep others waiting who are away.
+
+    Only those count whose whole request would come long before anything of the client's.
+    """
+    owed = world.credits.get(client, 0.0)
+    return min(
+        (_DELAY * seconds for other, seconds in world.away.items()
+         if world.credits[other] - owed > _CREDITOR * seconds > 0),
+        default=math.inf,
+    )  # fmt: skip
+
+
+def _comes_after(state: ImageState, leader: ImageState, whole_s: float, world: World) -> bool:
+    """Whether an image's turn would come only when all that the leader asks for is done."""
+    if state.claim.client == leader.claim.client or state.claim.priority != leader.claim.priority:
+        return state.claim.priority < leader.claim.priority
+    owed = world.credits
+    return owed.get(leader.claim.client, 0.0) - owed.get(state.claim.client, 0.0) > whole_s
+
+
+def _cut(
+    queue: list[ImageState], buckets: tuple[int, ...], limit_s: float, world: World
+) -> tuple[int, int]:
+    """Return how many images of the queue to take and the size of their call.
+
+    Args:
+        queue: Images that can share a call, in turn.
+        buckets: Call sizes that may be used.
+        limit_s: Seconds that a call of several images may take.
+        world: What is known.
+    """
     leader = queue[0]
     key, kind = cost_key(leader.plan), leader.kind
     measured = world.costs.measured_rows(key, kind)
@@ -208,18 +199,24 @@ def _cut(queue: list[ImageState], buckets: tuple[int, ...], world: World) -> tup
     footprint = world.footprints[leader.id]
     row_bytes = footprint.decode_bytes if kind == "decode" else footprint.row_bytes
     free = world.budget_bytes - world.held_bytes
-    best, best_bucket, best_rate, rows = 0, 0, 0.0, 0
+    whole_s = len(leader.plan.rows) * world.costs.seconds(
+        key, "step", max(leader.rows, world.config.min_rows)
+    )
+    best, best_bucket, best_rate, rows, own_s = 0, 0, 0.0, 0, 0.0
     for position, state in enumerate(queue, start=1):
         rows += state.rows
         bucket = _bucket(rows, buckets)
         seconds = world.costs.seconds(key, kind, bucket)
         if bucket not in measured and position > 1:
             seconds *= _HOPE
+        if position == 1 or not _comes_after(state, leader, whole_s, world):
+            own_s = seconds
         if position > 1 and (
-            bucket > buckets[-1]
+            seconds > _RIDE * own_s
+            or bucket > buckets[-1]
             or rows > world.config.max_rows
             or bucket * row_bytes > free
-            or seconds > world.config.quantum_s
+            or seconds > limit_s
             or (bucket not in measured and bucket > max(reach, _bucket(leader.rows, buckets)))
         ):
             break

@@ -13,7 +13,8 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from mezzotint.engine.batcher import Credits, World, next_batch, next_joiners, settle, welcome
+from mezzotint.engine.accounts import Accounts
+from mezzotint.engine.batcher import World, next_batch, next_joiners
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.progress import CallProgress
 from mezzotint.engine.state import (
@@ -162,7 +163,7 @@ class StepEngine:
         self._states: dict[ImageId, ImageState] = {}
         self._footprints: dict[ImageId, Footprint] = {}
         self._assets: dict[ImageId, Mapping[str, Any]] = {}
-        self._credits: Credits = {}
+        self._accounts = Accounts()
         self._ceilings: dict[tuple[str, Hashable], int] = {}
         self._has_deadlines = False
         self._draining = False
@@ -235,7 +236,8 @@ class StepEngine:
         return World(
             states=self._states,
             footprints=self._footprints,
-            credits=self._credits,
+            credits=self._accounts.credits,
+            away=self._accounts.away,
             costs=self._costs,
             config=self._config,
             budget_bytes=self._budget_bytes,
@@ -263,8 +265,9 @@ class StepEngine:
     def _encode(self, image: ImageId) -> None:
         """Encode one image, or fail it."""
         state = self._states[image]
-        self._credits = welcome(
-            self._credits, state, self._costs, self._footprints[image], self._config.quantum_s
+        cost = self._costs.predict(state.plan, self._footprints[image])
+        self._accounts.welcome(
+            state.claim.client, image.request, cost.seconds, self._config.quantum_s
         )
         began = self._clock()
         try:
@@ -376,7 +379,14 @@ class StepEngine:
 
     def _pay(self, paid: Mapping[ImageId, float]) -> None:
         """Book seconds among clients."""
-        self._credits = settle(self._credits, self._states.values(), paid)
+        by_client: dict[str, float] = {}
+        for image, seconds in paid.items():
+            if image not in self._states:  # a listener ended it
+                continue
+            client = self._states[image].claim.client
+            by_client[client] = by_client.get(client, 0.0) + seconds
+        present = {state.claim.client for state in self._states.values()}
+        self._accounts.settle(present, by_client, self._clock())
 
     def _fail(self, image: ImageId, error: Exception) -> None:
         """End an image with an error; one that has ended already keeps its ending."""
