@@ -410,6 +410,10 @@ class _Reader:
         if got not in kinds:
             text = f"{name} must come from {_either(kinds)} here, not from {got}"
             raise self._fault(node, text, name, got, kind="return_type_mismatch")
+        count = len(NODES[got][1])
+        if isinstance(link[1], bool) or link[1] not in range(count):
+            text = f"{name} must be linked to an output of {got}, 0 to {count - 1}"
+            raise self._fault(node, text, name, link[1], kind="bad_linked_input")
         return other
 
     def _words(self, node: str, name: str) -> str:

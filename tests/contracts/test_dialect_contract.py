@@ -135,7 +135,7 @@ class TestOpenAI:
             ({"prompt": "a", "output_format": "gif"}, "output_format"),
             ({"prompt": "a", "background": "transparent"}, "background"),
             ({"prompt": "a", "partial_images": 4}, "partial_images"),
-            ({"prompt": "a", "n": 2000}, "n"),
+            ({"prompt": "a", "n": 11}, "n"),  # 1 to 10, as there
             ({"prompt": 5}, "prompt"),
             ({"prompt": "a", "wdith": 4}, "wdith"),
         ],
@@ -147,9 +147,10 @@ class TestOpenAI:
         assert answer.json()["error"]["param"] == param
         assert answer.json()["error"]["type"] == "invalid_request_error"
 
-    def test_num_images_is_called_n_in_messages(self, door):
-        body = {"prompt": "a", "n": 1000}
-        answer = door.http.post("/v1/images/generations", json=body)
+    def test_num_images_is_called_n_in_messages(self):
+        with open_door(limits={"images": 4}) as door:
+            body = {"prompt": "a", "n": 5}
+            answer = door.http.post("/v1/images/generations", json=body)
         assert answer.status_code == 413
         assert answer.json()["error"]["message"].startswith("n is too much")
 

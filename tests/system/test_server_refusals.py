@@ -12,11 +12,15 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import httpx
 import pytest
 from tests.serving import RunningServer, running_server
-from tests.system import hostile_cases
+from tests.system import hostile_cases, hostile_doors
 from tests.system.hostile_cases import Case
+from tests.system.hostile_doors import ACCEPTS
+
+from mezzotint.serve.rpc.messages import message
 
 SECRETS = ("quetzalwort", "obsidianfern", "9876543219876")
 VICTIM = {"authorization": "Bearer victim-key-0000000000000000000000"}
@@ -43,7 +47,11 @@ def server(folder) -> Iterator[RunningServer]:
         "model_store": str(folder / "store"), "images": {"max_pixels": 1 << 20},
         "engine": {"buckets": [2], "calibrate_s": 0.0},
     }  # fmt: skip
-    serve = {"api_keys": str(keys), "limits": {"body_bytes": 2 << 20, "body_s": 1.0, "head_s": 1.0}}
+    serve = {
+        "api_keys": str(keys),
+        "grpc_port": 0,
+        "limits": {"body_bytes": 2 << 20, "body_s": 1.0, "head_s": 1.0},
+    }
     worker = {"factory": "mezzotint.service.local:create_service", "options": options}
     with running_server(folder / "jobs", serve=serve, worker=worker) as running:
         draw_secrets(running)
@@ -67,10 +75,13 @@ def draw_secrets(server: RunningServer) -> None:
 @pytest.fixture(scope="module")
 def client(server: RunningServer) -> Iterator[httpx.Client]:
     with httpx.Client(timeout=20, headers=ATTACKER) as made:
+        ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}  # reads the SDK, which takes a second
+        assert made.post(server.url + "/mcp", json=ping, headers=ACCEPTS).status_code == 200
         yield made
 
 
-WITHOUT_FILES = hostile_cases.table()
+WITHOUT_FILES = [*hostile_cases.table(), *hostile_doors.table()]
+MESSAGES = list(hostile_doors.messages())
 
 
 @pytest.mark.parametrize("case", WITHOUT_FILES, ids=[case.id[:90] for case in WITHOUT_FILES])
@@ -81,6 +92,26 @@ def test_a_hostile_input_has_one_right_answer(server, client, case):
 def test_a_model_or_adapter_that_cannot_be_read_is_the_callers_mistake(server, client, folder):
     for case in hostile_cases.names(folder / "broken"):
         check(server, client, case)
+
+
+def test_a_hostile_message_over_grpc_has_one_right_code(server):
+    with grpc.insecure_channel(server.lines["grpc"]) as channel:
+        infer = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=message("inference.ModelInferRequest").SerializeToString,
+            response_deserializer=message("inference.ModelInferResponse").FromString,
+        )
+        for name, fields, code, named in MESSAGES:
+            asked = message("inference.ModelInferRequest")(**{"model_name": "plate", **fields})
+            began = time.monotonic()
+            with pytest.raises(grpc.RpcError) as caught:
+                infer(asked, timeout=20, metadata=list(ATTACKER.items()))
+            took_s = time.monotonic() - began
+            said = caught.value.details()
+            assert (caught.value.code().name, named in said) == (code, True), (name, said)
+            assert took_s <= LONGEST_S, (name, took_s)
+            assert not INTERNALS.search(said), (name, said)
+            assert not any(secret in said for secret in SECRETS), name
 
 
 def check(server: RunningServer, client: httpx.Client, case: Case) -> None:
@@ -183,5 +214,5 @@ def test_after_all_this_nothing_restarted_nothing_failed_and_the_victim_is_serve
 def test_there_are_six_hundred_inputs_and_no_two_alike(tmp_path):
     cases = [*WITHOUT_FILES, *hostile_cases.names(tmp_path / "broken")]
     assert len({case.id for case in cases}) == len(cases)
-    assert len(cases) + len(RAW) >= 600
+    assert len(cases) + len(RAW) + len(MESSAGES) >= 1300
     assert not [case.id for case in cases if case.status != 200 and not 400 <= case.status < 500]

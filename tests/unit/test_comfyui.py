@@ -137,6 +137,8 @@ def test_a_sampler_that_is_near_is_said():
         (graph(n3={"seed": None}), "3", "seed", "required_input_missing"),
         (graph(n3={"model": ["4", 0, 1]}), "3", "model", "bad_linked_input"),
         (graph(n3={"model": ["99", 0]}), "3", "model", "bad_linked_input"),
+        (graph(n3={"latent_image": ["5", 1]}), "3", "latent_image", "bad_linked_input"),
+        (graph(n3={"latent_image": ["5", True]}), "3", "latent_image", "bad_linked_input"),
         (graph(n3={"positive": ["5", 0]}), "3", "positive", "return_type_mismatch"),
         (graph(n3={"denoise": 0.5}), "3", "latent_image", "custom_validation_failed"),
         (graph(n3=advanced(add_noise="disable")), "3", "add_noise", "value_not_in_list"),

@@ -189,11 +189,12 @@ class Problem:
         """Return the same with the request's field names in a dialect's words.
 
         Args:
-            names: Our field -> the dialect's, e.g. ``guidance_scale`` -> ``cfg_scale``.
+            names: Our field -> the dialect's, e.g. ``guidance_scale`` -> ``cfg_scale``, or
+                ``output.format`` -> ``output_format``.
         """
         if self.field is None or self.cause in ("WrongField", "WrongForeignField"):
             return self
-        root, rest = _split(self.field)
+        root, rest = (self.field, "") if self.field in names else _split(self.field)
         theirs = names.get(root)
         if theirs is None:
             return self

@@ -14,8 +14,10 @@ Dimensions: R rows, then a fixed shape.
 """
 
 import itertools
+import math
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +43,7 @@ MAX_SHAPES = 4
 
 _MAX_PACKED = 1024  # shapes of calls that are remembered
 _LOOK_MS = 10  # how often a call that may be left looks whether somebody came
+_PATIENCE_S = 1.0  # for a call to end by itself: one that is stopped costs compiling anew
 
 _IGNORED = {
     "attention_slicing": "OpenVINO computes attention in its own blocks",
@@ -60,6 +63,8 @@ class _Compiled:
         weights: The file that its constants are mapped from, if they are.
         packed: Shapes of calls that its weights have been packed for.
         lock: Held while it runs.
+        torn: Set once a call was stopped in its middle: some layers have the shapes of that
+            call and believe that they have those of the call before, so none may follow.
     """
 
     requests: tuple[Any, ...]
@@ -70,6 +75,7 @@ class _Compiled:
         default_factory=set[tuple[tuple[int, ...], ...]]
     )
     lock: threading.Lock = field(default_factory=threading.Lock)
+    torn: threading.Event = field(default_factory=threading.Event)
 
 
 class OpenVINONetwork:
@@ -173,6 +179,8 @@ class OpenVINONetwork:
             )
         shapes = tuple(tuple(t.shape) for t in arrays.values())
         with compiled.lock:
+            if compiled.torn.is_set():  # while this thread waited for its turn
+                return self(**inputs)
             if shapes in compiled.packed:
                 return self._infer(compiled, arrays)
             with giving_back(compiled.weights):
@@ -223,6 +231,11 @@ class OpenVINONetwork:
         for request, part in zip(working, parts, strict=True):
             request.start_async(part, share_inputs=True)
         was_left = _was_left(working)
+        if was_left:
+            compiled.torn.set()
+            with self._lock:
+                for made_for in [k for k, known in self._compiled.items() if known is compiled]:
+                    del self._compiled[made_for]
         failures: list[RuntimeError] = []
         for request in working:  # all of them: the next call must not find one busy
             try:
@@ -294,13 +307,16 @@ def denoiser_streams() -> int:
 
 
 def _was_left(requests: Sequence[Any]) -> bool:
-    """Wait for requests that may be left; stop them all and say so if somebody comes."""
+    """Wait for requests that may be left; stop them all and say so if somebody waits long."""
     event = interruption()
     if event is None:
         return False
+    until = math.inf
     for request in requests:
         while not request.wait_for(_LOOK_MS):
-            if event.is_set():
+            now = time.monotonic()
+            until = min(until, now + _PATIENCE_S) if event.is_set() else until
+            if now >= until:
                 for each in requests:
                     each.cancel()
                 return True

@@ -20,7 +20,6 @@ from mezzotint.types import (
     MAX_REFERENCES,
     MAX_SIDE_PX,
     ImageInput,
-    NumImages,
     OutputFormat,
     PromptText,
 )
@@ -58,7 +57,7 @@ class _Common(Checked):
     """
 
     model: ModelName | None = None
-    n: NumImages = 1
+    n: Annotated[int, Range(1, 10, limit="images")] = 1
     size: Annotated[str, Pattern(_SIZE.pattern, 'auto, or WIDTHxHEIGHT such as "512x512"')] = "auto"
     output: Output | None = None
     output_format: OutputFormat | None = None

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from mezzotint.request import GenerationRequest
-from mezzotint.serve.errors import ClientGone, Problem, UnsupportedMedia
+from mezzotint.serve.errors import ClientGone, Malformed, Problem, UnsupportedMedia
 from mezzotint.serve.front import Front
 from mezzotint.serve.mcp.tools import Tell, create_server, draw, needs_sdk
 from mezzotint.serve.schema import ANY_OBJECT
@@ -58,14 +58,38 @@ def _render(problem: Problem, request_id: str) -> Response:
 
 async def message(front: Front, http: Request) -> Any:
     """Serve one message of a client."""
-    await asyncio.to_thread(needs_sdk)  # reading the SDK takes a second
     if media_type(http) != "application/json":
         raise UnsupportedMedia(
             f"expected application/json, got {media_type(http) or 'no content type'}"
         )
     body = await http.body()
-    parse_json(body)  # the SDK takes NaN and lone surrogates
+    _check_shape(parse_json(body))  # the SDK takes NaN and lone surrogates
+    await asyncio.to_thread(needs_sdk)  # reading the SDK takes a second
     return _Exchange(front, body)
+
+
+def _check_shape(asked: Any) -> None:
+    """Refuse what is no message, or calls no tool: the SDK does not say which field is wrong.
+
+    Raises:
+        Malformed: If it is none.
+    """
+    if not isinstance(asked, dict):
+        raise Malformed(f"the body must be one message, an object, got {type(asked).__name__}")
+    if asked.get("jsonrpc") != "2.0":
+        raise Malformed("jsonrpc must be '2.0'", field="jsonrpc")
+    method = asked.get("method")
+    if not (isinstance(method, str) or (method is None and asked.keys() & {"result", "error"})):
+        raise Malformed("method must be a text", field="method")
+    if method != "tools/call":
+        return
+    given = asked.get("params")
+    given = given if isinstance(given, dict) else {"name": None}
+    for name, kind, text in (("name", str, "a text"), ("arguments", dict, "an object")):
+        value = given.get(name, {} if name == "arguments" else None)
+        if not isinstance(value, kind | None if name == "arguments" else kind):
+            field = f"params.{name}"
+            raise Malformed(f"{field} must be {text}, got {type(value).__name__}", field=field)
 
 
 class _Exchange:

@@ -1,15 +1,18 @@
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 import torch
 from tests import tiny
 
+from mezzotint.models.backends import openvino_backend
 from mezzotint.models.backends.openvino_backend import OpenVINONetwork, use_openvino
 from mezzotint.models.base import Prompt
 from mezzotint.models.formats.folders import load_pipeline
 from mezzotint.models.networks import TorchNetwork
+from mezzotint.observe.interruption import Interrupted, interruptible
 
 
 @pytest.fixture(
@@ -64,6 +67,26 @@ def test_every_network_is_within_1e5_of_torch_and_independent_of_its_batch(folde
             float((pictures - oracle.decode(latents[:3])).abs().max()) <= 4e-4
         )  # a twentieth of a level
         assert torch.equal(model.decode(latents[1:2]), pictures[1:2])
+
+
+def test_a_call_after_one_that_was_stopped_answers_as_before(tmp_path, monkeypatch):
+    """OpenVINO's layers keep shapes of a stopped call; two rows after it failed, or were wrong."""
+    monkeypatch.setattr(openvino_backend, "_PATIENCE_S", 0.0)
+    tiny.build("ddpm").save_pretrained(tmp_path / "model")
+    model = load_pipeline(tmp_path / "model")
+    use_openvino(model, cache=tmp_path / "cache")
+    latents, sigma, conditioning = rows(model, 2)
+    expected = model.denoiser(latents, sigma, conditioning)
+    many = type(conditioning).stack([conditioning.row(0)] * 128)
+    for wait_s in (0.02, 0.06):
+        come = threading.Event()
+        timer = threading.Timer(wait_s, come.set)
+        timer.start()
+        with pytest.raises(Interrupted), interruptible(come):
+            while True:
+                model.denoiser(latents[:1].repeat(128, 1, 1, 1), sigma[:1].repeat(128), many)
+        timer.join()
+        assert torch.equal(model.denoiser(latents, sigma, conditioning), expected)
 
 
 def test_an_exported_network_needs_neither_diffusers_nor_transformers(tmp_path):

@@ -53,6 +53,12 @@ def test_a_version_without_workers_is_not_ready_alone(door):
         door.management.put("/models/b/2.0?min_worker=1")
 
 
+def test_an_id_that_is_no_text_is_named(door):
+    tensor = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["x"]}
+    answer = door.http.post("/v2/models/b/infer", json={"id": [1], "inputs": [tensor]})
+    assert (answer.status_code, answer.json()["error"]) == (400, "id must be a text, got list")
+
+
 @pytest.mark.parametrize("end", ["", "/ready", "/infer"])
 def test_a_version_that_is_not_there_is_named(door, end):
     path = f"/v2/models/b/versions/9.9{end}"

@@ -94,6 +94,21 @@ def test_what_is_no_message_of_a_caller_with_a_key_is_refused(server, body, head
     assert answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"id": 1, "method": "ping"}, "jsonrpc"),
+        ({"jsonrpc": "2.0", "id": 1}, "method"),
+        ({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": []}, "params.name"),
+        ({**LIST, "method": "tools/call", "params": {"name": "plan", "arguments": []}},
+         "params.arguments"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_message_is_named(server, body, field):
+    answer = post(server, body)
+    assert (answer.status_code, answer.json()["error"]["data"]["field"]) == (400, field)
+
+
 def test_there_is_nothing_to_listen_to_and_no_session_to_end(server):
     assert httpx.get(f"{server.url}/mcp", headers=KEY).status_code == 405
     assert httpx.delete(f"{server.url}/mcp", headers=KEY).status_code == 405

@@ -110,13 +110,15 @@ def _mask(graph: Graph, found: Upload, file: str) -> bytes:
 
 
 def _render(problem: Problem, request_id: str) -> Response:
+    """Write an error of the exchange; ComfyUI knows no 422."""
     body = {
         "type": problem.code,
         "message": problem.detail,
         "details": problem.field or "",
         "extra_info": {},
     }
-    return json_response({"error": body, "node_errors": {}}, problem.status)
+    status = 400 if problem.status == 422 else problem.status
+    return json_response({"error": body, "node_errors": {}}, status)
 
 
 async def prompt(front: Front, http: Request) -> Response:

@@ -8,14 +8,17 @@ fields are accepted beside fal's.
 import base64
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from mezzotint.errors import MezzotintError, UnknownName
+from mezzotint.plain import Checked
 from mezzotint.request import GenerationRequest
 from mezzotint.serve.dialects.hosted.fields import (
+    in_words_of,
     native_fields,
     note_of,
     read_picture,
@@ -31,15 +34,18 @@ from mezzotint.serve.wire import (
     Dialect,
     Endpoint,
     json_response,
+    read_fields,
     read_json,
 )
 from mezzotint.service.descriptions import read_error
 from mezzotint.service.jobs.store import Job
+from mezzotint.types import Side
 
 __all__ = ["DIALECT", "to_request"]
 
 _DOOR = "fal"
 _NAMES = {"image_url": "image", "mask_url": "mask", "steps": "num_inference_steps"}
+_OUTPUT = {"output_format": "output.format"}
 _IGNORED = ("enable_safety_checker", "acceleration")
 _SIZES = {
     "square_hd": (1024, 1024),
@@ -49,6 +55,19 @@ _SIZES = {
     "landscape_4_3": (1024, 768),
     "landscape_16_9": (1024, 576),
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Size(Checked):
+    """A size as an object.
+
+    Args:
+        width: Pixels.
+        height: Pixels.
+    """
+
+    width: Side
+    height: Side
 
 
 def to_request(model: str, body: Mapping[str, Any]) -> tuple[GenerationRequest, bool]:
@@ -80,7 +99,9 @@ def to_request(model: str, body: Mapping[str, Any]) -> tuple[GenerationRequest, 
         if "output" in native:
             raise WrongField("output and output_format say the same, give one", field="output")
         native["output"] = {"format": kind}
-    return GenerationRequest.from_dict({**native, **size, "model": model}), bool(is_inside)
+    with in_words_of(body, _NAMES | _OUTPUT):
+        request = GenerationRequest.from_dict({**native, **size, "model": model})
+    return request, bool(is_inside)
 
 
 def _size(fields: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +118,8 @@ def _size(fields: dict[str, Any]) -> dict[str, Any]:
     if isinstance(size, str) and size in _SIZES:
         return dict(zip(("width", "height"), _SIZES[size], strict=True))
     if isinstance(size, Mapping) and set(size) == {"width", "height"}:
-        return dict(size)
+        sides, _ = read_fields(_Size, size, "image_size")
+        return {"width": sides.width, "height": sides.height}
     raise WrongField(
         f"image_size must be one of {', '.join(_SIZES)}, or width and height, "
         f"got {str(size)[:80]!r}",

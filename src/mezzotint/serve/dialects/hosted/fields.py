@@ -1,16 +1,17 @@
 """Fields that the APIs of hosted services share: pictures by address, schedulers by name."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mezzotint.errors import UnknownName
+from mezzotint.errors import InvalidField, UnknownName
 from mezzotint.plain import field_names
 from mezzotint.request import GenerationRequest
 from mezzotint.schedulers import DIFFUSERS
-from mezzotint.serve.errors import WrongField
+from mezzotint.serve.errors import WrongField, describe
 from mezzotint.vocabulary import A1111_SAMPLERS, match_sampler
 
-__all__ = ["native_fields", "note_of", "read_picture", "read_scheduler"]
+__all__ = ["in_words_of", "native_fields", "note_of", "read_picture", "read_scheduler"]
 
 
 def read_picture(value: Any, field: str) -> str:
@@ -86,6 +87,29 @@ def native_fields(
             raise WrongField(f"{name} and {key} say the same, give one", field=name)
         native[key] = value
     return native, lost
+
+
+@contextlib.contextmanager
+def in_words_of(body: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[None]:
+    """Name a wrong field as the body does.
+
+    Args:
+        body: What came.
+        names: Their name -> ours.
+
+    Raises:
+        WrongField: In place of an ``InvalidField`` whose field the body calls otherwise.
+    """
+    try:
+        yield
+    except InvalidField as error:
+        said = {ours: name for name, ours in names.items() if body.get(name) is not None}
+        problem = describe(error).renamed(said)
+        if problem.field == error.field:
+            raise
+        raise WrongField(
+            problem.detail, field=problem.field, value=error.value, allowed=error.allowed
+        ) from None
 
 
 def note_of(door: str, **kept: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from mezzotint.errors import MezzotintError, UnknownName
 from mezzotint.request import GenerationRequest
 from mezzotint.serve.dialects.hosted.fields import (
+    in_words_of,
     native_fields,
     note_of,
     read_picture,
@@ -50,6 +51,7 @@ _NAMES = {
     "guidance": "guidance_scale",
     "steps": "num_inference_steps",
 }
+_OUTPUT = {"output_format": "output.format", "output_quality": "output.quality"}
 _IGNORED = ("disable_safety_checker", "go_fast", "apply_watermark")
 _FIELDS = (
     "input", "version", "model", "webhook", "webhook_completed", "webhook_events_filter", "stream",
@@ -91,7 +93,9 @@ def to_request(model: str, given: Mapping[str, Any]) -> tuple[GenerationRequest,
         raise UnknownName("field", "model", {*_NAMES, *_IGNORED}, field="model")
     if output:
         native["output"] = output
-    return GenerationRequest.from_dict({**native, "model": model}), lost
+    with in_words_of(given, _NAMES | _OUTPUT):
+        request = GenerationRequest.from_dict({**native, "model": model})
+    return request, lost
 
 
 def _output(fields: dict[str, Any]) -> dict[str, Any]:

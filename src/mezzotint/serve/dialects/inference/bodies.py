@@ -143,7 +143,10 @@ def read_asked(body: Mapping[str, Any]) -> Asked:
             else one.parameters.binary_data
             for one in wanted.outputs
         }
-    return Asked(str(body.get("id", "") or ""), tuple(_rows(tensors, common)), outputs)
+    name = body.get("id")
+    if not isinstance(name, str | None):
+        raise InvalidField(f"id must be a text, got {type(name).__name__}", field="id")
+    return Asked(name or "", tuple(_rows(tensors, common)), outputs)
 
 
 def _rows(tensors: Sequence[Mapping[str, Any]], common: Mapping[str, Any]) -> list[dict[str, Any]]:

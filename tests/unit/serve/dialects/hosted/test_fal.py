@@ -102,6 +102,9 @@ def test_a_wrong_argument_is_an_error_of_the_package(client):
         ({"image_size": "huge"}, "image_size"),
         ({"image_url": "https://example.org/a.png"}, "image_url"),
         ({"sync_mode": "yes"}, "sync_mode"),
+        ({"output_format": "exe"}, "output_format"),
+        ({"steps": 0}, "steps"),
+        ({"image_size": {"width": 0, "height": 64}}, "image_size.width"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, body, field):

@@ -180,7 +180,9 @@ def test_a_failed_prediction_says_why(tmp_path):
         ({"input": {}}, "version"),
         ({"version": "plate"}, "input"),
         ({"version": "plate", "input": {"promt": "a"}}, "promt"),
-        ({"version": "plate", "input": {"num_outputs": 0}}, "num_images"),
+        ({"version": "plate", "input": {"num_outputs": 0}}, "num_outputs"),
+        ({"version": "plate", "input": {"num_images": 0}}, "num_images"),
+        ({"version": "plate", "input": {"output_format": "exe"}}, "output_format"),
         ({"version": "plate", "input": {"image": "https://example.org/a.png"}}, "image"),
         ({"version": "plate", "input": {"scheduler": "none-such"}}, "scheduler"),
         (
