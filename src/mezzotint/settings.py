@@ -199,8 +199,11 @@ def load(
 
 def terminal_pictures(
     environment: Mapping[str, str] | None = None,
-) -> Literal["kitty", "iterm", "blocks"]:
-    """Tell how this terminal shows pictures; ``blocks`` is coloured half characters."""
+) -> Literal["kitty", "iterm", "blocks", "ask"]:
+    """Tell how this terminal shows pictures.
+
+    ``blocks`` is coloured half characters; ``ask`` says that only the terminal itself can tell.
+    """
     variables = os.environ if environment is None else environment
     if variables.get("TMUX") or variables.get("TERM", "").startswith(("screen", "tmux")):
         return "blocks"  # a multiplexer swallows the picture protocols
@@ -211,7 +214,7 @@ def terminal_pictures(
         return "kitty"
     if variables.get("TERM_PROGRAM") in ("iTerm.app", "WezTerm", "mintty"):
         return "iterm"
-    return "blocks"
+    return "blocks" if variables.get("TERM", "dumb") in ("dumb", "linux") else "ask"
 
 
 def _leaves(cls: type, prefix: str) -> collections.abc.Iterator[tuple[str, tuple[Any, str]]]:

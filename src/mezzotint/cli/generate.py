@@ -261,8 +261,8 @@ def generate(
     if interactive:
         from mezzotint.cli.local.interactive import converse
 
-        shown = terminal_pictures() if preview or sys.stderr.isatty() else None
-        converse(settings, wanted, output_dir, pictures_as=shown, quiet=quiet)
+        shows = preview or sys.stderr.isatty()
+        converse(settings, wanted, output_dir, pictures_as=_pictures(shows), quiet=quiet)
         return
     if grid_x or grid_y:
         from mezzotint.cli.grid import draw_grid, parse_axis
@@ -282,12 +282,21 @@ def generate(
         as_json=as_json,
         quiet=quiet,
         use_cache=not (no_cache or profile),
-        pictures_as=terminal_pictures() if preview else None,
+        pictures_as=_pictures(preview),
         server=url,
         server_key=server_key,
     )
     with _profiling(delivery) if profile else contextlib.nullcontext():
         run(_generate(settings, wanted, delivery))
+
+
+def _pictures(wanted: bool) -> str | None:
+    """Return how this terminal shows pictures, None not to show any."""
+    if not wanted:
+        return None
+    from mezzotint.cli.progress import ask_terminal
+
+    return ask_terminal(terminal_pictures())
 
 
 def _server(wanted: str, settings: Settings, request: GenerationRequest, *, here: bool) -> str:

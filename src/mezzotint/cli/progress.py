@@ -30,7 +30,7 @@ from mezzotint.observe import stages
 from mezzotint.observe.progress import Counter
 from mezzotint.types import Event, Stepped
 
-__all__ = ["Reporter", "reporting", "show_picture"]
+__all__ = ["Reporter", "ask_terminal", "reporting", "show_picture"]
 
 _LINE_EVERY_S = 2.0
 _BLOCK_COLUMNS = 48
@@ -156,12 +156,33 @@ def half_blocks(data: bytes, columns: int = _BLOCK_COLUMNS) -> Text:
     return text
 
 
+def ask_terminal(how: str) -> str:
+    """Return how pictures are shown, asking the terminal for sixels where only it can tell.
+
+    Args:
+        how: What :func:`mezzotint.settings.terminal_pictures` says.
+
+    Returns:
+        ``kitty``, ``iterm``, ``sixel`` or ``blocks``.
+    """
+    if how != "ask":
+        return how
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    if not all(stream.isatty() for stream in streams):
+        return "blocks"  # the question would be read, or answered, by a program
+    try:
+        from textual_image import renderable  # asks while it is imported
+    except (ImportError, OSError):
+        return "blocks"
+    return "sixel" if renderable.Image is renderable.SixelImage else "blocks"
+
+
 def show_picture(data: bytes, how: str) -> None:
     """Show a finished picture on the terminal behind standard error.
 
     Args:
         data: PNG, JPEG or WebP.
-        how: ``kitty``, ``iterm`` or ``blocks``.
+        how: ``kitty``, ``iterm``, ``sixel`` or ``blocks``.
     """
     if not sys.stderr.isatty():
         return
@@ -176,6 +197,11 @@ def show_picture(data: bytes, how: str) -> None:
             more = int(number < len(pieces) - 1)
             print(f"\033_G{head}m={more};{piece}\033\\", end="", file=sys.stderr)
         print(file=sys.stderr)
+    elif how == "sixel":
+        from textual_image.renderable.sixel import Image
+
+        with io.BytesIO(data) as stream:
+            Console(stderr=True).print(Image(stream, width=_BLOCK_COLUMNS, height="auto"))
     else:
         Console(stderr=True).print(half_blocks(data), end="")
 

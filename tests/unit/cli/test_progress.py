@@ -51,7 +51,12 @@ def test_a_pipe_is_spared_pictures(capsys):
 
 @pytest.mark.parametrize(
     ("how", "mark"),
-    [("kitty", "\033_Ga=T,f=100,"), ("iterm", "\033]1337;File=inline=1"), ("blocks", "▀")],
+    [
+        ("kitty", "\033_Ga=T,f=100,"),
+        ("iterm", "\033]1337;File=inline=1"),
+        ("sixel", "\033P"),
+        ("blocks", "▀"),
+    ],
 )
 def test_a_terminal_gets_the_picture_in_its_own_way(capsys, monkeypatch, how, mark):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
@@ -121,3 +126,36 @@ def test_a_bar_names_what_goes_on_until_the_first_step():
         bar(Stepped(id="a", image=0, step=1, steps=4))
         with stages.stage("compiling", "encoder"):
             assert shown.tasks[0].description == "drawing"
+
+
+def test_a_terminal_is_asked_for_sixels_only_where_it_alone_reads_the_answer(monkeypatch):
+    assert progress.ask_terminal("kitty") == "kitty"
+    assert progress.ask_terminal("ask") == "blocks"  # the tests' output is no terminal
+
+
+@pytest.mark.parametrize(("answer", "shown"), [("\033[?62;4;6c", "sixel"), ("\033[?6c", "blocks")])
+def test_sixels_are_what_a_terminal_says_that_it_takes(answer, shown):
+    """A terminal that answers the question for its attributes, as xterm does, or does not."""
+    code = (
+        "import sys\nfrom mezzotint.cli.progress import ask_terminal\n"
+        "sys.stderr.write('is ' + ask_terminal('ask'))\n"
+    )
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=slave, stdout=slave, stderr=slave
+    )
+    os.close(slave)
+    heard = b""
+    while True:
+        try:
+            heard += os.read(master, 1024)
+        except OSError:
+            break
+        if b"\033[c" in heard and answer:
+            os.write(master, answer.encode())
+            answer = ""
+        if f"is {shown}".encode() in heard:
+            break
+    process.wait(timeout=30)
+    os.close(master)
+    assert f"is {shown}".encode() in heard
