@@ -1,0 +1,60 @@
+"""The commands of the documentation's pages, read as a person reads them.
+
+A ``console`` block is run line by line; a comment before it says how: ``<!-- run: parse -->``
+checks only that the program takes the arguments (a server, somebody's files, a network),
+``<!-- run: slow -->`` is run for real, with the slow tests. What is typed in answer to a prompt
+stands behind ``>``.
+"""
+
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ROOT / "docs"
+FOLDERS = ("tutorials", "how-to")
+LEVELS = ("run", "parse", "slow")
+_BLOCK = re.compile(
+    r"(?:<!-- run: (?P<level>\w+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```", re.DOTALL
+)
+
+
+class Command(NamedTuple):
+    """One line after a prompt.
+
+    Attributes:
+        level: ``run``, ``parse`` or ``slow``.
+        words: Program and arguments.
+    """
+
+    level: str
+    words: list[str]
+
+
+def pages() -> list[Path]:
+    """Return the pages whose commands are tested."""
+    found = [path for folder in FOLDERS for path in sorted((PAGES / folder).glob("*.md"))]
+    return [PAGES / "index.md", *found]
+
+
+def commands(page: Path) -> list[Command]:
+    """Return the commands of a page, in order; a comment behind one is none of it."""
+    found: list[Command] = []
+    for block in _BLOCK.finditer(page.read_text("utf-8")):
+        if block["language"] == "console":
+            level = block["level"] or "run"
+            assert level in LEVELS, f"{page.name}: there is no level {level}"
+            lines = block["text"].splitlines()
+            found += [
+                Command(level, shlex.split(line[2:], comments=True))
+                for line in lines
+                if line.startswith("$ ")
+            ]
+    return found
+
+
+def programs(page: Path) -> list[str]:
+    """Return the Python blocks of a page."""
+    blocks = _BLOCK.finditer(page.read_text("utf-8"))
+    return [block["text"] for block in blocks if block["language"] == "python"]
