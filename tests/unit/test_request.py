@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mezzotint.errors import ImageError, InvalidField, InvalidRequest, UnknownName
-from mezzotint.plain import bounds_of, field_docs, field_hints, field_types
+from mezzotint.plain import bounds_of, field_docs, field_hints, field_types, read
 from mezzotint.request import (
     GenerationRequest,
     GuidanceSchedule,
@@ -310,3 +310,31 @@ def test_a_seed_as_text_may_have_zeros_and_space_around_it(text, seed):
 def test_digits_of_other_scripts_are_no_seed():
     with pytest.raises(InvalidField, match="whole number"):
         GenerationRequest(seed="٧")
+
+
+@given(
+    st.fixed_dictionaries(
+        {"seed": st.integers(0, 2**64 - 1)},
+        optional={
+            "model": st.sampled_from(["plate", "plate-gan"]),
+            "num_images": st.sampled_from([1, 2.0, 3]),
+            "width": st.sampled_from([64, 64.0, None]),
+            "output": st.sampled_from([{"format": "jpeg"}, {"quality": 90}, {"quality": 90.0}]),
+            "latent": st.sampled_from([{"truncation": 1}, {"truncation": 0.0}, {"class_label": 3}]),
+        },
+    )
+)
+def test_a_request_that_was_read_before_with_another_seed_is_read_alike(data):
+    other = {**data, "seed": (data["seed"] + 1) % 2**64}
+    for each in (data, other):
+        again = GenerationRequest.from_dict(each)
+        assert again == read(GenerationRequest, each)
+        assert repr(again) == repr(read(GenerationRequest, each))
+
+
+@pytest.mark.parametrize(("field", "value"), [("num_images", True), ("seed", True), ("seed", -1)])
+def test_what_equals_a_good_value_is_refused_all_the_same(field, value):
+    good = {"model": "plate-gan", "num_images": 1, "seed": 1}
+    GenerationRequest.from_dict(good)
+    with pytest.raises(InvalidRequest):
+        GenerationRequest.from_dict({**good, field: value})

@@ -32,6 +32,7 @@ __all__ = [
     "library_versions",
     "make_infotext",
     "read_recipe",
+    "spell_seed",
 ]
 
 RECIPE_VERSION = 1
@@ -85,10 +86,9 @@ def build_recipe(
     """
     merged = {**request, **{k: v for k, v in (resolved or {}).items() if v is not None}}
     asked = {key: value for key, value in merged.items() if key not in _NOT_THE_PICTURE}
-    # A seed beyond 2**53 is text in JSON, or JavaScript readers would round it.
     seed = asked.get("seed")
-    if isinstance(seed, int) and seed > 2**53:
-        asked["seed"] = str(seed)
+    if isinstance(seed, int):
+        asked["seed"] = spell_seed(seed)
     return {
         "version": RECIPE_VERSION,
         "request": asked,
@@ -96,6 +96,11 @@ def build_recipe(
         "digest": digest_recipe(asked, index),
         "environment": dict(environment or {}),
     }
+
+
+def spell_seed(seed: int) -> int | str:
+    """Return a seed as recipes hold it: beyond 2**53 as text, or JavaScript would round it."""
+    return str(seed) if seed > 2**53 else seed
 
 
 def read_recipe(data: bytes) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ defaults resolved; digests of the pictures and files that they name stand beside
 import dataclasses
 import hashlib
 import json
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,6 +60,9 @@ OUTSIDE = "outside"
 
 ENLARGED = "enlarged"
 """Stands for the picture that a second pass starts from: what the first one drew."""
+
+_SEED = secrets.token_hex(16)
+"""Stands for the seed while a plan is spelt: no prompt of anybody holds it."""
 
 BatchKey = tuple[Any, ...]
 
@@ -278,9 +282,18 @@ class Plan:
         return self.num_steps + (self.second.num_steps if self.second else 0)
 
     def with_seed(self, seed: int) -> "Plan":
-        """Return the same plan with another seed, in all its passes."""
-        second = self.second.with_seed(seed) if self.second else None
-        return dataclasses.replace(self, seed=seed, second=second)
+        """Return the same plan with another seed, in all its passes.
+
+        What was found out about this plan and does not depend on its seed holds for the other.
+        """
+        other = object.__new__(Plan)
+        vars(other).update(vars(self), seed=seed)
+        if self.second is not None:
+            vars(other).update(second=self.second.with_seed(seed))
+            vars(other).pop("spelling", None)
+        for name in ("canonical", "digest"):
+            vars(other).pop(name, None)
+        return other
 
     @property
     def control_calls(self) -> int:
@@ -309,11 +322,16 @@ class Plan:
         return self.num_inference_steps - self.num_steps
 
     @cached_property
+    def spelling(self) -> tuple[str, ...]:
+        """The parts of :attr:`canonical` between which the seed stands."""
+        plain = {"schema": SCHEMA, **to_plain(self), "seed": _SEED}
+        text = json.dumps(plain, separators=(",", ":"), ensure_ascii=False)
+        return tuple(text.split(f'"{_SEED}"'))
+
+    @cached_property
     def canonical(self) -> str:
         """The one JSON text of this plan; every field is in it by construction."""
-        return json.dumps(
-            {"schema": SCHEMA, **to_plain(self)}, separators=(",", ":"), ensure_ascii=False
-        )
+        return str(self.seed).join(self.spelling)
 
     @cached_property
     def digest(self) -> str:

@@ -39,11 +39,11 @@ from mezzotint.planning.tiers import choose
 from mezzotint.request import GenerationRequest, Output, Variation
 from mezzotint.types import Size
 
-__all__ = ["plan"]
+__all__ = ["draw_seed", "plan"]
 
 
-def _draw_seed() -> int:
-    """Draw a seed; 32 bits, because some clients keep no more."""
+def draw_seed() -> int:
+    """Return a seed; 32 bits, because some clients keep no more."""
     return secrets.randbits(32)
 
 
@@ -53,7 +53,7 @@ def plan(
     abilities: Abilities | None = None,
     *,
     image_size: Size | None = None,
-    draw_seed: Callable[[], int] = _draw_seed,
+    draw_seed: Callable[[], int] = draw_seed,
 ) -> Planned:
     """Resolve a request against a model.
 

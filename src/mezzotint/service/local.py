@@ -16,34 +16,26 @@ from typing import Any
 
 import mezzotint
 from mezzotint.engine.execution.filling import Filler
-from mezzotint.engine.execution.solving import prepare
 from mezzotint.engine.learning import Learner
 from mezzotint.engine.progress import CallProgress
 from mezzotint.engine.step_engine import StepEngine
-from mezzotint.images.animation import check_animation
-from mezzotint.images.codec import decode_mask
-from mezzotint.images.resize import fit
-from mezzotint.images.signing import check_can_sign
 from mezzotint.models.base import Model
 from mezzotint.observe import metrics
 from mezzotint.plain import read
-from mezzotint.planning.abilities import Abilities
 from mezzotint.planning.costs import CostTable
-from mezzotint.planning.memory import measure
-from mezzotint.planning.plan import mask_asset
 from mezzotint.planning.planner import plan
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.service.base import HandlerAnswer
-from mezzotint.service.capabilities import abilities, capabilities, open_gates
+from mezzotint.service.capabilities import capabilities, open_gates
 from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.dispatch.device_messages import Learn
 from mezzotint.service.dispatch.dispatcher import Dispatcher
 from mezzotint.service.dispatch.event_mailbox import EventMailbox
-from mezzotint.service.endings import ENDINGS, follow, timed
+from mezzotint.service.endings import ENDINGS, follow
 from mezzotint.service.finishing import tools
-from mezzotint.service.finishing.inpainting import read_inpainting, reference_size
-from mezzotint.service.finishing.pictures import Finisher, adapter_assets, check_pictures
+from mezzotint.service.finishing.pictures import Finisher
 from mezzotint.service.handlers.handlers import HandlerPool
+from mezzotint.service.preparing import Preparer
 from mezzotint.service.provision.fair_threads import FairThreads
 from mezzotint.service.provision.learned import open_results, open_shared
 from mezzotint.service.provision.loader import Loader
@@ -57,7 +49,7 @@ from mezzotint.service.provision.prompt_cuts import cut_notes
 from mezzotint.service.provision.readings import read_request
 from mezzotint.service.provision.registration import ModelRegistration
 from mezzotint.service.provision.warm_up import WarmUp
-from mezzotint.service.requests import Judge, RequestSubmission
+from mezzotint.service.requests import Judge
 from mezzotint.techniques.table import TECHNIQUES
 from mezzotint.types import Event, GenerationResult, ImageOutput, Queued, Started
 
@@ -123,6 +115,16 @@ class LocalService:
         self._loader = Loader(self.provider, self._filler)
         self._home = home
         self._judge = judge or open_gates(store.home_path / "gates")
+        self._preparer = Preparer(
+            self.provider,
+            self._loader,
+            self._judge,
+            engine=engine,
+            images=self.config.images,
+            environment=self._environment_text,
+            results=self._results,
+            begin=self._learner.interrupt,
+        )
         self._handlers = HandlerPool(
             self.config.handlers,
             cache_folder(home, "handlers"),
@@ -154,7 +156,7 @@ class LocalService:
             draw=lambda request, sink, request_id: self.submit(
                 request, sink, request_id=request_id, use_cache=False
             ),
-            resolve=lambda r, spec: plan(r, spec, self._abilities(r)).plans[0],
+            resolve=lambda r, spec: plan(r, spec, self._preparer.abilities()).plans[0],
             learn=lambda lesson: self._dispatcher.device.send(Learn(lesson)),
             executor=lambda: self._runner,
         )
@@ -199,75 +201,11 @@ class LocalService:
         Raises:
             MezzotintError: If it is refused.
         """
-        submission = self._prepare(
+        submission = self._preparer.prepare(
             request, sink, request_id=request_id, client=client, use_cache=use_cache,
             preview_every=preview_every,
         )  # fmt: skip
         return self._dispatcher.accept(submission).result()
-
-    def _prepare(
-        self,
-        request: GenerationRequest,
-        sink: Callable[[Event], None],
-        *,
-        request_id: str,
-        client: str = "",
-        use_cache: bool = True,
-        preview_every: int = 0,
-    ) -> RequestSubmission:
-        """Resolve a request: spec, pictures, plan, bytes, gates."""
-        came = time.monotonic()
-        self._learner.interrupt()
-        spec = self.provider.spec(request.model)
-        if request.output.animation is not None:
-            check_animation(request.output.animation)
-        limits = self.config.images
-        check_pictures(request, limits)
-        check_can_sign(request.output, limits)
-        inpainting = read_inpainting(request, limits)
-        size = inpainting.size if inpainting is not None else reference_size(request, limits)
-        planned = plan(request, spec, self._abilities(request), image_size=size)
-        first = planned.plans[0]
-        if first.steps and first.scheduler:
-            prepare(first, spec.scheduler_config)  # what does not go together is refused here
-        assets: dict[str, Any] = {}
-        if inpainting is not None:
-            assets |= inpainting.assets(request, first)
-        for name, parts in (("regions", request.regions), ("ensemble", request.ensemble)):
-            for part in parts:
-                if part.mask is not None:
-                    mask = decode_mask(part.mask.data, field=f"{name}.mask", config=limits)
-                    assets[mask_asset(part.mask.digest)] = fit(mask, first.size)
-        self.provider.check_adapters(first)
-        assets.update(adapter_assets(request, first, limits, self.provider.adapters.side))
-        policy = None
-        if request.gates is not None and request.gates.gates and self._judge is not None:
-            policy = self._judge.policy(request.gates)
-        if use_cache and policy is None:
-            self._results.fetch(planned.plans, "" if self.config.engine.share_results else client)
-        return RequestSubmission(
-            id=request_id,
-            request=request,
-            planned=planned,
-            footprints=tuple(measure(p, spec) for p in planned.plans),
-            sink=timed(sink, first.model, came),
-            assets=assets,
-            client=client,
-            use_cache=use_cache,
-            preview_every=preview_every,
-            policy=policy,
-            is_ready=self._loader.is_ready(first),
-        )
-
-    def _abilities(self, request: GenerationRequest) -> Abilities:
-        """Return what this engine can do."""
-        return abilities(
-            self.provider,
-            self._judge,
-            environment=self._environment_text,
-            engine=self.config.engine,
-            images=self.config.images,
-        )
 
     async def stream(
         self,
@@ -292,7 +230,7 @@ class LocalService:
                 mailbox.put(events, error)
 
         ask = partial(
-            self._prepare,
+            self._preparer.prepare,
             request,
             sink,
             request_id=request_id,
@@ -364,7 +302,7 @@ class LocalService:
     def describe_plan(self, request: GenerationRequest, client: str = "") -> dict[str, Any]:
         """Return plan, warnings and predicted cost of a request as plain data."""
         began = time.perf_counter()  # pictures that come along are read and fitted here
-        submission = self._prepare(request, _no_sink, request_id="plan", use_cache=False)
+        submission = self._preparer.prepare(request, _no_sink, request_id="plan", use_cache=False)
         prepared_s = time.perf_counter() - began
         min_rows = self.config.engine.min_rows
         plans = submission.planned.plans

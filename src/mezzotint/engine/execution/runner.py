@@ -99,6 +99,7 @@ class Runner:
         self._prepared: weakref.WeakKeyDictionary[Model, set[Hashable]] = (
             weakref.WeakKeyDictionary()
         )
+        self._decoded: weakref.WeakKeyDictionary[Model, set[int]] = weakref.WeakKeyDictionary()
         self._filler = filler or Filler(models, config.prompt_cache_bytes)
         self._lessons = Lessons(
             config, certificates, _caller, costs=costs, learner=learner, budget_bytes=budget_bytes
@@ -185,14 +186,22 @@ class Runner:
                 for k, picture in zip(drawn, pictures, strict=True):
                     answers[k] = picture
             arrays = [answer.float().cpu().numpy() for answer in answers]
-            seconds = self._clock() - began if drawn else None
+            seconds = self._clock() - began
+        is_measure = bool(drawn) and self._has_decoded(slots[0].model, len(drawn))
         return Worked(
             decoded={
                 image: Decoded(picture=arrays[k], warnings=tuple(notes.get(k, ())))
                 for k, image in enumerate(batch.ids)
             },
-            seconds=seconds,
+            seconds=seconds if is_measure else None,
         )
+
+    def _has_decoded(self, model: Model, rows: int) -> bool:
+        """Tell whether so many rows were decoded before: the first call compiles and certifies."""
+        known = self._decoded.setdefault(model, set())
+        is_known = rows in known
+        known.add(rows)
+        return is_known
 
     def preview(self, image: ImageId) -> Any:
         """Return a rough picture of the last estimate (float, (3, h, w)), or None."""

@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 WEIGHTS_FILE = "generator.safetensors"
-_BUCKETS = (16, 8, 4, 2)
+_BUCKETS = tuple(range(16, 1, -1))
 _MEAN_DRAWS = 1024
 
 
@@ -91,7 +91,7 @@ class GanModel(Model):
         self.networks = {"decoder": network, **({"mapping": mapping} if mapping else {})}
         self._mean_w: Tensor | None = None
         self.spec = gan_spec(config, name=name, digest=digest, path=path)
-        self._certified: dict[int, bool] = {}
+        self._certified: dict[tuple[str, int], bool] = {}
 
     def latent_shape(self, size: Size) -> tuple[int, ...]:
         """Return (Z,); a GAN has one size.
@@ -150,7 +150,7 @@ class GanModel(Model):
         if self.config.num_classes:
             labels = conditioning["class_labels"] if conditioning is not None else None
             inputs["class_labels"] = self._choose_classes(latents, labels)
-        pictures = self._draw(inputs)
+        pictures = self._call("decoder", inputs)
         if rows := rows_not_finite(pictures):
             raise WorkFailed(f"{self.spec.name} drew values that are not finite in rows {rows}")
         return pictures.expand(-1, 3, -1, -1) if pictures.shape[1] == 1 else pictures
@@ -160,7 +160,7 @@ class GanModel(Model):
         mapping = self.networks.get("mapping")
         if mapping is None:
             return None
-        return torch.cat([mapping(latents=row)[0] for row in latents.float().split(1)])
+        return self._call("mapping", {"latents": latents.float()})
 
     def _truncated(self, latents: Tensor, conditioning: Conditioning | None) -> Tensor:
         """Scale z towards 0, or w towards its mean. Shape (B, Z)."""
@@ -168,15 +168,21 @@ class GanModel(Model):
         if "mapping" not in self.networks:
             return latents if psi is None else latents * psi[:, None]
         is_w = None if conditioning is None else conditioning.get("is_w")
-        rows: list[Tensor] = []
-        for k, row in enumerate(latents.split(1)):
-            mapped = row if is_w is not None and bool(is_w[k]) else self.map_latents(row)
-            assert mapped is not None  # noqa: S101 - there is a mapping network
-            if psi is not None and float(psi[k]) != 1:
-                mean = self._mean().to(mapped.device)
-                mapped = mean + float(psi[k]) * (mapped - mean)
-            rows.append(mapped)
-        return torch.cat(rows)
+        mapped = latents
+        if is_w is None or not bool(is_w.any()):
+            mapped = self._mapped(latents)
+        elif not bool(is_w.all()):
+            places = torch.nonzero(is_w == 0)[:, 0]
+            mapped = latents.index_put((places,), self._mapped(latents[places]))
+        if psi is None or bool((psi == 1).all()):
+            return mapped
+        mean, share = self._mean().to(mapped.device), psi[:, None]
+        return torch.where(share == 1, mapped, mean + share * (mapped - mean))
+
+    def _mapped(self, latents: Tensor) -> Tensor:
+        mapped = self.map_latents(latents)
+        assert mapped is not None  # noqa: S101 - there is a mapping network
+        return mapped
 
     def _mean(self) -> Tensor:
         """Return the mean w of fixed draws of z. Shape (1, Z)."""
@@ -197,35 +203,36 @@ class GanModel(Model):
             return drawn
         return torch.where(labels.to(drawn.device) < 0, drawn, labels.to(drawn.device))
 
-    def _draw(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Call the network with as many rows at once as leave each row's bits alone."""
-        network, total = self.networks["decoder"], len(inputs["latents"])
-        pictures: list[Tensor] = []
+    def _call(self, role: str, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Call a network with as many rows at once as leave each row's bits alone."""
+        network, total = self.networks[role], len(inputs["latents"])
+        answers: list[Tensor] = []
         start = 0
         while start < total:
             left = total - start
-            rows = next((b for b in _BUCKETS if b <= left and self._is_certified(b)), 1)
+            sizes = (b for b in _BUCKETS if b <= left)
+            rows = next((b for b in sizes if self._is_certified(role, b)), 1)
             part = {name: tensor[start : start + rows] for name, tensor in inputs.items()}
-            pictures.append(network(**part)[0])
+            answers.append(network(**part)[0])
             start += rows
-        return _join(pictures)
+        return _join(answers)
 
-    def _is_certified(self, rows: int) -> bool:
+    def _is_certified(self, role: str, rows: int) -> bool:
         """Find out once whether ``rows`` rows in one call are the same bits as alone."""
-        if rows not in self._certified:
+        if (role, rows) not in self._certified:
             generator = torch.Generator().manual_seed(rows)
             latents = torch.randn(rows, self.config.latent_size, generator=generator)
             inputs = {"latents": latents}
-            if self.config.num_classes:
+            if self.config.num_classes and role == "decoder":
                 inputs["class_labels"] = torch.arange(rows) % self.config.num_classes
-            network = self.networks["decoder"]
+            network = self.networks[role]
             together = network(**inputs)[0]
             alone = [
                 network(**{name: tensor[k : k + 1] for name, tensor in inputs.items()})[0]
                 for k in range(rows)
             ]
-            self._certified[rows] = torch.equal(together, torch.cat(alone))
-        return self._certified[rows]
+            self._certified[role, rows] = torch.equal(together, torch.cat(alone))
+        return self._certified[role, rows]
 
     def use_network(self, role: str, network: Network) -> None:
         """Let another backend answer, and certify its row counts anew."""

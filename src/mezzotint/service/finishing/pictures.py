@@ -5,10 +5,10 @@ encoding. The bytes of a picture depend on its plan and environment alone, not
 on who asked, in which words, or beside whom it was made.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,16 @@ from mezzotint.models.families.upscalers import load_upscaler
 from mezzotint.planning.plan import Plan, control_asset, prompt_asset, reference_asset
 from mezzotint.request import GenerationRequest
 from mezzotint.service.finishing.inpainting import read_inpainting
+from mezzotint.service.finishing.recipes import Recipes
 from mezzotint.service.finishing.tools import enlarge
 from mezzotint.service.requests import RequestSubmission, standalone
 from mezzotint.techniques.walking import pictures_of
 from mezzotint.types import ImageOutput, StageTimings
-from mezzotint.vocabulary import FULL_PRECISION
 
 __all__ = ["Finisher", "adapter_assets", "check_pictures", "pastes", "with_pixels"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Finisher:
     """Turns decoded pictures into finished ones.
 
@@ -49,6 +49,11 @@ class Finisher:
     environment: Mapping[str, Any]
     program: str
     limits: ImageConfig = field(default_factory=ImageConfig)
+
+    @cached_property
+    def recipes(self) -> Recipes:
+        """What writes the recipes."""
+        return Recipes(self.environment, self.program)
 
     def pixels(self, picture: np.ndarray) -> np.ndarray:
         """Round a picture in [-1, 1], (3, H, W), to uint8, (H, W, 3).
@@ -86,16 +91,14 @@ class Finisher:
         if plan.techniques.upscale is not None:
             upscale = plan.techniques.upscale.part
             pixels = enlarge(pixels, upscale.factor, upscale.model or "lanczos")
-        recipe = self.recipe(request, plan, warnings)
+        spelt = self.recipes.write(request, plan, warnings)
         output = plan.output
         data = encode(
             pixels,
             output.format,
             quality=output.quality,
-            parameters=make_infotext(recipe, has_steps=bool(plan.steps), version=self.program)
-            if output.metadata
-            else "",
-            recipe=canonical_json(recipe) if output.metadata else "",
+            parameters=spelt.infotext if output.metadata else "",
+            recipe=spelt.text if output.metadata else "",
         )
         if output.sign:
             data = self.sign(data)
@@ -106,7 +109,7 @@ class Finisher:
             format=output.format,
             width=pixels.shape[1],
             height=pixels.shape[0],
-            recipe=recipe,
+            recipe=spelt.recipe,
             warnings=warnings,
             timings=replace(timings, write_s=time.monotonic() - began),
             pixels=pixels,
@@ -160,7 +163,7 @@ class Finisher:
         recipe = build_recipe(
             replace(whole, output=output).to_dict(),
             resolved={"model": plan.model, "width": plan.size.width, "height": plan.size.height},
-            environment=self._environment(plan),
+            environment=self.recipes.environment(plan),
         )
         texts = {
             "parameters": make_infotext(recipe, has_steps=bool(plan.steps), version=self.program),
@@ -191,28 +194,6 @@ class Finisher:
             pixels=pictures[0],
             frames=len(order_frames(pictures, animation)),
         )
-
-    def recipe(
-        self, request: GenerationRequest, plan: Plan, warnings: Sequence[str] = ()
-    ) -> dict[str, Any]:
-        """Return the recipe of one image: its request alone, resolved, and where it was made."""
-        environment = self._environment(plan)
-        if plan.shortcuts:
-            notes = [w for w in warnings if w.startswith(FULL_PRECISION)]
-            environment["shortcuts"] = [*plan.shortcuts, *notes]
-        walk = plan.techniques.walk
-        return build_recipe(
-            standalone(request, plan).to_dict(),
-            resolved={"model": plan.model, "width": plan.size.width, "height": plan.size.height},
-            environment=environment,
-            index=walk.frame if walk else 0,
-        )
-
-    def _environment(self, plan: Plan) -> dict[str, Any]:
-        """Return where an image is made; a model may have a placement of its own."""
-        of_plan = json.loads(plan.environment) if plan.environment else {}
-        own = {name: of_plan[name] for name in ("dtype", "placement") if name in of_plan}
-        return {**self.environment, **own, "model_digest": plan.model_digest}
 
 
 def pastes(plan: Plan) -> bool:

@@ -133,3 +133,26 @@ def test_the_side_is_four_pixels_doubled_by_every_further_level():
 def test_weights_of_another_width_are_refused(tmp_path):
     with pytest.raises(WeightsError, match=r"main\.levels\.0"):
         write_gan(tmp_path, replace(CONFIG, channels=(10, 6, 4)), random_state())
+
+
+class Counted:
+    """A mapping whose rows do not know each other, and how often it is called."""
+
+    digest, num_bytes = "", 0
+
+    def __init__(self):
+        self.rows = []
+
+    def __call__(self, latents):
+        self.rows.append(len(latents))
+        return (latents * 2,)
+
+
+def test_rows_of_a_batch_are_mapped_in_one_call(folder):
+    model = load_gan(folder)
+    mapping = Counted()
+    model.use_network("mapping", mapping)
+    assert torch.equal(model.map_latents(noise(7)), noise(7) * 2)
+    mapping.rows.clear()
+    model.map_latents(noise(7))
+    assert mapping.rows == [7]
