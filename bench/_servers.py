@@ -286,7 +286,7 @@ def _start_torchserve(name: str, model: str, folder: Path) -> Server:
     lines = [f"{n}=http://127.0.0.1:{p}" for n, p in zip(names, ports, strict=False)]
     lines += [f"grpc_inference_port={ports[3]}", f"grpc_management_port={ports[4]}"]
     settings = folder / f"{name}-{model}.properties"
-    settings.write_text("\n".join([*lines, "disable_system_metrics=true"]))
+    settings.write_text("\n".join([*lines, "disable_system_metrics=true", "job_queue_size=1000"]))
     command = [
         sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs",
         "--model-store", str(store), "--models", f"{model}={model}",

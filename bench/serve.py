@@ -1,7 +1,9 @@
 """Serve: Mezzotint beside TorchServe and LitServe on the same models, with the same clients.
 
-The servers run at once and take turns under load, at 1, 8 and 32 connections, each of
-which asks for one picture after another. Every request differs from all others. Needs
+The servers run at once and take turns under load, at 1, 8, 32 and 128 connections, each of
+which asks for one picture after another. Every request differs from all others. Beside
+pictures per second stands what a picture costs, in core-milliseconds of all processes of
+its server: of all figures the one that says most on a machine with other work. Needs
 the packages ``torchserve`` (and Java 17) and ``litserve``.
 """
 
@@ -13,11 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 from bench._report import RESULTS, machine, ratios
 from bench._servers import Server, installed, start, stop
 
 PROMPTS = ("a red apple", "a blue boat on yellow", "two green leaves", "a brown dog")
-LEVELS = (1, 8, 32)
+LEVELS = (1, 8, 32, 128)
 PEERS = ("torchserve", "torchserve-as-packed", "litserve")
 OURS = {"plate-gan": ("mezzotint", "mezzotint-two-workers"), "plate": ("mezzotint",)}
 
@@ -65,12 +68,20 @@ async def load(
     return spent, len(spent) / (time.perf_counter() - began)
 
 
+def core_seconds(server: Server) -> float:
+    """Return the seconds of all cores that a server's processes have used so far."""
+    root = psutil.Process(server.process.pid)
+    times = [p.cpu_times() for p in (root, *root.children(recursive=True))]
+    return sum(t.user + t.system for t in times)
+
+
 def main() -> None:
     """Run and write one model's part of ``bench/results/serve.json``."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", choices=["plate-gan", "plate"], default="plate-gan")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--levels", type=int, nargs="+", default=LEVELS)
     parser.add_argument("--no-write", action="store_true")
     given = parser.parse_args()
     peers = installed(PEERS)
@@ -88,7 +99,7 @@ def main() -> None:
             for server in (*OURS[given.model], *peers):
                 servers[server] = start(server, given.model, Path(name))
                 print(f"up: {server}", flush=True)
-            for connections in LEVELS:
+            for connections in given.levels:
                 report["connections"][str(connections)] = level(servers, connections, given)
         finally:
             stop(servers.values())
@@ -106,14 +117,17 @@ def level(
     """Measure all servers in turn at one number of connections."""
     rates: dict[str, list[float]] = {name: [] for name in servers}
     latencies: dict[str, list[float]] = {name: [] for name in servers}
+    cores: dict[str, float] = dict.fromkeys(servers, 0.0)
     for round_ in range(given.rounds + 1):
         for name, server in servers.items():
             first = (round_ + 1) * 100_000_000 + connections * 10_000_000
             seconds = given.seconds if round_ else min(given.seconds, 3.0)
+            before = core_seconds(server)
             spent, rate = asyncio.run(load(server, given.model, connections, seconds, first))
             if round_:  # the first is a warm-up
                 rates[name].append(rate)
                 latencies[name] += spent
+                cores[name] += core_seconds(server) - before
     found: dict[str, Any] = {}
     for name, spent in latencies.items():
         spent.sort()
@@ -122,6 +136,7 @@ def level(
             "requests_per_second": [round(r, 2) for r in rates[name]],
             "p50_ms": round(spent[len(spent) // 2] * 1000, 1),
             "p99_ms": round(spent[int(len(spent) * 0.99)] * 1000, 1),
+            "core_ms": round(cores[name] / len(spent) * 1000, 2),
         }
     seconds = {name: [1 / rate for rate in found_rates] for name, found_rates in rates.items()}
     for own in OURS[given.model]:

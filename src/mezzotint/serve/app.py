@@ -405,8 +405,8 @@ class _Body:
         if self.is_complete:
             return await self._receive()
         try:
-            left = max(0.0, self._until - time.monotonic())
-            message = await asyncio.wait_for(self._receive(), left)
+            async with asyncio.timeout(max(0.0, self._until - time.monotonic())):
+                message = await self._receive()
         except TimeoutError:
             raise BodyTooSlow(f"the body did not arrive within {self._seconds:g} s") from None
         self._bytes += len(message.get("body", b""))

@@ -29,6 +29,7 @@ from mezzotint.types import Event, Finished, GenerationResult, ImageOutput
 
 __all__ = ["Front", "new_id"]
 
+_WATCH_S = 0.05  # after which a client that goes away is noticed
 _MODELS_S = 1.0  # age of a list of models that predictions may be looked up in
 
 Observer = Callable[[Event], None]
@@ -244,8 +245,15 @@ class Front:
             ended.exception()  # however the connection ended, it did
             task.cancel()
 
-        gone = asyncio.ensure_future(until_gone(http.receive))
-        gone.add_done_callback(leave)
+        watching: asyncio.Future[None] | None = None
+
+        def watch() -> None:
+            nonlocal watching
+            watching = asyncio.ensure_future(until_gone(http.receive))
+            watching.add_done_callback(leave)
+
+        # Most answers of a small model are there before a task that watches has begun.
+        begin = asyncio.get_running_loop().call_later(_WATCH_S, watch)
         limit = asyncio.timeout(self.config.limits.wait_s)
         try:
             async with limit:
@@ -261,8 +269,10 @@ class Front:
             raise
         finally:
             is_over = True  # a call of leave() may be on its way already
-            gone.remove_done_callback(leave)
-            gone.cancel()
+            begin.cancel()
+            if watching is not None:
+                watching.remove_done_callback(leave)
+                watching.cancel()
 
     async def stream(
         self,

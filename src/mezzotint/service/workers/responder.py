@@ -18,6 +18,7 @@ from mezzotint.plain import read
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.service.base import Service
 from mezzotint.service.descriptions import describe_error
+from mezzotint.service.endings import ENDINGS
 from mezzotint.service.workers.messages import (
     Answered,
     CallFailed,
@@ -102,6 +103,7 @@ class Responder:
                 quiet=message.quiet,
             )
             sent: dict[int, ImageOutput] = {}
+            has_ended = False
             try:
                 async for event in events:
                     told = write_event(call, event, sent)
@@ -110,11 +112,13 @@ class Responder:
                     if isinstance(event, Failed) and not isinstance(event.error, MezzotintError):
                         log.error("worker.failed", exception=event.error)
                     await self._send(told)
+                    has_ended = isinstance(event, ENDINGS)
             finally:
                 close = getattr(events, "aclose", None)
                 if close is not None:
                     await close()
-            await self._send(StreamEnded(call=call))
+            if not has_ended:  # after an ending nobody listens any more
+                await self._send(StreamEnded(call=call))
         except Exception as error:  # the border to the other process: sent as it is
             await self._fail(call, error)
 
