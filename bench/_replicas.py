@@ -34,6 +34,7 @@ def measure(counts: Sequence[int], *, rounds: int = 3) -> dict[str, Any]:
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_worker_niceness", "0")
+    import ray
     from ray.cluster_utils import Cluster
 
     most = max(counts)
@@ -43,6 +44,7 @@ def measure(counts: Sequence[int], *, rounds: int = 3) -> dict[str, Any]:
     try:
         return asyncio.run(_measure(str(nodes.address), counts, rounds))
     finally:
+        ray.shutdown()  # what ended the deployments made this process a part of the cluster
         nodes.shutdown()
 
 

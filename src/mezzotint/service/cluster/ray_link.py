@@ -48,6 +48,7 @@ def ray_module() -> Any:
         import ray
     except ImportError:
         raise NotReady(INSTALL) from None
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it is not the main thread's to warn of
     return ray
 
 

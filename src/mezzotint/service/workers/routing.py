@@ -246,6 +246,9 @@ class Router:
     ) -> list[tuple[str, Need]]:
         """Return what should go to another worker, since that one has little to do.
 
+        A worker with nothing to do also takes one that waits until its model is loaded
+        elsewhere, where it has the model in memory itself.
+
         Args:
             least_s: Seconds by which a request has to begin earlier there to be moved.
             group: Deployment that is looked at.
@@ -258,13 +261,16 @@ class Router:
         if len(places) < 2:
             return []
         moved: list[tuple[str, Need]] = []
-        idle = sorted(places, key=lambda p: p.backlog_s)
-        for giver in reversed(idle):
-            gap = giver.backlog_s - idle[0].backlog_s - least_s
-            if gap <= 0:
+        *others, taker = sorted(places, key=lambda p: (-p.backlog_s, len(p.warm)))
+        is_free = not taker.backlog_s
+        for giver in others:
+            gap = giver.backlog_s - taker.backlog_s - least_s
+            if gap <= 0 and not is_free:
                 break
             for need in waiting(giver.name):
-                if need.seconds > gap / 2:
+                if is_free and need.models <= taker.warm and not need.models <= giver.warm:
+                    is_free = False  # it begins at once there, whatever loading takes here
+                elif need.seconds > gap / 2:
                     continue
                 moved.append((giver.name, need))
                 gap -= 2 * need.seconds

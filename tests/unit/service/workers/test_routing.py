@@ -103,6 +103,19 @@ def test_an_idle_worker_relieves_a_busy_one_of_what_has_not_begun():
     assert made.relieve(least_s=5.0, waiting=lambda _: held) == []
 
 
+@pytest.mark.parametrize(("there", "moves"), [({"m"}, True), (set(), False)])
+def test_what_waits_for_a_model_to_load_goes_where_it_is_in_memory(there, moves):
+    loading, free = Place(name="loading", warm=set()), Place(name="free", warm=there)
+    made = router(loading, free)
+    held = [need(seconds=0.5)]
+    made.book("loading", held[0])
+    moved = made.relieve(least_s=1.0, waiting=lambda name: held if name == "loading" else [])
+    assert moved == ([("loading", held[0])] if moves else [])
+    if moves:
+        made.settle("loading", held[0])
+        assert made.choose(held[0]) == "free"
+
+
 def test_what_a_request_needs_is_read_from_it():
     request = GenerationRequest(
         model="plate", seed=1, loras=(Lora(name="ink"),), reproducibility="stable",
