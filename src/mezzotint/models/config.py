@@ -24,7 +24,8 @@ class PlacementConfig(Checked):
             and device.
         offload: ``"model"`` keeps one network at a time on the device,
             ``"sequential"`` one layer at a time; both need a device that is not
-            the CPU.
+            the CPU. There ``"disk"`` computes with weights mapped from a file, written once:
+            a model larger than memory draws slowly.
         attention_slicing: Compute attention head by head: less memory, slower.
         vae_slicing: Decode pictures one at a time.
         vae_tiling: Decode large pictures in overlapping tiles; changes the picture
@@ -36,7 +37,7 @@ class PlacementConfig(Checked):
         str, Pattern(r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$", "auto, cpu, mps, cuda or cuda:N")
     ] = "auto"
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    offload: Literal["none", "model", "sequential"] = "none"
+    offload: Literal["none", "model", "sequential", "disk"] = "none"
     attention_slicing: bool = False
     vae_slicing: bool = False
     vae_tiling: bool = False

@@ -48,6 +48,9 @@ __all__ = [
 Call = Callable[[nn.Module, Mapping[str, Tensor]], tuple[Tensor, ...]]
 """How a module is called with named tensors and what of its answer is the output."""
 
+Mapped = Callable[[torch.dtype], contextlib.AbstractContextManager[nn.Module]]
+"""Told the type that is computed in, gives a module whose weights lie where they are stored."""
+
 KEPT_FLOAT32 = frozenset({"timestep"})
 """Inputs that lose their meaning in half precision (999.5 has no float16)."""
 
@@ -282,6 +285,8 @@ class TorchNetwork:
         offload: How the module comes to its device; None where it stays there.
         field: The request field that names what the network is part of, for errors of
             its files.
+        mapped: Gives the module with its weights mapped from their files, which are watched
+            meanwhile; None where they cannot be.
         fixes_sizes: Whether the call reckons with the sides of a picture as plain numbers,
             so that what was traced at one size says nothing of another.
     """
@@ -303,6 +308,7 @@ class TorchNetwork:
         self._lock = threading.Lock()
         self._changes: dict[str, Callable[[nn.Module], Any]] = {}
         self.offload: Offload | None = None
+        self.mapped: Mapped | None = None
         self.field = "model"
         self.fixes_sizes = False
         self.call = call
@@ -322,7 +328,7 @@ class TorchNetwork:
     ) -> "TorchNetwork":
         """Make the network of a part."""
         width = STORED_BYTES.get(part.stored, 4)
-        return cls(
+        network = cls(
             build or part.build,
             call,
             dtype=placement.dtype,
@@ -331,6 +337,13 @@ class TorchNetwork:
             digest=part.digest,
             config=part.config,
         )
+        network.mapped = part.mapped if build is None else None
+        return network
+
+    def build_from(self, build: Callable[[torch.dtype], nn.Module]) -> None:
+        """Let something else build the module; before its first use."""
+        with self._lock:
+            self._build = build
 
     @property
     def module(self) -> nn.Module:

@@ -14,6 +14,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,9 @@ class Part:
         class_name: Class in diffusers or transformers.
         config: Its configuration as plain data; what it lacks has the class's default.
         build: Makes the torch module with its weights in a given ``torch.dtype``.
+        mapped: Gives the module with its weights mapped from their files and in the types that
+            they are stored in, told the type to compute in; inside, the files are watched.
+            None where that cannot be.
         digest: sha256 of its weights and configuration.
         num_bytes: Bytes of its weights in memory, as stored.
         stored: Type of most of its weights, see :data:`STORED_BYTES`.
@@ -84,6 +88,7 @@ class Part:
     class_name: str
     config: Mapping[str, Any]
     build: Callable[[Any], Any] = field(repr=False)
+    mapped: Callable[[Any], AbstractContextManager[Any]] | None = field(default=None, repr=False)
     digest: str = ""
     num_bytes: int = 0
     stored: str = "F32"

@@ -415,5 +415,6 @@ def _torch_networks(model: Model) -> Iterator[tuple[str, TorchNetwork]]:
             isinstance(network, TorchNetwork)
             and network.device.type == "cpu"
             and network.dtype == torch.float32
+            and network.offload is None
         ):
             yield role, network

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.errors import InvalidRequest
+from mezzotint.models.backends.on_disk import OffloadToDisk, disk_of
 from mezzotint.models.base import Model
 from mezzotint.models.config import PlacementConfig
 from mezzotint.models.networks import Offload, TorchNetwork
@@ -96,21 +97,24 @@ class OffloadByLayer:
 
 
 def check_offload(config: PlacementConfig, device: str) -> None:
-    """Refuse offloading where there is nothing to offload from.
+    """Refuse offloading where there is nothing to offload from, or not to where it is asked.
 
     Args:
         config: What was asked for.
         device: Where networks compute.
 
     Raises:
-        InvalidRequest: If offloading is asked for on a CPU.
+        InvalidRequest: If turns on a device are asked for on a CPU, or the disk elsewhere.
     """
-    if config.offload != "none" and device == "cpu":
+    on_cpu = device == "cpu"
+    if config.offload in (("model", "sequential") if on_cpu else ("disk",)):
+        allowed = "none, disk" if on_cpu else "none, model, sequential"
+        where = "needs a device that is not the CPU" if on_cpu else "needs the CPU"
         raise InvalidRequest(
-            "offload needs a device that is not the CPU; use offload none, or device cuda",
+            f"offload {config.offload} {where}; here it may be {allowed}",
             field="offload",
             value=config.offload,
-            allowed="none",
+            allowed=allowed,
         )
 
 
@@ -128,11 +132,13 @@ def place(model: Model, config: PlacementConfig) -> Model:
         The same model.
 
     Raises:
-        InvalidRequest: If offloading is asked for on a CPU.
+        InvalidRequest: If offloading cannot be had on the device.
     """
     networks = {r: n for r, n in model.networks.items() if isinstance(n, TorchNetwork)}
     silent: list[str] = []
-    if config.channels_last:
+    if config.channels_last and config.offload == "disk":
+        silent.append(_no_effect("channels_last", model, "weights on disk lie as they lie"))
+    elif config.channels_last:
         for network in networks.values():
             network.change("channels_last", _use_channels_last)
         if not networks:
@@ -143,12 +149,14 @@ def place(model: Model, config: PlacementConfig) -> Model:
         else:
             silent.append(_no_effect("attention_slicing", model, "it has no sliced attention"))
     if config.offload != "none":
-        kinds = {n.device.type for n in networks.values()}
-        check_offload(config, "cpu" if kinds == {"cpu"} else "")
         if networks:
-            _offload_all(list(networks.values()), config)
-        else:
+            kinds = {n.device.type for n in networks.values()}
+            check_offload(config, "cpu" if kinds == {"cpu"} else "")
+        if not networks:
             silent.append(_no_effect("offload", model, "it runs whole"))
+        elif not _offload_all(list(networks.values()), config):
+            reason = "its weights cannot be mapped from their files"
+            silent.append(_no_effect("offload disk", model, reason))
     silent += _cut(model, config)
     fresh = tuple(note for note in silent if note not in model.notes)
     if fresh:
@@ -173,15 +181,25 @@ def _slice_attention(module: Any) -> None:
 
 def offload_network(network: TorchNetwork, config: PlacementConfig) -> None:
     """Offload a network that stands beside a model, as a ControlNet's, as the model's are."""
-    if config.offload != "none" and network.offload is None:
+    if config.offload in ("model", "sequential") and network.offload is None:
         _offload_all([network], config)
 
 
-def _offload_all(networks: Sequence[TorchNetwork], config: PlacementConfig) -> None:
-    """Let the networks of a model take turns on their device."""
+def _offload_all(networks: Sequence[TorchNetwork], config: PlacementConfig) -> bool:
+    """Offload the networks of a model; tell whether any could be.
+
+    On disk are those that can be read mapped and that no other shares a module with.
+    """
+    if config.offload == "disk":
+        disk = OffloadToDisk()
+        able = [n for n in networks if n.mapped is not None and disk_of(n) is None]
+        for network in able:
+            disk.take(network)
+        return bool(able) or any(disk_of(n) is not None for n in networks)
     how: Offload = OffloadByModel() if config.offload == "model" else OffloadByLayer(networks)
     for network in networks:
         network.offload = how
+    return True
 
 
 def _cut(model: Model, config: PlacementConfig) -> list[str]:

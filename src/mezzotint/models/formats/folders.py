@@ -4,7 +4,8 @@ Reading a folder builds nothing: configurations are read, weights are checked,
 and a network comes into memory when it is first called.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from mezzotint.errors import CardError, WeightsError
+from mezzotint.models.backends.mapped import giving_back
 from mezzotint.models.base import Model
 from mezzotint.models.digests import DIGESTS, own_weights
 from mezzotint.models.exported import LIBRARIES, exported_class
@@ -347,6 +349,7 @@ def _folder_part(role: str, found: _Folder, *, digests: Mapping[str, str], root:
         class_name=found.class_name,
         config=config,
         build=lambda dtype: _build(found, dtype, pinned),
+        mapped=lambda dtype: _mapped(found, dtype, pinned),
         digest=combine_digests({name: digests[name] for name in names}),
         num_bytes=sum(header.data_bytes for header in headers),
         stored=most_stored(kind for header in headers for kind in header.weights),
@@ -365,6 +368,23 @@ def _build(found: _Folder, dtype: torch.dtype, pinned: Mapping[Path, str]) -> An
         module = _from_pretrained(found, dtype)
         own_weights(module, lambda tensor: _STORED_AS.get(tensor.dtype) in {None, *stored})
         return module
+
+
+@contextlib.contextmanager
+def _mapped(
+    found: _Folder, dtype: torch.dtype, pinned: Mapping[Path, str]
+) -> Iterator[torch.nn.Module]:
+    """Give a network whose weights are mapped from its files, watched inside.
+
+    Weights of several types cannot all stay where they lie: they are read into memory, in
+    the type that is computed in.
+    """
+    with DIGESTS.loading(pinned), contextlib.ExitStack() as read:
+        stored = {kind for file in found.weights for kind, _ in read_header(file).tensors.values()}
+        lies_as = [torch_kind for torch_kind, kind in _STORED_AS.items() if {kind} == stored]
+        for file in found.weights:
+            read.enter_context(giving_back(file))
+        yield _from_pretrained(found, next(iter(lies_as), dtype))
 
 
 def _from_pretrained(found: _Folder, dtype: torch.dtype) -> Any:

@@ -17,7 +17,14 @@ __all__ = ["check_fits"]
 _HALF = 2  # float32 to bfloat16
 
 
-def check_fits(name: str, networks: Iterable[Any], room: int, *, can_offload: bool = False) -> None:
+def check_fits(
+    name: str,
+    networks: Iterable[Any],
+    room: int,
+    *,
+    can_offload: bool = False,
+    can_map: bool = False,
+) -> None:
     """Refuse a model whose weights alone are more than there is.
 
     Args:
@@ -25,6 +32,7 @@ def check_fits(name: str, networks: Iterable[Any], room: int, *, can_offload: bo
         networks: Its networks; those of one digest share their weights.
         room: Bytes that this process, or its device, may have.
         can_offload: Whether networks could take turns on the device.
+        can_map: Whether weights could stay on disk, where there is no such device.
 
     Raises:
         WeightsError: If it does not fit: what it needs, what there is, and what would help.
@@ -54,6 +62,11 @@ def check_fits(name: str, networks: Iterable[Any], room: int, *, can_offload: bo
         largest = max(sizes.values())
         how = "model" if largest <= room else "sequential"
         advice.append(f"with models.placement.offload = {how} its parts take turns")
+    elif can_map:
+        advice.append(
+            "with offload disk its weights stay on disk, and it draws slowly (mezzotint models "
+            "add ... --offload disk, or models.placement.offload)"
+        )
     if not advice:
         advice.append("it needs a machine, or a control group, with more memory")
     raise WeightsError(

@@ -20,6 +20,7 @@ import mezzotint
 from mezzotint.errors import InvalidRequest
 from mezzotint.images.metadata import library_versions
 from mezzotint.models.adapters.controlnet import ControlNet
+from mezzotint.models.backends.on_disk import disk_of
 from mezzotint.models.backends.openvino_backend import denoiser_streams
 from mezzotint.models.backends.placement import check_offload, offload_network, place
 from mezzotint.models.backends.processor import low_precision
@@ -186,6 +187,9 @@ class ModelProvider:
             if model not in self._placed:
                 self._check_fits(model)
                 self._placed.add(model)
+                for network in model.networks.values():
+                    if (disk := disk_of(network)) is not None:
+                        disk.folder = self._cache.parent / "weights"
                 if self.backend == "openvino":
                     from mezzotint.models.backends.openvino_backend import use_openvino
 
@@ -199,7 +203,10 @@ class ModelProvider:
             room = int(torch.cuda.get_device_properties(self.device).total_memory)
             can_offload = True
         networks = model.networks.values()
-        check_fits(model.spec.name, networks, room, can_offload=can_offload)
+        check_fits(
+            model.spec.name, networks, room, can_offload=can_offload,
+            can_map=any(getattr(n, "mapped", None) is not None for n in networks),
+        )  # fmt: skip
 
     def _place_control(self, control: ControlNet) -> ControlNet:
         """Put a ControlNet on the backend."""

@@ -4,7 +4,7 @@ from tests import tiny
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.backends.openvino_backend import use_openvino
-from mezzotint.models.backends.placement import place
+from mezzotint.models.backends.placement import check_offload, place
 from mezzotint.models.backends.tiling import tiled
 from mezzotint.models.base import Conditioning, Prompt
 from mezzotint.models.config import PlacementConfig
@@ -186,6 +186,8 @@ def test_offloading_needs_a_device_to_offload_from():
         with pytest.raises(InvalidRequest, match="not the CPU") as caught:
             sd(offload=how)
         assert caught.value.field == "offload"
+    with pytest.raises(InvalidRequest, match="offload disk needs the CPU; here it may be none, mo"):
+        check_offload(PlacementConfig(offload="disk"), "cuda")
 
 
 def test_openvino_cuts_as_torch_does_and_says_what_it_leaves_out():

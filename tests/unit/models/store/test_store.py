@@ -486,7 +486,7 @@ def test_a_placement_that_cannot_be_is_refused_when_it_is_added(home, folder, pl
 def test_offloading_a_model_from_the_cpu_is_refused_before_it_is_read(home, folder):
     store = open_store(home)
     store.add("off", folder, placement={"offload": "model"})
-    with pytest.raises(InvalidRequest, match="offload needs a device that is not the CPU"):
+    with pytest.raises(InvalidRequest, match="offload model needs a device that is not the CPU"):
         store.load("off")
 
 

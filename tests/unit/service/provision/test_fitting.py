@@ -30,6 +30,11 @@ def test_networks_of_one_digest_count_once():
         check_fits("m", [network(5 * GB, "unet"), *vae], 8 * GB - 10**8)
 
 
+def test_weights_that_could_stay_on_disk_say_so():
+    with pytest.raises(WeightsError, match="with offload disk its weights stay on disk, and it d"):
+        check_fits("m", [network(30 * GB)], 8 * GB, can_map=True)
+
+
 @pytest.mark.parametrize(
     ("sizes", "dtype", "can_offload", "advice"),
     [
