@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from mezzotint.errors import InvalidField
 
@@ -153,11 +153,12 @@ class Count:
 
     def check(self, name: str, value: Any) -> None:
         """Refuse a list that is too short or too long."""
-        if isinstance(value, tuple) and not self.least <= len(value) <= self.most:
+        count = len(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else self.least
+        if not self.least <= count <= self.most:
             raise InvalidField(
-                f"{name} must {'hold' if self.of else 'be'} {self.words}, got {len(value)}",
+                f"{name} must {'hold' if self.of else 'be'} {self.words}, got {count}",
                 field=name,
-                value=len(value),
+                value=count,
                 allowed=self.words,
             )
 

@@ -7,9 +7,9 @@ import dataclasses
 import inspect
 import io
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.plain import allowed, field_docs, field_hints, field_types, read
@@ -81,7 +81,8 @@ def read_call(
     references = given.get("image_references")
     if isinstance(references, list | tuple):
         given["image_references"] = tuple(
-            read_picture(value, f"image_references[{k}]") for k, value in enumerate(references)
+            read_picture(value, f"image_references[{k}]")
+            for k, value in enumerate(cast("Sequence[Any]", references))
         )
     if isinstance(prompt, GenerationRequest):
         return dataclasses.replace(prompt, **given) if given else prompt

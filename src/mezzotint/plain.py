@@ -291,7 +291,7 @@ def convert(value: Any, hint: Any, path: str) -> Any:
     if origin is collections.abc.Mapping:
         if not isinstance(value, Mapping):
             raise _wrong_type(path, value, "an object")
-        return value
+        return typing.cast("Mapping[Any, Any]", value)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise _wrong_type(path, value, "a list")
@@ -313,11 +313,11 @@ def convert(value: Any, hint: Any, path: str) -> Any:
 
 def _is_function(hint: Any) -> bool:
     """Tell whether a field takes a Python function: nothing that JSON could hold."""
-    return typing.get_origin(hint) is collections.abc.Callable
+    return typing.get_origin(hint) is collections.abc.Callable  # pyright: ignore[reportUnknownMemberType]
 
 
 def _is_object(hint: Any) -> bool:
-    return dataclasses.is_dataclass(hint) and hint is not ImageInput
+    return hint is not ImageInput and dataclasses.is_dataclass(hint)
 
 
 def _convert_scalar(value: Any, hint: Any, path: str) -> Any:

@@ -287,7 +287,7 @@ def _read_file(path: Path, known: Mapping[str, tuple[Any, str]]) -> dict[str, An
             if name in known:
                 found[name] = _converted(value, known[name][0], f"{name} in {path}")
             elif isinstance(value, Mapping) and any(k.startswith(f"{name}.") for k in known):
-                walk(value, f"{name}.")
+                walk(typing.cast("Mapping[str, Any]", value), f"{name}.")
             else:
                 raise UnknownName(f"setting in {path}", name, known, field=name)
 
@@ -338,7 +338,7 @@ def _converted(value: Any, hint: Any, name: str) -> Any:
     if _is_mapping(hint):
         if not isinstance(value, Mapping):
             raise InvalidRequest(f"{name} must be a table, got {value!r}", field=name)
-        return dict(value)
+        return dict(typing.cast("Mapping[str, Any]", value))
     return convert(value, hint, name)
 
 
@@ -386,5 +386,6 @@ def _masked(name: str, value: Any) -> Any:
             return "********"
         return _IN_QUERY.sub(r"\1********", _CREDENTIALS.sub(r"\1********@", value))
     if isinstance(value, Mapping):
-        return {k: _masked(str(k), v) for k, v in value.items()}
+        entries = typing.cast("Mapping[Any, Any]", value)
+        return {k: _masked(str(k), v) for k, v in entries.items()}
     return value

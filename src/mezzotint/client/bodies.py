@@ -8,7 +8,7 @@ import base64
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from mezzotint import errors
 from mezzotint.errors import InvalidRequest, MezzotintError, Overloaded, UnknownName, WorkFailed
@@ -98,7 +98,7 @@ def read_failure(status: int, headers: Mapping[str, str], body: bytes) -> Mezzot
         problem = None
     if not isinstance(problem, dict):
         return WorkFailed(f"the server answered {status}: {body[:200].decode(errors='replace')}")
-    return read_problem(problem, retry_after_s)
+    return read_problem(cast("dict[str, Any]", problem), retry_after_s)
 
 
 def read_image(about: Mapping[str, Any], data: bytes) -> ImageOutput:

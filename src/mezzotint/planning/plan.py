@@ -401,7 +401,7 @@ def to_plain(value: Any) -> Any:
     Fields that came later are left out while they are empty: a plan without them keeps
     the digest that it had.
     """
-    kind = type(value)
+    kind: type[Any] = type(value)
     if kind in _LEAVES:
         return value
     if kind in _SPELLINGS:

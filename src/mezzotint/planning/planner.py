@@ -205,7 +205,7 @@ def _environment(common: str, spec: ModelSpec) -> str:
     if not spec.placement:
         return common
     options = dict(spec.placement)
-    found = json.loads(common) if common else {}
+    found: dict[str, Any] = json.loads(common) if common else {}
     if dtype := options.pop("dtype", None):
         found["dtype"] = dtype
     if options:

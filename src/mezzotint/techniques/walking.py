@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
-from typing import Any
+from typing import Any, cast
 
 from mezzotint.plain import field_hints, field_names, json_name
 from mezzotint.types import ImageInput, PromptText
@@ -76,7 +76,7 @@ def names_of(value: Any) -> Iterator[tuple[str, str, str]]:
         kind = next((n.kind for n in _marks(hint) if isinstance(n, Names)), "")
         name = getattr(part, field)
         if kind and name is not None:
-            where: str = getattr(type(part), "where", "")
+            where: str = getattr(cast("type[Any]", type(part)), "where", "")
             yield f"{where}.{field}" if where else field, kind, name
 
 

@@ -96,10 +96,11 @@ class DeviceThread:
             match command:
                 case Submission():
                     engine.submit(command)
-                case Cancel(ImageId() as image):
-                    engine.cancel_image(image)
-                case Cancel(str() as request):
-                    engine.cancel(request)
+                case Cancel(what):
+                    if isinstance(what, ImageId):
+                        engine.cancel_image(what)
+                    else:
+                        engine.cancel(what)
                 case Drain():
                     engine.drain()
                 case Learn():
