@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from mezzotint.plain import field_names
 from mezzotint.request import (
@@ -401,7 +401,7 @@ def to_plain(value: Any) -> Any:
     Fields that came later are left out while they are empty: a plan without them keeps
     the digest that it had.
     """
-    kind: type[Any] = type(value)
+    kind = cast("type[Any]", type(value))
     if kind in _LEAVES:
         return value
     if kind in _SPELLINGS:
@@ -422,7 +422,7 @@ def _spell_resolved(resolved: Resolved[Any]) -> Any:
     if isinstance(part, Upscale):
         return (part.factor, part.model or "lanczos", resolved.digest)
     fields: dict[str, Any] = {}
-    for name in field_names(type(part)):
+    for name in field_names(cast("type[Any]", type(part))):
         value = getattr(part, name)
         if isinstance(value, ImageInput):
             value = pictures.pop(0)
