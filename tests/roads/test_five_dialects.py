@@ -241,23 +241,23 @@ def elsewhere(folder: Path, *command: str) -> bytes:
     """Run a program with a home of its own; return what it writes to its output."""
     environment = {**os.environ, "MEZZOTINT_HOME": str(folder / "home")}
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, timeout=120, check=False
+        command, cwd=folder, env=environment, capture_output=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
 
 
 @pytest.mark.slow
-def test_the_command_line_gives_the_pixels_of_the_engine(tmp_path, expected):
+def test_the_command_line_gives_the_file_of_the_engine(tmp_path, expected_file):
     program = str(Path(sys.executable).with_name("mezzotint"))
     flags = ["--seed", "11", "--steps", "2", "--guidance-scale", "3", "--scheduler", "euler"]
     flags += ["--width", "64", "--height", "64", "--quiet", "--output", "-"]
     made = elsewhere(tmp_path, program, "generate", PROMPT, *flags)
-    assert np.array_equal(pixels(made), expected)
+    assert made == expected_file
 
 
 @pytest.mark.slow
-def test_python_gives_the_pixels_of_the_engine(tmp_path, expected):
+def test_python_gives_the_file_of_the_engine(tmp_path, expected_file):
     fields = {"seed": SEED, "scheduler": "euler", **COMMON}
     code = (
         "import sys, mezzotint as mz\n"
@@ -265,7 +265,7 @@ def test_python_gives_the_pixels_of_the_engine(tmp_path, expected):
         "sys.stdout.buffer.write(made.images[0].data)"
     )
     made = elsewhere(tmp_path, sys.executable, "-c", code)
-    assert np.array_equal(pixels(made), expected)
+    assert made == expected_file
 
 
 def test_a_picture_from_any_door_is_restored_by_inspect_and_made_again(door, expected):
