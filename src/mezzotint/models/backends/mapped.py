@@ -9,12 +9,14 @@ fault, and no reading from disk as long as there is room.
 
 import contextlib
 import ctypes
+import mmap
 import sys
 import threading
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-__all__ = ["give_back", "giving_back"]
+__all__ = ["give_back", "give_back_pages", "giving_back"]
 
 _EVERY_S = 0.1
 _LEAST_BYTES = 64 << 20  # of a file that is worth a thread
@@ -35,12 +37,32 @@ def give_back(path: Path) -> int:
     """
     if sys.platform != "linux":
         return 0
-    advise = ctypes.CDLL(None).madvise
+    advise = _library().madvise
     total = 0
     for start, end in _mappings(path):
         if advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED) == 0:
             total += end - start
     return total
+
+
+def give_back_pages(address: int, num_bytes: int) -> None:
+    """Take the whole pages of a part of a mapped file out of this process's memory.
+
+    Args:
+        address: Of its first byte, in a mapping of a file that nobody writes to.
+        num_bytes: Bytes of it.
+    """
+    if sys.platform != "linux":
+        return
+    page = mmap.PAGESIZE
+    start, end = -(-address // page) * page, (address + num_bytes) // page * page
+    if start < end:
+        _library().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 @contextlib.contextmanager

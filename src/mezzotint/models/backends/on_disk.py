@@ -3,8 +3,8 @@
 A model that does not fit into memory draws slowly rather than not at all. Its weights are
 written once, in the type that they compute in and at aligned addresses, to a file of ours:
 whoever writes to the model's own files changes nothing, and answers have the bits of a
-network in memory. From then on the system reads pages when they are used; they are given
-back while the network computes, so that the process holds what a few layers need.
+network in memory. From then on the system reads pages when they are used, and each layer
+gives its own back when it is done, so that the process holds what a layer or two need.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mezzotint.errors import WeightsError
 from mezzotint.files import atomic_path
-from mezzotint.models.backends.mapped import giving_back
+from mezzotint.models.backends.mapped import give_back_pages
 from mezzotint.models.networks import ALIGNMENT, TorchNetwork
 from mezzotint.observe.stages import stage
 
@@ -46,7 +46,6 @@ class OffloadToDisk:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self._files: weakref.WeakKeyDictionary[nn.Module, Path] = weakref.WeakKeyDictionary()
 
     def take(self, network: TorchNetwork) -> None:
         """Keep a network's weights on disk; before it is built.
@@ -64,7 +63,9 @@ class OffloadToDisk:
                     with stage("converting", "weights", num_bytes):
                         _write(module, dtype, path)
                 _use(module, dtype, path)
-            self._files[module] = path
+            for layer in module.modules():
+                if list(layer.parameters(recurse=False)):
+                    layer.register_forward_hook(_leave)
             return module
 
         network.build_from(build)
@@ -72,10 +73,8 @@ class OffloadToDisk:
 
     @contextlib.contextmanager
     def bring(self, network: TorchNetwork) -> Iterator[nn.Module]:
-        """Give the module, and pages of its weights back while it computes."""
-        module = network.module
-        with giving_back(self._files.get(module)):
-            yield module
+        """Give the module, whose weights come and go by themselves."""
+        yield network.module
 
     def _path(self, digest: str, dtype: torch.dtype) -> Path:
         if self.folder is None:
@@ -85,6 +84,12 @@ class OffloadToDisk:
         self.folder.mkdir(parents=True, exist_ok=True)
         words = f"{_FORMAT}\0{digest}\0{dtype}\0{torch.__version__}"
         return self.folder / f"{hashlib.sha256(words.encode()).hexdigest()[:40]}.weights"
+
+
+def _leave(layer: nn.Module, _inputs: Any, _answer: Any) -> None:
+    """Give back the pages of a layer that has computed."""
+    for weight in layer.parameters(recurse=False):
+        give_back_pages(weight.data_ptr(), weight.nbytes)
 
 
 def _weights(module: nn.Module, dtype: torch.dtype) -> Iterator[tuple[Tensor, torch.dtype, int]]:
