@@ -58,6 +58,7 @@ async def _measure(head: str, counts: Sequence[int], rounds: int) -> dict[str, A
             await _until_ready(service, count)
             await _throughput(service, count)  # connections are made, not counted
             found[count] = [await _throughput(service, count) for _ in range(rounds)]
+            print(f"{count} replicas: {found[count]} pictures a second", flush=True)
             if count == counts[0]:
                 latency = await _latency(service, rounds)
         finally:

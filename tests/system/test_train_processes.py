@@ -108,7 +108,6 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path, maker, evaluate_ev
     train(one)
     code, said = end(running)
     assert code == 0, said[-2000:]
-    print("largest difference", distance(weights(one), weights(two)))
     assert distance(weights(one), weights(two)) < most
     for kind in ("step", "held_out"):
         ours, theirs = events(two, kind), events(one, kind)
