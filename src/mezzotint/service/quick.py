@@ -35,6 +35,7 @@ from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.provision.prompt_cuts import cut_notes
 from mezzotint.service.provision.readings import read_texts
 from mezzotint.techniques.table import TECHNIQUES
+from mezzotint.techniques.walking import texts_of
 from mezzotint.types import Event, Finished, GenerationResult, ImageFinished, ImageOutput, Queued
 
 __all__ = ["QuickService"]
@@ -215,6 +216,8 @@ def _is_words(request: GenerationRequest) -> bool:
     output = request.output
     return not (
         request.gates
+        or request.prompt_dialect != "plain"  # may name adapters among its words
+        or any("<" in text for text in texts_of(request))
         or request.reproducibility != "exact"
         or output.sign
         or output.animation is not None

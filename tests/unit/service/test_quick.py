@@ -90,6 +90,8 @@ def test_a_kept_picture_is_answered_without_a_service(home):
         {"reproducibility": "stable"},
         {"upscale": {"factor": 2}},
         {"gates": {"quality": {}}},
+        {"prompt": "a red apple <lora:ink:0.8>"},
+        {"prompt_dialect": "a1111"},
     ],
 )
 def test_what_is_not_kept_or_needs_more_than_words_is_the_services(home, change):
