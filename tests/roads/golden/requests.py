@@ -54,6 +54,7 @@ def encoded(pixels, mode="RGB"):
     return base64.b64encode(stream.getvalue()).decode("ascii")
 
 
+PNDM = "PNDMScheduler"  # by its class: what recipes name that were made before plms was a table
 CASES = []
 
 
@@ -102,8 +103,9 @@ def add_models():
     case("plate-gan, truncated", model="plate-gan", latent={"truncation": 0.5, "class_label": 0})
     case("gan with mapping", "torch", model="mapped", latent={"truncation": 0.7, "class_label": 2})
     for model in ("sd", "sd2", "bert", "xl", "flux"):
+        own = {"scheduler": PNDM} if model == "sd" else {}
         case(f"tiny {model}", "torch", model=model, num_inference_steps=3, width=64, height=64,
-             guidance_scale=3.0)  # fmt: skip
+             guidance_scale=3.0, **own)  # fmt: skip
     case("tiny pixels", "torch", model="pixels", num_inference_steps=3)
     case("tiny classes", "torch", model="classes", num_inference_steps=3, guidance_scale=3.0,
          latent={"class_label": 4})  # fmt: skip
@@ -190,9 +192,9 @@ def add_texts():
     case("compel", prompt="a red++ apple on a (yellow)1.3 background", prompt_dialect="compel")
     case("a prompt that is cut", prompt="a red apple " * 12)
     case("other letters", prompt="una manzana roja, ein Äpfel 🍎")
-    case("a1111 in CLIP", "torch", model="sd", prompt_dialect="a1111",
+    case("a1111 in CLIP", "torch", model="sd", scheduler=PNDM, prompt_dialect="a1111",
          prompt="a (red:1.4) apple [on] the table BREAK a blue leaf")  # fmt: skip
-    case("a1111 names a LoRA", "torch", model="sd", prompt_dialect="a1111",
+    case("a1111 names a LoRA", "torch", model="sd", scheduler=PNDM, prompt_dialect="a1111",
          prompt="a red apple <lora:ink:0.5>")  # fmt: skip
 
 
@@ -224,7 +226,7 @@ def add_outputs():
 
 def add_adapters():
     """LoRAs, ControlNets, IP-Adapters and textual inversions on tiny models and on plate."""
-    tiny = {"engine": "torch", "model": "sd", "guidance_scale": 4.0}
+    tiny = {"engine": "torch", "model": "sd", "guidance_scale": 4.0, "scheduler": PNDM}
     net = {"model": "net-1", "image": "@photo"}
     style = {"images": ["@photo"], "scale": 0.8}
     word = {"prompt": "a red apple <ink>", "embeddings": [{"name": "ink"}]}
