@@ -16,7 +16,7 @@ import json
 import marshal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from mezzotint.bounds import Count, Length, Range
 from mezzotint.errors import InvalidRequest
@@ -428,7 +428,7 @@ def _key_without_seed(data: Any) -> bytes:
     """
     if type(data) is not dict or not data.keys() <= _FIELDS:
         return b""
-    plain: dict[str, Any] = data
+    plain = cast(dict[str, Any], data)
     seed = plain.get("seed")
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:
         return b""
