@@ -14,12 +14,10 @@ Dimensions: R rows, then a fixed shape.
 """
 
 import itertools
-import math
 import os
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +31,7 @@ from mezzotint.models.backends.mapped import giving_back
 from mezzotint.models.backends.quiet import conversion_failures, import_openvino
 from mezzotint.models.base import Model, Network
 from mezzotint.models.networks import NetworkReady, TorchNetwork, is_preparing
-from mezzotint.observe.interruption import Interrupted, check, interruption
+from mezzotint.observe.interruption import check
 from mezzotint.observe.stages import stage
 
 __all__ = ["OpenVINONetwork", "denoiser_streams", "use_openvino"]
@@ -42,8 +40,6 @@ MAX_SHAPES = 4
 """Shapes of rows that one network keeps compiled; the one used longest ago goes first."""
 
 _MAX_PACKED = 1024  # shapes of calls that are remembered
-_LOOK_MS = 10  # how often a call that may be left looks whether somebody came
-_PATIENCE_S = 1.0  # for a call to end by itself: one that is stopped costs compiling anew
 
 _IGNORED = {
     "attention_slicing": "OpenVINO computes attention in its own blocks",
@@ -64,8 +60,6 @@ class _Compiled:
         weights: The file that its constants are mapped from, if they are.
         packed: Shapes of calls that its weights have been packed for.
         lock: Held while it runs.
-        torn: Set once a call was stopped in its middle: some layers have the shapes of that
-            call and believe that they have those of the call before, so none may follow.
     """
 
     requests: tuple[Any, ...]
@@ -77,7 +71,6 @@ class _Compiled:
         default_factory=set[tuple[tuple[int, ...], ...]]
     )
     lock: threading.Lock = field(default_factory=threading.Lock)
-    torn: threading.Event = field(default_factory=threading.Event)
 
 
 class OpenVINONetwork:
@@ -164,8 +157,11 @@ class OpenVINONetwork:
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
         """Run the network once over all rows; float32 on the first input's device.
 
+        A call that has begun is not stopped, whoever comes: OpenVINO's layers keep the shapes
+        of a call that was cancelled in its middle, and answer the next one by them.
+
         Raises:
-            Interrupted: If the call may be left and somebody came meanwhile.
+            Interrupted: If somebody came before it began, and it may be left then.
         """
         check()
         arrays = {name: _plain(tensor) for name, tensor in sorted(inputs.items())}
@@ -181,8 +177,6 @@ class OpenVINONetwork:
             )
         shapes = tuple(tuple(t.shape) for t in arrays.values())
         with compiled.lock:
-            if compiled.torn.is_set():  # while this thread waited for its turn
-                return self(**inputs)
             if shapes in compiled.packed:
                 return self._infer(compiled, arrays)
             with giving_back(compiled.weights):
@@ -238,20 +232,12 @@ class OpenVINONetwork:
             _lend(request, part)
         for request in working:
             request.start_async()
-        was_left = _was_left(working)
-        if was_left:
-            compiled.torn.set()
-            with self._lock:
-                for made_for in [k for k, known in self._compiled.items() if known is compiled]:
-                    del self._compiled[made_for]
         failures: list[RuntimeError] = []
         for request in working:  # all of them: the next call must not find one busy
             try:
                 request.wait()
             except RuntimeError as error:
                 failures.append(error)
-        if was_left:
-            raise Interrupted
         if failures:
             raise failures[0]
         outputs = [
@@ -313,23 +299,6 @@ def denoiser_streams() -> int:
     """Return into how many parts a denoiser's rows are dealt: two, where two cores are."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return 2 if (count or 1) > 1 else 1
-
-
-def _was_left(requests: Sequence[Any]) -> bool:
-    """Wait for requests that may be left; stop them all and say so if somebody waits long."""
-    event = interruption()
-    if event is None:
-        return False
-    until = math.inf
-    for request in requests:
-        while not request.wait_for(_LOOK_MS):
-            now = time.monotonic()
-            until = min(until, now + _PATIENCE_S) if event.is_set() else until
-            if now >= until:
-                for each in requests:
-                    each.cancel()
-                return True
-    return False
 
 
 def _deal(arrays: list[np.ndarray], count: int) -> list[list[np.ndarray]]:
