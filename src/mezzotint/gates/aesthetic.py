@@ -21,6 +21,7 @@ from mezzotint.errors import WeightsError
 from mezzotint.gates.base import Score
 from mezzotint.gates.craft import AESTHETIC
 from mezzotint.models.digests import DIGESTS, own_weights
+from mezzotint.models.quiet_loading import sole_building
 
 __all__ = ["AestheticGate", "read_head"]
 
@@ -46,7 +47,7 @@ class AestheticGate:
         self._head = read_head(folder / "head.safetensors")
         from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-        with DIGESTS.steady(folder / "clip"):
+        with sole_building(), DIGESTS.steady(folder / "clip"):
             self._clip = CLIPVisionModelWithProjection.from_pretrained(
                 folder / "clip", use_safetensors=True, trust_remote_code=False
             ).eval()

@@ -15,6 +15,7 @@ from PIL import Image
 from mezzotint.errors import WeightsError
 from mezzotint.gates.base import GateInfo, Score
 from mezzotint.models.digests import DIGESTS, own_weights
+from mezzotint.models.quiet_loading import sole_building
 
 __all__ = ["SafetyCheckerGate"]
 
@@ -47,7 +48,8 @@ class SafetyCheckerGate:
         )
         from transformers import CLIPImageProcessor
 
-        with DIGESTS.steady(Path(folder) / "safety_checker", Path(folder) / "feature_extractor"):
+        files = (Path(folder) / "safety_checker", Path(folder) / "feature_extractor")
+        with sole_building(), DIGESTS.steady(*files):
             self._checker = StableDiffusionSafetyChecker.from_pretrained(
                 Path(folder) / "safety_checker", use_safetensors=True, trust_remote_code=False
             ).eval()

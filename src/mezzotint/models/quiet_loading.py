@@ -1,5 +1,9 @@
 """Quiet loading: networks built by diffusers and transformers, one at a time.
 
+While one of them builds a network without memory for its weights, it exchanges how modules
+register weights for the whole process: a network that another thread builds meanwhile would
+have none either ("Cannot copy out of meta tensor"). So whoever builds takes the one lock.
+
 Without bars, and without questions: where a model has code of its own, transformers asks
 at the terminal whether it should run, unless it is told to wait no second for an answer.
 What diffusers loads through transformers cannot be told otherwise.
@@ -9,9 +13,16 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-__all__ = ["quiet_loading"]
+__all__ = ["quiet_loading", "sole_building"]
 
-_LOADING = threading.Lock()  # from_pretrained sets the default type of the whole process
+_LOADING = threading.RLock()  # from_pretrained sets the default type of the whole process
+
+
+@contextlib.contextmanager
+def sole_building() -> Iterator[None]:
+    """Build a network while no other thread builds one."""
+    with _LOADING:
+        yield
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ from mezzotint.models.finite import rows_not_finite
 from mezzotint.models.int8_rows import SUFFIX, expand_rows, expanded_shapes, round_rows
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.models.parts import combine_digests, digest_files, read_header
+from mezzotint.models.quiet_loading import sole_building
 from mezzotint.models.spec import ModelSpec
 from mezzotint.types import Size
 
@@ -317,7 +318,7 @@ def load_gan(
     _check_scales(weights, header.tensors)
 
     def build(dtype: torch.dtype) -> nn.Module:
-        with torch.device("meta"):
+        with sole_building(), torch.device("meta"):
             generator = Generator(config)
         generator.to_empty(device="cpu")
         with DIGESTS.loading({folder / f: found for f, found in digests.items()}):

@@ -30,6 +30,7 @@ from mezzotint.models.digests import own_weights
 from mezzotint.models.exported import exported_class
 from mezzotint.models.families.array_networks import ARRAY_NETWORKS
 from mezzotint.models.networks import TorchNetwork
+from mezzotint.models.quiet_loading import sole_building
 from mezzotint.models.spec import ModelSpec
 from mezzotint.plain import Checked, read
 from mezzotint.sampling.denoiser import NetworkDenoiser
@@ -404,6 +405,21 @@ def load_run(
     """
     folder = Path(folder)
     about = RunDescription.load(folder)
+    with sole_building():
+        network, parts = _load_parts(about, folder)
+    own_weights(network)
+    network.to(device)
+    for part in ("text_encoder", "vae"):
+        if part in parts:
+            own_weights(parts[part])
+            parts[part].to(device)
+    return RunModel(
+        about, network, name=name or folder.name, digest=digest, path=str(folder), **parts
+    )
+
+
+def _load_parts(about: RunDescription, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Load the network of a run and what stands around it."""
     network = load_network(about.network, folder / "network")
     parts: dict[str, Any] = {}
     if about.conditioning == "text":
@@ -419,15 +435,7 @@ def load_run(
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
         parts["vae"] = AutoencoderKL.from_pretrained(str(folder / "vae"), trust_remote_code=False)
-    own_weights(network)
-    network.to(device)
-    for part in ("text_encoder", "vae"):
-        if part in parts:
-            own_weights(parts[part])
-            parts[part].to(device)
-    return RunModel(
-        about, network, name=name or folder.name, digest=digest, path=str(folder), **parts
-    )
+    return network, parts
 
 
 def load_network(kind: str, folder: Path) -> nn.Module:

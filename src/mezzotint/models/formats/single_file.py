@@ -35,6 +35,7 @@ from mezzotint.models.parts import (
     read_header,
 )
 from mezzotint.models.prompts import Tokens, clip_tokens, load_tokens
+from mezzotint.models.quiet_loading import sole_building
 
 __all__ = ["clip_vocabulary", "load_single_file"]
 
@@ -210,7 +211,7 @@ def _empty(class_name: str, config: Mapping[str, Any]) -> nn.Module:
     import transformers
     from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False):
+    with sole_building(), init_empty_weights(include_buffers=False):
         if class_name.startswith("CLIP"):
             return exported_class("transformers", class_name, where="a single file")(
                 transformers.CLIPTextConfig(**config)
