@@ -46,8 +46,9 @@ class TestSolverContract:
         for k, evaluation in enumerate(table.evaluations):
             drawn = noise((1, *SHAPE), 10 + k) if evaluation.draws_noise else None
             registers = advance(registers, clean, evaluation.tensor()[None], noise=drawn)
-        # TCD's picture is its state at timestep 0, which is not quite clean
-        least = 0.15 if name == "tcd" else 5e-3
+        # pictures of TCD and PLMS are their state at timestep 0, which is not quite clean
+        # (diffusers' PNDMScheduler is 0.0742 away too)
+        least = {"tcd": 0.15, "plms": 0.08}.get(name, 5e-3)
         assert torch.allclose(registers[:, 0], clean, atol=least)
 
     def test_shape_and_type_stay_what_they_were(self, name):
@@ -101,6 +102,10 @@ class TestSolverContract:
     def test_a_late_start_is_the_tail_of_the_run(self, name):
         whole, tail = table_of(name, steps=8), table_of(name, steps=8, first=3)
         kept = [e for e in whole.evaluations if e.step > 3]
+        if name == "plms":  # diffusers cuts its list of evaluations, and begins anew there
+            assert [e.sigma for e in tail.evaluations] == [e.sigma for e in whole.evaluations[3:]]
+            assert [e.step for e in tail.evaluations] == [1, 1, 2, 3, 4, 5]
+            return
         # Heun's look-ahead at step 4 belongs to the third step; the tail begins with step 4's own
         kept = kept[len(kept) - len(tail.evaluations) :]
         assert [e.sigma for e in tail.evaluations] == [e.sigma for e in kept]
