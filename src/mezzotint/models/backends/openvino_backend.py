@@ -126,6 +126,7 @@ class OpenVINONetwork:
         self._num_threads = num_threads
         self._lock = threading.Lock()
         self._compiled: OrderedDict[RowShape, _Compiled | None] = OrderedDict()
+        self._made_for: dict[RowShape, RowShape] = {}  # what answers for a shape of rows
         self._compiling: dict[RowShape, threading.Lock] = {}
 
     @property
@@ -213,11 +214,16 @@ class OpenVINONetwork:
     def _known(self, key: RowShape) -> tuple[_Compiled | None, ...]:
         """Return what answers for a shape, if it was compiled and not dropped since."""
         with self._lock:
-            for made_for in (key, self._exporter.open_key(key)):
-                if made_for in self._compiled:
-                    self._compiled.move_to_end(made_for)
-                    return (self._compiled[made_for],)
-        return ()
+            made_for = self._made_for.get(key, key)
+            if made_for not in self._compiled:
+                made_for = key if key in self._compiled else self._exporter.open_key(key)
+            if made_for not in self._compiled:
+                return ()
+            if len(self._made_for) >= _MAX_PACKED:
+                self._made_for.clear()
+            self._made_for[key] = made_for
+            self._compiled.move_to_end(made_for)
+            return (self._compiled[made_for],)
 
     def _infer(self, compiled: _Compiled, arrays: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Run a compiled network; the answers are copied out of its buffers."""

@@ -1,5 +1,6 @@
 """Prompt cuts: what a model's tokenizers have no room for, told without its weights."""
 
+import functools
 from pathlib import Path
 
 from mezzotint.models.chat_text import CHAT_FORMATS, chat_ids
@@ -31,7 +32,7 @@ def cut_notes(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
     found: list[str] = []
     steps = request.num_inference_steps or spec.default_steps
     for path in sorted(folder.glob("tokenizer*")):
-        tokens = load_tokens(path)
+        tokens = _tokens(path, _written(path))
         for name in ("prompt", "negative_prompt"):
             text = getattr(request, name)
             is_edited = request.prompt_dialect == "a1111" and steps > 0
@@ -40,6 +41,18 @@ def cut_notes(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
                 about = f"{name} has {tokens.count(stage)} tokens for {path.name}"
                 found += [f"{about}: {note}" for note in notes]
     return tuple(dict.fromkeys(found))
+
+
+@functools.lru_cache(maxsize=8)
+def _tokens(folder: Path, _written: tuple[object, ...]) -> Tokens:
+    """Read a tokenizer, which takes as long as a small picture, once for each of its states."""
+    return load_tokens(folder)
+
+
+def _written(folder: Path) -> tuple[object, ...]:
+    """Return what changes when a file of a folder does."""
+    states = ((file.name, file.stat()) for file in sorted(folder.iterdir()))
+    return tuple((name, s.st_mtime_ns, s.st_size, s.st_ino) for name, s in states)
 
 
 def _notes(tokens: Tokens, text: str, dialect: str, family: str) -> tuple[str, ...]:
