@@ -153,6 +153,7 @@ class WorkerPool(Pool):
         first = next((h for h in each if h["ready"]), each[0])
         return {
             **first,
+            "ready": bool(first["ready"]) and self._was_ready,  # till then work is refused
             "live": all(h["live"] for h in each),
             "queue": sum(int(h["queue"]) for h in each) + len(self._lobby),
             "backlog_s": sum(float(h.get("backlog_s", 0.0)) for h in each),

@@ -72,6 +72,21 @@ async def all_ready(pool: WorkerPool, restarts: list[int]) -> bool:
     return all(w["ready"] for w in workers) and [w["restarts"] for w in workers] == restarts
 
 
+def test_a_pool_is_not_ready_before_it_takes_work():
+    async def main() -> None:
+        pool = WorkerPool(WorkerConfig(factory=FAKE, backoff_s=0.02, count=2))
+        starting = asyncio.create_task(pool.start())
+        while not starting.done():
+            if (await pool.health())["ready"]:
+                await ask(pool, 1)  # refused with NotReady where readiness came too early
+            await asyncio.sleep(0.01)
+        await starting
+        assert (await pool.health())["ready"]
+        await pool.close()
+
+    asyncio.run(main())
+
+
 def test_work_is_spread_and_a_death_costs_the_others_nothing():
     """Each worker has its share of the cores; bytes depend neither on it nor on a death."""
     seeds = range(6)
