@@ -193,11 +193,12 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_for(url: str, word: str, process: subprocess.Popen[bytes]) -> None:
-    """Wait until ``url`` answers with ``word`` in it."""
+    """Wait until ``url`` answers 200 with ``word`` in it."""
     until = time.monotonic() + 300
     while time.monotonic() < until and process.poll() is None:
         try:
-            if word in httpx.get(url).text:
+            answer = httpx.get(url)
+            if answer.status_code == 200 and word in answer.text:
                 return
         except httpx.HTTPError:
             pass
