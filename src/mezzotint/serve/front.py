@@ -66,6 +66,7 @@ class Front:
         self.draining = False
         self.running = 0
         self._models: tuple[Mapping[str, Any], ...] | None = None
+        self._listing: asyncio.Task[tuple[Mapping[str, Any], ...]] | None = None
         self._models_s = 0.0
         self._model_changes = 0
         self.memory: dict[str, Any] = {}  # what a dialect remembers between requests
@@ -75,12 +76,17 @@ class Front:
         """Return the list of models as it was at most a second ago.
 
         For doors that look a name up before every prediction: the worker need not write
-        the whole list for each of them. Changes made through this server show at once.
+        the whole list for each of them, however many ask while it does. Changes made
+        through this server show at once.
         """
-        now = time.monotonic()
-        if self._models is not None and now - self._models_s <= _MODELS_S:
+        if self._models is not None and time.monotonic() - self._models_s <= _MODELS_S:
             return self._models
-        change = self._model_changes
+        if self._listing is None or self._listing.done():
+            self._listing = asyncio.create_task(self._list_models())
+        return await asyncio.shield(self._listing)
+
+    async def _list_models(self) -> tuple[Mapping[str, Any], ...]:
+        change, now = self._model_changes, time.monotonic()
         models = tuple(await self.service.models())
         if change == self._model_changes:
             self._models, self._models_s = models, now
@@ -88,7 +94,7 @@ class Front:
 
     def forget_models(self) -> None:
         """Ask for the list of models anew: it was changed."""
-        self._models = None
+        self._models = self._listing = None
         self._model_changes += 1
 
     def admit(self, request: GenerationRequest, caller: Caller) -> None:

@@ -99,7 +99,9 @@ def _by_model(provider: ModelProvider, judge: Judge | None) -> dict[str, dict[st
     found: dict[str, dict[str, Any]] = {}
     for entry in provider.store.entries():
         with contextlib.suppress(MezzotintError):
-            found[entry.full_name] = describe_abilities(provider.spec(entry.full_name), known)
+            name = entry.full_name  # for one that is known nothing is loaded
+            spec = provider.store.known_spec(name) or provider.spec(name)
+            found[name] = describe_abilities(spec, known)
     return found
 
 

@@ -7,6 +7,7 @@ placement, and this program's own files. Whatever differs is simply not known.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import threading
@@ -122,6 +123,7 @@ def remember_spec(facts: Facts, key: str | None, spec: ModelSpec) -> None:
         facts.put(key, plain)
 
 
+@functools.cache
 def program() -> str:
     """Return what names the code that reads models: its files, and the libraries it reads with."""
     root = Path(__file__).parents[2]

@@ -496,5 +496,5 @@ class ModelStore:
                 **describe_handler(entry),
                 "limits": [str(self._refuse_handler(entry))],
             }
-        spec = self.known_spec(name) or self.spec(name)
+        spec = (None if basics["ready"] else self.known_spec(name)) or self.spec(name)
         return {**basics, **describe_spec(spec), "path": str(entry.path)}

@@ -9,6 +9,8 @@ from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.models.store.entries import is_name
 from mezzotint.models.store.known import Facts, key_of, recall_spec, remember_spec, spec_key
 from mezzotint.models.store.store import ModelStore
+from mezzotint.service.capabilities import capabilities
+from mezzotint.service.provision.model_provider import ModelProvider
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +101,25 @@ def test_keys_differ_where_anything_differs():
 @pytest.mark.parametrize(("text", "good"), [("a.b_c-1", True), ("", False), ("../a", False)])
 def test_names_are_letters_digits_dots_dashes(text, good):
     assert is_name(text) is good
+
+
+def test_a_model_in_memory_is_described_without_a_look_at_its_files(tmp_path, folder, monkeypatch):
+    """A server lists its models again and again while it draws."""
+    first = store(tmp_path)
+    model = first.load(str(folder))
+    looked = []
+    monkeypatch.setattr(
+        "mezzotint.models.store.store.spec_key", lambda *arguments: looked.append(arguments)
+    )
+    assert first.describe(str(folder))["family"] == model.spec.family
+    assert looked == []
+
+
+def test_a_server_tells_what_a_known_model_can_do_without_loading_it(tmp_path, monkeypatch):
+    spec = store(tmp_path).spec("plate-quick")
+    provider = ModelProvider(ModelsConfig(home=str(tmp_path)))
+    monkeypatch.setattr(ModelStore, "load", lambda self, name: pytest.fail(f"{name} was loaded"))
+    only = provider.store.entry("plate-quick")
+    monkeypatch.setattr(provider.store, "entries", lambda: (only,))
+    told = capabilities(provider, None, environment={}, certificates=(), costs={})["by_model"]
+    assert [fields["limits"]["token_limit"] for fields in told.values()] == [spec.token_limit]
