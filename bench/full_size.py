@@ -1,6 +1,6 @@
 """Models of full size: the first picture, the second start, turbo and memory, beside diffusers.
 
-    mezzotint bench full_size [--side 512] [--steps 8] [--narrower 1] [--folder DIR]
+    mezzotint bench full-size [--side 512] [--steps 8] [--narrower 1] [--folder DIR]
 
 A Stable Diffusion 1.5 with random weights is made from its published configuration
 (860 M + 123 M + 84 M numbers, float16 on disk; nothing is downloaded). A fresh process with
@@ -50,7 +50,7 @@ def main() -> None:
         found = {
             "what": f"SD 1.5 / {options.narrower}, {options.side} px, {options.steps} steps, "
             "guidance 7.5, fresh processes, random weights",
-            "command": f"mezzotint bench full_size --side {options.side} --steps {options.steps} "
+            "command": f"mezzotint bench full-size --side {options.side} --steps {options.steps} "
             f"--narrower {options.narrower}",
             "shows": _shows(rows) if all("error" not in row for row in rows.values()) else None,
             "second start the same bytes": same,

@@ -15,6 +15,7 @@ from tests.serving import RunningServer, running_server
 from mezzotint.service.jobs.results import ResultFiles
 from mezzotint.service.jobs.schema import IMAGES, JOBS
 from mezzotint.service.jobs.store import JobStore
+from mezzotint.service.objects import FolderObjects
 
 pytestmark = [
     pytest.mark.browser,
@@ -36,7 +37,11 @@ def make(page: Page, prompt: str, seed: int) -> None:
 
 
 def close(page: Page) -> None:
-    page.run("document.querySelectorAll('dialog[open]').forEach((d) => d.close())")
+    """Close every dialog; one that a new language draws anew meanwhile is closed again."""
+    page.wait(
+        """(() => { const open = [...document.querySelectorAll('dialog[open]')];
+          open.forEach((d) => d.close()); return !open.length; })()"""
+    )
 
 
 def test_pictures_are_starred_rated_laid_on_boards_and_found_by_all_of_it(page, server):
@@ -68,6 +73,37 @@ def test_pictures_are_starred_rated_laid_on_boards_and_found_by_all_of_it(page, 
     page.wait(f"{PICTURES} === 1")
     marked = httpx.get(f"{server.url}/v1/gallery/pictures").json()["pictures"][0]
     assert marked["marks"] == {"star": True, "rating": 4, "boards": ["best <b>of</b>"]}
+    page.click(".filters .quiet")
+
+
+def test_a_star_outlives_a_list_that_was_asked_for_before_it(page, server):
+    make(page, "tardy", 45)
+    page.run("location.hash = '#gallery'")
+    page.wait("document.getElementById('search')")
+    page.type("search", "tardy")
+    page.wait(f"{PICTURES} === 1")
+    page.run("location.hash = '#create'")
+    page.wait("document.getElementById('make')")
+    page.run(
+        """(() => { const ask = window.fetch; window.late = 0;
+          window.fetch = async (...args) => {
+            const answer = await ask(...args);
+            if (!String(args[0]).includes('/v1/gallery/pictures?limit=1000')) return answer;
+            const body = await answer.text();
+            window.late = 1;
+            while (window.late !== 2) await new Promise((r) => setTimeout(r, 10));
+            window.late = 3; window.fetch = ask;
+            return new Response(body, answer);
+          }; })()"""
+    )
+    page.run("location.hash = '#gallery'")
+    page.wait("window.late === 1")
+    page.click(".tiles li .star")
+    page.wait("document.querySelector('.tiles .star.on')")
+    page.run("window.late = 2")
+    page.wait("window.late === 3")
+    page.run("new Promise((r) => setTimeout(r, 200))")
+    assert page.run("document.querySelectorAll('.tiles .star.on').length") == 1
     page.click(".filters .quiet")
 
 
@@ -224,10 +260,11 @@ def test_the_form_is_walked_by_the_keyboard_alone(page):
         seen.append(page.run("document.activeElement.id || document.activeElement.tagName"))
         if seen[-1] == "prompt":
             break
-    assert "model" in seen
+    assert "model" in seen, seen
     assert seen[-1] == "prompt"
     page.call("Input.insertText", text="typed by keys")
-    assert kept_request(page, lambda r: "prompt" in r)["prompt"] == "typed by keys"
+    kept = kept_request(page, lambda request: request.get("prompt") == "typed by keys")
+    assert kept["prompt"] == "typed by keys"
     page.press("Enter", ctrl=True)
     page.wait(f"{DONE} && document.getElementById('picture')?.alt.startsWith('typed by keys')")
 
@@ -235,7 +272,7 @@ def test_the_form_is_walked_by_the_keyboard_alone(page):
 def fill(folder, count: int) -> None:
     """Put ended jobs of one picture each into the store of a server, without drawing any."""
     folder.mkdir(parents=True)
-    digest = ResultFiles(folder / "results").put(picture("teal", 64))
+    digest = ResultFiles(FolderObjects(folder / "results")).put(picture("teal", 64))
     store = JobStore(f"sqlite:///{folder / 'jobs.sqlite3'}", "test")
     words = ("apple", "boat", "cloud", "dragon", "engine", "forest", "glass")
     now = time.time()

@@ -1,7 +1,7 @@
 // The frame: rooms, connection, key, theme, notices, shortcuts.
 import { signal } from "@preact/signals";
 import type { FunctionComponent } from "preact";
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 
 import { apiKey, useKey } from "./api";
 import { Create } from "./create";
@@ -126,7 +126,7 @@ function Notices() {
 
 function Help() {
   const box = useRef<HTMLDialogElement>(null);
-  useEffect(() => {
+  useLayoutEffect(() => { // with the drawing: a new language draws it anew, open
     if (helping.value) box.current?.showModal();
   }, [helping.value]);
   return (

@@ -27,6 +27,7 @@ def bench(
         for stem, path in known.items():
             print(f"{stem:20} {_summary(path)}")
         return
+    name = name.replace("_", "-")
     if name not in known:
         raise UnknownName("benchmark", name, known)
     sys.argv = [str(known[name]), *context.args]

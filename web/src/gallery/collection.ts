@@ -18,6 +18,21 @@ interface Page { pictures: PictureEntry[]; next: string | null }
 const PAGE = 1000;
 const FRESH = 60;
 
+// Marks set here and the moment they were (Infinity while the server has not answered): a list
+// that was asked for before knows nothing of them.
+const marked = new Map<string, { marks: Marks; at: number }>();
+
+/** Ask for a page of the list; what was marked since the asking stands as it is shown. */
+async function askPage(query: string): Promise<Page> {
+  const asked = performance.now();
+  const page = await ask<Page>(`/v1/gallery/pictures?${query}`);
+  const pictures = page.pictures.map((entry) => {
+    const ours = marked.get(idOf(entry));
+    return ours && ours.at > asked ? { ...entry, marks: ours.marks } : entry;
+  });
+  return { ...page, pictures };
+}
+
 /** Load the list to its end, newest first; what is there already is shown meanwhile. */
 export async function load(): Promise<void> {
   if (isLoading.value) return;
@@ -26,7 +41,7 @@ export async function load(): Promise<void> {
     let after = "";
     const found: PictureEntry[] = [];
     for (;;) {
-      const page = await ask<Page>(`/v1/gallery/pictures?limit=${PAGE}${after && `&after=${after}`}`);
+      const page = await askPage(`limit=${PAGE}${after && `&after=${after}`}`);
       found.push(...page.pictures);
       if (found.length > entries.value.length || !page.next) entries.value = [...found];
       if (!page.next) break;
@@ -42,7 +57,7 @@ export async function load(): Promise<void> {
 
 /** Put what was made meanwhile on top. */
 async function refresh(): Promise<void> {
-  const page = await ask<Page>(`/v1/gallery/pictures?limit=${FRESH}`).catch(() => null);
+  const page = await askPage(`limit=${FRESH}`).catch(() => null);
   if (!page) return;
   const jobs = new Set(page.pictures.map((p) => p.job));
   const last = page.pictures.at(-1);
@@ -123,15 +138,19 @@ export async function mark(chosen: PictureEntry[], change: (marks: Marks) => Mar
       return next ? { ...entry, marks: next } : entry;
     });
   };
-  put(new Map(chosen.map((entry) => [idOf(entry), change(entry.marks)])));
+  const after = new Map(chosen.map((entry) => [idOf(entry), change(entry.marks)]));
+  for (const [id, marks] of after) marked.set(id, { marks, at: Infinity });
+  put(after);
   const refused = new Map<string, Marks>();
   for (const entry of chosen) {
+    const id = idOf(entry);
     try {
-      await send(`${urlOf(entry)}/marks`, change(entry.marks) as unknown as Fields, { method: "PUT" });
+      await send(`${urlOf(entry)}/marks`, after.get(id) as unknown as Fields, { method: "PUT" });
     } catch (error) {
-      refused.set(idOf(entry), before.get(idOf(entry))!);
+      refused.set(id, before.get(id)!);
       if (refused.size === 1) notice("bad", (error as Error).message);
     }
+    if (marked.get(id)?.marks === after.get(id)) marked.set(id, { marks: refused.get(id) ?? after.get(id)!, at: performance.now() });
   }
   if (refused.size) put(refused);
 }
