@@ -207,15 +207,16 @@ class RowLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer; (R, F) inputs are taken row by row, but not while being exported."""
+        weight = self.weight  # a packed one is spread out anew for each who asks
         if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
-            return F.linear(input, self.weight, self.bias)
+            return F.linear(input, weight, self.bias)
         if input.ndim == 2 and input.is_cuda:
-            return linear_by_row(input, self.weight, self.bias)
+            return linear_by_row(input, weight, self.bias)
         if input.shape[0] > 1 and (input.ndim == 2 or self.every_row):
             # A clone starts at an aligned address, as a row alone does.
-            rows = [F.linear(row.clone(), self.weight, self.bias) for row in input.split(1)]
+            rows = [F.linear(row.clone(), weight, self.bias) for row in input.split(1)]
             return torch.cat(rows)
-        return F.linear(input, self.weight, self.bias)
+        return F.linear(input, weight, self.bias)
 
 
 def linear_by_row(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -287,6 +288,8 @@ class TorchNetwork:
             its files.
         mapped: Gives the module with its weights mapped from their files, which are watched
             meanwhile; None where they cannot be.
+        packed: What its weights stay in memory as, see :class:`~mezzotint.models.parts.Part`;
+            such a network runs in torch.
         fixes_sizes: Whether the call reckons with the sides of a picture as plain numbers,
             so that what was traced at one size says nothing of another.
     """
@@ -311,6 +314,7 @@ class TorchNetwork:
         self.mapped: Mapped | None = None
         self.field = "model"
         self.fixes_sizes = False
+        self.packed = ""
         self.call = call
         self.dtype = dtype
         self.device = torch.device(device)
@@ -327,7 +331,7 @@ class TorchNetwork:
         build: Callable[[torch.dtype], nn.Module] | None = None,
     ) -> "TorchNetwork":
         """Make the network of a part."""
-        width = STORED_BYTES.get(part.stored, 4)
+        width = placement.dtype.itemsize if part.packed else STORED_BYTES.get(part.stored, 4)
         network = cls(
             build or part.build,
             call,
@@ -338,6 +342,7 @@ class TorchNetwork:
             config=part.config,
         )
         network.mapped = part.mapped if build is None else None
+        network.packed = part.packed
         return network
 
     def build_from(self, build: Callable[[torch.dtype], nn.Module]) -> None:
@@ -426,7 +431,7 @@ class TorchNetwork:
             digest=digest,
         )
         other.offload, other.field = self.offload, self.field
-        other.fixes_sizes = self.fixes_sizes
+        other.fixes_sizes, other.packed = self.fixes_sizes, self.packed
         return other
 
     @property

@@ -13,7 +13,7 @@ import json
 import re
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from mezzotint.models.reading import refuse_special, refuse_special_below
 
 __all__ = [
     "QUANTIZERS",
+    "SCALES",
     "STORED_BYTES",
     "Part",
     "Parts",
@@ -39,6 +40,7 @@ __all__ = [
     "read_json",
     "refuse_missing_quantizer",
     "refuse_pickle",
+    "refuse_stored",
     "stored_together",
 ]
 
@@ -47,6 +49,9 @@ STORED_BYTES: Mapping[str, int] = {
     "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
 """Types that weights are stored in, as safetensors spells them, and their bytes."""
+
+SCALES = (".scale_weight", ".weight_scale")
+"""Ends of the names of what 8-bit floats are multiplied by, where a file says so."""
 
 QUANTIZERS: dict[str, tuple[str, str]] = {
     "auto-round": ("auto_round", "auto-round"),
@@ -81,6 +86,8 @@ class Part:
             None where that cannot be.
         digest: sha256 of its weights and configuration.
         num_bytes: Bytes of its weights in memory, as stored.
+        packed: What most of its weights stay in memory as, ``"Q4_0"`` say, whatever type is
+            computed in; "" where they are converted to that.
         stored: Type of most of its weights, see :data:`STORED_BYTES`.
     """
 
@@ -91,6 +98,7 @@ class Part:
     mapped: Callable[[Any], AbstractContextManager[Any]] | None = field(default=None, repr=False)
     digest: str = ""
     num_bytes: int = 0
+    packed: str = ""
     stored: str = "F32"
 
     def __post_init__(self) -> None:
@@ -243,6 +251,28 @@ def _is_there(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # its parent is not there
         return False
+
+
+def refuse_stored(folder: Path, headers: Sequence[SafetensorsHeader], *, where: object) -> None:
+    """Refuse what only networks that run step by step here can be stored as.
+
+    Args:
+        folder: Of a network of a pipeline that runs as diffusers wrote it.
+        headers: Of its files.
+        where: The pipeline, for the message.
+
+    Raises:
+        WeightsError: If its weights are a GGUF file, or 8-bit floats with scales.
+    """
+    packed = sorted(folder.glob("*.gguf"))
+    scaled = any(name.endswith(SCALES) for header in headers for name in header.tensors)
+    if packed or scaled:
+        what = packed[0].name if packed else "8-bit weights with scales"
+        raise WeightsError(
+            f"{folder} holds {what}, and {where} runs whole, as diffusers wrote it: there only "
+            "weights that diffusers saved are read. Convert them once with its from_single_file "
+            "and save_pretrained"
+        )
 
 
 def read_header(path: Path) -> SafetensorsHeader:

@@ -391,5 +391,6 @@ def _torch_networks(model: Model) -> Iterator[tuple[str, TorchNetwork]]:
             and network.device.type == "cpu"
             and network.dtype == torch.float32
             and network.offload is None
+            and not network.packed
         ):
             yield role, network

@@ -121,7 +121,7 @@ def _lowered(network: Network, ranges: Ranges, precision: str) -> Network:
         return Int8Network(network.source, ranges=ranges, is_narrow=is_narrow, **network.options)
     if not isinstance(network, TorchNetwork) or network.device.type != "cuda":
         return network
-    if network.dtype != torch.float32:
+    if network.dtype != torch.float32 or network.packed:
         return network
     return network.like(
         lambda dtype: copy_layers(network.module).to(dtype),

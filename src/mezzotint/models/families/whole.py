@@ -42,6 +42,7 @@ from mezzotint.models.parts import (
     read_header,
     read_json,
     refuse_missing_quantizer,
+    refuse_stored,
     stored_together,
 )
 from mezzotint.models.quiet_loading import quiet_loading
@@ -369,13 +370,14 @@ def _check_parts(path: Path, index: Mapping[str, Any], variant: str | None) -> t
         is_part = isinstance(entry, list) and len(entry) == 2 and entry[0] is not None
         if role.startswith("_") or not is_part or not (folder / "config.json").is_file():
             continue
+        refuse_stored(folder, (), where=path)
         if not any(f.suffix in (".safetensors", ".bin", ".ckpt") for f in folder.iterdir()):
             continue
         refuse_missing_quantizer(read_json(folder / "config.json"), where=folder / "config.json")
-        for file in find_weights(folder, variant=variant)[0]:
-            header = read_header(file)
-            num_bytes += header.data_bytes
-            kinds.append(header.stored)
+        headers = [read_header(file) for file in find_weights(folder, variant=variant)[0]]
+        refuse_stored(folder, headers, where=path)
+        num_bytes += sum(header.data_bytes for header in headers)
+        kinds += [header.stored for header in headers]
     return num_bytes, stored_together(kinds)
 
 

@@ -6,7 +6,7 @@ and a network comes into memory when it is first called.
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,19 @@ from mezzotint.models.base import Model
 from mezzotint.models.digests import DIGESTS, own_weights
 from mezzotint.models.exported import LIBRARIES, exported_class
 from mezzotint.models.formats.fit import misfits
+from mezzotint.models.formats.packed_files import (
+    Stored,
+    build_packed,
+    find_stored,
+    plain_state,
+    read_stored,
+)
 from mezzotint.models.networks import Placement, TorchNetwork
 from mezzotint.models.parts import (
     Part,
     Parts,
     combine_digests,
     digest_files,
-    find_weights,
     most_stored,
     read_header,
     read_json,
@@ -60,6 +66,7 @@ class _Folder:
     path: Path
     weights: tuple[Path, ...]
     variant: str | None
+    stored: Stored | None = None
 
 
 def _sd(parts: Parts, placement: Placement) -> Model:
@@ -199,6 +206,7 @@ def load_pipeline(
     parts = read_parts(Path(path), name=name, variant=variant, expected=expected)
     stored = stored_together(part.stored for part in parts.networks.values())
     model = assemble(parts, Placement.choose(device, dtype, stored=stored))
+    model.spec = replace(model.spec, limits=(*model.spec.limits, *_told(parts)))
     return _add_preview(model, Path(path), Placement.choose(device, dtype, stored=stored))
 
 
@@ -272,7 +280,7 @@ def read_parts(
             tokenizers[role] = folder
             files |= {f for f in folder.iterdir() if f.suffix in KEPT_SUFFIXES}
         else:
-            weights, kind = find_weights(folder, variant=variant)
+            weights, kind = find_stored(folder, library=library, variant=variant)
             networks[role] = _Folder(library, class_name, folder, tuple(weights), kind)
             files |= {folder / "config.json", *weights}
     if missing := [str(file) for file in sorted(files) if not file.is_file()]:
@@ -310,7 +318,7 @@ def read_part(path: Path, role: str, *, library: str, class_name: str) -> Part:
     named = config.get("_class_name") or next(iter(config.get("architectures") or ()), class_name)
     if named != class_name:
         raise CardError(f"{path} must hold a {class_name}, it holds a {named}")
-    weights, kind = find_weights(path)
+    weights, kind = find_stored(path, library=library)
     digests = digest_files(path, {path / "config.json", *weights})
     found = _Folder(library, class_name, path, tuple(weights), kind)
     return _folder_part(role, found, digests=digests, root=path)
@@ -337,20 +345,48 @@ def _check_library(path: Path, role: str, library: str) -> None:
         )
 
 
+def _told(parts: Parts) -> Iterator[str]:
+    """Say of which networks the weights are packed, where, and what that means."""
+    for role, part in parts.networks.items():
+        if part.packed:
+            yield (
+                f"the {role}'s weights stay {part.packed} in memory "
+                f"({part.num_bytes / 1e6:.0f} MB); each layer spreads its own out while it computes"
+            )
+
+
 def _folder_part(role: str, found: _Folder, *, digests: Mapping[str, str], root: Path) -> Part:
     """Describe one network of a folder."""
     config = read_json(found.path / "config.json")
-    refuse_missing_quantizer(config, where=found.path / "config.json")
-    headers = [read_header(file) for file in found.weights]
+    is_gguf = found.weights[0].suffix == ".gguf"
+    headers = [] if is_gguf else [read_header(file) for file in found.weights]
+    stored = read_stored(found.weights, headers)
+    if stored is None or not stored.kind:
+        refuse_missing_quantizer(config, where=found.path / "config.json")
+    found = replace(found, stored=stored)
     names = [f.relative_to(root).as_posix() for f in (found.path / "config.json", *found.weights)]
     pinned = {root / name: digests[name] for name in names}
+    digest = combine_digests({name: digests[name] for name in names})
+    if stored is not None:
+        stays = stored.kind if found.library == "diffusers" else ""
+        is_spread = stored.kind and not stays
+        return Part(
+            role=role,
+            class_name=found.class_name,
+            config=config,
+            build=lambda dtype: _build(found, dtype, pinned),
+            digest=digest,
+            num_bytes=2 * stored.num_weights if is_spread else stored.num_bytes,
+            stored="BF16" if stored.kind else headers[0].stored,
+            packed=stays,
+        )
     return Part(
         role=role,
         class_name=found.class_name,
         config=config,
         build=lambda dtype: _build(found, dtype, pinned),
         mapped=lambda dtype: _mapped(found, dtype, pinned),
-        digest=combine_digests({name: digests[name] for name in names}),
+        digest=digest,
         num_bytes=sum(header.data_bytes for header in headers),
         stored=most_stored(kind for header in headers for kind in header.weights),
     )
@@ -364,10 +400,21 @@ def _build(found: _Folder, dtype: torch.dtype, pinned: Mapping[Path, str]) -> An
     stored was converted, which made its copy.
     """
     with DIGESTS.loading(pinned):
+        if found.stored is not None:
+            return _build_stored(found, dtype)
         stored = {kind for file in found.weights for kind, _ in read_header(file).tensors.values()}
         module = _from_pretrained(found, dtype)
         own_weights(module, lambda tensor: _STORED_AS.get(tensor.dtype) in {None, *stored})
         return module
+
+
+def _build_stored(found: _Folder, dtype: torch.dtype) -> Any:
+    """Build a network from files that diffusers and transformers do not write themselves."""
+    config = read_json(found.path / "config.json")
+    if found.library == "diffusers":
+        return build_packed(found.class_name, config, found.weights, dtype, where=found.path)
+    state = plain_state(found.weights, dtype, where=found.path)
+    return _from_pretrained(found, dtype, state)
 
 
 @contextlib.contextmanager
@@ -387,16 +434,28 @@ def _mapped(
         yield _from_pretrained(found, next(iter(lies_as), dtype))
 
 
-def _from_pretrained(found: _Folder, dtype: torch.dtype) -> Any:
-    """Build a network from its folder, with every weight accounted for."""
+def _from_pretrained(
+    found: _Folder, dtype: torch.dtype, state: Mapping[str, torch.Tensor] | None = None
+) -> Any:
+    """Build a network from its folder, with every weight accounted for.
+
+    Args:
+        found: The folder.
+        dtype: What weights are given in.
+        state: The weights, where they are not read from the folder; for transformers.
+    """
     cls = exported_class(found.library, found.class_name, where=found.path, kind=torch.nn.Module)
     options: dict[str, Any] = {"dtype": dtype}
     if found.variant:
         options["variant"] = found.variant
+    if state is not None:
+        config = cls.config_class.from_pretrained(found.path, local_files_only=True)
+        config.__dict__.pop("quantization_config", None)
+        options |= {"state_dict": dict(state), "config": config}
     try:
         with quiet_loading():
             module, report = cls.from_pretrained(
-                found.path,
+                found.path if state is None else None,
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,

@@ -48,6 +48,8 @@ def identify(path: Path) -> ModelLayout:
             f"{path} holds one part of a model ({config.get('_class_name', 'unknown class')}); "
             "a model is the whole pipeline's folder, with its model_index.json"
         )
+    if packed := sorted(path.glob("*.gguf")):
+        raise _alone(packed[0])
     raise WeightsError(
         f"{path} holds no model: expected model_index.json (diffusers), mezzotint_run.json "
         "(a training run), or config.json with generator.safetensors (a GAN)"
@@ -62,6 +64,16 @@ def _identify_file(path: Path) -> ModelLayout:
         return "archive"
     if path.name.endswith(_MAR_SUFFIXES):
         return "mar"
+    if path.suffix == ".gguf":
+        raise _alone(path)
     raise WeightsError(
         f"{path} is no model file: expected .safetensors, .mzt or .mar, got {path.suffix or 'none'}"
+    )
+
+
+def _alone(path: Path) -> WeightsError:
+    return WeightsError(
+        f"{path} holds a denoiser alone, and a model has text encoders and an autoencoder too: "
+        "put it into a diffusers folder of its model, in place of the safetensors beside "
+        "transformer/config.json, and name that folder"
     )

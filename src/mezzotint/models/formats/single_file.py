@@ -8,7 +8,6 @@ fixed by the layout. Nothing is fetched: CLIP's vocabulary is in the package.
 
 import json
 import lzma
-from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -17,12 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from mezzotint.errors import InvalidRequest, WeightsError
+from mezzotint.errors import InvalidRequest
 from mezzotint.models.base import Model
 from mezzotint.models.digests import DIGESTS
-from mezzotint.models.exported import exported_class
+from mezzotint.models.formats.filling import empty_network, fill
 from mezzotint.models.formats.folders import assemble
 from mezzotint.models.formats.layouts import PREFIXES, Layout, Recipe, layout_of, recipes
+from mezzotint.models.formats.packed_files import apply_scales
 from mezzotint.models.networks import Placement
 from mezzotint.models.parts import (
     STORED_BYTES,
@@ -35,7 +35,6 @@ from mezzotint.models.parts import (
     read_header,
 )
 from mezzotint.models.prompts import Tokens, clip_tokens, load_tokens
-from mezzotint.models.quiet_loading import sole_building
 
 __all__ = ["clip_vocabulary", "load_single_file"]
 
@@ -186,35 +185,8 @@ def _build(
 
     with DIGESTS.loading({path: digest}), safe_open(str(path), framework="pt") as file:
         state = {name: file.get_tensor(name).clone() for name in names}
-    module = _empty(recipe.class_name, recipe.config)
-    converted = recipe.convert(state, recipe.config)
+    module = empty_network(recipe.class_name, recipe.config, where=path)
+    converted = recipe.convert(apply_scales(state, where=path), recipe.config)
     if not hasattr(module, "text_model"):
         converted = {k.removeprefix("text_model."): v for k, v in converted.items()}
-    wanted = module.state_dict()
-    if missing := sorted(set(wanted) - set(converted)):
-        raise WeightsError(
-            f"{path}: {recipe.class_name} lacks {missing[0]} ({len(missing)} missing)"
-        )
-    for name, tensor in wanted.items():
-        if tensor.shape != converted[name].shape:
-            raise WeightsError(
-                f"{path}: {recipe.class_name} {name} has shape {tuple(converted[name].shape)}, "
-                f"expected {tuple(tensor.shape)}"
-            )
-    weights = {name: converted[name].to(dtype) for name in wanted}
-    module.load_state_dict(weights, assign=True)
-    return module
-
-
-def _empty(class_name: str, config: Mapping[str, Any]) -> nn.Module:
-    """Build a network whose weights are not in memory yet."""
-    import transformers
-    from accelerate import init_empty_weights
-
-    with sole_building(), init_empty_weights(include_buffers=False):
-        if class_name.startswith("CLIP"):
-            return exported_class("transformers", class_name, where="a single file")(
-                transformers.CLIPTextConfig(**config)
-            )
-        cls = exported_class("diffusers", class_name, where="a single file")
-        return cls.from_config(dict(config), trust_remote_code=False)
+    return fill(module, converted, dtype, where=path)

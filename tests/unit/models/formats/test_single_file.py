@@ -293,6 +293,29 @@ def test_half_precision_file_is_computed_in_float32_on_a_cpu(tmp_path):
     assert images.dtype == torch.float32
 
 
+def test_8_bit_floats_are_multiplied_by_the_scales_beside_them(tmp_path):
+    packed, numbers = {}, {}
+    for name, tensor in load_file(pair("sd1")[1]).items():
+        numbers[name] = packed[name] = tensor
+        if name.startswith("model.diffusion_model.") and tensor.ndim > 1:
+            scale = tensor.abs().max() / 448
+            packed[name] = (tensor / scale).to(torch.float8_e4m3fn)
+            packed[name.replace(".weight", ".scale_weight")] = scale
+            numbers[name] = packed[name].float() * scale
+    packed["model.diffusion_model.scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+    found, wanted = (
+        load_single_file(save(tmp_path / f"{k}.safetensors", state)).networks["denoiser"].module
+        for k, state in enumerate((packed, numbers))
+    )
+    weights = found.state_dict()
+    assert all(torch.equal(weights[name], w) for name, w in wanted.state_dict().items())
+
+
+def save(path, state):
+    save_file(state, path)
+    return path
+
+
 def test_digest_is_the_files_and_a_wrong_one_is_refused():
     file = pair("sd1")[1]
     found = hashlib.sha256(file.read_bytes()).hexdigest()
