@@ -449,7 +449,9 @@ def _from_pretrained(
     if found.variant:
         options["variant"] = found.variant
     if state is not None:
-        config = cls.config_class.from_pretrained(found.path, local_files_only=True)
+        config = cls.config_class.from_pretrained(
+            found.path, local_files_only=True, trust_remote_code=False
+        )
         config.__dict__.pop("quantization_config", None)
         options |= {"state_dict": dict(state), "config": config}
     try:
