@@ -17,7 +17,8 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -88,6 +89,19 @@ class _Entry(NamedTuple):
         return len(self.image.data) + 2 * len(self.canonical) + 512
 
 
+@dataclass(frozen=True)
+class _Remembered:
+    """The plan of a picture that was kept, to explain why another is not found."""
+
+    owner: str
+    canonical: str
+
+    @cached_property
+    def fields(self) -> dict[str, str]:
+        """The plan's values by dotted name, as they are shown."""
+        return _flatten(json.loads(self.canonical))
+
+
 class SharedPictures(Protocol):
     """Pictures that several machines share, by name."""
 
@@ -125,7 +139,7 @@ class ResultCache:
         self._disk_bytes = disk_bytes
         self._disk: OrderedDict[str, int] = OrderedDict()
         self._disk_used = 0
-        self._plans: OrderedDict[str, tuple[str, str]] = OrderedDict()  # owner, canonical
+        self._plans: OrderedDict[str, _Remembered] = OrderedDict()
         self._scan()
 
     def get(self, plan: Plan, owner: str = "") -> ImageOutput | None:
@@ -173,7 +187,7 @@ class ResultCache:
         data = _pack(entry) if drawn_s >= _WORTH_A_FILE_S else b""
         with self._lock:
             self._memory.put(digest, entry)
-            self._plans[digest] = (owner, plan.canonical)
+            self._plans[digest] = _Remembered(owner, plan.canonical)
             while len(self._plans) > _REMEMBERED_PLANS:
                 self._plans.popitem(last=False)
             if data:
@@ -188,21 +202,19 @@ class ResultCache:
             One sentence, naming up to five fields with both values.
         """
         wanted = _flatten(json.loads(plan.canonical))
-        best: tuple[int, list[str]] | None = None
-        for whose, canonical in self._plans.values():
-            if whose != owner:
-                continue
-            kept = _flatten(json.loads(canonical))
-            changed = [k for k in sorted({*wanted, *kept}) if wanted.get(k) != kept.get(k)]
-            if best is None or len(changed) < best[0]:
-                sides = [f"{k} {kept.get(k)!r} -> {wanted.get(k)!r}" for k in changed]
-                best = (len(changed), sides)
-        if best is None:
+        items = wanted.items()
+        with self._lock:  # pictures are kept from other threads meanwhile
+            known = [one for one in self._plans.values() if one.owner == owner]
+        nearest = min(known, key=lambda one: len(items ^ one.fields.items()), default=None)
+        if nearest is None:
             return "nothing is kept yet"
-        if best[0] == 0:
+        kept = nearest.fields
+        changed = sorted({field for field, _ in items ^ kept.items()})
+        if not changed:
             return "it was kept, but has been forgotten to stay within the cache's bytes"
-        more = f" and {best[0] - 5} more" if best[0] > 5 else ""
-        return f"the most similar kept picture differs in {'; '.join(best[1][:5])}{more}"
+        sides = [f"{k} {kept.get(k)} -> {wanted.get(k)}" for k in changed[:5]]
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        return f"the most similar kept picture differs in {'; '.join(sides)}{more}"
 
     def _scan(self) -> None:
         """Find what an earlier process left on disk, oldest first."""
@@ -304,11 +316,11 @@ def _key(plan: Plan, owner: str) -> str:
     return hashlib.sha256(f"{plan.digest} {owner}".encode()).hexdigest()
 
 
-def _flatten(value: Any, path: str = "") -> dict[str, Any]:
-    """Turn nested plain data into one level with dotted names."""
+def _flatten(value: Any, path: str = "") -> dict[str, str]:
+    """Turn nested plain data into one level: what is shown of each value, by dotted name."""
     if isinstance(value, dict):
-        flat: dict[str, Any] = {}
+        flat: dict[str, str] = {}
         for key, item in value.items():  # pyright: ignore[reportUnknownVariableType]
             flat.update(_flatten(item, f"{path}.{key}" if path else str(key)))  # pyright: ignore
         return flat
-    return {path: value}
+    return {path: repr(value)}

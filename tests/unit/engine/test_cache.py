@@ -1,4 +1,5 @@
 import os
+import threading
 from dataclasses import replace
 
 from tests.unit.engine.fakes import make_plan
@@ -103,6 +104,30 @@ def test_a_miss_is_explained_by_the_field_that_differs():
     other = replace(plan, scheduler="ddim")
     assert cache.why_miss(other) == (
         "the most similar kept picture differs in scheduler 'euler' -> 'ddim'"
+    )
+
+
+def test_a_miss_is_explained_while_pictures_are_kept():
+    cache = ResultCache(memory_bytes=10_000)
+    plans = [make_plan(seed=seed) for seed in range(600)]
+    done = threading.Event()
+
+    def keep():
+        while not done.is_set():
+            for plan in plans:
+                cache.put(plan, image(plan))
+
+    other = threading.Thread(target=keep)
+    other.start()
+    try:
+        told = {cache.why_miss(make_plan(seed=9000)) for _ in range(10)}
+    finally:
+        done.set()
+        other.join()
+    assert all(
+        said.startswith("the most similar kept picture differs in seed")
+        or said == "nothing is kept yet"
+        for said in told
     )
 
 
