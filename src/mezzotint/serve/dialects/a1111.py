@@ -34,6 +34,7 @@ from mezzotint.serve.dialects.a1111_techniques import (
     read_inpaint,
     read_plainly,
     read_seed,
+    read_strength,
     read_variation,
 )
 from mezzotint.serve.dialects.webui.jobs import Job, interrupt, jobs_of, progress, skip
@@ -186,7 +187,8 @@ def _init(fields: ImageToImage, warnings: list[str]) -> dict[str, Any]:
     first, *others = fields.init_images
     if others:
         warnings.append(f"only the first of {len(others) + 1} init_images was used")
-    native: dict[str, Any] = {"image": first, "strength": fields.denoising_strength}
+    strength = read_strength(fields, fields.steps, warnings)
+    native: dict[str, Any] = {"image": first, "strength": strength}
     if fields.mask is not None:
         native |= {"mask": fields.mask, "inpaint": read_inpaint(fields)}
     return native

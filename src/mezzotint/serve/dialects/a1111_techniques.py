@@ -4,6 +4,7 @@ What a body leaves out is as A1111's API has it, not as its page has it: a mask 
 filled from its surroundings and painted at full size.
 """
 
+import math
 import re
 import secrets
 from collections.abc import Iterable
@@ -15,7 +16,14 @@ from mezzotint.serve.dialects.a1111_bodies import ImageToImage, TextToImage
 from mezzotint.techniques.walking import texts_of
 from mezzotint.vocabulary import match_upscaler
 
-__all__ = ["read_hires", "read_inpaint", "read_plainly", "read_seed", "read_variation"]
+__all__ = [
+    "read_hires",
+    "read_inpaint",
+    "read_plainly",
+    "read_seed",
+    "read_strength",
+    "read_variation",
+]
 
 _FILLS = ("surroundings", "original", "noise", "nothing")  # A1111 counts them from 0
 
@@ -69,6 +77,24 @@ def read_variation(fields: TextToImage) -> dict[str, Any] | None:
     return found or None
 
 
+def read_strength(fields: TextToImage, steps: int | None, warnings: list[str]) -> float:
+    """Return how much is drawn anew: as much as one step at least, as A1111 does.
+
+    Args:
+        fields: What was sent.
+        steps: Of the pass, None where the model has its own.
+        warnings: Told where the strength was raised.
+    """
+    strength = fields.denoising_strength
+    if steps is None or int(steps * strength) >= 1:
+        return strength
+    warnings.append(
+        f"denoising_strength {strength:g} is less than one of {steps} steps; one step was run"
+    )
+    least = 1 / steps
+    return least if int(steps * least) else math.nextafter(least, 1)
+
+
 def read_hires(fields: TextToImage, warnings: list[str]) -> dict[str, Any] | None:
     """Read the hires fields: a second pass over what the first drew, enlarged."""
     if not fields.enable_hr:
@@ -80,7 +106,7 @@ def read_hires(fields: TextToImage, warnings: list[str]) -> dict[str, Any] | Non
         warnings.append(f"hr_upscaler {name[:80]!r} is not offered here; Latent was used")
     found: dict[str, Any] = {
         "scale": fields.hr_scale,
-        "strength": fields.denoising_strength,
+        "strength": read_strength(fields, fields.hr_second_pass_steps or fields.steps, warnings),
         "upscaler": upscaler,
     }
     others = {

@@ -133,3 +133,20 @@ def test_a_prompt_without_syntax_has_the_recipe_of_any_door(prompt, dialect):
     assert read_plainly(request, ["scribble"]).prompt_dialect == dialect
     swapped = to_request({"prompt": "fog", "negative_prompt": prompt}).request
     assert read_plainly(swapped, ["scribble"]).prompt_dialect == dialect
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(2, 0.4), (4, 0.0), (49, 0.01)])
+def test_a_strength_below_one_step_runs_one_step_and_says_so(sent, steps, strength):
+    order = sent("img2img", images=[picture()], steps=steps, denoising_strength=strength)
+    assert int(steps * order.request.strength) == 1
+    assert order.warnings == (
+        f"denoising_strength {strength:g} is less than one of {steps} steps; one step was run",
+    )
+
+
+def test_a_second_pass_counts_its_own_steps(sent):
+    order = sent(
+        "txt2img", steps=2, enable_hr=True, hr_second_pass_steps=10, denoising_strength=0.4
+    )
+    assert order.request.hires.strength == 0.4
+    assert order.warnings == ()
