@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 import tarfile
 import types
@@ -157,6 +158,31 @@ def test_the_diffusers_example_is_served_as_its_folder(tmp_path, store):
     assert (spec.default_steps, spec.default_guidance_scale) == (50, 7.5)
     assert spec.default_size == (768, 768)
     assert store.describe("diffusion")["predictions"] == "array"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("layout", ["default", "tgz", "no-archive"])
+def test_what_the_real_archiver_packs_is_the_folder_it_was_made_from(tmp_path, store, layout):
+    """``torch-model-archiver`` as examples/diffusers calls it, in each of its formats."""
+    pipeline = tiny.folder("sd1")
+    zipped(pipeline, tmp_path / "model.zip")
+    write(tmp_path, {"diffusion_handler.py": PIPELINE_HANDLER, "requirements.txt": "diffusers\n"})
+    (tmp_path / "out").mkdir()
+    subprocess.run(
+        [
+            sys.executable, "-m", "model_archiver.model_packaging", "--model-name", "diffusion",
+            "--version", "2.0", "--handler", "diffusion_handler.py", "--extra-files", "model.zip",
+            "--requirements-file", "requirements.txt", "--archive-format", layout,
+            "--export-path", "out",
+        ],
+        cwd=tmp_path, check=True, capture_output=True,
+    )  # fmt: skip
+    [made] = (tmp_path / "out").iterdir()
+    store.add("diffusion", made)
+    store.add("folder", pipeline)
+    spec, own = store.spec("diffusion"), store.spec("folder")
+    assert (spec.default_steps, spec.default_size) == (50, (768, 768))
+    assert (spec.family, spec.digest) == (own.family, own.digest)
 
 
 @pytest.mark.parametrize(
