@@ -75,7 +75,7 @@ def test_sd_upscale_draws_every_tile_and_answers_one_picture():
     Image.new("RGB", (64, 64), (10, 120, 200)).save(start, "PNG")
     body = {
         "init_images": [base64.b64encode(start.getvalue()).decode()], "prompt": "a pear",
-        "script_name": "SD upscale", "script_args": ["", 16, "None", 2], "seed": 7, "steps": 2,
+        "script_name": "SD upscale", "script_args": ["", 16, "None", 2], "seed": 7, "steps": 5,
         "width": 64, "height": 64, "denoising_strength": 0.4,
     }  # fmt: skip
     with open_door() as door:
