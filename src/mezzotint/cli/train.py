@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mezzotint.cli import flags
-from mezzotint.cli.figures.drawing import check_figure_path, draw_values
+from mezzotint.cli.figures.sampled import write_arrays
 from mezzotint.cli.outputs import Destination
 from mezzotint.cli.requests import build_request
 
@@ -112,9 +112,11 @@ def sample(
 ) -> None:
     """Draw from a run as it stands, with the running mean of the weights.
 
-    A run of arrays writes numbers in the units of its data, as .npy; with a
-    picture's name after -o it draws them: many points as one scatter, many series as
-    curves over one another (SVG or PNG).
+    A run of arrays writes numbers in the units of its data, as .npy, and sound
+    (data.sample_rate) as WAV. With a picture's name after -o it draws them: many points
+    as one scatter, many series as curves over one another, sound as spectrograms, fields
+    as maps, a column for each channel (SVG, PNG or PDF). With a moving file's name (GIF,
+    APNG or MP4) many fields are a movie that turns into itself.
     """
     from mezzotint.train.trainer import Trainer
 
@@ -132,22 +134,10 @@ def sample(
     if not run_dir.is_dir():
         raise flags.WrongFlag("RUN_DIR", f"{run_dir} is no folder")
     trainer = Trainer.open(run_dir)
-    wants_numbers = output is None or output.suffix == ".npy"
-    if trainer.draws_arrays and wants_numbers:
-        target = output or output_dir / f"{run_dir.name}.npy"
-        if output is None:
-            output_dir.mkdir(parents=True, exist_ok=True)
-        elif not target.absolute().parent.is_dir():
-            raise flags.WrongFlag("--output", f"the folder {target.parent} does not exist")
-        print(_write_values(trainer, request, target))
-        return
-    is_vector = output is not None and output.suffix.lower() in (".svg", ".pdf")
-    if output is not None and trainer.draws_arrays and (request.num_images > 1 or is_vector):
-        values = _values(trainer, request)
-        if values.ndim < 4:  # fields are pictures, one each
-            check_figure_path(output)
-            draw_values(output, values)
-            print(output)
+    if trainer.draws_arrays:
+        paths = write_arrays(trainer, request, output, output_dir)
+        if paths:
+            print("\n".join(str(path) for path in paths))
             return
     destination = Destination(output, output_dir, several=request.num_images > 1)
     result = trainer.sample(request)
@@ -157,29 +147,3 @@ def sample(
         path = destination.write(image, request)
         if path is not None:
             print(path)
-
-
-def _write_values(trainer: Any, request: Any, path: Path) -> Path:
-    """Draw arrays and write them as ``.npy``."""
-    import io
-
-    import numpy as np
-
-    from mezzotint.files import write_atomically
-
-    stream = io.BytesIO()
-    np.save(stream, _values(trainer, request))
-    return write_atomically(path, stream.getvalue())
-
-
-def _values(trainer: Any, request: Any) -> Any:
-    """Draw arrays in the units of the data. Shape (N, *shape), float32."""
-    guidance, label = request.guidance_scale, request.latent.class_label
-    return trainer.draw(
-        request.num_images,
-        seed=request.seed or 0,
-        num_inference_steps=request.num_inference_steps,
-        scheduler=request.scheduler,
-        guidance_scale=guidance if isinstance(guidance, float) else None,
-        labels=None if label is None else [label] * request.num_images,
-    )

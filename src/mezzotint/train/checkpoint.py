@@ -24,6 +24,7 @@ from torch import Tensor
 from mezzotint.errors import InvalidRequest, WeightsError
 from mezzotint.files import digest_file, write_atomically
 from mezzotint.train.config.config import TrainConfig
+from mezzotint.train.config.model import DataConfig
 
 __all__ = ["CheckpointStore", "Restored", "check_same_run", "pack", "unpack"]
 
@@ -191,7 +192,12 @@ def check_same_run(restored: Restored, config: TrainConfig) -> None:
     Raises:
         InvalidRequest: Names the fields that differ and both values.
     """
-    was, asked = restored.deciding, json.loads(json.dumps(config.deciding()))
+    asked = json.loads(json.dumps(config.deciding()))
+    # A field that is younger than the checkpoint was what its default is.
+    plain = TrainConfig(
+        output_dir="x", data=DataConfig(path="x"), kind=config.kind, base=config.base
+    )
+    was = {**json.loads(json.dumps(plain.deciding())), **restored.deciding}
     differing = [name for name in {**was, **asked} if was.get(name) != asked.get(name)]
     if differing:
         name = differing[0]

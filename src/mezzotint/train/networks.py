@@ -78,6 +78,8 @@ def check_sides(network: NetworkConfig, kind: str, shape: tuple[int, ...]) -> No
     if kind == "mlp":
         return
     multiple = network.patch if kind == "dit" else 2 ** (len(network.channels) - 1)
+    if kind == "unet1d":
+        multiple *= network.fold
     name = {"unet1d": "the length of the series"}.get(kind, "data.resolution")
     for side in shape[1:]:
         if side % multiple:
@@ -127,6 +129,7 @@ def build_network(
             heads=network.heads,
             num_classes=rows,
             dropout=network.dropout,
+            fold=network.fold,
         )
     if kind == "dit":
         return _build_dit(network, shape, num_classes)

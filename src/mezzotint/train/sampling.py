@@ -7,6 +7,7 @@ goes beyond prompt, class, steps and guidance is the engine's business.
 Dimensions: B samples.
 """
 
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -324,8 +325,21 @@ def draw_values(
     scheduler: str | None = None,
     guidance_scale: float | None = None,
     labels: Sequence[int] | None = None,
+    circle: bool = False,
 ) -> np.ndarray:
     """Draw many samples of an array run at once, in the units of its data.
+
+    Args:
+        model: The run.
+        count: How many.
+        seed: Sample k uses ``seed + k``.
+        num_inference_steps: Solver steps; None is the model's own.
+        scheduler: Solver; None is the model's own.
+        guidance_scale: Guidance towards the labels; None is the model's own.
+        labels: Class of each sample, for class-conditional runs.
+        circle: Take the noise from a circle instead, ``cos a * z(seed) + sin a *
+            z(seed + 1)`` with ``a = 2 pi k / count``: each is as normal as any other,
+            neighbours are alike, and the last leads back to the first.
 
     Returns:
         Shape (count, *shape), float32.
@@ -350,7 +364,14 @@ def draw_values(
     for start in range(0, count, _ROWS):
         rows = range(start, min(start + _ROWS, count))
         generators = [torch.Generator().manual_seed((seed + k) % (MAX_SEED + 1)) for k in rows]
-        noise = torch.cat([torch.randn((1, *about.shape), generator=g) for g in generators])
+        if circle:
+            ends = [torch.Generator().manual_seed((seed + k) % (MAX_SEED + 1)) for k in (0, 1)]
+            first, second = (torch.randn((1, *about.shape), generator=g) for g in ends)
+            turn = torch.tensor([2 * math.pi * k / count for k in rows])
+            turn = turn.reshape(-1, *([1] * len(about.shape)))
+            noise = turn.cos() * first + turn.sin() * second
+        else:
+            noise = torch.cat([torch.randn((1, *about.shape), generator=g) for g in generators])
         chosen = torch.tensor([labels[k] for k in rows]) if labels is not None else None
         estimate = _many(model, chosen, scale, device)
         parts.append(walk(estimate, table, noise.to(device), generators).cpu())

@@ -199,6 +199,7 @@ class Trainer:
         scheduler: str | None = None,
         guidance_scale: float | None = None,
         labels: list[int] | None = None,
+        circle: bool = False,
     ) -> np.ndarray:
         """Draw samples of an array run in the units of its data.
 
@@ -209,6 +210,8 @@ class Trainer:
             scheduler: Solver; None is the model's own.
             guidance_scale: Guidance towards the labels; None is the model's own.
             labels: Class of each sample, for class-conditional runs.
+            circle: Take the noise from a circle through that of ``seed`` and of
+                ``seed + 1``, for movies: neighbours are alike, the last leads to the first.
 
         Returns:
             Shape (count, *shape), float32.
@@ -217,8 +220,16 @@ class Trainer:
 
         return draw_values(
             self._array_model(), count, seed=seed, num_inference_steps=num_inference_steps,
-            scheduler=scheduler, guidance_scale=guidance_scale, labels=labels,
+            scheduler=scheduler, guidance_scale=guidance_scale, labels=labels, circle=circle,
         )  # fmt: skip
+
+    def describe(self) -> RunDescription:
+        """Return what an array run is: its shape, names, sample rate and statistics.
+
+        Raises:
+            InvalidRequest: If the run is of pictures.
+        """
+        return self._array_model().description
 
     def model(self) -> Model:
         """Return the run as a model, as its folder would be served.

@@ -1,5 +1,6 @@
 import errno
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -99,3 +100,12 @@ def test_another_configuration_is_refused_by_name():
         check_same_run(Restored(1, {}, CONFIG.deciding()), other)
     assert caught.value.field == "optimizer.learning_rate"
     check_same_run(Restored(1, {}, json.loads(json.dumps(CONFIG.deciding()))), CONFIG)
+
+
+def test_a_field_that_is_younger_than_the_checkpoint_had_its_default():
+    was = json.loads(json.dumps(CONFIG.deciding()))
+    del was["network.fold"]
+    check_same_run(Restored(1, {}, was), CONFIG)
+    other = replace(CONFIG, network=replace(CONFIG.network, fold=2))
+    with pytest.raises(InvalidRequest, match=r"network\.fold was 1 and is 2"):
+        check_same_run(Restored(1, {}, was), other)

@@ -59,10 +59,10 @@ def figure(path: Path, *, width: float = 8.0, height: float = 5.0, rows: int = 1
         path: Where to; its ending is the format.
         width: Inches.
         height: Inches.
-        rows: Axes below one another, which share what lies across.
+        rows: Axes below one another, which share what lies across; 0 makes none.
 
     Yields:
-        The axes, or a list of them where there are several rows.
+        The axes, a list of them where there are several rows, the empty figure for none.
 
     Raises:
         WorkFailed: If the file cannot be written.
@@ -75,7 +75,7 @@ def figure(path: Path, *, width: float = 8.0, height: float = 5.0, rows: int = 1
         drawn = Figure(figsize=(width, height))
         FigureCanvasAgg(drawn)
         axes = [drawn.add_subplot(rows, 1, k + 1) for k in range(rows)]
-        yield axes[0] if rows == 1 else axes
+        yield drawn if rows == 0 else axes[0] if rows == 1 else axes
         stream = io.BytesIO()
         kind = path.suffix.lower().removeprefix(".")
         dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}

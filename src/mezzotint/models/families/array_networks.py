@@ -131,12 +131,13 @@ class SeriesUNet(nn.Module):
 
     Args:
         channels: C of the data.
-        widths: Width of each level; L must divide by ``2 ** (levels - 1)``.
+        widths: Width of each level; L must divide by ``fold * 2 ** (levels - 1)``.
         layers: Residual blocks of each level.
         attention: Levels with self-attention, 0 is full length.
         heads: Attention heads.
         num_classes: Rows of the class table, 0 for none.
         dropout: Dropout inside each block.
+        fold: Neighbouring values that are one position of the first level.
     """
 
     def __init__(
@@ -149,16 +150,18 @@ class SeriesUNet(nn.Module):
         heads: int = 4,
         num_classes: int = 0,
         dropout: float = 0.0,
+        fold: int = 1,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
             "channels": channels, "widths": list(widths), "layers": layers,
             "attention": list(attention), "heads": heads, "num_classes": num_classes,
-            "dropout": dropout,
+            "dropout": dropout, "fold": fold,
         }  # fmt: skip
+        self.fold, folded = fold, fold * channels
         vector = 4 * widths[0]
         self.embedding = _Embedding(vector, num_classes)
-        self.enter = nn.Conv1d(channels, widths[0], 5, padding=2)
+        self.enter = nn.Conv1d(folded, widths[0], 5, padding=2)
         self.down, self.up, self.shrink, self.grow = (nn.ModuleList() for _ in range(4))
         width, skips = widths[0], []
 
@@ -186,7 +189,7 @@ class SeriesUNet(nn.Module):
                 nn.Identity() if index == 0 else nn.ConvTranspose1d(width, width, 4, 2, 1)
             )
         self.leave = nn.Sequential(
-            nn.GroupNorm(math.gcd(8, width), width), nn.SiLU(), nn.Conv1d(width, channels, 5, 1, 2)
+            nn.GroupNorm(math.gcd(8, width), width), nn.SiLU(), nn.Conv1d(width, folded, 5, 1, 2)
         )
 
     def forward(
@@ -194,7 +197,9 @@ class SeriesUNet(nn.Module):
     ) -> Tensor:
         """Predict for series. Shapes (B, C, L), (B,), (B,) -> (B, C, L)."""
         vector = self.embedding(timestep, class_labels)
-        stream, kept = self.enter(sample), []
+        rows, channels, length = sample.shape
+        folded = sample.reshape(rows, channels, -1, self.fold).transpose(2, 3)
+        stream, kept = self.enter(folded.reshape(rows, channels * self.fold, -1)), []
         for steps, shrink in zip(self.down, self.shrink, strict=True):
             stream = _walk(steps, stream, vector)
             kept.append(stream)
@@ -203,7 +208,8 @@ class SeriesUNet(nn.Module):
         for steps, grow in zip(self.up, self.grow, strict=True):
             stream = _walk(steps, torch.cat([stream, kept.pop()], 1), vector)
             stream = grow(stream)
-        return self.leave(stream)
+        answer = self.leave(stream).reshape(rows, channels, self.fold, -1)
+        return answer.transpose(2, 3).reshape(rows, channels, length)
 
 
 def _walk(steps: Any, stream: Tensor, vector: Tensor) -> Tensor:

@@ -101,6 +101,8 @@ class RunDescription:
         conditioning: ``none``, ``class`` or ``text``.
         num_classes: Classes; the table's last extra row means "no class".
         class_names: Their names.
+        channel_names: What each channel of an array is, with its unit; empty if nobody said.
+        sample_rate: Values a second of a series that is sound, in Hz; 0 is no sound.
         text_tokens: Longest caption in tokens.
         latent_factor: Pixels per latent row and column, 1 without a VAE.
         channels: Channels of the pictures, 3 or 1.
@@ -118,6 +120,8 @@ class RunDescription:
     conditioning: Literal["none", "class", "text"] = "none"
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
+    channel_names: tuple[str, ...] = ()
+    sample_rate: int = 0
     text_tokens: int = 77
     latent_factor: int = 1
     channels: int = 3
@@ -148,6 +152,7 @@ class RunDescription:
             plain["normalisation"] = read(Normalisation, plain["normalisation"], "normalisation")
             plain["shape"] = tuple(plain["shape"])
             plain["class_names"] = tuple(plain["class_names"])
+            plain["channel_names"] = tuple(plain.get("channel_names", ()))
             return cls(**plain)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise WeightsError(f"cannot read {folder / RUN_FILE}: {error}") from None

@@ -144,7 +144,8 @@ class TrainConfig(Checked):
         """
         found = dict(_flatten(self, ""))
         silent = ("output_dir", "licence", "samples.", "checkpoint.", "loop.log_every")
-        silent += ("data.cache_mb", "loop.max_", "loop.patience", "lora.merge")
+        silent += ("data.cache_mb", "data.class_names", "data.channel_names", "data.sample_rate")
+        silent += ("loop.max_", "loop.patience", "lora.merge")
         rooms = {"autoencoder": "autoencoder", "gan": "adversarial", "lora": "lora"}
         rooms["distill"] = "distill"
         silent += tuple(f"{room}." for kind, room in rooms.items() if kind != self.kind)

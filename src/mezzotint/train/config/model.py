@@ -43,6 +43,12 @@ class DataConfig(Checked):
         label_column: Column of the class label; "" has none.
         array: Name of the array in an ``.npz`` or Zarr group; "" takes the only one.
         labels: Name of the array with integer class labels; "" has none.
+        class_names: Name of the array with a text for each class; "" has none, and the
+            classes are called by their numbers.
+        channel_names: What each channel of an array is, with its unit, for figures.
+        sample_rate: Values a second of series that are sound, in Hz: they are written as
+            WAV and drawn as spectrograms, and their values are fractions of full scale,
+            -1 to 1. 0 is no sound.
         normalisation: ``standard`` (mean 0, deviation 1 of each channel),
             ``range`` (each channel to [-1, 1]) or ``none``; arrays only. It is
             kept with the model and undone on output.
@@ -66,6 +72,9 @@ class DataConfig(Checked):
     label_column: str = ""
     array: str = ""
     labels: str = ""
+    class_names: str = ""
+    channel_names: tuple[str, ...] = ()
+    sample_rate: int = 0
     normalisation: Literal["standard", "range", "none"] = "standard"
     held_out: float = 0.0
     on_broken: Literal["refuse", "skip"] = "refuse"
@@ -79,6 +88,7 @@ class DataConfig(Checked):
         check_range("data.contrast", self.contrast, 0, 1)
         check_range("data.held_out", self.held_out, 0, 0.5)
         check_range("data.cache_mb", self.cache_mb, 0, 1 << 20, unit=" MiB")
+        check_range("data.sample_rate", self.sample_rate, 0, 1 << 20, unit=" Hz")
         if not self.path:
             raise InvalidRequest("data.path must name a folder or a file", field="data.path")
         if self.fit == "buckets" and self.resolution is None:
@@ -103,6 +113,8 @@ class NetworkConfig(Checked):
         depth: Blocks of ``mlp`` and ``dit``.
         heads: Attention heads; ``hidden`` (or each attended level) must divide by it.
         patch: Side of a ``dit`` patch.
+        fold: Neighbouring values of a series that ``unet1d`` takes for one position of so
+            many channels; the first level is as much shorter, and as much cheaper.
         dropout: Dropout inside the network, 0 to 0.9.
         vae: Model folder whose ``vae`` gives the latent space; "" is pixel space.
         text_encoder: Model folder whose ``tokenizer`` and ``text_encoder`` are
@@ -121,6 +133,7 @@ class NetworkConfig(Checked):
     depth: int = 4
     heads: int = 4
     patch: int = 2
+    fold: int = 1
     dropout: float = 0.0
     vae: str = ""
     text_encoder: str = ""
@@ -144,6 +157,7 @@ class NetworkConfig(Checked):
         check_range("network.depth", self.depth, 1, 128)
         check_range("network.heads", self.heads, 1, 256)
         check_range("network.patch", self.patch, 1, 64)
+        check_range("network.fold", self.fold, 1, 4096)
         check_range("network.dropout", self.dropout, 0, 0.9)
         check_range("network.text_hidden", self.text_hidden, 8, 4096)
         check_range("network.text_layers", self.text_layers, 1, 64)

@@ -1,6 +1,7 @@
 """Array data: an array on disk as a data set."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,15 @@ from torch import Tensor
 
 from mezzotint.models.families.runs import DataKind
 from mezzotint.train.config.config import TrainConfig
-from mezzotint.train.data.arrays import ArrayLayout, measure, open_array, open_labels, shape_of
+from mezzotint.train.data.arrays import (
+    ArrayLayout,
+    check_values,
+    measure,
+    open_array,
+    open_class_names,
+    open_labels,
+    shape_of,
+)
 from mezzotint.train.data.dataset import DataReport
 
 __all__ = ["ArrayData"]
@@ -33,10 +42,11 @@ class ArrayData:
         self.kind: DataKind = layout
         self.shape = shape_of(self._array, layout)
         self.normalisation = measure(self._array, layout, config.data.normalisation)
+        check_values(config.data, self.shape, self.normalisation)
         count = int(self._array.shape[0])
         labels = open_labels(config.data, count)
         self.labels = [] if labels is None else [int(label) for label in labels]
-        self.class_names = tuple(str(k) for k in range(max(self.labels, default=-1) + 1))
+        self.class_names = open_class_names(config.data, max(self.labels, default=-1) + 1)
         self.captions = []
         self.buckets = [0] * count
 
@@ -69,14 +79,13 @@ class ArrayData:
         norm = self.normalisation
         flat = [k for k, (a, b) in enumerate(zip(norm.low, norm.high, strict=True)) if a == b]
         warnings = [f"channel {k} is constant, it carries nothing to learn" for k in flat[:8]]
-        classes: dict[str, int] = {}
-        for label in self.labels:
-            classes[str(label)] = classes.get(str(label), 0) + 1
+        counts = Counter(self.labels)
+        classes = {self.class_names[label]: counts[label] for label in sorted(counts)}
         return DataReport(
             kind=self.kind,
             count=count,
             sizes={"x".join(str(side) for side in self.shape): count},
-            classes=dict(sorted(classes.items(), key=lambda item: int(item[0]))),
+            classes=classes,
             duplicates=tuple(tuple(names) for names in seen.values() if len(names) > 1),
             warnings=tuple(warnings),
         )

@@ -17,7 +17,15 @@ from mezzotint.errors import InvalidRequest
 from mezzotint.models.families.runs import Normalisation
 from mezzotint.train.config.model import DataConfig
 
-__all__ = ["ArrayLayout", "measure", "open_array", "open_labels", "shape_of"]
+__all__ = [
+    "ArrayLayout",
+    "check_values",
+    "measure",
+    "open_array",
+    "open_class_names",
+    "open_labels",
+    "shape_of",
+]
 
 ArrayLayout = Literal["points", "series", "fields"]
 _CHUNK = 4096
@@ -135,6 +143,54 @@ def open_labels(config: DataConfig, count: int) -> np.ndarray | None:
             field="data.labels",
         )
     return labels.astype(np.int64)
+
+
+def open_class_names(config: DataConfig, count: int) -> tuple[str, ...]:
+    """Open the names of the classes; their numbers where there are none.
+
+    Args:
+        config: The data of the run.
+        count: Classes that the labels speak of.
+
+    Raises:
+        InvalidRequest: If there is not one text for each class.
+    """
+    if not config.class_names:
+        return tuple(str(k) for k in range(count))
+    path = Path(config.path)
+    if path.suffix == ".npy":  # beside it, as a file of its own
+        path = path.with_name(config.class_names)
+    wanted = config.class_names if path.suffix != ".npy" else ""
+    names = np.asarray(_open(path, wanted, "data.class_names"))
+    if names.ndim != 1 or names.dtype.kind != "U" or len(names) < count:
+        raise InvalidRequest(
+            f"data.class_names must be {count} texts, one for each class, got {names.dtype} of "
+            f"shape {names.shape}",
+            field="data.class_names",
+        )
+    return tuple(str(name) for name in names)
+
+
+def check_values(config: DataConfig, shape: tuple[int, ...], norm: Normalisation) -> None:
+    """Refuse channels without a name where others have one, and sound beyond full scale.
+
+    Raises:
+        InvalidRequest: Says what came.
+    """
+    if config.channel_names and len(config.channel_names) != shape[0]:
+        raise InvalidRequest(
+            f"data.channel_names must name the {shape[0]} channels of the data, got "
+            f"{len(config.channel_names)}",
+            field="data.channel_names",
+        )
+    low, high = min(norm.low), max(norm.high)
+    if config.sample_rate and (low < -1 or high > 1):
+        raise InvalidRequest(
+            "data.sample_rate says that the series are sound, whose values are fractions of full "
+            f"scale, -1 to 1, got {low:g} to {high:g}; divide them (whole numbers of 16 bits by "
+            "32768)",
+            field="data.sample_rate",
+        )
 
 
 def shape_of(array: Any, layout: ArrayLayout) -> tuple[int, ...]:

@@ -41,6 +41,12 @@ def fresh_ground(config: TrainConfig, data: Dataset) -> Ground:
             f"network.vae makes latents of pictures, got {data.kind}", field="network.vae"
         )
     shape = data.shape if latents is None else latents.shape_of(data.shape)
+    if config.data.sample_rate and kind != "series":
+        raise InvalidRequest(
+            f"data.sample_rate says that series are sound, got {kind}",
+            field="data.sample_rate",
+            value=config.data.sample_rate,
+        )
     chosen = network_kind(config, kind)
     classes = len(data.class_names) if config.conditioning.kind == "class" else 0
     text = TextSide(config.network, data.captions) if config.conditioning.kind == "text" else None
@@ -56,6 +62,8 @@ def fresh_ground(config: TrainConfig, data: Dataset) -> Ground:
         conditioning=config.conditioning.kind,
         num_classes=classes,
         class_names=data.class_names if classes else (),
+        channel_names=config.data.channel_names,
+        sample_rate=config.data.sample_rate,
         text_tokens=config.network.text_tokens,
         latent_factor=latents.factor if latents else 1,
         channels=config.data.channels,

@@ -3,6 +3,7 @@ import pytest
 import torch
 from tests.unit.train.making import points_config
 
+from mezzotint.errors import InvalidRequest
 from mezzotint.models.families.runs import Normalisation
 from mezzotint.train.data.sources import load_data
 
@@ -105,3 +106,27 @@ def test_statistics_belong_to_rows_of_any_rank():
     assert norm.apply(values)[:, 1].eq(-0.25).all()
     assert torch.equal(norm.undo(norm.apply(values)), values)
     assert torch.equal(Normalisation().undo(values), values)
+
+
+def test_classes_are_called_by_their_names(tmp_path):
+    labels, names = np.array([0, 2, 2, 0, 1, 1]), np.array(["low", "middle", "high"])
+    np.savez(tmp_path / "a.npz", values=field((6, 2)), labels=labels, names=names)
+    options = {"array": "values", "labels": "labels", "class_names": "names"}
+    data, report = load_data(config_for(tmp_path, tmp_path / "a.npz", "mlp", **options))
+    assert data.class_names == ("low", "middle", "high")
+    assert report.classes == {"low": 2, "middle": 2, "high": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": "labels", "class_names": "few"}, "must be 3 texts, one for each class"),
+        ({"channel_names": ["one"]}, "must name the 2 channels of the data, got 1"),
+        ({"sample_rate": 8000}, "fractions of full scale"),
+    ],
+)
+def test_names_and_sound_that_do_not_fit_the_data_are_refused(tmp_path, options, message):
+    arrays = {"values": 40 * field((6, 2, 8)), "labels": np.arange(6) % 3}
+    np.savez(tmp_path / "a.npz", few=np.array(["a", "b"]), **arrays)
+    with pytest.raises(InvalidRequest, match=message):
+        load_data(config_for(tmp_path, tmp_path / "a.npz", "unet1d", array="values", **options))
