@@ -31,6 +31,8 @@ DOORS = {
     "control pictures": "/v1/preprocess",
     "archives": "/v1/gallery/archive",
     "models": "/v1/operations/models",
+    "training runs": "/v1/runs",
+    "training runs that go on": "/v1/runs/{name}/resume",
     "OpenAI generations": "/v1/images/generations",
     "OpenAI edits": "/v1/images/edits",
     "OpenAI variations": "/v1/images/variations",
@@ -58,7 +60,7 @@ DOORS = {
 JSON, MULTIPART, URLENCODED = (
     "application/json", "multipart/form-data", "application/x-www-form-urlencoded",
 )  # fmt: skip
-PUT = ("/v1/jobs/{id}/images/{k}/marks",)
+PUT = ("/v1/jobs/{id}/images/{k}/marks", "/v1/datasets/{name}/{file}")
 FORMS = (
     "/v1/generations", "/v1/jobs", "/v1/plan", "/v1/inspect", "/v1/images/edits",
     "/v1/images/variations", "/predictions/{model_name}", "/upload/image", "/upload/mask",
@@ -66,13 +68,14 @@ FORMS = (
 AS_FORMS = [*((MULTIPART, path) for path in FORMS), (URLENCODED, "/predictions/{model_name}")]
 BYTES = {
     "image/*": {"/v1/inspect", "/hf/{model}", "/predictions/{model_name}"},
-    "application/octet-stream": {"/v1/inspect"},
+    "application/octet-stream": {"/v1/inspect", "/v1/datasets/{name}/{file}"},
     "text/plain": {"/predictions/{model_name}"},
 }
 NEVER_TAKEN = {
     "/v1/inspect", "/v1/preprocess", "/v1/gallery/archive", "/sdapi/v1/extra-single-image", "/sdapi/v1/interrogate",  # a real picture
     "/v1/predictions",  # a model's name
     "/prompt",  # a graph of nodes
+    "/v1/runs", "/v1/runs/{name}/resume",  # a server that trains
     "/mcp",  # a header that says what its client accepts
     "/upload/mask",  # a picture that was uploaded before
 }  # fmt: skip
@@ -136,6 +139,7 @@ def body_schema(document: dict[str, Any], path: str, media: str) -> dict[str, An
 
 def send(door, path: str, content: bytes, media: str) -> Any:
     names = {"model": "plate", "model_name": "plate", "id": door.job, "k": "0"}
+    names |= {"name": "apples", "file": "0001.png"}
     method = "PUT" if path in PUT else "POST"
     return door.http.request(
         method, path.format(**names), content=content, headers={"Content-Type": media}

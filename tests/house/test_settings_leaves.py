@@ -438,6 +438,9 @@ LEAVES = {
     "serve.model_api": (False, models_cannot_be_registered),
     "serve.register_paths": (True, a_path_is_registered_where_it_is_allowed),
     "serve.runs": ("runs", "unit/serve/site/test_runs.py::test_without_a_folder_there_are_none"),
+    "serve.training": (
+        True, "unit/cli/test_serve.py::test_runs_are_started_only_where_the_operator_wants_it",
+    ),
     "serve.webhook_hosts": (
         ("hooks.example",),
         "unit/serve/test_webhooks.py::test_only_listed_hosts_may_be_called",

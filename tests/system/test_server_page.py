@@ -424,16 +424,17 @@ def test_the_server_room_shows_models_and_chooses_one(page):
 
 @pytest.mark.skipif(not AXE.is_file(), reason="axe-core is installed by ./dev web/")
 @pytest.mark.parametrize(
-    "where", ["create", "sheet", "gallery", "lab", "operate", "detail", "help", "palette", "models"]
+    "where",
+    ["create", "sheet", "gallery", "lab", "train", "operate", "detail", "help", "palette", "models"],
 )
 def test_axe_finds_nothing_wrong(page, where):
     page.type("prompt", "seen by all")
     page.click("#make")
     page.wait(DONE)
     page.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-    if where in ("gallery", "sheet", "lab", "operate"):
+    if where in ("gallery", "sheet", "lab", "train", "operate"):
         page.run(f"location.hash = '#{where}'")
-        page.wait("document.querySelector('.tile, #make-sheet, .plane, li.model')")
+        page.wait("document.querySelector('.tile, #make-sheet, .plane, section.train, li.model')")
         page.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
     if where in ("detail", "help", "models"):
         page.click({"detail": "#details"}.get(where, f"#{where}"))
@@ -516,10 +517,10 @@ def draw_grid(root, name: str, color: str, step: int) -> None:
     (root / name / "metrics.jsonl").write_text(json.dumps(line) + "\n")
 
 
-def color_of_run(page: Page, name: str) -> str:
+def color_of_run(page: Page, name: str, selector: str = "") -> str:
     return page.run(
         f"""(() => {{
-          const image = document.querySelector('[data-run="{name}"] img');
+          const image = document.querySelector('{selector or f"[data-run={name}] img"}');
           if (!image || !image.complete || !image.naturalWidth) return "";
           const canvas = document.createElement("canvas");
           canvas.width = canvas.height = 1;
@@ -538,9 +539,10 @@ def test_the_grids_of_training_runs_are_live(tmp_path):
         running_server(tmp_path / "jobs", serve={"runs": str(root)}) as server,
         open_page(server.url, tmp_path) as page,
     ):
+        page.run("location.hash = '#train'")
         page.wait("document.querySelector('[data-run=faces] img')?.naturalWidth === 64")
         assert color_of_run(page, "faces") == "255,0,0"
-        assert "step 10 of 100" in page.text(".facts")
+        assert "step 10 of 100" in page.text("#run-facts")
         draw_grid(root, "faces", "blue", 20)
         draw_grid(root, "waves", "lime", 5)
         page.wait("document.querySelectorAll('.run').length === 2")
@@ -550,11 +552,14 @@ def test_the_grids_of_training_runs_are_live(tmp_path):
         while color_of_run(page, "faces") != "0,0,255":
             assert time.monotonic() < until
             time.sleep(0.1)
+        page.click("[data-run=faces]")
+        page.wait("document.getElementById('run-past')")
         page.run(  # back to the first grid
-            """(() => { const s = document.querySelector('[data-run=faces] input');
+            """(() => { const s = document.getElementById('run-past');
                 s.value = 0; s.dispatchEvent(new Event('input', {bubbles: true})); })()"""
         )
-        while color_of_run(page, "faces") != "255,0,0":
+        page.wait("document.querySelector('.run-samples output').textContent === 'step 10'")
+        while color_of_run(page, "faces", "#run-grid") != "255,0,0":
             assert time.monotonic() < until + 15
             time.sleep(0.1)
         assert page.errors == []

@@ -133,8 +133,20 @@ export interface Run {
   steps?: number;
   loss?: number;
   eta_s?: number;
+  steps_per_s?: number;
+  written: number;
   grid: string | null;
   history: number[];
+  can_resume: boolean;
+  error?: string;
+}
+
+export interface RunDetail extends Run {
+  curves: { loss: [number, number][]; held_out: [number, number][] };
+  config: string;
+  data: Fields | null;
+  data_sheet: string | null;
+  log: string[];
 }
 
 /** An answer that says what was wrong, in the server's words. */

@@ -27,13 +27,17 @@ function wear(next: string): void {
   else document.documentElement.dataset.theme = next;
 }
 
-const lab = signal<FunctionComponent | null>(null); // comes when it is first wanted
+const LATER: Record<string, () => Promise<FunctionComponent>> = { // rooms that come when they are first wanted
+  lab: async () => (await import("./lab/room")).Lab,
+  train: async () => (await import("./train/train")).Train,
+};
+const arrived = signal<Record<string, FunctionComponent>>({});
 
-function LabRoom() {
+function LaterRoom({ name }: { name: string }) {
   useEffect(() => {
-    if (!lab.value) void import("./lab/room").then((found) => { lab.value = found.Lab; }, () => undefined);
-  }, []);
-  const Room = lab.value;
+    if (!arrived.value[name]) void LATER[name]!().then((found) => { arrived.value = { ...arrived.value, [name]: found }; }, () => undefined);
+  }, [name]);
+  const Room = arrived.value[name];
   return Room ? <Room /> : <p class="empty">{words.loading}</p>;
 }
 
@@ -62,7 +66,7 @@ export function App() {
         ) : (
           <>
             <h1 class="offscreen">{words.rooms[now]}</h1>
-            {now === "sheet" ? <SheetRoom /> : now === "operate" ? <Operate /> : now === "lab" ? <LabRoom /> : <Gallery />}
+            {now === "sheet" ? <SheetRoom /> : now === "operate" ? <Operate /> : now in LATER ? <LaterRoom name={now} /> : <Gallery />}
           </>
         )}
       </main>
@@ -213,6 +217,8 @@ function press(event: KeyboardEvent): void {
     go("sheet");
   } else if (event.key === "l") {
     go("lab");
+  } else if (event.key === "t") {
+    go("train");
   } else if (event.key === "o") {
     go("operate");
   } else if (event.key === "/") {

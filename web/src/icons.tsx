@@ -7,6 +7,8 @@ const PATHS: Record<string, string> = {
   play: "M4.5 2.5l8 5.5-8 5.5z",
   search: "M7 2.5a4.5 4.5 0 1 0 0 9 4.5 4.5 0 0 0 0-9zM10.3 10.3l3.4 3.4",
   check: "M3 8.5l3.2 3.2L13 4.5",
+  learn: "M2 12.5l3.5-4 2.5 2.5L14 4M10.5 4H14v3.5",
+  picture: "M2.5 3h11v10h-11zM2.5 11l3-3 2.5 2.5 2-2 3.5 3.5M10.5 6.2v.1",
 };
 
 export function Icon({ name, full }: { name: keyof typeof PATHS; full?: boolean }) {

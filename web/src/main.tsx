@@ -2,11 +2,9 @@ import "./style.css";
 
 import { render } from "preact";
 
-import { apiKey } from "./api";
 import { App } from "./app";
 import { acceptDrops } from "./drop";
 import { watch } from "./jobs";
-import { watchRuns } from "./runs";
 import { planAlong, restoreForm, room } from "./state";
 import { speakAsBefore } from "./words";
 
@@ -16,4 +14,3 @@ render(<App />, document.getElementById("app")!);
 acceptDrops();
 planAlong();
 void watch();
-void watchRuns(() => apiKey.value);

@@ -6,7 +6,6 @@ import { ask, call, type Fields, type Model, Refused, send } from "./api";
 import { choose, sampleOf } from "./create/basics";
 import { Picture, small } from "./image";
 import { EVERY_MS, level, look as measure, mayOperate, mean, memory, rate } from "./operate/metrics";
-import { Runs, runs } from "./runs";
 import { capabilities, connect, go, models, notice } from "./state";
 import { duration, size, when } from "./text";
 import { nameOf, words } from "./words";
@@ -44,7 +43,6 @@ export function Operate() {
       <h2>{words.operate.models}</h2>
       <ul class="models">{(capabilities.value?.models ?? []).map((m) => <Card key={`${m.name}@${m.version}`} about={m} />)}</ul>
       {mayOperate.value ? <><AddModel /><Nodes /><Clients /><Answers /></> : null}
-      {runs.value.length ? <Runs /> : null}
       <details>
         <summary>{words.operate.environment}</summary>
         <table><tbody>

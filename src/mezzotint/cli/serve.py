@@ -1,6 +1,7 @@
 """The verb ``serve``: the server, from flags and settings."""
 
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from mezzotint.cli import flags
 from mezzotint.cli.flags import WrongFlag
 from mezzotint.cli.session import load_settings
 from mezzotint.service.config import WorkerConfig
+from mezzotint.service.training import TrainingRuns
 from mezzotint.settings import Settings
 
 __all__ = ["parse_models", "serve", "worker_of"]
@@ -44,6 +46,9 @@ def serve(
     runs: Annotated[
         Path | None, typer.Option(help="Folder whose training runs the page shows.")
     ] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="Let the page start training runs.")
+    ] = False,
     config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
     api_keys: Annotated[Path | None, typer.Option(help="Keys file, see `keys new`.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
@@ -59,6 +64,7 @@ def serve(
         serve__metrics_port=metrics_port,
         serve__api_keys=str(api_keys) if api_keys else None,
         serve__runs=str(runs) if runs else None,
+        serve__training=training or None,
         models__placement__device=device,
     )
     settings = loaded.settings
@@ -69,6 +75,7 @@ def serve(
     wanted = parse_models(models or [], model_store)
     from mezzotint.serve.run import run
 
+    settings = _with_runs(settings)
     worker = worker_of(settings, wanted, model_store)
     return run(
         settings.serve,
@@ -78,6 +85,36 @@ def serve(
         log_config=settings.log,
         version=mezzotint.__version__,
         announce=_announce,
+        training=_training_of(settings),
+    )
+
+
+def _with_runs(settings: Settings) -> Settings:
+    """Return settings whose folder of runs stands, where runs may be started."""
+    if not settings.serve.training or settings.serve.runs:
+        return settings
+    folder = str(settings.home_path / "runs")
+    return replace(settings, serve=replace(settings.serve, runs=folder))
+
+
+def _training_of(settings: Settings) -> TrainingRuns | None:
+    """Return who starts training runs, or None where the operator wants nobody to.
+
+    Raises:
+        WrongFlag: On a system without locks on files.
+    """
+    if not settings.serve.training:
+        return None
+    if sys.platform == "win32":
+        raise WrongFlag(
+            "--training",
+            "needs locks on files that a process hands to another, which Windows has not: run "
+            "`mezzotint train` beside the server and show its runs with --runs",
+        )
+    from mezzotint.train.config.config import TrainConfig
+
+    return TrainingRuns(
+        Path(settings.serve.runs), TrainConfig.from_dict, home=str(settings.home_path)
     )
 
 
@@ -99,6 +136,7 @@ def worker_of(
     made_of = replace(
         made_of,
         register_paths=settings.serve.register_paths,
+        runs=settings.serve.runs,
         images=replace(settings.images, max_output_pixels=most),
     )
     return replace(worker, options=made_of.options(worker.options))

@@ -101,8 +101,10 @@ class ServeConfig(Checked):
         model_api: Whether models can be registered and removed at run time.
         register_paths: Whether a model can be registered over HTTP by a path or a Hub id;
             by its name in the model store it always can.
-        runs: Folder whose training runs the web page shows, "" for none; needs the
-            scope ``manage``.
+        runs: Folder whose training runs the web page shows; needs the scope ``manage``.
+            ``runs`` in the home if empty and runs may be started, else none.
+        training: Whether training runs may be started over HTTP, with the scope
+            ``manage``: they read whatever data and base their configuration names.
         webhook_hosts: ``host`` or ``host:port`` that clients may have called when a
             prediction changes; none by default. The operator answers for what stands there.
         drain_s: Seconds that running work may take after SIGTERM.
@@ -125,6 +127,7 @@ class ServeConfig(Checked):
     model_api: bool = True
     register_paths: bool = False
     runs: str = ""
+    training: bool = False
     webhook_hosts: tuple[str, ...] = ()
     drain_s: Annotated[float, Range(0, 3600, "s")] = 30.0
     limits: Limits = Limits()

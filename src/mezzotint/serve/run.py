@@ -33,6 +33,7 @@ from mezzotint.service.base import Service
 from mezzotint.service.config import JobsConfig, WorkerConfig
 from mezzotint.service.jobs.jobs import Jobs
 from mezzotint.service.jobs.ownership import FolderOwner
+from mezzotint.service.training import TrainingRuns
 from mezzotint.service.workers import event_loop
 from mezzotint.service.workers.local_pool import create_workers
 
@@ -51,6 +52,7 @@ def run(
     log_config: LogConfig | None = None,
     version: str = "",
     announce: Callable[[str], None] = print,
+    training: TrainingRuns | None = None,
 ) -> int:
     """Serve until a signal; the body of ``mezzotint serve``.
 
@@ -62,6 +64,7 @@ def run(
         log_config: How both processes log.
         version: Mezzotint's version, for whoever asks.
         announce: Told one line at a time what is ready.
+        training: Who starts training runs, or None where nobody may.
 
     Returns:
         0 after a signal.
@@ -76,7 +79,9 @@ def run(
 
     async def main() -> None:
         service = create_workers(worker, log_config)
-        await serve(config, jobs, service, version=version, announce=announce, tell=tell)
+        await serve(
+            config, jobs, service, version=version, announce=announce, tell=tell, training=training
+        )
 
     with _held(home) as tell:
         event_loop.run(main())
@@ -114,10 +119,12 @@ async def serve(
     announce: Callable[[str], None] = print,
     stop: asyncio.Event | None = None,
     tell: Callable[[str], None] | None = None,
+    training: TrainingRuns | None = None,
 ) -> None:
     """Serve a service until ``stop`` is set or a signal comes.
 
-    ``tell`` hears the address of the first listener once it answers.
+    ``tell`` hears the address of the first listener once it answers; ``training`` starts
+    runs, and ends with the server those that it started.
 
     A service with ``start`` is started after the listeners, so that
     ``/health/ready`` answers 503 while models load.
@@ -132,6 +139,7 @@ async def serve(
     front = Front(service, config, jobs=jobs)
     now = datetime.datetime.now(datetime.UTC)
     front.memory |= {"version": version, "started": now.isoformat(timespec="milliseconds")}
+    front.memory["training"] = training
     raise_file_limit(len(config.listeners()) * config.limits.connections)
     counted = ServerMetrics()
     apps: dict[Listener, Doorway] = {
@@ -163,7 +171,9 @@ async def serve(
         finally:
             delivering.cancel()
             await asyncio.gather(delivering, return_exceptions=True)
+            ending = asyncio.create_task(_end_training(training, config.drain_s, announce))
             await _drain(front, jobs, service, announce)
+            await ending
             for server in servers.values():
                 server.should_exit = True
             await asyncio.gather(*tasks, *(listener.stop() for listener in rpc.values()))
@@ -331,6 +341,16 @@ def _signals(stop: asyncio.Event) -> Any:
     finally:
         for number in heard:
             loop.remove_signal_handler(number)
+
+
+async def _end_training(
+    training: TrainingRuns | None, most_s: float, announce: Callable[[str], None]
+) -> None:
+    """Let the training runs of this server write a checkpoint and end."""
+    if training is not None:
+        ended = await asyncio.to_thread(training.stop_all, most_s)
+        if ended:
+            announce(f"training    {ended} stopped at a checkpoint; they go on when resumed")
 
 
 async def _drain(

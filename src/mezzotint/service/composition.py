@@ -28,6 +28,7 @@ class ServiceConfig(Checked):
         model_store: Folder whose files can be registered by their names, "" for none.
         register_paths: Whether a model can be registered by a path or Hub id while it runs;
             by its name in the model store it always can.
+        runs: Folder whose training runs can be registered too, "" for none.
         engine: How the engine shares the device.
         handlers: What handler code may take.
         images: Limits on pictures that come from outside.
@@ -38,6 +39,7 @@ class ServiceConfig(Checked):
     ready: tuple[str, ...] = ()
     model_store: str = ""
     register_paths: bool = True
+    runs: str = ""
     engine: EngineConfig = field(default_factory=EngineConfig)
     handlers: HandlersConfig = field(default_factory=HandlersConfig)
     images: ImageConfig = field(default_factory=ImageConfig)

@@ -96,6 +96,7 @@ class LocalService:
         self._registration = ModelRegistration(
             self.provider,
             model_store=self.config.model_store,
+            runs=self.config.runs,
             allow_paths=store.allow_paths and self.config.register_paths,
         )
         self.environment = describe_environment(self.provider, store.placement)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.nn import functional
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.files import write_atomically
@@ -19,9 +20,13 @@ from mezzotint.models.base import Model
 from mezzotint.request import GenerationRequest, LatentInput
 from mezzotint.train.config.config import TrainConfig
 from mezzotint.train.config.run import SamplesConfig
+from mezzotint.train.data.dataset import Dataset
 from mezzotint.train.sampling import sample_model
 
-__all__ = ["grid_requests", "terminal_picture", "write_grid"]
+__all__ = ["grid_requests", "terminal_picture", "write_data_sheet", "write_grid"]
+
+_DATA_PICTURES = 24
+_DATA_SIDE_PX = 128
 
 
 def grid_requests(config: SamplesConfig, model: Model) -> list[GenerationRequest]:
@@ -88,6 +93,34 @@ def write_grid(model: Model, config: TrainConfig, run_dir: Path, step: int) -> P
     if config.samples.history:
         write_atomically(folder / f"grid-{step:08d}.png", data)
     return write_atomically(folder / "grid.png", data)
+
+
+def write_data_sheet(data: Dataset, run_dir: Path) -> Path | None:
+    """Draw some of the pictures that a run learns from, as it sees them.
+
+    They are spread evenly over the samples of one size, and become
+    ``samples/data.png``.
+
+    Returns:
+        The file; None where samples are no pictures.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    if data.kind != "pixels" or data.shape[0] not in (1, 3):
+        return None
+    alike = [k for k, bucket in enumerate(data.buckets) if bucket == data.buckets[0]]
+    shown = alike[:: max(1, len(alike) // _DATA_PICTURES)][:_DATA_PICTURES]
+    pixels = data.read(shown)
+    by = max(pixels.shape[-2:]) / _DATA_SIDE_PX
+    if by > 1:
+        pixels = functional.interpolate(pixels, scale_factor=1 / by, mode="area")
+    levels = (pixels.clamp(-1, 1) + 1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    pictures = [np.ascontiguousarray(np.broadcast_to(p, (*p.shape[:2], 3))) for p in levels]
+    sheet = make_sheet(pictures, columns=6)
+    folder = run_dir / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    return write_atomically(folder / "data.png", encode(sheet, parameters="", recipe=""))
 
 
 def terminal_picture(pixels: np.ndarray, *, columns: int = 80) -> str:

@@ -345,6 +345,7 @@ class Trainer:
             write_atomically(self.run_dir / CONFIG_FILE, config.encode())
             about = json.dumps(asdict(report), indent=1)
             write_atomically(self.run_dir / "data_report.json", about.encode())
+            self._show_data()
         except OSError as error:
             raise InvalidRequest(
                 f"output_dir {self.run_dir} cannot be written: {error.strerror}",
@@ -353,6 +354,14 @@ class Trainer:
         for sentence in damaged:
             if self._on_event is not None:
                 self._on_event({"event": "warning", "step": 0, "message": sentence})
+
+    def _show_data(self) -> None:
+        """Draw some of what is learned from, once, so that people see what it is."""
+        if self._data is None or (self.run_dir / "samples" / "data.png").exists():
+            return
+        from mezzotint.train.grids import write_data_sheet
+
+        write_data_sheet(self._data[0], self.run_dir)
 
     def _batch_plan(self) -> BatchPlan:
         assert self._data is not None  # noqa: S101  (called after check)

@@ -49,6 +49,20 @@ def test_flags_reach_listeners_jobs_and_the_worker(cli, started, tmp_path):
     assert made_of.models.placement.device == "cpu"
 
 
+def test_runs_are_started_only_where_the_operator_wants_it(cli, started, tmp_path):
+    cli("serve", "--metrics-port", 9102)
+    config, _, worker, options = started[0]
+    assert (config.runs, options["training"]) == ("", None)
+    cli("serve", "--metrics-port", 9102, "--training")
+    config, _, worker, options = started[1]
+    assert config.runs == str(tmp_path / "home" / "runs")
+    assert options["training"].folder == tmp_path / "home" / "runs"
+    assert read(ServiceConfig, json.loads(json.dumps(worker.options))).runs == config.runs
+    (tmp_path / "mine").mkdir()
+    cli("serve", "--metrics-port", 9102, "--training", "--runs", "mine")
+    assert started[2][3]["training"].folder == tmp_path / "mine"
+
+
 def test_a_settings_file_is_read(cli, started, tmp_path):
     (tmp_path / "s.toml").write_text("[serve]\nport = 9100\n[serve.limits]\nsteps = 10\n")
     cli("serve", "--config", "s.toml", "--metrics-port", 9102)

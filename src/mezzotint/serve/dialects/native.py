@@ -34,7 +34,7 @@ from mezzotint.serve.forms import form_body, read_parts
 from mezzotint.serve.front import Front
 from mezzotint.serve.queueing import kept_picture, submit
 from mezzotint.serve.schema import ANY_OBJECT, PICTURE, request_schema
-from mezzotint.serve.site import collection, gallery, operations, pictures, runs
+from mezzotint.serve.site import collection, gallery, operations, pictures, runs, training
 from mezzotint.serve.streaming import EventStream, sse
 from mezzotint.serve.wire import (
     CONTENT_TYPES,
@@ -277,6 +277,7 @@ def _endpoints() -> tuple[Endpoint, ...]:
         *operations.ENDPOINTS,
         *pictures.ENDPOINTS,
         *runs.ENDPOINTS,
+        *training.ENDPOINTS,
         endpoint("GET", "/health/live", live, "Whether the process runs", scope=None),
         endpoint("GET", "/health/ready", ready, "Whether requests are taken", scope=None),
     )  # fmt: skip

@@ -28,11 +28,15 @@ class ModelRegistration:
         provider: Gives models and their specs.
         model_store: Folder whose files can be registered by their names, "" for none.
         allow_paths: Whether a source from outside may be a path or Hub id.
+        runs: Folder whose training runs can be registered by their paths, "" for none.
     """
 
-    def __init__(self, provider: ModelProvider, *, model_store: str, allow_paths: bool) -> None:
+    def __init__(
+        self, provider: ModelProvider, *, model_store: str, allow_paths: bool, runs: str = ""
+    ) -> None:
         self._provider = provider
         self._root = Path(model_store).expanduser().resolve() if model_store else None
+        self._runs = Path(runs).expanduser().resolve() if runs else None
         self._allow_paths = allow_paths
 
     def name_wanted(self, wanted: Sequence[str]) -> list[str]:
@@ -124,6 +128,8 @@ class ModelRegistration:
                 allowed; the same whether or not there is something at the path.
         """
         inside = self._inside(source)
+        if inside is None and self._runs is not None:
+            inside = _inside(self._runs, source)
         if inside is not None:
             return str(inside)
         if not (is_operator or self._allow_paths):
@@ -135,14 +141,7 @@ class ModelRegistration:
 
     def _inside(self, source: str) -> Path | None:
         """Return a path that lies in the model store, links followed; None if it does not."""
-        if self._root is None:
-            return None
-        try:
-            path = (self._root / source).resolve()
-            is_inside = path.is_relative_to(self._root) and path != self._root and path.exists()
-        except (OSError, ValueError, RuntimeError):  # too long, a zero byte, a circle of links
-            return None
-        return path if is_inside else None
+        return None if self._root is None else _inside(self._root, source)
 
     def _listed(self) -> Iterator[Path]:
         """Yield what lies in the model store, sorted, hidden files left out."""
@@ -192,6 +191,16 @@ class ModelRegistration:
 
     def _is_known(self, name: str) -> bool:
         return name.partition("@")[0] in self._provider.names()
+
+
+def _inside(root: Path, source: str) -> Path | None:
+    """Return where a source lies below a folder, links followed; None if it does not."""
+    try:
+        path = (root / source).resolve()
+        is_inside = path.is_relative_to(root) and path != root and path.exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, a circle of links
+        return None
+    return path if is_inside else None
 
 
 def own_name(source: str) -> str:

@@ -1,0 +1,271 @@
+"""Training at the door: runs are started, stopped, resumed and used, and given pictures.
+
+What a run may read is up to whoever starts it, so all of this is off unless the operator
+has set ``serve.training``. Pictures that come from a browser lie in data sets beside the
+runs: folders of files, each sent by itself.
+"""
+
+import asyncio
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mezzotint.errors import InvalidField, InvalidRequest, NotReady
+from mezzotint.files import write_atomically
+from mezzotint.serve.errors import Conflict, MethodNotAllowed, NotFound, UnsupportedMedia
+from mezzotint.serve.front import Front
+from mezzotint.serve.site.runs import RUN_NAME, describe_run, run_folder, runs_root
+from mezzotint.serve.wire import Body, Endpoint, json_response, read_json
+from mezzotint.service.training import TrainingRuns
+
+__all__ = ["ENDPOINTS", "trainings"]
+
+DATASETS = "datasets"
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.(?:png|jpe?g|webp|bmp|txt)", re.ASCII)
+_MOST_FILES = 20_000
+_MOST_TEXT = 100_000
+
+
+def trainings(front: Front) -> TrainingRuns:
+    """Return who starts runs.
+
+    Raises:
+        MethodNotAllowed: If runs cannot be started on this server.
+    """
+    found = front.memory.get("training")
+    if not isinstance(found, TrainingRuns):
+        raise MethodNotAllowed(
+            "training runs cannot be started on this server: the operator has not set "
+            "serve.training (mezzotint serve --training)"
+        )
+    return found
+
+
+async def start_run(front: Front, http: Request) -> Response:
+    """Start a run with a name and its configuration as TOML.
+
+    Raises:
+        MethodNotAllowed: If runs cannot be started on this server.
+        NotReady: If no process can be started.
+        Conflict: If the run exists with a checkpoint, or another run is under way.
+    """
+    front.check_open()
+    runs = trainings(front)
+    body = await read_json(http)
+    name, text = body.get("name"), body.get("config")
+    if not isinstance(name, str) or not RUN_NAME.fullmatch(name) or name == DATASETS:
+        raise InvalidField(
+            "name must be letters, digits, dots and dashes, at most 100, and not "
+            f"{DATASETS!r}, got {str(name)[:120]!r}",
+            field="name",
+        )
+    if not isinstance(text, str) or not text.strip() or len(text) > _MOST_TEXT:
+        raise InvalidField(
+            f"config must be the configuration of a run as TOML, at most {_MOST_TEXT} letters",
+            field="config",
+        )
+    beside = _beside(body)
+    folder = runs.folder / name
+
+    def prepare() -> None:
+        if any((folder / "checkpoints").glob("step-*")):
+            raise Conflict(
+                f"there is a run {name} with checkpoints: resume it, or choose another name",
+                field="name",
+            )
+        _check_alone(runs, beside)
+        runs.prepare(name, text)
+        runs.start(name)
+
+    await _do(prepare)
+    return json_response(await asyncio.to_thread(describe_run, folder, runs), 201)
+
+
+async def resume_run(front: Front, http: Request) -> Response:
+    """Go on with a run from its newest checkpoint.
+
+    Raises:
+        MethodNotAllowed: If runs cannot be started on this server.
+        NotReady: If no process can be started.
+        Conflict: If another run is under way.
+    """
+    front.check_open()
+    runs = trainings(front)
+    folder = run_folder(runs.folder, http.path_params["name"])
+    beside = _beside(await read_json(http, optional=True))
+
+    def resume() -> None:
+        _check_alone(runs, beside)
+        runs.start(folder.name)
+
+    await _do(resume)
+    return json_response(await asyncio.to_thread(describe_run, folder, runs))
+
+
+async def stop_run(front: Front, http: Request) -> Response:
+    """Let a run write a checkpoint and end; asked a second time, it ends at once."""
+    runs = trainings(front)
+    folder = run_folder(runs.folder, http.path_params["name"])
+    was_running = await asyncio.to_thread(runs.stop, folder.name)
+    if not was_running:
+        raise Conflict(f"run {folder.name} is not running", field="name")
+    return json_response(await asyncio.to_thread(describe_run, folder, runs))
+
+
+async def use_run(front: Front, http: Request) -> Response:
+    """Make a run a model of this server, under its own name.
+
+    Raises:
+        MethodNotAllowed: If models cannot be changed on this server.
+        Conflict: If there is a model of that name.
+    """
+    if not front.config.model_api:
+        raise MethodNotAllowed("models cannot be changed: serve.model_api is off")
+    folder = run_folder(runs_root(front), http.path_params["name"])
+    try:
+        model = await front.service.register(str(folder), name=folder.name, version=None)
+    except InvalidRequest as error:
+        if error.field == "name":
+            raise Conflict(str(error), field="name") from None
+        raise
+    front.forget_models()
+    return json_response(dict(model), 201)
+
+
+async def list_datasets(front: Front, http: Request) -> Response:
+    """List the data sets that came from browsers."""
+    root = trainings(front).folder / DATASETS
+    found = await asyncio.to_thread(_datasets, root)
+    return json_response({"folder": str(root), "datasets": found})
+
+
+async def put_file(front: Front, http: Request) -> Response:
+    """Keep one picture, or the caption beside one, in a data set.
+
+    Raises:
+        MethodNotAllowed: If runs cannot be started on this server.
+        Conflict: If the data set is full.
+        UnsupportedMedia: If the file is neither a picture nor a text.
+    """
+    root = trainings(front).folder / DATASETS
+    name, file = http.path_params["name"], http.path_params["file"]
+    if not RUN_NAME.fullmatch(name):
+        raise NotFound(f"no data set can be called {name[:100]!r}")
+    if not _FILE.fullmatch(file):
+        raise UnsupportedMedia(
+            "a file of a data set is called like 0001.png (png, jpg, webp, bmp) or 0001.txt, "
+            f"got {file[:140]!r}"
+        )
+    data = await http.body()
+    if not data:
+        raise InvalidRequest("the file is empty", field="file")
+
+    def keep() -> int:
+        folder = root / name
+        if root.is_symlink() or folder.is_symlink():
+            raise NotFound(f"no data set can be called {name[:100]!r}")
+        folder.mkdir(parents=True, exist_ok=True)
+        count = len(os.listdir(folder))
+        if count >= _MOST_FILES:
+            raise Conflict(f"data set {name} is full: {_MOST_FILES} files", field="name")
+        write_atomically(folder / file, data)
+        return count
+
+    await _do(keep)
+    return json_response({"dataset": name, "file": file, "bytes": len(data)}, 201)
+
+
+def _datasets(root: Path) -> list[dict[str, Any]]:
+    """Describe each data set: its path, pictures and captions."""
+    found: list[dict[str, Any]] = []
+    for path in sorted(root.iterdir()) if root.is_dir() and not root.is_symlink() else ():
+        if not RUN_NAME.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+            continue
+        files = [file for file in os.listdir(path) if _FILE.fullmatch(file)]
+        captions = sum(file.endswith(".txt") for file in files)
+        found.append(
+            {
+                "name": path.name,
+                "path": str(path),
+                "pictures": len(files) - captions,
+                "captions": captions,
+            }
+        )
+    return found
+
+
+async def _do(work: Any) -> None:
+    """Do work on files in a thread; what the disk or the system refuses is told.
+
+    Raises:
+        NotReady: If something cannot be written or started.
+    """
+    try:
+        await asyncio.to_thread(work)
+    except OSError as error:
+        raise NotReady(f"the run cannot be kept or started: {error.strerror or error}") from None
+
+
+def _beside(body: dict[str, Any]) -> bool:
+    beside = body.get("beside", False)
+    if not isinstance(beside, bool):
+        raise InvalidField(f"beside must be true or false, got {beside!r}", field="beside")
+    return beside
+
+
+def _check_alone(runs: TrainingRuns, beside: bool) -> None:
+    """Refuse a second run unless it was asked for.
+
+    Raises:
+        Conflict: If another is under way.
+    """
+    others = runs.running()
+    if others and not beside:
+        raise Conflict(
+            f"{', '.join(others)} is training already, on the devices that also draw: stop it "
+            "first, or send beside: true",
+            field="beside",
+        )
+
+
+_START = {
+    "type": "object",
+    "required": ["name", "config"],
+    "properties": {
+        "name": {"type": "string", "pattern": f"^(?!{DATASETS}$){RUN_NAME.pattern}$"},
+        "config": {"type": "string", "minLength": 1, "maxLength": _MOST_TEXT},
+        "beside": {"type": "boolean", "description": "Although another run is under way."},
+    },
+}
+_RESUME = {"type": "object", "properties": {"beside": _START["properties"]["beside"]}}
+_OBJECT = {"application/json": {"type": "object"}}
+
+
+def _endpoint(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
+    given = {"answers": _OBJECT, **more}
+    return Endpoint(
+        method=method, path=path, handler=handler, summary=summary, scope="manage", **given
+    )
+
+
+ENDPOINTS: tuple[Endpoint, ...] = (
+    _endpoint(
+        "POST", "/v1/runs", start_run, "Start a training run",
+        body=Body("TrainingStart", lambda _: _START), status=201,
+    ),
+    _endpoint(
+        "POST", "/v1/runs/{name}/resume", resume_run, "Go on with a training run",
+        body=Body("TrainingResume", lambda _: _RESUME, required=False),
+    ),
+    _endpoint("POST", "/v1/runs/{name}/stop", stop_run, "Stop a training run at a checkpoint"),
+    _endpoint("POST", "/v1/runs/{name}/use", use_run, "Make a run a model of this server"),
+    _endpoint("GET", "/v1/datasets", list_datasets, "List data sets for training runs"),
+    _endpoint(
+        "PUT", "/v1/datasets/{name}/{file}", put_file, "Keep a picture in a data set",
+        body=Body("DatasetFile", lambda _: {}, media="application/octet-stream"), status=201,
+    ),
+)  # fmt: skip

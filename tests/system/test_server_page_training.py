@@ -1,0 +1,105 @@
+"""Training from the page: pictures chosen, a run started, watched, stopped and used."""
+
+import base64
+import json
+
+import httpx
+import pytest
+from tests.browser import CHROMIUM, Page, open_page
+from tests.pages import AXE, READY, picture
+from tests.serving import running_server
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+]
+
+
+def choose_files(page: Page, files: dict[str, bytes]) -> None:
+    """Put files into the field that takes pictures, as its dialog does."""
+    encoded = {name: base64.b64encode(data).decode() for name, data in files.items()}
+    page.run(
+        f"""(() => {{
+          const transfer = new DataTransfer();
+          for (const [name, text] of Object.entries({json.dumps(encoded)})) {{
+            const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+            transfer.items.add(new File([bytes], name, {{type: "image/png"}}));
+          }}
+          const field = document.getElementById("run-files");
+          field.files = transfer.files;
+          field.dispatchEvent(new Event("change", {{bubbles: true}}));
+        }})()"""
+    )
+
+
+def status(page: Page, name: str, wanted: str) -> None:
+    page.wait(f"document.querySelector('[data-run={name}]')?.dataset.status === '{wanted}'", 120)
+
+
+def test_a_tiny_run_is_started_resumed_and_used_from_the_page(tmp_path):
+    root = tmp_path / "runs"
+    with (
+        running_server(tmp_path / "jobs", serve={"runs": str(root), "training": True}) as server,
+        open_page(server.url, tmp_path) as page,
+    ):
+        page.wait(READY)
+        page.run("location.hash = '#train'")
+        page.click("#new-run")
+        page.click("[data-kind=diffusion]")
+        page.type("run-name", "squares")
+        colors = ("red", "green", "blue", "white", "black", "gray")
+        choose_files(page, {f"{color} one.png": picture(color, 8) for color in colors})
+        settings = {"resolution": 8, "steps": 4, "batch": 2, "every": 2}
+        for field, value in settings.items():
+            page.type(f"run-{field}", value)
+        page.click("#start-run")
+        status(page, "squares", "finished")
+        page.wait("document.getElementById('run-grid')?.naturalWidth > 8")
+        page.wait("document.querySelector('.run-curves .line')")
+        page.wait("document.querySelector('#run-data-report img')?.naturalWidth > 8")
+        assert "6 pictures" in page.text("#run-data-report")
+        assert [p.name for p in sorted((root / "datasets" / "squares").iterdir())] == [
+            f"000{k}.png" for k in range(1, 7)
+        ]
+        assert (root / "squares" / "model_index.json").is_file()
+        page.run(
+            """(() => { const s = document.getElementById('run-past');
+                s.value = 0; s.dispatchEvent(new Event('input', {bubbles: true})); })()"""
+        )
+        page.wait("document.querySelector('.run-samples output').textContent === 'step 2'")
+        page.run(AXE.read_text())
+        found = page.run("axe.run(document).then((r) => r.violations.map((v) => v.id))")
+        assert found == []
+
+        page.click("#like-run")  # the same again as text, much longer, then stopped and resumed
+        page.wait("document.getElementById('run-text')")
+        text = page.run("document.getElementById('run-text').value")
+        assert "resolution = 8" in text
+        page.type("run-text", text.replace("steps = 4", "steps = 100000"))
+        page.type("run-name", "long")
+        page.click("#start-run")
+        page.wait("document.querySelector('[data-run=long] .facts')?.textContent.includes('loss')", 120)
+        page.click("#stop-run")
+        status(page, "long", "stopped")
+        page.reload()
+        page.click("[data-run=long]")
+        page.click("#resume-run")
+        status(page, "long", "running")
+        page.click("#stop-run")
+        status(page, "long", "stopped")
+
+        page.click("#like-run")
+        page.wait("document.getElementById('run-text')")
+        page.type("run-text", "[data]\npath = 'x'\nlearning = 1\n")
+        page.click("#start-run")
+        page.wait("document.getElementById('run-wrong')?.textContent.includes('learning')")
+
+        page.click("[data-run=squares]")
+        page.click("#use-run")
+        page.wait("location.hash === '#create'")
+        page.wait("document.getElementById('model')?.value === 'squares'")
+        names = [m["name"] for m in httpx.get(f"{server.url}/v1/capabilities").json()["models"]]
+        assert "squares" in names
+        page.errors[:] = [e for e in page.errors if "422" not in e]  # the wrong text above
+        assert page.errors == []

@@ -1,0 +1,158 @@
+"""Training at the door: started, stopped, resumed, used; and the pictures it learns from."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.serving import Door, open_door
+
+from mezzotint.errors import InvalidRequest
+from mezzotint.service.training import TrainingRuns
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs locks on files")
+
+TRAINER = Path(__file__).resolve().parents[3] / "fake_trainer.py"
+
+
+def accept(plain):
+    if "wrong" in plain:
+        raise InvalidRequest("wrong.thing must not be there", field="wrong.thing")
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[Door]:
+    runs = TrainingRuns(tmp_path / "runs", accept, program=(sys.executable, str(TRAINER)))
+    with open_door(runs=str(runs.folder)) as opened:
+        opened.front.memory["training"] = runs
+        yield opened
+    runs.stop_all(5.0)
+
+
+def run_of(door: Door, name: str) -> dict:
+    return door.http.get(f"/v1/runs/{name}").json()
+
+
+def until(door: Door, name: str, status: str, seconds: float = 20.0) -> dict:
+    end = time.monotonic() + seconds
+    while (found := run_of(door, name))["status"] != status:
+        assert time.monotonic() < end, found
+        time.sleep(0.02)
+    return found
+
+
+def test_a_run_is_started_seen_and_finished(door):
+    made = door.http.post("/v1/runs", json={"name": "digits", "config": "steps = 3\n"})
+    assert (made.status_code, made.json()["name"]) == (201, "digits")
+    found = until(door, "digits", "finished")
+    assert found["curves"] == {
+        "loss": [[1, 1.0], [2, 0.5], [3, 1 / 3]], "held_out": [[1, 2.0], [2, 1.0], [3, 2 / 3]],
+    }  # fmt: skip
+    assert found["data"] == {"kind": "pictures", "count": 7}
+    assert door.http.get(found["data_sheet"]).content.endswith(b"data")
+    assert "steps = 3" in found["config"]
+    listed = door.http.get("/v1/runs").json()
+    assert listed["can_start"] is True
+    assert [run["name"] for run in listed["runs"]] == ["digits"]
+    again = door.http.post("/v1/runs", json={"name": "digits", "config": "steps = 3\n"})
+    assert (again.status_code, again.json()["field"]) == (409, "name")
+
+
+def test_a_run_is_stopped_and_resumed(door):
+    door.http.post("/v1/runs", json={"name": "long", "config": "steps = 10000\n"})
+    until(door, "long", "running")
+    second = door.http.post("/v1/runs", json={"name": "other", "config": "steps = 1\n"})
+    assert (second.status_code, second.json()["field"]) == (409, "beside")
+    assert "long is training already" in second.json()["detail"]
+    beside = {"name": "other", "config": "steps = 1\n", "beside": True}
+    assert door.http.post("/v1/runs", json=beside).status_code == 201
+    until(door, "other", "finished")
+    assert door.http.post("/v1/runs/long/stop").status_code == 200
+    assert until(door, "long", "stopped")["can_resume"] is True
+    assert door.http.post("/v1/runs/long/stop").status_code == 409
+    assert door.http.post("/v1/runs/long/resume").json()["status"] == "running"
+    assert door.http.post("/v1/runs/nothing/resume").status_code == 404
+
+
+def test_a_run_that_fails_says_why_and_can_be_asked_for_again(door):
+    config = 'fails = "data.path /nowhere does not exist"\n'
+    assert door.http.post("/v1/runs", json={"name": "bad", "config": config}).status_code == 201
+    assert until(door, "bad", "failed")["error"] == "data.path /nowhere does not exist"
+    assert door.http.post("/v1/runs", json={"name": "bad", "config": "steps = 1"}).status_code == 201
+    until(door, "bad", "finished")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"name": "../x", "config": "a = 1"}, "name"),
+        ({"name": "datasets", "config": "a = 1"}, "name"),
+        ({"name": "x", "config": ""}, "config"),
+        ({"name": "x", "config": "a = "}, "config"),
+        ({"name": "x", "config": "wrong = 1"}, "wrong.thing"),
+        ({"name": "x", "config": "a = 1", "beside": 1}, "beside"),
+    ],
+)
+def test_a_wrong_body_is_refused_by_its_field(door, body, field):
+    answer = door.http.post("/v1/runs", json=body)
+    assert (answer.status_code, answer.json()["field"]) == (422, field)
+    assert door.http.get("/v1/runs").json()["runs"] == []
+
+
+def test_pictures_and_captions_are_kept_as_a_data_set(door, tmp_path):
+    for file, data in (("0001.png", b"one"), ("0002.jpg", b"two"), ("0001.txt", b"an apple")):
+        kept = door.http.put(f"/v1/datasets/apples/{file}", content=data)
+        assert kept.json() == {"dataset": "apples", "file": file, "bytes": len(data)}
+    found = door.http.get("/v1/datasets").json()
+    folder = tmp_path / "runs" / "datasets"
+    assert found["folder"] == str(folder)
+    about = {"name": "apples", "path": str(folder / "apples"), "pictures": 2, "captions": 1}
+    assert found["datasets"] == [about]
+    assert (folder / "apples" / "0001.txt").read_bytes() == b"an apple"
+    assert door.http.get("/v1/runs").json()["runs"] == []  # a data set is no run
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("apples/a.py", 415), ("apples/.png", 415), ("apples/..%2f..%2fx.png", 404),
+        ("..%2f..%2fapples/a.png", 404), (".hidden/a.png", 404),
+    ],
+)  # fmt: skip
+def test_nothing_else_can_be_kept(door, tmp_path, path, status):
+    assert door.http.put(f"/v1/datasets/{path}", content=b"x").status_code == status
+    assert door.http.put("/v1/datasets/apples/a.png", content=b"").status_code == 422
+    assert not (tmp_path / "runs" / "datasets").exists()
+
+
+def test_a_link_in_place_of_a_data_set_leads_nowhere(door, tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "runs" / "datasets").mkdir(parents=True)
+    (tmp_path / "runs" / "datasets" / "linked").symlink_to(tmp_path / "outside")
+    assert door.http.put("/v1/datasets/linked/a.png", content=b"x").status_code == 404
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_a_run_becomes_a_model_under_its_name(door):
+    door.http.post("/v1/runs", json={"name": "mine", "config": "steps = 1\n"})
+    until(door, "mine", "finished")
+    assert door.http.post("/v1/runs/mine/use").json()["name"] == "mine"
+    names = [model["name"] for model in door.http.get("/v1/capabilities").json()["models"]]
+    assert "mine" in names
+    assert door.http.post("/v1/runs/mine/use").status_code == 409
+
+
+def test_where_the_operator_has_not_allowed_it_nothing_starts(tmp_path):
+    with open_door(runs=str(tmp_path)) as door:
+        (tmp_path / "x").mkdir()
+        (tmp_path / "x" / "metrics.jsonl").write_text(json.dumps({"event": "step", "step": 1}))
+        assert door.http.get("/v1/runs").json()["can_start"] is False
+        for method, path in (
+            ("POST", "/v1/runs"), ("POST", "/v1/runs/x/resume"), ("POST", "/v1/runs/x/stop"),
+            ("GET", "/v1/datasets"), ("PUT", "/v1/datasets/a/a.png"),
+        ):  # fmt: skip
+            answer = door.http.request(method, path, json={"name": "a", "config": "b = 1"})
+            assert answer.status_code == 405, path
+            assert "serve.training" in answer.json()["detail"]
