@@ -22,7 +22,9 @@ def main() -> int:
         print(f"mezzotint: {asked['fails']}", file=sys.stderr, flush=True)
         return 2
     stopped: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _: None if asked.get("deaf") else stopped.append(number))
+    signal.signal(
+        signal.SIGINT, lambda number, _: None if asked.get("deaf") else stopped.append(number)
+    )
     steps, at = int(asked.get("steps", 3)), 0
     (where / "samples").mkdir(exist_ok=True)
     (where / "data_report.json").write_text(json.dumps({"kind": "pictures", "count": 7}))

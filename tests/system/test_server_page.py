@@ -425,7 +425,18 @@ def test_the_server_room_shows_models_and_chooses_one(page):
 @pytest.mark.skipif(not AXE.is_file(), reason="axe-core is installed by ./dev web/")
 @pytest.mark.parametrize(
     "where",
-    ["create", "sheet", "gallery", "lab", "train", "operate", "detail", "help", "palette", "models"],
+    [
+        "create",
+        "sheet",
+        "gallery",
+        "lab",
+        "train",
+        "operate",
+        "detail",
+        "help",
+        "palette",
+        "models",
+    ],
 )
 def test_axe_finds_nothing_wrong(page, where):
     page.type("prompt", "seen by all")

@@ -79,7 +79,9 @@ def test_a_tiny_run_is_started_resumed_and_used_from_the_page(tmp_path):
         page.type("run-text", text.replace("steps = 4", "steps = 100000"))
         page.type("run-name", "long")
         page.click("#start-run")
-        page.wait("document.querySelector('[data-run=long] .facts')?.textContent.includes('loss')", 120)
+        page.wait(
+            "document.querySelector('[data-run=long] .facts')?.textContent.includes('loss')", 120
+        )
         page.click("#stop-run")
         status(page, "long", "stopped")
         page.reload()

@@ -145,6 +145,12 @@ function Help() {
           {Object.entries(LANGUAGES).map(([code, name]) => <option value={code} lang={code}>{name}</option>)}
         </select>
       </div>
+      <div class="field">
+        <label for="theme-choice">{words.themes}</label>
+        <select id="theme-choice" value={theme.value} onChange={(e) => wear(e.currentTarget.value)}>
+          {THEMES.map((name) => <option value={name}>{words.theme[name]}</option>)}
+        </select>
+      </div>
       <form method="dialog"><button>{words.detail.close}</button></form>
     </dialog>
   );

@@ -3,8 +3,7 @@ import { signal } from "@preact/signals";
 import { useEffect, useState } from "preact/hooks";
 
 import { ask, call, type Fields, type Model, Refused, send } from "./api";
-import { choose, sampleOf } from "./create/basics";
-import { Picture, small } from "./image";
+import { choose, factsOf, Sample } from "./create/basics";
 import { EVERY_MS, level, look as measure, mayOperate, mean, memory, rate } from "./operate/metrics";
 import { capabilities, connect, go, models, notice } from "./state";
 import { duration, size, when } from "./text";
@@ -113,7 +112,6 @@ function MemoryMap() {
 // --- models -----------------------------------------------------------------------------------
 
 function Card({ about }: { about: Model }) {
-  const own = about.defaults;
   const use = () => {
     choose(about.default ? about.name : `${about.name}@${about.version}`);
     go("create");
@@ -128,19 +126,13 @@ function Card({ about }: { about: Model }) {
     }
   };
   const path = `/v1/operations/models/${encodeURIComponent(about.name)}/${encodeURIComponent(about.version)}`;
-  const facts = [
-    about.family, about.licence, own.width ? `${String(own.width)} × ${String(own.height)}` : "",
-    Number(own.num_inference_steps) ? words.operate.steps(Number(own.num_inference_steps)) : "",
-    about.token_limit ? words.operate.tokens(about.token_limit) : "",
-  ];
-  const sample = sampleOf(about.name);
   return (
     <li class="model" data-model={about.name}>
-      {sample ? <Picture path={small(sample)} alt="" lazy /> : <span class="blank sample" aria-hidden="true">{about.name.slice(0, 1).toUpperCase()}</span>}
+      <Sample about={about} name={about.name} />
       <div class="about">
         <h3>{about.name} <small>{about.version}{about.default && models.value.length ? "" : ` · ${words.operate.notDefault}`}</small></h3>
         {about.description ? <p>{about.description}</p> : null}
-        <p class="hint">{facts.filter(Boolean).join(" · ")}</p>
+        <p class="hint">{factsOf(about).join(" · ")}</p>
         {about.limits?.length ? <p class="hint">{about.limits.join("; ")}</p> : null}
         <p class="ready"><span class={`dot ${about.ready ? "ready" : ""}`} aria-hidden="true" />{about.ready ? words.operate.loaded : words.operate.unloaded}</p>
         <div class="actions">

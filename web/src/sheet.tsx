@@ -7,7 +7,7 @@ import { openDetail } from "./detail";
 import { Picture } from "./image";
 import { hidden, open, recent } from "./jobs";
 import { keep, recall } from "./keep";
-import { choices, notice, request, set } from "./state";
+import { choices, model, notice, request, set } from "./state";
 import { nameOf, words } from "./words";
 
 interface Axis { field: string; text: string }
@@ -109,13 +109,14 @@ export function SheetRoom() {
     <section class="sheet" aria-label={words.sheet.label}>
       <form class="axes" onSubmit={(e) => { e.preventDefault(); void make(); }}>
         <p class="hint">{words.sheet.how}</p>
+        <p class="base">{String(request.value.prompt ?? "") || model.value?.name}</p>
         <AxisFields label={words.sheet.x} axis={x.value} onChange={(axis) => { x.value = axis; }} />
         <AxisFields label={words.sheet.y} axis={y.value} onChange={(axis) => { y.value = axis; }} />
         <button class="primary" id="make-sheet" type="submit" disabled={count === 0 || count > MOST || x.value.field === y.value.field}>
           {count > MOST ? words.sheet.tooMany(count, MOST) : words.sheet.make(count)}
         </button>
       </form>
-      {sheet.value ? <Table made={sheet.value} /> : null}
+      {sheet.value ? <Table made={sheet.value} /> : count && count <= MOST ? <Table made={{ x: x.value, y: y.value, columns, rows, cells: [] }} /> : null}
     </section>
   );
 }
@@ -175,8 +176,8 @@ function Table({ made }: { made: Sheet }) {
 function Cell({ id, text }: { id: string | null; text: string }) {
   const job = id ? jobs.value[id] : undefined;
   const image = job?.images[0];
-  if (!id || hidden.value.has(id)) return <span class="hint">–</span>;
-  if (!image) return <span class="hint">{job ? words.queue.status[job.status] : "…"}</span>;
+  if (!id || hidden.value.has(id)) return <span class="blank tile" />;
+  if (!image) return <span class="blank tile"><span class="hint">{job ? words.queue.status[job.status] : "…"}</span></span>;
   return (
     <button type="button" class="tile" onClick={() => openDetail(id, image.index)}>
       <Picture path={image.url} alt={text} lazy />

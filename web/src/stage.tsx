@@ -4,15 +4,17 @@ import { useEffect } from "preact/hooks";
 
 import type { Job, MadeImage } from "./api";
 import { openDetail } from "./detail";
+import { Icon } from "./icons";
 import { Picture, pictureAsText, useAddress } from "./image";
 import {
-  cancel, cancelAll, live, notifyWhenDone, pictures, queue, requestOf, shown, shownImage, shownJob, watched, watchedJob,
+  cancel, cancelAll, generate, live, notifyWhenDone, pictures, queue, requestOf, shown, shownImage, shownJob, watched, watchedJob,
 } from "./jobs";
-import { notice, replace, request, set } from "./state";
+import { connection, model, notice, replace, request, set } from "./state";
 import { duration } from "./text";
 import { nameOf, words } from "./words";
 
 const clock = signal(Date.now());
+const EXAMPLES = ["a red apple", "a sailing boat", "a yellow star", "a cup of coffee"]; // models read English
 
 export function Stage() {
   const job = watchedJob.value;
@@ -30,9 +32,21 @@ export function Stage() {
 }
 
 function Empty({ job }: { job: Job | undefined }) {
+  const ended = job?.status === "failed" ? (job.error ?? words.stage.failed) : job?.status === "cancelled" ? words.stage.cancelled : "";
+  const draws = model.value?.takes_prompt !== false;
+  const draw = (prompt: string) => { set("prompt", prompt); void generate(); };
   return (
     <div class="canvas">
-      <p class="empty">{job?.status === "failed" ? (job.error ?? words.stage.failed) : job?.status === "cancelled" ? words.stage.cancelled : words.stage.empty}</p>
+      <div class="nothing">
+        <Icon name="picture" />
+        <p class={ended ? "bad" : ""}>{ended || (draws ? words.stage.empty : words.stage.emptyPlain)}</p>
+        {!ended && draws && connection.value === "ready" ? (
+          <div class="examples" role="group" aria-label={words.stage.examples}>
+            {EXAMPLES.map((prompt) => <button type="button" key={prompt} lang="en" onClick={() => draw(prompt)}>{prompt}</button>)}
+          </div>
+        ) : null}
+        <p class="hint">{words.stage.drop}</p>
+      </div>
     </div>
   );
 }

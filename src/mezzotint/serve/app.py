@@ -101,7 +101,7 @@ def _pages() -> tuple[Endpoint, ...]:
             handler=page.asset,
             summary="A file of the page",
             scope=None,
-            answers={kind: {} for kind in ("text/javascript", "text/css")},
+            answers={kind: {} for kind in ("text/javascript", "text/css", "image/webp")},
         ),
         Endpoint(
             method="GET", path="/favicon.svg", handler=page.icon, summary="The icon", scope=None

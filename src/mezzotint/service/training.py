@@ -111,7 +111,9 @@ class TrainingRuns:
             log = stack.enter_context((folder / LOG).open("wb"))
             nice = ("nice", "-n", str(_NICE)) if shutil.which("nice") else ()
             command = (*nice, *self._program, str(folder / CONFIG), f"--output-dir={folder}")
-            environment = os.environ | ({"MEZZOTINT_HOME": self._home} if self._home else {})
+            environment = os.environ | {"TQDM_DISABLE": "1"}  # bars are no words
+            if self._home:
+                environment["MEZZOTINT_HOME"] = self._home
             child = subprocess.Popen(  # noqa: S603 - our own verb; the configuration was checked
                 command,
                 env=environment,

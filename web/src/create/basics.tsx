@@ -23,16 +23,18 @@ export function ModelPicker() {
   const names = models.value.map((m) => m.name);
   const about = model.value;
   return (
-    <div class={`field ${wrongField.value === "model" ? "wrong" : ""}`}>
-      <label for="model">{words.form.model}</label>
-      <div class="row tight">
-        <select id="model" class="grow" value={chosen} onChange={(e) => choose(e.currentTarget.value)}>
+    <div class={`model-now ${wrongField.value === "model" ? "wrong" : ""}`}>
+      <button type="button" class="bare" id="models" aria-label={words.form.browse} title={words.form.browse} onClick={() => { picking.value = true; }}>
+        <Sample about={about} name={chosen} />
+      </button>
+      <div class="field">
+        <label for="model">{words.form.model}</label>
+        <select id="model" value={chosen} onChange={(e) => choose(e.currentTarget.value)}>
           {(names.includes(chosen) ? names : [chosen, ...names]).map((name) => <option value={name}>{name}</option>)}
         </select>
-        <button type="button" id="models" onClick={() => { picking.value = true; }}>{words.form.browse}</button>
+        {about ? <p class="hint" title={about.description}>{factsOf(about).join(" · ")}</p> : null}
       </div>
-      {about?.description ? <p class="hint">{about.description}</p> : null}
-      {about?.limits?.length ? <p class="hint">{words.form.limits}: {about.limits.join("; ")}.</p> : null}
+      {about?.limits?.length ? <p class="hint limits">{words.form.limits}: {about.limits.join("; ")}.</p> : null}
       {picking.value ? <Models /> : null}
     </div>
   );
@@ -41,6 +43,24 @@ export function ModelPicker() {
 /** The newest picture that a model made here. */
 export function sampleOf(name: string): string | undefined {
   return pictures.value.find((p) => (p.job.request.model ?? DEFAULT_MODEL) === name && p.image.format !== "mp4")?.image.url;
+}
+
+/** What the model drew last, here; else the picture that it comes with; else its letter. */
+export function Sample({ about, name }: { about: Model | undefined; name: string }) {
+  const made = sampleOf(name);
+  if (made) return <Picture path={small(made)} alt="" lazy class="sample" />;
+  if (about?.builtin) return <img class="sample" src={`/web/model-${name}.webp`} alt="" width={88} height={88} loading="lazy" />;
+  return <span class="blank sample" aria-hidden="true">{name.slice(0, 1).toUpperCase()}</span>;
+}
+
+/** What a model is, in a few words. */
+export function factsOf(about: Model): string[] {
+  const own = about.defaults;
+  return [
+    about.family, own.width ? `${String(own.width)} × ${String(own.height)}` : "",
+    Number(own.num_inference_steps) ? words.operate.steps(Number(own.num_inference_steps)) : "",
+    about.token_limit ? words.operate.tokens(about.token_limit) : "", about.licence ?? "",
+  ].filter(Boolean);
 }
 
 function Models() {
@@ -60,20 +80,13 @@ function Models() {
 }
 
 export function ModelCard({ about, onTake }: { about: Model; onTake: () => void }) {
-  const own = about.defaults;
-  const sample = sampleOf(about.name);
-  const facts = [
-    about.family, about.licence, `${String(own.width)} × ${String(own.height)}`,
-    Number(own.num_inference_steps) ? words.operate.steps(Number(own.num_inference_steps)) : "",
-    about.token_limit ? words.operate.tokens(about.token_limit) : "",
-  ];
   return (
     <button type="button" class="model" data-model={about.name} aria-current={model.value?.name === about.name ? "true" : undefined} onClick={onTake}>
-      {sample ? <Picture path={small(sample)} alt="" lazy /> : <span class="blank sample" aria-hidden="true">{about.name.slice(0, 1).toUpperCase()}</span>}
+      <Sample about={about} name={about.name} />
       <span class="about">
         <b>{about.name} <small>{about.version}</small></b>
         <span>{about.description ?? ""}</span>
-        <small>{facts.filter(Boolean).join(" · ")}</small>
+        <small>{factsOf(about).join(" · ")}</small>
         <small class="ready"><i class={`dot ${about.ready ? "ready" : ""}`} aria-hidden="true" />{about.ready ? words.operate.loaded : words.operate.unloaded}</small>
       </span>
     </button>

@@ -1,5 +1,5 @@
 // Training runs: what there is, looked at again every few seconds.
-import { signal } from "@preact/signals";
+import { effect, signal } from "@preact/signals";
 
 import { apiKey, ask, Refused, type Run } from "../api";
 import { connection } from "../state";
@@ -28,7 +28,7 @@ export async function lookAtRuns(): Promise<void> {
 
 /** Look again and again, until the answer is called. */
 export function follow(): () => void {
-  void lookAtRuns();
+  const dispose = effect(() => { if (connection.value === "ready") void lookAtRuns(); });
   const timer = setInterval(() => { if (!document.hidden) void lookAtRuns(); }, EVERY_MS);
-  return () => clearInterval(timer);
+  return () => { dispose(); clearInterval(timer); };
 }

@@ -12,6 +12,7 @@ import { Curves } from "./curves";
 import { NewRun } from "./form";
 import { follow, forbidden, lookAtRuns, mayStart, runs } from "./runs";
 
+const COMMAND = "mezzotint serve --training";
 const chosen = signal("");
 const making = signal<{ like: string } | null>(null);
 
@@ -51,7 +52,7 @@ function Nothing() {
       <p>{words.train.emptyHow}</p>
       {mayStart.value
         ? <button type="button" class="primary" id="new-run" onClick={() => { making.value = { like: "" }; }}>{words.train.first}</button>
-        : <><p>{words.train.off}</p><pre>mezzotint serve --training</pre></>}
+        : <><p>{words.train.off}</p><pre>{COMMAND}</pre></>}
     </div>
   );
 }

@@ -26,12 +26,13 @@ _POLICY = (
     "media-src 'self' blob:; connect-src 'self'; form-action 'none'; base-uri 'none'; "
     "frame-ancestors 'none'"
 )
-_NAME = re.compile(r"[a-z][a-z0-9-]*\.(?:js|css|svg|html)", re.ASCII)
+_NAME = re.compile(r"[a-z][a-z0-9-]*\.(?:js|css|svg|html|webp)", re.ASCII)
 _KINDS = {
     "js": "text/javascript; charset=utf-8",
     "css": "text/css; charset=utf-8",
     "svg": "image/svg+xml",
     "html": "text/html; charset=utf-8",
+    "webp": "image/webp",
 }
 
 

@@ -86,7 +86,7 @@ def test_nothing_beside_the_runs_can_be_reached(door, name):
 
 def test_without_a_folder_there_are_none():
     with open_door() as door:
-        assert door.http.get("/v1/runs").json() == {"runs": []}
+        assert door.http.get("/v1/runs").json() == {"runs": [], "can_start": False}
         assert door.http.get("/v1/runs/x/grid").status_code == 404
 
 

@@ -80,7 +80,9 @@ def test_a_run_that_fails_says_why_and_can_be_asked_for_again(door):
     config = 'fails = "data.path /nowhere does not exist"\n'
     assert door.http.post("/v1/runs", json={"name": "bad", "config": config}).status_code == 201
     assert until(door, "bad", "failed")["error"] == "data.path /nowhere does not exist"
-    assert door.http.post("/v1/runs", json={"name": "bad", "config": "steps = 1"}).status_code == 201
+    assert (
+        door.http.post("/v1/runs", json={"name": "bad", "config": "steps = 1"}).status_code == 201
+    )
     until(door, "bad", "finished")
 
 
