@@ -73,8 +73,15 @@ def _listed(store: Any, entry: Any) -> dict[str, Any]:
 
 @models_app.command("show")
 def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
-    """Show path, digest, family, defaults, limits and licence of a model."""
-    found = _store(context).describe(name)
+    """Show path, digest, family, defaults, limits and licence of a model, and what it takes."""
+    from mezzotint.planning.model_abilities import ALL_TECHNIQUES, describe_abilities
+
+    store = _store(context)
+    found = store.describe(name)
+    if "defaults" in found:  # a model, no handler code
+        spec = store.known_spec(name) or store.spec(name)
+        can = describe_abilities(spec, ALL_TECHNIQUES | {"gates"})
+        found |= {key: can[key] for key in ("schedulers", "fields", "techniques")}
     if as_json:
         print(json.dumps(found, ensure_ascii=False, default=str))
     else:

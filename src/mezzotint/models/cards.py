@@ -44,6 +44,7 @@ __all__ = [
     "builtin_cards",
     "describe_spec",
     "read_card",
+    "request_defaults",
     "write_card",
 ]
 
@@ -263,15 +264,20 @@ def describe_spec(spec: ModelSpec) -> dict[str, Any]:
         "class_names": list(spec.class_names),
         "token_limit": spec.token_limit,
         "stepwise": spec.stepwise,
-        "defaults": {
-            "width": spec.default_size.width,
-            "height": spec.default_size.height,
-            "num_inference_steps": spec.default_steps,
-            "guidance_scale": spec.default_guidance_scale,
-            "scheduler": spec.default_scheduler,
-            "sigma_schedule": spec.default_sigma_schedule,
-        },
+        "defaults": request_defaults(spec),
         "limits": [*spec.limits, *_told(spec)],
+    }
+
+
+def request_defaults(spec: ModelSpec) -> dict[str, Any]:
+    """Return what a request means where it says nothing, by request field."""
+    return {
+        "width": spec.default_size.width,
+        "height": spec.default_size.height,
+        "num_inference_steps": spec.default_steps,
+        "guidance_scale": spec.default_guidance_scale,
+        "scheduler": spec.default_scheduler,
+        "sigma_schedule": spec.default_sigma_schedule,
     }
 
 

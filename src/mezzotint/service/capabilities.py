@@ -9,22 +9,17 @@ from typing import Any
 from mezzotint.engine.config import EngineConfig
 from mezzotint.errors import MezzotintError
 from mezzotint.images.config import ImageConfig
-from mezzotint.models.spec import ModelSpec
-from mezzotint.plain import field_names
 from mezzotint.planning.abilities import Abilities
-from mezzotint.planning.refusals import techniques_of
-from mezzotint.planning.schedulers import fitting_schedulers, scheduler_names
+from mezzotint.planning.model_abilities import ALL_TECHNIQUES, describe_abilities
+from mezzotint.planning.schedulers import scheduler_names
 from mezzotint.preprocessing import PREPROCESSORS
-from mezzotint.request import GenerationRequest
 from mezzotint.schedulers import SIGMA_SCHEDULES
 from mezzotint.service.finishing import tools
 from mezzotint.service.provision.model_provider import ModelProvider
 from mezzotint.service.requests import Judge
-from mezzotint.techniques.table import ADAPTERS, TECHNIQUES
+from mezzotint.techniques.table import ADAPTERS
 
-__all__ = ["abilities", "capabilities", "describe_abilities", "open_gates"]
-
-_TECHNIQUES = frozenset(t.field for t in TECHNIQUES)
+__all__ = ["abilities", "capabilities", "open_gates"]
 
 
 def abilities(
@@ -46,7 +41,7 @@ def abilities(
     """
     gates = {"gates"} if judge is not None else set[str]()
     return Abilities(
-        techniques=_TECHNIQUES | gates,
+        techniques=ALL_TECHNIQUES | gates,
         environment=environment,
         adapter_digest=provider.adapter_digest,
         precision=provider.precision,
@@ -95,7 +90,7 @@ def capabilities(
 
 def _by_model(provider: ModelProvider, judge: Judge | None) -> dict[str, dict[str, Any]]:
     """Return what each model may be asked for; a broken one is left out."""
-    known = _TECHNIQUES | ({"gates"} if judge is not None else set[str]())
+    known = ALL_TECHNIQUES | ({"gates"} if judge is not None else set[str]())
     found: dict[str, dict[str, Any]] = {}
     for entry in provider.store.entries():
         with contextlib.suppress(MezzotintError):
@@ -103,44 +98,6 @@ def _by_model(provider: ModelProvider, judge: Judge | None) -> dict[str, dict[st
             spec = provider.store.known_spec(name) or provider.spec(name)
             found[name] = describe_abilities(spec, known)
     return found
-
-
-def describe_abilities(spec: ModelSpec, techniques: frozenset[str]) -> dict[str, Any]:
-    """Return the schedulers, fields, techniques and limits of one model.
-
-    Args:
-        spec: The model.
-        techniques: What this process has.
-
-    Returns:
-        ``schedulers``; ``fields`` of a request that mean something to it; ``techniques``
-        among them; ``limits`` in pixels and tokens.
-    """
-    of_model = techniques_of(spec, techniques)
-    absent = {*_TECHNIQUES, "gates"} - set(of_model)
-    if "image" in absent:
-        absent.add("strength")
-    if "mask" in absent:
-        absent.add("inpaint")
-    if not spec.takes_prompt:
-        absent |= {"prompt", "negative_prompt", "prompt_dialect"}
-    if not spec.takes_negative_prompt:
-        absent.add("negative_prompt")
-    if not spec.has_steps:
-        absent |= {"num_inference_steps", "scheduler", "sigma_schedule", "guidance_scale"}
-    return {
-        "schedulers": list(fitting_schedulers(spec.prediction_type)) if spec.has_steps else [],
-        "fields": [name for name in field_names(GenerationRequest) if name not in absent],
-        "techniques": list(of_model),
-        "limits": {
-            "min_size_px": spec.min_size_px,
-            "max_size_px": spec.max_size_px,
-            "size_multiple": spec.size_multiple,
-            "fixed_size": spec.fixed_size,
-            "token_limit": spec.token_limit,
-            "image_references": [spec.min_references, spec.max_references],
-        },
-    }
 
 
 def open_gates(folder: Path) -> Judge:

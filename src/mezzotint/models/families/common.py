@@ -4,19 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from mezzotint.models.parts import Part, Parts
+from mezzotint.models.recommended import names_of_model, recommend
 from mezzotint.schedulers import native_twin
 from mezzotint.types import Size
 
 __all__ = [
-    "distilled_defaults",
-    "is_distilled",
+    "default_size",
+    "drawing_defaults",
     "part_of",
     "prediction_type",
     "sample_size",
-    "scheduler_defaults",
 ]
 
-FEW_STEPS = ("turbo", "lightning", "lcm", "hyper-sd", "schnell", "sdxs")
+_FEW_STEPS = ("LCMScheduler",)  # schedulers that only distilled models come with
 
 
 def part_of(parts: Parts, role: str) -> Part:
@@ -43,31 +43,38 @@ def prediction_type(scheduler: Mapping[str, Any], default: str = "epsilon") -> A
     return scheduler.get("prediction_type") or default
 
 
-def scheduler_defaults(scheduler: Mapping[str, Any], fallback: str) -> dict[str, Any]:
-    """Return ``default_scheduler`` and ``default_sigma_schedule`` of a configuration.
+def drawing_defaults(
+    parts: Parts, *, scheduler: str, denoiser: str = "", **family: Any
+) -> dict[str, Any]:
+    """Return what a request means where it says nothing, as fields of the spec.
 
-    A scheduler that has no native twin is named by its diffusers class.
+    Args:
+        parts: The pieces; their scheduler counts before ``scheduler``. One without a native
+            twin is named by its diffusers class.
+        scheduler: Where no scheduler came with the model.
+        denoiser: Role of the network whose configuration may tell one member of the family
+            from another.
+        family: Fields that the whole family has, ``default_steps`` and the like. What the
+            authors of the very model recommend counts before them.
+
+    Returns:
+        ``default_scheduler``, ``default_sigma_schedule`` and those of ``family``.
     """
-    name = str(scheduler.get("_class_name") or "")
-    native = native_twin(name, scheduler)
+    said = parts.scheduler
+    class_name = str(said.get("_class_name") or "")
+    native = native_twin(class_name, said)
     sigmas = next(
-        (k for k in ("karras", "exponential", "beta") if scheduler.get(f"use_{k}_sigmas")), None
+        (k for k in ("karras", "exponential", "beta") if said.get(f"use_{k}_sigmas")), None
     )
-    return {"default_scheduler": native or name or fallback, "default_sigma_schedule": sigmas}
-
-
-def distilled_defaults(parts: Parts, *, steps: int, guidance_scale: float) -> dict[str, Any]:
-    """Return ``default_steps`` and ``default_guidance_scale``; few for distilled models."""
-    if is_distilled(parts):
-        return {"default_steps": 4, "default_guidance_scale": 1.0}
-    return {"default_steps": steps, "default_guidance_scale": guidance_scale}
-
-
-def is_distilled(parts: Parts) -> bool:
-    """Tell whether a model needs few steps and no guidance, by its LCM scheduler or its name."""
-    name = parts.name.replace("\\", "/").rstrip("/").rpartition("/")[2].lower()
-    is_lcm = parts.scheduler.get("_class_name") == "LCMScheduler"
-    return is_lcm or any(mark in name for mark in FEW_STEPS)
+    few = {"default_steps": 4, "default_guidance_scale": 1.0} if class_name in _FEW_STEPS else {}
+    config = parts.networks[denoiser].config if denoiser in parts.networks else {}
+    return {
+        "default_scheduler": native or class_name or scheduler,
+        "default_sigma_schedule": sigmas,
+        **family,
+        **few,
+        **recommend(parts.pipeline, names_of_model(parts.name, parts.path, parts.config), config),
+    }
 
 
 def default_size(rows_columns: tuple[int, int], scale: int) -> Size:

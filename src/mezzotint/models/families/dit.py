@@ -14,10 +14,10 @@ from mezzotint.models.base import Conditioning, Prompt
 from mezzotint.models.families.autoencoder import Autoencoder
 from mezzotint.models.families.common import (
     default_size,
+    drawing_defaults,
     part_of,
     prediction_type,
     sample_size,
-    scheduler_defaults,
 )
 from mezzotint.models.families.latent import LatentModel
 from mezzotint.models.networks import Placement, TorchNetwork
@@ -67,17 +67,20 @@ class DiTModel(LatentModel):
             latent_channels=self._autoencoder.channels,
             latent_scale=scale,
             size_multiple=scale * int(transformer.config.get("patch_size", 2)),
-            default_size=default_size(sample_size(transformer.config, 32), scale),
             fixed_size=True,
-            default_steps=50,
-            default_guidance_scale=4.0,
             takes_prompt=False,
             takes_negative_prompt=False,
             num_classes=self._null,
             class_names=tuple(names[k] for k in range(self._null)) if is_whole else (),
             token_limit=0,
             limits=("there is no prompt: latent.class_label says what to draw",),
-            **scheduler_defaults(parts.scheduler, "ddim"),
+            **drawing_defaults(
+                parts,
+                scheduler="ddim",
+                default_size=default_size(sample_size(transformer.config, 32), scale),
+                default_steps=50,
+                default_guidance_scale=4.0,
+            ),
         )
         self.denoiser = NetworkDenoiser(
             self._predict, noise_schedule(parts.scheduler), self.spec.prediction_type

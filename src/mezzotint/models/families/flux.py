@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mezzotint.models.base import Conditioning, Prompt
 from mezzotint.models.families.autoencoder import Autoencoder
-from mezzotint.models.families.common import part_of, scheduler_defaults
+from mezzotint.models.families.common import drawing_defaults, part_of
 from mezzotint.models.families.latent import LatentModel
 from mezzotint.models.families.text import call_last, call_pooled, text_encoder
 from mezzotint.models.networks import Placement, TorchNetwork
@@ -105,16 +105,20 @@ class FluxModel(LatentModel):
             latent_channels=channels,
             latent_scale=scale,
             size_multiple=2 * scale,
-            default_size=Size(DEFAULT_SIDE_PX // 8 * scale, DEFAULT_SIDE_PX // 8 * scale),
             min_size_px=2 * scale,
             takes_guidance=False,
             takes_negative_prompt=False,
             takes_distilled_guidance=self._is_guided,
             token_limit=self._t5.tokens.max_length,
             limits=tuple(limits),
-            default_steps=28 if self._is_guided else 4,
-            default_guidance_scale=3.5 if self._is_guided else 1.0,
-            **scheduler_defaults(parts.scheduler, "flow_euler"),
+            **drawing_defaults(
+                parts,
+                scheduler="flow_euler",
+                denoiser="transformer",
+                default_size=Size(DEFAULT_SIDE_PX // 8 * scale, DEFAULT_SIDE_PX // 8 * scale),
+                default_steps=28 if self._is_guided else 4,
+                default_guidance_scale=3.5 if self._is_guided else 1.0,
+            ),
         )
         self.denoiser = NetworkDenoiser(self._predict, noise_schedule(parts.scheduler), "flow")
 

@@ -21,11 +21,10 @@ from mezzotint.models.class_defaults import OUTDATED_PIPELINES
 from mezzotint.models.families.autoencoder import Autoencoder
 from mezzotint.models.families.common import (
     default_size,
-    distilled_defaults,
+    drawing_defaults,
     part_of,
     prediction_type,
     sample_size,
-    scheduler_defaults,
 )
 from mezzotint.models.families.latent import LatentModel
 from mezzotint.models.families.text import TextEncoder, call_penultimate, text_encoder
@@ -154,7 +153,6 @@ class LatentUNetModel(LatentModel):
             latent_channels=self._autoencoder.channels,
             latent_scale=scale,
             size_multiple=scale,
-            default_size=size,
             min_size_px=scale * 2 ** (levels - 1),
             max_size_px=max(2048, 4 * max(size)),
             takes_guidance=not self._guidance_width,
@@ -162,11 +160,13 @@ class LatentUNetModel(LatentModel):
             takes_distilled_guidance=bool(self._guidance_width),
             token_limit=self.text_encoders[0].tokens.max_length,
             limits=tuple(limits),
-            **scheduler_defaults(parts.scheduler, "euler"),
-            **distilled_defaults(
+            **drawing_defaults(
                 parts,
-                steps=30,
-                guidance_scale=5.0 if self._is_xl else 7.5,
+                scheduler="euler",
+                denoiser="unet",
+                default_size=size,
+                default_steps=30,
+                default_guidance_scale=5.0 if self._is_xl else 7.5,
             ),
         )
         if self._guidance_width:

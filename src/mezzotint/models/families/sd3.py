@@ -15,10 +15,9 @@ from mezzotint.models.base import Conditioning, Prompt
 from mezzotint.models.families.autoencoder import Autoencoder
 from mezzotint.models.families.common import (
     default_size,
-    distilled_defaults,
+    drawing_defaults,
     part_of,
     sample_size,
-    scheduler_defaults,
 )
 from mezzotint.models.families.latent import LatentModel
 from mezzotint.models.families.text import call_last, call_penultimate, text_encoder
@@ -98,12 +97,17 @@ class SD3Model(LatentModel):
             latent_channels=self._autoencoder.channels,
             latent_scale=scale,
             size_multiple=scale * self._patch,
-            default_size=size,
             min_size_px=scale * self._patch,
             max_size_px=side,
             token_limit=T5_TOKENS if self._t5 else self._clips[0].tokens.max_length,
-            **scheduler_defaults(parts.scheduler, "flow_euler"),
-            **distilled_defaults(parts, steps=28, guidance_scale=7.0),
+            **drawing_defaults(
+                parts,
+                scheduler="flow_euler",
+                denoiser="transformer",
+                default_size=size,
+                default_steps=28,
+                default_guidance_scale=7.0,
+            ),
         )
         self.denoiser = NetworkDenoiser(self._predict, noise_schedule(parts.scheduler), "flow")
 

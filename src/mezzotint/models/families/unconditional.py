@@ -16,10 +16,10 @@ from mezzotint.errors import InvalidRequest, WorkFailed
 from mezzotint.models.base import Conditioning, Model, Prompt, Report
 from mezzotint.models.families.common import (
     default_size,
+    drawing_defaults,
     part_of,
     prediction_type,
     sample_size,
-    scheduler_defaults,
 )
 from mezzotint.models.finite import rows_not_finite
 from mezzotint.models.networks import Placement, TorchNetwork
@@ -65,18 +65,21 @@ class PixelUNetModel(Model):
             latent_channels=self._channels,
             latent_scale=1,
             size_multiple=2 ** (levels - 1),
-            default_size=size,
             min_size_px=2 ** (levels - 1),
             max_size_px=4 * max(size),
-            default_steps=50 if parts.pipeline == "DDIMPipeline" else 250,
-            default_guidance_scale=1.0,
             takes_prompt=False,
             takes_negative_prompt=False,
             takes_guidance=False,
             num_classes=classes,
             token_limit=0,
             limits=("there is no prompt and no guidance",),
-            **scheduler_defaults(parts.scheduler, "ddpm"),
+            **drawing_defaults(
+                parts,
+                scheduler="ddpm",
+                default_size=size,
+                default_steps=50 if parts.pipeline == "DDIMPipeline" else 250,
+                default_guidance_scale=1.0,
+            ),
         )
         self.denoiser = NetworkDenoiser(
             self._predict, noise_schedule(parts.scheduler), self.spec.prediction_type

@@ -17,6 +17,7 @@ import copy
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from mezzotint.models.parts import (
     stored_together,
 )
 from mezzotint.models.quiet_loading import quiet_loading
+from mezzotint.models.recommended import names_of_model, recommend
 from mezzotint.models.spec import ModelSpec
 from mezzotint.models.stepped_call import SteppedCall
 from mezzotint.types import Size
@@ -337,6 +339,11 @@ def load_foreign(
     pinned = {path / name: found for name, found in digests.items()}
     placement = Placement.choose(device, dtype, stored=stored)
     spec = _make_spec(path, call, name=name or str(path), digest=combine_digests(digests))
+    denoiser = _config(path, "transformer") or _config(path, "unet")
+    advice = recommend(cls.__name__, names_of_model(spec.name, str(path), index), denoiser)
+    if call.guidance is None:
+        advice.pop("default_guidance_scale", None)
+    spec = replace(spec, **advice)
     return ForeignModel(_WholePipeline(path, cls, placement, num_bytes, pinned), call, spec)
 
 
@@ -382,7 +389,7 @@ def _check_parts(path: Path, index: Mapping[str, Any], variant: str | None) -> t
 
 
 def _make_spec(path: Path, call: WholeCall, *, name: str, digest: str) -> ModelSpec:
-    size, scale = _native_size(path)
+    size, scale = _native_size(path, call)
     sized = {"width", "height"} <= call.names or call.sized_by_picture
     return ModelSpec(
         name=name,
@@ -427,16 +434,24 @@ def _pictures(call: WholeCall) -> str:
     return f"{taken or 'takes no image, mask or image_references'}; takes no {rest}"
 
 
-def _native_size(path: Path) -> tuple[Size, int]:
-    """Guess size and VAE factor from the configurations; 512 px where they say nothing."""
+def _native_size(path: Path, call: WholeCall) -> tuple[Size, int]:
+    """Return the size that a pipeline draws at, and the factor of its VAE.
+
+    The call's own default counts, then what the pipeline, the network and the kind of
+    network say: transformers that do not were made for 1024 px, U-Nets for 512.
+    """
     vae = _config(path, "vae") or _config(path, "vqvae") or _config(path, "movq")
     blocks = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [0]
     scale = 2 ** (len(blocks) - 1) if vae else 1
     network = _config(path, "transformer") or _config(path, "unet")
+    said = read_json(path / "model_index.json").get("default_sample_size")
+    if call.size is not None or isinstance(said, int):
+        return call.size or Size(said, said), scale
     side = network.get("sample_size")
     rows, columns = (side, side) if isinstance(side, int) else (side or (None, None))[:2]
     if not rows or not columns or not math.isfinite(rows):
-        return Size(512, 512), scale
+        side = 1024 if (path / "transformer").is_dir() else 512
+        return Size(side, side), scale
     return Size(int(columns) * scale, int(rows) * scale), scale
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mezzotint.types import MAX_REFERENCES
+from mezzotint.types import MAX_REFERENCES, Size
 
 __all__ = ["WholeCall", "read_call", "why_refused"]
 
@@ -105,6 +105,7 @@ class WholeCall:
         guidance: The parameter that ``guidance_scale`` of a request speaks to, or None.
         guidance_scale: Its value where nobody says; 1 without one.
         tells_steps: The parameter through which it tells of its steps, or None.
+        size: Width and height in pixels where nobody says; None is the network's own.
         takes_negative: Whether a negative prompt acts without a second scale.
         references: Fewest and most pictures that it edits or draws from.
         reference_name: The parameter that takes them, or None.
@@ -118,6 +119,7 @@ class WholeCall:
     guidance_scale: float
     tells_steps: Literal["callback_on_step_end", "callback"] | None
     takes_negative: bool
+    size: Size | None = None
     references: tuple[int, int] = (0, 0)
     reference_name: str | None = None
     start: Start | None = None
@@ -149,6 +151,7 @@ def read_call(cls: Any) -> WholeCall:
         guidance_scale=_guidance_default(parameters, guidance),
         tells_steps=tells if "num_inference_steps" in parameters else None,
         takes_negative="negative_prompt" in parameters and not embeds,
+        size=_size_default(parameters),
         references=references,
         reference_name=next((n for n in _REFERENCE_NAMES if n in parameters), None)
         if references[1]
@@ -233,6 +236,12 @@ def _guidance_default(parameters: Mapping[str, inspect.Parameter], name: str | N
         schedule = parameters["guidance_schedule"].default
         value = float(schedule[0]) if isinstance(schedule, tuple) else None
     return 1.0 if value is None else value
+
+
+def _size_default(parameters: Mapping[str, inspect.Parameter]) -> Size | None:
+    """Return the size that a call has by default, None where it asks the network."""
+    width, height = _number(parameters, "width"), _number(parameters, "height")
+    return Size(int(width), int(height)) if width and height else None
 
 
 def _number(parameters: Mapping[str, inspect.Parameter], name: str) -> float | None:

@@ -52,6 +52,7 @@ __all__ = [
 ]
 
 INDEX = "model_index.json"
+ORIGIN = "_name_or_path"
 UNUSED_ROLES = ("safety_checker", "feature_extractor", "image_encoder")
 KEPT_SUFFIXES = (".json", ".txt", ".model")
 _STORED_AS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -325,9 +326,13 @@ def read_part(path: Path, role: str, *, library: str, class_name: str) -> Part:
 
 
 def _settings(index: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the pipeline's own settings, and the unused parts that are there."""
+    """Return the pipeline's own settings, where it came from, and the unused parts."""
     unused = {role: index[role] for role in UNUSED_ROLES if _is_component(index.get(role))}
-    own = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}
+    own = {
+        k: v
+        for k, v in index.items()
+        if (not k.startswith("_") or k == ORIGIN) and not isinstance(v, list)
+    }
     return {**own, **unused}
 
 

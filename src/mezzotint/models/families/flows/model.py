@@ -27,7 +27,7 @@ from torch.nn.functional import pad
 from mezzotint.models.base import Conditioning, Prompt
 from mezzotint.models.chat_text import CHAT_FORMATS
 from mezzotint.models.families.autoencoder import Autoencoder
-from mezzotint.models.families.common import part_of, scheduler_defaults
+from mezzotint.models.families.common import drawing_defaults, part_of
 from mezzotint.models.families.flows.language import LanguageEncoder
 from mezzotint.models.families.latent import LatentModel
 from mezzotint.models.networks import Call, Placement, TorchNetwork
@@ -122,13 +122,17 @@ class FlowModel(LatentModel):
             latent_channels=self._autoencoder.channels,
             latent_scale=scale,
             size_multiple=row.patch * scale,
-            default_size=Size(side, side),
             min_size_px=row.patch * scale,
             token_limit=CHAT_FORMATS[row.family].window,
             max_references=row.max_references,
             guidance_norm_patch=row.guidance_norm_patch,
-            **scheduler_defaults(parts.scheduler, "flow_euler"),
-            **row.defaults(parts),
+            **drawing_defaults(
+                parts,
+                scheduler="flow_euler",
+                denoiser="transformer",
+                default_size=Size(side, side),
+                **row.defaults(parts),
+            ),
         )
         self.denoiser = NetworkDenoiser(self._predict, noise_schedule(parts.scheduler), "flow")
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mezzotint.models.families.common import is_distilled
 from mezzotint.models.families.flows.language import call_layers
 from mezzotint.models.families.flows.model import TEXT_MASK, TEXT_STATES, FlowFamily
 from mezzotint.models.families.flows.rotary import attend, turn, turns_of
@@ -118,9 +117,8 @@ def _use_real_turns(module: Any) -> None:
 
 
 def _defaults(parts: Parts) -> dict[str, Any]:
-    """Return steps and guidance: those of the model card, or of its distilled children."""
-    few = is_distilled(parts)
-    return {"default_steps": 8 if few else 50, "default_guidance_scale": 1.0 if few else 4.0}
+    """Return steps and guidance of the model card."""
+    return {"default_steps": 50, "default_guidance_scale": 4.0}
 
 
 QWEN_IMAGE = FlowFamily(

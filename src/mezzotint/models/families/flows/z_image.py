@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mezzotint.models.families.common import is_distilled
 from mezzotint.models.families.flows.language import call_layers
 from mezzotint.models.families.flows.model import TEXT_MASK, TEXT_STATES, FlowFamily
 from mezzotint.models.families.flows.rotary import attend, turn, turns_of
@@ -122,7 +121,7 @@ class _Attention:
 
 def _defaults(parts: Parts) -> dict[str, Any]:
     """Tell Z-Image from Z-Image-Turbo, which is distilled to 8 steps without guidance."""
-    is_turbo = is_distilled(parts) or parts.scheduler.get("shift") == TURBO_SHIFT
+    is_turbo = parts.scheduler.get("shift") == TURBO_SHIFT
     return {
         "default_steps": 8 if is_turbo else 50,
         "default_guidance_scale": 1.0 if is_turbo else 5.0,
