@@ -20,6 +20,7 @@ from mezzotint.serve.metrics import ServerMetrics
 from mezzotint.service.config import JobsConfig
 from mezzotint.service.fake import FakeConfig, FakeService
 from mezzotint.service.jobs.jobs import Jobs
+from mezzotint.service.provision.own_adapters import OwnAdapters
 
 BASE = "http://127.0.0.1:8080"
 
@@ -47,16 +48,18 @@ def open_door(
     fake: FakeConfig | None = None,
     service: Any = None,
     jobs: JobsConfig | None = None,
+    home: Path | None = None,
     **config: Any,
 ) -> Iterator[Door]:
-    """Open the three listeners; with a folder there is a durable queue too."""
+    """Open the three listeners; with a folder there is a durable queue too, with a home LoRAs."""
     served = service or FakeService(fake)
     settings = ServeConfig(**config)
     keys = KeyRing(Path(settings.api_keys) if settings.api_keys else None, settings.limits)
     queue = None
     if folder is not None:
         queue = Jobs(served, jobs or JobsConfig(folder=str(folder)))
-    front = Front(served, settings, jobs=queue)
+    adapters = OwnAdapters(home) if home is not None else None
+    front = Front(served, settings, jobs=queue, adapters=adapters)
     front.memory["version"] = "0"
     counted = ServerMetrics()
     apps = {

@@ -6,6 +6,7 @@ from diffusers import (
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
+    Flux2Pipeline,
     Flux2Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
@@ -13,7 +14,11 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from tests import tiny
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
@@ -170,10 +175,61 @@ def flux2_klein(seed=1000, *, is_distilled=False):
     )
 
 
-BUILDERS = {"flux2_klein": flux2_klein, "qwen_image": qwen_image, "z_image": z_image}
+TEKKEN = (
+    "{{ bos_token }}{% for m in messages %}{% set text = m['content'][0]['text'] %}"
+    "{% if m['role'] == 'system' %}[SYSTEM_PROMPT]{{ text }}[/SYSTEM_PROMPT]"
+    "{% else %}[INST]{{ text }}[/INST]{% endif %}{% endfor %}"
+)
+"""What the chat template of Mistral Small 3 says for a system message and one turn of a user."""
+
+
+def mistral_tokenizer():
+    """A byte-level tokenizer of Mistral's kind, which fills up in front."""
+    marks = ["<pad>", "<s>", "</s>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]"]
+    tokens = [*marks, *tiny.byte_letters(), *map("".join, merges())]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges()))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(marks)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        padding_side="left", chat_template=TEKKEN, additional_special_tokens=marks[3:],
+    )  # fmt: skip
+
+
+def flux2_dev(seed=1100):
+    """FLUX.2 [dev]: three layers of a Mistral 3, guidance as an input of the network."""
+    tokenizer = mistral_tokenizer()
+    klein = flux2_klein(seed)
+    transformer = Flux2Transformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=48, timestep_guidance_channels=32,
+        axes_dims_rope=(4, 4, 4, 4), guidance_embeds=True,
+    )  # fmt: skip
+    config = Mistral3Config(
+        text_config={"model_type": "mistral", **language(tokenizer, width=16, layers=31)},
+        vision_config={
+            "model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8, "image_size": 28,
+            "patch_size": 14,
+        },
+        image_token_index=3,
+    )  # fmt: skip
+    return Flux2Pipeline(
+        scheduler=klein.scheduler,
+        vae=klein.vae,
+        text_encoder=tiny.stir(Mistral3ForConditionalGeneration(config), seed + 1),
+        tokenizer=tokenizer,
+        transformer=tiny.stir(transformer, seed + 2),
+    )
+
+
+BUILDERS = {"flux2_dev": flux2_dev, "flux2_klein": flux2_klein, "qwen_image": qwen_image, "z_image": z_image}
 
 UNGUIDED = {
     "Flux2KleinPipeline": {"guidance_scale": 1.0},
+    "Flux2Pipeline": {"guidance_scale": 1.0},
     "QwenImagePipeline": {"true_cfg_scale": 1.0},
     "ZImagePipeline": {"guidance_scale": 0.0},
 }

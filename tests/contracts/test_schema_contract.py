@@ -60,7 +60,9 @@ DOORS = {
 JSON, MULTIPART, URLENCODED = (
     "application/json", "multipart/form-data", "application/x-www-form-urlencoded",
 )  # fmt: skip
-PUT = ("/v1/jobs/{id}/images/{k}/marks", "/v1/datasets/{name}/{file}")
+PUT = (
+    "/v1/jobs/{id}/images/{k}/marks", "/v1/datasets/{name}/{file}", "/v1/adapters/loras/{name}",
+)  # fmt: skip
 FORMS = (
     "/v1/generations", "/v1/jobs", "/v1/plan", "/v1/inspect", "/v1/images/edits",
     "/v1/images/variations", "/predictions/{model_name}", "/upload/image", "/upload/mask",
@@ -68,7 +70,9 @@ FORMS = (
 AS_FORMS = [*((MULTIPART, path) for path in FORMS), (URLENCODED, "/predictions/{model_name}")]
 BYTES = {
     "image/*": {"/v1/inspect", "/hf/{model}", "/predictions/{model_name}"},
-    "application/octet-stream": {"/v1/inspect", "/v1/datasets/{name}/{file}"},
+    "application/octet-stream": {
+        "/v1/inspect", "/v1/datasets/{name}/{file}", "/v1/adapters/loras/{name}",
+    },
     "text/plain": {"/predictions/{model_name}"},
 }
 NEVER_TAKEN = {
@@ -102,7 +106,7 @@ LETTERS = st.sampled_from('aé漢🙂 \n\t"(){}:<>|,01-_')
 @pytest.fixture(scope="module")
 def door(tmp_path_factory):
     folder, few = tmp_path_factory.mktemp("jobs"), {"images": 2, "steps": 6, "pixels": 64 * 64}
-    with open_door(folder, limits=few) as opened:
+    with open_door(folder, home=folder / "home", limits=few) as opened:
         opened.job = opened.http.post("/v1/jobs", json={"prompt": "a pear"}).json()["id"]
         yield opened
 

@@ -298,6 +298,7 @@ POOL = "unit/service/workers/test_local_pool.py::"
 SUPERVISOR = "unit/service/workers/test_supervisor.py::"
 APP = "unit/serve/test_app.py::"
 AUTH = "unit/serve/test_auth.py::"
+ADAPTERS = "unit/serve/site/test_adapters.py::"
 RPC = "unit/serve/rpc/test_listeners.py::"
 LIVENESS = "unit/service/workers/test_liveness.py::"
 CODE = "system/test_server_handlers.py::test_handler_code_waits_for_its_digest_and_then_answers"
@@ -436,6 +437,10 @@ LEAVES = {
     "serve.cors_origins": (("https://a.example",), APP + "test_listed_origins_get_cors"),
     "serve.trusted_hosts": (("proxy.example",), a_trusted_name_is_served),
     "serve.model_api": (False, models_cannot_be_registered),
+    "serve.adapter_api": (
+        False,
+        ADAPTERS + "test_a_server_may_take_none_or_have_no_place_for_any",
+    ),
     "serve.register_paths": (True, a_path_is_registered_where_it_is_allowed),
     "serve.runs": ("runs", "unit/serve/site/test_runs.py::test_without_a_folder_there_are_none"),
     "serve.training": (
@@ -451,6 +456,11 @@ LEAVES = {
         "test_sigterm_in_mid_load_finishes_what_runs_loses_nothing_and_exits_0",
     ),
     "serve.limits.body_bytes": (2048, a_long_body_is_refused),
+    "serve.limits.adapter_bytes": (
+        4096,
+        ADAPTERS + "test_an_upload_may_be_larger_than_other_bodies_and_only_it",
+    ),
+    "serve.limits.adapters": (2, ADAPTERS + "test_a_key_has_as_many_as_it_may"),
     "serve.limits.body_s": (2.0, a_slow_body_is_refused),
     "serve.limits.pixels": (4096, a_large_request_is_refused),
     "serve.limits.steps": (3, a_large_request_is_refused),

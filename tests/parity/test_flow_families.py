@@ -20,12 +20,14 @@ TEXTS = ["a red apple on the table", "two blue cat", "leaf " * 40]
 SIZE = {"width": 64, "height": 48}
 STEPS = 4
 CALLS = {
+    "flux2_dev": {"guidance_scale": 3.5},
     "flux2_klein": {"guidance_scale": 3.5},
     "qwen_image": {"true_cfg_scale": 3.5, "negative_prompt": "big"},
     "z_image": {"guidance_scale": 2.5, "negative_prompt": "big"},
 }
 """What each pipeline is called with, and what that is called here."""
 OURS = {
+    "flux2_dev": {"guidance_scale": 3.5},
     "flux2_klein": {"guidance_scale": 3.5},
     "qwen_image": {"guidance_scale": 3.5, "negative_prompt": "big"},
     "z_image": {"guidance_scale": 3.5, "negative_prompt": "big"},
@@ -129,21 +131,22 @@ def test_a_start_picture_and_a_mask_do_what_they_do_in_diffusers(engine, name):
         assert np.abs(found - np.round(wanted * 255)).max() <= 1, cls
 
 
-def test_pictures_to_edit_are_tokens_as_in_diffusers(engine):
+@pytest.mark.parametrize("name", ["flux2_dev", "flux2_klein"])
+def test_pictures_to_edit_are_tokens_as_in_diffusers(engine, name):
     first, second = picture().resize((96, 72)), picture().resize((90, 70)).rotate(180)
     generator = torch.Generator().manual_seed(9)
-    wanted = pipeline_of("flux2_klein")(
+    wanted = pipeline_of(name)(
         [first, second],
         prompt=TEXTS[0],
         **SIZE,
-        **CALLS["flux2_klein"],
+        **CALLS[name],
         num_inference_steps=STEPS,
         generator=generator,
         output_type="np",
     ).images[0]
     references = (uploaded(first), uploaded(second))
-    drawn = engine.generate(request("flux2_klein", TEXTS[0], 9, image_references=references))
+    drawn = engine.generate(request(name, TEXTS[0], 9, image_references=references))
     found = drawn.images[0].pixels.astype(float)
     assert np.abs(found - np.round(wanted * 255)).max() <= 1
-    plain = engine.generate(request("flux2_klein", TEXTS[0], 9)).images[0].pixels
+    plain = engine.generate(request(name, TEXTS[0], 9)).images[0].pixels
     assert np.abs(found - plain).max() > 10

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save
 from tests.roads.test_passes import disc, photo, png
 from tests.serving import Door, open_door
 
@@ -46,7 +48,7 @@ def opened_door(folder: Path, images: ImageConfig) -> Iterator[Door]:
         home=str(folder), backend="torch", placement=PlacementConfig(device="cpu")
     )
     service = LocalService(ServiceConfig(models=models, engine=engine, images=images))
-    with open_door(folder / "jobs", service=service) as opened:
+    with open_door(folder / "jobs", service=service, home=folder) as opened:
         yield opened
         opened.do(service.close)
 
@@ -71,6 +73,39 @@ def test_accept_answers_a_walk_as_a_moving_file(door, kind):
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == f"image/{kind}"
     assert opened(answer.content).n_frames == 3
+
+
+def test_a_lora_that_is_brought_along_is_worn_at_once_and_gone_when_it_is_dropped(door):
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_q"
+    rows, columns = shape_in_plate(layer)
+    drawn = {
+        f"{layer}.lora_{m}.weight": torch.randn(shape, generator=torch.Generator().manual_seed(4))
+        for m, shape in (("A", (2, columns)), ("B", (rows, 2)))
+    }
+    address = "/v1/adapters/loras/odd"
+    told = door.http.put(address, content=save(drawn))
+    assert told.status_code == 201, told.text
+    assert told.json()["about"] == "rank 2, 1 layers of denoiser"
+    assert "odd" in door.http.get("/v1/capabilities").json()["loras"]
+
+    def draw(**more):
+        return door.http.post("/v1/generations", json={**COMMON, **more})
+
+    plain, worn = draw(), draw(loras=[{"name": "odd"}])
+    images = [answer.json()["images"][0]["b64"] for answer in (plain, worn)]
+    assert images[0] != images[1]
+    assert door.http.delete(address).status_code == 200
+    refused = draw(loras=[{"name": "odd"}])
+    assert (refused.status_code, refused.json()["error"]) == (422, "UnknownName")
+
+
+def shape_in_plate(layer):
+    """Return the shape of a layer of plate."""
+    from mezzotint.models.cards import builtin_cards
+    from mezzotint.models.parts import read_header
+
+    folder = Path(builtin_cards()["plate"].path) / "unet" / "diffusion_pytorch_model.safetensors"
+    return read_header(folder).tensors[f"{layer.removeprefix('unet.')}.weight"][1]
 
 
 def test_a_job_keeps_one_file_and_its_media_type(door):

@@ -30,8 +30,10 @@ def _app(kind: str, noun: str, source: str, about: str) -> typer.Typer:
 
     @app.command("list", help=f"List every {noun} with size and layers.")
     def list_(context: typer.Context, as_json: AsJson = False) -> None:
+        from mezzotint.service.provision.adapter_descriptions import describe_adapter
+
         files = _files(context)
-        found = [_describe(kind, name, files.path(kind, name)) for name in files.names(kind)]
+        found = [describe_adapter(kind, name, files.path(kind, name)) for name in files.names(kind)]
         if as_json:
             print(json.dumps(found, ensure_ascii=False))
             return
@@ -46,10 +48,14 @@ def _app(kind: str, noun: str, source: str, about: str) -> typer.Typer:
     @app.command("show", help=f"Show path, digest and contents of a {noun}.")
     def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
         from mezzotint.models.digests import DIGESTS
+        from mezzotint.service.provision.adapter_descriptions import (
+            adapter_weights,
+            describe_adapter,
+        )
 
         path = _files(context).path(kind, name)
-        weights = _weights(path)
-        found = _describe(kind, name, path)
+        weights = adapter_weights(path)
+        found = describe_adapter(kind, name, path)
         found["sha256"] = {file.name: DIGESTS.digest(file) for file in weights}
         if as_json:
             print(json.dumps(found, ensure_ascii=False))
@@ -66,11 +72,13 @@ def _app(kind: str, noun: str, source: str, about: str) -> typer.Typer:
         path: Annotated[Path, typer.Argument(metavar="PATH", help=source)],
         as_json: AsJson = False,
     ) -> None:
+        from mezzotint.service.provision.adapter_descriptions import describe_adapter
+
         if not path.expanduser().exists():
             raise WrongFlag("PATH", f"cannot read {path}: there is nothing")
         files = _files(context)
         target = files.add(kind, name, path.expanduser())
-        found = _describe(kind, name, target)
+        found = describe_adapter(kind, name, target)
         if found["error"]:
             files.remove(kind, name)
             raise WrongFlag("PATH", f"{path} is no {noun}: {found['error']}")
@@ -82,69 +90,6 @@ def _app(kind: str, noun: str, source: str, about: str) -> typer.Typer:
         print(json.dumps({"removed": name}) if as_json else escaped(f"removed {name}"))
 
     return app
-
-
-def _weights(path: Path) -> list[Path]:
-    """Return the weights of an adapter."""
-    return sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-
-
-def _describe(kind: str, name: str, path: Path) -> dict[str, Any]:
-    """Read what an adapter says of itself, without its weights and without torch."""
-    from mezzotint.errors import MezzotintError
-    from mezzotint.models.parts import read_header, read_json
-
-    found: dict[str, Any] = {"name": name, "path": str(path), "bytes": 0, "about": "", "error": ""}
-    try:
-        headers = [read_header(file) for file in _weights(path)]
-        found["bytes"] = sum(header.data_bytes for header in headers)
-        tensors = {key: shape for h in headers for key, (_, shape) in h.tensors.items()}
-        metadata = {key: text for h in headers for key, text in h.metadata.items()}
-        if kind == "lora":
-            found |= _lora(tensors, metadata)
-        else:
-            found |= _control(read_json(path / "config.json"), bool(headers))
-    except MezzotintError as error:
-        found["error"] = str(error)
-    return found
-
-
-_DOWN = ("lora_A", "lora_down", "lora.down")  # diffusers and PEFT, kohya, early diffusers
-
-
-def _lora(tensors: dict[str, tuple[int, ...]], metadata: dict[str, str]) -> dict[str, Any]:
-    """Describe a LoRA: its rank, how many layers it changes, what its trainer says of it."""
-    downs = {key: shape for key, shape in tensors.items() if any(d in key for d in _DOWN)}
-    if not downs:
-        return {"error": "no layer in it is a low-rank change (lora_A, lora_down)"}
-    ranks = sorted({shape[0] for shape in downs.values()})
-    networks = sorted({"text encoder" if _is_text(key) else "denoiser" for key in downs})
-    told = ("ss_base_model_version", "ss_sd_model_name", "base_model", "base", "modelspec.title")
-    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
-    return {
-        "about": f"{rank}, {len(downs)} layers of {' and '.join(networks)}",
-        "ranks": ranks,
-        "layers": len(downs),
-        "networks": networks,
-        "metadata": {key: metadata[key] for key in told if metadata.get(key)},
-    }
-
-
-def _is_text(key: str) -> bool:
-    return key.startswith(("text_encoder", "lora_te"))
-
-
-def _control(config: dict[str, Any], has_weights: bool) -> dict[str, Any]:
-    """Describe a ControlNet: its class, and which networks it was made for."""
-    name = config.get("_class_name", "")
-    if "ControlNet" not in str(name):
-        return {"error": f"its config.json is of {name or 'nothing that is named'}"}
-    if not has_weights:
-        return {"error": "there are no safetensors beside its config.json"}
-    width: Any = config.get("cross_attention_dim")
-    family = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}.get(width, "")
-    about = f"{name}, text features {width}{f' ({family})' if family else ''}"
-    return {"about": about, "cross_attention_dim": width}
 
 
 loras_app = _app(

@@ -74,6 +74,7 @@ def serve(
         raise WrongFlag("--runs", f"the folder {runs} does not exist")
     wanted = parse_models(models or [], model_store)
     from mezzotint.serve.run import run
+    from mezzotint.service.provision.own_adapters import OwnAdapters
 
     settings = _with_runs(settings)
     worker = worker_of(settings, wanted, model_store)
@@ -82,6 +83,7 @@ def serve(
         settings.jobs,
         worker,
         home=settings.home_path,
+        adapters=OwnAdapters(settings.home_path),
         log_config=settings.log,
         version=mezzotint.__version__,
         announce=_announce,

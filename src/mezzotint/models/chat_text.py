@@ -28,12 +28,17 @@ class ChatFormat:
         max_tokens: Tokens that are read, those of the frame included; what lies behind is
             cut, be it the frame's end.
         dropped: Tokens at the start whose states the network does not see.
+        unread: Marks that are taken out of a prompt: they stand for what is no text.
+        fills_front: Whether what fills a text up stands in front of it, where the tokenizer
+            does not say.
     """
 
     before: str
     after: str
     max_tokens: int
     dropped: int = 0
+    unread: tuple[str, ...] = ()
+    fills_front: bool = False
 
     @property
     def window(self) -> int:
@@ -45,10 +50,21 @@ _DESCRIBE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, "
     "quantity, text, spatial relationships of the objects and background:<|im_end|>\n"
 )
+_REASON = (
+    "You are an AI that reasons about image descriptions. You give structured responses focusing "
+    "on object relationships, object\nattribution and actions without speculation."
+)
 _USER, _ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 
 CHAT_FORMATS: Mapping[str, ChatFormat] = {
     "flux2": ChatFormat(before=_USER, after=f"{_ASSISTANT}<think>\n\n</think>\n\n", max_tokens=512),
+    "flux2-dev": ChatFormat(
+        before=f"<s>[SYSTEM_PROMPT]{_REASON}[/SYSTEM_PROMPT][INST]",
+        after="[/INST]",
+        max_tokens=512,
+        unread=("[IMG]",),
+        fills_front=True,
+    ),
     "qwen-image": ChatFormat(
         before=_DESCRIBE + _USER, after=_ASSISTANT, max_tokens=1024 + 34, dropped=34
     ),
@@ -80,6 +96,8 @@ def chat_ids(tokens: Tokens, chat: ChatFormat, text: str, dialect: str = "plain"
     """
     pieces = [piece for piece in spans(text, dialect) if piece != BREAK]
     plain = "".join(piece.text for piece in pieces)
+    for mark in chat.unread:
+        plain = plain.replace(mark, "")
     found = tokens.encode_whole(f"{chat.before}{plain}{chat.after}")
     unheard: tuple[str, ...] = ()
     if any(piece.weight != 1 for piece in pieces):

@@ -298,7 +298,8 @@ def read_header(path: Path) -> SafetensorsHeader:
         )
     try:
         entries: dict[str, Any] = json.loads(text)
-        metadata = entries.pop("__metadata__", {})
+        said = dict(entries.pop("__metadata__", {}))
+        metadata = {str(key): str(text) for key, text in said.items()}
         tensors = {k: (str(v["dtype"]), tuple(v["shape"])) for k, v in entries.items()}
         end = max((int(v["data_offsets"][1]) for v in entries.values()), default=0)
     except (ValueError, KeyError, TypeError, IndexError) as error:

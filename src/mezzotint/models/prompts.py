@@ -63,11 +63,19 @@ class Tokens:
         kind: ``"clip"`` is chunked; ``"t5"`` and ``"bert"`` are not.
         max_length: Tokens of one window, start and end included.
         pad: Id that fills up a window.
+        fills_front: Whether it fills up at the front; None if its files do not say.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, kind: Kind, max_length: int, pad: int | None = None
+        self,
+        tokenizer: Tokenizer,
+        *,
+        kind: Kind,
+        max_length: int,
+        pad: int | None = None,
+        fills_front: bool | None = None,
     ) -> None:
+        self.fills_front = fills_front
         own = Tokenizer.from_str(tokenizer.to_str())
         own.no_padding()
         own.no_truncation()
@@ -101,7 +109,13 @@ class Tokens:
 
     def with_length(self, max_length: int) -> "Tokens":
         """Return the same tokenizer for a window of another length."""
-        return Tokens(self._tokenizer, kind=self.kind, max_length=max_length, pad=self.pad)
+        return Tokens(
+            self._tokenizer,
+            kind=self.kind,
+            max_length=max_length,
+            pad=self.pad,
+            fills_front=self.fills_front,
+        )
 
     def with_words(self, counts: Mapping[str, int]) -> "Tokens":
         """Return the same tokenizer knowing further words.
@@ -112,7 +126,7 @@ class Tokens:
         Args:
             counts: Tokens that each word becomes, in the order of their ids.
         """
-        other = Tokens(self._tokenizer, kind=self.kind, max_length=self.max_length, pad=self.pad)
+        other = self.with_length(self.max_length)
         position = other.first_word
         for word, count in counts.items():
             other._words[word.lower()] = tuple(range(position, position + count))
@@ -275,6 +289,7 @@ def tokens_of(tokenizer: Any, *, limit: int | None = None) -> Tokens:
     named = {
         "model_max_length": getattr(tokenizer, "model_max_length", None),
         "pad_token": getattr(tokenizer, "pad_token", None),
+        "padding_side": getattr(tokenizer, "padding_side", None),
     }
     return _tokens(backend, named, limit=limit)
 
@@ -296,7 +311,14 @@ def _tokens(tokenizer: Tokenizer, named: Mapping[str, Any], *, limit: int | None
     if pad is None:
         default = {"clip": "<|endoftext|>", "t5": "<pad>", "bert": "[PAD]"}[kind]
         pad = tokenizer.token_to_id(default)
-    return Tokens(tokenizer, kind=kind, max_length=min(max_length, limit or max_length), pad=pad)
+    side = named.get("padding_side")
+    return Tokens(
+        tokenizer,
+        kind=kind,
+        max_length=min(max_length, limit or max_length),
+        pad=pad,
+        fills_front=None if side is None else side == "left",
+    )
 
 
 def _read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:

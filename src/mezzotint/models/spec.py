@@ -18,6 +18,7 @@ Family = Literal[
     "sd3",
     "flux",
     "flux2",
+    "flux2-dev",
     "z-image",
     "qwen-image",
     "unconditional",

@@ -188,7 +188,7 @@ class Doorway:
             scope["path"] = scope["path"].rstrip("/") or "/"
         scope["path"] = _below(dialect, scope["path"])
         here.dialect = dialect.name
-        body = _Body(receive, self._front, headers)
+        body = scope["bounds"] = _Body(receive, self._front, headers)
         answer = _Answer(send, here, body, self._cors(headers), self._front)
         try:
             if body.is_ambiguous:
@@ -265,6 +265,8 @@ class Doorway:
                     here.caller = self._keys.identify(http.headers, address)
                 here.caller.require(endpoint.scope)
                 await self._front.shared.count(here.caller)
+                if endpoint.body_bytes is not None:
+                    http.scope["bounds"].allow(endpoint.body_bytes(self._front.config.limits))
                 return await self._answer(endpoint, http, here.caller)
             return await endpoint.handler(self._front, http)
 
@@ -387,6 +389,13 @@ class _Body:
         has_body = self._declared > 0 or "transfer-encoding" in headers
         self.is_ambiguous = "content-length" in headers and "transfer-encoding" in headers
         self.is_complete = not has_body
+
+    def allow(self, most: int) -> None:
+        """Let the body have up to ``most`` bytes, in as much more time; nothing of it came yet."""
+        factor = max(1.0, most / self._most)
+        self._most = most
+        self._until += self._seconds * (factor - 1)
+        self._seconds *= factor
 
     async def __call__(self) -> Message:
         """Receive the next message.

@@ -68,6 +68,11 @@ class Caller:
     concurrency: int = 0
     priority: int = _HIGHEST
 
+    @property
+    def manages(self) -> bool:
+        """Whether the caller may manage the server."""
+        return "manage" in self.scopes
+
     def require(self, scope: str) -> None:
         """Refuse a caller without ``scope``.
 

@@ -33,6 +33,8 @@ class Limits(Checked):
     Args:
         body_bytes: Bytes of a request body.
         body_s: Seconds a client may take to send its body.
+        adapter_bytes: Bytes of a LoRA that a client uploads.
+        adapters: LoRAs of one key that it uploaded for itself; 0 is any number.
         pixels: Pixels of one picture, after upscaling.
         steps: ``num_inference_steps``.
         images: Pictures of one request, frames of a walk included.
@@ -50,6 +52,8 @@ class Limits(Checked):
     where: ClassVar[str] = "limits"
     body_bytes: Annotated[int, Range(1024, 1 << 32)] = 32 << 20
     body_s: Annotated[float, Range(0.1, 86400, "s")] = 30.0
+    adapter_bytes: Annotated[int, Range(1024, 1 << 40)] = 1 << 30
+    adapters: Annotated[int, Range(0, 1 << 20)] = 16
     pixels: Annotated[int, Range(64, 1 << 32)] = 2048 * 2048
     steps: Annotated[int, Range(1, MAX_STEPS)] = 150
     images: Annotated[int, Range(1, MAX_IMAGES)] = 64
@@ -99,6 +103,7 @@ class ServeConfig(Checked):
         trusted_hosts: Names under which a loopback listener may be asked for beside
             ``localhost``, e.g. behind a reverse proxy on the same machine.
         model_api: Whether models can be registered and removed at run time.
+        adapter_api: Whether keys can upload LoRAs and drop their own at run time.
         register_paths: Whether a model can be registered over HTTP by a path or a Hub id;
             by its name in the model store it always can.
         runs: Folder whose training runs the web page shows; needs the scope ``manage``.
@@ -125,6 +130,7 @@ class ServeConfig(Checked):
     cors_origins: tuple[str, ...] = ()
     trusted_hosts: tuple[str, ...] = ()
     model_api: bool = True
+    adapter_api: bool = True
     register_paths: bool = False
     runs: str = ""
     training: bool = False

@@ -21,7 +21,7 @@ from mezzotint.serve.config import ServeConfig, is_loopback
 from mezzotint.serve.errors import ClientGone, Forbidden, TooLarge
 from mezzotint.serve.streaming import EventStream, until_gone
 from mezzotint.serve.wire import Visit, visit
-from mezzotint.service.base import Service
+from mezzotint.service.base import AdapterKeeper, Service
 from mezzotint.service.endings import follow
 from mezzotint.service.jobs.jobs import Jobs
 from mezzotint.techniques.walking import names_of
@@ -48,6 +48,7 @@ class Front:
         config: Limits and listeners.
         jobs: The durable queue, or None where there is none.
         meter: Counts per caller.
+        adapters: Keeps what clients bring along; None where the server has no home.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class Front:
         *,
         jobs: Jobs | None = None,
         meter: Meter | None = None,
+        adapters: AdapterKeeper | None = None,
     ) -> None:
+        self.adapters = adapters
         self.service = service
         self.config = config
         self.jobs = jobs
@@ -106,6 +109,7 @@ class Front:
             TooLarge: If steps, pictures or pixels exceed the limits.
             ModelNotAllowed: If a model is named by path and the server can be
                 reached from other machines.
+            UnknownName: If a LoRA is another caller's.
         """
         self.check_open()
         if request.priority > caller.priority:
@@ -133,6 +137,17 @@ class Front:
                 _limit(one.size_field, pixels, limits.pixels, what)
         if not self._paths_allowed:
             _refuse_paths(request)
+        if self.adapters is not None:
+            self.adapters.check(request, caller.name, sees_all=caller.manages)
+
+    async def capabilities(self, http: Request) -> dict[str, Any]:
+        """Return every name that the caller's requests may use."""
+        told = dict(await self.service.capabilities())
+        if self.adapters is not None:
+            caller: Caller = visit(http).caller
+            hidden = self.adapters.hidden_from(caller.name, sees_all=caller.manages)
+            told["loras"] = [name for name in told.get("loras", ()) if name not in hidden]
+        return told
 
     def check_open(self) -> None:
         """Refuse new work while draining.

@@ -29,7 +29,7 @@ from mezzotint.serve.dialects.native_webhooks import deliver
 from mezzotint.serve.front import Front
 from mezzotint.serve.metrics import ServerMetrics
 from mezzotint.serve.wire import Listener
-from mezzotint.service.base import Service
+from mezzotint.service.base import AdapterKeeper, Service
 from mezzotint.service.config import JobsConfig, WorkerConfig
 from mezzotint.service.jobs.jobs import Jobs
 from mezzotint.service.jobs.ownership import FolderOwner
@@ -49,6 +49,7 @@ def run(
     worker: WorkerConfig,
     *,
     home: Path | None = None,
+    adapters: AdapterKeeper | None = None,
     log_config: LogConfig | None = None,
     version: str = "",
     announce: Callable[[str], None] = print,
@@ -61,6 +62,7 @@ def run(
         jobs: The durable queue.
         worker: The engine's process.
         home: Folder of the installation, for this server alone; None where there is none.
+        adapters: Keeps the LoRAs that clients bring along; None takes none.
         log_config: How both processes log.
         version: Mezzotint's version, for whoever asks.
         announce: Told one line at a time what is ready.
@@ -80,7 +82,14 @@ def run(
     async def main() -> None:
         service = create_workers(worker, log_config)
         await serve(
-            config, jobs, service, version=version, announce=announce, tell=tell, training=training
+            config,
+            jobs,
+            service,
+            adapters=adapters,
+            version=version,
+            announce=announce,
+            tell=tell,
+            training=training,
         )
 
     with _held(home) as tell:
@@ -115,6 +124,7 @@ async def serve(
     jobs_config: JobsConfig,
     service: Service,
     *,
+    adapters: AdapterKeeper | None = None,
     version: str = "",
     announce: Callable[[str], None] = print,
     stop: asyncio.Event | None = None,
@@ -123,8 +133,9 @@ async def serve(
 ) -> None:
     """Serve a service until ``stop`` is set or a signal comes.
 
-    ``tell`` hears the address of the first listener once it answers; ``training`` starts
-    runs, and ends with the server those that it started.
+    ``tell`` hears the address of the first listener once it answers; ``adapters`` keeps
+    what clients bring along; ``training`` starts runs, and ends with the server those that
+    it started.
 
     A service with ``start`` is started after the listeners, so that
     ``/health/ready`` answers 503 while models load.
@@ -136,7 +147,7 @@ async def serve(
     keys = KeyRing(Path(config.api_keys) if config.api_keys else None, config.limits)
     stop = stop or asyncio.Event()
     jobs = Jobs(service, jobs_config)
-    front = Front(service, config, jobs=jobs)
+    front = Front(service, config, jobs=jobs, adapters=adapters)
     now = datetime.datetime.now(datetime.UTC)
     front.memory |= {"version": version, "started": now.isoformat(timespec="milliseconds")}
     front.memory["training"] = training

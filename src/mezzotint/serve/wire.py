@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from mezzotint.errors import InvalidField
 from mezzotint.plain import field_names, json_name, read
+from mezzotint.serve.config import Limits
 from mezzotint.serve.errors import Malformed, Problem, UnsupportedMedia, WrongForeignField
 from mezzotint.serve.json_faults import find_fault
 from mezzotint.types import FileFormat, StageTimings
@@ -99,6 +100,8 @@ class Endpoint:
         status: Status of the good answer.
         parameters: Query parameters as OpenAPI objects.
         operation: Its ``operationId`` in the document; made of method and path if empty.
+        body_bytes: Bytes that its body may have, of the operator's limits; None is what any
+            body may have. The seconds that it may take grow with them.
     """
 
     method: str
@@ -114,6 +117,7 @@ class Endpoint:
     status: int = 200
     parameters: tuple[Mapping[str, Any], ...] = ()
     operation: str = ""
+    body_bytes: Callable[[Limits], int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,13 +7,16 @@ milliseconds.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.types import Event, GenerationResult, ImageOutput
 
 __all__ = [
+    "AdapterKeeper",
     "GenerationService",
     "HandlerAnswer",
     "HandlerRunner",
@@ -276,6 +279,80 @@ class HandlerRunner(Protocol):
             ModelError: If its code cannot be loaded.
             DeadlineExceeded: If it takes too long.
             QueueFull: If too many requests wait for it.
+        """
+        ...
+
+
+class AdapterKeeper(Protocol):
+    """Keeps the LoRAs that clients of a server bring along; safe to use from any thread.
+
+    ``client`` names who asks; with ``sees_all`` it manages the server, and what others
+    brought along is there for it too.
+    """
+
+    def hidden_from(self, client: str, *, sees_all: bool) -> frozenset[str]:
+        """Return the names that are not there for a client: those of others."""
+        ...
+
+    def check(self, request: GenerationRequest, client: str, *, sees_all: bool) -> None:
+        """Refuse a request that wears a LoRA of another client, as one that is not there.
+
+        Raises:
+            UnknownName: If it does.
+        """
+        ...
+
+    def listed(self, client: str, *, sees_all: bool) -> Sequence[Mapping[str, Any]]:
+        """Describe every LoRA that a client may wear, by name.
+
+        Each has ``kind``, ``name``, ``path`` (of the file, without its folder), ``bytes``,
+        ``about``, ``error`` and ``owner``; ``ranks``, ``layers``, ``networks`` and
+        ``metadata`` where it can be read.
+        """
+        ...
+
+    def show(self, name: str, client: str, *, sees_all: bool) -> Mapping[str, Any]:
+        """Describe one LoRA.
+
+        Raises:
+            UnknownName: If there is none of that name for this client.
+        """
+        ...
+
+    def check_name(self, name: str) -> None:
+        """Refuse what cannot be a name.
+
+        Raises:
+            InvalidRequest: Names the field ``name``.
+        """
+        ...
+
+    def incoming(self) -> AbstractContextManager[Path]:
+        """Give the path of a file to write an upload to; what is left there is removed."""
+        ...
+
+    def take(self, name: str, upload: Path, owner: str, *, most: int) -> Mapping[str, Any]:
+        """Make an upload a LoRA, whole or not at all; what :meth:`show` says of it.
+
+        Args:
+            name: One that :meth:`check_name` lets pass.
+            upload: A file of :meth:`incoming`, complete.
+            owner: Whose it is; "" for everybody's.
+            most: LoRAs that the owner may have, 0 for any number.
+
+        Raises:
+            InvalidRequest: With the field ``name`` if there is one of that name, whoever's;
+                with ``body`` if the file is no LoRA.
+            Refused: If the owner has as many as it may.
+        """
+        ...
+
+    def drop(self, name: str, client: str, *, sees_all: bool) -> None:
+        """Remove a LoRA: one's own, or any for who manages.
+
+        Raises:
+            UnknownName: If there is none of that name for this client.
+            Refused: If it is everybody's and the client does not manage.
         """
         ...
 

@@ -52,7 +52,7 @@ _ROLES = {
     "text_encoder": "text_encoder",
     "text_encoder_2": "text_encoder_2",
 }
-_TRANSFORMERS = ("dit", "flux", "flux2", "qwen-image", "sd3", "z-image")
+_TRANSFORMERS = ("dit", "flux", "flux2", "flux2-dev", "qwen-image", "sd3", "z-image")
 _DOWN, _UP = (".lora_A.weight", ".lora_B.weight")
 
 
@@ -129,6 +129,7 @@ def _normalised(state: dict[str, Tensor], family: str, file: Path) -> dict[str, 
     mixins: dict[str, Any] = {
         "flux": lora_pipeline.FluxLoraLoaderMixin,
         "flux2": lora_pipeline.Flux2LoraLoaderMixin,
+        "flux2-dev": lora_pipeline.Flux2LoraLoaderMixin,
         "qwen-image": lora_pipeline.QwenImageLoraLoaderMixin,
         "sd3": lora_pipeline.SD3LoraLoaderMixin,
         "sdxl": lora_pipeline.StableDiffusionXLLoraLoaderMixin,

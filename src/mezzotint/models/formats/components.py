@@ -39,6 +39,7 @@ PIPELINES = {
 }
 _ONE_ENCODER = (
     "Flux2KleinPipeline",
+    "Flux2Pipeline",
     "QwenImagePipeline",
     "StableDiffusionPipeline",
     "ZImagePipeline",
@@ -145,6 +146,9 @@ def _pipeline_of(networks: Mapping[str, Part]) -> str:
         raise InvalidRequest(
             f"{network.role} is a {network.class_name}; known: {known}", field=network.role
         )
+    encoder = networks.get("text_encoder")
+    if encoder is not None and encoder.class_name.startswith("Mistral3"):
+        return "Flux2Pipeline"
     return PIPELINES[network.class_name]
 
 

@@ -7,6 +7,7 @@ from mezzotint.models.parts import Parts
 
 __all__ = ["misfits"]
 
+LAYERS_READ = 3  # of a language model, whose states FLUX.2 reads side by side
 TEXT_WIDTHS = ("hidden_size", "d_model")
 
 
@@ -20,7 +21,7 @@ def misfits(parts: Parts) -> list[str]:
     found = [
         _latent_channels(configs, network),
         _text_width(configs),
-        _caption_width(configs),
+        _caption_width(parts.pipeline, configs),
         _added_text(parts.pipeline, configs),
         _pooled_width(configs),
         *(_vocabulary(parts, role) for role in parts.tokenizers),
@@ -59,7 +60,7 @@ def _text_width(configs: Mapping[str, Mapping[str, Any]]) -> str | None:
     )
 
 
-def _caption_width(configs: Mapping[str, Mapping[str, Any]]) -> str | None:
+def _caption_width(pipeline: str, configs: Mapping[str, Mapping[str, Any]]) -> str | None:
     """Compare the width of a language model's states with what a transformer reads."""
     transformer, encoder = configs.get("transformer", {}), configs.get("text_encoder", {})
     wanted = transformer.get("cap_feat_dim")
@@ -67,6 +68,8 @@ def _caption_width(configs: Mapping[str, Mapping[str, Any]]) -> str | None:
     if wanted is None and "text_config" in encoder:  # of a model that sees pictures too
         wanted = transformer.get("joint_attention_dim")
         made = encoder["text_config"].get("hidden_size")
+        if made is not None and pipeline == "Flux2Pipeline":
+            made = LAYERS_READ * int(made)
     if wanted is None or made is None or int(wanted) == int(made):
         return None
     return f"transformer reads text states of width {wanted}, text_encoder makes {made}"

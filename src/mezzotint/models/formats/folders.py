@@ -95,6 +95,13 @@ def _flux2_klein(parts: Parts, placement: Placement) -> Model:
     return FlowModel(parts, placement, FLUX2_KLEIN)
 
 
+def _flux2(parts: Parts, placement: Placement) -> Model:
+    from mezzotint.models.families.flows.flux2 import FLUX2_DEV
+    from mezzotint.models.families.flows.model import FlowModel
+
+    return FlowModel(parts, placement, FLUX2_DEV)
+
+
 def _qwen_image(parts: Parts, placement: Placement) -> Model:
     from mezzotint.models.families.flows.model import FlowModel
     from mezzotint.models.families.flows.qwen_image import QWEN_IMAGE
@@ -131,6 +138,7 @@ FAMILIES: Registry[Family] = Registry(
         "DDPMPipeline": _unconditional,
         "DiTPipeline": _dit,
         "Flux2KleinPipeline": _flux2_klein,
+        "Flux2Pipeline": _flux2,
         "FluxPipeline": _flux,
         "LatentConsistencyModelPipeline": _sd,
         "QwenImageImg2ImgPipeline": _qwen_image,

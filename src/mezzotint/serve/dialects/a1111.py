@@ -375,7 +375,7 @@ async def _chain(
             return
         own = body if before is None else {**body, "init_images": [_b64(before.data)]}
         translation = to_request(own, await _model(front, http, own), is_img2img=is_img2img)
-        embeddings = (await front.service.capabilities()).get("embeddings", ())
+        embeddings = (await front.capabilities(http)).get("embeddings", ())
         translation = replace(translation, request=read_plainly(translation.request, embeddings))
         known = len(job.finished)
         await _rounds(front, http, translation, job)

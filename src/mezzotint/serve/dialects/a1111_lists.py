@@ -133,7 +133,7 @@ async def set_options(front: Front, http: Request) -> Response:
 
 async def samplers(front: Front, http: Request) -> Response:
     """List the samplers by A1111's names, ours among the aliases."""
-    known = await front.service.capabilities()
+    known = await front.capabilities(http)
     rows: dict[str, list[str]] = {name: [] for name in A1111_SAMPLERS}
     for ours in known["schedulers"]:
         rows.setdefault(a1111_sampler(ours), []).append(ours)
@@ -197,7 +197,7 @@ async def upscalers(front: Front, http: Request) -> Response:
 
 async def loras(front: Front, http: Request) -> Response:
     """List the LoRAs."""
-    known = (await front.service.capabilities())["loras"]
+    known = (await front.capabilities(http))["loras"]
     return json_response([{"name": n, "alias": n, "path": n, "metadata": {}} for n in known])
 
 
@@ -218,7 +218,7 @@ async def script_info(front: Front, http: Request) -> Response:
 
 async def controlnet_models(front: Front, http: Request) -> Response:
     """List the ControlNets."""
-    return json_response({"model_list": list((await front.service.capabilities())["controls"])})
+    return json_response({"model_list": list((await front.capabilities(http))["controls"])})
 
 
 async def controlnet_modules(front: Front, http: Request) -> Response:
@@ -252,7 +252,7 @@ async def memory(front: Front, http: Request) -> Response:
 
 async def embeddings(front: Front, http: Request) -> Response:
     """List textual inversions; their names stand for them in prompts."""
-    known = (await front.service.capabilities()).get("embeddings", ())
+    known = (await front.capabilities(http)).get("embeddings", ())
     unread = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None}
     return json_response({"loaded": {name: unread for name in known}, "skipped": {}})
 

@@ -34,7 +34,15 @@ from mezzotint.serve.forms import form_body, read_parts
 from mezzotint.serve.front import Front
 from mezzotint.serve.queueing import kept_picture, submit
 from mezzotint.serve.schema import ANY_OBJECT, PICTURE, request_schema
-from mezzotint.serve.site import collection, gallery, operations, pictures, runs, training
+from mezzotint.serve.site import (
+    adapters,
+    collection,
+    gallery,
+    operations,
+    pictures,
+    runs,
+    training,
+)
 from mezzotint.serve.streaming import EventStream, sse
 from mezzotint.serve.wire import (
     CONTENT_TYPES,
@@ -194,9 +202,10 @@ async def capabilities(front: Front, http: Request) -> Response:
     limits = front.config.limits
     body = {
         "models": [dict(m) for m in await front.service.models()],
-        **dict(await front.service.capabilities()),
+        **await front.capabilities(http),
         "limits": {
             "body_bytes": limits.body_bytes,
+            "adapter_bytes": limits.adapter_bytes,
             "pixels": limits.pixels,
             "num_inference_steps": limits.steps,
             "num_images": limits.images,
@@ -272,6 +281,7 @@ def _endpoints() -> tuple[Endpoint, ...]:
         endpoint("POST", "/v1/plan", plan, "Resolve a request without running it", body=REQUEST),
         endpoint("POST", "/v1/inspect", inspect, "Read the recipe in a picture", body=_INSPECTION),
         endpoint("GET", "/v1/capabilities", capabilities, "Models, names and limits"),
+        *adapters.ENDPOINTS,
         *collection.ENDPOINTS,
         *gallery.ENDPOINTS,
         *operations.ENDPOINTS,

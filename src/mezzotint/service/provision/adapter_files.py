@@ -13,13 +13,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 from mezzotint.errors import InvalidRequest, UnknownName, WeightsError
-from mezzotint.files import atomic_path, expanded, is_there
+from mezzotint.files import atomic_path, expanded, is_there, write_atomically
 from mezzotint.models.reading import refuse_special_below
 
 __all__ = ["KINDS", "LORA_OF_RUN", "AdapterFiles"]
 
 LORA_OF_RUN = "pytorch_lora_weights.safetensors"
 """The file that a run of ``kind = "lora"`` leaves, and diffusers saves a LoRA under."""
+_OWNERS = ".owners"  # folder of notes below that of a kind
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -91,7 +92,9 @@ class AdapterFiles:
             found = _adapter_at(kind, path)
             if found is not None:
                 return found
-        raise UnknownName(kind.replace("_", " "), name, known, field=KINDS[kind].field)
+        owners = self.owners(kind)
+        shared = [one for one in known if one not in owners]
+        raise UnknownName(kind.replace("_", " "), name, shared, field=KINDS[kind].field)
 
     def add(self, kind: str, name: str, source: Path) -> Path:
         """Add an adapter under a name.
@@ -108,11 +111,7 @@ class AdapterFiles:
             InvalidRequest: If the name is none, or taken.
             WeightsError: If there is no adapter of that kind at ``source``.
         """
-        if not _NAME.fullmatch(name):
-            raise InvalidRequest(
-                f"NAME must be letters, digits, '.', '_' or '-', 1 to 100 of them, got {name!r}",
-                field="NAME",
-            )
+        self.check_name(name, "NAME")
         if name in self.names(kind):
             raise InvalidRequest(
                 f"{kind.replace('_', ' ')} {name} exists already; remove it first or give another "
@@ -135,7 +134,51 @@ class AdapterFiles:
         else:
             with atomic_path(target) as partial:
                 shutil.copyfile(found, partial)
+        self._note(kind, name, "")
         return target
+
+    def check_name(self, name: str, field: str = "name") -> None:
+        """Refuse what cannot be a name.
+
+        Raises:
+            InvalidRequest: If it holds anything but letters, digits, ``.``, ``_`` and ``-``.
+        """
+        if not _NAME.fullmatch(name):
+            raise InvalidRequest(
+                f"{field} must be letters, digits, '.', '_' or '-', 1 to 100 of them, got "
+                f"{name[:200]!r}",
+                field=field,
+            )
+
+    def put(self, kind: str, name: str, file: Path, *, owner: str) -> None:
+        """Move a file of the kind's folder to a name that is free, for an owner.
+
+        Args:
+            kind: One of :data:`KINDS`.
+            name: One that :meth:`check_name` lets pass.
+            file: The file, whole.
+            owner: Client of a server whose it is; "" for everybody's.
+        """
+        self._note(kind, name, owner)  # it is nobody else's from the first moment on
+        file.replace(self.folder(kind) / f"{name}{KINDS[kind].suffixes[0]}")
+
+    def owners(self, kind: str) -> dict[str, str]:
+        """Return whose the adapters are that clients of a server brought along, by name."""
+        notes = self.folder(kind) / _OWNERS
+        found: dict[str, str] = {}
+        for name in self.names(kind) if notes.is_dir() else ():
+            with contextlib.suppress(FileNotFoundError):  # everybody's, or dropped meanwhile
+                found[name] = (notes / name).read_text("utf-8")
+        return found
+
+    def _note(self, kind: str, name: str, owner: str) -> None:
+        """Keep whose an adapter is, if it is not everybody's."""
+        note = self.folder(kind) / _OWNERS / name
+        if owner:
+            note.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_atomically(note, owner.encode(), mode=0o600)
+        else:
+            note.unlink(missing_ok=True)
 
     def remove(self, kind: str, name: str) -> Path:
         """Remove an adapter from the home folder; what was linked to stays where it is.
@@ -152,6 +195,7 @@ class AdapterFiles:
         else:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
+        self._note(kind, name, "")
         return path
 
 

@@ -1,4 +1,7 @@
-"""FLUX.2 Klein: two streams, then one, over an autoencoder's patches; a Qwen3 reads the prompt.
+"""FLUX.2: two streams, then one, over an autoencoder's patches; a language model reads the prompt.
+
+Klein's is a Qwen3; that of FLUX.2 [dev] a Mistral 3, whose network has the guidance scale for
+an input.
 
 Latents are the autoencoder's 2x2 patches, normalised by statistics that it brings. Pictures
 of ``image_references`` are further tokens behind the picture's, at a place in time of their
@@ -18,7 +21,7 @@ from mezzotint.models.families.flows.language import call_layers
 from mezzotint.models.families.flows.model import REFERENCE, TEXT_STATES, FlowFamily
 from mezzotint.models.parts import Parts
 
-__all__ = ["FLUX2_KLEIN", "call_flux2"]
+__all__ = ["FLUX2_DEV", "FLUX2_KLEIN", "call_flux2"]
 
 TIME_SCALE = 1000.0  # the network multiplies its timestep by this
 REFERENCE_TIME = 10  # places in time between one reference and the next
@@ -75,6 +78,32 @@ def _defaults(parts: Parts) -> dict[str, Any]:
     }
 
 
+def _dev_defaults(parts: Parts) -> dict[str, Any]:
+    """Return what holds for FLUX.2 [dev], whose guidance is distilled into the network."""
+    is_guided = bool(parts.networks["transformer"].config.get("guidance_embeds"))
+    limits = ["there is no negative prompt: guidance is distilled into the network"]
+    if not is_guided:
+        limits.append("guidance_scale has no effect on this model")
+    return {
+        "default_steps": 50,
+        "default_guidance_scale": 4.0 if is_guided else 1.0,
+        "takes_guidance": False,
+        "takes_negative_prompt": False,
+        "takes_distilled_guidance": is_guided,
+        "limits": tuple(limits),
+    }
+
+
+FLUX2_DEV = FlowFamily(
+    family="flux2-dev",
+    call=call_flux2,
+    read=call_layers(10, 20, 30),
+    defaults=_dev_defaults,
+    patch=1,
+    reads_padding=True,
+    max_references=16,
+    scheduler={"spaced_per_step": True, "shift_rule": "flux2"},
+)
 FLUX2_KLEIN = FlowFamily(
     family="flux2",
     call=call_flux2,

@@ -2,7 +2,8 @@
 
 Each prompt is read by a call of its own, filled up to one of a few lengths, so that its
 states are a function of the prompt alone and a backend compiles few shapes. A token sees
-only what stands before it, and what fills up stands behind.
+only what stands before it, and what fills up stands behind; it may stand in front where the
+network sees all of a call.
 
 Dimensions: T tokens, L tokens of a call, D hidden width.
 """
@@ -78,6 +79,8 @@ class LanguageEncoder:
         self._networks = networks
         self._chat = chat
         self._is_whole = is_whole
+        said = self.tokens.fills_front
+        self._fills_front = is_whole and (chat.fills_front if said is None else said)
         networks[ROLE] = TorchNetwork.of(parts.networks[ROLE], call, placement)
 
     def count(self, prompt: Prompt) -> int:
@@ -92,9 +95,11 @@ class LanguageEncoder:
         if not self._is_whole:
             length = min(max(LEAST_LENGTH, 1 << (len(ids) - 1).bit_length()), length)
         padding = length - len(ids)
+        front, behind = (padding, 0) if self._fills_front else (0, padding)
+        pad = self.tokens.pad
         inputs = {
-            "input_ids": torch.tensor([[*ids, *[self.tokens.pad] * padding]]),
-            "attention_mask": torch.tensor([[*[1] * len(ids), *[0] * padding]]),
+            "input_ids": torch.tensor([[*[pad] * front, *ids, *[pad] * behind]]),
+            "attention_mask": torch.tensor([[*[0] * front, *[1] * len(ids), *[0] * behind]]),
         }
         (states,) = self._networks[ROLE](**inputs)
         seen = length if self._is_whole else len(ids)

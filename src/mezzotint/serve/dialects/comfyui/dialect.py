@@ -331,7 +331,7 @@ def _ms(seconds: float | None) -> int:
 async def show_nodes(front: Front, http: Request) -> Response:
     """List the nodes that are offered, with what each may be given."""
     models = _model_names(await front.recent_models())
-    names = dict(await front.service.capabilities())
+    names = await front.capabilities(http)
     info = object_info(models, names, list(uploads(front, http)))
     wanted = http.path_params.get("name")
     return json_response(info if wanted is None else {k: v for k, v in info.items() if k == wanted})
@@ -349,7 +349,7 @@ async def show_features(front: Front, http: Request) -> Response:
 
 async def show_embeddings(front: Front, http: Request) -> Response:
     """List the textual inversions by name."""
-    return json_response(list((await front.service.capabilities()).get("embeddings", ())))
+    return json_response(list((await front.capabilities(http)).get("embeddings", ())))
 
 
 async def show_folders(front: Front, http: Request) -> Response:
@@ -361,7 +361,7 @@ async def show_folders(front: Front, http: Request) -> Response:
         return json_response(_model_names(await front.recent_models()))
     if kind not in _FOLDERS:
         raise NotFound(f"there is no kind of models {kind[:80]!r}")
-    return json_response(list((await front.service.capabilities()).get(_FOLDERS[kind], ())))
+    return json_response(list((await front.capabilities(http)).get(_FOLDERS[kind], ())))
 
 
 async def free(front: Front, http: Request) -> Response:

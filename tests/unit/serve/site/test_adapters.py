@@ -1,0 +1,161 @@
+"""LoRAs over HTTP: brought along, listed and dropped, each for its own key."""
+
+import json
+import struct
+
+import pytest
+import torch
+from safetensors.torch import save
+from tests.serving import open_door
+
+from mezzotint.serve.config import Limits
+
+ALICE, BOB, OPS = (f"the-key-of-{name}-with-16" for name in ("alice", "bob", "ops"))
+KEYS = f"{ALICE} alice generate\n{BOB} bob generate\n{OPS} ops generate,manage\n"
+LORA = save(
+    {
+        "unet.mid_block.proj.lora_A.weight": torch.zeros(2, 8),
+        "unet.mid_block.proj.lora_B.weight": torch.zeros(8, 2),
+    }
+)
+ONE = "/v1/adapters/loras/"
+
+
+def by(key):
+    return {"x-api-key": key}
+
+
+@pytest.fixture
+def door(tmp_path):
+    (tmp_path / "keys").write_text(KEYS)
+    limits = Limits(body_bytes=1024, adapter_bytes=4096, adapters=2)
+    with open_door(home=tmp_path, api_keys=str(tmp_path / "keys"), limits=limits) as opened:
+        yield opened
+
+
+def upload(door, name, key, *, data=LORA, **query):
+    return door.http.put(ONE + name, content=data, headers=by(key), params=query)
+
+
+def names(door, key):
+    answer = door.http.get("/v1/adapters", headers=by(key))
+    assert answer.status_code == 200
+    return {one["name"]: one["owner"] for one in answer.json()["adapters"]}
+
+
+def test_who_brings_a_lora_along_sees_it_and_who_manages(door, tmp_path):
+    answer = upload(door, "style", ALICE)
+    assert answer.status_code == 201
+    told = answer.json()
+    assert (told["owner"], told["ranks"], told["layers"]) == ("alice", [2], 1)
+    assert str(tmp_path) not in answer.text
+    assert (tmp_path / "loras" / "style.safetensors").read_bytes() == LORA
+    assert (names(door, ALICE), names(door, BOB)) == ({"style": "alice"}, {})
+    assert names(door, OPS) == {"style": "alice"}
+    seen = {key: door.http.get(ONE + "style", headers=by(key)).status_code for key in (ALICE, BOB)}
+    assert seen == {ALICE: 200, BOB: 404}
+
+
+def test_a_lora_that_is_shared_is_everybodys_and_needs_manage(door):
+    assert upload(door, "house", ALICE, shared="true").status_code == 403
+    assert upload(door, "house", OPS, shared="true").status_code == 201
+    assert names(door, BOB) == {"house": ""}
+    assert door.http.delete(ONE + "house", headers=by(BOB)).status_code == 403
+    assert upload(door, "more", OPS, shared="perhaps").status_code == 422
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "a pear", "loras": [{"name": "ink"}]},
+        {"prompt": "a pear <lora:ink:0.5>", "prompt_dialect": "a1111"},
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/generations", "/v1/plan"])
+def test_nobody_wears_the_lora_of_another(door, path, body):
+    assert upload(door, "ink", ALICE).status_code == 201  # a name that the fake service has
+    answers = {
+        key: door.http.post(path, json=body, headers=by(key)) for key in (ALICE, BOB, OPS)
+    }
+    assert [answers[key].status_code for key in (ALICE, OPS)] == [200, 200]
+    refused = answers[BOB]
+    assert (refused.status_code, refused.json()["error"]) == (422, "UnknownName")
+    assert "alice" not in refused.text
+
+
+@pytest.mark.parametrize("path", ["/v1/capabilities", "/sdapi/v1/loras", "/object_info"])
+def test_lists_of_other_dialects_leave_out_what_is_anothers(door, path):
+    assert upload(door, "ink", ALICE).status_code == 201
+    told = {key: door.http.get(path, headers=by(key)).text for key in (ALICE, BOB)}
+    assert '"ink"' in told[ALICE]
+    assert '"ink"' not in told[BOB]
+
+
+def test_one_drops_ones_own_and_its_name_is_free(door):
+    upload(door, "style", ALICE)
+    assert door.http.delete(ONE + "style", headers=by(BOB)).status_code == 404
+    assert upload(door, "style", BOB).status_code == 409
+    assert door.http.delete(ONE + "style", headers=by(ALICE)).status_code == 200
+    assert upload(door, "style", BOB).status_code == 201
+    assert names(door, ALICE) == {}
+    assert door.http.delete(ONE + "style", headers=by(OPS)).status_code == 200
+
+
+def test_a_key_has_as_many_as_it_may(door):
+    assert [upload(door, f"n{k}", ALICE).status_code for k in range(3)] == [201, 201, 403]
+    assert upload(door, "mine", BOB).status_code == 201
+
+
+def crooked(header):
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"", 422),
+        (b"\x80\x04pickle", 422),
+        (LORA[:-1], 422),
+        (save({"unet.conv.weight": torch.zeros(2)}), 422),
+        (crooked({"__metadata__": [1]}), 422),
+        (crooked({"lora_A": {"dtype": 1, "shape": ["x"], "data_offsets": [0, 0]}}), 422),
+        (LORA + bytes(5000), 413),
+    ],
+)
+def test_what_is_no_lora_is_refused_and_leaves_nothing(door, tmp_path, data, status):
+    answer = upload(door, "style", ALICE, data=data)
+    assert answer.status_code == status, answer.text
+    assert str(tmp_path) not in answer.text
+    assert list((tmp_path / "loras").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["..", ".hidden", "a b", "x" * 101, "%2e%2e%2fx"])
+def test_a_name_leads_nowhere(door, name):
+    assert upload(door, name, ALICE).status_code in (404, 405, 422)
+
+
+def test_an_upload_may_be_larger_than_other_bodies_and_only_it(door):
+    data = save({"unet.a.lora_A.weight": torch.zeros(2, 200)})
+    assert len(data) > 1024
+    assert upload(door, "large", ALICE, data=data).status_code == 201
+    answer = door.http.post("/v1/generations", content=data, headers=by(ALICE))
+    assert answer.status_code == 413
+    wrong = by(ALICE) | {"content-type": "application/json"}
+    assert door.http.put(ONE + "x", content=b"{}", headers=wrong).status_code == 415
+
+
+def test_without_keys_everybody_is_one(tmp_path):
+    with open_door(home=tmp_path) as door:
+        assert door.http.put(ONE + "style", content=LORA).json()["owner"] == ""
+        assert door.http.get("/v1/adapters").json()["adapters"][0]["name"] == "style"
+        assert door.http.delete(ONE + "style").json()["status"] == "removed"
+
+
+def test_a_server_may_take_none_or_have_no_place_for_any(tmp_path):
+    with open_door(home=tmp_path, adapter_api=False) as door:
+        assert door.http.put(ONE + "style", content=LORA).status_code == 405
+        assert door.http.delete(ONE + "style").status_code == 405
+        assert door.http.get("/v1/adapters").json() == {"adapters": []}
+    with open_door() as door:
+        assert door.http.get("/v1/adapters").status_code == 404
