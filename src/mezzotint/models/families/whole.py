@@ -445,8 +445,10 @@ def _native_size(path: Path, call: WholeCall) -> tuple[Size, int]:
     scale = 2 ** (len(blocks) - 1) if vae else 1
     network = _config(path, "transformer") or _config(path, "unet")
     said = read_json(path / "model_index.json").get("default_sample_size")
-    if call.size is not None or isinstance(said, int):
-        return call.size or Size(said, said), scale
+    if call.size is not None:
+        return call.size, scale
+    if isinstance(said, int):
+        return Size(said, said), scale
     side = network.get("sample_size")
     rows, columns = (side, side) if isinstance(side, int) else (side or (None, None))[:2]
     if not rows or not columns or not math.isfinite(rows):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from mezzotint.models.adapters.lora import check_fit, read_lora
 from mezzotint.models.chat_text import CHAT_FORMATS
-from mezzotint.models.families.flows.flux2 import FLUX2_KLEIN
+from mezzotint.models.families.flows.flux2 import FLUX2_DEV, FLUX2_KLEIN
 from mezzotint.models.families.flows.qwen_image import QWEN_IMAGE
 from mezzotint.models.families.flows.z_image import Z_IMAGE
 
@@ -31,6 +31,12 @@ FULL = {
         7680,
         (128, 64),
     ),
+    "flux2-dev": (
+        FLUX2_DEV,
+        lambda: diffusers.Flux2Transformer2DModel(num_layers=1, num_single_layers=1),
+        15360,
+        (128, 64),
+    ),
     "qwen-image": (
         QWEN_IMAGE,
         lambda: diffusers.QwenImageTransformer2DModel(num_layers=2),
@@ -40,11 +46,13 @@ FULL = {
     "z-image": (Z_IMAGE, lambda: diffusers.ZImageTransformer2DModel(n_layers=2), 2560, (16, 128)),
 }
 """Row, transformer, width of the text's states, channels and side of the latents of 1024 px."""
+FLUX2_LAYERS = [
+    "transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
+    "transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj.lora_A.weight",
+]
 TRAINED = {
-    "flux2": [
-        "transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
-        "transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj.lora_A.weight",
-    ],
+    "flux2-dev": FLUX2_LAYERS,
+    "flux2": FLUX2_LAYERS,
     "qwen-image": [
         "lora_unet_transformer_blocks_1_attn_to_q.lora_down.weight",
         "diffusion_model.transformer_blocks.1.img_mlp.net.0.proj.lora_A.weight",
