@@ -225,7 +225,12 @@ def flux2_dev(seed=1100):
     )
 
 
-BUILDERS = {"flux2_dev": flux2_dev, "flux2_klein": flux2_klein, "qwen_image": qwen_image, "z_image": z_image}
+BUILDERS = {
+    "flux2_dev": flux2_dev,
+    "flux2_klein": flux2_klein,
+    "qwen_image": qwen_image,
+    "z_image": z_image,
+}
 
 UNGUIDED = {
     "Flux2KleinPipeline": {"guidance_scale": 1.0},

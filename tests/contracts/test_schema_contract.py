@@ -71,7 +71,9 @@ AS_FORMS = [*((MULTIPART, path) for path in FORMS), (URLENCODED, "/predictions/{
 BYTES = {
     "image/*": {"/v1/inspect", "/hf/{model}", "/predictions/{model_name}"},
     "application/octet-stream": {
-        "/v1/inspect", "/v1/datasets/{name}/{file}", "/v1/adapters/loras/{name}",
+        "/v1/inspect",
+        "/v1/datasets/{name}/{file}",
+        "/v1/adapters/loras/{name}",
     },
     "text/plain": {"/predictions/{model_name}"},
 }

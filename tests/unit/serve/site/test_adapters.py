@@ -74,9 +74,7 @@ def test_a_lora_that_is_shared_is_everybodys_and_needs_manage(door):
 @pytest.mark.parametrize("path", ["/v1/generations", "/v1/plan"])
 def test_nobody_wears_the_lora_of_another(door, path, body):
     assert upload(door, "ink", ALICE).status_code == 201  # a name that the fake service has
-    answers = {
-        key: door.http.post(path, json=body, headers=by(key)) for key in (ALICE, BOB, OPS)
-    }
+    answers = {key: door.http.post(path, json=body, headers=by(key)) for key in (ALICE, BOB, OPS)}
     assert [answers[key].status_code for key in (ALICE, OPS)] == [200, 200]
     refused = answers[BOB]
     assert (refused.status_code, refused.json()["error"]) == (422, "UnknownName")

@@ -82,6 +82,7 @@ class FlowFamily:
     guidance_norm_patch: int = 0
     scheduler: Mapping[str, Any] = field(default_factory=lambda: {"spaced_per_step": True})
 
+
 class FlowModel(LatentModel):
     """A flow transformer over an autoencoder's latents, told what to draw by a language model.
 
