@@ -49,6 +49,7 @@ class World:
         costs: Measured seconds per call.
         config: Limits.
         budget_bytes: Bytes that all tensors of requests may take together.
+        models_bytes: Bytes that the weights of all models in use may take, 0 for no bound.
         buckets: Call sizes that may be used for each (kind, key), rising.
     """
 
@@ -59,6 +60,7 @@ class World:
     costs: CostTable
     config: EngineConfig
     budget_bytes: int
+    models_bytes: int
     buckets: Mapping[tuple[str, Hashable], tuple[int, ...]]
 
     @property
@@ -94,7 +96,9 @@ def next_joiners(world: World) -> tuple[ImageId, ...]:
     """Choose which waiting images get tensors now, within the memory budget.
 
     Nobody overtakes an image that does not fit yet, so large ones do not starve; one that
-    waits for its pipeline, which runs whole and is taken, is passed.
+    waits for its pipeline, which runs whole and is taken, is passed. One that waits for room
+    for its model's weights is passed only by those that join together with the first image
+    of theirs: a model that was read draws what was there for it, and no more.
     """
     waiting = [s for s in world.states.values() if s.status == "waiting"]
     if not waiting:
@@ -106,9 +110,12 @@ def next_joiners(world: World) -> tuple[ImageId, ...]:
     encode_s = world.config.quantum_s * _ENCODE_SHARE
     joiners: list[ImageId] = []
     taken = {s.plan.model_digest for s in running if s.plan.is_alone}
+    room = _Room(world)
     for state in _in_turn(waiting, running, world.credits):
         if state.plan.is_alone and state.plan.model_digest in taken:
             continue  # a pipeline that runs whole draws one picture after the other
+        if not room.has_room(state):
+            continue
         footprint = world.footprints[state.id]
         held += footprint.slot_bytes
         activation = max(activation, _activation(world, state))
@@ -119,10 +126,45 @@ def next_joiners(world: World) -> tuple[ImageId, ...]:
         if not is_alone and (not fits or (joiners and encode_s < 0)):
             break
         joiners.append(state.id)
+        room.take(state)
         count += 1
         if state.plan.is_alone:
             taken.add(state.plan.model_digest)
     return tuple(joiners)
+
+
+class _Room:
+    """Whether the weights of an image's model fit beside those in use.
+
+    Args:
+        world: Who is running, and how many bytes there may be.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._held = {s.plan.model_digest: self._bytes(s) for s in world.running}
+        self._begun: set[str] = set()
+        self._has_passed = False
+
+    def has_room(self, state: ImageState) -> bool:
+        """Tell whether an image may join; from the first that may not, only few others may."""
+        digest, bound = state.plan.model_digest, self._world.models_bytes
+        if self._has_passed:
+            return digest in self._begun
+        if digest in self._held or not self._held or not bound:
+            return True
+        self._has_passed = sum(self._held.values()) + self._bytes(state) > bound
+        return not self._has_passed
+
+    def take(self, state: ImageState) -> None:
+        """Let an image join."""
+        digest = state.plan.model_digest
+        if digest not in self._held:
+            self._held[digest] = self._bytes(state)
+            self._begun.add(digest)
+
+    def _bytes(self, state: ImageState) -> int:
+        return self._world.footprints[state.id].model_bytes
 
 
 def _order(state: ImageState, credits: Credits) -> tuple[float | ImageId, ...]:

@@ -138,6 +138,7 @@ class StepEngine:
         emit: Told every event, in order, in the engine's thread.
         costs: Measured seconds; learnt from and read.
         budget_bytes: Bytes that tensors of requests may take together.
+        models_bytes: Bytes that weights of models in use may take together, 0 for no bound.
         clock: Seconds, rising.
         progress: Where the call under way is marked, for others to see.
     """
@@ -150,6 +151,7 @@ class StepEngine:
         *,
         costs: CostTable,
         budget_bytes: int,
+        models_bytes: int = 0,
         clock: Callable[[], float] = time.monotonic,
         progress: CallProgress | None = None,
     ) -> None:
@@ -158,6 +160,7 @@ class StepEngine:
         self._emit = emit
         self._costs = costs
         self._budget_bytes = budget_bytes
+        self._models_bytes = models_bytes
         self._clock = clock
         self._progress = progress or CallProgress(clock)
         self._states: dict[ImageId, ImageState] = {}
@@ -241,6 +244,7 @@ class StepEngine:
             costs=self._costs,
             config=self._config,
             budget_bytes=self._budget_bytes,
+            models_bytes=self._models_bytes,
             buckets=buckets,
         )
 

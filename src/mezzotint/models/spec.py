@@ -81,6 +81,7 @@ class ModelSpec:
         tile_px: Side of a tile in pixels, where larger pictures are decoded in tiles; 0 where
             they are decoded whole.
         licence: SPDX id or a short sentence.
+        num_bytes: Bytes of its weights in memory, 0 where nobody says.
         limits: Things the model cannot do, one sentence each, for people.
         placement: Placement options that are its own, by name.
         path: Where the files are, for ``models show``; "" if in memory only.
@@ -122,6 +123,7 @@ class ModelSpec:
     tells_steps: bool = False
     tile_px: int = 0
     licence: str = "unknown"
+    num_bytes: int = 0
     limits: tuple[str, ...] = ()
     placement: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
     path: str = ""

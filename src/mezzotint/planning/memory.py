@@ -33,11 +33,13 @@ class Footprint:
         slot_bytes: Held from encoding to the end.
         row_bytes: Activations of one row of the denoiser.
         decode_bytes: Activations of one row of the decoder.
+        model_bytes: Weights of its model, which all its images share.
     """
 
     slot_bytes: int
     row_bytes: int
     decode_bytes: int
+    model_bytes: int = 0
 
     def peak_bytes(self, rows: int) -> int:
         """Return the bytes that the image alone needs at its worst moment."""
@@ -52,7 +54,7 @@ def measure(plan: Plan, spec: ModelSpec) -> Footprint:
         spec: Its model.
 
     Returns:
-        Bytes, weights not included (the model store has its own budget).
+        Bytes; weights stand apart, since the model store has a budget of its own.
     """
     if plan.second is not None:
         one, two = measure(dataclasses.replace(plan, second=None), spec), measure(plan.second, spec)
@@ -75,6 +77,7 @@ def measure(plan: Plan, spec: ModelSpec) -> Footprint:
         slot_bytes=latents * registers + conditioning + 3 * pixels + hints,
         row_bytes=latent_pixels * floats * _FLOAT32 + hints,
         decode_bytes=_decoded_at_once(plan, spec) * decoder * _FLOAT32,
+        model_bytes=spec.num_bytes,
     )
 
 

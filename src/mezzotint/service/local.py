@@ -181,7 +181,8 @@ class LocalService:
         )  # fmt: skip
         return StepEngine(
             self.config.engine, runner, emit, costs=self.costs,
-            budget_bytes=self.budget_bytes, progress=self._progress,
+            budget_bytes=self.budget_bytes, models_bytes=self.config.models.max_bytes,
+            progress=self._progress,
         )  # fmt: skip
 
     def submit(

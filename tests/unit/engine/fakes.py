@@ -133,7 +133,9 @@ class FakeExecutor:
 class Bench:
     """An engine over fake executor, with its events."""
 
-    def __init__(self, *, budget_bytes=1 << 40, listener=None, config=None, **executor) -> None:
+    def __init__(
+        self, *, budget_bytes=1 << 40, models_bytes=0, listener=None, config=None, **executor
+    ) -> None:
         self.clock = FakeClock()
         self.executor = FakeExecutor(self.clock, **executor)
         self.events: list = []
@@ -146,6 +148,7 @@ class Bench:
             self._hear,
             costs=self.costs,
             budget_bytes=budget_bytes,
+            models_bytes=models_bytes,
             clock=self.clock,
         )
 

@@ -1,5 +1,6 @@
 import random
 import statistics
+from dataclasses import replace
 
 import pytest
 from tests.unit.engine.fakes import Bench, make_plan
@@ -133,6 +134,54 @@ def test_a_large_image_waits_for_memory_but_is_not_overtaken_for_ever():
         bench.engine.tick()
     # It takes 2.8 s and was due after 5.6 s: small ones of 0.7 s passed for 4.2 s.
     assert 107.0 <= bench.ended_at[ImageId("large")] <= 107.0 + 4 * 0.7
+
+
+def weighing(model_bytes):
+    return Footprint(slot_bytes=1, row_bytes=1, decode_bytes=1, model_bytes=model_bytes)
+
+
+def models_in_use(bench):
+    """The most bytes that the models of running images had at once."""
+    most = 0
+    while bench.engine.tick():
+        running = [s for s in bench.engine.states.values() if s.status == "running"]
+        held = {s.plan.model_digest: bench.engine._footprints[s.id].model_bytes for s in running}
+        most = max(most, sum(held.values()))
+    return most
+
+
+def test_models_in_use_stay_within_their_bytes_and_a_larger_one_is_drawn_alone():
+    bench = Bench(models_bytes=100)
+    for k in range(12):
+        digest, size = [("a" * 64, 40), ("b" * 64, 50), ("c" * 64, 70), ("d" * 64, 300)][k % 4]
+        plan = replace(make_plan(steps=3, seed=k), model_digest=digest)
+        bench.submit(f"r{k:02}", plan, footprint=weighing(size))
+    assert models_in_use(bench) == 300
+    assert len(bench.ended_at) == 12
+    bench = Bench(models_bytes=100)
+    for k in range(12):
+        digest, size = [("a" * 64, 40), ("b" * 64, 50), ("c" * 64, 70)][k % 3]
+        plan = replace(make_plan(steps=3, seed=k), model_digest=digest)
+        bench.submit(f"r{k:02}", plan, footprint=weighing(size))
+    assert models_in_use(bench) == 90
+    assert len(bench.ended_at) == 12
+
+
+def test_a_model_that_waits_for_room_is_passed_by_those_who_were_there_and_no_others():
+    bench = Bench(models_bytes=100)
+    first, second = (replace(make_plan(steps=3), model_digest=c * 64) for c in "ab")
+    for k in range(3):
+        bench.submit(f"first{k}", replace(first, seed=k), footprint=weighing(60))
+        bench.submit(f"second{k}", replace(second, seed=k), footprint=weighing(60))
+    number = 3
+    while ImageId("second0") not in bench.ended_at:
+        bench.submit(f"first{number}", replace(first, seed=number), footprint=weighing(60))
+        number += 1
+        bench.engine.tick()
+    order = sorted(bench.ended_at, key=bench.ended_at.__getitem__)
+    names = [image.request for image in order]
+    assert set(names[:4]) == {"first0", "first1", "first2", "first3"}  # there at the first tick
+    assert names[4].startswith("second")
 
 
 def test_equal_requests_of_one_client_end_in_the_order_of_their_arrival():

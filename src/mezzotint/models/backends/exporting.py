@@ -11,11 +11,8 @@ Dimensions: R rows, h and w rows and columns of a picture or of latents.
 """
 
 import contextlib
-import ctypes
-import gc
 import hashlib
 import os
-import sys
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -29,12 +26,12 @@ from torch import Tensor, nn
 
 from mezzotint.files import atomic_path
 from mezzotint.models.backends.doubling import rearranged
-from mezzotint.models.backends.mapped import giving_back
+from mezzotint.models.backends.mapped import giving_back, return_memory
 from mezzotint.models.backends.quiet import import_openvino
 from mezzotint.models.networks import Call, TorchNetwork
 from mezzotint.observe.stages import stage
 
-__all__ = ["Exporter", "RowShape", "return_memory", "row_key"]
+__all__ = ["Exporter", "RowShape", "row_key"]
 
 FORMAT = 2  # raise when an exported network of before can no longer be used
 EXPORT_ROWS = 2  # a batch of one may be folded into the graph as a constant
@@ -266,15 +263,6 @@ def _agrees(core: Any, exported: Any, check: _Check | None) -> bool:
         a.shape == b.shape and float((a - b).abs().max()) <= _AGREES * float(b.abs().max())
         for a, b in zip(found, check.answers, strict=True)
     )
-
-
-def return_memory() -> None:
-    """Give freed memory back to the system, which the allocator of Linux keeps otherwise."""
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 def _is_whole(path: Path) -> bool:

@@ -9,6 +9,7 @@ fault, and no reading from disk as long as there is room.
 
 import contextlib
 import ctypes
+import gc
 import mmap
 import sys
 import threading
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-__all__ = ["give_back", "give_back_pages", "giving_back"]
+__all__ = ["give_back", "give_back_pages", "giving_back", "return_memory"]
 
 _EVERY_S = 0.1
 _LEAST_BYTES = 64 << 20  # of a file that is worth a thread
@@ -63,6 +64,15 @@ def give_back_pages(address: int, num_bytes: int) -> None:
 @cache
 def _library() -> ctypes.CDLL:
     return ctypes.CDLL(None)
+
+
+def return_memory() -> None:
+    """Give freed memory back to the system, which the allocator of Linux keeps otherwise."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(_library(), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 @contextlib.contextmanager

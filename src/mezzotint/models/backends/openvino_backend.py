@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mezzotint.models.backends.exporting import Exporter, RowShape, return_memory, row_key
-from mezzotint.models.backends.mapped import giving_back
+from mezzotint.models.backends.exporting import Exporter, RowShape, row_key
+from mezzotint.models.backends.mapped import giving_back, return_memory
 from mezzotint.models.backends.quiet import conversion_failures, import_openvino
 from mezzotint.models.base import Model, Network
 from mezzotint.models.networks import NetworkReady, TorchNetwork, is_preparing

@@ -77,7 +77,9 @@ def load_with_card(path: Path, card: Card, *, name: str, placement: PlacementCon
         words = json.dumps([model.spec.digest, sorted(card.placement.items())])
         digest = hashlib.sha256(words.encode()).hexdigest()
         model.spec = replace(model.spec, digest=digest)
-    return place(model, placed)
+    model = place(model, placed)
+    model.spec = replace(model.spec, num_bytes=model.num_bytes)
+    return model
 
 
 def load_path(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mezzotint.models.backends.mapped import return_memory
 from mezzotint.models.config import PlacementConfig
 
 if TYPE_CHECKING:
@@ -73,13 +74,13 @@ class Residency:
                 with self._lock:
                     resident = self._residents[key] = _Resident(model, source)
                     self._pin(key, source)
-                    self._evict(keep=key)
+                self._evict(keep=key)
         try:
             yield resident.model
         finally:
             with self._lock:
                 resident.users -= 1
-                self._evict(keep=key)
+            self._evict(keep=key)
 
     def find(self, key: _Key, source: object) -> "Model | None":
         """Return a model that is in memory, for a look at it; None if it is not there."""
@@ -115,15 +116,25 @@ class Residency:
             return resident
 
     def _evict(self, *, keep: _Key) -> None:
-        """Drop least recently used models until the bound holds; spare those in use."""
-        if not self._max_bytes:
-            return
-        idle = sorted(
-            (resident.used_at, key)
-            for key, resident in self._residents.items()
-            if resident.users == 0 and key != keep
-        )
-        for _, key in idle:
-            if self.num_bytes <= self._max_bytes:
-                return
-            del self._residents[key]
+        """Drop least recently used models until the bound holds; spare those in use.
+
+        What they took goes back to the system before the next model's weights are read.
+        """
+        if self._max_bytes and self._drop_idle(keep):
+            return_memory()
+
+    def _drop_idle(self, keep: _Key) -> bool:
+        """Drop models that nobody uses while there are more bytes than may be; tell if any."""
+        with self._lock:
+            idle = sorted(
+                (resident.used_at, key)
+                for key, resident in self._residents.items()
+                if resident.users == 0 and key != keep
+            )
+            has_dropped = False
+            for _, key in idle:
+                if self.num_bytes <= self._max_bytes:
+                    break
+                del self._residents[key]
+                has_dropped = True
+            return has_dropped

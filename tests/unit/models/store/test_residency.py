@@ -41,3 +41,19 @@ def test_a_look_keeps_nobody_in_memory():
         pass
     assert residency.find(("old", HERE), source) is None
     assert residency.has("new")
+
+
+def test_what_a_dropped_model_took_goes_back_before_the_next_one_is_used(monkeypatch):
+    from mezzotint.models.store import residency as module
+
+    returned: list[set[str]] = []
+    residency = Residency(10)
+    monkeypatch.setattr(
+        module, "return_memory", lambda: returned.append({n for n in "ab" if residency.has(n)})
+    )
+    source = Source("a")
+    with residency.use(("a", HERE), lambda: model(8), source=source):
+        assert returned == []
+    with residency.use(("b", HERE), lambda: model(8), source=source):
+        assert returned == [{"b"}]
+    assert returned == [{"b"}]
