@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from docs.benchmarks import TABLES
 from docs.doors_table import DOORS, Claims
 
 from mezzotint import errors, plain, request, settings, vocabulary
@@ -186,6 +187,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "a1111_samplers": a1111_samplers,
     "gates_table": gates_table,
     "doors_table": doors_table,
+    **TABLES,
 }
 
 

@@ -1,0 +1,135 @@
+"""The tables of the page of benchmarks, from the results in ``bench/results``."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["TABLES"]
+
+RESULTS = Path(__file__).resolve().parents[1] / "bench" / "results"
+_PEERS = {
+    "times_torchserve": "TorchServe, calls of 8",
+    "times_torchserve_as_packed": "TorchServe, as packed",
+    "times_litserve": "LitServe",
+}
+Rows = list[tuple[str, ...]]
+
+
+def _read(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _table(header: tuple[str, ...], rows: Rows) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def _source(result: Mapping[str, Any], command: str) -> str:
+    """Say how a table came about."""
+    machine = result["machine"]
+    return (
+        f"\n*`{command}`, commit {machine['commit']}, {machine['cores']} cores, "
+        f"torch {machine['versions']['torch']}.*\n"
+    )
+
+
+def _spread(ratio: Mapping[str, float] | None) -> str:
+    if ratio is None:
+        return ""
+    return f"{ratio['median']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f})"
+
+
+def _servers(model: str) -> str:
+    """Requests a second and the slowest hundredth beside other servers, by connections."""
+    result = _read("serve")[model]
+    levels: Mapping[str, Any] = result["connections"]
+    shown = [key for key in _PEERS if any(key in level for level in levels.values())]
+    rows: Rows = []
+    for count, level in levels.items():
+        peers = [v for k, v in level.items() if isinstance(v, dict) and "p99_ms" in v]
+        others = [v["p99_ms"] for v in peers if v is not level["mezzotint"]]
+        p99 = level["mezzotint"]["p99_ms"] / min(others)
+        rows.append((count, *(_spread(level.get(key)) for key in shown), f"{p99:.2f}"))
+    header = ("connections", *(f"over {_PEERS[key]}" for key in shown), "p99 over the lowest")
+    return _table(header, rows) + _source(result, result["command"])
+
+
+def _ratios(name: str, command: str | None = None) -> str:
+    """Every ratio of a result that has its spread."""
+    result = _read(name)
+    found = {k: v for k, v in result.items() if isinstance(v, dict) and "median" in v}
+    rows: Rows = [(key, _spread(ratio)) for key, ratio in found.items()]
+    return _table(("what", "median (lowest to highest)"), rows) + _source(
+        result, command or result["command"]
+    )
+
+
+def bench_serve_gan() -> str:
+    """A GAN behind HTTP."""
+    return _servers("plate-gan")
+
+
+def bench_serve_plate() -> str:
+    """Text to picture behind HTTP."""
+    return _servers("plate")
+
+
+def bench_goodput() -> str:
+    """Mixed requests in time."""
+    result = _read("goodput")
+    rows: Rows = [(peer, _spread(r)) for peer, r in result["times_best_goodput"].items()]
+    return _table(("over", "median (lowest to highest)"), rows) + _source(
+        result, result["command"]
+    )
+
+
+def bench_engine() -> str:
+    """The engine beside one picture after the other."""
+    return _ratios("engine")
+
+
+def bench_cold() -> str:
+    """A first picture in a new process."""
+    return _ratios("cold")
+
+
+def bench_full_size() -> str:
+    """Stable Diffusion 1.5 at full size beside diffusers."""
+    result = _read("full_size")
+    rows: Rows = [(what, str(value)) for what, value in result["shows"].items()]
+    runs: Rows = [
+        (
+            name, f"{run['clock_s']:.0f}", f"{run['cpu_s']:.0f}", f"{run['step_s']:.2f}",
+            f"{run['peak_mb'] / 1000:.1f}", f"{run['load']:.1f}",
+        )
+        for name, run in result["runs"].items()
+    ]  # fmt: skip
+    header = ("run", "seconds", "core-seconds", "a step, s", "peak, GB", "load of the machine")
+    return (
+        f"{result['what']}.\n\n{_table(('what', 'measured'), rows)}\n{_table(header, runs)}"
+        + _source(result, result["command"])
+    )
+
+
+def bench_tenants() -> str:
+    """Nine tenants beside a hostile tenth."""
+    result = _read("tenants")
+    low, high = result["p95_ratio"]["90% of resamples"]
+    rows: Rows = [
+        ("p95 beside the tenth, over p95 without", f"{result['p95_ratio']['value']:.2f}",
+         f"{low:.2f} to {high:.2f}"),
+        ("median, the same", f"{result['median_ratio']:.2f}", ""),
+    ]  # fmt: skip
+    return _table(("what", "ratio", "90 % of resamples"), rows) + _source(
+        result, result.get("command", "mezzotint bench tenants")
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    made.__name__: made
+    for made in (
+        bench_serve_gan, bench_serve_plate, bench_goodput, bench_engine, bench_cold,
+        bench_full_size, bench_tenants,
+    )
+}  # fmt: skip
