@@ -126,10 +126,27 @@ def bench_tenants() -> str:
     )
 
 
+def bench_cluster_replicas() -> str:
+    """Throughput by replicas of devices that sleep, and the latency that the cluster adds."""
+    result = _read("cluster-replicas")
+    rows: Rows = [
+        (count, _spread(found["of_linear"])) for count, found in result["throughput"].items()
+    ]
+    latency = result["latency"]
+    added = ", ".join(f"{ms:.1f}" for ms in latency["added_ms"])
+    return (
+        _table(("replicas", "share of linear"), rows)
+        + f"\nA request of {latency['request_s']:g} s takes "
+        f"{_spread(latency['cluster_over_local'])} times as long as in one process: "
+        f"{added} ms more in the three rounds.\n"
+        + _source(result, "mezzotint bench cluster --replicas 1,2,4")
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
     for made in (
         bench_serve_gan, bench_serve_plate, bench_goodput, bench_engine, bench_cold,
-        bench_full_size, bench_tenants,
+        bench_full_size, bench_tenants, bench_cluster_replicas,
     )
 }  # fmt: skip
