@@ -13,7 +13,7 @@ from typing import Any
 
 from bench._report import write
 
-from mezzotint.engine.admission import Held, load_before
+from mezzotint.engine.backlog import Backlog, Held
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.state import Claim, ImageId
 from mezzotint.engine.step_engine import Decoded, Encoded, StepEngine, Submission, Worked
@@ -79,13 +79,13 @@ def decisions(length: int, repeats: int) -> dict[str, float]:
     for rows in (1, 2, 4, 8, 16, 32, 64):
         costs.record(cost_key(first), "decode", rows, 1e-3 * (1 + rows / 2))
     engine = StepEngine(config, Nobody(), lambda _: None, costs=costs, budget_bytes=1 << 40)
-    held: dict[ImageId, Held] = {}
+    held = Backlog()
 
     def submit() -> None:
         image = ImageId(secrets.token_hex(8))
         client, due = f"client {len(held) % CLIENTS}", float(len(held))
         claim = Claim(client=client, arrived_s=due, due_s=due)
-        held[image] = Held(client=client, seconds=1e-3, rank=(0, float("inf"), due))
+        held.put(image, Held(client=client, seconds=1e-3, rank=(0, float("inf"), due)))
         engine.submit(Submission(id=image, plan=first, claim=claim, footprint=footprint))
 
     for _ in range(length):
@@ -110,7 +110,7 @@ def decisions(length: int, repeats: int) -> dict[str, float]:
             repeats,
         ),
         "admission": fastest(
-            lambda: load_before(held.values(), "client 1", (0, float("inf"), length / 2)), repeats
+            lambda: held.before("client 1", (0, float("inf"), length / 2)), repeats
         ),
         "a call of 64 pictures": fastest(tick, min(repeats, 10)),
     }

@@ -143,10 +143,25 @@ def bench_cluster_replicas() -> str:
     )
 
 
+def bench_waiting() -> str:
+    """What deciding takes beside a long queue."""
+    result = _read("waiting")
+    lengths: Mapping[str, Any] = result["core_us_by_waiting_requests"]
+    names = next(iter(lengths.values()))
+    rows: Rows = [
+        (name, *(f"{lengths[count][name]:.1f}" for count in lengths),
+         f"{result['core_us_for_each_thousand_more'][name]:.2f}")
+        for name in names
+    ]  # fmt: skip
+    header = ("core-microseconds", *(f"{int(c):,} wait" for c in lengths), "each thousand more")
+    return _table(header, rows) + _source(result, result["command"])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
     for made in (
         bench_serve_gan, bench_serve_plate, bench_goodput, bench_engine, bench_cold,
         bench_full_size, bench_tenants, bench_cluster_replicas,
+        bench_waiting,
     )
 }  # fmt: skip

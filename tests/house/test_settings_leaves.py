@@ -12,7 +12,6 @@ import contextlib
 import errno
 import io
 import json
-import math
 import re
 import socket
 import subprocess
@@ -100,11 +99,11 @@ def one_client_gets_a_share_of_jobs():
 
 
 def one_client_gets_a_share_of_the_queue():
-    from mezzotint.engine.admission import Held, admit, load_before
+    from mezzotint.engine.admission import admit
+    from mezzotint.engine.backlog import Load
     from mezzotint.planning.costs import Prediction
 
-    rank = (0, math.inf, 0.0)
-    load = load_before([Held(client="a", seconds=1.0, rank=rank)] * 4, "a", rank)
+    load = Load(images=4, seconds=4.0, ahead_s=4.0, own_images=4)
     cost = Prediction(seconds=1.0, model_calls=1, peak_bytes=1, measured=True)
     assert admit(load, [cost], config=EngineConfig(max_waiting=8), budget_bytes=10) > 0
     with pytest.raises(errors.QueueFull, match="4 of 8"):

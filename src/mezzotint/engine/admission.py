@@ -6,83 +6,19 @@ room in the queue, fits the memory and, as far as is known, meets its deadline.
 
 import math
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
 
+from mezzotint.engine.backlog import Load
 from mezzotint.engine.config import EngineConfig
 from mezzotint.errors import DeadlineExceeded, OutOfMemory, QueueFull
 from mezzotint.planning.costs import Prediction
 
-__all__ = ["Held", "Load", "Turns", "admit", "due_s", "finish_s", "load_before"]
+__all__ = ["Turns", "admit", "due_s", "finish_s"]
 
 _STRETCH = 2.0  # times its own seconds, for which later ones that are shorter may pass
 _KINDS = 1024  # kinds of requests whose latest one is remembered
 _SHORTEST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 3600.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """What the engine has before it, as whoever asks meets it.
-
-    Args:
-        images: Images accepted and not ended.
-        seconds: Predicted device seconds that they still need.
-        before_s: The part of ``seconds`` that stands above: classes of higher priority.
-        ahead_s: The part that the same client is to get first.
-        rivals: Other clients of the same class.
-        rival_s: The part that belongs to them.
-        own_images: Images of the same client, if it has a name.
-    """
-
-    images: int = 0
-    seconds: float = 0.0
-    before_s: float = 0.0
-    ahead_s: float = 0.0
-    rivals: int = 0
-    rival_s: float = 0.0
-    own_images: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """One image that is held.
-
-    Args:
-        client: Whose it is.
-        seconds: Predicted device seconds that it still needs.
-        rank: Its place in the reading order of its client, smallest first: class
-            (higher priorities are smaller), deadline, when it is due.
-    """
-
-    client: str
-    seconds: float
-    rank: tuple[int, float, float]
-
-
-def load_before(held: Iterable[Held], client: str, rank: tuple[int, float, float]) -> Load:
-    """Return what is held as an image of this client and rank meets it."""
-    images, own_images, seconds, before, ahead = 0, 0, 0.0, 0.0, 0.0
-    rivals: dict[str, float] = {}
-    for image in held:
-        images += 1
-        own_images += bool(client) and image.client == client
-        seconds += image.seconds
-        if image.rank[0] < rank[0]:
-            before += image.seconds
-        elif image.rank[0] == rank[0] and image.client != client:
-            rivals[image.client] = rivals.get(image.client, 0.0) + image.seconds
-        elif image.rank <= rank:
-            ahead += image.seconds
-    return Load(
-        images=images,
-        seconds=seconds,
-        before_s=before,
-        ahead_s=ahead,
-        rivals=len(rivals),
-        rival_s=sum(rivals.values()),
-        own_images=own_images,
-    )
 
 
 def due_s(arrived_s: float, own: float) -> float:

@@ -17,13 +17,14 @@ away stays short beside what the other's requests take, since it may come back a
 
 import heapq
 import math
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mezzotint.engine.accounts import Credits
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.state import ImageId, ImageState, StepBatch
+from mezzotint.engine.waiting import Place, Waiting, place
 from mezzotint.planning.costs import CostTable, cost_key, encode_key
 from mezzotint.planning.memory import Footprint
 
@@ -42,7 +43,8 @@ class World:
     """All that the batcher may know.
 
     Args:
-        states: Every image the engine holds, in order of arrival.
+        running: Images that hold tensors.
+        waiting: Images that have none yet.
         footprints: Bytes of each.
         credits: Seconds owed to clients, those who are away included.
         away: Seconds that a request takes of the clients who are away.
@@ -53,7 +55,8 @@ class World:
         buckets: Call sizes that may be used for each (kind, key), rising.
     """
 
-    states: Mapping[ImageId, ImageState]
+    running: Sequence[ImageState]
+    waiting: Waiting
     footprints: Mapping[ImageId, Footprint]
     credits: Credits
     away: Mapping[str, float]
@@ -62,11 +65,6 @@ class World:
     budget_bytes: int
     models_bytes: int
     buckets: Mapping[tuple[str, Hashable], tuple[int, ...]]
-
-    @property
-    def running(self) -> list[ImageState]:
-        """Images that hold tensors."""
-        return [s for s in self.states.values() if s.status == "running"]
 
     @property
     def held_bytes(self) -> int:
@@ -85,10 +83,8 @@ def next_batch(world: World) -> StepBatch | None:
     leader = min(running, key=lambda s: _order(s, world.credits))
     group = [s for s in running if s.kind == leader.kind and s.key == leader.key]
     buckets = world.buckets.get((leader.kind, leader.key), world.config.buckets)
-    queue = _share_out(group, leader, world)
     limit_s = min(world.config.quantum_s, _patience_s(leader.claim.client, world))
-    chosen, bucket = _cut(queue, buckets, limit_s, world)
-    ids = tuple(state.id for state in queue[:chosen])
+    ids, bucket = _cut(leader, _share_out(group, leader, world), buckets, limit_s, world)
     return StepBatch(kind=leader.kind, ids=ids, key=leader.key, bucket=bucket)
 
 
@@ -100,8 +96,7 @@ def next_joiners(world: World) -> tuple[ImageId, ...]:
     for its model's weights is passed only by those that join together with the first image
     of theirs: a model that was read draws what was there for it, and no more.
     """
-    waiting = [s for s in world.states.values() if s.status == "waiting"]
-    if not waiting:
+    if not len(world.waiting):
         return ()
     running = world.running
     count = len(running)
@@ -111,9 +106,11 @@ def next_joiners(world: World) -> tuple[ImageId, ...]:
     joiners: list[ImageId] = []
     taken = {s.plan.model_digest for s in running if s.plan.is_alone}
     room = _Room(world)
-    for state in _in_turn(waiting, running, world.credits):
-        if state.plan.is_alone and state.plan.model_digest in taken:
-            continue  # a pipeline that runs whole draws one picture after the other
+    counts = Counter(s.claim.client for s in running)
+    # of a pipeline that runs whole one picture is drawn after the other
+    for state in world.waiting.in_turn(counts, world.credits, taken):
+        if room.is_closed:
+            break
         if not room.has_room(state):
             continue
         footprint = world.footprints[state.id]
@@ -146,6 +143,11 @@ class _Room:
         self._begun: set[str] = set()
         self._has_passed = False
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing else can join: one waits for room, and no model has begun here."""
+        return self._has_passed and not self._begun
+
     def has_room(self, state: ImageState) -> bool:
         """Tell whether an image may join; from the first that may not, only few others may."""
         digest, bound = state.plan.model_digest, self._world.models_bytes
@@ -167,39 +169,33 @@ class _Room:
         return self._world.footprints[state.id].model_bytes
 
 
-def _order(state: ImageState, credits: Credits) -> tuple[float | ImageId, ...]:
+def _order(state: ImageState, credits: Credits) -> tuple[float, float, Place]:
     """Reading order: class, client's due, deadline, when it is due, arrival."""
     claim = state.claim
-    return (
-        -claim.priority,
-        -credits.get(claim.client, 0.0),
-        claim.deadline_s,
-        claim.due_s,
-        claim.arrived_s,
-        state.id,
-    )
+    return -claim.priority, -credits.get(claim.client, 0.0), place(state)
 
 
-def _share_out(group: list[ImageState], leader: ImageState, world: World) -> list[ImageState]:
-    """Order images that can share a call: in turn over clients by what they are owed."""
+def _share_out(
+    group: list[ImageState], leader: ImageState, world: World
+) -> Iterator[ImageState]:
+    """Yield images that can share a call: the leader, then in turn by what clients are owed."""
+    yield leader
     lines: dict[tuple[int, str], list[ImageState]] = defaultdict(list)
-    for state in sorted(group, key=lambda s: _order(s, world.credits), reverse=True):
+    for state in group:
         lines[state.claim.priority, state.claim.client].append(state)
+    for line in lines.values():
+        line.sort(key=place, reverse=True)
     row_s = world.costs.seconds(cost_key(leader.plan), leader.kind, 2) / 2
     heap = [(-priority, -world.credits.get(client, 0.0), client) for priority, client in lines]
     heapq.heapify(heap)
-    queue: list[ImageState] = []
     while heap:
         priority, due, client = heapq.heappop(heap)
         line = lines[-priority, client]
         state = line.pop()
-        queue.append(state)
+        if state.id != leader.id:
+            yield state
         if line:
             heapq.heappush(heap, (priority, due + row_s * state.rows, client))
-    if queue[0].id != leader.id:
-        queue.remove(leader)
-        queue.insert(0, leader)
-    return queue
 
 
 def _patience_s(client: str, world: World) -> float:
@@ -224,28 +220,33 @@ def _comes_after(state: ImageState, leader: ImageState, whole_s: float, world: W
 
 
 def _cut(
-    queue: list[ImageState], buckets: tuple[int, ...], limit_s: float, world: World
-) -> tuple[int, int]:
-    """Return how many images of the queue to take and the size of their call.
+    leader: ImageState,
+    queue: Iterator[ImageState],
+    buckets: tuple[int, ...],
+    limit_s: float,
+    world: World,
+) -> tuple[tuple[ImageId, ...], int]:
+    """Return which images of the queue to take and the size of their call.
 
     Args:
-        queue: Images that can share a call, in turn.
+        leader: The first of the queue.
+        queue: Images that can share a call, in turn; read as far as they fit.
         buckets: Call sizes that may be used.
         limit_s: Seconds that a call of several images may take.
         world: What is known.
     """
-    leader = queue[0]
     key, kind = cost_key(leader.plan), leader.kind
     measured = world.costs.measured_rows(key, kind)
     reach = 2 * max(measured, default=1)
     footprint = world.footprints[leader.id]
     row_bytes = footprint.decode_bytes if kind == "decode" else footprint.row_bytes
     free = world.budget_bytes - world.held_bytes
-    whole_s = len(leader.plan.rows) * world.costs.seconds(
-        key, "step", max(leader.rows, world.config.min_rows)
-    )
+    step_s = world.costs.seconds(key, "step", max(leader.rows, world.config.min_rows))
+    whole_s = len(leader.plan.rows) * step_s + world.costs.seconds(key, "decode", 1)
     best, best_bucket, best_rate, rows, own_s = 0, 0, 0.0, 0, 0.0
+    ids: list[ImageId] = []
     for position, state in enumerate(queue, start=1):
+        ids.append(state.id)
         rows += state.rows
         bucket = _bucket(rows, buckets)
         seconds = world.costs.seconds(key, kind, bucket)
@@ -265,7 +266,7 @@ def _cut(
         rate = rows / max(seconds, 1e-9)
         if best == 0 or rate > best_rate * _WORTH_WAITING:
             best, best_bucket, best_rate = position, bucket, rate
-    return best, best_bucket
+    return tuple(ids[:best]), best_bucket
 
 
 def _bucket(rows: int, buckets: tuple[int, ...]) -> int:
@@ -281,29 +282,3 @@ def _activation(world: World, state: ImageState) -> int:
     footprint = world.footprints[state.id]
     rows = max(max(state.plan.rows, default=1), world.config.min_rows)
     return max(rows * footprint.row_bytes, footprint.decode_bytes)
-
-
-def _in_turn(
-    waiting: list[ImageState], running: list[ImageState], credits: Credits
-) -> Iterable[ImageState]:
-    """Yield waiting images by class, then client by client, the least served first."""
-    counts: dict[str, int] = defaultdict(int)
-    for state in running:
-        counts[state.claim.client] += 1
-    lines: dict[tuple[int, str], list[ImageState]] = defaultdict(list)
-    for state in waiting:
-        lines[state.claim.priority, state.claim.client].append(state)
-    for line in lines.values():
-        line.sort(
-            key=lambda s: (s.claim.deadline_s, s.claim.due_s, s.claim.arrived_s, s.id), reverse=True
-        )
-    heap = [
-        (-priority, counts[client], -credits.get(client, 0.0), client) for priority, client in lines
-    ]
-    heapq.heapify(heap)
-    while heap:
-        priority, count, due, client = heapq.heappop(heap)
-        line = lines[-priority, client]
-        yield line.pop()
-        if line:
-            heapq.heappush(heap, (priority, count + 1, due, client))

@@ -7,8 +7,10 @@ ImageCancelled, whatever the executor, the clock or the listeners do.
 """
 
 import contextlib
+import heapq
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -29,12 +31,15 @@ from mezzotint.engine.state import (
     ImageStepped,
     StepBatch,
 )
+from mezzotint.engine.waiting import Waiting
 from mezzotint.errors import DeadlineExceeded, NotReady, OutOfMemory
 from mezzotint.planning.costs import CostTable, cost_key, encode_key
 from mezzotint.planning.memory import Footprint
 from mezzotint.planning.plan import Plan
 
 __all__ = ["Decoded", "Encoded", "Executor", "StepEngine", "Submission", "Worked"]
+
+_DEADLINES = 256  # of images that have ended, beside which those held are looked through
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,11 +169,15 @@ class StepEngine:
         self._clock = clock
         self._progress = progress or CallProgress(clock)
         self._states: dict[ImageId, ImageState] = {}
+        self._running: dict[ImageId, ImageState] = {}
+        self._waiting = Waiting()
+        self._present: Counter[str] = Counter()
+        self._by_request: dict[str, dict[ImageId, None]] = {}
+        self._deadlines: list[tuple[float, ImageId]] = []
         self._footprints: dict[ImageId, Footprint] = {}
         self._assets: dict[ImageId, Mapping[str, Any]] = {}
         self._accounts = Accounts()
         self._ceilings: dict[tuple[str, Hashable], int] = {}
-        self._has_deadlines = False
         self._draining = False
 
     @property
@@ -187,16 +196,20 @@ class StepEngine:
         assert image not in self._states  # noqa: S101 - ids are made unique by the service
         state = ImageState(id=image, plan=submission.plan, claim=submission.claim)
         self._states[image] = state
+        self._waiting.add(state)
+        self._present[state.claim.client] += 1
+        self._by_request.setdefault(image.request, {})[image] = None
         self._footprints[image] = submission.footprint
         if submission.assets:
             self._assets[image] = submission.assets
-        self._has_deadlines |= math.isfinite(state.claim.deadline_s)
+        if math.isfinite(state.claim.deadline_s):
+            self._note_deadline(state)
         if self._draining:
             self._fail(image, NotReady("the engine is draining and takes no more pictures"))
 
     def cancel(self, request: str) -> int:
         """Cancel every image of a request that is held; return how many there were."""
-        images = [image for image in self._states if image.request == request]
+        images = list(self._by_request.get(request, ()))
         for image in images:
             self._end(image, ImageCancelled(id=image))
         return len(images)
@@ -208,9 +221,8 @@ class StepEngine:
     def drain(self) -> None:
         """Refuse what waits and what comes; what runs is finished by further ticks."""
         self._draining = True
-        for state in list(self._states.values()):
-            if state.status == "waiting":
-                self._fail(state.id, NotReady("the engine is draining; ask again elsewhere"))
+        for image in list(self._waiting):
+            self._fail(image, NotReady("the engine is draining; ask again elsewhere"))
 
     def abort(self, error: Exception) -> None:
         """End everything that is held with one error."""
@@ -230,14 +242,15 @@ class StepEngine:
     def _world(self) -> World:
         """Draw the picture that the batcher decides from."""
         buckets: dict[tuple[str, Hashable], tuple[int, ...]] = {}
-        for state in self._states.values():
+        for state in self._running.values():
             kind_key = (state.kind, state.key)
-            if state.status == "running" and kind_key not in buckets:
+            if kind_key not in buckets:
                 allowed = self._executor.buckets(*kind_key)
                 ceiling = max(self._ceilings.get(kind_key, allowed[-1]), allowed[0])
                 buckets[kind_key] = tuple(b for b in allowed if b <= ceiling)
         return World(
-            states=self._states,
+            running=tuple(self._running.values()),
+            waiting=self._waiting,
             footprints=self._footprints,
             credits=self._accounts.credits,
             away=self._accounts.away,
@@ -250,24 +263,33 @@ class StepEngine:
 
     def _expire(self) -> None:
         """Fail images whose deadline has passed."""
-        if not self._has_deadlines:
+        if not self._deadlines:
             return
         now = self._clock()
-        for state in list(self._states.values()):
-            if state.claim.deadline_s <= now:
-                self._fail(state.id, DeadlineExceeded("deadline_s passed before it was done"))
-        self._has_deadlines = any(math.isfinite(s.claim.deadline_s) for s in self._states.values())
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, image = heapq.heappop(self._deadlines)
+            self._fail(image, DeadlineExceeded("deadline_s passed before it was done"))
+
+    def _note_deadline(self, state: ImageState) -> None:
+        """Remember until when an image has to be done, and forget those that have ended."""
+        if len(self._deadlines) > 2 * len(self._states) + _DEADLINES:
+            self._deadlines = [one for one in self._deadlines if one[1] in self._states]
+            heapq.heapify(self._deadlines)
+        heapq.heappush(self._deadlines, (state.claim.deadline_s, state.id))
 
     def _join(self) -> None:
         """Give tensors to waiting images as far as the budget goes."""
-        if not any(s.status == "waiting" for s in self._states.values()):
+        if not len(self._waiting):
             return
+        paid: dict[ImageId, float] = {}
         for image in next_joiners(self._world()):
             if image in self._states:  # a listener may have ended it
-                self._encode(image)
+                paid[image] = self._encode(image)
+        if paid:
+            self._pay(paid)
 
-    def _encode(self, image: ImageId) -> None:
-        """Encode one image, or fail it."""
+    def _encode(self, image: ImageId) -> float:
+        """Encode one image, or fail it; return the seconds that it took."""
         state = self._states[image]
         cost = self._costs.predict(state.plan, self._footprints[image])
         self._accounts.welcome(
@@ -280,12 +302,12 @@ class StepEngine:
             encoded = self._executor.encode(image, state.plan, assets, client=state.claim.client)
         except Exception as error:  # this image fails, alone
             self._fail(image, error)
-            return
+            return 0.0
         seconds = self._clock() - began
         self._costs.record(encode_key(state.plan), "encode", 1, seconds)
         if image not in self._states:  # a listener ended it
             self._executor.release(image)
-            return
+            return seconds
         state = replace(
             state,
             status="running",
@@ -293,8 +315,9 @@ class StepEngine:
             warnings=state.warnings + encoded.warnings,
         )
         waited = max(began - state.claim.arrived_s, 0.0)
-        self._states[image] = state.spend(queue_s=waited, encode_s=seconds)
-        self._pay({image: seconds})
+        self._waiting.drop(image)
+        self._keep(state.spend(queue_s=waited, encode_s=seconds))
+        return seconds
 
     def _work(self, batch: StepBatch) -> None:
         """Let the executor work; where a shared call fails, let each image try alone."""
@@ -355,7 +378,7 @@ class StepEngine:
         calls = state.rows + state.plan.control_rows(state.evaluation)
         after = state.spend(denoise_s=share_s, model_calls=calls)
         after = replace(after, evaluation=state.evaluation + 1)
-        self._states[state.id] = after
+        self._keep(after)
         if after.step == state.step:
             return
         every, steps = state.claim.preview_every, state.plan.num_steps
@@ -389,8 +412,11 @@ class StepEngine:
                 continue
             client = self._states[image].claim.client
             by_client[client] = by_client.get(client, 0.0) + seconds
-        present = {state.claim.client for state in self._states.values()}
-        self._accounts.settle(present, by_client, self._clock())
+        self._accounts.settle(self._present, by_client, self._clock())
+
+    def _keep(self, state: ImageState) -> None:
+        """Hold an image that has tensors, as it is now."""
+        self._states[state.id] = self._running[state.id] = state
 
     def _fail(self, image: ImageId, error: Exception) -> None:
         """End an image with an error; one that has ended already keeps its ending."""
@@ -398,8 +424,18 @@ class StepEngine:
 
     def _end(self, image: ImageId, event: ImageDone | ImageFailed | ImageCancelled) -> None:
         """Forget an image, free its tensors, tell its ending."""
-        if self._states.pop(image, None) is None:
+        state = self._states.pop(image, None)
+        if state is None:
             return
+        self._running.pop(image, None)
+        self._waiting.drop(image)
+        client, images = state.claim.client, self._by_request[image.request]
+        self._present[client] -= 1
+        if not self._present[client]:
+            del self._present[client]
+        del images[image]
+        if not images:
+            del self._by_request[image.request]
         self._footprints.pop(image)
         self._assets.pop(image, None)
         with contextlib.suppress(Exception):  # freeing must not cost the ending

@@ -3,8 +3,10 @@ from math import inf
 
 import pytest
 
-from mezzotint.engine.admission import Held, Load, Turns, admit, due_s, finish_s, load_before
+from mezzotint.engine.admission import Turns, admit, due_s, finish_s
+from mezzotint.engine.backlog import Backlog, Held, Load
 from mezzotint.engine.config import EngineConfig
+from mezzotint.engine.state import ImageId
 from mezzotint.errors import DeadlineExceeded, OutOfMemory, QueueFull
 from mezzotint.planning.costs import Prediction
 
@@ -18,6 +20,13 @@ def cost(seconds=2.0, peak_bytes=100, measured=True):
 def let_in(load=None, costs=None, **more):
     more.setdefault("budget_bytes", 1000)
     return admit(load or Load(), costs or [cost()], config=CONFIG, **more)
+
+
+def load_before(held, client, rank):
+    backlog = Backlog()
+    for number, one in enumerate(held):
+        backlog.put(ImageId("r", number), one)
+    return backlog.before(client, rank)
 
 
 def test_an_empty_engine_takes_a_request_and_tells_its_time():

@@ -8,8 +8,10 @@ from math import inf
 
 from tests.unit.engine.fakes import Bench, make_plan
 
-from mezzotint.engine.admission import Held, due_s, finish_s, load_before
+from mezzotint.engine.admission import due_s, finish_s
+from mezzotint.engine.backlog import Backlog, Held
 from mezzotint.engine.config import EngineConfig
+from mezzotint.engine.state import ImageId
 from mezzotint.service.dispatch.eta import EtaCorrection
 
 STEPS = (2, 3, 4, 6)
@@ -25,11 +27,11 @@ def test_p95_of_what_was_admitted_holds_and_newcomers_starve_nobody():
     etas, chance = EtaCorrection(bench.clock), random.Random(2)
     rate = 1.2 / (sum(map(cost, STEPS)) / len(STEPS))
     began = due = bench.clock.now
-    held: dict[str, Held] = {}
+    held = Backlog()
     told: dict[str, tuple[float, float]] = {}
     ratios: list[float] = []
     number = refused = 0
-    while bench.clock.now < began + 240 or held:
+    while bench.clock.now < began + 240 or len(held):
         while due <= bench.clock.now < began + 240:
             number, due = number + 1, due + chance.expovariate(rate)
             steps, name = STEPS[number % 4], f"r{number}"
@@ -37,16 +39,17 @@ def test_p95_of_what_was_admitted_holds_and_newcomers_starve_nobody():
                 refused += 1
                 continue
             rank = (0, inf, due_s(bench.clock.now, cost(steps)))
-            load = load_before(held.values(), "c", rank)
+            load = held.before("c", rank)
             predicted = finish_s(load, cost(steps))
             told[name] = (bench.clock.now, predicted * etas.factor(len(held)))
             etas.begin(name, predicted, len(held))
-            held[name] = Held(client="c", seconds=cost(steps), rank=rank)
+            held.put(ImageId(name), Held(client="c", seconds=cost(steps), rank=rank))
             bench.submit(name, make_plan(steps=steps, seed=number), client="c")
         if not bench.engine.tick():
             bench.clock.now = max(bench.clock.now, min(due, began + 240))
         for image, when in bench.ended_at.items():
-            if held.pop(image.request, None) is not None:
+            if image in held:
+                held.drop(image)
                 etas.learn(image.request)
                 since, eta = told[image.request]
                 ratios.append((when - since) / eta)

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping
 
-from mezzotint.engine.admission import Held, Turns, admit, load_before
+from mezzotint.engine.admission import Turns, admit
+from mezzotint.engine.backlog import Backlog
 from mezzotint.engine.config import EngineConfig
-from mezzotint.engine.state import ImageId
 from mezzotint.errors import InvalidRequest
 from mezzotint.observe import metrics
 from mezzotint.planning.costs import CostTable, Prediction, cost_key, finish_key
@@ -39,7 +39,7 @@ class Acceptance:
         budget_bytes: int,
         clock: Callable[[], float],
         requests: Mapping[str, RequestState],
-        held: Mapping[ImageId, Held],
+        held: Backlog,
     ) -> None:
         self._config = config
         self._costs = costs
@@ -78,7 +78,7 @@ class Acceptance:
         if not work:
             state.expected_s = now + wait_s
             return wait_s
-        load = load_before(self._held.values(), submission.client, state.rank)
+        load = self._held.before(submission.client, state.rank)
         pace = self._etas.factor(load.images)
         eta_s = admit(
             load,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from mezzotint.engine.admission import Held, Load
+from mezzotint.engine.backlog import Backlog, Held, Load
 from mezzotint.engine.cache import ResultCache
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.state import (
@@ -104,7 +104,7 @@ class Lifecycle:
         self._loading: dict[ImageId, Submission] = {}
         self._coalescing = Coalescing(results, among_clients=config.share_results)
         self._requests: dict[str, RequestState] = {}
-        self._held: dict[ImageId, Held] = {}
+        self._held = Backlog()
         self._plans: dict[ImageId, Plan] = {}
         self._earlier: dict[ImageId, ImageDone] = {}  # first passes whose second is open
         self._is_draining = False
@@ -126,13 +126,12 @@ class Lifecycle:
     @property
     def load(self) -> Load:
         """What the engine has before it; read from another thread."""
-        held = list(self._held.values())
-        return Load(images=len(held), seconds=sum(image.seconds for image in held))
+        return Load(images=len(self._held), seconds=self._held.seconds)
 
     @property
     def is_idle(self) -> bool:
         """Whether no request is open and no image is held."""
-        return not self._requests and not self._held
+        return not self._requests and not len(self._held)
 
     def why_miss(self, plan: Plan, client: str) -> str:
         """Explain why a plan is not among the pictures kept for this client."""
@@ -204,7 +203,8 @@ class Lifecycle:
         """Hand an image to the engine."""
         submission = state.submission
         seconds = self._acceptance.predict(plan, submission, image.index).seconds
-        self._held[image] = Held(client=submission.client, seconds=seconds, rank=state.rank)
+        held = Held(client=submission.client, seconds=seconds, rank=state.rank)
+        self._held.put(image, held)
         self._plans[image] = plan
         image_submission = self._submission(state, image, plan, submission.assets)
         metrics.set_to("mezzotint_queue_images", len(self._held))
@@ -261,7 +261,7 @@ class Lifecycle:
         state.is_cancelled = True
         self._device.send(device_messages.Cancel(request_id))
         self._give_up_loading(lambda image: image.request == request_id, None)
-        held = {image.index for image in self._held if image.request == request_id}
+        held = {image.index for image in self._held.of(request_id)}
         self._coalescing.leave(request_id)
         for index in list(state.open):
             if index not in held:
@@ -330,7 +330,7 @@ class Lifecycle:
         if image in self._held and state is not None:
             whole = self._acceptance.predict(plan, state.submission, image.index).seconds
             left = whole * max(1 - step / max(plan.all_steps, 1), 0.05)
-            self._held[image] = replace(self._held[image], seconds=left)
+            self._held.expect(image, left)
         metrics.count("mezzotint_steps_total", model=plan.model)
         if state is not None and event.preview is not None and image not in self._earlier:
             self._judge_preview(event, plan, state)
@@ -363,7 +363,7 @@ class Lifecycle:
 
     def _let_go(self, image: ImageId) -> Plan:
         """Take an image off the books."""
-        self._held.pop(image, None)
+        self._held.drop(image)
         self._earlier.pop(image, None)
         metrics.set_to("mezzotint_queue_images", len(self._held))
         return self._plans.pop(image)
