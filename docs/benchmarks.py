@@ -79,9 +79,7 @@ def bench_goodput() -> str:
     """Mixed requests in time."""
     result = _read("goodput")
     rows: Rows = [(peer, _spread(r)) for peer, r in result["times_best_goodput"].items()]
-    return _table(("over", "median (lowest to highest)"), rows) + _source(
-        result, result["command"]
-    )
+    return _table(("over", "median (lowest to highest)"), rows) + _source(result, result["command"])
 
 
 def bench_engine() -> str:

@@ -175,9 +175,7 @@ def _order(state: ImageState, credits: Credits) -> tuple[float, float, Place]:
     return -claim.priority, -credits.get(claim.client, 0.0), place(state)
 
 
-def _share_out(
-    group: list[ImageState], leader: ImageState, world: World
-) -> Iterator[ImageState]:
+def _share_out(group: list[ImageState], leader: ImageState, world: World) -> Iterator[ImageState]:
     """Yield images that can share a call: the leader, then in turn by what clients are owed."""
     yield leader
     lines: dict[tuple[int, str], list[ImageState]] = defaultdict(list)
