@@ -74,6 +74,8 @@ class Accounts:
             now_s: Clock time.
         """
         here = set(present) | paid.keys()
+        if not here:  # whatever it was, it has ended, and nobody waits
+            return
         for client in here - self.credits.keys():
             self.credits[client] = 0.0
         for client in self.credits:

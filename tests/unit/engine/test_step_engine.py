@@ -145,6 +145,15 @@ def test_a_raising_listener_fails_that_image_alone():
     assert endings == {"bad": ImageFailed, "good": ImageDone}
 
 
+def test_the_only_image_may_fail_in_its_encoder():
+    bench = Bench(crash=lambda what, image: ValueError("torn") if what == "encode" else None)
+    bench.submit("r")
+    bench.run()
+    bench.submit("again")
+    bench.run()
+    assert [type(e) for e in bench.events] == [ImageStarted, ImageFailed] * 2
+
+
 def test_a_failing_encoder_fails_the_image_alone():
     def crash(what, image):
         return ValueError("no such LoRA") if (what, image.request) == ("encode", "bad") else None
