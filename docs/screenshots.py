@@ -1,12 +1,13 @@
-"""Screenshots: the rooms of the web page, for the docs and for looking at.
+"""Screenshots: every room of the web page, for the docs and for looking at.
 
-    python -m docs.screenshots FOLDER [--all]
+    python -m docs.screenshots [FOLDER]
 
-Starts a server with the built-in models, draws some pictures, and photographs each room
-on a desktop and a phone, light and dark. Without ``--all`` only those of the docs are
-kept. Needs Chromium; pictures are WebP, so that they stay small.
+Starts a server with the built-in models, draws some pictures, trains a LoRA for a
+moment, and photographs each room on a desktop and a phone, light and dark, into
+``docs/pictures/page``. Needs Chromium; pictures are WebP, so that they stay small.
 """
 
+import base64
 import contextlib
 import io
 import os
@@ -16,29 +17,56 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
-from PIL import Image
+from PIL import Image, ImageOps
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.browser import Page, open_page  # noqa: E402 - the tests' own browser
 
-ROOMS = ("create", "sheet", "gallery", "lab", "operate")
+WANTED = {"create": "#picture", "sheet": "#make-sheet", "gallery": ".tile img",
+          "lab": ".plane canvas", "train": "#run-grid", "operate": "li.model"}  # fmt: skip
+"""Each room, and what has to be there before it is photographed."""
 SCREENS = {"desktop": (1440, 900), "phone": (390, 844)}
-KEPT = {("create", "desktop", "light"), ("create", "phone", "dark"), ("gallery", "desktop", "dark"),
-        ("lab", "desktop", "light"), ("operate", "desktop", "dark")}  # fmt: skip
-PROMPTS = ("a red apple", "a sailing boat", "a green tree", "a yellow star", "a blue fish",
-           "a house", "a purple flower", "a cup of coffee")  # fmt: skip
+PROMPTS = ("a sailing boat", "a green tree", "a blue fish", "a house with a red roof",
+           "a yellow star", "a red apple")  # fmt: skip
+RUN = """\
+kind = "lora"
+base = "plate"
+
+[data]
+path = "{path}"
+held_out = 0.2
+
+[optimizer]
+learning_rate = 1e-3
+
+[ema]
+decays = [0.9]
+
+[loop]
+steps = 60
+batch_size = 2
+log_every = 1
+evaluate_every = 10
+
+[samples]
+every = 12
+prompts = ["a red apple", "a sailing boat", "a green tree", "a house"]
+"""
+MOST_BYTES = 120_000
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    """Run a server whose jobs lie in ``folder``; its address."""
-    environment = os.environ | {"MEZZOTINT_JOBS__FOLDER": str(folder)}
+def serving(home: Path) -> Iterator[str]:
+    """Run a server on a home of its own; its address."""
+    environment = os.environ | {"MEZZOTINT_HOME": str(home)}
     command = [sys.executable, "-c", "from mezzotint.cli.main import main; main()", "serve",
-               "--port", "0", "--management-port", "0", "--metrics-port", "0"]  # fmt: skip
+               "--port", "0", "--management-port", "0", "--metrics-port", "0",
+               "--training"]  # fmt: skip
     process = subprocess.Popen(  # noqa: S603 - our own server
         command, stdout=subprocess.PIPE, text=True, env=environment
     )
@@ -51,28 +79,53 @@ def serving(folder: Path) -> Iterator[str]:
         process.wait(120)
 
 
+def ask(method: str, url: str, **given: Any) -> Any:
+    """Ask the server and return its JSON; on a busy machine it may take its time."""
+    answer = httpx.request(method, url, timeout=300, **given)
+    answer.raise_for_status()
+    return answer.json()
+
+
 def is_ready(url: str) -> bool:
-    """Whether the server takes requests; on a busy machine it may not even answer."""
+    """Whether the server takes requests."""
     try:
         return httpx.get(f"{url}/health/ready", timeout=60).is_success
     except httpx.TransportError:
         return False
 
 
-def draw_some(url: str) -> None:
-    """Draw the pictures that the rooms show."""
+def draw_some(url: str) -> list[bytes]:
+    """Draw the pictures that the rooms show, and mark some of them."""
     while not is_ready(url):
         time.sleep(0.5)
-    ids: list[str] = []
-    for number, prompt in enumerate(PROMPTS):
-        body = {"prompt": prompt, "seed": 7 + number}
-        ids.append(httpx.post(f"{url}/v1/jobs", json=body, timeout=300).json()["id"])
+    ids = [ask("POST", f"{url}/v1/jobs", json={"prompt": prompt, "seed": 9})["id"]
+           for prompt in PROMPTS]  # fmt: skip
+    made: list[bytes] = []
     for number, id_ in enumerate(ids):
-        while httpx.get(f"{url}/v1/jobs/{id_}", timeout=60).json()["finished"] is None:
+        while ask("GET", f"{url}/v1/jobs/{id_}")["finished"] is None:
             time.sleep(0.5)
+        made.append(httpx.get(f"{url}/v1/jobs/{id_}/images/0", timeout=60).content)
         if number % 3 == 0:
             marks = {"star": True, "rating": 4, "boards": ["favourites"]}
-            httpx.put(f"{url}/v1/jobs/{id_}/images/0/marks", json=marks, timeout=60)
+            ask("PUT", f"{url}/v1/jobs/{id_}/images/0/marks", json=marks)
+    return made
+
+
+def train(url: str, pictures: list[bytes]) -> None:
+    """Train a LoRA on the pictures in blue, as far as it comes."""
+    for number, (prompt, data) in enumerate(zip(PROMPTS, pictures, strict=True)):
+        grey = ImageOps.grayscale(Image.open(io.BytesIO(data)).convert("RGB"))
+        stream = io.BytesIO()
+        ImageOps.colorize(grey, "#0b2a6b", "#eef4ff").save(stream, "PNG")
+        for file, body in ((f"{number}.png", stream.getvalue()), (f"{number}.txt", prompt)):
+            kind = {"Content-Type": "application/octet-stream"}
+            ask("PUT", f"{url}/v1/datasets/cyanotype/{file}", content=body, headers=kind)
+    path = ask("GET", f"{url}/v1/datasets")["datasets"][0]["path"]
+    ask("POST", f"{url}/v1/runs", json={"name": "cyanotype", "config": RUN.format(path=path)})
+    while (run := ask("GET", f"{url}/v1/runs/cyanotype"))["status"] == "running":
+        time.sleep(1)
+    if run["status"] != "finished":
+        raise SystemExit(f"the run is {run['status']}: {run['log']}")
 
 
 def photograph(page: Page, room: str, width: int, height: int) -> Image.Image:
@@ -80,26 +133,23 @@ def photograph(page: Page, room: str, width: int, height: int) -> Image.Image:
     page.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
               deviceScaleFactor=1, mobile=width < 600)  # fmt: skip
     page.run(f"scrollTo(0, 0); location.hash = '#{room}'")
-    wanted = {"create": "#picture", "gallery": ".tile img", "lab": ".plane canvas",
-              "operate": "li.model", "sheet": "#make-sheet"}  # fmt: skip
-    page.wait(f"document.querySelector('{wanted[room]}')", seconds=60)
-    time.sleep(6 if room == "operate" else 2)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "shot.png"
-        page.screenshot(path, width, height)
-        return Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
+    page.wait(f"document.querySelector('{WANTED[room]}')", seconds=60)
+    time.sleep(8 if room == "operate" else 2)
+    data = page.call("Page.captureScreenshot", format="png")["data"]
+    return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
 
 
 def main() -> int:
-    """Photograph the rooms."""
-    target, everything = Path(sys.argv[1]), "--all" in sys.argv[2:]
+    """Photograph the rooms; 1 if a picture is larger than the docs should carry."""
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "pictures" / "page"
     target.mkdir(parents=True, exist_ok=True)
+    largest = 0
     with (
         tempfile.TemporaryDirectory() as folder,
-        serving(Path(folder) / "jobs") as url,
+        serving(Path(folder) / "home") as url,
         open_page(url, Path(folder)) as page,
     ):
-        draw_some(url)
+        train(url, draw_some(url))
         for theme in ("light", "dark"):
             page.run(
                 f"localStorage.setItem('mezzotint-theme', '{theme}'); localStorage.setItem("
@@ -108,12 +158,12 @@ def main() -> int:
             )
             page.reload()
             for screen, (width, height) in SCREENS.items():
-                for room in ROOMS:
-                    if everything or (room, screen, theme) in KEPT:
-                        path = target / f"{room}-{screen}-{theme}.webp"
-                        photograph(page, room, width, height).save(path, quality=80, method=6)
-                        print(path, path.stat().st_size)
-    return 0
+                for room in WANTED:
+                    path = target / f"{room}-{screen}-{theme}.webp"
+                    photograph(page, room, width, height).save(path, quality=80, method=6)
+                    largest = max(largest, path.stat().st_size)
+                    print(path, path.stat().st_size, flush=True)
+    return 0 if largest <= MOST_BYTES else 1
 
 
 if __name__ == "__main__":

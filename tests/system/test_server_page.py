@@ -558,12 +558,12 @@ def test_the_grids_of_training_runs_are_live(tmp_path):
         draw_grid(root, "waves", "lime", 5)
         page.wait("document.querySelectorAll('.run').length === 2")
         page.wait("document.querySelector('[data-run=waves] img')?.naturalWidth === 64")
-        page.wait("document.querySelector('[data-run=faces] .facts').textContent.includes('20')")
+        page.click("[data-run=faces]")
+        page.wait("document.getElementById('run-facts').textContent.includes('20')")
         until = time.monotonic() + 15
         while color_of_run(page, "faces") != "0,0,255":
             assert time.monotonic() < until
             time.sleep(0.1)
-        page.click("[data-run=faces]")
         page.wait("document.getElementById('run-past')")
         page.run(  # back to the first grid
             """(() => { const s = document.getElementById('run-past');

@@ -25,6 +25,13 @@ const BASE = new Set([
   "num_inference_steps", "guidance_scale",
 ]);
 
+const LAST = "deliver"; // where a field stands that came later than this list
+const GROUPS: Record<string, string> = {
+  image: "begin", strength: "begin", mask: "begin", inpaint: "begin", outpaint: "begin", image_references: "begin",
+  prompt_dialect: "steer", regions: "steer", controls: "steer", image_prompts: "steer", loras: "steer", embeddings: "steer", ensemble: "steer",
+  variation: "vary", tiling: "vary", walk: "vary", latent: "vary", hires: "vary", upscale: "vary",
+};
+
 export function Create() {
   return (
     <form
@@ -116,10 +123,18 @@ function PlanLine() {
 
 function Techniques() {
   const names = useComputed(() => Object.keys(schema.value.properties ?? {}).filter((n) => !BASE.has(n)));
+  const shown = names.value.filter((n) => n in request.value || isOffered(n));
   return (
     <section class="techniques" aria-label={words.form.techniques}>
-      <h2>{words.form.techniques}</h2>
-      {names.value.filter((n) => n in request.value || isOffered(n)).map((name) => <Technique key={name} name={name} />)}
+      {Object.entries(words.form.groups).map(([group, title]) => {
+        const own = shown.filter((name) => (GROUPS[name] ?? LAST) === group);
+        return own.length ? (
+          <div key={group} class="group" role="group" aria-label={title}>
+            <h2>{title}</h2>
+            {own.map((name) => <Technique key={name} name={name} />)}
+          </div>
+        ) : null;
+      })}
     </section>
   );
 }

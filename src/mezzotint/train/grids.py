@@ -27,6 +27,7 @@ __all__ = ["grid_requests", "terminal_picture", "write_data_sheet", "write_grid"
 
 _DATA_PICTURES = 24
 _DATA_SIDE_PX = 128
+_COLUMNS = (6, 5, 8, 7, 4)  # the first that leaves no gap
 
 
 def grid_requests(config: SamplesConfig, model: Model) -> list[GenerationRequest]:
@@ -117,7 +118,8 @@ def write_data_sheet(data: Dataset, run_dir: Path) -> Path | None:
         pixels = functional.interpolate(pixels, scale_factor=1 / by, mode="area")
     levels = (pixels.clamp(-1, 1) + 1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
     pictures = [np.ascontiguousarray(np.broadcast_to(p, (*p.shape[:2], 3))) for p in levels]
-    sheet = make_sheet(pictures, columns=6)
+    columns = next((n for n in _COLUMNS if len(pictures) % n == 0), _COLUMNS[0])
+    sheet = make_sheet(pictures, columns=columns)
     folder = run_dir / "samples"
     folder.mkdir(parents=True, exist_ok=True)
     return write_atomically(folder / "data.png", encode(sheet, parameters="", recipe=""))

@@ -73,9 +73,10 @@ function useRunPicture(path: string | null, mark: number): string {
   return address;
 }
 
-function facts(run: Run): string {
-  return [
-    words.train.status[run.status] ?? run.status, words.train.steps(run.step, run.steps ?? 0),
+function facts(run: Run, isShort = false): string {
+  const first = [words.train.status[run.status] ?? run.status, words.train.steps(run.step, run.steps ?? 0)];
+  return isShort ? first.join(" · ") : [
+    ...first,
     run.loss === undefined ? "" : words.train.lossIs(run.loss.toPrecision(3)),
     run.status === "running" && run.steps_per_s ? words.train.rate(run.steps_per_s.toPrecision(2)) : "",
     run.status === "running" && run.eta_s ? words.stage.left(duration(run.eta_s)) : "",
@@ -89,7 +90,7 @@ function RunTile({ run, isShown }: { run: Run; isShown: boolean }) {
   return (
     <button type="button" class="run" data-run={run.name} data-status={run.status} aria-current={isShown ? "true" : undefined} onClick={() => { chosen.value = run.name; making.value = null; }}>
       {address ? <img src={address} alt={words.train.alt(run.name)} /> : <span class="blank sample" aria-hidden="true"><Icon name="learn" /></span>}
-      <span class="about"><b>{run.name}</b><small class="facts"><i class={`dot ${DOTS[run.status] ?? ""}`} aria-hidden="true" /> {facts(run)}</small></span>
+      <span class="about"><b>{run.name}</b><small class="facts"><i class={`dot ${DOTS[run.status] ?? ""}`} aria-hidden="true" /> {facts(run, true)}</small></span>
     </button>
   );
 }

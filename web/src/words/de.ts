@@ -56,6 +56,7 @@ export const words: Words = {
     remove: (name) => `${name} entfernen`,
     open: (name) => `${name} zeigen`,
     techniques: "Techniken",
+    groups: { begin: "Von einem Bild ausgehen", steer: "Lenken", vary: "Abwandeln und vergrößern", deliver: "Prüfen und liefern" },
     add: "Hinzufügen",
     set: "Verwenden",
     unset: "Entfernen",

@@ -55,6 +55,7 @@ export const english = {
     remove: (name: string) => `Remove ${name}`,
     open: (name: string) => `Show ${name}`,
     techniques: "Techniques",
+    groups: { begin: "Begin from a picture", steer: "Steer", vary: "Vary and enlarge", deliver: "Check and deliver" } as Record<string, string>,
     add: "Add",
     set: "Use",
     unset: "Remove",

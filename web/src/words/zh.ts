@@ -56,6 +56,7 @@ export const words: Words = {
     remove: (name) => `移除${name}`,
     open: (name) => `显示${name}`,
     techniques: "技术",
+    groups: { begin: "从图片开始", steer: "引导", vary: "变化与放大", deliver: "检查与输出" },
     add: "添加",
     set: "使用",
     unset: "移除",
