@@ -4,7 +4,7 @@ import { useEffect, useState } from "preact/hooks";
 
 import { ask, call, type Fields, type Model, Refused, send } from "./api";
 import { choose, factsOf, Sample } from "./create/basics";
-import { EVERY_MS, level, look as measure, mayOperate, mean, memory, rate } from "./operate/metrics";
+import { budget, EVERY_MS, level, look as measure, mayOperate, mean, memory, rate } from "./operate/metrics";
 import { capabilities, connect, go, models, notice } from "./state";
 import { duration, size, when } from "./text";
 import { nameOf, words } from "./words";
@@ -100,11 +100,12 @@ function Spark({ name, values, read }: { name: string; values: number[]; read: (
 function MemoryMap() {
   const all = memory.value.reduce((sum, m) => sum + m.bytes, 0);
   if (!all) return null;
+  const bound = budget.value.weights ? budget.value.weights + (budget.value.pictures ?? 0) : 0;
   return (
     <figure class="timings" id="memory">
-      <figcaption>{words.operate.memoryMap}: {size(all)}</figcaption>
-      <div class="bar" aria-hidden="true">{memory.value.map((m, k) => <i key={m.name} data-k={k % 5} style={{ width: `${(100 * m.bytes) / all}%` }} title={m.name} />)}</div>
-      <p>{memory.value.map((m) => `${m.name} ${size(m.bytes)}`).join(" · ")}</p>
+      <figcaption>{words.operate.memoryMap}: {size(all)}{bound ? ` / ${size(bound)}` : ""}</figcaption>
+      <div class="bar" aria-hidden="true">{memory.value.map((m, k) => <i key={m.name} data-k={k % 5} style={{ width: `${(100 * m.bytes) / Math.max(all, bound)}%` }} title={m.name} />)}</div>
+      <p>{[...memory.value.map((m) => `${words.fields[m.name] ?? m.name} ${size(m.bytes)}`), bound > all ? words.operate.free(size(bound - all)) : ""].filter(Boolean).join(" · ")}</p>
     </figure>
   );
 }

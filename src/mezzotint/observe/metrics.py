@@ -51,7 +51,14 @@ CATALOGUE: dict[str, Metric] = {
     ),
     "mezzotint_queue_images": Metric("gauge", "Images that wait."),
     "mezzotint_running_images": Metric("gauge", "Images that hold tensors."),
-    "mezzotint_memory_bytes": Metric("gauge", "Bytes that running images hold.", ("kind",)),
+    "mezzotint_memory_bytes": Metric(
+        "gauge",
+        "Bytes of tensors: what running images hold, and the weights of each loaded model.",
+        ("kind", "model"),
+    ),
+    "mezzotint_memory_budget_bytes": Metric(
+        "gauge", "Bytes that tensors of requests and weights may take; 0 is no bound.", ("kind",)
+    ),
     "mezzotint_cache_lookups_total": Metric("counter", "Look-ups in a cache.", ("cache", "answer")),
     "mezzotint_model_load_seconds": Metric(
         "histogram",

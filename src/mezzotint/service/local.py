@@ -91,6 +91,7 @@ class LocalService:
     ) -> None:
         self.config = config or ServiceConfig()
         self._is_interruptible = interruptible
+        self._sizes: dict[str, int] = {}
         store = self.config.models
         self.provider = ModelProvider(store, extra=models)
         self._registration = ModelRegistration(
@@ -345,6 +346,7 @@ class LocalService:
     async def health(self) -> Mapping[str, Any]:
         """Tell how the service is, without waiting."""
         load = self._dispatcher.load
+        self._tell_memory()
         return {
             "ready": not self._is_closed and not self._warm_up.waiting,
             "waiting_for": self._warm_up.waiting,
@@ -356,6 +358,16 @@ class LocalService:
             "call": self._progress.describe(),
             "metrics_text": metrics.render().decode(),
         }
+
+    def _tell_memory(self) -> None:
+        """Publish the weights in memory by model, those that went as 0, and the bounds."""
+        sizes = self.provider.store.loaded_sizes()
+        self._sizes = dict.fromkeys(self._sizes, 0) | sizes
+        for name, size in self._sizes.items():
+            metrics.set_to("mezzotint_memory_bytes", size, kind="weights", model=name)
+        bounds = {"weights": self.config.models.max_bytes, "pictures": self.budget_bytes}
+        for kind, most in bounds.items():
+            metrics.set_to("mezzotint_memory_budget_bytes", most, kind=kind)
 
     async def register(
         self, source: str, *, name: str | None = None, version: str | None = None

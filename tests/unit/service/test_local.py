@@ -1,6 +1,7 @@
 import asyncio
 import io
 import json
+import re
 import threading
 import time
 from dataclasses import replace
@@ -228,6 +229,37 @@ def test_cancel_ends_a_request_at_the_next_step_and_frees_it(service, counting):
         time.sleep(0.01)
     assert service._dispatcher.num_held == 0
     assert not job.cancel()
+
+
+def held_bytes(service):
+    """Return the bytes that running images hold by kind, as its metrics say."""
+    text = asyncio.run(service.health())["metrics_text"]
+    found = re.findall(r'mezzotint_memory_bytes\{kind="(\w+)",model=""\} (\S+)', text)
+    return {kind: float(value) for kind, value in found}
+
+
+def test_metrics_say_what_running_images_hold_and_what_they_may_hold(service, counting):
+    generate(service, ask(seed=10))
+    idle = held_bytes(service)
+    assert idle == {"latents": 0, "conditioning": 0}
+    counting.gate.clear()
+    job = submit(service, ask(num_inference_steps=2, seed=11))
+    deadline = time.monotonic() + 10
+    while held_bytes(service) == idle and time.monotonic() < deadline:
+        time.sleep(0.01)
+    spec = service.provider.spec("sd")
+    side = spec.default_size.width // spec.latent_scale
+    assert held_bytes(service)["latents"] == 4 * side * side * 4  # channels, float32
+    assert held_bytes(service)["conditioning"] > 0
+    counting.gate.set()
+    job.result(30)
+    deadline = time.monotonic() + 10
+    while held_bytes(service) != idle and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert held_bytes(service) == idle
+    text = asyncio.run(service.health())["metrics_text"]
+    budget = float(re.search(r'budget_bytes\{kind="pictures"\} (\S+)', text)[1])
+    assert budget == service.budget_bytes
 
 
 def test_leaving_a_stream_early_cancels_the_request(service):

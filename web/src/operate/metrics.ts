@@ -10,6 +10,7 @@ export const EVERY_MS = 2000;
 
 export const samples = signal<Sample[]>([]);
 export const memory = signal<{ name: string; bytes: number }[]>([]);
+export const budget = signal<Record<string, number>>({});
 export const mayOperate = signal(true);
 
 const LINE = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? ([-+.\deEinfNa]+)$/;
@@ -36,7 +37,8 @@ export async function look(): Promise<void> {
     const { sums, each } = parseMetrics(await (await call("/v1/operations/metrics")).text());
     const hits = each.filter(([n, l]) => n === "mezzotint_cache_lookups_total" && l.answer === "hit").reduce((a, [, , v]) => a + v, 0);
     samples.value = [...samples.value.slice(1 - KEPT), { at: Date.now(), values: { ...sums, hits } }];
-    memory.value = each.filter(([n]) => n === "mezzotint_memory_bytes").map(([, labels, bytes]) => ({ name: Object.values(labels).join(" "), bytes }));
+    memory.value = each.filter(([n, , bytes]) => n === "mezzotint_memory_bytes" && bytes > 0).map(([, labels, bytes]) => ({ name: labels.model || (labels.kind ?? ""), bytes }));
+    budget.value = Object.fromEntries(each.filter(([n]) => n === "mezzotint_memory_budget_bytes").map(([, labels, bytes]) => [labels.kind ?? "", bytes]));
     mayOperate.value = true;
   } catch (error) {
     if (error instanceof Refused && [401, 403].includes(error.status)) mayOperate.value = false;

@@ -284,7 +284,8 @@ export const words: Words = {
     latency: "Zeit bis zur Antwort",
     cache: "Im Cache gefunden",
     memory: "Speicher des Servers",
-    memoryMap: "Speicher, den laufende Bilder halten",
+    memoryMap: "Was Speicher hält",
+    free: (text) => `${text} frei`,
     sparkAlt: (name, now, top) => `${name}: jetzt ${now}, in den letzten Minuten höchstens ${top}`,
     clients: "Clients",
     keys: "Schlüssel vergibt und entzieht, wer den Server betreibt: mezzotint keys new.",
@@ -410,6 +411,7 @@ export const words: Words = {
   dismiss: "Verwerfen",
   failed: "Das ging nicht",
   fields: {
+    latents: "Latents", conditioning: "Prompts",
     image: "Startbild", mask: "Maske", strength: "Stärke", inpaint: "Inpainting", outpaint: "Outpainting",
     variation: "Variation", tiling: "Kacheln", hires: "Zweiter, größerer Durchgang", controls: "ControlNets", loras: "LoRAs",
     image_prompts: "Bildvorlagen", embeddings: "Gelernte Wörter", regions: "Regionen", ensemble: "Ensemble",

@@ -284,7 +284,8 @@ export const english = {
     latency: "Seconds to answer",
     cache: "Found in a cache",
     memory: "Memory of the server",
-    memoryMap: "Memory that running pictures hold",
+    memoryMap: "What holds memory",
+    free: (text: string) => `${text} free`,
     sparkAlt: (name: string, now: string, top: string) => `${name}: ${now} now, ${top} at most in the last minutes`,
     clients: "Clients",
     keys: "Keys are made and withdrawn by the operator: mezzotint keys new.",
@@ -410,6 +411,7 @@ export const english = {
   dismiss: "Dismiss",
   failed: "That did not work",
   fields: {
+    latents: "Latents", conditioning: "Prompts",
     image: "Start picture", mask: "Mask", strength: "Strength", inpaint: "Inpainting", outpaint: "Outpainting",
     variation: "Variation", tiling: "Tiling", hires: "Second, larger pass", controls: "ControlNets", loras: "LoRAs",
     image_prompts: "Reference pictures", embeddings: "Learnt words", regions: "Regions", ensemble: "Ensemble",

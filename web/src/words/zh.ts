@@ -284,7 +284,8 @@ export const words: Words = {
     latency: "应答用时",
     cache: "缓存命中",
     memory: "服务器进程内存",
-    memoryMap: "进行中的图片占用的内存",
+    memoryMap: "内存的占用",
+    free: (text) => `${text} 空闲`,
     sparkAlt: (name, now, top) => `${name}：当前 ${now}，最近几分钟最高 ${top}`,
     clients: "客户端",
     keys: "密钥由运营者创建和撤销：mezzotint keys new。",
@@ -410,6 +411,7 @@ export const words: Words = {
   dismiss: "关闭提示",
   failed: "操作未成功",
   fields: {
+    latents: "潜变量", conditioning: "提示词",
     image: "起始图片", mask: "蒙版", strength: "强度", inpaint: "局部重绘", outpaint: "向外扩展",
     variation: "变化", tiling: "无缝平铺", hires: "高分辨率第二遍", controls: "ControlNet", loras: "LoRA",
     image_prompts: "参考图片", embeddings: "学得的词", regions: "区域", ensemble: "集成",

@@ -95,6 +95,8 @@ class Runner:
         self._keys: dict[Hashable, ImageId] = {}
         self._key_of: dict[ImageId, Hashable] = {}
         self._stacked: tuple[tuple[Conditioning, ...], Conditioning] = ((), Conditioning())
+        self._held: dict[ImageId, tuple[int, int]] = {}  # bytes of latents and conditioning
+        self._held_bytes = [0, 0]
         # Models whose layers have the repairs that certificates of these keys rest on.
         self._prepared: weakref.WeakKeyDictionary[Model, set[Hashable]] = (
             weakref.WeakKeyDictionary()
@@ -121,7 +123,7 @@ class Runner:
                 pin.close()
                 raise
             self._slots[image] = slot
-            metrics.set_to("mezzotint_running_images", len(self._slots))
+            self._tell_held(image, slot)
         key = (plan.batch_key, _shapes(slot))
         self._keys[key], self._key_of[image] = image, key
         notes = (*slot.conditioning.notes, *_backend_notes(slot.model))
@@ -217,9 +219,20 @@ class Runner:
         slot = self._slots.pop(image, None)
         if slot is not None:
             self._key_of.pop(image, None)
-            metrics.set_to("mezzotint_running_images", len(self._slots))
+            self._tell_held(image, None)
             self._stacked = ((), Conditioning())
             slot.pin.close()
+
+    def _tell_held(self, image: ImageId, slot: Slot | None) -> None:
+        """Publish how many images hold tensors, and how many bytes; one came, or went (None)."""
+        metrics.set_to("mezzotint_running_images", len(self._slots))
+        before = self._held.pop(image, (0, 0))
+        held = (slot.latents.nbytes, slot.conditioning.num_bytes) if slot is not None else (0, 0)
+        if slot is not None:
+            self._held[image] = held
+        for k, kind in enumerate(("latents", "conditioning")):
+            self._held_bytes[k] += held[k] - before[k]
+            metrics.set_to("mezzotint_memory_bytes", self._held_bytes[k], kind=kind, model="")
 
     def buckets(self, kind: str, key: Hashable) -> tuple[int, ...]:
         """Return the call sizes that may be used."""

@@ -99,6 +99,14 @@ class Residency:
             for key in [key for key in self._residents if key[0] == name]:
                 del self._residents[key]
 
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of each model's weights in memory, by its full name."""
+        found: dict[str, int] = {}
+        with self._lock:
+            for (name, _), resident in self._residents.items():
+                found[name] = found.get(name, 0) + resident.model.num_bytes
+        return found
+
     @property
     def num_bytes(self) -> int:
         """Bytes of all weights in memory."""

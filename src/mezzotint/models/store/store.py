@@ -465,10 +465,9 @@ class ModelStore:
         """Tell whether a model is in memory."""
         return self._residency.has(name_in_memory(self.entry(name)))
 
-    @property
-    def loaded_bytes(self) -> int:
-        """Bytes of all weights in memory."""
-        return self._residency.num_bytes
+    def loaded_sizes(self) -> dict[str, int]:
+        """Return the bytes of each model's weights in memory, by its full name."""
+        return self._residency.sizes()
 
     # For people
 
