@@ -134,6 +134,9 @@ def photograph(page: Page, room: str, width: int, height: int) -> Image.Image:
               deviceScaleFactor=1, mobile=width < 600)  # fmt: skip
     page.run(f"scrollTo(0, 0); location.hash = '#{room}'")
     page.wait(f"document.querySelector('{WANTED[room]}')", seconds=60)
+    if room == "sheet" and not page.run("document.querySelector('.xy img') !== null"):
+        page.click("#make-sheet")
+        page.wait("document.querySelectorAll('.xy img').length === 9", seconds=300)
     time.sleep(8 if room == "operate" else 2)
     data = page.call("Page.captureScreenshot", format="png")["data"]
     return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
@@ -153,8 +156,8 @@ def main() -> int:
         for theme in ("light", "dark"):
             page.run(
                 f"localStorage.setItem('mezzotint-theme', '{theme}'); localStorage.setItem("
-                "'mezzotint-request', JSON.stringify({prompt: 'a (red:1.3) apple, a boat', "
-                "prompt_dialect: 'a1111', seed: 7}))"
+                "'mezzotint-request', JSON.stringify({prompt: 'a house with a (red:1.3) roof', "
+                "prompt_dialect: 'a1111', seed: 9}))"
             )
             page.reload()
             for screen, (width, height) in SCREENS.items():
