@@ -8,6 +8,10 @@
 seed) become 500 pictures, caption k from seed k, none picked. The judge is
 `training/plate/judge.py`, trained apart. With DATA (pictures) and RUN (the training set)
 the distance of each picture to the nearest training picture is reported too.
+
+Beside what was asked it reports how far the pictures as a whole are from real ones (Frechet
+and kernel distance, in the judge's embedding), and how far eight seeds of one caption are
+from one another beside real pictures of the same thing (`training/plate/distances.py`).
 """
 
 import argparse
@@ -35,6 +39,38 @@ def draw(engine, model: str, captions: list[str], **options: Any) -> np.ndarray:
         for k, caption in enumerate(captions)
     ]
     return np.stack([np.asarray(job.result(timeout_s=7200).images[0].pixels) for job in jobs])
+
+
+def draw_seeds(engine, model: str, captions: list[str], each: int, **options: Any):
+    """Draw several pictures of each caption. Shape (N, each, 128, 128, 3), uint8."""
+    import mezzotint as mz
+
+    jobs = [
+        engine.submit(
+            mz.GenerationRequest(
+                model=model, prompt=caption, seed=10_000 + each * k, num_images=each, **options
+            )
+        )
+        for k, caption in enumerate(captions)
+    ]
+    return [
+        np.stack([np.asarray(image.pixels) for image in job.result(timeout_s=7200).images])
+        for job in jobs
+    ]
+
+
+def distances(engine, judge, model: str, pictures: np.ndarray, **options: Any) -> dict[str, Any]:
+    """Measure pictures as a whole beside real ones, and how seeds of one caption differ."""
+    from distances import SEEDS_EACH, Reference
+
+    reference = Reference()
+    captions = list(reference.varied)
+    varied = draw_seeds(engine, model, captions, SEEDS_EACH, **options)
+    seen = [judge.see(some)[0] for some in varied]
+    return {
+        "distance to real pictures": reference.score(judge.see(pictures)[0]),
+        "between seeds": reference.spread(dict(zip(captions, seen, strict=True))),
+    }
 
 
 def table(values: np.ndarray, at: tuple[int, ...]) -> dict[str, float]:
@@ -239,6 +275,7 @@ def main() -> None:
                 "seed k for caption k"
             )
             result["drawn"] = judge.score(pictures, asked)
+            result |= distances(engine, judge, options.model, pictures, **how)
             if options.sheet:
                 save_sheet(pictures, asked, options.sheet)
             if options.data:

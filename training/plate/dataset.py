@@ -7,7 +7,8 @@ trained, ``python dataset.py DATA RUN latents``. The first writes ``items.json``
 
 Each picture appears once as it is, a few times on coloured backgrounds, small in
 some places, and two or three times over; an item's weight says how often it is
-drawn, and the common subjects of `CORE_SUBGROUPS` are drawn most.
+drawn, and the common subjects of `CORE_SUBGROUPS` are drawn most. ``--richness 2`` makes
+twice as many compositions of each picture, as far as there are backgrounds and places.
 """
 
 import argparse
@@ -31,6 +32,7 @@ VARIANTS = {
     "fluent-3d": {"plain": 1, "background": 5, "place": 4, "count": 4, "big": 1},
     "fluent-flat": {"plain": 1, "background": 2, "place": 1, "count": 2, "big": 0},
 }
+MOST = {"background": len(COLOURS), "place": len(POSITIONS), "count": 8, "big": 8}
 KIND_SHARES = {"plain": 0.36, "background": 0.33, "place": 0.12, "count": 0.16, "big": 0.03}
 STYLE_WEIGHTS = {"fluent-3d": 1.0, "fluent-flat": 0.15}
 # Mammals, birds, sea animals, flowers, plants, fruit, vegetables, dishes, sweets, hearts,
@@ -43,7 +45,8 @@ PLAIN_CAPTIONS = 9
 def compositions(kind: str, count: int, rng: np.random.Generator) -> Iterator[Composition]:
     """Yield compositions of one kind, without repeating its main property."""
     backgrounds = rng.choice(COLOURS, size=count, replace=False)
-    positions = rng.choice(list(POSITIONS), size=count, replace=False)
+    places = min(count, len(POSITIONS))
+    positions = rng.choice(list(POSITIONS), size=places, replace=False)
     for i in range(count):
         background = str(backgrounds[i]) if rng.random() < 0.4 else "white"
         if kind == "plain":
@@ -69,7 +72,9 @@ def weight_of(entry: Entry) -> float:
     return OTHERS_WEIGHT * weight
 
 
-def build_items(data: Path, *, seed: int = 1) -> tuple[list[dict[str, Any]], list[str]]:
+def build_items(
+    data: Path, *, seed: int = 1, richness: int = 1
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Choose compositions and captions of every learnt picture."""
     pictures = np.load(data / "pictures.npy", mmap_mode="r")
     entries: list[Entry] = json.loads((data / "pictures.json").read_text("utf-8"))
@@ -80,7 +85,8 @@ def build_items(data: Path, *, seed: int = 1) -> tuple[list[dict[str, Any]], lis
         if entry["style"] not in VARIANTS or not is_depictable(entry):
             continue
         shares = colour_shares(np.asarray(pictures[index]))
-        for kind, count in VARIANTS[entry["style"]].items():
+        for kind, few in VARIANTS[entry["style"]].items():
+            count = few if kind == "plain" else min(few * richness, MOST[kind])
             if kind == "count" and not can_count(entry):
                 continue
             for composition in compositions(kind, count, rng):
@@ -130,11 +136,12 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with pictures.npy")
     parser.add_argument("run", type=Path, help="folder with text_encoder, tokenizer, autoencoder")
     parser.add_argument("step", choices=("captions", "latents"))
+    parser.add_argument("--richness", type=int, default=1, help="times as many compositions")
     arguments = parser.parse_args()
     if arguments.step == "latents":
         encode(arguments.data, arguments.run)
         return
-    items, captions = build_items(arguments.data)
+    items, captions = build_items(arguments.data, richness=arguments.richness)
     print(f"{len(items)} items, {len(captions)} captions", flush=True)
     (arguments.run / "items.json").write_text(json.dumps(items), "utf-8")
     path = arguments.run / "captions.json"

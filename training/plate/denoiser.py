@@ -3,7 +3,11 @@
 Usage: ``python denoiser.py RUN --minutes 80``. Reads what ``dataset.py``
 wrote and never runs another network, so all compute goes to the U-Net. Stopped
 at any moment, it goes on from its last checkpoint when started again with the
-same RUN; ``--minutes`` counts time spent training, over all starts.
+same RUN; ``--minutes`` counts time spent training, over all starts. ``--base`` names a
+folder of finished weights (``unet`` of an exported model) that the first start takes,
+and ``--hold`` keeps the learning rate where it is, so that such a run has no end to plan
+for: the mean of the weights (``--ema``) stands in for the rate's fall at any moment.
+``--balance`` draws what is rare more often: items by their weight to that power.
 
 The network predicts v (Salimans and Ho 2022, arXiv:2202.00512) under the linear
 schedule 1e-4 ... 0.02, whose last step keeps 0.6 % of the signal: sampling starts
@@ -21,6 +25,7 @@ import math
 import os
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,18 +71,22 @@ def signal_levels() -> tuple[Tensor, Tensor]:
 class Batches:
     """Draws training batches: latents by weight, one of their captions each."""
 
-    def __init__(self, run: Path, *, seed: int) -> None:
+    def __init__(self, run: Path, *, seed: int, balance: float = 1.0) -> None:
         """Read the arrays.
 
         Args:
             run: Folder that ``dataset.py`` filled.
             seed: Seed of the draws.
+            balance: Power of the pictures' weights: 1 draws by weight, 0 all alike.
         """
         items = json.loads((run / "items.json").read_text("utf-8"))
         weights = np.array([item["weight"] for item in items])
+        pictures = np.array([item["picture"] for item in items])
+        masses = np.bincount(pictures, weights)[pictures]
+        weights = weights / masses * masses**balance
         self._captions = [np.array(item["captions"]) for item in items]
         self._cumulative = np.cumsum(weights / weights.sum())
-        self._latents: NDArray[np.float16] = np.load(run / "latents.npy")
+        self._latents: NDArray[np.float16] = np.load(run / "latents.npy", mmap_mode="r")
         self._states: NDArray[np.float16] = np.load(run / "embeddings.npy", mmap_mode="r")
         self._rng = np.random.default_rng(seed)
 
@@ -92,17 +101,42 @@ class Batches:
         return latents, torch.from_numpy(self._states[captions]).bfloat16()
 
 
-def learning_rate_factor(progress: float, step: int) -> float:
-    """Rise in a few steps, stay, then fall along a cosine to a hundredth."""
-    fall = max(0.0, (progress - DECAY_FROM) / (1 - DECAY_FROM))
+def learning_rate_factor(progress: float, step: int, *, hold: bool = False) -> float:
+    """Rise in a few steps, stay, then fall along a cosine to a hundredth unless held."""
+    fall = 0.0 if hold else max(0.0, (progress - DECAY_FROM) / (1 - DECAY_FROM))
     return min(1.0, step / WARM_UP_STEPS) * max(0.01, 0.5 + 0.5 * math.cos(math.pi * fall))
 
 
-def train(rank: int, workers: int, run: Path, options: dict[str, float]) -> None:
+def draw_timesteps(size: int, centre: float | None, generator: torch.Generator) -> Tensor:
+    """Draw timesteps, evenly or by a logit-normal law around a share of the schedule.
+
+    Args:
+        size: How many.
+        centre: Median timestep as a share of the schedule, None for evenly.
+        generator: Source of the draws.
+
+    Returns:
+        Shape (size,), int64.
+
+    Source: Esser et al. 2024 (arXiv:2403.03206), equation 19, with deviation 1. A tenth is
+    drawn evenly, so that no noise level is forgotten.
+    """
+    even = torch.randint(0, NUM_TIMESTEPS, (size,), generator=generator)
+    if centre is None:
+        return even
+    normal = torch.randn(size, generator=generator) + math.log(centre / (1 - centre))
+    chosen = (normal.sigmoid() * NUM_TIMESTEPS).long().clamp(max=NUM_TIMESTEPS - 1)
+    return torch.where(torch.rand(size, generator=generator) < 0.1, even, chosen)
+
+
+def train(rank: int, workers: int, run: Path, options: dict[str, Any]) -> None:
     """Train one process's share until the given time is spent."""
     torch.manual_seed(0)  # noqa: TID251 - the weights must start equal in all processes
     seconds, batch_size = 60 * options["minutes"], int(options["batch_size"]) // workers
-    model = build_denoiser().to(memory_format=torch.channels_last)
+    model = build_denoiser()
+    if options["base"]:
+        model.load_state_dict(UNet2DConditionModel.from_pretrained(options["base"]).state_dict())
+    model = model.to(memory_format=torch.channels_last)
     average = deepcopy(model).requires_grad_(requires_grad=False)
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -119,7 +153,7 @@ def train(rank: int, workers: int, run: Path, options: dict[str, float]) -> None
         optimizer.load_state_dict(state["optimizer"])
         step, seen, spent_s = state["step"], state["seen"], state["spent_s"]
     generator = torch.Generator().manual_seed(step * workers + rank)
-    batches = Batches(run, seed=step * workers + rank)
+    batches = Batches(run, seed=step * workers + rank, balance=options["balance"])
     signal, noise_level = signal_levels()
     ours, theirs = list(average.parameters()), list(model.parameters())
     buffer = torch.empty(sum(p.numel() for p in theirs))
@@ -127,11 +161,13 @@ def train(rank: int, workers: int, run: Path, options: dict[str, float]) -> None
     clock = Clock(spent_s)
     saved_s, logged_s, logged_step = spent_s, spent_s, step
     while spent_s < seconds:
-        rate = options["learning_rate"] * learning_rate_factor(spent_s / seconds, step)
+        rate = options["learning_rate"] * learning_rate_factor(
+            spent_s / seconds, step, hold=options["hold"]
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         latents, states = batches.draw(batch_size)
-        timesteps = torch.randint(0, NUM_TIMESTEPS, (batch_size,), generator=generator)
+        timesteps = draw_timesteps(batch_size, options["centre"], generator)
         a, b = signal[timesteps].view(-1, 1, 1, 1), noise_level[timesteps].view(-1, 1, 1, 1)
         noise = torch.randn(latents.shape, generator=generator)
         noisy = (a * latents + b * noise).to(memory_format=torch.channels_last)
@@ -144,7 +180,7 @@ def train(rank: int, workers: int, run: Path, options: dict[str, float]) -> None
         torch.nn.utils.clip_grad_norm_(theirs, 1.0)
         optimizer.step()
         step, seen = step + 1, seen + batch_size * workers
-        decay = min(EMA_DECAY, (1 + step) / (10 + step))
+        decay = min(options["ema"], (1 + step) / (10 + step))
         torch._foreach_lerp_(ours, [p.detach() for p in theirs], 1 - decay)
         losses.append(loss.item())
         spent_s = clock.read()
@@ -179,13 +215,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=48)
     parser.add_argument("--learning-rate", type=float, default=6e-4)
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
-    arguments = parser.parse_args()
-    options = {
-        "minutes": arguments.minutes,
-        "batch_size": arguments.batch_size,
-        "learning_rate": arguments.learning_rate,
-    }
-    run_workers(train, arguments.workers, arguments.run, options)
+    parser.add_argument("--base", type=Path, help="folder of weights to start from")
+    parser.add_argument("--hold", action="store_true", help="keep the learning rate")
+    parser.add_argument("--ema", type=float, default=EMA_DECAY, help="decay of the mean")
+    parser.add_argument("--balance", type=float, default=1.0, help="power of the weights")
+    parser.add_argument("--centre", type=float, help="median timestep, as a share; evenly without")
+    options = vars(parser.parse_args())
+    run_workers(train, options.pop("workers"), options.pop("run"), options)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from data import Entry
+from distances import frechet, pair_distance
 from gan import CLASSES, chosen, draw, variation
 from judge import WEIGHTS as EYES
 from judge import Judge
@@ -67,26 +68,6 @@ def fit(features: Floats, classes: NDArray[np.intp]) -> tuple[torch.Tensor, torc
         optimizer.step()
     scaled = weight.detach() / deviation
     return scaled, bias.detach() - scaled @ mean
-
-
-def pair_distance(embeddings: Floats) -> float:
-    """Return the mean of 1 - cosine over all pairs of embeddings of length 1, (N, E)."""
-    count = len(embeddings)
-    together = np.square(embeddings.sum(axis=0, dtype=np.float64)).sum()
-    return float(1 - (together - count) / (count * (count - 1)))
-
-
-def frechet(ours: Floats, mean: NDArray[np.float64], covariance: NDArray[np.float64]) -> float:
-    """Return the Frechet distance between embeddings (N, E) and a Gaussian.
-
-    Source: Heusel et al. 2017 (arXiv:1706.08500), equation 6.
-    """
-    own_mean, own = ours.mean(axis=0, dtype=np.float64), np.cov(ours.astype(np.float64).T)
-    values, vectors = np.linalg.eigh(covariance)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ own @ root).clip(0)).sum()
-    gap = np.square(own_mean - mean).sum()
-    return float(gap + np.trace(own) + np.trace(covariance) - 2 * cross)
 
 
 class GanJudge:

@@ -7,7 +7,8 @@ Usage::
     python style.py sheet RUN SHEET.png    # the same captions and seeds before and after
 
 The style is a cyanotype: the old blueprint process, white and pale blue on Prussian blue.
-The captions do not name it, so that the LoRA alone decides: with it everything is drawn that
+``--style neon`` makes outlines that glow in the colours of the thing, in the dark. The
+captions do not name a style, so that the LoRA alone decides: with it everything is drawn that
 way, and by its scale more or less so. Subjects of the sheet are not among the twenty.
 """
 
@@ -29,6 +30,7 @@ SHOWN = (
 )  # fmt: skip
 DARK, PALE = (16, 42, 92), (226, 238, 250)  # Prussian blue, paper
 TONES = 5
+NIGHT = (12, 10, 28)
 
 
 def cyanotype(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -48,7 +50,29 @@ def cyanotype(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return (np.array(DARK) * (1 - tone) + np.array(PALE) * tone).round().astype(np.uint8)
 
 
-def write_pictures(data: Path, out: Path) -> None:
+def neon(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Draw the outlines of a straight-alpha picture (128, 128, 4) as tubes of light in the dark."""
+    from PIL import Image, ImageFilter
+
+    alpha = picture[..., 3:] / 255
+    colours = picture[..., :3] / 255 * alpha + (1 - alpha) * 0.05
+    grey = colours @ np.array([0.299, 0.587, 0.114])
+    rows, columns = np.gradient(grey)
+    inside, outside = np.gradient(alpha[..., 0])
+    edges = np.clip(np.hypot(rows, columns) * 5 + np.hypot(inside, outside) * 2 - 0.25, 0, 1)
+    pure = colours - colours.min(axis=2, keepdims=True)
+    pure = 0.25 + 0.75 * pure / np.maximum(pure.max(axis=2, keepdims=True), 0.15)
+    light = Image.fromarray((edges[..., None] * pure * 255).astype(np.uint8))
+    tube = np.asarray(light.filter(ImageFilter.MaxFilter(3)).filter(ImageFilter.GaussianBlur(0.8)))
+    glow = np.asarray(light.filter(ImageFilter.GaussianBlur(5))) * 1.6
+    drawn = np.array(NIGHT) + tube * 1.1 + glow + colours * alpha * 30
+    return drawn.round().clip(0, 255).astype(np.uint8)
+
+
+STYLES = {"cyanotype": cyanotype, "neon": neon}
+
+
+def write_pictures(data: Path, out: Path, *, style: str = "cyanotype") -> None:
     """Write the twenty pictures and ``metadata.jsonl``."""
     from captions import with_article
     from PIL import Image
@@ -63,7 +87,7 @@ def write_pictures(data: Path, out: Path) -> None:
         small = Image.fromarray(np.asarray(pictures[numbers[label]])).convert("RGBa")
         square.paste(small.resize((112, 112), Image.Resampling.LANCZOS), (8, 8))
         name = f"{label.replace(' ', '-')}.png"
-        Image.fromarray(cyanotype(np.asarray(square.convert("RGBA")))).save(out / name)
+        Image.fromarray(STYLES[style](np.asarray(square.convert("RGBA")))).save(out / name)
         lines.append(json.dumps({"file_name": name, "text": with_article(label)}))
     (out / "metadata.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
     print(f"{len(lines)} pictures in {out}")
@@ -102,13 +126,14 @@ def main() -> None:
     pictures = steps.add_parser("pictures")
     pictures.add_argument("data", type=Path, help="folder with pictures.npy")
     pictures.add_argument("out", type=Path, help="folder to write")
+    pictures.add_argument("--style", choices=tuple(STYLES), default="cyanotype")
     sheet = steps.add_parser("sheet")
     sheet.add_argument("run", type=Path, help="run folder of style.toml")
     sheet.add_argument("path", type=Path, help="picture to write")
     sheet.add_argument("--model", default="plate", help="the base, a name or a folder")
     arguments = parser.parse_args()
     if arguments.step == "pictures":
-        write_pictures(arguments.data, arguments.out)
+        write_pictures(arguments.data, arguments.out, style=arguments.style)
     else:
         write_sheet(arguments.run, arguments.path, model=arguments.model)
 
