@@ -4,7 +4,7 @@
     python check.py weather RUN [--count 512]
 
 Notes: the highest peak of the Fourier transform is the fundamental, for each of the
-instruments, so it is the pitch; the amplitudes of the harmonics tell the instrument. Weather:
+instruments, so it is the pitch; the harmonics and the decay tell the instrument. Weather:
 variance and cross-spectrum by bands of wave length, and the correlation of the drawn wind
 with the slope of the drawn pressure. Beside each figure stands the same of fresh data.
 
@@ -52,8 +52,17 @@ def measure_pitch(sounds: Floats) -> Floats:
     return (top + shift) * SAMPLE_RATE_HZ / (PADDING * LENGTH)
 
 
-def measure_instrument(sounds: Floats, pitches: Floats) -> np.ndarray:
-    """Return the instrument whose harmonics are most alike, of those of a pitch. Shape (N,)."""
+def features(sounds: Floats, pitches: Floats) -> Floats:
+    """Return what tells instruments apart: shares of the harmonics, and what is left in the end.
+
+    Args:
+        sounds: Shape (N, L).
+        pitches: Fundamentals in Hz. Shape (N,).
+
+    Returns:
+        Amplitudes of the harmonics, of length 1 together, and the root of the second half's
+        power beside the first's. Shape (N, 8).
+    """
     found = spectrum_of(sounds)
     levels = []
     for k in range(1, MOST_HARMONICS + 1):
@@ -62,15 +71,20 @@ def measure_instrument(sounds: Floats, pitches: Floats) -> np.ndarray:
         levels.append(np.take_along_axis(found, near, 1).max(axis=1))
     shares = np.stack(levels, 1)
     shares /= np.linalg.norm(shares, axis=1, keepdims=True)
+    first, second = (np.square(half).mean(axis=1) for half in np.split(sounds, 2, axis=1))
+    return np.column_stack([shares, np.sqrt(second / (first + 1e-12))])
+
+
+def measure_instrument(sounds: Floats, pitches: Floats) -> np.ndarray:
+    """Return the instrument whose features are nearest, whatever the pitch. Shape (N,)."""
     rng = np.random.default_rng(1)
     known = []
-    for number in range(len(INSTRUMENTS)):  # a harp's harmonics are what decays leave of them
-        label = 4 * len(INSTRUMENTS) + number
-        some = spectrum_of(np.stack([note(label, rng) for _ in range(8)])).mean(axis=0)
-        at = np.arange(1, MOST_HARMONICS + 1) * pitch_hz(label) * PADDING * LENGTH / SAMPLE_RATE_HZ
-        peaks = np.array([some[round(a) - 16 : round(a) + 17].max() for a in at])
-        known.append(peaks / np.linalg.norm(peaks))
-    return (shares @ np.stack(known).T).argmax(axis=1)
+    for number in range(len(INSTRUMENTS)):
+        labels = 4 * len(INSTRUMENTS) + np.full(8, number)
+        played = np.stack([note(int(label), rng) for label in labels])
+        known.append(features(played, np.full(8, pitch_hz(int(labels[0])))).mean(axis=0))
+    away = features(sounds, pitches)[:, None] - np.stack(known)[None]
+    return np.square(away).sum(axis=2).argmin(axis=1)
 
 
 def judge_notes(sounds: Floats, labels: np.ndarray) -> dict[str, float]:
