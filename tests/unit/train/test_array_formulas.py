@@ -1,4 +1,4 @@
-"""The data of `training/arrays`, and the measures of what was drawn: formulas against each other."""
+"""What runs of :mod:`mezzotint.train` over sound and fields are held against: formulas."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""What `bench plate` measures beside what was asked: figures with known answers."""
+"""What `plate` is judged by beside :mod:`mezzotint.train`'s losses: figures with known answers."""
 
 import importlib.util
 import sys
