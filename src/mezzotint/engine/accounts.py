@@ -14,7 +14,7 @@ first image's cost in advance, divided by them: beside one long request that let
 pass; among many clients a stream of new ones would otherwise hold those back who came before.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Set
 
 __all__ = ["Accounts", "Credits"]
 
@@ -65,16 +65,19 @@ class Accounts:
         latest, seconds = self._request.get(client, ("", 0.0))
         self._request[client] = (request, cost_s + (seconds if latest == request else 0.0))
 
-    def settle(self, present: Iterable[str], paid: Mapping[str, float], now_s: float) -> None:
+    def settle(self, present: Set[str], paid: Mapping[str, float], now_s: float) -> None:
         """Book one piece of work.
 
         Args:
-            present: Clients of whom the engine held anything while it was done.
+            present: Clients of whom the engine held anything while it was done; those of
+                whom nothing has run yet have no account, and pay and get nothing.
             paid: Seconds that each client's rows took.
             now_s: Clock time.
         """
-        here = set(present) | paid.keys()
-        if not here:  # whatever it was, it has ended, and nobody waits
+        for client in self._left_at.keys() & present:  # back, though its turn has not come
+            del self._left_at[client]
+        here = (self.credits.keys() & present) | paid.keys()
+        if not here:  # whatever it was, it has ended, and nobody else is known
             return
         for client in here - self.credits.keys():
             self.credits[client] = 0.0

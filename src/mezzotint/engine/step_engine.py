@@ -267,15 +267,21 @@ class StepEngine:
             return
         now = self._clock()
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, image = heapq.heappop(self._deadlines)
-            self._fail(image, DeadlineExceeded("deadline_s passed before it was done"))
+            at, image = heapq.heappop(self._deadlines)
+            if self._is_due(image, at):
+                self._fail(image, DeadlineExceeded("deadline_s passed before it was done"))
 
     def _note_deadline(self, state: ImageState) -> None:
         """Remember until when an image has to be done, and forget those that have ended."""
         if len(self._deadlines) > 2 * len(self._states) + _DEADLINES:
-            self._deadlines = [one for one in self._deadlines if one[1] in self._states]
+            self._deadlines = [(at, id_) for at, id_ in self._deadlines if self._is_due(id_, at)]
             heapq.heapify(self._deadlines)
         heapq.heappush(self._deadlines, (state.claim.deadline_s, state.id))
+
+    def _is_due(self, image: ImageId, at: float) -> bool:
+        """Whether an image is held that has to be done at this time; ids may come again."""
+        state = self._states.get(image)
+        return state is not None and state.claim.deadline_s == at
 
     def _join(self) -> None:
         """Give tensors to waiting images as far as the budget goes."""
@@ -302,11 +308,12 @@ class StepEngine:
             encoded = self._executor.encode(image, state.plan, assets, client=state.claim.client)
         except Exception as error:  # this image fails, alone
             self._fail(image, error)
+            self._free(image)  # also if a listener has ended it
             return 0.0
         seconds = self._clock() - began
         self._costs.record(encode_key(state.plan), "encode", 1, seconds)
         if image not in self._states:  # a listener ended it
-            self._executor.release(image)
+            self._free(image)
             return seconds
         state = replace(
             state,
@@ -412,7 +419,7 @@ class StepEngine:
                 continue
             client = self._states[image].claim.client
             by_client[client] = by_client.get(client, 0.0) + seconds
-        self._accounts.settle(self._present, by_client, self._clock())
+        self._accounts.settle(self._present.keys(), by_client, self._clock())
 
     def _keep(self, state: ImageState) -> None:
         """Hold an image that has tensors, as it is now."""
@@ -438,6 +445,10 @@ class StepEngine:
             del self._by_request[image.request]
         self._footprints.pop(image)
         self._assets.pop(image, None)
-        with contextlib.suppress(Exception):  # freeing must not cost the ending
-            self._executor.release(image)
+        self._free(image)
         self._emit(event)
+
+    def _free(self, image: ImageId) -> None:
+        """Free an image's tensors if it has any; a failure of that costs nobody anything."""
+        with contextlib.suppress(Exception):
+            self._executor.release(image)

@@ -1,4 +1,4 @@
-"""Waiting: images without tensors, in lines, so that choosing looks at the first of each.
+"""Waiting: images without tensors, in lines, so that choosing looks at the first of each line.
 
 A line is what one client has waiting in one class, in its reading order. Pictures of a pipeline
 that runs whole stand in a line of their own beside it: they can be passed all together while

@@ -286,3 +286,44 @@ def test_pictures_without_steps_of_several_clients_share_calls():
         bench.engine.tick()
     calls = [batch for batch in bench.executor.calls if batch.kind == "decode"]
     assert statistics.mean(len(batch.ids) for batch in calls[len(calls) // 2 :]) > 6
+
+
+def test_who_comes_back_and_waits_for_more_than_a_minute_gets_its_turn():
+    bench = Bench(row_s=1.0, budget_bytes=10_000)
+    large = Footprint(slot_bytes=6000, row_bytes=1000, decode_bytes=1000)
+    bench.submit("a-1", make_plan(steps=1), client="a", footprint=large)
+    bench.run()
+    bench.submit("b-1", make_plan(steps=100), client="b", footprint=large)
+    bench.engine.tick()
+    bench.submit("a-2", make_plan(steps=1), client="a", footprint=large)
+    bench.run()
+    assert bench.ended_at[ImageId("a-2")] > bench.ended_at[ImageId("b-1")] > 200.0
+
+
+def test_many_clients_come_and_go_and_one_of_the_first_comes_back():
+    bench = Bench(row_s=0.001, config=EngineConfig(max_running=1))
+    for client in range(300):
+        bench.submit(f"{client}-1", make_plan(steps=0), client=str(client))
+        bench.run()
+    bench.submit("0-2", make_plan(steps=0), client="299")
+    bench.submit("44-2", make_plan(steps=0), client="44")
+    for client in range(300, 310):
+        bench.submit(f"{client}-1", make_plan(steps=0), client=str(client))
+    bench.run()
+    assert len(bench.ended_at) == 312
+
+
+def test_ever_new_clients_do_not_hold_back_one_that_came_before():
+    bench = Bench(row_s=0.05, config=EngineConfig(max_running=2))
+    bench.submit("old-0", make_plan(steps=30), client="old")
+    bench.engine.tick()
+    came = 0
+    while ImageId("old-0") not in bench.ended_at:
+        there = sum(s.claim.client != "old" for s in bench.engine.states.values())
+        for _ in range(4 - there):
+            came += 1
+            bench.submit(f"new-{came}", make_plan(steps=2), client=f"new{came}")
+        bench.engine.tick()
+        assert came < 200
+    alone_s = bench.alone_s(make_plan(steps=30))
+    assert bench.ended_at[ImageId("old-0")] - 100.0 < 4 * alone_s

@@ -154,6 +154,16 @@ def test_the_only_image_may_fail_in_its_encoder():
     assert [type(e) for e in bench.events] == [ImageStarted, ImageFailed] * 2
 
 
+def test_a_deadline_of_a_cancelled_image_does_not_meet_another_of_its_name():
+    bench = Bench(row_s=1.0)
+    bench.submit("r", make_plan(steps=50), deadline_s=130.0)
+    bench.engine.tick()
+    bench.engine.cancel("r")
+    bench.submit("r", make_plan(steps=50))
+    bench.run()
+    assert [type(e) for e in bench.endings()[ImageId("r")]] == [ImageCancelled, ImageDone]
+
+
 def test_a_failing_encoder_fails_the_image_alone():
     def crash(what, image):
         return ValueError("no such LoRA") if (what, image.request) == ("encode", "bad") else None
