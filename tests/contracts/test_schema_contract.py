@@ -61,7 +61,7 @@ JSON, MULTIPART, URLENCODED = (
     "application/json", "multipart/form-data", "application/x-www-form-urlencoded",
 )  # fmt: skip
 PUT = (
-    "/v1/jobs/{id}/images/{k}/marks", "/v1/datasets/{name}/{file}", "/v1/adapters/loras/{name}",
+    "/v1/jobs/{id}/images/{k}/marks", "/v1/datasets/{name}/{file}", "/v1/operations/files/{name}", "/v1/adapters/loras/{name}",
 )  # fmt: skip
 FORMS = (
     "/v1/generations", "/v1/jobs", "/v1/plan", "/v1/inspect", "/v1/images/edits",
@@ -73,6 +73,7 @@ BYTES = {
     "application/octet-stream": {
         "/v1/inspect",
         "/v1/datasets/{name}/{file}",
+        "/v1/operations/files/{name}",
         "/v1/adapters/loras/{name}",
     },
     "text/plain": {"/predictions/{model_name}"},

@@ -470,6 +470,9 @@ LEAVES = {
     ),
     "serve.limits.concurrency": (2, APP + "test_concurrency_limit_answers_429"),
     "serve.limits.connections": (9, uvicorn_is_told),
+    "serve.limits.model_bytes": (
+        4096, "unit/serve/site/test_uploads.py::test_a_file_that_is_too_large_leaves_nothing_behind",
+    ),
     "serve.limits.head_s": (1.0, uvicorn_is_told),
     "serve.limits.client_share": (0.5, one_caller_gets_a_share_of_connections),
     "serve.limits.streams": (

@@ -158,6 +158,24 @@ function AddModel() {
   const [name, setName] = useState("");
   const [wrong, setWrong] = useState<{ field: string; text: string } | null>(null);
   const [isBusy, setBusy] = useState(false);
+  const [store, setStore] = useState<{ files: string[]; limit: number }>({ files: [], limit: 0 });
+  const lookIn = () => ask<{ files: string[]; limit: number }>("/v1/operations/files").then(setStore, () => undefined);
+  useEffect(() => { void lookIn(); }, []);
+  const upload = async (file: File | undefined) => {
+    if (!file) return;
+    setBusy(true);
+    setWrong(null);
+    try {
+      const path = `/v1/operations/files/${encodeURIComponent(file.name)}`;
+      await call(path, { method: "PUT", body: file, headers: { "Content-Type": "application/octet-stream" } });
+      setSource(file.name);
+      await lookIn();
+    } catch (error) {
+      setWrong({ field: "source", text: (error as Error).message });
+    } finally {
+      setBusy(false);
+    }
+  };
   const add = async () => {
     setBusy(true);
     setWrong(null);
@@ -179,12 +197,19 @@ function AddModel() {
       <div class="row">
         <div class={`field grow ${wrong && wrong.field !== "name" ? "wrong" : ""}`}>
           <label for="model-source">{words.operate.source}</label>
-          <input id="model-source" value={source} onInput={(e) => setSource(e.currentTarget.value)} />
+          <input id="model-source" list="store-files" value={source} onInput={(e) => setSource(e.currentTarget.value)} />
         </div>
         <div class={`field ${wrong?.field === "name" ? "wrong" : ""}`}>
           <label for="model-name">{words.operate.name}</label>
           <input id="model-name" value={name} onInput={(e) => setName(e.currentTarget.value)} />
         </div>
+        <datalist id="store-files">{store.files.map((file) => <option value={file} />)}</datalist>
+        {store.limit ? (
+          <>
+            <label class="button" for="model-file">{words.operate.upload(size(store.limit))}</label>
+            <input id="model-file" class="offscreen" type="file" accept=".safetensors,.gguf,.mzt,.mar,.gz,.tgz" disabled={isBusy} onChange={(e) => void upload(e.currentTarget.files?.[0])} />
+          </>
+        ) : null}
         <button type="submit" id="add-model" disabled={!source.trim() || isBusy}>{isBusy ? words.loading : words.form.add}</button>
       </div>
       {wrong ? <p class="plan bad" role="alert">{wrong.text}</p> : <p class="hint">{words.operate.sourceHint}</p>}

@@ -88,6 +88,7 @@ def serve(
         version=mezzotint.__version__,
         announce=_announce,
         training=_training_of(settings),
+        model_store=model_store.absolute() if model_store else None,
     )
 
 

@@ -34,6 +34,8 @@ class Limits(Checked):
         body_bytes: Bytes of a request body.
         body_s: Seconds a client may take to send its body.
         adapter_bytes: Bytes of a LoRA that a client uploads.
+        model_bytes: Bytes of a model's file that a client with the scope ``manage`` may put
+            into the model store; 0 takes none.
         adapters: LoRAs of one key that it uploaded for itself; 0 is any number.
         pixels: Pixels of one picture, after upscaling.
         steps: ``num_inference_steps``.
@@ -53,6 +55,7 @@ class Limits(Checked):
     body_bytes: Annotated[int, Range(1024, 1 << 32)] = 32 << 20
     body_s: Annotated[float, Range(0.1, 86400, "s")] = 30.0
     adapter_bytes: Annotated[int, Range(1024, 1 << 40)] = 1 << 30
+    model_bytes: Annotated[int, Range(0, 1 << 44)] = 0
     adapters: Annotated[int, Range(0, 1 << 20)] = 16
     pixels: Annotated[int, Range(64, 1 << 32)] = 2048 * 2048
     steps: Annotated[int, Range(1, MAX_STEPS)] = 150

@@ -54,6 +54,7 @@ def run(
     version: str = "",
     announce: Callable[[str], None] = print,
     training: TrainingRuns | None = None,
+    model_store: Path | None = None,
 ) -> int:
     """Serve until a signal; the body of ``mezzotint serve``.
 
@@ -67,6 +68,7 @@ def run(
         version: Mezzotint's version, for whoever asks.
         announce: Told one line at a time what is ready.
         training: Who starts training runs, or None where nobody may.
+        model_store: Folder whose models can be registered by name, or None.
 
     Returns:
         0 after a signal.
@@ -130,6 +132,7 @@ async def serve(
     stop: asyncio.Event | None = None,
     tell: Callable[[str], None] | None = None,
     training: TrainingRuns | None = None,
+    model_store: Path | None = None,
 ) -> None:
     """Serve a service until ``stop`` is set or a signal comes.
 
@@ -150,7 +153,7 @@ async def serve(
     front = Front(service, config, jobs=jobs, adapters=adapters)
     now = datetime.datetime.now(datetime.UTC)
     front.memory |= {"version": version, "started": now.isoformat(timespec="milliseconds")}
-    front.memory["training"] = training
+    front.memory |= {"training": training, "model_store": model_store}
     raise_file_limit(len(config.listeners()) * config.limits.connections)
     counted = ServerMetrics()
     apps: dict[Listener, Doorway] = {

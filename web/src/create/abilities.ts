@@ -3,7 +3,7 @@ import type { Capabilities, Model } from "../api";
 import { capabilities, model, models } from "../state";
 
 const NEEDS_LIST: Record<string, string> = {
-  loras: "loras", controls: "controls", image_prompts: "image_prompts", embeddings: "embeddings", gates: "gates",
+  controls: "controls", image_prompts: "image_prompts", embeddings: "embeddings", gates: "gates",
 };
 const HIDDEN_FOR_GAN = new Set(["scheduler", "sigma_schedule", "num_inference_steps", "guidance_scale"]);
 const FOR_GAN = new Set(["latent", "walk", "gates", "upscale", "output", "reproducibility", "priority", "deadline_s"]);

@@ -1,8 +1,8 @@
 // Lists of things with a strength: LoRAs, and the members of an ensemble.
-import { useId } from "preact/hooks";
+import { useId, useState } from "preact/hooks";
 
-import type { Fields, Json } from "../api";
-import { choices, model, request, set } from "../state";
+import { call, type Fields, type Json } from "../api";
+import { choices, connect, model, notice, request, set } from "../state";
 import { nameOf, words } from "../words";
 
 interface Kind { field: "loras" | "ensemble"; name: "name" | "model"; strength: "scale" | "weight"; from: number; to: number }
@@ -41,6 +41,33 @@ export function StrengthList({ field }: { field: string }) {
       <div class="row presets" role="group" aria-label={words.form.add}>
         {left.map((name) => <button type="button" key={name} onClick={() => add(name)}>+ {name}</button>)}
       </div>
+      {field === "loras" ? <Bring onKept={add} /> : null}
+    </div>
+  );
+}
+
+/** A LoRA from one's own disk, kept by the server. */
+function Bring({ onKept }: { onKept: (name: string) => void }) {
+  const id = useId();
+  const [isBusy, setBusy] = useState(false);
+  const take = async (file: File | undefined) => {
+    if (!file) return;
+    setBusy(true);
+    try {
+      const name = file.name.replace(/\.safetensors$/i, "").replace(/[^A-Za-z0-9._-]+/g, "-").replace(/^[^A-Za-z0-9]+/, "").slice(0, 60) || "lora";
+      await call(`/v1/adapters/loras/${encodeURIComponent(name)}`, { method: "PUT", body: file, headers: { "Content-Type": "application/octet-stream" } });
+      await connect();
+      onKept(name);
+    } catch (error) {
+      notice("bad", (error as Error).message);
+    } finally {
+      setBusy(false);
+    }
+  };
+  return (
+    <div class="row tight">
+      <label class="button" for={id}>{isBusy ? words.loading : words.form.bring}</label>
+      <input id={id} class="offscreen" data-bring="lora" type="file" accept=".safetensors" disabled={isBusy} onChange={(e) => void take(e.currentTarget.files?.[0])} />
     </div>
   );
 }

@@ -42,6 +42,7 @@ from mezzotint.serve.site import (
     pictures,
     runs,
     training,
+    uploads,
 )
 from mezzotint.serve.streaming import EventStream, sse
 from mezzotint.serve.wire import (
@@ -288,6 +289,7 @@ def _endpoints() -> tuple[Endpoint, ...]:
         *pictures.ENDPOINTS,
         *runs.ENDPOINTS,
         *training.ENDPOINTS,
+        *uploads.ENDPOINTS,
         endpoint("GET", "/health/live", live, "Whether the process runs", scope=None),
         endpoint("GET", "/health/ready", ready, "Whether requests are taken", scope=None),
     )  # fmt: skip
