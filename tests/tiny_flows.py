@@ -1,9 +1,13 @@
 """Tiny pipelines of the flow transformers that a language model tells what to draw."""
 
+import warnings
+
 import torch
 from diffusers import (
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Pipeline,
@@ -225,7 +229,27 @@ def flux2_dev(seed=1100):
     )
 
 
+def chroma(seed=1200):
+    """Chroma: a T5, two streams and one, a network that makes their modulations."""
+    tokenizer = tiny.t5_tokenizer()
+    with warnings.catch_warnings():  # of a class that diffusers itself uses
+        warnings.simplefilter("ignore", FutureWarning)
+        transformer = ChromaTransformer2DModel(
+            in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+            num_attention_heads=2, joint_attention_dim=32, axes_dims_rope=(4, 4, 8),
+            approximator_num_channels=8, approximator_hidden_dim=16, approximator_layers=1,
+        )  # fmt: skip
+    return ChromaPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=tiny.vae(4, seed=seed + 3, scaling=0.3611, shift=0.1159, quant=False),
+        text_encoder=tiny.t5_text(tokenizer, seed=seed + 1),
+        tokenizer=tokenizer,
+        transformer=tiny.stir(transformer, seed + 2),
+    )
+
+
 BUILDERS = {
+    "chroma": chroma,
     "flux2_dev": flux2_dev,
     "flux2_klein": flux2_klein,
     "qwen_image": qwen_image,
@@ -233,6 +257,7 @@ BUILDERS = {
 }
 
 UNGUIDED = {
+    "ChromaPipeline": {"guidance_scale": 1.0},
     "Flux2KleinPipeline": {"guidance_scale": 1.0},
     "Flux2Pipeline": {"guidance_scale": 1.0},
     "QwenImagePipeline": {"true_cfg_scale": 1.0},

@@ -20,6 +20,7 @@ from mezzotint.types import Size
 
 FLUX2_LAYERS = ["transformer_blocks.0.attn.to_out.0", "single_transformer_blocks.0.attn.to_out"]
 LAYERS = {
+    "chroma": ["transformer_blocks.0.attn.to_out.0", "single_transformer_blocks.0.proj_out"],
     "flux2_dev": FLUX2_LAYERS,
     "flux2_klein": FLUX2_LAYERS,
     "qwen_image": ["transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.add_v_proj"],
@@ -29,8 +30,9 @@ LAYERS = {
 KOHYA = {
     "transformer_blocks.0.attn.to_out.0": "double_blocks_0_img_attn_proj",
     "single_transformer_blocks.0.attn.to_out": "single_blocks_0_linear2",
+    "single_transformer_blocks.0.proj_out": "single_blocks_0_linear2",
 }
-"""What kohya's trainer calls layers of FLUX.2: by the names of its first publication."""
+"""What kohya's trainer calls layers of FLUX and its kin: by the names of its first publication."""
 FAMILIES = list(LAYERS)
 DISTILLED = ("flux2_dev",)
 """Families whose network takes one guidance scale as an input."""
@@ -86,7 +88,13 @@ def variety(name):
     ]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+STORMS = [  # FLUX.2 [dev] reads 512 tokens for every text, on the road of Klein
+    pytest.param(name, marks=pytest.mark.slow) if name == "flux2_dev" else name
+    for name in FAMILIES
+]
+
+
+@pytest.mark.parametrize("name", STORMS)
 def test_every_kind_of_request_gives_the_same_bytes_alone_and_in_a_storm(engine, name):
     requests = variety(name)
     alone = {k: run(engine, request) for k, request in enumerate(requests)}
@@ -165,7 +173,9 @@ def test_a_preview_looks_like_the_picture(engine, name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_the_network_cannot_weigh_or_read_is_said(engine, name):
     weighted = run(engine, ask(name, prompt="a (red:1.4) apple", prompt_dialect="a1111"))
-    assert any("weights of words have no effect" in note for note in weighted.images[0].warnings)
+    notes = weighted.images[0].warnings
+    is_said = any("weights of words have no effect" in note for note in notes)
+    assert is_said == (name != "chroma")  # a T5's states are weighed
     endless = run(engine, ask(name, prompt="big leaf " * 700, num_inference_steps=1))
     assert any("prompt cut at" in note for note in endless.images[0].warnings)
 
@@ -174,7 +184,7 @@ OTHERS = ("sd1", "sd3", "flux")
 
 
 @pytest.mark.slow
-def test_a_hundred_mixed_requests_over_seven_families_give_the_same_bytes_alone_and_in_a_storm(
+def test_a_hundred_mixed_requests_over_eight_families_give_the_same_bytes_alone_and_in_a_storm(
     tmp_path,
 ):
     models = [load_pipeline(tiny.folder(name), name=name) for name in (*FAMILIES, *OTHERS)]
@@ -184,7 +194,7 @@ def test_a_hundred_mixed_requests_over_seven_families_give_the_same_bytes_alone_
     rng = random.Random(17)
     kinds = {name: variety(name) for name in FAMILIES}
     requests = [replace(rng.choice(kinds[name]), seed=rng.randrange(2**32)) for name in kinds
-                for _ in range(15)]  # fmt: skip
+                for _ in range(12)]  # fmt: skip
     requests += [
         ask(rng.choice(OTHERS), prompt=rng.choice((LONG, "two blue cats")), seed=rng.randrange(99))
         for _ in range(100 - len(requests))

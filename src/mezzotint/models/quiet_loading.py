@@ -4,13 +4,15 @@ While one of them builds a network without memory for its weights, it exchanges 
 register weights for the whole process: a network that another thread builds meanwhile would
 have none either ("Cannot copy out of meta tensor"). So whoever builds takes the one lock.
 
-Without bars, and without questions: where a model has code of its own, transformers asks
+Without bars, without warnings of what the libraries themselves use of what they deprecate, and
+without questions: where a model has code of its own, transformers asks
 at the terminal whether it should run, unless it is told to wait no second for an answer.
 What diffusers loads through transformers cannot be told otherwise.
 """
 
 import contextlib
 import threading
+import warnings
 from collections.abc import Iterator
 
 __all__ = ["quiet_loading", "sole_building"]
@@ -32,7 +34,8 @@ def quiet_loading() -> Iterator[None]:
     from transformers import dynamic_module_utils
     from transformers.utils import logging as transformers_logging
 
-    with _LOADING:
+    with _LOADING, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* is deprecated", category=FutureWarning)
         loggers = (diffusers_logging, transformers_logging)
         shown = [logger.is_progress_bar_enabled() for logger in loggers]
         for logger in loggers:

@@ -147,7 +147,6 @@ RECOMMENDED = (
     ),
     Recommended(pipeline="QwenImageEditPlus", steps=40, guidance_scale=4.0),
     Recommended(pipeline="Chroma", name="flash", steps=8, guidance_scale=1.0),
-    Recommended(pipeline="Chroma", steps=40, guidance_scale=3.0),
     Recommended(pipeline="CogView4", steps=50, guidance_scale=3.5),
     Recommended(pipeline="HiDream", name=r"\bdev", steps=28, guidance_scale=1.0),
     Recommended(pipeline="HiDream", name=r"\bfast", steps=16, guidance_scale=1.0),

@@ -16,6 +16,7 @@ Family = Literal[
     "sd",
     "sdxl",
     "sd3",
+    "chroma",
     "flux",
     "flux2",
     "flux2-dev",

@@ -31,7 +31,6 @@ PUBLISHED = [  # pipeline, name of the repository or file, steps, guidance (1 is
     ("ZImagePipeline", "Z-Image-Turbo", 8, 1.0),
     ("QwenImagePipeline", "Qwen-Image-Lightning-4steps-V1.0", 4, 1.0),
     ("QwenImageEditPlusPipeline", "Qwen-Image-Edit-2509", 40, 4.0),
-    ("ChromaPipeline", "Chroma1-HD", 40, 3.0),
     ("ChromaPipeline", "Chroma1-Flash", 8, 1.0),
     ("CogView4Pipeline", "CogView4-6B", 50, 3.5),
     ("HiDreamImagePipeline", "HiDream-I1-Dev", 28, 1.0),

@@ -52,7 +52,7 @@ _ROLES = {
     "text_encoder": "text_encoder",
     "text_encoder_2": "text_encoder_2",
 }
-_TRANSFORMERS = ("dit", "flux", "flux2", "flux2-dev", "qwen-image", "sd3", "z-image")
+_TRANSFORMERS = ("chroma", "dit", "flux", "flux2", "flux2-dev", "qwen-image", "sd3", "z-image")
 _DOWN, _UP = (".lora_A.weight", ".lora_B.weight")
 
 
@@ -127,6 +127,7 @@ def _normalised(state: dict[str, Tensor], family: str, file: Path) -> dict[str, 
     from diffusers.loaders import lora_pipeline
 
     mixins: dict[str, Any] = {
+        "chroma": lora_pipeline.FluxLoraLoaderMixin,
         "flux": lora_pipeline.FluxLoraLoaderMixin,
         "flux2": lora_pipeline.Flux2LoraLoaderMixin,
         "flux2-dev": lora_pipeline.Flux2LoraLoaderMixin,
@@ -136,7 +137,7 @@ def _normalised(state: dict[str, Tensor], family: str, file: Path) -> dict[str, 
         "z-image": lora_pipeline.ZImageLoraLoaderMixin,
     }
     mixin = mixins.get(family, lora_pipeline.StableDiffusionLoraLoaderMixin)
-    options = {"return_alphas": True} if family == "flux" else {}
+    options = {"return_alphas": True} if family in ("chroma", "flux") else {}
     state = _with_role(state, family)
     try:
         loaded = mixin.lora_state_dict(dict(state), **options)

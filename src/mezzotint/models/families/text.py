@@ -163,8 +163,11 @@ def text_encoder(
     call: Call = call_last,
     chunked: bool = True,
     max_length: int | None = None,
+    uses_mask: bool | None = None,
 ) -> TextEncoder:
     """Wire ``tokenizer{suffix}`` and ``text_encoder{suffix}`` together.
+
+    ``uses_mask`` says whether the encoder is told what is text; None asks its configuration.
 
     Raises:
         WeightsError: If either part is missing.
@@ -180,5 +183,6 @@ def text_encoder(
     if longest != tokens.max_length:
         tokens = tokens.with_length(longest)
     networks[role] = TorchNetwork.of(part, call, placement)
-    uses_mask = bool(part.config.get("use_attention_mask"))
+    if uses_mask is None:
+        uses_mask = bool(part.config.get("use_attention_mask"))
     return TextEncoder(tokens, networks, role, uses_mask=uses_mask, chunked=chunked)

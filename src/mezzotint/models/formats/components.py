@@ -29,6 +29,7 @@ from mezzotint.models.prompts import tokens_of
 __all__ = ["from_components", "from_pipeline"]
 
 PIPELINES = {
+    "ChromaTransformer2DModel": "ChromaPipeline",
     "DiTTransformer2DModel": "DiTPipeline",
     "Flux2Transformer2DModel": "Flux2KleinPipeline",
     "FluxTransformer2DModel": "FluxPipeline",
@@ -38,6 +39,7 @@ PIPELINES = {
     "ZImageTransformer2DModel": "ZImagePipeline",
 }
 _ONE_ENCODER = (
+    "ChromaPipeline",
     "Flux2KleinPipeline",
     "Flux2Pipeline",
     "QwenImagePipeline",

@@ -7,6 +7,7 @@ from mezzotint.models.parts import Parts
 
 __all__ = ["misfits"]
 
+PACKING = ("approximator_layers", "guidance_embeds")  # what configurations of Chroma, FLUX have
 LAYERS_READ = 3  # of a language model, whose states FLUX.2 reads side by side
 TEXT_WIDTHS = ("hidden_size", "d_model")
 
@@ -35,7 +36,8 @@ def _latent_channels(configs: Mapping[str, Mapping[str, Any]], network: str) -> 
     made = configs.get("vae", {}).get("latent_channels")
     if taken is None or made is None:
         return None
-    packed = 4 if "guidance_embeds" in configs[network] else 1  # FLUX packs 2x2 patches
+    is_packed = not configs[network].keys().isdisjoint(PACKING)  # 2x2 patches
+    packed = 4 if is_packed else 1
     if int(taken) == int(made) * packed:
         return None
     return (

@@ -82,6 +82,13 @@ def _sd3(parts: Parts, placement: Placement) -> Model:
     return SD3Model(parts, placement)
 
 
+def _chroma(parts: Parts, placement: Placement) -> Model:
+    from mezzotint.models.families.flows.chroma import CHROMA
+    from mezzotint.models.families.flows.model import FlowModel
+
+    return FlowModel(parts, placement, CHROMA)
+
+
 def _flux(parts: Parts, placement: Placement) -> Model:
     from mezzotint.models.families.flux import FluxModel
 
@@ -134,6 +141,9 @@ Family = Callable[[Parts, Placement], Model]
 FAMILIES: Registry[Family] = Registry(
     "pipeline",
     {
+        "ChromaImg2ImgPipeline": _chroma,
+        "ChromaInpaintPipeline": _chroma,
+        "ChromaPipeline": _chroma,
         "DDIMPipeline": _unconditional,
         "DDPMPipeline": _unconditional,
         "DiTPipeline": _dit,

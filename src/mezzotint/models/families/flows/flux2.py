@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mezzotint.models.families.flows.language import call_layers
+from mezzotint.models.families.flows.language import call_layers, language_model
 from mezzotint.models.families.flows.model import REFERENCE, TEXT_STATES, FlowFamily
 from mezzotint.models.parts import Parts
 
@@ -97,7 +97,7 @@ def _dev_defaults(parts: Parts) -> dict[str, Any]:
 FLUX2_DEV = FlowFamily(
     family="flux2-dev",
     call=call_flux2,
-    read=call_layers(10, 20, 30),
+    text=language_model("flux2-dev", call_layers(10, 20, 30), is_whole=True),
     defaults=_dev_defaults,
     patch=1,
     reads_padding=True,
@@ -107,7 +107,7 @@ FLUX2_DEV = FlowFamily(
 FLUX2_KLEIN = FlowFamily(
     family="flux2",
     call=call_flux2,
-    read=call_layers(9, 18, 27),
+    text=language_model("flux2", call_layers(9, 18, 27), is_whole=True),
     defaults=_defaults,
     patch=1,
     reads_padding=True,

@@ -8,21 +8,28 @@ network sees all of a call.
 Dimensions: T tokens, L tokens of a call, D hidden width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mezzotint.errors import WeightsError
 from mezzotint.models.base import Network, Prompt
-from mezzotint.models.chat_text import ChatFormat, chat_ids
+from mezzotint.models.chat_text import CHAT_FORMATS, ChatFormat, chat_ids
 from mezzotint.models.networks import Call, Placement, TorchNetwork
 from mezzotint.models.parts import Parts
 from mezzotint.models.prompts import Tokens
 
-__all__ = ["LanguageEncoder", "TextStates", "call_layers"]
+__all__ = [
+    "LanguageEncoder",
+    "MakeReader",
+    "TextReader",
+    "TextStates",
+    "call_layers",
+    "language_model",
+]
 
 ROLE = "text_encoder"
 LEAST_LENGTH = 64  # tokens of the shortest call
@@ -30,10 +37,32 @@ LEAST_LENGTH = 64  # tokens of the shortest call
 
 @dataclass(frozen=True, slots=True)
 class TextStates:
-    """States (1, T, D) that the network may see, and notes for the result."""
+    """States (1, T, D) that the network may see, notes for the result, and where they are text.
+
+    ``mask`` has shape (1, T), bool; None where the states are those of text alone, or the
+    network is not told.
+    """
 
     hidden: Tensor
     notes: tuple[str, ...]
+    mask: Tensor | None = None
+
+
+class TextReader(Protocol):
+    """What a family reads its prompts with."""
+
+    @property
+    def window(self) -> int:
+        """Tokens whose states the network may see."""
+        ...
+
+    def count(self, prompt: Prompt) -> int:
+        """Count the tokens whose states the network may see."""
+        ...
+
+    def embed(self, prompt: Prompt) -> TextStates:
+        """Read one prompt."""
+        ...
 
 
 def call_layers(*layers: int) -> Call:
@@ -83,6 +112,11 @@ class LanguageEncoder:
         self._fills_front = is_whole and (chat.fills_front if said is None else said)
         networks[ROLE] = TorchNetwork.of(parts.networks[ROLE], call, placement)
 
+    @property
+    def window(self) -> int:
+        """Tokens whose states the network may see."""
+        return self._chat.window
+
     def count(self, prompt: Prompt) -> int:
         """Count the tokens whose states the network may see."""
         ids = chat_ids(self.tokens, self._chat, prompt.text, prompt.dialect).ids
@@ -105,3 +139,23 @@ class LanguageEncoder:
         seen = length if self._is_whole else len(ids)
         said = tuple(note for kind in notes for note in kind)
         return TextStates(states[:, self._chat.dropped : seen], said)
+
+
+MakeReader = Callable[[Parts, dict[str, Network], Placement], TextReader]
+"""Makes what reads prompts, of the parts of a model."""
+
+
+def language_model(family: str, call: Call, *, is_whole: bool = False) -> MakeReader:
+    """Return what makes the text encoder of a family that a language model reads for.
+
+    Args:
+        family: ``CHAT_FORMATS`` has the frame of its prompts by it.
+        call: How the language model is called.
+        is_whole: Whether the network sees all that a call can hold, what fills it up too.
+    """
+
+    def make(parts: Parts, networks: dict[str, Network], placement: Placement) -> TextReader:
+        chat = CHAT_FORMATS[family]
+        return LanguageEncoder(parts, networks, placement, chat=chat, call=call, is_whole=is_whole)
+
+    return make

@@ -1,4 +1,4 @@
-"""Flow transformers: what every family over packed patches and a language model shares.
+"""Flow transformers: what families over packed patches and one text encoder share.
 
 A family is one file with a function that calls its network and a :class:`FlowFamily`:
 how its text is read, what its steps are, what it takes. Guidance, noise, solvers, start
@@ -25,10 +25,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from mezzotint.models.base import Conditioning, Prompt
-from mezzotint.models.chat_text import CHAT_FORMATS
 from mezzotint.models.families.autoencoder import Autoencoder
 from mezzotint.models.families.common import drawing_defaults, part_of
-from mezzotint.models.families.flows.language import LanguageEncoder
+from mezzotint.models.families.flows.language import MakeReader
 from mezzotint.models.families.latent import LatentModel
 from mezzotint.models.networks import Call, Placement, TorchNetwork
 from mezzotint.models.parts import Parts
@@ -56,11 +55,11 @@ class FlowFamily:
     """What tells one family of flow transformers from another.
 
     Args:
-        family: Its name; ``CHAT_FORMATS`` has the frame of its prompts by it.
+        family: Its name.
         call: Calls the transformer with latents (R, C, h, w) and named tensors, and
             answers the velocity ``noise - clean``.
         prepare: Changes the transformer's layers once, when it is built.
-        read: Calls the language model.
+        text: Makes what reads its prompts.
         defaults: What the parts say of the spec: steps, guidance, limits, ...
         side_px: Side of the pictures it draws best.
         patch: Latent rows and columns of one token.
@@ -72,7 +71,7 @@ class FlowFamily:
 
     family: Family
     call: Call
-    read: Call
+    text: MakeReader
     defaults: Callable[[Parts], Mapping[str, Any]]
     prepare: Callable[[nn.Module], Any] | None = None
     side_px: int = 1024
@@ -96,14 +95,7 @@ class FlowModel(LatentModel):
         transformer = part_of(parts, "transformer")
         self.networks = {}
         self._row = row
-        self._text = LanguageEncoder(
-            parts,
-            self.networks,
-            placement,
-            chat=CHAT_FORMATS[row.family],
-            call=row.read,
-            is_whole=row.reads_padding,
-        )
+        self._text = row.text(parts, self.networks, placement)
         denoiser = TorchNetwork.of(transformer, row.call, placement)
         if row.prepare is not None:
             denoiser.change("attention", row.prepare)
@@ -123,7 +115,7 @@ class FlowModel(LatentModel):
             latent_scale=scale,
             size_multiple=row.patch * scale,
             min_size_px=row.patch * scale,
-            token_limit=CHAT_FORMATS[row.family].window,
+            token_limit=self._text.window,
             max_references=row.max_references,
             guidance_norm_patch=row.guidance_norm_patch,
             **drawing_defaults(
@@ -172,6 +164,8 @@ class FlowModel(LatentModel):
         hidden = states.hidden
         if self._row.reads_padding:
             tensors = {TEXT_STATES: hidden}
+            if states.mask is not None:
+                tensors[TEXT_MASK] = states.mask
         else:
             count = hidden.shape[1]
             length = self._chunks(prompt) * CHUNK

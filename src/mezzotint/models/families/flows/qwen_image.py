@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mezzotint.models.families.flows.language import call_layers
+from mezzotint.models.families.flows.language import call_layers, language_model
 from mezzotint.models.families.flows.model import TEXT_MASK, TEXT_STATES, FlowFamily
 from mezzotint.models.families.flows.rotary import attend, turn, turns_of
 from mezzotint.models.families.flux import pack, unpack
@@ -125,7 +125,7 @@ QWEN_IMAGE = FlowFamily(
     family="qwen-image",
     call=call_qwen_image,
     prepare=_use_real_turns,
-    read=call_layers(-1),
+    text=language_model("qwen-image", call_layers(-1)),
     defaults=_defaults,
     side_px=1328,
     guidance_norm_patch=PATCH,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mezzotint.models.families.flows.language import call_layers
+from mezzotint.models.families.flows.language import call_layers, language_model
 from mezzotint.models.families.flows.model import TEXT_MASK, TEXT_STATES, FlowFamily
 from mezzotint.models.families.flows.rotary import attend, turn, turns_of
 from mezzotint.models.parts import Parts
@@ -136,6 +136,6 @@ Z_IMAGE = FlowFamily(
     family="z-image",
     call=call_z_image,
     prepare=_use_real_turns,
-    read=call_layers(-2),
+    text=language_model("z-image", call_layers(-2)),
     defaults=_defaults,
 )

@@ -1,0 +1,105 @@
+"""Chroma: FLUX's streams with guidance by a second row, no pooled text, and a T5 that is masked.
+
+What fills a text up is hidden from T5. The network is told of it too, the first token that
+fills up left out: pairs of tokens that both are text, that one or the picture attract each
+other by 1 more than others do, as in diffusers' pipeline.
+
+Dimensions: R rows, C latent channels, h and w latent rows and columns, S picture tokens
+(h/2 * w/2), T text tokens.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mezzotint.models.base import Network, Prompt
+from mezzotint.models.families.flows.language import TextStates
+from mezzotint.models.families.flows.model import TEXT_MASK, TEXT_STATES, FlowFamily
+from mezzotint.models.families.flux import pack, unpack
+from mezzotint.models.families.text import call_last, text_encoder
+from mezzotint.models.networks import Placement
+from mezzotint.models.parts import Parts
+
+__all__ = ["CHROMA", "T5Reader", "call_chroma"]
+
+PATCH = 2
+TIME_SCALE = 1000.0  # the network multiplies its timestep by this
+T5_TOKENS = 512
+
+
+def call_chroma(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Call a ChromaTransformer2DModel with unpacked latents (R, C, h, w)."""
+    sample, hidden = inputs["sample"], inputs[TEXT_STATES]
+    height, width = sample.shape[-2:]
+    rows, columns = height // PATCH, width // PATCH
+    places = torch.zeros(rows, columns, 3, dtype=hidden.dtype, device=hidden.device)
+    places[..., 1] += torch.arange(rows, device=hidden.device)[:, None]
+    places[..., 2] += torch.arange(columns, device=hidden.device)[None]
+    tokens = pack(sample)
+    shown = inputs[TEXT_MASK].to(sample.dtype)
+    output = module(
+        hidden_states=tokens,
+        timestep=inputs["timestep"] / TIME_SCALE,
+        encoder_hidden_states=hidden,
+        txt_ids=torch.zeros(hidden.shape[1], 3, dtype=hidden.dtype, device=hidden.device),
+        img_ids=places.reshape(-1, 3),
+        attention_mask=torch.cat([shown, torch.ones_like(tokens[..., 0])], dim=1),
+        return_dict=False,
+    )
+    return (unpack(output[0], height, width),)
+
+
+class T5Reader:
+    """A T5 that is told which tokens are text, in a window of one length.
+
+    Args:
+        parts: With ``tokenizer`` and ``text_encoder``.
+        networks: The model's networks; the encoder is added.
+        placement: Where and in which type it computes.
+
+    Raises:
+        WeightsError: If either part is missing.
+    """
+
+    def __init__(self, parts: Parts, networks: dict[str, Network], placement: Placement) -> None:
+        self._t5 = text_encoder(
+            parts,
+            networks,
+            placement,
+            call=call_last,
+            chunked=False,
+            max_length=T5_TOKENS,
+            uses_mask=True,
+        )
+
+    @property
+    def window(self) -> int:
+        """Tokens of a text, those that fill it up included."""
+        return self._t5.tokens.max_length
+
+    def count(self, prompt: Prompt) -> int:
+        """Count the tokens of a call."""
+        return self.window
+
+    def embed(self, prompt: Prompt) -> TextStates:
+        """Read one prompt; the mask shows its tokens and the first that fills up."""
+        found = self._t5.embed(prompt)
+        (chunk, *_), _ = self._t5.tokens.split(prompt.text, prompt.dialect, chunked=False)
+        shown = torch.arange(self.window) <= sum(chunk.mask)
+        return TextStates(found.hidden, found.notes, mask=shown[None])
+
+
+def _defaults(parts: Parts) -> dict[str, Any]:
+    """Return steps and guidance of Chroma1-HD's card."""
+    return {"default_steps": 40, "default_guidance_scale": 3.0}
+
+
+CHROMA = FlowFamily(
+    family="chroma",
+    call=call_chroma,
+    text=T5Reader,
+    defaults=_defaults,
+    reads_padding=True,
+)
