@@ -292,6 +292,7 @@ class TorchNetwork:
             such a network runs in torch.
         fixes_sizes: Whether the call reckons with the sides of a picture as plain numbers,
             so that what was traced at one size says nothing of another.
+        stays_in_torch: Whether no other backend answers what torch does.
     """
 
     def __init__(
@@ -313,7 +314,7 @@ class TorchNetwork:
         self.offload: Offload | None = None
         self.mapped: Mapped | None = None
         self.field = "model"
-        self.fixes_sizes = False
+        self.fixes_sizes = self.stays_in_torch = False
         self.packed = ""
         self.call = call
         self.dtype = dtype
@@ -432,6 +433,7 @@ class TorchNetwork:
         )
         other.offload, other.field = self.offload, self.field
         other.fixes_sizes, other.packed = self.fixes_sizes, self.packed
+        other.stays_in_torch = self.stays_in_torch
         return other
 
     @property

@@ -392,5 +392,6 @@ def _torch_networks(model: Model) -> Iterator[tuple[str, TorchNetwork]]:
             and network.dtype == torch.float32
             and network.offload is None
             and not network.packed
+            and not network.stays_in_torch
         ):
             yield role, network

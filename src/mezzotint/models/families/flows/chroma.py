@@ -5,14 +5,14 @@ fills up left out: pairs of tokens that both are text, that one or the picture a
 other by 1 more than others do, as in diffusers' pipeline.
 
 Dimensions: R rows, C latent channels, h and w latent rows and columns, S picture tokens
-(h/2 * w/2), T text tokens.
+(h/2 * w/2), T text tokens, M modulations of all layers, N channels of an embedding.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mezzotint.models.base import Network, Prompt
 from mezzotint.models.families.flows.language import TextStates
@@ -49,6 +49,32 @@ def call_chroma(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]
         return_dict=False,
     )
     return (unpack(output[0], height, width),)
+
+
+class _Modulations(nn.Module):
+    """What diffusers' ChromaCombinedTimestepTextProjEmbeddings answers, for any number of rows.
+
+    That one makes the embedding of no guidance for as many rows as were there when it was
+    exported.
+    """
+
+    def __init__(self, embedder: Any) -> None:
+        super().__init__()
+        self.time_proj = embedder.time_proj
+        self.register_buffer("guidance", embedder.guidance_proj(torch.tensor([0])), False)
+        self.register_buffer("places", embedder.mod_proj[None], False)
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        """Return time, guidance and place of each modulation. Shape (R, M, 4 N)."""
+        time = self.time_proj(timestep).to(timestep.dtype)
+        guidance = torch.zeros_like(time) + self.guidance.to(time.device, time.dtype)
+        places = self.places.to(time.device, time.dtype)
+        both = torch.cat([time, guidance], dim=1)[:, None] + 0 * places[..., :1]
+        return torch.cat([both, places + 0 * both[..., :1]], dim=-1)
+
+
+def _use_own_modulations(module: Any) -> None:
+    module.time_text_embed = _Modulations(module.time_text_embed)
 
 
 class T5Reader:
@@ -99,6 +125,7 @@ def _defaults(parts: Parts) -> dict[str, Any]:
 CHROMA = FlowFamily(
     family="chroma",
     call=call_chroma,
+    prepare=_use_own_modulations,
     text=T5Reader,
     defaults=_defaults,
     reads_padding=True,

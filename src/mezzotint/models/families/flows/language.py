@@ -110,7 +110,10 @@ class LanguageEncoder:
         self._is_whole = is_whole
         said = self.tokens.fills_front
         self._fills_front = is_whole and (chat.fills_front if said is None else said)
-        networks[ROLE] = TorchNetwork.of(parts.networks[ROLE], call, placement)
+        network = TorchNetwork.of(parts.networks[ROLE], call, placement)
+        # What fills up in front sees nothing: torch answers zeros there, others no numbers.
+        network.stays_in_torch = self._fills_front
+        networks[ROLE] = network
 
     @property
     def window(self) -> int:
