@@ -89,8 +89,7 @@ def variety(name):
 
 
 STORMS = [  # FLUX.2 [dev] reads 512 tokens for every text, on the road of Klein
-    pytest.param(name, marks=pytest.mark.slow) if name == "flux2_dev" else name
-    for name in FAMILIES
+    pytest.param(name, marks=pytest.mark.slow) if name == "flux2_dev" else name for name in FAMILIES
 ]
 
 

@@ -9,6 +9,7 @@ from tests import tiny
 
 from mezzotint.models.backends.openvino_backend import OpenVINONetwork, use_openvino
 from mezzotint.models.base import Prompt
+from mezzotint.models.families.flows.z_image import rounded_length
 from mezzotint.models.formats.folders import load_pipeline
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.observe.interruption import Interrupted, interruptible
@@ -20,7 +21,17 @@ from mezzotint.observe.interruption import Interrupted, interruptible
         "ddpm",
         *(
             pytest.param(f, marks=pytest.mark.slow)
-            for f in ("bert_sd", "sd1", "sdxl", "dit", "sd3", "flux")
+            for f in (
+                "bert_sd",
+                "sd1",
+                "sdxl",
+                "dit",
+                "sd3",
+                "flux",
+                "chroma",
+                "flux2_klein",
+                                "z_image",
+            )
         ),
     ],
 )
@@ -44,6 +55,19 @@ def rows(model, count):
     latents = torch.randn((count, *model.latent_shape(size)), generator=generator)
     sigma = torch.linspace(0.9, 0.1, count)
     return latents, sigma, conditioning
+
+
+def test_lengths_of_texts_are_rounded_up_as_in_torch():
+    lengths = torch.tensor([1, 17, 31, 32, 33, 48, 49, 64])
+    mask = torch.arange(128)[None] < lengths[:, None]
+    wanted = torch.tensor([32, 32, 32, 32, 64, 64, 64, 64])
+    assert torch.equal(rounded_length(mask), wanted)
+    source = TorchNetwork(
+        lambda dtype: torch.nn.Identity(),
+        lambda module, inputs: (rounded_length(inputs["mask"]).float(),),
+    )
+    (found,) = OpenVINONetwork(source, role="denoiser")(mask=mask)
+    assert torch.equal(found, wanted.float())
 
 
 def test_every_network_is_within_1e5_of_torch_and_independent_of_its_batch(folder, tmp_path):

@@ -18,7 +18,7 @@ from mezzotint.models.families.flows.model import TEXT_MASK, TEXT_STATES, FlowFa
 from mezzotint.models.families.flows.rotary import attend, turn, turns_of
 from mezzotint.models.parts import Parts
 
-__all__ = ["Z_IMAGE", "call_z_image"]
+__all__ = ["Z_IMAGE", "call_z_image", "rounded_length"]
 
 MULTIPLE = 32  # tokens; SEQ_MULTI_OF of diffusers' module
 PATCH = 2
@@ -38,7 +38,7 @@ def call_z_image(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...
     time = (TRAIN_TIMESTEPS - inputs["timestep"]) / TRAIN_TIMESTEPS
     steer = module.t_embedder(time * module.t_scale).type_as(sample)
 
-    length = _rounded(mask.sum(dim=1))
+    length = rounded_length(mask)
     place = torch.arange(hidden.shape[1], device=hidden.device)
     text = torch.where(mask[..., None], module.cap_embedder(hidden), module.cap_pad_token)
     shown = place < length[:, None]
@@ -64,9 +64,19 @@ def call_z_image(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...
     return (-grid.permute(0, 5, 1, 3, 2, 4).reshape(sample.shape),)
 
 
-def _rounded(length: Tensor) -> Tensor:
-    """Round token counts up to what the network was trained with."""
-    return (length + MULTIPLE - 1) // MULTIPLE * MULTIPLE
+def rounded_length(mask: Tensor) -> Tensor:
+    """Round the tokens of each text up to what the network was trained with.
+
+    By counting: whole numbers that are divided are rounded, not floored, by OpenVINO.
+
+    Args:
+        mask: Shape (R, T), bool.
+
+    Returns:
+        Shape (R,), a multiple of :data:`MULTIPLE`.
+    """
+    starts = torch.arange(0, mask.shape[1], MULTIPLE, device=mask.device)
+    return (starts < mask.sum(dim=1, keepdim=True)).sum(dim=1) * MULTIPLE
 
 
 def _patches(sample: Tensor) -> Tensor:
