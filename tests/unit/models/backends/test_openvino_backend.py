@@ -30,7 +30,7 @@ from mezzotint.observe.interruption import Interrupted, interruptible
                 "flux",
                 "chroma",
                 "flux2_klein",
-                                "z_image",
+                "z_image",
             )
         ),
     ],
