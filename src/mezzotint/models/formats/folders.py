@@ -82,45 +82,17 @@ def _sd3(parts: Parts, placement: Placement) -> Model:
     return SD3Model(parts, placement)
 
 
-def _chroma(parts: Parts, placement: Placement) -> Model:
-    from mezzotint.models.families.flows.chroma import CHROMA
-    from mezzotint.models.families.flows.model import FlowModel
-
-    return FlowModel(parts, placement, CHROMA)
-
-
 def _flux(parts: Parts, placement: Placement) -> Model:
     from mezzotint.models.families.flux import FluxModel
 
     return FluxModel(parts, placement)
 
 
-def _flux2_klein(parts: Parts, placement: Placement) -> Model:
-    from mezzotint.models.families.flows.flux2 import FLUX2_KLEIN
+def _flow(parts: Parts, placement: Placement) -> Model:
     from mezzotint.models.families.flows.model import FlowModel
+    from mezzotint.models.families.flows.table import FLOW_FAMILIES
 
-    return FlowModel(parts, placement, FLUX2_KLEIN)
-
-
-def _flux2(parts: Parts, placement: Placement) -> Model:
-    from mezzotint.models.families.flows.flux2 import FLUX2_DEV
-    from mezzotint.models.families.flows.model import FlowModel
-
-    return FlowModel(parts, placement, FLUX2_DEV)
-
-
-def _qwen_image(parts: Parts, placement: Placement) -> Model:
-    from mezzotint.models.families.flows.model import FlowModel
-    from mezzotint.models.families.flows.qwen_image import QWEN_IMAGE
-
-    return FlowModel(parts, placement, QWEN_IMAGE)
-
-
-def _z_image(parts: Parts, placement: Placement) -> Model:
-    from mezzotint.models.families.flows.model import FlowModel
-    from mezzotint.models.families.flows.z_image import Z_IMAGE
-
-    return FlowModel(parts, placement, Z_IMAGE)
+    return FlowModel(parts, placement, FLOW_FAMILIES[parts.pipeline])
 
 
 def _unconditional(parts: Parts, placement: Placement) -> Model:
@@ -141,26 +113,26 @@ Family = Callable[[Parts, Placement], Model]
 FAMILIES: Registry[Family] = Registry(
     "pipeline",
     {
-        "ChromaImg2ImgPipeline": _chroma,
-        "ChromaInpaintPipeline": _chroma,
-        "ChromaPipeline": _chroma,
+        "ChromaImg2ImgPipeline": _flow,
+        "ChromaInpaintPipeline": _flow,
+        "ChromaPipeline": _flow,
         "DDIMPipeline": _unconditional,
         "DDPMPipeline": _unconditional,
         "DiTPipeline": _dit,
-        "Flux2KleinPipeline": _flux2_klein,
-        "Flux2Pipeline": _flux2,
+        "Flux2KleinPipeline": _flow,
+        "Flux2Pipeline": _flow,
         "FluxPipeline": _flux,
         "LatentConsistencyModelPipeline": _sd,
-        "QwenImageImg2ImgPipeline": _qwen_image,
-        "QwenImageInpaintPipeline": _qwen_image,
-        "QwenImagePipeline": _qwen_image,
+        "QwenImageImg2ImgPipeline": _flow,
+        "QwenImageInpaintPipeline": _flow,
+        "QwenImagePipeline": _flow,
         "StableDiffusion3Pipeline": _sd3,
         "StableDiffusionImg2ImgPipeline": _sd,
         "StableDiffusionPipeline": _sd,
         "StableDiffusionXLPipeline": _sd,
-        "ZImageImg2ImgPipeline": _z_image,
-        "ZImageInpaintPipeline": _z_image,
-        "ZImagePipeline": _z_image,
+        "ZImageImg2ImgPipeline": _flow,
+        "ZImageInpaintPipeline": _flow,
+        "ZImagePipeline": _flow,
     },
     group="mezzotint.models",
 )
