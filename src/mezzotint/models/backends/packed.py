@@ -31,11 +31,13 @@ __all__ = [
     "pack_linear",
 ]
 
-Spread = Callable[[Mapping[str, Tensor], tuple[int, ...]], Tensor]
-"""Gives back the numbers, float32, from tensors by name and the shape that they have."""
+Spread = Callable[[Mapping[str, Tensor], tuple[int, ...], torch.dtype], Tensor]
+"""Gives back the numbers from tensors by name, the shape that they have and a type for them."""
 
 _BITS = "bits"  # the tensor of a packed weight that holds it; others hold scales
 _LARGEST = 127  # of int8
+_AT_ONCE = 1 << 22  # numbers spread out at once on a CPU, 16 MB of float32
+_AT_ONCE_ELSEWHERE = 1 << 26
 _FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 
 
@@ -58,7 +60,7 @@ class Packed:
 
     def numbers(self, dtype: torch.dtype) -> Tensor:
         """Return what it stands for, of its shape and in a type."""
-        return self.spread(self.tensors, self.shape).to(dtype)
+        return self.spread(self.tensors, self.shape, dtype)
 
 
 class PackedLinear(RowLinear):
@@ -72,7 +74,7 @@ class PackedLinear(RowLinear):
         """The weight, spread out anew for whoever asks. Shape (R, C)."""
         own = {name: self._parameters[name] for name in self.packed.tensors}
         held = {name: tensor.detach() for name, tensor in own.items() if tensor is not None}
-        return self.packed.spread(held, self.packed.shape).to(self.kind)
+        return self.packed.spread(held, self.packed.shape, self.kind)
 
 
 def pack_linear(layer: nn.Linear, packed: Packed, dtype: torch.dtype) -> None:
@@ -104,14 +106,35 @@ def gguf_blocks(kind: str, data: Tensor, shape: tuple[int, ...]) -> Packed:
     return Packed(kind, shape, {_BITS: data}, partial(_spread_blocks, kind=kind))
 
 
-def _spread_blocks(tensors: Mapping[str, Tensor], shape: tuple[int, ...], *, kind: str) -> Tensor:
+def _spread_blocks(
+    tensors: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype, *, kind: str
+) -> Tensor:
     from diffusers.quantizers.gguf import utils
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     quant = GGMLQuantizationType[kind]
     unpack: Any = utils.dequantize_functions[quant]
     block, size = GGML_QUANT_SIZES[quant]
-    return unpack(tensors[_BITS].reshape(-1, size), block, size, torch.float32).reshape(shape)
+    blocks = tensors[_BITS].reshape(-1, size)
+    return _piece_by_piece(
+        lambda part: unpack(blocks[part], block, size, torch.float32),
+        blocks.new_empty((len(blocks), block), dtype=dtype),
+    ).reshape(shape)
+
+
+def _piece_by_piece(read: Callable[[slice], Tensor], numbers: Tensor) -> Tensor:
+    """Fill numbers from front to back: what is spread out in between stays small.
+
+    Args:
+        read: Gives the numbers of some rows, float32.
+        numbers: Where they go.
+    """
+    most = _AT_ONCE if numbers.device.type == "cpu" else _AT_ONCE_ELSEWHERE
+    step = max(most * len(numbers) // max(numbers.numel(), 1), 1)
+    for start in range(0, len(numbers), step):
+        part = slice(start, start + step)
+        numbers[part] = read(part)
+    return numbers
 
 
 def float8(weight: Tensor, scale: Tensor | None) -> Packed:
@@ -128,9 +151,17 @@ def float8(weight: Tensor, scale: Tensor | None) -> Packed:
     return Packed(kind, tuple(weight.shape), tensors, partial(_spread_float8, kind=kind))
 
 
-def _spread_float8(tensors: Mapping[str, Tensor], shape: tuple[int, ...], *, kind: str) -> Tensor:
-    numbers = tensors[_BITS].view(_FLOAT8[kind]).float()
-    return numbers * _as_float(tensors["scale"]) if "scale" in tensors else numbers
+def _spread_float8(
+    tensors: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype, *, kind: str
+) -> Tensor:
+    bits = tensors[_BITS].view(_FLOAT8[kind])
+    scale = _as_float(tensors["scale"]) if "scale" in tensors else None
+
+    def read(part: slice) -> Tensor:
+        numbers = bits[part].float()
+        return numbers if scale is None else numbers * (scale[part] if len(scale) > 1 else scale)
+
+    return _piece_by_piece(read, bits.new_empty(shape, dtype=dtype))
 
 
 def int8_rows(weight: Tensor, scale: Tensor) -> Packed:
@@ -144,8 +175,14 @@ def int8_rows(weight: Tensor, scale: Tensor) -> Packed:
     return Packed("int8", tuple(weight.shape), tensors, _spread_int8)
 
 
-def _spread_int8(tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
-    return tensors[_BITS].view(torch.int8).float() * _as_float(tensors["scale"]) / _LARGEST
+def _spread_int8(
+    tensors: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    bits, scale = tensors[_BITS].view(torch.int8), _as_float(tensors["scale"])
+    return _piece_by_piece(
+        lambda part: bits[part].float() * scale[part] / _LARGEST,
+        bits.new_empty(shape, dtype=dtype),
+    )
 
 
 def four_bits(
@@ -167,12 +204,19 @@ def four_bits(
 
 
 def _spread_four_bits(
-    tensors: Mapping[str, Tensor], shape: tuple[int, ...], *, block: int
+    tensors: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype, *, block: int
 ) -> Tensor:
-    codes, size = tensors[_BITS], torch.Size(shape).numel()
-    pairs = torch.stack([codes >> 4, codes & 15], dim=-1).reshape(-1)[:size]
-    scale = _as_float(tensors["scale"]).repeat_interleave(block)[:size]
-    return (_as_float(tensors["table"])[pairs.int()] * scale).reshape(shape)
+    codes, scale = tensors[_BITS], _as_float(tensors["scale"])
+    table, size = _as_float(tensors["table"]), torch.Size(shape).numel()
+    numbers = codes.new_empty((len(scale), block), dtype=dtype)  # the last block may be short
+
+    def read(part: slice) -> Tensor:
+        some = codes[part.start * block // 2 : part.stop * block // 2]
+        found = table[torch.stack([some >> 4, some & 15], dim=-1).reshape(-1).int()]
+        rows = torch.nn.functional.pad(found, (0, -len(found) % block)).reshape(-1, block)
+        return rows * scale[part, None]
+
+    return _piece_by_piece(read, numbers).reshape(-1)[:size].reshape(shape)
 
 
 def _as_whole(numbers: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.errors import WeightsError
+from mezzotint.models.backends.mapped import giving_back
 from mezzotint.models.backends.packed import Packed, float8, four_bits, gguf_blocks, int8_rows
 from mezzotint.models.formats.filling import empty_network, fill
 from mezzotint.models.parts import SCALES, SafetensorsHeader, find_weights, read_header
@@ -262,7 +263,8 @@ def _named(
 def _gguf_state(path: Path) -> dict[str, Any]:
     from diffusers.models.model_loading_utils import load_gguf_checkpoint
 
-    return load_gguf_checkpoint(str(path))
+    with giving_back(path):  # each tensor is copied out of the mapped file
+        return load_gguf_checkpoint(str(path))
 
 
 def _packed_blocks(state: Mapping[str, Any]) -> dict[str, Tensor | Packed]:
