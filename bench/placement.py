@@ -39,7 +39,7 @@ DRAW = f"""{MEASURE}
 import sys, mezzotint as mz
 from mezzotint.types import Stepped
 folder, out, side, steps, tier, options = sys.argv[1:]
-engine_options = {{'cache_memory_bytes': 0, 'cache_disk_bytes': 0, 'certify': False}}
+engine_options = {{'cache_memory_bytes': 0, 'cache_disk_bytes': 0}}
 with mz.Engine(engine=engine_options, **json.loads(options)) as engine:
     handle = engine.submit(mz.GenerationRequest(
         model=folder, prompt={PROMPT!r}, seed={SEED}, guidance_scale={SCALE}, width=int(side),
@@ -55,7 +55,7 @@ tell(notes=[warning for warning in images[0].warnings])
 
 
 def main() -> None:
-    """Make the models, draw row by row, print the table and write it."""
+    """Make the models, draw row by row, write what each took."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=640)
     parser.add_argument("--steps", type=int, default=4)
@@ -84,19 +84,17 @@ def main() -> None:
                     (work / f"{plain}-{k}.png", picture.with_name(f"{picture.name}-{k}.png"))
                     for k in range(2)
                 ]
-                rows[label]["db"] = min(decibels(one, other) for one, other in pairs)
+                worst = min(decibels(one, other) for one, other in pairs)
+                rows[label]["db"] = "same bytes" if worst == float("inf") else worst
             print(label, rounded(rows[label]), flush=True)
-    table = _table(rows)
-    print("\n".join(table))
     write(
-        "placement" if options.narrower == 1 else f"placement_{options.narrower}",
+        "placement",
         {
             "what": f"SD 1.5 / {options.narrower}, two pictures of {options.side} px, "
             f"{options.steps} steps, guidance {SCALE}, second run of a fresh process each",
             "command": f"mezzotint bench placement --narrower {options.narrower} "
             f"--side {options.side} --steps {options.steps}",
             "highest load of the machine": round(max(r.get("load", 0) for r in rows.values()), 1),
-            "table": table,
             "runs": {label: rounded(row) for label, row in rows.items()},
         },
     )
@@ -125,25 +123,6 @@ def _packed(folder: Path, target: Path) -> Path:
                 state[name.removesuffix(".weight") + ".scale_weight"] = scale
     save_file(state, target / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
     return target
-
-
-def _table(rows: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the rows as a table of Markdown."""
-    lines = [
-        "| placement | whole process, s of processor | s a step | peak MB | dB to plain |",
-        "|---|---|---|---|---|",
-    ]
-    for label, row in rows.items():
-        if "error" in row:
-            lines.append(f"| {label} | {row['error']} | | | |")
-            continue
-        same = "same bytes" if row.get("db") == float("inf") else f"{row.get('db', 0):.1f}"
-        cells = (
-            f"{row['cpu_s']:.1f}", f"{row['step_s']:.2f}", f"{row['peak_mb']:.0f}",
-            same if "db" in row else "",
-        )  # fmt: skip
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return lines
 
 
 if __name__ == "__main__":

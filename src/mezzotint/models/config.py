@@ -26,7 +26,8 @@ class PlacementConfig(Checked):
             ``"sequential"`` one layer at a time; both need a device that is not
             the CPU. There ``"disk"`` computes with weights mapped from a file, written once:
             a model larger than memory draws slowly.
-        attention_slicing: Compute attention head by head: less memory, slower.
+        attention_slicing: Compute attention some heads at a time, without torch's fused
+            kernels: slower, and less memory only where there are none (not on a CPU).
         vae_slicing: Decode pictures one at a time.
         vae_tiling: Decode large pictures in overlapping tiles; changes the picture
             a little, so it is never ``exact``.

@@ -67,7 +67,7 @@ def files_that_load(
     """Choose the files of a repository that loading its pipeline reads.
 
     Whole checkpoints beside the folders, other precisions, pickles and parts that no family
-    uses stay where they are.
+    uses stay where they are. A GGUF file is read where a folder has one, and no safetensors.
 
     Args:
         names: Every file of the repository.
@@ -85,6 +85,8 @@ def files_that_load(
         wanted = variant if variant in kinds else plain
         chosen += [n for n in own if n.endswith(_TEXTS) and n not in weights]
         chosen += [n for n, kind in weights.items() if kind == wanted]
+        packed = [n for n in own if n.endswith(".gguf")]
+        chosen += packed if len(packed) == 1 and not weights else []
     return chosen
 
 

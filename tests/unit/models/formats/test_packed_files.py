@@ -241,7 +241,8 @@ def in_rows(state):
     return packed, numbers
 
 
-def test_a_folder_of_bitsandbytes_draws_what_its_numbers_draw_in_diffusers(tmp_path):
+def bitsandbytes_folders(tmp_path):
+    """A tiny FLUX with packed transformer and T5, and one with the numbers they stand for."""
     folder, plain = (tiny.copy_of("flux", tmp_path / name) for name in ("packed", "plain"))
     for role, file, pack in (
         ("transformer", "diffusion_pytorch_model.safetensors", in_four_bits),
@@ -254,10 +255,31 @@ def test_a_folder_of_bitsandbytes_draws_what_its_numbers_draw_in_diffusers(tmp_p
         config = json.loads((folder / role / "config.json").read_text())
         config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
         (folder / role / "config.json").write_text(json.dumps(config))
+    return folder, plain
+
+
+def test_a_folder_of_bitsandbytes_draws_what_its_numbers_draw_in_diffusers(tmp_path):
+    folder, plain = bitsandbytes_folders(tmp_path)
     found, model = ours(folder, tmp_path / "home", guidance_scale=3.5)
     wanted = theirs(FluxPipeline, plain, None, guidance_scale=3.5)
     assert np.abs(found - wanted).max() <= 1
     assert [limit for limit in model.spec.limits if "stay nf4" in limit]
+
+
+def test_a_lora_acts_on_packed_weights_as_on_their_numbers(tmp_path):
+    layer = "transformer.single_transformer_blocks.0.proj_mlp"
+    generator = torch.Generator().manual_seed(0)
+    down, up = (torch.randn(shape, generator=generator) for shape in ((2, 32), (128, 2)))
+    file = tmp_path / "lora.safetensors"
+    save_file({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, file)
+    lora = mezzotint.Lora(name=str(file))
+    packed, plain = (
+        ours(folder, tmp_path / "home", loras=(lora,))[0]
+        for folder in bitsandbytes_folders(tmp_path)
+    )
+    without, _ = ours(tmp_path / "plain", tmp_path / "home")
+    assert np.abs(packed - plain).max() <= 1
+    assert np.abs(plain - without).max() > 3
 
 
 def test_an_unknown_scale_is_refused(tmp_path):

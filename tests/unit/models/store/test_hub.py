@@ -52,6 +52,14 @@ def test_a_part_in_one_precision_alone_is_fetched_in_it():
     assert "text_encoder/model.fp16.safetensors" in files_that_load(names, INDEX)
 
 
+def test_a_gguf_file_is_fetched_where_a_part_has_nothing_else():
+    unet = [n for n in FILES if not n.startswith("unet/diff")]
+    assert "unet/model-Q4_0.gguf" in files_that_load([*unet, "unet/model-Q4_0.gguf"], INDEX)
+    assert "unet/x.gguf" not in files_that_load([*FILES, "unet/x.gguf"], INDEX)
+    several = [*unet, "unet/a.gguf", "unet/b.gguf"]
+    assert not {"unet/a.gguf", "unet/b.gguf"} & set(files_that_load(several, INDEX))
+
+
 @pytest.mark.parametrize("has_ref", [True, False])
 def test_a_repositorys_folder_in_the_hubs_cache_is_the_model_inside(tmp_path, has_ref):
     repository = tmp_path / "models--owner--name"
