@@ -108,6 +108,8 @@ class TrainingRuns:
             except BlockingIOError:
                 raise InvalidRequest(f"run {name} is running already", field="name") from None
             os.ftruncate(lock, 0)  # who ran before is nobody now
+            if (before := self._children.pop(name, None)) is not None:
+                before.wait()  # it let go of the lock: it is at its end
             log = stack.enter_context((folder / LOG).open("wb"))
             nice = ("nice", "-n", str(_NICE)) if shutil.which("nice") else ()
             command = (*nice, *self._program, str(folder / CONFIG), f"--output-dir={folder}")
@@ -157,6 +159,23 @@ class TrainingRuns:
         finally:
             os.close(lock)
         return 0
+
+    def remove(self, name: str) -> None:
+        """Delete a run that this or an earlier server started, with all that it made.
+
+        Raises:
+            InvalidRequest: If it runs, or was not started by a server.
+            OSError: If it cannot be deleted.
+        """
+        folder = self.folder / name
+        if self.pid(name):
+            raise InvalidRequest(f"run {name} is running: stop it first", field="name")
+        if not (folder / CONFIG).is_file():
+            raise InvalidRequest(
+                f"run {name} was not started by this server: delete {folder} yourself",
+                field="name",
+            )
+        shutil.rmtree(folder)
 
     def running(self) -> list[str]:
         """Return the names of the runs that run, sorted."""

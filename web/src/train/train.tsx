@@ -114,6 +114,17 @@ function RunRoom({ run }: { run: Run }) {
       notice("bad", (error as Error).message);
     }
   };
+  const remove = async () => {
+    if (!confirm(words.train.removeAsk(run.name))) return;
+    try {
+      await call(`/v1/runs/${run.name}`, { method: "DELETE" });
+      chosen.value = "";
+      await lookAtRuns();
+      notice("good", words.operate.removed(run.name));
+    } catch (error) {
+      notice("bad", (error as Error).message);
+    }
+  };
   const use = async () => {
     try {
       if (!models.value.some((m) => m.name === run.name)) {
@@ -135,6 +146,7 @@ function RunRoom({ run }: { run: Run }) {
           {isRunning && run.can_resume ? <button type="button" id="stop-run" onClick={() => void act("stop", words.train.stopping(run.name))}>{words.train.stop}</button> : null}
           {!isRunning && run.can_resume && run.status !== "finished" ? <button type="button" id="resume-run" onClick={() => void act("resume", words.train.resumed(run.name))}>{words.train.resume}</button> : null}
           {mayStart.value && about?.config ? <button type="button" id="like-run" onClick={() => { making.value = { like: about.config }; }}>{words.train.like}</button> : null}
+          {!isRunning && run.can_resume ? <button type="button" class="danger" id="remove-run" onClick={() => void remove()}>{words.gallery.delete}</button> : null}
           {run.status === "finished" ? <button type="button" class="primary" id="use-run" onClick={() => void use()}>{words.train.use}</button> : null}
         </div>
       </header>

@@ -389,6 +389,7 @@ export const words: Words = {
     stopping: (name) => `${name} schreibt einen Zwischenstand und hält an`,
     resume: "Fortsetzen",
     resumed: (name) => `${name} geht weiter`,
+    removeAsk: (name) => `${name} mit Zwischenständen, Proben und Modell löschen?`,
     like: "Noch einer wie dieser",
     use: "Diesen Lauf verwenden",
     status: { running: "läuft", finished: "fertig", stopped: "angehalten", failed: "gescheitert", silent: "still" },

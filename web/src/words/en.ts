@@ -389,6 +389,7 @@ export const english = {
     stopping: (name: string) => `${name} writes a checkpoint and stops`,
     resume: "Resume",
     resumed: (name: string) => `${name} goes on`,
+    removeAsk: (name: string) => `Delete ${name} with its checkpoints, samples and model?`,
     like: "Another like this",
     use: "Use this run",
     status: { running: "running", finished: "finished", stopped: "stopped", failed: "failed", silent: "silent" } as Record<string, string>,

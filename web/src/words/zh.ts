@@ -389,6 +389,7 @@ export const words: Words = {
     stopping: (name) => `${name} 正在写检查点并停止`,
     resume: "继续",
     resumed: (name) => `${name} 继续进行`,
+    removeAsk: (name) => `删除 ${name} 及其检查点、样张和模型？`,
     like: "再来一个这样的",
     use: "使用此结果",
     status: { running: "进行中", finished: "完成", stopped: "已停止", failed: "失败", silent: "无动静" },

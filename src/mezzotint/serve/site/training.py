@@ -116,6 +116,27 @@ async def stop_run(front: Front, http: Request) -> Response:
     return json_response(await asyncio.to_thread(describe_run, folder, runs))
 
 
+async def remove_run(front: Front, http: Request) -> Response:
+    """Delete a run and all that it made.
+
+    Raises:
+        MethodNotAllowed: If runs cannot be started on this server.
+        Conflict: If it runs, or was not started here.
+        NotReady: If it cannot be deleted.
+    """
+    runs = trainings(front)
+    folder = run_folder(runs.folder, http.path_params["name"])
+
+    def remove() -> None:
+        try:
+            runs.remove(folder.name)
+        except InvalidRequest as error:
+            raise Conflict(str(error), field="name") from None
+
+    await _do(remove)
+    return json_response({"name": folder.name, "status": "removed"})
+
+
 async def use_run(front: Front, http: Request) -> Response:
     """Make a run a model of this server, under its own name.
 
@@ -262,6 +283,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         body=Body("TrainingResume", lambda _: _RESUME, required=False),
     ),
     _endpoint("POST", "/v1/runs/{name}/stop", stop_run, "Stop a training run at a checkpoint"),
+    _endpoint("DELETE", "/v1/runs/{name}", remove_run, "Delete a training run"),
     _endpoint("POST", "/v1/runs/{name}/use", use_run, "Make a run a model of this server"),
     _endpoint("GET", "/v1/datasets", list_datasets, "List data sets for training runs"),
     _endpoint(

@@ -76,6 +76,23 @@ def test_a_run_is_stopped_and_resumed(door):
     assert door.http.post("/v1/runs/nothing/resume").status_code == 404
 
 
+def test_a_run_is_deleted_only_when_it_is_over_and_was_started_here(door, tmp_path):
+    door.http.post("/v1/runs", json={"name": "long", "config": "steps = 10000\n"})
+    until(door, "long", "running")
+    assert door.http.delete("/v1/runs/long").status_code == 409
+    assert door.http.post("/v1/runs/long/stop").status_code == 200
+    until(door, "long", "stopped")
+    assert door.http.delete("/v1/runs/long").json() == {"name": "long", "status": "removed"}
+    assert not (tmp_path / "runs" / "long").exists()
+    assert door.http.delete("/v1/runs/long").status_code == 404
+    (tmp_path / "runs" / "theirs").mkdir()
+    (tmp_path / "runs" / "theirs" / "metrics.jsonl").write_text("{}")
+    assert door.http.delete("/v1/runs/theirs").status_code == 409
+    assert (tmp_path / "runs" / "theirs" / "metrics.jsonl").exists()
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "runs" / "theirs")
+    assert door.http.delete("/v1/runs/link").status_code == 404
+
+
 def test_a_run_that_fails_says_why_and_can_be_asked_for_again(door):
     config = 'fails = "data.path /nowhere does not exist"\n'
     assert door.http.post("/v1/runs", json={"name": "bad", "config": config}).status_code == 201
@@ -153,6 +170,7 @@ def test_where_the_operator_has_not_allowed_it_nothing_starts(tmp_path):
         assert door.http.get("/v1/runs").json()["can_start"] is False
         for method, path in (
             ("POST", "/v1/runs"), ("POST", "/v1/runs/x/resume"), ("POST", "/v1/runs/x/stop"),
+            ("DELETE", "/v1/runs/x"),
             ("GET", "/v1/datasets"), ("PUT", "/v1/datasets/a/a.png"),
         ):  # fmt: skip
             answer = door.http.request(method, path, json={"name": "a", "config": "b = 1"})
