@@ -92,6 +92,7 @@ def run(
             announce=announce,
             tell=tell,
             training=training,
+            model_store=model_store,
         )
 
     with _held(home) as tell:

@@ -1,6 +1,24 @@
 import asyncio
 
 from mezzotint.serve import run
+from mezzotint.serve.config import ServeConfig
+from mezzotint.service.config import JobsConfig, WorkerConfig
+from mezzotint.service.training import TrainingRuns
+
+
+def test_what_a_server_is_run_with_reaches_its_doors(monkeypatch, tmp_path):
+    told = {}
+
+    async def serve(config, jobs, service, **given):
+        told.update(given)
+
+    monkeypatch.setattr(run, "serve", serve)
+    monkeypatch.setattr(run, "create_workers", lambda worker, log_config: None)
+    monkeypatch.setattr(run.log, "configure", lambda config: None)
+    training = TrainingRuns(tmp_path / "runs", dict)
+    given = {"training": training, "model_store": tmp_path, "version": "7"}
+    assert run.run(ServeConfig(), JobsConfig(), WorkerConfig(), **given) == 0
+    assert told.items() >= given.items()
 
 
 class _Loading:
