@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mezzotint.errors import Cancelled
 from mezzotint.train.config.config import TrainConfig
+from mezzotint.train.trainer import Trainer
 
 ARRAYS = Path(__file__).resolve().parents[3] / "training" / "arrays"
+LOGGED_AT_50 = 0.6273  # of weather.toml, as training/arrays/README.md says
 
 
 @pytest.fixture
@@ -54,3 +57,22 @@ def test_both_configurations_say_what_their_arrays_are():
     assert notes.data.sample_rate == 8000
     assert notes.conditioning.kind == "class"
     assert len(weather.data.channel_names) == 2
+
+
+@pytest.mark.slow
+def test_a_run_of_the_kept_configuration_has_the_loss_that_was_logged(
+    formulas, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    sys.modules["make_data"].main(tmp_path / "data")
+    losses = {}
+
+    def listen(event):
+        if event["event"] == "step":
+            losses[event["step"]] = event["loss"]
+            trainer.stop()
+
+    trainer = Trainer(TrainConfig.from_toml(ARRAYS / "weather.toml"), on_event=listen)
+    with pytest.raises(Cancelled, match="stopped at step 50"):
+        trainer.fit()
+    assert losses == {50: pytest.approx(LOGGED_AT_50, rel=0.03)}
