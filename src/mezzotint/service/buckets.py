@@ -5,17 +5,21 @@ Credentials, region and endpoint are the usual ones of AWS tools, from the envir
 """
 
 import errno
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from mezzotint.errors import InvalidRequest
+from mezzotint.observe import log
 from mezzotint.service.objects import FolderObjects, ObjectStore
 
 __all__ = ["BucketObjects", "open_objects"]
 
 _CONNECT_S, _ANSWER_S, _RETRY_S = 5, 30, 20
+_FULL = re.compile(r"\w*StorageFull|\w*QuotaExceeded|Insufficient(?:Capacity|Storage)|\b507\b")
+_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 
 
 def open_objects(url: str, field: str) -> ObjectStore:
@@ -120,10 +124,17 @@ class BucketObjects:
             raise self._away("remove", error) from None
 
     def _away(self, what: str, error: Exception) -> OSError:
-        return OSError(errno.EREMOTEIO, f"cannot {what} in {self._where}: {_line(error)}")
+        line = _line(error)
+        full = _FULL.search(line)
+        if full:
+            log.error("bucket.full", bucket=self._where, reason=line)
+            return OSError(errno.EDQUOT, f"the bucket is full ({full[0]})")
+        return OSError(errno.EREMOTEIO, f"cannot {what} in {self._where}: {line}")
 
 
 def _line(error: Exception) -> str:
-    """Return what went wrong in one line, without the answer's markup."""
-    text = str(error).strip().partition("\n")[0].partition(": <")[0]
-    return text[:300]
+    """Return what went wrong in one line: of the answer's markup only the code."""
+    text = str(error).strip()
+    code = _CODE.search(text)
+    line = text.partition("\n")[0].partition(": <")[0][:300]
+    return f"{line} ({code[1]})" if code else line

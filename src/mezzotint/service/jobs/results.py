@@ -124,7 +124,9 @@ def _name(digest: str) -> str:
 def _trouble(error: OSError) -> str:
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "no file can be opened"
-    return "no place" if error.errno == errno.EREMOTEIO else "the disk has no room"
+    if error.errno == errno.EREMOTEIO:
+        return "no place"
+    return "no room left" if error.errno == errno.EDQUOT else "the disk has no room"
 
 
 def _shown(error: OSError) -> str:

@@ -5,7 +5,10 @@ Tests :mod:`mezzotint.service.buckets` and :mod:`mezzotint.service.objects`.
 
 import asyncio
 import contextlib
+import http.server
+import threading
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -68,6 +71,69 @@ def test_a_bucket_that_is_away_is_no_room_for_a_while_and_no_lost_picture(bucket
         files.get("ab" * 32)
     for caught in (kept, read):
         assert "127.0.0.1" not in str(caught.value)  # where it is, is no client's business
+
+
+class SmallBucket(http.server.BaseHTTPRequestHandler):
+    """As much of S3 as keeping a picture takes; it answers as MinIO's does when it is full."""
+
+    kept: ClassVar[dict[str, bytes]] = {}
+    is_full: ClassVar[bool] = False
+
+    def do_PUT(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.is_full:
+            error = b"<Error><Code>XMinioStorageFull</Code><Message>full</Message></Error>"
+            self.send_response(507)
+            self.send_header("Content-Length", str(len(error)))
+            self.end_headers()
+            self.wfile.write(error)
+            return
+        self.kept[self.path] = data
+        self.send_response(200)
+        self.send_header("ETag", '"1"')
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        data = self.kept.get(self.path)
+        self.send_response(200 if data is not None else 404)
+        self.send_header("Content-Length", str(len(data or b"")))
+        self.send_header("Last-Modified", "Mon, 30 Nov 2026 00:00:00 GMT")
+        self.send_header("ETag", '"1"')
+        self.end_headers()
+        self.wfile.write(data or b"")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def test_a_full_bucket_delays_a_job_and_loses_none(tmp_path, bucket, monkeypatch):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), SmallBucket)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+
+    async def main() -> None:
+        jobs = Jobs(FakeService(), JobsConfig(folder=str(tmp_path), results_url=bucket))
+        await jobs.start()
+        try:
+            monkeypatch.setattr(SmallBucket, "is_full", True)
+            with pytest.raises(NoRoom, match=r"no room left .* bucket is full \(\w+\)"):
+                ResultFiles(open_objects(bucket, "jobs.results_url")).put(b"picture")
+            job = await jobs.submit(GenerationRequest(prompt="a", seed=1))
+            await asyncio.sleep(3)
+            assert (await jobs.get(job.id)).status in ("queued", "running")
+            monkeypatch.setattr(SmallBucket, "is_full", False)
+            done = await asyncio.wait_for(jobs.wait(job.id), 60)
+            assert done.status == "succeeded"
+            assert (await jobs.image(done, 0)).startswith(b"\x89PNG")
+        finally:
+            await jobs.stop()
+
+    try:
+        asyncio.run(main())
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.mark.parametrize("endpoint", ["", "http://127.0.0.1:9"])
