@@ -1,9 +1,10 @@
-"""Layouts: SD 1.x, 2.x and XL checkpoints, told apart and translated.
+"""Layouts: SD 1.x, 2.x, XL and 3 checkpoints, told apart and translated.
 
 Configurations are read from names and shapes alone; tensors are renamed to what
 diffusers and transformers call them.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,45 +12,70 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from mezzotint.errors import WeightsError
 from mezzotint.models.parts import SafetensorsHeader
 
-__all__ = ["PREFIXES", "Layout", "Recipe", "layout_of", "recipes"]
+__all__ = ["PREFIXES", "SD3_T5", "Layout", "Recipe", "layout_of", "recipes"]
 
-Layout = Literal["sd1", "sd2", "sdxl"]
+Layout = Literal["sd1", "sd2", "sdxl", "sd3"]
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 CLIP = {"sd1": "cond_stage_model.transformer.", "sdxl": "conditioner.embedders.0.transformer."}
 OPEN_CLIP = {"sd2": "cond_stage_model.model.", "sdxl": "conditioner.embedders.1.model."}
+SD3_CLIPS = ("text_encoders.clip_l.transformer.", "text_encoders.clip_g.transformer.")
+SD3_T5 = "text_encoders.t5xxl."
 HEAD_WIDTH = 64
 SD1_HEADS = 8
 SD2_LAYERS = 24  # SD 2.x reads the last but one of these
 Shapes = Mapping[str, tuple[int, ...]]
 PREFIXES: Mapping[str, str | tuple[str, ...]] = {
     "unet": UNET,
+    "transformer": UNET,
     "vae": VAE,
-    "text_encoder": ("cond_stage_model.", "conditioner.embedders.0."),
-    "text_encoder_2": "conditioner.embedders.1.",
+    "text_encoder": ("cond_stage_model.", "conditioner.embedders.0.", SD3_CLIPS[0]),
+    "text_encoder_2": ("conditioner.embedders.1.", SD3_CLIPS[1]),
 }
 """What the names of each network's tensors start with."""
+
+
+_TRANSFORMERS = {
+    "joint_blocks.": "Stable Diffusion 3",
+    "distilled_guidance_layer.": "Chroma",
+    "double_stream_modulation_img.": "FLUX.2",
+    "double_blocks.": "FLUX",
+    "img_mod.": "Qwen-Image",
+    "cap_embedder.": "Z-Image or Lumina",
+}
+"""What a name of each family's transformer holds, the first that is found counts."""
 
 
 def layout_of(header: SafetensorsHeader, path: Path) -> Layout:
     """Tell the layout of a checkpoint by the names of its tensors.
 
     Raises:
-        WeightsError: If it is none of the three, or a part is missing.
+        WeightsError: If it is none of the four, or a part is missing.
     """
     names = header.tensors
 
     def has(prefix: str) -> bool:
         return any(name.startswith(prefix) for name in names)
 
+    whole = [name for name in names if "lora" not in name]
+    family = next((f for mark, f in _TRANSFORMERS.items() if any(mark in n for n in whole)), "")
+    if family == "Stable Diffusion 3" and has(VAE) and all(map(has, SD3_CLIPS)):
+        return "sd3"
+    if family:
+        raise WeightsError(
+            f"{path} is a transformer of {family} without what reads its prompts: take the model "
+            "as a folder of diffusers, and put this file into its folder transformer in place of "
+            "the weights there"
+        )
     if not has(UNET):
         raise WeightsError(
-            f"{path} is no SD 1.x, 2.x or XL checkpoint: no tensor is called {UNET}...; "
+            f"{path} is no SD 1.x, 2.x, XL or 3 checkpoint: no tensor is called {UNET}...; "
             "a LoRA, ControlNet or VAE alone is no model"
         )
     if has("conditioner.embedders.0.model."):
@@ -90,6 +116,8 @@ class Recipe:
 def recipes(header: SafetensorsHeader, layout: Layout) -> dict[str, Recipe]:
     """Return class, configuration and conversion of each network."""
     shapes = {name: shape for name, (_, shape) in header.tensors.items()}
+    if layout == "sd3":
+        return _sd3_recipes(shapes)
     unet = _unet_config(_below(shapes, UNET), layout)
     vae = _vae_config(_below(shapes, VAE), layout)
     found = {
@@ -109,6 +137,48 @@ def recipes(header: SafetensorsHeader, layout: Layout) -> dict[str, Recipe]:
             partial(_convert_open_clip, prefix, config["num_hidden_layers"]),
         )
     return found
+
+
+def _sd3_recipes(shapes: Shapes) -> dict[str, Recipe]:
+    """Return class, configuration and conversion of each network of Stable Diffusion 3."""
+    scale = {"scaling_factor": 1.5305, "shift_factor": 0.0609, "sample_size": 1024}
+    plain = {"use_quant_conv": False, "use_post_quant_conv": False, "force_upcast": True}
+    vae = _vae_config(_below(shapes, VAE), "sd3") | scale | plain
+    found = {
+        "transformer": Recipe("SD3Transformer2DModel", _sd3_config(shapes), _convert_sd3),
+        "vae": Recipe("AutoencoderKL", vae, _convert_vae),
+    }
+    for role, prefix, act in (
+        ("text_encoder", SD3_CLIPS[0], "quick_gelu"),
+        ("text_encoder_2", SD3_CLIPS[1], "gelu"),
+    ):
+        config = _clip_config(_below(shapes, prefix)) | {"hidden_act": act}
+        convert = partial(_convert_projecting, prefix)
+        found[role] = Recipe("CLIPTextModelWithProjection", config, convert)
+    return found
+
+
+def _sd3_config(shapes: Shapes) -> dict[str, Any]:
+    """Read an MM-DiT's configuration from its shapes."""
+    own = _below(shapes, UNET)
+    width, channels, patch, _ = own["x_embedder.proj.weight"]
+    layers = _count(own, r"joint_blocks\.(\d+)\.")
+    twice = [k for k in range(layers) if f"joint_blocks.{k}.x_block.attn2.qkv.weight" in own]
+    return {
+        "sample_size": 128,
+        "patch_size": patch,
+        "in_channels": channels,
+        "out_channels": own["final_layer.linear.weight"][0] // patch**2,
+        "num_layers": layers,
+        "attention_head_dim": HEAD_WIDTH,
+        "num_attention_heads": width // HEAD_WIDTH,
+        "joint_attention_dim": own["context_embedder.weight"][1],
+        "caption_projection_dim": own["context_embedder.weight"][0],
+        "pooled_projection_dim": own["y_embedder.mlp.0.weight"][1],
+        "pos_embed_max_size": math.isqrt(own["pos_embed"][1]),
+        "dual_attention_layers": twice,
+        "qk_norm": "rms_norm" if any(".ln_q." in name for name in own) else None,
+    }
 
 
 def _below(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
@@ -218,6 +288,21 @@ def _open_clip_config(shapes: Shapes, layout: Layout) -> dict[str, Any]:
 def _special_ids(vocabulary: int) -> dict[str, int]:
     """Return the ids of start and end: the last two of CLIP's vocabulary."""
     return {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": 1}
+
+
+def _convert_sd3(state: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+
+    return convert_sd3_transformer_checkpoint_to_diffusers(state)
+
+
+def _convert_projecting(
+    prefix: str, state: dict[str, Tensor], config: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Rename a CLIP with a projection; a file that has none means that nothing is projected."""
+    converted = _convert_clip(prefix, state, config)
+    converted.setdefault("text_projection.weight", torch.eye(int(config["hidden_size"])))
+    return converted
 
 
 def _convert_unet(state: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Single files: one ``.safetensors`` checkpoint in SD 1.x, 2.x or XL layout.
+"""Single files: one ``.safetensors`` checkpoint in SD 1.x, 2.x, XL or 3 layout.
 
 Such a file holds weights and no configuration. What a configuration would say is
 read from names and shapes; the little that shapes cannot tell (heads of 64
@@ -8,6 +8,7 @@ fixed by the layout. Nothing is fetched: CLIP's vocabulary is in the package.
 
 import json
 import lzma
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -21,7 +22,14 @@ from mezzotint.models.base import Model
 from mezzotint.models.digests import DIGESTS
 from mezzotint.models.formats.filling import empty_network, fill
 from mezzotint.models.formats.folders import assemble
-from mezzotint.models.formats.layouts import PREFIXES, Layout, Recipe, layout_of, recipes
+from mezzotint.models.formats.layouts import (
+    PREFIXES,
+    SD3_T5,
+    Layout,
+    Recipe,
+    layout_of,
+    recipes,
+)
 from mezzotint.models.formats.packed_files import apply_scales
 from mezzotint.models.networks import Placement
 from mezzotint.models.parts import (
@@ -38,6 +46,11 @@ from mezzotint.models.prompts import Tokens, clip_tokens, load_tokens
 
 __all__ = ["clip_vocabulary", "load_single_file"]
 
+_PIPELINES = {"sdxl": "StableDiffusionXLPipeline", "sd3": "StableDiffusion3Pipeline"}
+_NO_T5 = (
+    "the T5 of the file is not read, since its vocabulary is not in it: prompts are read by two "
+    "CLIPs, 77 tokens; the folder of diffusers reads it"
+)
 SCHEDULER = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -86,7 +99,7 @@ def load_single_file(
     is_xl = layout == "sdxl"
     parts = Parts(
         name=name or str(path),
-        pipeline="StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline",
+        pipeline=_PIPELINES.get(layout, "StableDiffusionPipeline"),
         networks=networks,
         tokenizers=_tokenizers(layout, Path(tokenizer) if tokenizer else None),
         scheduler=_scheduler(header, layout, prediction_type),
@@ -94,7 +107,10 @@ def load_single_file(
         digest=digest,
         path=str(path),
     )
-    return assemble(parts, Placement.choose(device, dtype, stored=header.stored))
+    model = assemble(parts, Placement.choose(device, dtype, stored=header.stored))
+    if any(name.startswith(SD3_T5) for name in header.tensors):
+        model.spec = replace(model.spec, limits=(*model.spec.limits, _NO_T5))
+    return model
 
 
 def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -130,8 +146,13 @@ def _tokenizers(layout: Layout, folder: Path | None) -> dict[str, Tokens]:
     """Return the tokenizers of a layout: SD 2.x and XL's second pad with ``!``."""
     if folder is not None:
         tokens = load_tokens(folder)
-        return {"tokenizer": tokens, **({"tokenizer_2": tokens} if layout == "sdxl" else {})}
+        return {
+            "tokenizer": tokens,
+            **({"tokenizer_2": tokens} if layout in ("sdxl", "sd3") else {}),
+        }
     if layout == "sdxl":
+        return {"tokenizer": _clip("<|endoftext|>"), "tokenizer_2": _clip("!")}
+    if layout == "sd3":
         return {"tokenizer": _clip("<|endoftext|>"), "tokenizer_2": _clip("!")}
     return {"tokenizer": _clip("!" if layout == "sd2" else "<|endoftext|>")}
 
@@ -145,6 +166,13 @@ def _scheduler(
             f"prediction_type must be epsilon or v_prediction, got {prediction_type!r}",
             field="prediction_type",
         )
+    if layout == "sd3":
+        if prediction_type is not None:
+            raise InvalidRequest(
+                f"prediction_type must be left out for Stable Diffusion 3, got {prediction_type!r}",
+                field="prediction_type",
+            )
+        return {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
     said = str(header.metadata.get("modelspec.prediction_type", "")).lower()
     predicts_v = said.startswith("v") or "v_pred" in header.tensors
     if layout == "sd2" and not said:

@@ -1,11 +1,17 @@
 import functools
 import hashlib
+import re
 import tempfile
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 from safetensors.torch import load_file, save_file
 from tests import tiny
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -147,6 +153,124 @@ def text(cls, layers, act, projection=64):
         eos_token_id=49407,
     )
     return tiny.stir(cls(config), layers)
+
+
+JOINT = {
+    "attn.to_out.0.": "x_block.attn.proj.", "attn.to_add_out.": "context_block.attn.proj.",
+    "attn2.to_out.0.": "x_block.attn2.proj.",
+    "attn.norm_q.": "x_block.attn.ln_q.", "attn.norm_k.": "x_block.attn.ln_k.",
+    "attn.norm_added_q.": "context_block.attn.ln_q.",
+    "attn.norm_added_k.": "context_block.attn.ln_k.",
+    "attn2.norm_q.": "x_block.attn2.ln_q.", "attn2.norm_k.": "x_block.attn2.ln_k.",
+    "norm1.linear.": "x_block.adaLN_modulation.1.",
+    "norm1_context.linear.": "context_block.adaLN_modulation.1.",
+    "ff.net.0.proj.": "x_block.mlp.fc1.", "ff.net.2.": "x_block.mlp.fc2.",
+    "ff_context.net.0.proj.": "context_block.mlp.fc1.",
+    "ff_context.net.2.": "context_block.mlp.fc2.",
+}  # fmt: skip
+QKV = {
+    "x_block.attn.qkv.": ("attn.to_q.", "attn.to_k.", "attn.to_v."),
+    "x_block.attn2.qkv.": ("attn2.to_q.", "attn2.to_k.", "attn2.to_v."),
+    "context_block.attn.qkv.": ("attn.add_q_proj.", "attn.add_k_proj.", "attn.add_v_proj."),
+}
+OUTSIDE = {
+    "pos_embed.pos_embed": "pos_embed", "pos_embed.proj.": "x_embedder.proj.",
+    "time_text_embed.timestep_embedder.linear_1.": "t_embedder.mlp.0.",
+    "time_text_embed.timestep_embedder.linear_2.": "t_embedder.mlp.2.",
+    "time_text_embed.text_embedder.linear_1.": "y_embedder.mlp.0.",
+    "time_text_embed.text_embedder.linear_2.": "y_embedder.mlp.2.",
+    "context_embedder.": "context_embedder.", "proj_out.": "final_layer.linear.",
+    "norm_out.linear.": "final_layer.adaLN_modulation.1.",
+}  # fmt: skip
+
+
+def mmdit_names(state, layers):
+    """The original names of an MM-DiT's tensors; shift and scale swapped where they are last."""
+    result, swapped = {}, ("norm_out.", f"transformer_blocks.{layers - 1}.norm1_context.")
+    for name, tensor in state.items():
+        value = torch.cat(tensor.chunk(2)[::-1]) if name.startswith(swapped) else tensor
+        block = re.match(r"transformer_blocks\.(\d+)\.", name)
+        if block is None:
+            old = next(o + name.removeprefix(n) for n, o in OUTSIDE.items() if name.startswith(n))
+            result[old] = value
+            continue
+        inner = name.removeprefix(block[0])
+        for new, old in JOINT.items():
+            if inner.startswith(new):
+                result[f"joint_blocks.{block[1]}.{old}{inner.removeprefix(new)}"] = value
+        for old, thirds in QKV.items():
+            if inner.startswith(thirds[0]):
+                end = inner.removeprefix(thirds[0])
+                parts = [state[f"{block[0]}{third}{end}"] for third in thirds]
+                result[f"joint_blocks.{block[1]}.{old}{end}"] = torch.cat(parts)
+    return {f"model.diffusion_model.{k}": v.contiguous() for k, v in result.items()}
+
+
+@pytest.mark.parametrize("is_35", [False, True], ids=["3", "3.5"])
+def test_a_file_of_stable_diffusion_3_equals_its_folder(is_35, tmp_path):
+    vocab, merges = clip_vocabulary()
+    first, second = (
+        CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad, model_max_length=77)
+        for pad in ("<|endoftext|>", "!")
+    )
+    more = {"qk_norm": "rms_norm", "dual_attention_layers": (0,)} if is_35 else {}
+    with tiny.seeded(0):
+        transformer = SD3Transformer2DModel(
+            sample_size=128, patch_size=2, in_channels=16, num_layers=2, attention_head_dim=64,
+            num_attention_heads=1, caption_projection_dim=64, joint_attention_dim=128,
+            pooled_projection_dim=128, out_channels=16, pos_embed_max_size=32, **more,
+        )  # fmt: skip
+        vae = AutoencoderKL(
+            block_out_channels=(32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, latent_channels=16,
+            scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False,
+            use_post_quant_conv=False, force_upcast=True,
+        )  # fmt: skip
+        clips = [text(CLIPTextModelWithProjection, 2, act) for act in ("quick_gelu", "gelu")]
+    clips[0].text_projection.weight.data.copy_(torch.eye(64))  # what a file without one means
+    parts = {
+        "transformer": tiny.stir(transformer, 2), "vae": tiny.stir(vae, 3),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+        "text_encoder": clips[0], "text_encoder_2": clips[1],
+        "tokenizer": first, "tokenizer_2": second, "text_encoder_3": None, "tokenizer_3": None,
+    }  # fmt: skip
+    StableDiffusion3Pipeline(**parts).save_pretrained(tmp_path / "folder")
+    state = mmdit_names(transformer.state_dict(), 2) | ldm_vae(vae.state_dict(), 3)
+    for clip, name in zip(clips, ("clip_l", "clip_g"), strict=True):
+        weights = {k: v for k, v in clip.state_dict().items() if "text_projection" not in k}
+        state |= clip_names(weights, f"text_encoders.{name}.transformer.")
+    projection = clips[1].text_projection.weight.clone()
+    state["text_encoders.clip_g.transformer.text_projection.weight"] = projection
+    state["text_encoders.t5xxl.transformer.shared.weight"] = torch.zeros(4, 4)
+    file = save(tmp_path / "model.safetensors", state)
+    ours, theirs = load_single_file(file), load_pipeline(tmp_path / "folder")
+    latents = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+    found = []
+    for model in (ours, theirs):
+        (conditioning,) = model.encode([Prompt(text="a red apple", size=SIZE)])
+        denoised = model.denoiser(latents, torch.tensor([0.7]), conditioning)
+        found.append((denoised, model.decode(denoised)))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    assert ours.spec.default_scheduler == theirs.spec.default_scheduler == "flow_euler"
+    assert any("T5" in limit for limit in ours.spec.limits)
+    with pytest.raises(InvalidRequest, match="left out"):
+        load_single_file(file, prediction_type="epsilon")
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("double_blocks.0.img_attn.qkv.weight", "FLUX"),
+        ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "FLUX"),
+        ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3"),
+        ("transformer_blocks.0.img_mod.1.weight", "Qwen-Image"),
+    ],
+)
+def test_a_transformer_alone_is_told_where_it_belongs(name, family, tmp_path):
+    file = save(tmp_path / "alone.safetensors", {name: torch.zeros(2)})
+    with pytest.raises(WeightsError, match=f"a transformer of {family} without .* folder trans"):
+        load_single_file(file)
 
 
 @functools.cache
@@ -327,7 +451,7 @@ def test_digest_is_the_files_and_a_wrong_one_is_refused():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: {"lora.up": torch.ones(1)}, r"no SD 1\.x, 2\.x or XL checkpoint"),
+        (lambda s: {"lora.up": torch.ones(1)}, r"no SD 1\.x, 2\.x, XL or 3 checkpoint"),
         (lambda s: {k: v for k, v in s.items() if "first_stage" not in k}, "holds no autoencoder"),
         (lambda s: {k: v for k, v in s.items() if "cond_stage" not in k}, "holds no CLIP"),
         (lambda s: {**s, "conditioner.embedders.0.model.x": torch.ones(1)}, "SDXL refiner"),
