@@ -19,7 +19,7 @@ from typing import Any
 import uvicorn
 
 from mezzotint.errors import InvalidRequest, MezzotintError, NotReady
-from mezzotint.observe import log
+from mezzotint.observe import garbage, log
 from mezzotint.observe.config import LogConfig
 from mezzotint.serve.app import Doorway, create_app
 from mezzotint.serve.auth import KeyRing
@@ -80,6 +80,7 @@ def run(
     """
     log_config = log_config or LogConfig()
     log.configure(log_config)
+    garbage.own_process()
 
     async def main() -> None:
         service = create_workers(worker, log_config)
@@ -182,6 +183,7 @@ async def serve(
             tell(url)
         try:
             await _start(service, stop, announce)
+            garbage.settle()
             await stop.wait()
         finally:
             delivering.cancel()

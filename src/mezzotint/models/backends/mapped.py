@@ -9,13 +9,14 @@ fault, and no reading from disk as long as there is room.
 
 import contextlib
 import ctypes
-import gc
 import mmap
 import sys
 import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+
+from mezzotint.observe import garbage
 
 __all__ = ["give_back", "give_back_pages", "giving_back", "return_memory"]
 
@@ -68,7 +69,7 @@ def _library() -> ctypes.CDLL:
 
 def return_memory() -> None:
     """Give freed memory back to the system, which the allocator of Linux keeps otherwise."""
-    gc.collect()
+    garbage.collect()
     if sys.platform == "linux":
         trim = getattr(_library(), "malloc_trim", None)
         if trim is not None:

@@ -15,7 +15,7 @@ from mezzotint.engine.execution.filling import Filler, ModelSource
 from mezzotint.engine.execution.rehearsal import rehearse
 from mezzotint.errors import NotReady
 from mezzotint.models.base import Model
-from mezzotint.observe import metrics
+from mezzotint.observe import garbage, metrics
 from mezzotint.planning.plan import Plan
 
 __all__ = ["Loader", "Models"]
@@ -97,6 +97,7 @@ class Loader:
         began = time.monotonic()
         model = rehearse(plan, self._models, self._filler)
         took_s = time.monotonic() - began
+        garbage.settle()
         known = weakref.ref(model)
         with self._lock:
             if not any(other() is model for other in self._ready.values()):

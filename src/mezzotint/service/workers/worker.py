@@ -13,7 +13,7 @@ import socket
 import sys
 
 from mezzotint.errors import MezzotintError
-from mezzotint.observe import log
+from mezzotint.observe import garbage, log
 from mezzotint.observe.config import LogConfig
 from mezzotint.plain import convert
 from mezzotint.service.descriptions import describe_error
@@ -54,6 +54,7 @@ class _Child:
         except MezzotintError as error:
             await self._send(Refused(error=describe_error(error)))
             return
+        garbage.settle()
         await self._send(Ready(pid=os.getpid()))
         responder = Responder(service, self._send)
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -74,6 +75,7 @@ async def _run(fd: int) -> None:
 def main() -> None:
     """Serve the socket named on the command line, then end at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    garbage.own_process()
     event_loop.run(_run(int(sys.argv[1])))
     sys.stdout.flush()
     sys.stderr.flush()
