@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mezzotint.errors import InvalidRequest, WeightsError
+from mezzotint.models.adapters.sd3_layers import from_kohya
 from mezzotint.models.adapters.torch_backed import TorchBacked, torch_backed
 from mezzotint.models.base import Conditioning, Model, Prompt
 from mezzotint.models.digests import DIGESTS
@@ -138,6 +139,7 @@ def _normalised(state: dict[str, Tensor], family: str, file: Path) -> dict[str, 
     }
     mixin = mixins.get(family, lora_pipeline.StableDiffusionLoraLoaderMixin)
     options = {"return_alphas": True} if family in ("chroma", "flux") else {}
+    state = from_kohya(state) if family == "sd3" else state
     state = _with_role(state, family)
     try:
         loaded = mixin.lora_state_dict(dict(state), **options)
