@@ -110,6 +110,41 @@ def bench_full_size() -> str:
     )
 
 
+def bench_placement() -> str:
+    """Each placement option: seconds, memory, and how far the picture is from the plain one."""
+    result = _read("placement")
+    rows: Rows = []
+    for label, run in result["runs"].items():
+        if "error" in run:
+            rows.append((label, run["error"], "", "", ""))
+            continue
+        far = run.get("db", "")
+        rows.append(
+            (
+                label, f"{run['cpu_s']:.1f}", f"{run['step_s']:.2f}", f"{run['peak_mb']:.0f}",
+                far if isinstance(far, str) else f"{far:.1f}",
+            )
+        )  # fmt: skip
+    header = ("placement", "core-seconds of a process", "a step, s", "peak, MB", "dB to plain")
+    load = result["highest load of the machine"]
+    return (
+        f"{result['what']}; load of the machine up to {load}.\n\n{_table(header, rows)}"
+        + _source(result, result["command"])
+    )
+
+
+def bench_budget() -> str:
+    """Three models under a budget for less than all of them."""
+    result = _read("budget")
+    rows: Rows = [(what, str(value)) for what, value in result["shows"].items()]
+    load = max(run["load"] for run in result["runs"].values())
+    return (
+        f"{result['what']}; load of the machine up to {load:.1f}.\n\n"
+        + _table(("what", "measured"), rows)
+        + _source(result, result["command"])
+    )
+
+
 def bench_tenants() -> str:
     """Nine tenants beside a hostile tenth."""
     result = _read("tenants")
@@ -159,7 +194,7 @@ TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
     for made in (
         bench_serve_gan, bench_serve_plate, bench_goodput, bench_engine, bench_cold,
-        bench_full_size, bench_tenants, bench_cluster_replicas,
+        bench_full_size, bench_placement, bench_budget, bench_tenants, bench_cluster_replicas,
         bench_waiting,
     )
 }  # fmt: skip
