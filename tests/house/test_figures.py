@@ -16,5 +16,5 @@ def test_every_form_that_is_counted_is_there(name):
 @pytest.mark.slow
 def test_a_plain_request_walks_from_the_door_to_the_bytes_through_few_modules():
     entered = walked()
-    assert {"serve/dialects/openai.py", "planning/planner.py", "images/codec.py"} <= set(entered)
+    assert {"serve/dialects/openai.py", "planning/templates.py", "images/codec.py"} <= set(entered)
     assert len(entered) <= 104, entered
