@@ -17,6 +17,7 @@ from mezzotint.serve.auth import KeyRing
 from mezzotint.serve.config import ServeConfig
 from mezzotint.serve.front import Front
 from mezzotint.serve.metrics import ServerMetrics
+from mezzotint.serve.queueing import may_run
 from mezzotint.service.config import JobsConfig
 from mezzotint.service.fake import FakeConfig, FakeService
 from mezzotint.service.jobs.jobs import Jobs
@@ -55,10 +56,11 @@ def open_door(
     served = service or FakeService(fake)
     settings = ServeConfig(**config)
     keys = KeyRing(Path(settings.api_keys) if settings.api_keys else None, settings.limits)
+    adapters = OwnAdapters(home) if home is not None else None
     queue = None
     if folder is not None:
-        queue = Jobs(served, jobs or JobsConfig(folder=str(folder)))
-    adapters = OwnAdapters(home) if home is not None else None
+        check = may_run(adapters) if adapters is not None else None
+        queue = Jobs(served, jobs or JobsConfig(folder=str(folder)), check=check)
     front = Front(served, settings, jobs=queue, adapters=adapters)
     front.memory["version"] = "0"
     counted = ServerMetrics()

@@ -10,14 +10,26 @@ from mezzotint.request import GenerationRequest
 from mezzotint.serve.errors import Conflict, Gone, Malformed, NotFound
 from mezzotint.serve.front import Front, use_cache
 from mezzotint.serve.wire import visit
+from mezzotint.service.base import AdapterKeeper
 from mezzotint.service.jobs.jobs import Jobs
 from mezzotint.service.jobs.refusals import IdempotencyConflict
 from mezzotint.service.jobs.results import PictureGone
+from mezzotint.service.jobs.runner import JobCheck
 from mezzotint.service.jobs.store import Job
 
-__all__ = ["kept_picture", "own_job", "own_jobs", "owner_of", "queue_of", "submit", "wait"]
+__all__ = [
+    "kept_picture",
+    "may_run",
+    "own_job",
+    "own_jobs",
+    "owner_of",
+    "queue_of",
+    "submit",
+    "wait",
+]
 
 _PAGE = 100
+_MANAGES = "manages"  # in the note of a job that a manager of the server sent
 
 
 def queue_of(front: Front) -> Jobs:
@@ -49,6 +61,18 @@ def owner_of(http: Request) -> str | None:
     return None if "manage" in caller.scopes else caller.name
 
 
+def may_run(adapters: AdapterKeeper) -> JobCheck:
+    """Make what is asked before a job begins: whether its LoRAs are still there for its client.
+
+    A name may have become another client's while the job waited.
+    """
+
+    def check(request: GenerationRequest, job: Job) -> None:
+        adapters.check(request, job.client, sees_all=bool(job.note.get(_MANAGES)))
+
+    return check
+
+
 async def submit(
     front: Front,
     http: Request,
@@ -77,6 +101,8 @@ async def submit(
     planned = await front.service.plan(request, client=caller.name)
     cost = planned.get("cost") or {}
     queue_of(front).expect(float(cost.get("seconds") or 0.0))
+    if caller.manages and front.adapters is not None:  # others' LoRAs are there for its jobs too
+        note = {**(note or {}), _MANAGES: True}
     key = http.headers.get("idempotency-key")
     if key is not None and not 1 <= len(key) <= 255:
         raise Malformed("Idempotency-Key must have 1 to 255 characters")

@@ -28,6 +28,7 @@ from mezzotint.serve.connections import Crowd, Protocol, Socket, raise_file_limi
 from mezzotint.serve.dialects.native_webhooks import deliver
 from mezzotint.serve.front import Front
 from mezzotint.serve.metrics import ServerMetrics
+from mezzotint.serve.queueing import may_run
 from mezzotint.serve.wire import Listener
 from mezzotint.service.base import AdapterKeeper, Service
 from mezzotint.service.config import JobsConfig, WorkerConfig
@@ -151,7 +152,7 @@ async def serve(
     """
     keys = KeyRing(Path(config.api_keys) if config.api_keys else None, config.limits)
     stop = stop or asyncio.Event()
-    jobs = Jobs(service, jobs_config)
+    jobs = Jobs(service, jobs_config, check=may_run(adapters) if adapters is not None else None)
     front = Front(service, config, jobs=jobs, adapters=adapters)
     now = datetime.datetime.now(datetime.UTC)
     front.memory |= {"version": version, "started": now.isoformat(timespec="milliseconds")}

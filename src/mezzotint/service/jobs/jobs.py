@@ -36,7 +36,7 @@ from mezzotint.service.jobs.ownership import FolderOwner
 from mezzotint.service.jobs.refusals import same_job
 from mezzotint.service.jobs.results import ResultFiles
 from mezzotint.service.jobs.rows import ENDED, Job, StoredEvent
-from mezzotint.service.jobs.runner import JobRunner
+from mezzotint.service.jobs.runner import JobCheck, JobRunner
 from mezzotint.service.jobs.store import JobStore
 
 __all__ = ["Jobs"]
@@ -50,11 +50,14 @@ class Jobs(KeptJobs):
     Args:
         service: Who does the work.
         config: Where jobs are kept and how many run.
+        check: Asked before a job begins; see :class:`JobRunner`.
 
     Use it between :meth:`start` and :meth:`stop`.
     """
 
-    def __init__(self, service: GenerationService, config: JobsConfig) -> None:
+    def __init__(
+        self, service: GenerationService, config: JobsConfig, *, check: JobCheck | None = None
+    ) -> None:
         self._service = service
         self._config = config
         self._folder = Path(config.folder)
@@ -64,8 +67,9 @@ class Jobs(KeptJobs):
         self._running: dict[str, RunningJob] = {}
         self._feed = JobFeed(self._running, self._kept_events, self._has_ended, self._step)
         self._runner = JobRunner(
-            service, config, access, results=self.results, feed=self._feed, running=self._running
-        )
+            service, config, access, results=self.results, feed=self._feed,
+            running=self._running, check=check,
+        )  # fmt: skip
         self._owner: FolderOwner | None = None
 
     async def start(self) -> None:

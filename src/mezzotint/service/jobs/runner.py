@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mezzotint import errors
@@ -29,7 +29,10 @@ from mezzotint.service.jobs.rows import EPOCH, Job, JobImage, Progress, Status, 
 from mezzotint.service.jobs.schema import NewerSchema
 from mezzotint.types import Cancelled, Event, Failed, Finished, ImageFinished, Started, Stepped
 
-__all__ = ["JobRunner"]
+__all__ = ["JobCheck", "JobRunner"]
+
+JobCheck = Callable[[GenerationRequest, Job], None]
+"""Raises a ``MezzotintError`` where the request of a job may not be made, or not any more."""
 
 _SWEEP_S = 60.0
 _LOOK_S = 1.0  # between looks for what no notice told of
@@ -47,6 +50,8 @@ class JobRunner:
         results: Where pictures are kept.
         feed: Told of every event.
         running: The jobs that run here, by id; kept here, read by others.
+        check: Asked before a job begins, which may have waited for long; what it raises
+            fails the job.
     """
 
     def __init__(
@@ -58,8 +63,10 @@ class JobRunner:
         results: ResultFiles,
         feed: JobFeed,
         running: dict[str, RunningJob],
+        check: JobCheck | None = None,
     ) -> None:
         self._service = service
+        self._check = check
         self._config = config
         self._access = access
         self._results = results
@@ -317,6 +324,8 @@ class JobRunner:
             await self._end(running, "cancelled", {}, "cancelled", {"id": job.id})
             return
         request = GenerationRequest.from_dict(json.loads(job.request))
+        if self._check is not None:
+            self._check(request, job)
         deadline_s, started = request.deadline_s, job.started or job.created
         if deadline_s is not None and started > job.created + deadline_s:
             raise DeadlineExceeded(f"the job waited longer than its deadline_s {deadline_s}")

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from safetensors.torch import save
 from tests.serving import open_door
 
 from mezzotint.serve.config import Limits
+from mezzotint.service.config import JobsConfig
+from mezzotint.service.fake import FakeConfig
 
 ALICE, BOB, OPS = (f"the-key-of-{name}-with-16" for name in ("alice", "bob", "ops"))
 KEYS = f"{ALICE} alice generate\n{BOB} bob generate\n{OPS} ops generate,manage\n"
@@ -79,6 +82,39 @@ def test_nobody_wears_the_lora_of_another(door, path, body):
     refused = answers[BOB]
     assert (refused.status_code, refused.json()["error"]) == (422, "UnknownName")
     assert "alice" not in refused.text
+
+
+def test_a_job_that_waited_does_not_wear_what_became_anothers(tmp_path):
+    (tmp_path / "keys").write_text(KEYS)
+    with open_door(
+        tmp_path / "jobs", home=tmp_path, api_keys=str(tmp_path / "keys"),
+        fake=FakeConfig(step_s=0.05),
+        jobs=JobsConfig(folder=str(tmp_path / "jobs"), max_running=1),
+    ) as door:  # fmt: skip
+
+        def send(key, **body):
+            answer = door.http.post("/v1/jobs", json={"prompt": "a", **body}, headers=by(key))
+            assert answer.status_code == 202
+            return answer.json()["id"]
+
+        def ended(key, job):
+            until = time.monotonic() + 60
+            while time.monotonic() < until:
+                told = door.http.get(f"/v1/jobs/{job}", headers=by(key)).json()
+                if told["status"] in ("succeeded", "failed"):
+                    return told
+                time.sleep(0.05)
+            raise AssertionError("it never ended")
+
+        upload(door, "ink", OPS, shared="true")
+        worn = {"loras": [{"name": "ink"}], "num_inference_steps": 2}
+        send(ALICE, num_inference_steps=40)
+        waits, managers = send(BOB, **worn), send(OPS, **worn)
+        assert door.http.delete(ONE + "ink", headers=by(OPS)).status_code == 200
+        assert upload(door, "ink", ALICE).status_code == 201
+        told = ended(BOB, waits)
+        assert (told["status"], told["error"]["error"]) == ("failed", "UnknownName")
+        assert ended(OPS, managers)["status"] == "succeeded"
 
 
 @pytest.mark.parametrize("path", ["/v1/capabilities", "/sdapi/v1/loras", "/object_info"])
