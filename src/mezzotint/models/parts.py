@@ -300,9 +300,12 @@ def read_header(path: Path) -> SafetensorsHeader:
         entries: dict[str, Any] = json.loads(text)
         said = dict(entries.pop("__metadata__", {}))
         metadata = {str(key): str(text) for key, text in said.items()}
-        tensors = {k: (str(v["dtype"]), tuple(v["shape"])) for k, v in entries.items()}
+        tensors = {
+            k: (str(v["dtype"]), tuple(int(size) for size in v["shape"]))
+            for k, v in entries.items()
+        }
         end = max((int(v["data_offsets"][1]) for v in entries.values()), default=0)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         raise WeightsError(
             f"{path} has a safetensors header that cannot be read: {error}"
         ) from None

@@ -6,11 +6,10 @@ published in. Weights stay as they are stored (:mod:`mezzotint.models.backends.p
 are named as diffusers names them; the translation of names is diffusers' own.
 """
 
-import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.errors import WeightsError
-from mezzotint.models.backends.mapped import giving_back
-from mezzotint.models.backends.packed import Packed, float8, four_bits, gguf_blocks, int8_rows
+from mezzotint.models.backends.packed import Packed, float8, gguf_blocks
+from mezzotint.models.formats.bitsandbytes_weights import (
+    bitsandbytes_kind,
+    code_numbers,
+    pack_bitsandbytes,
+)
 from mezzotint.models.formats.filling import empty_network, fill
+from mezzotint.models.formats.gguf_header import GgufTensor, read_gguf_header
 from mezzotint.models.parts import SCALES, SafetensorsHeader, find_weights, read_header
 
 __all__ = [
@@ -29,9 +33,10 @@ __all__ = [
 
 _PUBLISHED = re.compile(r"(diffusion_pytorch_model|model)\b.*")
 _FLOAT8 = ("F8_E4M3", "F8_E5M2")
-_BNB_STATE = re.compile(r"\.quant_state\.bitsandbytes__(nf4|fp4)$")
-_BNB_ROWS = ".SCB"
-_UNPACKED = ("F32", "F16", "BF16")  # types of GGUF that are none
+_TOO_LARGE = {torch.float8_e4m3fn: 0x76, torch.float8_e5m2: 0x77}
+"""Bits of half the largest number: what was scaled reaches it, no weight does."""
+_FLOATS = {"F32": torch.float32, "F16": torch.float16}  # types of GGUF that torch has
+_UNPACKED = (*_FLOATS, "BF16")
 _FAILURES = (ValueError, RuntimeError, LookupError, TypeError, AttributeError, OSError)
 
 
@@ -100,64 +105,42 @@ def read_stored(
         return _read_gguf(files[0])
     found = [header for header in headers if header is not None]
     names = {name: kind for header in found for name, (kind, _) in header.tensors.items()}
-    kind = next((match[1] for name in names if (match := _BNB_STATE.search(name))), "")
-    if not kind and any(name.endswith(_BNB_ROWS) for name in names):
-        kind = "int8"
+    kind = bitsandbytes_kind(names)
     if not kind and any(name.endswith(SCALES) for name in names):
         kind = next((kind for kind in names.values() if kind in _FLOAT8), "")
     if not kind and _PUBLISHED.fullmatch(files[0].name):
         return None
     if not kind:
         kind = next((header.stored for header in found if header.stored in _FLOAT8), "")
-    return Stored(kind, sum(header.data_bytes for header in found), _count(found, names))
+    shapes = {name: shape for header in found for name, (_, shape) in header.tensors.items()}
+    return Stored(kind, sum(header.data_bytes for header in found), code_numbers(shapes))
 
 
-def _count(headers: Sequence[SafetensorsHeader], names: Mapping[str, str]) -> int:
-    """Count the numbers that weights stand for: two in a byte of 4-bit codes."""
-    codes = {name[: match.start()] for name in names if (match := _BNB_STATE.search(name))}
-    return sum(
-        torch.Size(shape).numel() * (2 if name in codes else 1)
-        for header in headers
-        for name, (_, shape) in header.tensors.items()
-        if not any(name.startswith(f"{base}.") for base in codes if base in name)
-    )
-
-
-def _gguf(path: Path) -> Any:
-    """Open a GGUF file.
+def _gguf_tensors(path: Path) -> list[GgufTensor]:
+    """Read where a GGUF file's tensors lie; all are of types that can be unpacked.
 
     Raises:
-        WeightsError: If the package is missing, or the file is corrupt.
+        WeightsError: If the package is missing, the file is corrupt, or there is another type.
     """
-    if find_spec("gguf") is None:
-        raise WeightsError(
-            f"{path} needs the package gguf, and it is not installed: pip install gguf"
-        )
-    from gguf import GGUFReader
+    from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES
 
-    try:
-        return GGUFReader(str(path))
-    except (*_FAILURES, MemoryError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise WeightsError(
-            f"{path} is no whole GGUF file ({reason}); copy or download it again"
-        ) from None
+    tensors = read_gguf_header(path)
+    known = {kind.name for kind in SUPPORTED_GGUF_QUANT_TYPES}
+    for tensor in tensors:
+        if tensor.kind not in known and tensor.kind not in _UNPACKED:
+            read = ", ".join(sorted(known))
+            raise WeightsError(f"{path}: {tensor.name} is of type {tensor.kind}; read are {read}")
+    return tensors
 
 
 def _read_gguf(path: Path) -> Stored:
-    from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES
-
     counts: dict[str, int] = {}
     total = numbers = 0
-    for tensor in _gguf(path).tensors:
-        kind = tensor.tensor_type
-        if kind.name not in _UNPACKED and kind not in SUPPORTED_GGUF_QUANT_TYPES:
-            known = ", ".join(sorted(known.name for known in SUPPORTED_GGUF_QUANT_TYPES))
-            raise WeightsError(f"{path}: {tensor.name} is of type {kind.name}; read are {known}")
-        total += int(tensor.n_bytes)
-        numbers += int(tensor.n_elements)
-        if kind.name not in _UNPACKED:
-            counts[kind.name] = counts.get(kind.name, 0) + int(tensor.n_bytes)
+    for tensor in _gguf_tensors(path):
+        total += tensor.num_bytes
+        numbers += math.prod(tensor.shape)
+        if tensor.kind not in _UNPACKED:
+            counts[tensor.kind] = counts.get(tensor.kind, 0) + tensor.num_bytes
     if not total:
         raise WeightsError(f"{path} holds no weights")
     return Stored(max(counts, key=lambda kind: counts[kind], default=""), total, numbers)
@@ -210,7 +193,7 @@ def plain_state(files: Sequence[Path], dtype: torch.dtype, *, where: object) -> 
     Raises:
         WeightsError: If they are packed in an unknown way.
     """
-    state = _packed_scales(_packed_bnb(dict(_tensors(files)), where), where)
+    state = _packed_scales(pack_bitsandbytes(dict(_tensors(files)), where), where)
     return {
         name: given.numbers(dtype)
         if isinstance(given, Packed)
@@ -238,12 +221,16 @@ def apply_scales(state: Mapping[str, Tensor], *, where: object) -> dict[str, Ten
 
 def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
     """Read all tensors of safetensors files into memory of our own."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     for path in files:
-        with safe_open(str(path), framework="pt") as file:
-            for name in read_header(path).tensors:
-                yield name, file.get_tensor(name).clone()
+        names = read_header(path).tensors
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                for name in names:
+                    yield name, file.get_tensor(name).clone()
+        except SafetensorError as error:
+            raise WeightsError(f"{path} cannot be read: {str(error)[:200]}") from None
 
 
 def _named(
@@ -261,10 +248,26 @@ def _named(
 
 
 def _gguf_state(path: Path) -> dict[str, Any]:
-    from diffusers.models.model_loading_utils import load_gguf_checkpoint
+    """Read a GGUF file's tensors into memory of our own: floats, or diffusers' parameters."""
+    from diffusers.quantizers.gguf import utils
+    from gguf import GGMLQuantizationType
 
-    with giving_back(path):  # each tensor is copied out of the mapped file
-        return load_gguf_checkpoint(str(path))
+    state: dict[str, Any] = {}
+    kept: Any = utils.GGUFParameter
+    with path.open("rb") as stream:
+        for tensor in _gguf_tensors(path):
+            data = torch.empty(tensor.num_bytes, dtype=torch.uint8)
+            stream.seek(tensor.start)
+            into: Any = data.numpy()
+            if stream.readinto(into) != tensor.num_bytes:
+                raise WeightsError(f"{path} was cut while it was read; copy or download it again")
+            if tensor.kind in _FLOATS:
+                state[tensor.name] = data.view(_FLOATS[tensor.kind]).reshape(tensor.shape)
+            else:
+                rows = data.reshape(*tensor.shape[:-1], tensor.row_bytes)
+                kind = GGMLQuantizationType[tensor.kind]
+                state[tensor.name] = kept(rows, quant_type=kind)
+    return state
 
 
 def _packed_blocks(state: Mapping[str, Any]) -> dict[str, Tensor | Packed]:
@@ -297,8 +300,8 @@ def _packed_tensors(
     Where names are translated, matrices are split and joined by their rows; scales, one for
     each row, go the same way.
     """
-    if any(_BNB_STATE.search(name) or name.endswith(_BNB_ROWS) for name in state):
-        return _packed_bnb(state, where)
+    if bitsandbytes_kind(state):
+        return pack_bitsandbytes(state, where)
     scaled = {
         name: float8(value, None)
         if isinstance(value, Tensor) and _is_float8(value) and value.ndim > 1
@@ -333,9 +336,8 @@ def _packed_scales(
 ) -> dict[str, Tensor | Packed]:
     """Put 8-bit floats and the scales beside them together."""
     found = dict(state)
-    for name in state:
-        if not name.endswith(SCALES):
-            continue
+    scales = [name for name in state if name.endswith(SCALES)]
+    for name in scales:
         base = name.removesuffix(SCALES[0]).removesuffix(SCALES[1])
         weight, scale = found.get(f"{base}.weight"), found.pop(name)
         if not isinstance(scale, Tensor) or not _fits(weight, scale):
@@ -346,9 +348,15 @@ def _packed_scales(
             )
         assert isinstance(weight, Tensor)  # noqa: S101 - it fits
         by_row = scale.float().reshape(-1, *(1 for _ in weight.shape[1:]))
+        if not by_row.isfinite().all():
+            raise WeightsError(f"{where}: {name} has NaN or infinity")
+        if _forgets(weight, by_row):
+            raise WeightsError(f"{where}: {name} is 0 where {base}.weight is not")
         found[f"{base}.weight"] = float8(weight, by_row)
         for extra in ("scale_input", "input_scale"):  # of 8-bit arithmetic, which is not used
             found.pop(f"{base}.{extra}", None)
+    if scales:
+        _refuse_unscaled(found, where)
     return {name: value for name, value in found.items() if not name.endswith("scaled_fp8")}
 
 
@@ -361,44 +369,30 @@ def _is_float8(tensor: Any) -> bool:
 
 def _fits(weight: Any, scale: Tensor) -> bool:
     """Tell whether a scale is one for all of a weight of 8-bit floats, or one for each row."""
-    return _is_float8(weight) and weight.ndim > 1 and scale.numel() in (1, len(weight))
+    if not _is_float8(weight) or weight.ndim < 2 or not scale.is_floating_point():
+        return False
+    return scale.numel() == 1 or (scale.numel() == len(weight) == len(scale))
 
 
-def _packed_bnb(state: Mapping[str, Tensor], where: object) -> dict[str, Tensor | Packed]:
-    """Put the tensors of each weight of bitsandbytes together."""
-    found: dict[str, Tensor | Packed] = {}
-    rest = dict(state)
-    for name in state:
-        if match := _BNB_STATE.search(name):
-            base = name.removesuffix(match[0])
-            mine = {k: rest.pop(k) for k in list(rest) if k == base or k.startswith(f"{base}.")}
-            found[base] = _four_bits(match[1], base, mine, name, where)
-        elif name.endswith(_BNB_ROWS):
-            base = name.removesuffix(_BNB_ROWS)
-            found[f"{base}.weight"] = int8_rows(rest.pop(f"{base}.weight"), rest.pop(name))
-            rest.pop(f"{base}.weight_format", None)
-    return {**rest, **found}
+def _forgets(weight: Tensor, scale: Tensor) -> bool:
+    """Tell whether scales of 0, (1, 1, ...) or (R, 1, ...), make nothing of numbers."""
+    if scale.all():
+        return False
+    rows = weight.view(torch.uint8)[scale.flatten() == 0] if len(scale) > 1 else weight
+    return bool((rows.view(torch.uint8) & 0x7F).any())
 
 
-def _four_bits(
-    kind: str, base: str, mine: Mapping[str, Tensor], state: str, where: object
-) -> Packed:
-    """Read one weight of 4-bit codes; scales may be quantized themselves."""
-    about = json.loads(bytes(mine[state].tolist()))
-    scale = mine[f"{base}.absmax"]
-    if scale.dtype == torch.uint8:
-        table = mine[f"{base}.nested_quant_map"].float()
-        blocks = mine[f"{base}.nested_absmax"].float()
-        size = int(about["nested_blocksize"])
-        spread = blocks.repeat_interleave(size)[: scale.numel()]
-        scale = table[scale.int()].reshape(-1) * spread + float(about["nested_offset"])
-    if mine[base].dtype != torch.uint8:
-        raise WeightsError(f"{where}: {base} holds 4-bit codes in {mine[base].dtype}, not bytes")
-    return four_bits(
-        kind,
-        mine[base],
-        mine[f"{base}.quant_map"],
-        scale,
-        tuple(int(n) for n in about["shape"]),
-        block=int(about["blocksize"]),
-    )
+def _refuse_unscaled(state: Mapping[str, Tensor | Packed], where: object) -> None:
+    """Refuse 8-bit floats that were scaled and lack their scale; others have theirs.
+
+    A file may hold matrices as they are beside scaled ones.
+    """
+    for name, weight in state.items():
+        if not isinstance(weight, Tensor) or not _is_float8(weight) or weight.ndim < 2:
+            continue
+        bits = weight.view(torch.uint8) & 0x7F
+        if bits.numel() and int(bits.max()) >= _TOO_LARGE[weight.dtype]:
+            raise WeightsError(
+                f"{where}: {name} lacks its scale: it reaches the largest numbers of "
+                f"{str(weight.dtype).removeprefix('torch.')}, and other weights have scales"
+            )

@@ -22,7 +22,7 @@ from tests import tiny
 import mezzotint
 from mezzotint.errors import WeightsError
 from mezzotint.models.backends.packed import PackedLinear, gguf_blocks
-from mezzotint.models.formats import packed_files
+from mezzotint.models.formats import gguf_header
 from mezzotint.models.formats.folders import load_pipeline
 from mezzotint.models.formats.identify import identify
 from mezzotint.models.formats.packed_files import plain_state
@@ -214,14 +214,14 @@ def in_four_bits(state):
     for name, tensor in state.items():
         numbers[name] = packed[name] = tensor
         if tensor.ndim == 2 and name.endswith(".weight") and "embed" not in name:
-            blocks = tensor.float().reshape(-1, 16)
+            blocks = tensor.float().reshape(-1, 32)
             largest = blocks.abs().amax(dim=1)
             codes = (blocks / largest[:, None])[..., None].sub(table).abs().argmin(dim=-1)
             numbers[name] = (table[codes] * largest[:, None]).reshape(tensor.shape)
             pairs = codes.reshape(-1, 2).to(torch.uint8)
             packed[name] = (pairs[:, :1] << 4) | pairs[:, 1:]
             packed[f"{name}.absmax"], packed[f"{name}.quant_map"] = largest, table.clone()
-            about = {"quant_type": "nf4", "blocksize": 16, "shape": list(tensor.shape)}
+            about = {"quant_type": "nf4", "blocksize": 32, "shape": list(tensor.shape)}
             about = torch.tensor(list(json.dumps(about).encode()), dtype=torch.uint8)
             packed[f"{name}.quant_state.bitsandbytes__nf4"] = about
     return packed, numbers
@@ -294,7 +294,7 @@ def test_an_unknown_scale_is_refused(tmp_path):
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     folder = packed_folder("flux", tmp_path / "model")
-    monkeypatch.setattr(packed_files, "find_spec", lambda _: None)
+    monkeypatch.setattr(gguf_header, "find_spec", lambda _: None)
     with pytest.raises(WeightsError, match=r"tiny-Q4_0\.gguf needs .* pip install gguf"):
         load_pipeline(folder)
 
