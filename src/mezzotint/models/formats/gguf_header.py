@@ -149,7 +149,8 @@ class _Walk:
             if kind == _STRING:
                 self.skip(self.number("Q"))
             else:
-                self.skip_values(*_ARRAY_START.unpack(self.take(_ARRAY_START.size)), depth + 1)
+                inner, inner_count = _ARRAY_START.unpack(self.take(_ARRAY_START.size))
+                self.skip_values(inner, inner_count, depth + 1)
 
     def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         """Return a tensor's name, shape, number of its type and offset."""
