@@ -1,4 +1,9 @@
-"""Packed files that say of themselves what is not so: each is refused when it is read."""
+"""Packed files that say of themselves what is not so: each is refused when it is read.
+
+Tests :mod:`mezzotint.models.formats.gguf_header`,
+:mod:`mezzotint.models.formats.bitsandbytes_weights` and
+:mod:`mezzotint.models.formats.packed_files`.
+"""
 
 import json
 import struct
