@@ -1,10 +1,12 @@
 """Stands for ``mezzotint train``: ``python fake_trainer.py CONFIG --output-dir=RUN``.
 
 It writes events as the trainer does, ends at ``steps`` or on an interrupt with a
-checkpoint, and fails where ``fails`` says with what.
+checkpoint, and fails where ``fails`` says with what. ``environment`` names a file that is
+given its variables.
 """
 
 import json
+import os
 import signal
 import sys
 import time
@@ -18,6 +20,8 @@ def main() -> int:
     config, where = Path(sys.argv[1]), Path(sys.argv[2].removeprefix("--output-dir="))
     asked = tomllib.loads(config.read_text())
     print(" ".join(sys.argv[1:]), file=sys.stderr, flush=True)
+    if "environment" in asked:
+        (where / asked["environment"]).write_text(json.dumps(dict(os.environ)))
     if "fails" in asked:
         print(f"mezzotint: {asked['fails']}", file=sys.stderr, flush=True)
         return 2

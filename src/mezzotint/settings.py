@@ -36,6 +36,7 @@ __all__ = [
     "Loaded",
     "Setting",
     "Settings",
+    "as_variables",
     "known_settings",
     "load",
     "terminal_pictures",
@@ -195,6 +196,21 @@ def load(
     values["home"] = values[_FROM_HOME] = str(home_path)
     values.setdefault("jobs.folder", str(home_path / "jobs"))
     return Loaded(settings=_build(Settings, "", values, origins), origins=origins)
+
+
+def as_variables(settings: Settings, names: Sequence[str]) -> dict[str, str]:
+    """Return settings as variables, for a process that shall have these and no file.
+
+    Args:
+        settings: The tree.
+        names: Paths of texts and switches in it, e.g. ``"models.allow_downloads"``.
+    """
+    found = {_CONFIG: os.devnull}
+    for name in names:
+        value = _lookup(settings, name)
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        found[_PREFIX + name.upper().replace(".", "__")] = text
+    return found
 
 
 def terminal_pictures(

@@ -16,11 +16,13 @@ from mezzotint.cli.flags import WrongFlag
 from mezzotint.cli.session import load_settings
 from mezzotint.service.config import WorkerConfig
 from mezzotint.service.training import TrainingRuns
-from mezzotint.settings import Settings
+from mezzotint.settings import Settings, as_variables
 
 __all__ = ["parse_models", "serve", "worker_of"]
 
 _ARCHIVES = (".mar", ".mzt", ".tar.gz", ".tgz")
+_OF_RUNS = ("home", "models.allow_downloads", "models.placement.device")
+"""Settings that hold for training runs as well."""
 _PORT: dict[str, Any] = {"parser": flags.whole_number, "metavar": "PORT"}
 
 
@@ -117,7 +119,9 @@ def _training_of(settings: Settings) -> TrainingRuns | None:
     from mezzotint.train.config.config import TrainConfig
 
     return TrainingRuns(
-        Path(settings.serve.runs), TrainConfig.from_dict, home=str(settings.home_path)
+        Path(settings.serve.runs),
+        TrainConfig.from_dict,
+        environment=as_variables(settings, _OF_RUNS),
     )
 
 

@@ -1,6 +1,7 @@
 """The verbs ``train`` and ``sample``: the trainer from the command line."""
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -13,11 +14,14 @@ from mezzotint.cli import flags
 from mezzotint.cli.figures.sampled import write_arrays
 from mezzotint.cli.outputs import Destination
 from mezzotint.cli.requests import build_request
+from mezzotint.cli.session import load_settings
+from mezzotint.models.config import ModelsConfig
 
 __all__ = ["sample", "train"]
 
 
 def train(
+    context: typer.Context,
     config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The run.")],
     *,
     output_dir: Annotated[
@@ -32,7 +36,11 @@ def train(
     check: Annotated[bool, typer.Option("--check", help="Only read and check the data.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Events as JSON lines.")] = False,
 ) -> None:
-    """Train a model; the run folder is a model. Ctrl-C writes a checkpoint first."""
+    """Train a model; the run folder is a model. Ctrl-C writes a checkpoint first.
+
+    What the settings say of models holds: models.allow_downloads for a base or a tokenizer
+    from the Hub, and models.placement.device where loop.device is auto.
+    """
     from mezzotint.train.config.config import TrainConfig
     from mezzotint.train.progress import describe_event
     from mezzotint.train.trainer import Trainer
@@ -46,6 +54,7 @@ def train(
         if output_dir:
             plain["output_dir"] = str(output_dir)
         wanted = TrainConfig.from_dict(plain)
+    _keep_to(load_settings(context).settings.models, wanted.loop.device)
 
     def show(event: dict[str, Any]) -> None:
         print(json.dumps(event) if as_json else describe_event(event), flush=True)
@@ -67,6 +76,24 @@ def train(
         raise KeyboardInterrupt
     if not as_json:
         print(result.run_dir)
+
+
+def _keep_to(models: ModelsConfig, asked: str) -> None:
+    """Have the libraries of this process, none of them imported yet, keep to the settings.
+
+    Args:
+        models: The settings.
+        asked: The run's own ``loop.device``.
+    """
+    if not models.allow_downloads:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    kind, _, index = models.placement.device.partition(":")
+    if asked == "auto" and kind in ("cpu", "mps"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif asked in ("auto", "cuda") and index:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        known = len(seen) > int(index) and seen[int(index)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = known or index
 
 
 def _stop_on_interrupt(trainer: Any) -> list[int]:

@@ -1,4 +1,5 @@
 import json
+import os
 import socket
 import time
 
@@ -12,6 +13,7 @@ from mezzotint.serve.run import _place
 from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.config import JobsConfig
 from mezzotint.service.jobs.store import JobStore
+from mezzotint.settings import load
 
 
 @pytest.fixture
@@ -61,6 +63,22 @@ def test_runs_are_started_only_where_the_operator_wants_it(cli, started, tmp_pat
     (tmp_path / "mine").mkdir()
     cli("serve", "--metrics-port", 9102, "--training", "--runs", "mine")
     assert started[2][3]["training"].folder == tmp_path / "mine"
+
+
+def test_a_run_keeps_to_the_settings_of_its_server(cli, started, tmp_path):
+    (tmp_path / "s.toml").write_text("[models]\nallow_downloads = false\n")
+    ports = ("--metrics-port", 9102)
+    cli("serve", "--config", "s.toml", *ports, "--training", "--device", "cpu")
+    given = started[0][3]["training"].environment
+    assert given == {
+        "MEZZOTINT_CONFIG": os.devnull,
+        "MEZZOTINT_HOME": str(tmp_path / "home"),
+        "MEZZOTINT_MODELS__ALLOW_DOWNLOADS": "false",
+        "MEZZOTINT_MODELS__PLACEMENT__DEVICE": "cpu",
+    }
+    read_back = load(environment=given).settings
+    assert read_back.models.allow_downloads is False
+    assert read_back.models.placement.device == "cpu"
 
 
 def test_a_settings_file_is_read(cli, started, tmp_path):

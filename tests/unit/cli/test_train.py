@@ -1,8 +1,12 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from mezzotint.cli.train import _keep_to
+from mezzotint.models.config import ModelsConfig, PlacementConfig
 
 CONFIG = """
 output_dir = "run"
@@ -71,6 +75,28 @@ def test_a_finished_run_has_its_loss_still_and_says_how_to_go_on(trained, cli):
     assert events[-1]["loss"] == last["loss"]
     warned = next(e for e in events if e["event"] == "warning")
     assert warned["message"] == "the run has its 3 steps; loop.steps takes it further"
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "before", "seen"),
+    [
+        ("auto", "auto", "0,1", "0,1"), ("cpu", "auto", "0,1", ""), ("cpu", "cuda", "0,1", "0,1"),
+        ("cuda:1", "auto", "4,5", "5"), ("cuda:1", "cuda", "", "1"), ("cuda:1", "cpu", "4", "4"),
+    ],
+)  # fmt: skip
+def test_a_run_keeps_to_the_device_of_the_settings(monkeypatch, device, asked, before, seen):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+    _keep_to(ModelsConfig(placement=PlacementConfig(device=device)), asked)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+
+
+def test_a_run_fetches_nothing_where_the_settings_forbid_it(trained, cli, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    cli("train", "run.toml", "--check")
+    assert os.environ["HF_HUB_OFFLINE"] == "0"
+    monkeypatch.setenv("MEZZOTINT_MODELS__ALLOW_DOWNLOADS", "false")
+    cli("train", "run.toml", "--check")
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
 @pytest.mark.parametrize("name", ["cloud.png", "cloud.svg"])

@@ -102,7 +102,7 @@ def describe_run(path: Path, runs: TrainingRuns | None) -> dict[str, Any]:
     history = sorted(int(m[1]) for m in map(_GRID.fullmatch, inside) if m is not None)
     fault = _fault(path) if config is not None else ""
     is_silent = time.time() - written > _SILENT_S
-    if runs is not None and runs.pid(path.name):
+    if runs is not None and runs.is_running(path.name):
         status = "running"
     elif last.get("event") == "finished":
         status = "finished"

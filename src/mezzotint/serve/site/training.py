@@ -20,14 +20,13 @@ from mezzotint.serve.errors import Conflict, MethodNotAllowed, NotFound, Unsuppo
 from mezzotint.serve.front import Front
 from mezzotint.serve.site.runs import RUN_NAME, describe_run, run_folder, runs_root
 from mezzotint.serve.wire import Body, Endpoint, json_response, read_json
-from mezzotint.service.training import TrainingRuns
+from mezzotint.service.training import MOST_TEXT, RunConflict, TrainingRuns
 
 __all__ = ["ENDPOINTS", "trainings"]
 
 DATASETS = "datasets"
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.(?:png|jpe?g|webp|bmp|txt)", re.ASCII)
 _MOST_FILES = 20_000
-_MOST_TEXT = 100_000
 
 
 def trainings(front: Front) -> TrainingRuns:
@@ -51,7 +50,8 @@ async def start_run(front: Front, http: Request) -> Response:
     Raises:
         MethodNotAllowed: If runs cannot be started on this server.
         NotReady: If no process can be started.
-        Conflict: If the run exists with a checkpoint, or another run is under way.
+        Conflict: If the run exists with a checkpoint or is under way, another run is under
+            way, or something else has that name.
     """
     front.check_open()
     runs = trainings(front)
@@ -63,25 +63,14 @@ async def start_run(front: Front, http: Request) -> Response:
             f"{DATASETS!r}, got {str(name)[:120]!r}",
             field="name",
         )
-    if not isinstance(text, str) or not text.strip() or len(text) > _MOST_TEXT:
+    if not isinstance(text, str) or not text.strip() or len(text) > MOST_TEXT:
         raise InvalidField(
-            f"config must be the configuration of a run as TOML, at most {_MOST_TEXT} letters",
+            f"config must be the configuration of a run as TOML, at most {MOST_TEXT} letters",
             field="config",
         )
     beside = _beside(body)
+    await _do(lambda: runs.create(name, text, beside=beside))
     folder = runs.folder / name
-
-    def prepare() -> None:
-        if any((folder / "checkpoints").glob("step-*")):
-            raise Conflict(
-                f"there is a run {name} with checkpoints: resume it, or choose another name",
-                field="name",
-            )
-        _check_alone(runs, beside)
-        runs.prepare(name, text)
-        runs.start(name)
-
-    await _do(prepare)
     return json_response(await asyncio.to_thread(describe_run, folder, runs), 201)
 
 
@@ -91,18 +80,13 @@ async def resume_run(front: Front, http: Request) -> Response:
     Raises:
         MethodNotAllowed: If runs cannot be started on this server.
         NotReady: If no process can be started.
-        Conflict: If another run is under way.
+        Conflict: If it is under way, or another run is.
     """
     front.check_open()
     runs = trainings(front)
     folder = run_folder(runs.folder, http.path_params["name"])
     beside = _beside(await read_json(http, optional=True))
-
-    def resume() -> None:
-        _check_alone(runs, beside)
-        runs.start(folder.name)
-
-    await _do(resume)
+    await _do(lambda: runs.resume(folder.name, beside=beside))
     return json_response(await asyncio.to_thread(describe_run, folder, runs))
 
 
@@ -126,14 +110,7 @@ async def remove_run(front: Front, http: Request) -> Response:
     """
     runs = trainings(front)
     folder = run_folder(runs.folder, http.path_params["name"])
-
-    def remove() -> None:
-        try:
-            runs.remove(folder.name)
-        except InvalidRequest as error:
-            raise Conflict(str(error), field="name") from None
-
-    await _do(remove)
+    await _do(lambda: runs.remove(folder.name))
     return json_response({"name": folder.name, "status": "removed"})
 
 
@@ -223,10 +200,13 @@ async def _do(work: Any) -> None:
     """Do work on files in a thread; what the disk or the system refuses is told.
 
     Raises:
+        Conflict: If it contradicts what is there, or what runs.
         NotReady: If something cannot be written or started.
     """
     try:
         await asyncio.to_thread(work)
+    except RunConflict as error:
+        raise Conflict(str(error), field=error.field) from None
     except OSError as error:
         raise NotReady(f"the run cannot be kept or started: {error.strerror or error}") from None
 
@@ -238,27 +218,12 @@ def _beside(body: dict[str, Any]) -> bool:
     return beside
 
 
-def _check_alone(runs: TrainingRuns, beside: bool) -> None:
-    """Refuse a second run unless it was asked for.
-
-    Raises:
-        Conflict: If another is under way.
-    """
-    others = runs.running()
-    if others and not beside:
-        raise Conflict(
-            f"{', '.join(others)} is training already, on the devices that also draw: stop it "
-            "first, or send beside: true",
-            field="beside",
-        )
-
-
 _START = {
     "type": "object",
     "required": ["name", "config"],
     "properties": {
         "name": {"type": "string", "pattern": f"^(?!{DATASETS}$){RUN_NAME.pattern}$"},
-        "config": {"type": "string", "minLength": 1, "maxLength": _MOST_TEXT},
+        "config": {"type": "string", "minLength": 1, "maxLength": MOST_TEXT},
         "beside": {"type": "boolean", "description": "Although another run is under way."},
     },
 }

@@ -93,6 +93,69 @@ def test_a_run_is_deleted_only_when_it_is_over_and_was_started_here(door, tmp_pa
     assert door.http.delete("/v1/runs/link").status_code == 404
 
 
+def test_what_no_server_started_is_neither_started_nor_deleted(door, tmp_path):
+    theirs = tmp_path / "runs" / "precious"
+    theirs.mkdir(parents=True)
+    (theirs / "notes.txt").write_text("a week of work")
+    (theirs / "run.toml").write_text("steps = 7")  # people call theirs so, too
+    body = {"name": "precious", "config": "steps = 1", "beside": True}
+    answer = door.http.post("/v1/runs", json=body)
+    assert (answer.status_code, answer.json()["field"]) == (409, "name")
+    assert door.http.post("/v1/runs/precious/resume").status_code == 422
+    assert door.http.delete("/v1/runs/precious").status_code == 409
+    assert sorted(file.name for file in theirs.iterdir()) == ["notes.txt", "run.toml"]
+    assert (theirs / "run.toml").read_text() == "steps = 7"
+    (tmp_path / "runs" / "empty").mkdir()
+    body = {"name": "empty", "config": "steps = 1"}
+    assert door.http.post("/v1/runs", json=body).status_code == 201
+
+
+@pytest.mark.parametrize("target", ["outside", "nowhere"])
+def test_a_link_in_place_of_a_run_leads_nowhere(door, tmp_path, target):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "lnk").symlink_to(tmp_path / target)
+    answer = door.http.post("/v1/runs", json={"name": "lnk", "config": "steps = 1"})
+    assert (answer.status_code, answer.json()["field"]) == (409, "name")
+    assert list((tmp_path / "outside").iterdir()) == []
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_text_of_a_run_that_runs_stays_as_it_is(door, tmp_path):
+    door.http.post("/v1/runs", json={"name": "long", "config": "steps = 10000\n"})
+    body = {"name": "long", "config": "steps = 1\n", "beside": True}
+    answer = door.http.post("/v1/runs", json=body)
+    assert (answer.status_code, answer.json()["field"]) == (409, "name")
+    assert "steps = 10000" in (tmp_path / "runs" / "long" / "run.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "a = " + "7" * 5000, "a = 0x" + "f" * 5000, "a = 18446744073709551616",
+        "a = " + "[" * 50_000, "a = " + "{a=" * 20_000, "a = '" + "x" * 64_000 + "'",
+        ".".join("a" * 30_000) + " = 1", "[" + ".".join("a" * 30_000) + "]",
+        'b = """\n\'\n"""\n' + ".".join("a" * 34) + " = 1",
+        "b = '\\'\n" + ".".join("a" * 34) + " = 1",
+        "é" * 40_000,
+    ],
+    ids=range(11),
+)  # fmt: skip
+def test_a_text_made_to_hurt_is_refused_at_once(door, config):
+    began = time.process_time()
+    answer = door.http.post("/v1/runs", json={"name": "x", "config": config})
+    assert (answer.status_code, answer.json()["field"]) == (422, "config")
+    assert time.process_time() - began < 1.0
+
+
+def test_dots_and_brackets_in_words_are_no_nesting(door):
+    words = "[{." * 100
+    text = (
+        f'''a = "{words}"\nb = """{words}\n\\""" {words}"""\nc = \'{words}\' # {words}\nsteps = 1'''
+    )
+    assert door.http.post("/v1/runs", json={"name": "x", "config": text}).status_code == 201
+
+
 def test_a_run_that_fails_says_why_and_can_be_asked_for_again(door):
     config = 'fails = "data.path /nowhere does not exist"\n'
     assert door.http.post("/v1/runs", json={"name": "bad", "config": config}).status_code == 201
