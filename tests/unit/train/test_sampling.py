@@ -31,6 +31,7 @@ def test_a_grid_is_refreshed_with_the_recipes_of_its_pictures(tmp_path):
     train(picture_config(tmp_path, samples=samples))
     folder = tmp_path / "run" / "samples"
     assert sorted(p.name for p in folder.iterdir()) == [
+        "data.png",  # what is learnt from
         "grid-00000001.png", "grid-00000002.png", "grid.json", "grid.png",
     ]  # fmt: skip
     assert (folder / "grid.png").read_bytes() == (folder / "grid-00000002.png").read_bytes()
