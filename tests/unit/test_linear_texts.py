@@ -13,7 +13,8 @@ from tests.growth import assert_linear
 
 from mezzotint.infotext import parse_infotext
 from mezzotint.models.prompt_editing import edits
-from mezzotint.models.prompt_syntax import lora_tags, spans
+from mezzotint.models.prompt_syntax import spans
+from mezzotint.techniques.tags import lora_tags
 from mezzotint.textchunks import read_texts
 
 PAIRS = "\nSteps: 1, Seed: 2, Size: 8x8"

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mezzotint.errors import CardError, WeightsError
 from mezzotint.models.class_defaults import with_class_defaults, with_scheduler_defaults
@@ -25,6 +25,7 @@ from mezzotint.models.digests import DIGESTS
 from mezzotint.models.reading import refuse_special, refuse_special_below
 
 __all__ = [
+    "LORA_HEADER_BYTES",
     "QUANTIZERS",
     "SCALES",
     "STORED_BYTES",
@@ -70,6 +71,9 @@ Source: the quantizers of diffusers 0.42 and transformers 5.
 """
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
+LORA_HEADER_BYTES = 4 << 20
+"""Bytes that the header of a LoRA may have: those of large ones, with what their trainers say
+of every tag that they saw, have less than two million, and keys bring theirs along."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,12 +279,16 @@ def refuse_stored(folder: Path, headers: Sequence[SafetensorsHeader], *, where: 
         )
 
 
-def read_header(path: Path) -> SafetensorsHeader:
+def read_header(path: Path, *, most_bytes: int = MAX_HEADER_BYTES) -> SafetensorsHeader:
     """Read the header of a safetensors file and check it against the file's size.
 
+    Args:
+        path: The file.
+        most_bytes: Bytes that the header may have.
+
     Raises:
-        WeightsError: If the file is missing, is no safetensors file, or is
-            shorter or longer than its header says.
+        WeightsError: If the file is missing, is no safetensors file, says of a tensor what
+            cannot be, or is shorter or longer than its header says.
     """
     refuse_pickle(path)
     refuse_special(path)
@@ -289,33 +297,67 @@ def read_header(path: Path) -> SafetensorsHeader:
         with path.open("rb") as stream:
             start = stream.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER_BYTES + 1
-            text = stream.read(length) if length <= MAX_HEADER_BYTES else b""
+            text = stream.read(length) if length <= most_bytes else b""
     except OSError as error:
         raise WeightsError(f"cannot read weights {path}: {error.strerror}") from None
+    if most_bytes < length <= min(size, MAX_HEADER_BYTES):
+        raise WeightsError(
+            f"{path} has a safetensors header of {length} bytes, and at most {most_bytes} are "
+            "read; save it again with less metadata"
+        )
     if text[:1] != b"{" or len(text) != length:
         raise WeightsError(
             f"{path} is not a safetensors file or its header is cut off ({size} bytes found)"
         )
     try:
-        entries: dict[str, Any] = json.loads(text)
-        said = dict(entries.pop("__metadata__", {}))
-        metadata = {str(key): str(text) for key, text in said.items()}
-        tensors = {
-            k: (str(v["dtype"]), tuple(int(size) for size in v["shape"]))
-            for k, v in entries.items()
-        }
-        end = max((int(v["data_offsets"][1]) for v in entries.values()), default=0)
-    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
+        found = _header_of(json.loads(text))
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise WeightsError(
             f"{path} has a safetensors header that cannot be read: {error}"
         ) from None
-    expected = 8 + length + end
+    expected = 8 + length + found.data_bytes
     if size != expected:
         raise WeightsError(
             f"{path} is corrupt: expected {expected} bytes by its own header, found {size}; "
             "copy or download it again"
         )
-    return SafetensorsHeader(tensors, metadata, end)
+    return found
+
+
+def _header_of(entries: dict[str, Any]) -> SafetensorsHeader:
+    """Return what the JSON of a header says.
+
+    Raises:
+        ValueError, KeyError, TypeError: If it says what cannot be.
+    """
+    said = dict(entries.pop("__metadata__", {}))
+    metadata = {str(key): str(text) for key, text in said.items()}
+    for text in (*metadata, *metadata.values(), *entries):
+        text.encode()  # JSON can spell halves of characters, which nobody can be told
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    data_bytes = 0
+    for name, entry in entries.items():
+        kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(kind, str):
+            raise ValueError(f"dtype of {name[:100]!r} must be text, got {kind!r:.100}")
+        kind.encode()
+        if not _are_counts(shape):
+            raise ValueError(f"shape of {name[:100]!r} must be numbers of rows, got {shape!r:.100}")
+        if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+            raise ValueError(
+                f"data_offsets of {name[:100]!r} must be where it begins and ends, got "
+                f"{offsets!r:.100}"
+            )
+        tensors[name] = (kind, tuple(shape))
+        data_bytes = max(data_bytes, offsets[1])
+    return SafetensorsHeader(tensors, metadata, data_bytes)
+
+
+def _are_counts(value: Any) -> bool:
+    """Whether a value is a list of whole numbers that a computer counts with."""
+    return isinstance(value, list) and all(
+        type(n) is int and 0 <= n < 1 << 63 for n in cast("list[Any]", value)
+    )
 
 
 def find_weights(folder: Path, *, variant: str | None = None) -> tuple[list[Path], str | None]:

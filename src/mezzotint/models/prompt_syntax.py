@@ -22,14 +22,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mezzotint.errors import InvalidRequest
+from mezzotint.techniques.tags import weight_of
 
 __all__ = [
     "BREAK",
     "MAX_DEPTH",
-    "LoraTag",
     "Span",
     "check_brackets",
-    "lora_tags",
     "spans",
     "word_pattern",
 ]
@@ -51,14 +50,6 @@ class Span:
 
 BREAK = Span("BREAK", -1.0)
 """Ends the current chunk of tokens (A1111)."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoraTag:
-    """A ``<lora:name:scale>`` tag found in a prompt."""
-
-    name: str
-    scale: float
 
 
 def spans(text: str, dialect: str) -> tuple[Span, ...]:
@@ -161,7 +152,7 @@ def _a1111(text: str) -> list[Span]:
         elif mark == "[":
             square_starts.append(begin())
         elif weight is not None and round_starts:
-            multiply(round_starts.pop(), _number(weight))
+            multiply(round_starts.pop(), weight_of(weight))
         elif mark == ")" and round_starts:
             multiply(round_starts.pop(), UP)
         elif mark == "]" and square_starts:
@@ -186,14 +177,6 @@ def _at_breaks(text: str) -> list[str | None]:
     for k, part in enumerate(rest, 1):
         pieces += [None, part.strip() if k < len(rest) else part.lstrip()]
     return pieces
-
-
-def _number(text: str) -> float:
-    """Read a weight such as ``1.3``; what is no number weighs 1."""
-    try:
-        return float(text)
-    except ValueError:
-        return 1.0
 
 
 # --- ComfyUI ----------------------------------------------------------------------------------
@@ -318,24 +301,7 @@ def _unescape(text: str) -> str:
     return re.sub(r"\\(.)", r"\1", text)
 
 
-# --- LoRA tags --------------------------------------------------------------------------------
-
-_LORA = re.compile(r"<lora:([^:<>]+)(?::([+-]?[\d.]+))?(?::[^<>]*)?>")
-
-
-def lora_tags(text: str) -> tuple[str, tuple[LoraTag, ...]]:
-    """Take ``<lora:name:scale>`` tags out of a prompt.
-
-    Returns:
-        The text without the tags, and the tags in order; a tag without a scale
-        has scale 1.
-
-    Example:
-        >>> lora_tags("a cat <lora:ink:0.8>")
-        ('a cat ', (LoraTag(name='ink', scale=0.8),))
-    """
-    found = tuple(LoraTag(m[1], _number(m[2]) if m[2] else 1.0) for m in _LORA.finditer(text))
-    return _LORA.sub("", text), found
+# --- names in a prompt -------------------------------------------------------------------------
 
 
 def word_pattern(words: Iterable[str]) -> re.Pattern[str]:

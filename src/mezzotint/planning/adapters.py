@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.models.prompt_syntax import lora_tags, word_pattern
+from mezzotint.models.prompt_syntax import word_pattern
 from mezzotint.models.spec import ModelSpec
 from mezzotint.plain import exchange
 from mezzotint.planning.abilities import Abilities
@@ -14,6 +14,7 @@ from mezzotint.planning.second_pass import without_tags
 from mezzotint.preprocessing import spell_preprocess
 from mezzotint.request import Control, Embedding, GenerationRequest, Lora
 from mezzotint.techniques.table import ADAPTERS, TECHNIQUES
+from mezzotint.techniques.tags import lora_tags
 from mezzotint.techniques.walking import names_of, pictures_of, texts_of
 
 __all__ = [

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.models.prompt_syntax import LoraTag, lora_tags
 from mezzotint.models.spec import ModelSpec
 from mezzotint.planning.abilities import Abilities
 from mezzotint.planning.ensemble import resolve_ensemble
@@ -14,6 +13,7 @@ from mezzotint.planning.plan import ENLARGED, Plan
 from mezzotint.planning.sizing import check_pixels, check_side, check_upscaled, fit_side
 from mezzotint.planning.steps import count_rows, run_steps
 from mezzotint.request import GenerationRequest, Hires
+from mezzotint.techniques.tags import LoraTag, lora_tags
 from mezzotint.types import Size
 
 __all__ = ["add_second_pass", "second_part", "without_tags"]

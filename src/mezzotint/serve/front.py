@@ -24,7 +24,7 @@ from mezzotint.serve.wire import Visit, visit
 from mezzotint.service.base import AdapterKeeper, Service
 from mezzotint.service.endings import follow
 from mezzotint.service.jobs.jobs import Jobs
-from mezzotint.techniques.walking import names_of
+from mezzotint.techniques.tags import named_by
 from mezzotint.types import Event, Finished, GenerationResult, ImageOutput
 
 __all__ = ["Front", "new_id"]
@@ -73,7 +73,7 @@ class Front:
         self._models_s = 0.0
         self._model_changes = 0
         self.memory: dict[str, Any] = {}  # what a dialect remembers between requests
-        self._paths_allowed = all(is_loopback(host) for host, _ in config.listeners().values())
+        self._is_local = all(is_loopback(host) for host, _ in config.listeners().values())
 
     async def recent_models(self) -> tuple[Mapping[str, Any], ...]:
         """Return the list of models as it was at most a second ago.
@@ -107,8 +107,8 @@ class Front:
             NotReady: While draining.
             Forbidden: If the caller may not go before others as it wishes to.
             TooLarge: If steps, pictures or pixels exceed the limits.
-            ModelNotAllowed: If a model is named by path and the server can be
-                reached from other machines.
+            ModelNotAllowed: If something is named by path, and the server can be reached
+                from other machines or the caller's key may not manage it.
             UnknownName: If a LoRA is another caller's.
         """
         self.check_open()
@@ -135,8 +135,8 @@ class Front:
                 pixels = round(one.width * one.height * factor * factor)
                 what = "pixels in one picture (width x height)"
                 _limit(one.size_field, pixels, limits.pixels, what)
-        if not self._paths_allowed:
-            _refuse_paths(request)
+        for field, _, name in named_by(request):
+            self._check_path(name, field, manages=caller.manages)
         if self.adapters is not None:
             self.adapters.check(request, caller.name, sees_all=caller.manages)
 
@@ -161,6 +161,8 @@ class Front:
     def check_source(self, source: str, field: str) -> None:
         """Refuse to register a path or a Hub id unless the operator allows it.
 
+        Who registers may manage the server; the doors see to that.
+
         Raises:
             ModelNotAllowed: If ``source`` is more than a name.
         """
@@ -170,8 +172,22 @@ class Front:
                 "--model-store; by path or Hub id models are registered only where the operator "
                 "has set serve.register_paths"
             )
-        if not self._paths_allowed:
-            _refuse_path(source, field)
+        self._check_path(source, field, manages=True)
+
+    def _check_path(self, name: str, field: str, *, manages: bool) -> None:
+        """Refuse a path where it would reach what is not the caller's to read.
+
+        Raises:
+            ModelNotAllowed: If ``name`` is more than a name; says why it may not be.
+        """
+        if not _is_path(name) or (self._is_local and (manages or not self.config.api_keys)):
+            return
+        why = (
+            "this server has keys, so paths are for those that may manage"
+            if self._is_local
+            else "this server can be reached from other machines, so paths are not allowed"
+        )
+        raise ModelNotAllowed(f"{field} must be a name from the model store: {why}")
 
     async def upscale(
         self,
@@ -189,12 +205,13 @@ class Front:
             NotReady: While draining.
             TooManyRequests: If the caller has as much under way as it may have.
             ClientGone: If the connection was closed meanwhile.
+            ModelNotAllowed: If ``model`` is a path that the caller may not name.
             MezzotintError: If the picture cannot be enlarged.
         """
         self.check_open()
-        if model is not None and not self._paths_allowed:
-            _refuse_path(model, "upscale.model")
         caller: Caller = visit(http).caller
+        if model is not None:
+            self._check_path(model, "upscale.model", manages=caller.manages)
         async with self.counted(caller):
             work = self.service.upscale(
                 data,
@@ -354,19 +371,6 @@ def _limit(field: str, value: int | None, most: int, what: str) -> None:
             field=field,
             value=value,
             allowed=f"at most {most}",
-        )
-
-
-def _refuse_paths(request: GenerationRequest) -> None:
-    for field, _, name in names_of(request):
-        _refuse_path(name, field)
-
-
-def _refuse_path(name: str, field: str) -> None:
-    if _is_path(name):
-        raise ModelNotAllowed(
-            f"{field} must be a name from the model store: this server can be reached from "
-            "other machines, so paths are not allowed"
         )
 
 

@@ -29,6 +29,7 @@ from mezzotint.serve.dialects.native_webhooks import deliver
 from mezzotint.serve.front import Front
 from mezzotint.serve.metrics import ServerMetrics
 from mezzotint.serve.queueing import may_run
+from mezzotint.serve.site.uploads import sweep_store
 from mezzotint.serve.wire import Listener
 from mezzotint.service.base import AdapterKeeper, Service
 from mezzotint.service.config import JobsConfig, WorkerConfig
@@ -157,6 +158,7 @@ async def serve(
     now = datetime.datetime.now(datetime.UTC)
     front.memory |= {"version": version, "started": now.isoformat(timespec="milliseconds")}
     front.memory |= {"training": training, "model_store": model_store}
+    await asyncio.to_thread(_sweep, adapters, model_store)
     raise_file_limit(len(config.listeners()) * config.limits.connections)
     counted = ServerMetrics()
     apps: dict[Listener, Doorway] = {
@@ -195,6 +197,14 @@ async def serve(
             for server in servers.values():
                 server.should_exit = True
             await asyncio.gather(*tasks, *(listener.stop() for listener in rpc.values()))
+
+
+def _sweep(adapters: AdapterKeeper | None, model_store: Path | None) -> None:
+    """Remove unfinished uploads that a server which was killed left."""
+    if adapters is not None:
+        adapters.sweep()
+    if model_store is not None:
+        sweep_store(model_store)
 
 
 def _rpc_listeners(front: Front, apps: Mapping[Listener, Doorway]) -> dict[str, Any]:

@@ -297,6 +297,8 @@ class AdapterKeeper(Protocol):
     def check(self, request: GenerationRequest, client: str, *, sees_all: bool) -> None:
         """Refuse a request that wears a LoRA of another client, as one that is not there.
 
+        A path that leads to its file is as good as its name.
+
         Raises:
             UnknownName: If it does.
         """
@@ -319,11 +321,24 @@ class AdapterKeeper(Protocol):
         """
         ...
 
+    def sweep(self) -> None:
+        """Remove unfinished uploads of a server that was killed; none may be under way."""
+        ...
+
     def check_name(self, name: str) -> None:
         """Refuse what cannot be a name.
 
         Raises:
             InvalidRequest: Names the field ``name``.
+        """
+        ...
+
+    def check_free(self, name: str, owner: str, *, most: int) -> None:
+        """Refuse an upload that :meth:`take` could not take, before any of it comes.
+
+        Raises:
+            InvalidRequest: With the field ``name`` if there is one of that name, whoever's.
+            Refused: If the owner has as many as it may.
         """
         ...
 

@@ -53,6 +53,49 @@ def test_what_is_no_safetensors_file_is_refused(weights, data):
         read_header(weights)
 
 
+def header_file(path, text):
+    data = text.encode() if isinstance(text, str) else json.dumps(text).encode()
+    path.write_bytes(len(data).to_bytes(8, "little") + data)
+    return path
+
+
+def one_tensor(**changes):
+    return {"a": {"dtype": "F32", "shape": [0, 2], "data_offsets": [0, 0]} | changes}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        one_tensor(shape=[1 << 63, 0]),
+        one_tensor(shape=[-1, 0]),
+        one_tensor(shape=[True, 0]),
+        one_tensor(shape=[2, [[1]]]),
+        one_tensor(shape="12"),
+        one_tensor(dtype=32),
+        one_tensor(data_offsets=[0.0, 0.0]),
+        one_tensor(data_offsets=[2, 0]),
+        one_tensor(data_offsets=[0]),
+        one_tensor() | {"\ud800": one_tensor()["a"]},
+        one_tensor() | {"__metadata__": {"title": "\ud800"}},
+        {"a": []},
+        '{"a": {"dtype": "F32", "shape": [0], "data_offsets": [0, 1e999]}}',
+        '{"a": ' + "[" * 200_000,
+    ],
+)
+def test_a_header_that_says_what_cannot_be_is_refused(tmp_path, header):
+    path = header_file(tmp_path / "m.safetensors", header)
+    with pytest.raises(WeightsError, match="header that cannot be read"):
+        read_header(path)
+
+
+def test_a_header_may_be_as_long_as_its_reader_says(tmp_path):
+    path = header_file(tmp_path / "m.safetensors", one_tensor())
+    size = path.stat().st_size - 8
+    assert read_header(path, most_bytes=size).tensors == {"a": ("F32", (0, 2))}
+    with pytest.raises(WeightsError, match=f"{size} bytes, and at most {size - 1}"):
+        read_header(path, most_bytes=size - 1)
+
+
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(WeightsError, match="cannot read weights"):
         read_header(tmp_path / "model.safetensors")

@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.prompt_editing import edits
-from mezzotint.models.prompt_syntax import BREAK, Span, lora_tags, spans
+from mezzotint.models.prompt_syntax import BREAK, Span, spans
+from mezzotint.techniques.tags import lora_tags
 
 
 def weighted(text, dialect):

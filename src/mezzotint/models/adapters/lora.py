@@ -32,7 +32,7 @@ from mezzotint.models.adapters.sd3_layers import from_kohya
 from mezzotint.models.adapters.torch_backed import TorchBacked, torch_backed
 from mezzotint.models.base import Conditioning, Model, Prompt
 from mezzotint.models.digests import DIGESTS
-from mezzotint.models.parts import combine_digests, read_header
+from mezzotint.models.parts import LORA_HEADER_BYTES, combine_digests, read_header
 
 __all__ = [
     "LORA_SCALES",
@@ -91,7 +91,7 @@ def read_lora(path: str | Path, *, name: str | None = None, family: str = "sd") 
         WeightsError: If the file is missing, corrupt, a pickle, or no LoRA.
     """
     file = _only_file(Path(path))
-    read_header(file)
+    read_header(file, most_bytes=LORA_HEADER_BYTES)
     digest = DIGESTS.digest(file)
     with DIGESTS.loading({file: digest}):
         stored = {key: tensor.clone() for key, tensor in load_file(file).items()}

@@ -6,6 +6,8 @@ that the operator added; without keys everybody is one, so all are everybody's.
 """
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from starlette.requests import Request
@@ -22,6 +24,7 @@ from mezzotint.service.base import AdapterKeeper
 __all__ = ["ENDPOINTS"]
 
 _MEDIA = "application/octet-stream"
+_UPLOADS = 2  # of one key at once: what is on its way counts for no quota yet, and takes disk
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -68,7 +71,9 @@ async def upload_adapter(front: Front, http: Request) -> Response:
         MethodNotAllowed: If adapters cannot be changed on this server.
         Forbidden: If it shall be everybody's and the key may not manage.
         UnsupportedMedia: If the body is said to be anything but bytes.
-        Conflict: If the name is taken.
+        Conflict: If the name is taken; said before the body is read, as is a full quota.
+        Refused: If the key has as many as it may.
+        TooManyRequests: If as many uploads of the key are under way as may be.
         TooLarge: If it is larger than a LoRA may be.
         NotReady: If the disk is full.
     """
@@ -80,12 +85,13 @@ async def upload_adapter(front: Front, http: Request) -> Response:
     owner = "" if _is_shared(front, http, caller) else caller.name
     name: str = http.path_params["name"]
     store.check_name(name)
+    most = front.config.limits.adapters
     try:
-        with store.incoming() as upload:
+        await asyncio.to_thread(store.check_free, name, owner, most=most)
+        with _one_of_few(front, caller), store.incoming() as upload:
             with upload.open("wb") as stream:
                 async for chunk in http.stream():
                     await asyncio.to_thread(stream.write, chunk)
-            most = front.config.limits.adapters
             found = await asyncio.to_thread(store.take, name, upload, owner, most=most)
     except InvalidRequest as error:
         if error.field == "name":
@@ -94,6 +100,20 @@ async def upload_adapter(front: Front, http: Request) -> Response:
     except OSError as error:
         raise NotReady(f"the LoRA cannot be kept: {error.strerror or error}") from None
     return json_response(found, 201)
+
+
+@contextlib.contextmanager
+def _one_of_few(front: Front, caller: Caller) -> Iterator[None]:
+    """Count an upload of the caller while the block runs.
+
+    Raises:
+        TooManyRequests: If it has as many under way as it may have.
+    """
+    front.meter.take(caller, "uploads of LoRAs", _UPLOADS)
+    try:
+        yield
+    finally:
+        front.meter.give(caller, "uploads of LoRAs")
 
 
 def _is_shared(front: Front, http: Request, caller: Caller) -> bool:

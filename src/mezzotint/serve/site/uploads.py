@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import secrets
+import time
 from pathlib import Path
 
 from starlette.requests import Request
@@ -21,11 +22,13 @@ from mezzotint.serve.errors import Conflict, MethodNotAllowed, UnsupportedMedia
 from mezzotint.serve.front import Front
 from mezzotint.serve.wire import Body, Endpoint, json_response
 
-__all__ = ["ENDPOINTS"]
+__all__ = ["ENDPOINTS", "sweep_store"]
 
 _FILE = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.(?:safetensors|gguf|mzt|mar|tar\.gz|tgz)", re.ASCII
 )
+_PART = re.compile(r"\.[0-9a-f]{16}\.part", re.ASCII)
+_ABANDONED_S = 3600.0  # without a byte; a model store may be that of several servers
 _MOST_LISTED = 1000
 
 
@@ -46,6 +49,16 @@ def _names(store: Path) -> list[str]:
     with contextlib.suppress(OSError):
         return sorted(n for n in os.listdir(store) if not n.startswith("."))[:_MOST_LISTED]
     return []
+
+
+def sweep_store(store: Path) -> None:
+    """Remove the beginnings of files whose server was killed an hour ago or earlier."""
+    with contextlib.suppress(OSError):
+        for path in store.iterdir():
+            if _PART.fullmatch(path.name):
+                with contextlib.suppress(OSError):
+                    if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                        path.unlink()
 
 
 async def put_file(front: Front, http: Request) -> Response:

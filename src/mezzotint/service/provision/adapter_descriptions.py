@@ -1,15 +1,17 @@
 """Adapter descriptions: what an adapter says of itself, without its weights and without torch."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mezzotint.errors import MezzotintError
-from mezzotint.models.parts import read_header, read_json
+from mezzotint.errors import MezzotintError, WeightsError
+from mezzotint.models.parts import LORA_HEADER_BYTES, SafetensorsHeader, read_header, read_json
 
 __all__ = ["adapter_weights", "describe_adapter"]
 
 _DOWN = ("lora_A", "lora_down", "lora.down")  # diffusers and PEFT, kohya, early diffusers
+_KEPT = 512  # headers of LoRAs whose descriptions are remembered
 _TOLD = ("ss_base_model_version", "ss_sd_model_name", "base_model", "base", "modelspec.title")
 
 
@@ -33,25 +35,43 @@ def describe_adapter(kind: str, name: str, path: Path) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"name": name, "path": str(path), "bytes": 0, "about": "", "error": ""}
     try:
-        headers = [read_header(file) for file in adapter_weights(path)]
-        found["bytes"] = sum(header.data_bytes for header in headers)
-        tensors = {key: shape for h in headers for key, (_, shape) in h.tensors.items()}
-        metadata = {key: text for h in headers for key, text in h.metadata.items()}
         if kind == "lora":
-            found |= _lora(tensors, metadata)
+            found |= _lora_at(path)
         else:
+            headers = [read_header(file) for file in adapter_weights(path)]
+            found["bytes"] = sum(header.data_bytes for header in headers)
             found |= _control(read_json(path / "config.json"), bool(headers))
     except MezzotintError as error:
         found["error"] = str(error)
     return found
 
 
-def _lora(tensors: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> dict[str, Any]:
+def _lora_at(path: Path) -> dict[str, Any]:
+    """Describe the LoRA of a file; its header is read once for each state of the file.
+
+    Raises:
+        WeightsError: If the file cannot be read.
+    """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise WeightsError(f"cannot read weights {path}: {error.strerror}") from None
+    return dict(_lora_of_state(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size)))
+
+
+@functools.lru_cache(_KEPT)
+def _lora_of_state(path: Path, _state: tuple[int, ...]) -> Mapping[str, Any]:
+    header = read_header(path, most_bytes=LORA_HEADER_BYTES)
+    return {"bytes": header.data_bytes, **_lora(header)}
+
+
+def _lora(header: SafetensorsHeader) -> dict[str, Any]:
     """Describe a LoRA: its rank, how many layers it changes, what its trainer says of it."""
+    metadata = header.metadata
     downs = {
         key: shape
-        for key, shape in tensors.items()
-        if shape and isinstance(shape[0], int) and any(part in key for part in _DOWN)
+        for key, (_, shape) in header.tensors.items()
+        if shape and any(part in key for part in _DOWN)
     }
     if not downs:
         return {"error": "no layer in it is a low-rank change (lora_A, lora_down)"}

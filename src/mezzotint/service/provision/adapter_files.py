@@ -6,8 +6,9 @@ a folder stays where it is and is linked to.
 
 import contextlib
 import re
+import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,12 +17,13 @@ from mezzotint.errors import InvalidRequest, UnknownName, WeightsError
 from mezzotint.files import atomic_path, expanded, is_there, write_atomically
 from mezzotint.models.reading import refuse_special_below
 
-__all__ = ["KINDS", "LORA_OF_RUN", "AdapterFiles"]
+__all__ = ["KINDS", "LORA_OF_RUN", "AdapterFiles", "Kept"]
 
 LORA_OF_RUN = "pytorch_lora_weights.safetensors"
 """The file that a run of ``kind = "lora"`` leaves, and diffusers saves a LoRA under."""
 _OWNERS = ".owners"  # folder of notes below that of a kind
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_INCOMING = re.compile(r"\.[0-9a-f]{16}\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,21 @@ KINDS: Mapping[str, _Kind] = MappingProxyType(
         "embedding": _Kind("embeddings", "embeddings.name", (".safetensors", ".pt", ".bin")),
     }
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One adapter of the home folder as it was when it was looked at.
+
+    Args:
+        owner: Client of a server whose it is; "" for everybody's, None if that cannot be told.
+        file: Its file or folder.
+        state: What changes when another takes its place: device, inode, time and size.
+    """
+
+    owner: str | None
+    file: Path
+    state: tuple[int, ...]
 
 
 class AdapterFiles:
@@ -82,19 +99,23 @@ class AdapterFiles:
         Raises:
             UnknownName: If there is none.
         """
-        known = self.names(kind)
-        if name in known:
-            stem = self.folder(kind) / name
-            files = (stem.with_name(name + suffix) for suffix in KINDS[kind].suffixes)
-            return next(file for file in files if file.exists())
-        path = expanded(name)
-        if self._allow_paths and is_there(path):
-            found = _adapter_at(kind, path)
-            if found is not None:
-                return found
-        owners = self.owners(kind)
-        shared = [one for one in known if one not in owners]
+        if name in self.names(kind) and (found := self._file(kind, name)) is not None:
+            return found
+        if self._allow_paths and (found := self.at(kind, name)) is not None:
+            return found
+        shared = [one for one, kept in self.kept(kind).items() if kept.owner == ""]
         raise UnknownName(kind.replace("_", " "), name, shared, field=KINDS[kind].field)
+
+    def _file(self, kind: str, name: str) -> Path | None:
+        """Return where the adapter of a name lies, None if it is gone meanwhile."""
+        stem = self.folder(kind) / name
+        files = (stem.with_name(name + suffix) for suffix in KINDS[kind].suffixes)
+        return next((file for file in files if is_there(file)), None)
+
+    def at(self, kind: str, name: str) -> Path | None:
+        """Return the adapter that a name means as a path, whether or not paths are allowed."""
+        path = expanded(name)
+        return _adapter_at(kind, path) if is_there(path) else None
 
     def add(self, kind: str, name: str, source: Path) -> Path:
         """Add an adapter under a name.
@@ -162,14 +183,50 @@ class AdapterFiles:
         self._note(kind, name, owner)  # it is nobody else's from the first moment on
         file.replace(self.folder(kind) / f"{name}{KINDS[kind].suffixes[0]}")
 
-    def owners(self, kind: str) -> dict[str, str]:
-        """Return whose the adapters are that clients of a server brought along, by name."""
-        notes = self.folder(kind) / _OWNERS
-        found: dict[str, str] = {}
-        for name in self.names(kind) if notes.is_dir() else ():
-            with contextlib.suppress(FileNotFoundError):  # everybody's, or dropped meanwhile
-                found[name] = (notes / name).read_text("utf-8")
+    @contextlib.contextmanager
+    def incoming(self, kind: str) -> Generator[Path]:
+        """Give the path of a file for :meth:`put`; what is left there is removed."""
+        folder = self.folder(kind)
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".{secrets.token_hex(8)}{KINDS[kind].suffixes[0]}"
+        partial.touch(mode=0o600)
+        try:
+            yield partial
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def sweep(self, kind: str) -> None:
+        """Remove what a server that was killed left of :meth:`incoming`; none may be under way."""
+        folder = self.folder(kind)
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if _INCOMING.fullmatch(path.name):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    def kept(self, kind: str) -> dict[str, Kept]:
+        """Return the adapters of one kind, each with whose it is, sorted by name.
+
+        A file is looked at before and after its note is read: one that came, went or was
+        exchanged meanwhile is nobody's, and so is one whose note cannot be read.
+        """
+        found: dict[str, Kept] = {}
+        for name in self.names(kind):
+            file = self._file(kind, name)
+            before = _state(file)
+            if file is None or before is None:
+                continue
+            owner = self._owner(kind, name)
+            found[name] = Kept(owner if _state(file) == before else None, file, before)
         return found
+
+    def _owner(self, kind: str, name: str) -> str | None:
+        """Return what an adapter's note says, "" if it has none, None if it cannot be read."""
+        try:
+            return (self.folder(kind) / _OWNERS / name).read_text("utf-8") or None
+        except FileNotFoundError:
+            return ""
+        except (OSError, ValueError):
+            return None
 
     def _note(self, kind: str, name: str, owner: str) -> None:
         """Keep whose an adapter is, if it is not everybody's."""
@@ -197,6 +254,17 @@ class AdapterFiles:
                 path.unlink()
         self._note(kind, name, "")
         return path
+
+
+def _state(path: Path | None) -> tuple[int, ...] | None:
+    """Return what tells a file from another that takes its place; None if there is none."""
+    if path is None:
+        return None
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _adapter_at(kind: str, path: Path) -> Path | None:

@@ -33,7 +33,7 @@ from mezzotint.models.adapters.textual_inversion import (
 from mezzotint.models.base import Model
 from mezzotint.models.digests import DIGESTS
 from mezzotint.models.networks import Placement
-from mezzotint.models.parts import read_header
+from mezzotint.models.parts import LORA_HEADER_BYTES, read_header
 from mezzotint.models.reading import reading
 from mezzotint.planning.plan import Adapters, Plan
 from mezzotint.service.provision.adapter_files import KINDS, AdapterFiles
@@ -114,7 +114,7 @@ class AdapterProvider:
         for lora in t.loras:
             path = self.path("lora", lora.part.name)
             with _reading("lora", lora.part.name):
-                read_header(path)
+                read_header(path, most_bytes=LORA_HEADER_BYTES)
         for k, control in enumerate(t.controls):
             with _reading("control", control.part.model):
                 found = self._control(control.part.model, Placement())

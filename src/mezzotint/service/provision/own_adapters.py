@@ -6,18 +6,18 @@ and refuses says the port, :class:`~mezzotint.service.base.AdapterKeeper`.
 """
 
 import contextlib
-import secrets
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from mezzotint.errors import InvalidRequest, Refused, UnknownName
-from mezzotint.models.prompt_syntax import lora_tags
 from mezzotint.request import GenerationRequest
 from mezzotint.service.provision.adapter_descriptions import describe_adapter
-from mezzotint.service.provision.adapter_files import AdapterFiles
-from mezzotint.techniques.walking import names_of
+from mezzotint.service.provision.adapter_files import AdapterFiles, Kept
+from mezzotint.techniques.tags import named_by
 
 __all__ = ["OwnAdapters"]
 
@@ -35,98 +35,130 @@ class OwnAdapters:
         self.files = AdapterFiles(home, allow_paths=False)
         self._lock = threading.Lock()
 
+    def sweep(self) -> None:
+        """Remove unfinished uploads of a server that was killed."""
+        self.files.sweep(KIND)
+
     def hidden_from(self, client: str, *, sees_all: bool) -> frozenset[str]:
         """Return the names of others."""
         if sees_all:
             return frozenset()
-        owners = self.files.owners(KIND)
-        return frozenset(name for name, owner in owners.items() if owner != client)
+        kept = self._kept()
+        return frozenset(kept.keys() - _seen(kept, client, sees_all=False).keys())
 
     def check(self, request: GenerationRequest, client: str, *, sees_all: bool) -> None:
-        """Refuse a LoRA of another client."""
-        worn = [(field, name) for field, kind, name in names_of(request) if kind == KIND]
-        if request.prompt_dialect == "a1111":
-            worn += [("prompt", tag.name) for tag in lora_tags(request.prompt)[1]]
-        if not worn:
+        """Refuse a LoRA of another client, by its name or by a path that leads to its file."""
+        named = [n for n in named_by(request) if n[1] == KIND or _may_lead_to_a_file(n[2])]
+        if sees_all or not named:
             return
-        hidden = self.hidden_from(client, sees_all=sees_all)
-        for field, name in worn:
-            if name in hidden:
-                raise self._unknown(name, hidden, field)
+        kept = self._kept()
+        seen = _seen(kept, client, sees_all=False)
+        others = [one.file for name, one in kept.items() if name not in seen]
+        for field, kind, name in named:
+            if kind == KIND and name in kept:
+                is_anothers = name not in seen
+            else:
+                is_anothers = _is_among(self.files.at(KIND, name), others)
+            if is_anothers:
+                known = sorted(seen) if kind == KIND else ()
+                raise UnknownName(kind.replace("_", " "), name, known, field=field)
 
     def listed(self, client: str, *, sees_all: bool) -> list[dict[str, Any]]:
         """Describe every LoRA that a client may wear."""
-        hidden = self.hidden_from(client, sees_all=sees_all)
-        owners = self.files.owners(KIND)
-        names = [name for name in self.files.names(KIND) if name not in hidden]
-        return [self._describe(name, owners.get(name, "")) for name in names]
+        seen = _seen(self._kept(), client, sees_all=sees_all)
+        told = {
+            name: _told(name, one.file, one.owner)
+            for name, one in seen.items()
+            if one.owner is not None
+        }
+        now = self._kept()  # what was exchanged while it was described is left out
+        return [one for name, one in told.items() if now.get(name) == seen[name]]
 
     def show(self, name: str, client: str, *, sees_all: bool) -> dict[str, Any]:
         """Describe one LoRA."""
-        self._find(name, client, sees_all=sees_all)
-        return self._describe(name, self.files.owners(KIND).get(name, ""))
+        one = self._find(name, client, sees_all=sees_all)
+        if one.owner is not None:
+            told = _told(name, one.file, one.owner)
+            if self._kept().get(name) == one:  # not exchanged while it was described
+                return told
+        raise UnknownName(KIND, name, (), field="name")
 
     def check_name(self, name: str) -> None:
         """Refuse what cannot be a name."""
         self.files.check_name(name)
 
-    def count(self, client: str) -> int:
-        """Count the LoRAs of a client's own."""
-        return sum(owner == client for owner in self.files.owners(KIND).values())
+    def check_free(self, name: str, owner: str, *, most: int) -> None:
+        """Refuse an upload that could not be taken, before any of it comes."""
+        kept = self._kept()
+        if name in kept:
+            raise InvalidRequest(f"LoRA {name} exists already; give another name", field="name")
+        if owner and most and sum(one.owner == owner for one in kept.values()) >= most:
+            raise Refused(f"this key has {most} LoRAs, as many as it may; drop one first")
 
-    @contextlib.contextmanager
-    def incoming(self) -> Generator[Path]:
+    def incoming(self) -> contextlib.AbstractContextManager[Path]:
         """Give the path of a file to write an upload to; what is left there is removed."""
-        folder = self.files.folder(KIND)
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{secrets.token_hex(8)}.safetensors"
-        partial.touch(mode=0o600)
-        try:
-            yield partial
-        finally:
-            partial.unlink(missing_ok=True)
+        return self.files.incoming(KIND)
 
     def take(self, name: str, upload: Path, owner: str, *, most: int) -> dict[str, Any]:
         """Make an upload a LoRA."""
         self.files.check_name(name)
-        found = describe_adapter(KIND, name, upload)
-        if found["error"]:
+        told = _told(name, upload, owner)
+        told["path"] = f"{name}{upload.suffix}"
+        if not told["error"]:
+            try:
+                orjson.dumps(told)  # what cannot be told of it must not be kept
+            except orjson.JSONEncodeError as error:
+                told["error"] = str(error)
+        if told["error"]:
             raise InvalidRequest(
-                f"the body must be a LoRA as a safetensors file: {_without(upload, found)}",
-                field="body",
+                f"the body must be a LoRA as a safetensors file: {told['error']}", field="body"
             )
         with self._lock:
-            if name in self.files.names(KIND):
-                raise InvalidRequest(f"LoRA {name} exists already; give another name", field="name")
-            if owner and most and self.count(owner) >= most:
-                raise Refused(f"this key has {most} LoRAs, as many as it may; drop one first")
+            self.check_free(name, owner, most=most)
             self.files.put(KIND, name, upload, owner=owner)
-        return self._describe(name, owner)
+        return told
 
     def drop(self, name: str, client: str, *, sees_all: bool) -> None:
         """Remove a LoRA."""
         with self._lock:
-            self._find(name, client, sees_all=sees_all)
-            if not sees_all and not self.files.owners(KIND).get(name):
+            one = self._find(name, client, sees_all=sees_all)
+            if not sees_all and not one.owner:
                 raise Refused(f"LoRA {name} is everybody's: a key that may manage drops it")
             self.files.remove(KIND, name)
 
-    def _find(self, name: str, client: str, *, sees_all: bool) -> None:
-        hidden = self.hidden_from(client, sees_all=sees_all)
-        if name not in self.files.names(KIND) or name in hidden:
-            raise self._unknown(name, hidden, "name")
+    def _kept(self) -> Mapping[str, Kept]:
+        return self.files.kept(KIND)
 
-    def _unknown(self, name: str, hidden: frozenset[str], field: str) -> UnknownName:
-        names = [known for known in self.files.names(KIND) if known not in hidden]
-        return UnknownName(KIND, name, names, field=field)
-
-    def _describe(self, name: str, owner: str) -> dict[str, Any]:
-        path = self.files.path(KIND, name)
-        told = describe_adapter(KIND, name, path)
-        told["error"] = _without(path, told)
-        return {"kind": KIND, **told, "path": path.name, "owner": owner}
+    def _find(self, name: str, client: str, *, sees_all: bool) -> Kept:
+        seen = _seen(self._kept(), client, sees_all=sees_all)
+        if name not in seen:
+            raise UnknownName(KIND, name, sorted(seen), field="name")
+        return seen[name]
 
 
-def _without(path: Path, told: Mapping[str, Any]) -> str:
-    """Return what is wrong with a file, without the place where it lies."""
-    return str(told["error"]).replace(str(path), "the file")
+def _seen(kept: Mapping[str, Kept], client: str, *, sees_all: bool) -> dict[str, Kept]:
+    """Return what is there for a client; what nobody can be named for is for who sees all."""
+    return {name: one for name, one in kept.items() if sees_all or one.owner in ("", client)}
+
+
+def _may_lead_to_a_file(name: str) -> bool:
+    """Whether a name of another kind can be the path of a LoRA."""
+    return "/" in name or "\\" in name or name.lower().endswith(".safetensors")
+
+
+def _is_among(path: Path | None, files: Iterable[Path]) -> bool:
+    """Whether a path leads to one of some files: by links, in other case, or from elsewhere."""
+    if path is None:
+        return False
+    for file in files:
+        with contextlib.suppress(OSError):  # gone meanwhile
+            if path.samefile(file):
+                return True
+    return False
+
+
+def _told(name: str, path: Path, owner: str) -> dict[str, Any]:
+    """Describe a LoRA without the place where it lies."""
+    told = describe_adapter(KIND, name, path)
+    error = str(told["error"]).replace(str(path), "the file")
+    return {"kind": KIND, **told, "error": error, "path": path.name, "owner": owner}

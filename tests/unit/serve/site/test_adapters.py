@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save
 from tests.serving import open_door
 
+from mezzotint.serve.auth import read_keys
 from mezzotint.serve.config import Limits
 from mezzotint.service.config import JobsConfig
 from mezzotint.service.fake import FakeConfig
@@ -117,6 +118,22 @@ def test_a_job_that_waited_does_not_wear_what_became_anothers(tmp_path):
         assert ended(OPS, managers)["status"] == "succeeded"
 
 
+@pytest.mark.parametrize("path", ["/v1/generations", "/v1/plan"])
+@pytest.mark.parametrize("place", ["loras/ink.safetensors", "loras/../loras/ink.safetensors"])
+def test_nobody_wears_the_lora_of_another_by_its_path(door, tmp_path, path, place):
+    assert upload(door, "ink", ALICE).status_code == 201
+    worn = str(tmp_path / place)
+    for body in (
+        {"prompt": "a pear", "loras": [{"name": worn}]},
+        {"prompt": f"a pear <lora:{worn}:1>", "prompt_dialect": "a1111"},
+        {"prompt": "a pear", "embeddings": [{"name": worn}]},
+        {"prompt": "a pear", "model": worn},
+    ):
+        refused = door.http.post(path, json=body, headers=by(BOB))
+        assert (refused.status_code, refused.json()["error"]) == (403, "ModelNotAllowed")
+        assert "those that may manage" in refused.text
+
+
 @pytest.mark.parametrize("path", ["/v1/capabilities", "/sdapi/v1/loras", "/object_info"])
 def test_lists_of_other_dialects_leave_out_what_is_anothers(door, path):
     assert upload(door, "ink", ALICE).status_code == 201
@@ -140,6 +157,28 @@ def test_a_key_has_as_many_as_it_may(door):
     assert upload(door, "mine", BOB).status_code == 201
 
 
+def test_what_cannot_be_taken_is_refused_before_any_of_it_comes(door):
+    def body():
+        pytest.fail("the body was asked for")
+        yield b""
+
+    assert upload(door, "n0", ALICE).status_code == 201
+    assert upload(door, "n0", BOB, data=body()).status_code == 409
+    assert upload(door, "n1", ALICE).status_code == 201
+    assert upload(door, "n2", ALICE, data=body()).status_code == 403
+
+
+def test_a_key_sends_two_at_once(door):
+    caller = next(c for c in read_keys(KEYS, Limits()).values() if c.name == "alice")
+    for _ in range(2):
+        door.front.meter.take(caller, "uploads of LoRAs", 2)
+    answer = upload(door, "third", ALICE)
+    assert (answer.status_code, "at most 2 uploads" in answer.text) == (429, True)
+    door.front.meter.give(caller, "uploads of LoRAs")
+    assert [upload(door, f"n{k}", ALICE).status_code for k in range(2)] == [201, 201]
+    assert upload(door, "mine", BOB).status_code == 201
+
+
 def crooked(header):
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text
@@ -154,6 +193,22 @@ def crooked(header):
         (save({"unet.conv.weight": torch.zeros(2)}), 422),
         (crooked({"__metadata__": [1]}), 422),
         (crooked({"lora_A": {"dtype": 1, "shape": ["x"], "data_offsets": [0, 0]}}), 422),
+        (
+            crooked(
+                {"x.lora_A.weight": {"dtype": "F32", "shape": [1 << 64, 0], "data_offsets": [0, 0]}}
+            ),
+            422,
+        ),
+        (
+            crooked(
+                {
+                    "__metadata__": {"modelspec.title": "\ud800"},
+                    "x.lora_A.weight": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]},
+                }
+            ),
+            422,
+        ),
+        (struct.pack("<Q", 3900) + b'{"a":' + b"[" * 3895, 422),
         (LORA + bytes(5000), 413),
     ],
 )

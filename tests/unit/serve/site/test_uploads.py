@@ -1,10 +1,14 @@
 """Files of models at the door: whole or not at all, and never over what is there."""
 
 import hashlib
+import os
+import time
 from pathlib import Path
 
 import pytest
 from tests.serving import Door, open_door
+
+from mezzotint.serve.site.uploads import sweep_store
 
 
 @pytest.fixture
@@ -86,3 +90,14 @@ def test_without_a_store_or_a_limit_nothing_is_taken(store):
         with_store(door, store)
         assert door.http.put("/v1/operations/files/a.mzt", content=b"x").status_code == 405
     assert list(store.iterdir()) == []
+
+
+def test_what_a_killed_server_left_is_swept_and_nothing_else(store):
+    left, fresh, kept = "." + "0a" * 8 + ".part", "." + "0b" * 8 + ".part", "mine.part"
+    for name in (left, fresh, kept):
+        (store / name).touch()
+    for name in (left, kept):
+        os.utime(store / name, times=(time.time() - 7200,) * 2)
+    sweep_store(store)
+    assert sorted(path.name for path in store.iterdir()) == sorted([fresh, kept])
+    sweep_store(store / "nowhere")
