@@ -58,6 +58,9 @@ class _Modulations(nn.Module):
     exported.
     """
 
+    guidance: Tensor
+    places: Tensor
+
     def __init__(self, embedder: Any) -> None:
         super().__init__()
         self.time_proj = embedder.time_proj
