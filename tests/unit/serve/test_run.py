@@ -3,6 +3,8 @@ import asyncio
 from mezzotint.serve import run
 from mezzotint.serve.config import ServeConfig
 from mezzotint.service.config import JobsConfig, WorkerConfig
+from mezzotint.service.fake import FakeService
+from mezzotint.service.provision.own_adapters import OwnAdapters
 from mezzotint.service.training import TrainingRuns
 
 
@@ -19,6 +21,30 @@ def test_what_a_server_is_run_with_reaches_its_doors(monkeypatch, tmp_path):
     given = {"training": training, "model_store": tmp_path, "version": "7"}
     assert run.run(ServeConfig(), JobsConfig(), WorkerConfig(), **given) == 0
     assert told.items() >= given.items()
+
+
+def test_what_a_killed_server_left_of_uploads_is_swept_at_start(tmp_path):
+    left = tmp_path / "loras" / f".{'0a' * 8}.safetensors"
+    left.parent.mkdir()
+    left.touch()
+    seen = []
+
+    async def body():
+        stop = asyncio.Event()
+        stop.set()
+        await run.serve(
+            ServeConfig(port=0, management_port=0, metrics_port=0),
+            JobsConfig(folder=str(tmp_path / "jobs")),
+            FakeService(),
+            adapters=OwnAdapters(tmp_path),
+            model_store=tmp_path / "store",
+            announce=lambda line: seen.append(left.exists()),
+            stop=stop,
+        )
+
+    asyncio.run(body())
+    assert seen
+    assert not any(seen)
 
 
 class _Loading:
