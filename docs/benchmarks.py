@@ -30,8 +30,14 @@ def _source(result: Mapping[str, Any], command: str) -> str:
     machine = result["machine"]
     return (
         f"\n*`{command}`, commit {machine['commit']}, {machine['cores']} cores, "
-        f"torch {machine['versions']['torch']}.*\n"
+        f"torch {machine['versions']['torch']}{_beside(result)}.*\n"
     )
+
+
+def _beside(result: Mapping[str, Any]) -> str:
+    """Name what else the machine did, where it was not alone."""
+    load = result.get("load")
+    return f"; {load}" if isinstance(load, str) else ""
 
 
 def _spread(ratio: Mapping[str, float] | None) -> str:
@@ -47,9 +53,8 @@ def _servers(model: str) -> str:
     shown = [key for key in _PEERS if any(key in level for level in levels.values())]
     rows: Rows = []
     for count, level in levels.items():
-        peers = [v for k, v in level.items() if isinstance(v, dict) and "p99_ms" in v]
-        others = [v["p99_ms"] for v in peers if v is not level["mezzotint"]]
-        p99 = level["mezzotint"]["p99_ms"] / min(others)
+        theirs = [v["p99_ms"] for k, v in level.items() if "p99_ms" in v and k[:9] != "mezzotint"]
+        p99 = level["mezzotint"]["p99_ms"] / min(theirs)
         rows.append((count, *(_spread(level.get(key)) for key in shown), f"{p99:.2f}"))
     header = ("connections", *(f"over {_PEERS[key]}" for key in shown), "p99 over the lowest")
     return _table(header, rows) + _source(result, result["command"])
