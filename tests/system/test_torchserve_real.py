@@ -129,7 +129,7 @@ def test_our_door_answers_as_it_does(addresses):
             ("management", "GET", "/models/plategan/1.0/more"),
             ("management", "GET", "/nothing"),
             ("inference", "GET", "/nothing"),
-            ("inference", "POST", "/invocations"),
+            ("inference", "POST", "/invocations?model_name=nope"),  # without it, there is one there
             ("inference", "POST", "/nope/predict"),
             ("management", "GET", "/v1/models/plategan"),
             ("management", "PUT", "/models/plategan?min_worker=x"),
