@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from docs.tables import Rows, table
+
 __all__ = ["TABLES"]
 
 RESULTS = Path(__file__).resolve().parents[1] / "bench" / "results"
@@ -13,16 +15,10 @@ _PEERS = {
     "times_torchserve_as_packed": "TorchServe, as packed",
     "times_litserve": "LitServe",
 }
-Rows = list[tuple[str, ...]]
 
 
 def _read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def _table(header: tuple[str, ...], rows: Rows) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
 
 
 def _source(result: Mapping[str, Any], command: str) -> str:
@@ -57,7 +53,7 @@ def _servers(model: str) -> str:
         p99 = level["mezzotint"]["p99_ms"] / min(theirs)
         rows.append((count, *(_spread(level.get(key)) for key in shown), f"{p99:.2f}"))
     header = ("connections", *(f"over {_PEERS[key]}" for key in shown), "p99 over the lowest")
-    return _table(header, rows) + _source(result, result["command"])
+    return table(header, rows) + _source(result, result["command"])
 
 
 def _ratios(name: str, command: str | None = None) -> str:
@@ -65,7 +61,7 @@ def _ratios(name: str, command: str | None = None) -> str:
     result = _read(name)
     found = {k: v for k, v in result.items() if isinstance(v, dict) and "median" in v}
     rows: Rows = [(key, _spread(ratio)) for key, ratio in found.items()]
-    return _table(("what", "median (lowest to highest)"), rows) + _source(
+    return table(("what", "median (lowest to highest)"), rows) + _source(
         result, command or result["command"]
     )
 
@@ -84,7 +80,7 @@ def bench_goodput() -> str:
     """Mixed requests in time."""
     result = _read("goodput")
     rows: Rows = [(peer, _spread(r)) for peer, r in result["times_best_goodput"].items()]
-    return _table(("over", "median (lowest to highest)"), rows) + _source(result, result["command"])
+    return table(("over", "median (lowest to highest)"), rows) + _source(result, result["command"])
 
 
 def bench_engine() -> str:
@@ -110,7 +106,7 @@ def bench_full_size() -> str:
     ]  # fmt: skip
     header = ("run", "seconds", "core-seconds", "a step, s", "peak, GB", "load of the machine")
     return (
-        f"{result['what']}.\n\n{_table(('what', 'measured'), rows)}\n{_table(header, runs)}"
+        f"{result['what']}.\n\n{table(('what', 'measured'), rows)}\n{table(header, runs)}"
         + _source(result, result["command"])
     )
 
@@ -133,7 +129,7 @@ def bench_placement() -> str:
     header = ("placement", "core-seconds of a process", "a step, s", "peak, MB", "dB to plain")
     load = result["highest load of the machine"]
     return (
-        f"{result['what']}; load of the machine up to {load}.\n\n{_table(header, rows)}"
+        f"{result['what']}; load of the machine up to {load}.\n\n{table(header, rows)}"
         + _source(result, result["command"])
     )
 
@@ -145,7 +141,7 @@ def bench_budget() -> str:
     load = max(run["load"] for run in result["runs"].values())
     return (
         f"{result['what']}; load of the machine up to {load:.1f}.\n\n"
-        + _table(("what", "measured"), rows)
+        + table(("what", "measured"), rows)
         + _source(result, result["command"])
     )
 
@@ -159,7 +155,7 @@ def bench_tenants() -> str:
          f"{low:.2f} to {high:.2f}"),
         ("median, the same", f"{result['median_ratio']:.2f}", ""),
     ]  # fmt: skip
-    return _table(("what", "ratio", "90 % of resamples"), rows) + _source(
+    return table(("what", "ratio", "90 % of resamples"), rows) + _source(
         result, result.get("command", "mezzotint bench tenants")
     )
 
@@ -173,7 +169,7 @@ def bench_cluster_replicas() -> str:
     latency = result["latency"]
     added = ", ".join(f"{ms:.1f}" for ms in latency["added_ms"])
     return (
-        _table(("replicas", "share of linear"), rows)
+        table(("replicas", "share of linear"), rows)
         + f"\nA request of {latency['request_s']:g} s takes "
         f"{_spread(latency['cluster_over_local'])} times as long as in one process: "
         f"{added} ms more in the three rounds.\n"
@@ -192,7 +188,7 @@ def bench_waiting() -> str:
         for name in names
     ]  # fmt: skip
     header = ("core-microseconds", *(f"{int(c):,} wait" for c in lengths), "each thousand more")
-    return _table(header, rows) + _source(result, result["command"])
+    return table(header, rows) + _source(result, result["command"])
 
 
 TABLES: dict[str, Callable[[], str]] = {

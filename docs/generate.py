@@ -19,6 +19,7 @@ from typing import Any
 
 from docs.benchmarks import TABLES
 from docs.doors_table import DOORS, Claims
+from docs.tables import table
 
 from mezzotint import errors, plain, request, settings, vocabulary
 from mezzotint.gates.registry import GATES
@@ -30,13 +31,6 @@ ROOT = PAGES.parent
 BLOCK = re.compile(
     r"(<!-- generated: (?P<name>[a-z0-9_]+) -->\n).*?(<!-- /generated -->)", re.DOTALL
 )
-
-
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Return a Markdown table."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
 
 
 def error_tree() -> str:

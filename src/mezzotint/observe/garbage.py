@@ -31,8 +31,9 @@ def settle() -> None:
 
 
 def collect() -> None:
-    """Collect everything, also what was taken out before."""
-    gc.unfreeze()
-    gc.collect()
+    """Collect everything; in a process that is ours also what was taken out before."""
     if _Process.is_ours:
-        gc.freeze()
+        gc.unfreeze()
+        settle()
+    else:
+        gc.collect()

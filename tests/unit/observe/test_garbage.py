@@ -16,6 +16,10 @@ def ring():
 kept = ring()
 garbage.settle()
 assert gc.get_freeze_count() == 0, "a user's own process"
+gc.freeze()
+garbage.collect()
+assert gc.get_freeze_count() > 1000, "what a user has frozen stays so"
+gc.unfreeze()
 garbage.own_process()
 garbage.settle()
 frozen = gc.get_freeze_count()
