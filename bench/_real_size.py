@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,68 @@ TEXT: dict[str, Any] = {
     "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12,
     "num_hidden_layers": 12, "projection_dim": 768,
 }  # fmt: skip
-PNDM: dict[str, Any] = {
-    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-    "skip_prk_steps": True, "steps_offset": 1,
+BETAS: dict[str, Any] = {
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a published checkpoint is made of.
+
+    Attributes:
+        pipeline: Its class in diffusers.
+        unet: Of the denoiser.
+        texts: Of each text encoder: its class in transformers, its configuration.
+        scheduler: Its class and configuration.
+        vae: Of the autoencoder, beside what all have.
+    """
+
+    pipeline: str
+    unet: dict[str, Any]
+    texts: tuple[tuple[str, dict[str, Any]], ...]
+    scheduler: dict[str, Any]
+    vae: dict[str, Any] = field(default_factory=dict)
+
+
+PUBLISHED = {
+    "sd15": Published(
+        "StableDiffusionPipeline", UNET, (("CLIPTextModel", TEXT),),
+        {"_class_name": "PNDMScheduler", **BETAS, "skip_prk_steps": True},
+    ),
+    "sd21": Published(
+        "StableDiffusionPipeline",
+        UNET | {
+            "sample_size": 96, "attention_head_dim": (5, 10, 20, 20), "cross_attention_dim": 1024,
+            "use_linear_projection": True, "upcast_attention": True,
+        },
+        (("CLIPTextModel", {
+            "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16,
+            "num_hidden_layers": 23, "projection_dim": 512, "hidden_act": "gelu",
+        }),),
+        {"_class_name": "DDIMScheduler", **BETAS, "prediction_type": "v_prediction",
+         "clip_sample": False, "set_alpha_to_one": False},
+    ),
+    "sdxl": Published(
+        "StableDiffusionXLPipeline",
+        UNET | {
+            "sample_size": 128, "block_out_channels": (320, 640, 1280),
+            "down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * 2),
+            "up_block_types": (*("CrossAttnUpBlock2D",) * 2, "UpBlock2D"),
+            "attention_head_dim": (5, 10, 20), "transformer_layers_per_block": (1, 2, 10),
+            "cross_attention_dim": 2048, "use_linear_projection": True,
+            "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        (("CLIPTextModel", TEXT), ("CLIPTextModelWithProjection", {
+            "hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20,
+            "num_hidden_layers": 32, "projection_dim": 1280, "hidden_act": "gelu",
+        })),
+        {"_class_name": "EulerDiscreteScheduler", **BETAS, "timestep_spacing": "leading"},
+        {"scaling_factor": 0.13025, "sample_size": 1024, "force_upcast": True},
+    ),
+}  # fmt: skip
+"""Published checkpoints of Stability: configurations as their repositories have them."""
 MEASURE = """
 import json, resource, time
 began, seen = time.perf_counter(), []
@@ -82,71 +141,83 @@ def narrowed(widths: tuple[int, ...], by: int) -> tuple[int, ...]:
 
 
 def make_sd15(folder: Path, *, narrower: int = 1, seed: int = 0) -> None:
-    """Write the folder of a Stable Diffusion 1.5 with random weights, as it was published.
+    """Write the folder of a Stable Diffusion 1.5 as :func:`make` does."""
+    make(folder, "sd15", narrower=narrower, seed=seed)
+
+
+def make(folder: Path, name: str, *, narrower: int = 1, seed: int = 0) -> None:
+    """Write the folder of a published model with random weights, in float16.
 
     Args:
         folder: Where; it must not be there.
-        narrower: What the widths of U-Net and autoencoder, and the layers of the text encoder,
+        name: One of :data:`PUBLISHED`.
+        narrower: What the widths of U-Net and autoencoder, and the layers of the text encoders,
             are divided by.
         seed: Of the weights.
     """
+    import diffusers
     import torch
+    import transformers
     from accelerate import init_empty_weights
-    from diffusers import AutoencoderKL, UNet2DConditionModel
     from safetensors.torch import save_file
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTokenizer
 
     from mezzotint.models.formats.single_file import clip_vocabulary
 
+    model = PUBLISHED[name]
     unet, vae = (
         {**config, "block_out_channels": narrowed(config["block_out_channels"], narrower)}
-        for config in (UNET, VAE)
+        for config in (model.unet, VAE | model.vae)
     )
-    text = {**TEXT, "num_hidden_layers": max(TEXT["num_hidden_layers"] // narrower, 1)}
     with init_empty_weights():
-        modules = {
-            "unet": UNet2DConditionModel(**unet),
-            "vae": AutoencoderKL(**vae),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**text)),
+        modules: dict[str, Any] = {
+            "unet": diffusers.UNet2DConditionModel(**unet),
+            "vae": diffusers.AutoencoderKL(**vae),
         }
+        for k, (kind, text) in enumerate(model.texts):
+            layers = max(text["num_hidden_layers"] // narrower, 1)
+            config = CLIPTextConfig(**text | {"num_hidden_layers": layers})
+            modules[f"text_encoder{_numbered(k)}"] = getattr(transformers, kind)(config)
     generator = torch.Generator().manual_seed(seed)
-    index: dict[str, Any] = {
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": "0.6.0",
-    }
+    index: dict[str, Any] = {"_class_name": model.pipeline, "_diffusers_version": "0.6.0"}
     for role, module in modules.items():
         (folder / role).mkdir(parents=True)
         weights: dict[str, torch.Tensor] = {}
-        for name, tensor in module.state_dict().items():
+        for key, tensor in module.state_dict().items():
             if tensor.ndim > 1:
                 scale = tensor[0].numel() ** -0.5
                 values = torch.randn(tensor.shape, generator=generator) * scale
             else:
-                values = torch.full(tensor.shape, float(name.endswith("weight")))
-            weights[name] = values.half()
-        is_text = role == "text_encoder"
+                values = torch.full(tensor.shape, float(key.endswith("weight")))
+            weights[key] = values.half()
+        is_text = role.startswith("text_encoder")
         stem = "model" if is_text else "diffusion_pytorch_model"
         save_file(weights, folder / role / f"{stem}.safetensors", {"format": "pt"})
         config = module.config.to_dict() if is_text else dict(module.config)
-        config = {k: v for k, v in config.items() if k not in ("scaling_factor", "dtype")}
+        config = {k: v for k, v in config.items() if k != "dtype"}
+        if "scaling_factor" not in model.vae:  # as in folders of that age
+            config.pop("scaling_factor", None)
         (folder / role / "config.json").write_text(json.dumps(config, default=list))
         library = "transformers" if is_text else "diffusers"
         index[role] = [library, type(module).__name__]
     words, merges = clip_vocabulary()
-    CLIPTokenizer(vocab=words, merges=merges, model_max_length=77).save_pretrained(
-        folder / "tokenizer"
-    )
+    for k in range(len(model.texts)):
+        role = f"tokenizer{_numbered(k)}"
+        tokenizer = CLIPTokenizer(vocab=words, merges=merges, model_max_length=77)
+        tokenizer.save_pretrained(folder / role)
+        index[role] = ["transformers", "CLIPTokenizer"]
     (folder / "scheduler").mkdir()
-    scheduler = {"_class_name": "PNDMScheduler", **PNDM}
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
-    index |= {
-        "scheduler": ["diffusers", "PNDMScheduler"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
-        "requires_safety_checker": False,
-    }
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(model.scheduler))
+    index["scheduler"] = ["diffusers", model.scheduler["_class_name"]]
+    if len(model.texts) == 1:
+        index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
+        index["requires_safety_checker"] = False
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+
+
+def _numbered(k: int) -> str:
+    """Return what diffusers puts behind a role of which there are several."""
+    return f"_{k + 1}" if k else ""
 
 
 def run(script: str, home: Path, *arguments: object) -> dict[str, Any]:

@@ -7,6 +7,7 @@ and refuses says the port, :class:`~mezzotint.service.base.AdapterKeeper`.
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from mezzotint.techniques.tags import named_by
 __all__ = ["OwnAdapters"]
 
 KIND = "lora"
+HELD_S = 60.0
+"""Seconds for which a name that was given up is no other key's: far longer than a request that
+was let pass by that name needs to be planned, which pins the file's bytes."""
 
 
 class OwnAdapters:
@@ -34,6 +38,7 @@ class OwnAdapters:
     def __init__(self, home: Path) -> None:
         self.files = AdapterFiles(home, allow_paths=False)
         self._lock = threading.Lock()
+        self._given_up: dict[str, tuple[str, float]] = {}  # name -> whose it was, since when
 
     def sweep(self) -> None:
         """Remove unfinished uploads of a server that was killed."""
@@ -92,6 +97,12 @@ class OwnAdapters:
         kept = self._kept()
         if name in kept:
             raise InvalidRequest(f"LoRA {name} exists already; give another name", field="name")
+        whose, since = self._given_up.get(name, (owner, 0.0))
+        if owner and whose != owner and time.monotonic() < since + HELD_S:
+            raise InvalidRequest(
+                f"LoRA {name} was dropped less than {HELD_S:.0f} s ago; give another name, or wait",
+                field="name",
+            )
         if owner and most and sum(one.owner == owner for one in kept.values()) >= most:
             raise Refused(f"this key has {most} LoRAs, as many as it may; drop one first")
 
@@ -124,6 +135,9 @@ class OwnAdapters:
             one = self._find(name, client, sees_all=sees_all)
             if not sees_all and not one.owner:
                 raise Refused(f"LoRA {name} is everybody's: a key that may manage drops it")
+            now = time.monotonic()
+            kept = {n: one for n, one in self._given_up.items() if now < one[1] + HELD_S}
+            self._given_up = {**kept, name: (one.owner or "", now)}
             self.files.remove(KIND, name)
 
     def _kept(self) -> Mapping[str, Kept]:

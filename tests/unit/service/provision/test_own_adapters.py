@@ -9,7 +9,7 @@ import pytest
 from mezzotint.errors import InvalidRequest, Refused, UnknownName
 from mezzotint.models.parts import LORA_HEADER_BYTES
 from mezzotint.request import Embedding, GenerationRequest, Lora
-from mezzotint.service.provision import adapter_descriptions
+from mezzotint.service.provision import adapter_descriptions, own_adapters
 from mezzotint.service.provision.adapter_files import AdapterFiles
 from mezzotint.service.provision.own_adapters import OwnAdapters
 
@@ -76,6 +76,7 @@ def test_a_lora_that_comes_and_goes_while_it_is_listed_is_shown_to_nobody_else(
     own, monkeypatch, moment
 ):
     real = getattr(AdapterFiles, moment)
+    monkeypatch.setattr(own_adapters, "HELD_S", 0.0)  # that names are free at once
 
     def meanwhile(self, *arguments):
         """Exchange a LoRA of everybody's for one of alice's, at the worst moment."""
@@ -138,3 +139,17 @@ def test_what_a_killed_server_left_is_swept(own, tmp_path):
     own.sweep()
     assert own.files.names("lora") == ("ink",)
     assert sorted(path.name for path in folder.iterdir()) == [".owners", "ink.safetensors"]
+
+
+def test_a_name_that_was_given_up_stays_its_owners_for_a_while(own, monkeypatch):
+    """A request that was let pass by a name must never be planned with another key's file."""
+    own.drop("ink", "alice", sees_all=False)
+    with pytest.raises(InvalidRequest, match="was dropped less than 60 s ago"):
+        bring(own, "ink", "bob")
+    bring(own, "ink", "alice")
+    own.drop("ink", "root", sees_all=True)
+    with pytest.raises(InvalidRequest, match="was dropped less than 60 s ago"):
+        bring(own, "ink", "bob")
+    later = own_adapters.time.monotonic() + 61
+    monkeypatch.setattr(own_adapters.time, "monotonic", lambda: later)
+    assert bring(own, "ink", "bob")["owner"] == "bob"
