@@ -5,6 +5,7 @@ import importlib.util
 import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -36,12 +37,10 @@ def head() -> Iterator[str]:
     cluster.shutdown()
 
 
-def using(head: str, body: Callable[[WorkerSupervisor], Awaitable[None]]) -> None:
+def using(head: str, body: Callable[[WorkerSupervisor], Awaitable[None]], **cluster: Any) -> None:
     async def main() -> None:
-        config = WorkerConfig(
-            factory=FAKE, options={"step_s": 0.01}, ray=head,
-            cluster=ClusterConfig(min_replicas=2, max_replicas=2),
-        )  # fmt: skip
+        cluster_ = ClusterConfig(**{"min_replicas": 2, "max_replicas": 2, **cluster})
+        config = WorkerConfig(factory=FAKE, options={"step_s": 0.01}, ray=head, cluster=cluster_)
         service = create_workers(config)
         assert isinstance(service, WorkerSupervisor)
         await service.start()
@@ -87,3 +86,25 @@ def test_replicas_draw_the_bytes_of_one_machine_also_when_one_is_killed(head):
         assert pids[0] not in again
 
     using(head, body)
+
+
+def test_a_deployment_that_nobody_asks_sleeps_and_the_first_request_wakes_it(head):
+    async def body(service: WorkerSupervisor) -> None:
+        async def replicas() -> list[dict[str, Any]]:
+            told = (await service.health())["cluster"]["replicas"]
+            return [r for r in told if r["deployment"] == "rare"]
+
+        async with asyncio.timeout(300):
+            while await replicas():
+                await asyncio.sleep(0.2)
+            assert (await service.health())["ready"]
+            request = GenerationRequest(prompt="a", seed=1, num_inference_steps=3)
+            result = await service.generate(request, request_id="wakes")
+        assert result.images[0].data == await alone(request)
+        (replica,) = await replicas()
+        text = (await service.health())["metrics_text"]
+        labels = f'node="{replica["host"]}",replica="{replica["name"]}"'
+        assert f"mezzotint_replica_up{{{labels}}} 1" in text
+        assert any(labels in line for line in text.splitlines() if "_up" not in line)
+
+    using(head, body, deployment="rare", min_replicas=0, max_replicas=1, idle_s=1.0)

@@ -12,7 +12,7 @@ from mezzotint.cli.flags import placement_help
 from mezzotint.cli.local import completing
 from mezzotint.cli.session import load_settings
 from mezzotint.cli.terminal import columns, escaped
-from mezzotint.errors import MezzotintError
+from mezzotint.errors import InvalidRequest, MezzotintError
 
 __all__ = ["archive_app", "models_app"]
 
@@ -165,6 +165,27 @@ def remove(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
         print(json.dumps({"removed": entry.full_name}))
     else:
         print(f"removed {entry.full_name}")
+
+
+@models_app.command("share")
+def share(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
+    """Copy a model to models.shared_url; machines that lack it take it from there."""
+    from mezzotint.service.provision.shared_models import open_shared_models
+
+    store = _store(context)
+    shared = open_shared_models(store.config)
+    if shared is None:
+        raise InvalidRequest(
+            "models.shared_url is not set: the folder or s3://bucket/prefix that machines share",
+            field="models.shared_url",
+        )
+    entry, copied = shared.give(store, name)
+    if as_json:
+        print(json.dumps({"shared": entry.full_name, "copied_bytes": copied}))
+    else:
+        print(
+            escaped(f"{entry.full_name}: {copied / 1e6:.1f} MB copied to {store.config.shared_url}")
+        )
 
 
 @models_app.command("defaults")

@@ -19,6 +19,8 @@ from mezzotint.models.config import ModelsConfig
 
 __all__ = ["sample", "train"]
 
+_COUNT: dict[str, Any] = {"parser": flags.whole_number, "metavar": "INT"}
+
 
 def train(
     context: typer.Context,
@@ -35,15 +37,32 @@ def train(
     ] = False,
     check: Annotated[bool, typer.Option("--check", help="Only read and check the data.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Events as JSON lines.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Train on the nodes of this Ray cluster; auto: this machine's.",
+        ),
+    ] = None,
+    processes: Annotated[int, typer.Option(help="With --ray: how many.", **_COUNT)] = 1,
+    process_cpus: Annotated[int, typer.Option(help="With --ray: cores of each.", **_COUNT)] = 1,
+    process_gpus: Annotated[
+        int, typer.Option(help="With --ray: GPUs of each, 0 or 1.", **_COUNT)
+    ] = 0,
+    restarts: Annotated[
+        int, typer.Option(help="With --ray: how often lost processes start again.", **_COUNT)
+    ] = 3,
 ) -> None:
     """Train a model; the run folder is a model. Ctrl-C writes a checkpoint first.
+
+    With --ray the processes are placed by Ray; folders have the same paths on every node. On
+    machines without it torchrun does the same: see the docs.
 
     What the settings say of models holds: models.allow_downloads for a base or a tokenizer
     from the Hub, and models.placement.device where loop.device is auto.
     """
     from mezzotint.train.config.config import TrainConfig
     from mezzotint.train.progress import describe_event
-    from mezzotint.train.trainer import Trainer
 
     wanted = TrainConfig.from_toml(config)
     changes = [flags.parse_set(text) for text in set_ or ()]
@@ -64,6 +83,23 @@ def train(
 
             print(terminal_picture(decode_image(Path(event["path"]).read_bytes())), flush=True)
 
+    if ray is not None and not check:
+        _check_counts(processes, process_cpus, process_gpus, restarts)
+        import asyncio
+
+        from mezzotint.service.cluster.training import train_on
+
+        asyncio.run(
+            train_on(
+                ray, wanted.to_dict(), processes=processes, cpus=process_cpus, gpus=process_gpus,
+                restarts=restarts, fresh=fresh, on_event=show,
+            )
+        )  # fmt: skip
+        if not as_json:
+            print(wanted.output_dir)
+        return
+    from mezzotint.train.trainer import Trainer
+
     trainer = Trainer(wanted, on_event=show)
     report = trainer.check()
     if check or not as_json:
@@ -76,6 +112,18 @@ def train(
         raise KeyboardInterrupt
     if not as_json:
         print(result.run_dir)
+
+
+def _check_counts(processes: int, cpus: int, gpus: int, restarts: int) -> None:
+    """Refuse numbers of processes, cores, GPUs and restarts that cannot be."""
+    for name, value, least, most in (
+        ("--processes", processes, 1, 10_000),
+        ("--process-cpus", cpus, 1, 1024),
+        ("--process-gpus", gpus, 0, 1),
+        ("--restarts", restarts, 0, 1000),
+    ):
+        if not least <= value <= most:
+            raise flags.WrongFlag(name, f"must be {least} to {most}, got {value}")
 
 
 def _keep_to(models: ModelsConfig, asked: str) -> None:

@@ -42,6 +42,8 @@ __all__ = [
     "Card",
     "apply_card",
     "builtin_cards",
+    "card_from_plain",
+    "card_to_toml",
     "describe_spec",
     "read_card",
     "request_defaults",

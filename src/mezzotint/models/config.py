@@ -89,8 +89,9 @@ class ModelsConfig(Checked):
             say otherwise for itself.
         shared_url: Folder or ``s3://bucket/prefix`` where machines share finished ``exact``
             pictures, each for the key that asked for it, and what they learned: certificates,
-            measured seconds, ranges of int8, compiled networks; "" shares nothing. Whoever
-            may write there is trusted as this machine is.
+            measured seconds, ranges of int8, compiled networks. Models that
+            ``mezzotint models share`` has put there are taken by machines that lack them;
+            "" shares nothing. Whoever may write there is trusted as this machine is.
     """
 
     where: ClassVar[str] = "models"

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mezzotint.errors import InvalidRequest
+from mezzotint.files import atomic_path
 from mezzotint.observe import log
 from mezzotint.service.objects import FolderObjects, ObjectStore
 
@@ -99,6 +100,25 @@ class BucketObjects:
         """Keep an object, whole or not at all."""
         try:
             self._calls.put(self._store, name, data)
+        except (FileNotFoundError, self._error) as error:
+            raise self._away("write", error) from None
+
+    def get_file(self, name: str, path: Path) -> bool:
+        """Copy an object into a file, piece by piece; False if there is none."""
+        try:
+            with atomic_path(path) as partial, partial.open("wb") as file:
+                for piece in self._calls.get(self._store, name).stream():
+                    file.write(piece)
+        except FileNotFoundError:
+            return False
+        except self._error as error:
+            raise self._away("read", error) from None
+        return True
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Keep the content of a file, whole or not at all, in as many parts as it takes."""
+        try:
+            self._calls.put(self._store, name, path)
         except (FileNotFoundError, self._error) as error:
             raise self._away("write", error) from None
 

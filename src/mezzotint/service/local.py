@@ -48,6 +48,7 @@ from mezzotint.service.provision.model_provider import (
 from mezzotint.service.provision.prompt_cuts import cut_notes
 from mezzotint.service.provision.readings import read_request
 from mezzotint.service.provision.registration import ModelRegistration
+from mezzotint.service.provision.shared_models import open_shared_models
 from mezzotint.service.provision.warm_up import WarmUp
 from mezzotint.service.requests import Judge
 from mezzotint.techniques.table import TECHNIQUES
@@ -99,6 +100,7 @@ class LocalService:
             model_store=self.config.model_store,
             runs=self.config.runs,
             allow_paths=store.allow_paths and self.config.register_paths,
+            shared=open_shared_models(store),
         )
         self.environment = describe_environment(self.provider, store.placement)
         self._environment_text = json.dumps(self.environment, sort_keys=True)

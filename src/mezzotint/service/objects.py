@@ -5,10 +5,11 @@ kept. Names are paths of plain letters with ``/`` between them. What speaks to a
 :mod:`mezzotint.service.buckets`.
 """
 
+import shutil
 from pathlib import Path
 from typing import Protocol
 
-from mezzotint.files import digest_file, sync_folder, write_atomically
+from mezzotint.files import atomic_path, digest_file, sync_folder, write_atomically
 
 __all__ = ["FolderObjects", "ObjectStore"]
 
@@ -25,6 +26,17 @@ class ObjectStore(Protocol):
 
     def put(self, name: str, data: bytes) -> None:
         """Keep an object, whole or not at all; one of the same name is exchanged."""
+        ...
+
+    def get_file(self, name: str, path: Path) -> bool:
+        """Copy an object into a file that is not there yet; False if there is none.
+
+        Nothing is left where it cannot be copied whole.
+        """
+        ...
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Keep the content of a file, whole or not at all, without having it in memory."""
         ...
 
     def names(self, prefix: str) -> list[str]:
@@ -62,12 +74,30 @@ class FolderObjects:
 
     def put(self, name: str, data: bytes) -> None:
         """Keep an object, whole or not at all."""
+        write_atomically(self._made(name), data)
+
+    def get_file(self, name: str, path: Path) -> bool:
+        """Copy an object into a file; False if there is none."""
+        try:
+            with atomic_path(path) as partial:
+                shutil.copyfile(self.path(name), partial)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Keep the content of a file, whole or not at all."""
+        with atomic_path(self._made(name)) as partial:
+            shutil.copyfile(path, partial)
+
+    def _made(self, name: str) -> Path:
+        """Return the file of an object, in a folder that is there."""
         path = self.path(name)
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.folder.chmod(0o700)
             sync_folder(self.folder)
-        write_atomically(path, data)
+        return path
 
     def names(self, prefix: str) -> list[str]:
         """Return the names that begin with ``prefix``."""

@@ -5,20 +5,23 @@ random streams need no state of their own: every draw is named by its step
 (:func:`mezzotint.train.data.batches.derive`).
 """
 
+import copy
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import nn
+from torch import Tensor, nn
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.train.averaging import GradientAverager
 from mezzotint.train.config.config import TrainConfig
 from mezzotint.train.config.run import LoopConfig, OptimizerConfig
 from mezzotint.train.ema import Ema
+from mezzotint.train.sharding import is_sharded, local, share_of, whole
 from mezzotint.train.tasks.base import Task
 
 __all__ = ["Counters", "RunState", "create_accelerator", "learning_rate"]
@@ -109,7 +112,9 @@ class RunState:
     def __init__(self, config: TrainConfig, task: Task, accelerator: Accelerator) -> None:
         self.config, self.task, self.accelerator = config, task, accelerator
         self.counters = Counters(batches=config.loop.accumulate * accelerator.num_processes)
-        task.modules.to(accelerator.device)
+        self.is_sharded = is_sharded(task.modules)
+        if not self.is_sharded:  # shares are where they belong
+            task.modules.to(accelerator.device)
         for helper in task.frozen():
             helper.to(accelerator.device).eval().requires_grad_(False)
         self.ema = Ema(task.modules, config.ema.decays, warmup=config.ema.warmup)
@@ -124,6 +129,7 @@ class RunState:
         self.averagers = {
             group: GradientAverager(self.parameters(names), processes=count)
             for group, names in (task.groups.items() if count > 1 else ())
+            if not self.is_sharded  # what is cut is averaged where it is put together
         }
 
     def _optimizer(self, names: Any) -> torch.optim.Optimizer:
@@ -191,12 +197,32 @@ class RunState:
                 options["lr"] = rate * self.task.rates[group]
         return rate
 
+    def copies(self, index: int = 0) -> nn.ModuleDict:
+        """Return copies of the modules holding a running mean, ready to be used.
+
+        Where the state is sharded every process has to call this.
+        """
+        modules = self.task.modules
+        if self.is_sharded:
+            copied = nn.ModuleDict()
+            for name, part in modules.items():
+                weights = {key: nn.Parameter(whole(p)) for key, p in part.named_parameters()}
+                copied[name] = nn.ParameterDict(weights)
+        else:
+            copied = copy.deepcopy(modules)
+        if self.config.ema.decays:
+            copied.load_state_dict(whole(self.ema.means[index]))
+        return copied.eval().requires_grad_(False)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return everything for a checkpoint."""
+        """Return everything for a checkpoint.
+
+        Where the state is sharded every process has to call this.
+        """
         state: dict[str, Any] = {
-            "modules": dict(self.task.modules.state_dict()),
-            "ema": self.ema.state_dict(),
-            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+            "modules": whole(dict(self.task.modules.state_dict())),
+            "ema": whole(self.ema.state_dict()),
+            "optimizers": {name: whole(o.state_dict()) for name, o in self.optimizers.items()},
             "counters": {k: v for k, v in asdict(self.counters).items() if v != math.inf},
         }
         if self.accelerator.scaler is not None:
@@ -218,15 +244,35 @@ class RunState:
                 "go on with a number of processes that divides it, or choose another output_dir",
                 field="output_dir",
             )
-        self.task.modules.load_state_dict(state["modules"])
-        self.ema.load_state_dict(state["ema"])
+        own = self.task.modules.state_dict()
+
+        def shares(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: share_of(value, own[name]) for name, value in weights.items()}
+
+        self.task.modules.load_state_dict(shares(state["modules"]))
+        means = [shares(mean) for mean in state["ema"]["means"]]
+        self.ema.load_state_dict({**state["ema"], "means": means})
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            optimizer.load_state_dict(_shares_of(state["optimizers"][name], optimizer))
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.counters = counters
 
     @torch.no_grad()
     def is_finite(self) -> bool:
-        """Say whether every weight is finite."""
-        return all(bool(torch.isfinite(p).all()) for p in self.task.modules.parameters())
+        """Say whether every weight is finite; where the state is sharded every process asks."""
+        here = all(bool(torch.isfinite(local(p)).all()) for p in self.task.modules.parameters())
+        return not self.anywhere(not here) if self.is_sharded else here
+
+
+def _shares_of(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return an optimiser's whole state with its moments cut as its weights are."""
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = {
+        number: {
+            name: share_of(value, weights[int(number)]) if isinstance(value, Tensor) else value
+            for name, value in kept.items()
+        }
+        for number, kept in state["state"].items()
+    }
+    return {**state, "state": moments}

@@ -17,6 +17,7 @@ from mezzotint.train.data.batches import BatchPlan, augment, derive
 from mezzotint.train.data.dataset import Dataset
 from mezzotint.train.networks import seeded
 from mezzotint.train.progress import Progress
+from mezzotint.train.sharding import whole
 from mezzotint.train.state import RunState
 from mezzotint.train.tasks.base import Batch
 
@@ -143,7 +144,7 @@ class Stepper:
         if averager is not None:
             averager.finish()
         limit = loop.clip_norm or math.inf
-        norm: Any = accelerator.clip_grad_norm_(parameters, limit)
+        norm: Any = whole(accelerator.clip_grad_norm_(parameters, limit))
         scaled = accelerator.scaler is not None  # fp16: the scaler leaves such a step out itself
         if not math.isfinite(float(norm)) and not scaled:
             optimizer.zero_grad(set_to_none=True)

@@ -16,7 +16,6 @@ The run folder holds ``metrics.jsonl``, ``data_report.json``, ``checkpoints/``,
 ``samples/grid.png`` and the exported model.
 """
 
-import copy
 import errno
 import json
 import math
@@ -140,11 +139,15 @@ class Trainer:
                 model cannot be written.
         """
         state = self._prepare(resume=resume)
-        state.accelerator.wait_for_everyone()
+        is_new = not self._store.steps()
+        state.accelerator.wait_for_everyone()  # so that all have looked before one writes
         progress = self._progress(state)
         progress.rewind(state.counters.step)
         progress.tell("started", state.counters.step, steps=self.config.loop.steps)
-        if not self._store.steps():
+        if self.config.loop.shard and not state.is_sharded:
+            told = "loop.shard has one process to cut the base over: it holds the base whole"
+            progress.tell("warning", state.counters.step, message=told)
+        if is_new:
             self._checkpoint(state, progress)
         assert self._data is not None  # noqa: S101  (_prepare reads it)
         stepper = Stepper(
@@ -235,11 +238,16 @@ class Trainer:
         """Return the run as a model, as its folder would be served.
 
         The folder itself if it is up to date; otherwise what would be written
-        now goes through a temporary folder, so that both are the same.
+        now goes through a temporary folder, so that both are the same. While a sharded
+        run is under way its processes put it together: all of them have to call this.
 
         Raises:
             InvalidRequest: If the run draws nothing (an autoencoder).
         """
+        return self._open()
+
+    def _open(self, weights: nn.ModuleDict | None = None) -> Model:
+        """Return the run as a model; ``weights`` are those of now, if they are at hand."""
         from mezzotint.models.config import PlacementConfig
         from mezzotint.models.store.loading import load_path
 
@@ -247,7 +255,9 @@ class Trainer:
             step, device = self._exported, self.config.loop.device
         else:
             state = self._prepare(resume=True)
-            step, device = state.counters.step, str(state.accelerator.device)
+            where = state.accelerator.device
+            # Of several processes each has a processor of its own number to accelerate.
+            step, device = state.counters.step, str(where) if where.type == "cuda" else where.type
         if self._model is not None and self._model[0] == step:
             return self._model[1]
         place = PlacementConfig(device=device)
@@ -256,7 +266,7 @@ class Trainer:
             folder = self.run_dir if is_current else Path(temporary)
             if folder != self.run_dir:
                 state = self._prepare(resume=True)
-                state.task.write_model(folder, self._weights(state), {})
+                state.task.write_model(folder, weights or state.copies(), {})
             model = load_path(folder, name=str(self.run_dir), placement=place)
             for network in model.networks.values():
                 getattr(network, "module", None)  # read while the folder is there
@@ -296,17 +306,10 @@ class Trainer:
             ground = getattr(state.task, "ground", None)
             if ground is None:
                 raise InvalidRequest("draw answers arrays; use sample for pictures", field="kind")
-            about, network = ground.description, self._weights(state)["network"]
+            about, network = ground.description, state.copies()["network"]
         if about.data in ("pixels", "latents"):
             raise InvalidRequest("draw answers arrays; use sample for pictures", field="kind")
         return RunModel(about, network, exact=False)
-
-    def _weights(self, state: RunState, index: int = 0) -> nn.ModuleDict:
-        """Return copies of the modules holding a running mean, ready to be used."""
-        modules = copy.deepcopy(state.task.modules)
-        if self.config.ema.decays:
-            modules.load_state_dict(state.ema.means[index])
-        return modules.eval().requires_grad_(False)
 
     def _prepare(self, *, resume: bool) -> RunState:
         """Check everything, build everything, and go to the newest checkpoint."""
@@ -399,15 +402,18 @@ class Trainer:
 
     def _checkpoint(self, state: RunState, progress: Progress) -> None:
         """Write a checkpoint; a full disk is told and the run goes on."""
-        if not state.accelerator.is_main_process:
+        main, step = state.accelerator.is_main_process, state.counters.step
+        if not (main or state.is_sharded):
             return
-        step = state.counters.step
-        if not state.is_finite():
+        finite, everything = state.is_finite(), state.state_dict()
+        if not main:
+            return
+        if not finite:
             progress.tell("warning", step, message="weights are not finite, checkpoint left out")
             return
         for attempt in range(2):
             try:
-                self._store.save(step, state.state_dict(), self.config)
+                self._store.save(step, everything, self.config)
             except OSError as error:
                 full = error.errno in (errno.ENOSPC, errno.EDQUOT)
                 if attempt == 0 and full and self._store.drop_oldest():
@@ -420,12 +426,14 @@ class Trainer:
 
     def _write_samples(self, state: RunState, progress: Progress) -> None:
         """Refresh the grid of fixed noise and prompts."""
-        if not state.accelerator.is_main_process:
+        main, step = state.accelerator.is_main_process, state.counters.step
+        weights = state.copies() if state.is_sharded else None
+        if not main:
             return
         from mezzotint.train.grids import write_grid
 
-        path = write_grid(self.model(), self.config, self.run_dir, state.counters.step)
-        progress.tell("samples", state.counters.step, path=str(path))
+        path = write_grid(self._open(weights), self.config, self.run_dir, step)
+        progress.tell("samples", step, path=str(path))
 
     def _export(self, state: RunState) -> None:
         """Write the run folder's model, whole or not at all.
@@ -433,7 +441,8 @@ class Trainer:
         Raises:
             WorkFailed: If it cannot be written.
         """
-        if not state.accelerator.is_main_process:
+        main = state.accelerator.is_main_process
+        if not (main or state.is_sharded):
             return
         from mezzotint.train.tasks.export import export_run
 
@@ -444,13 +453,17 @@ class Trainer:
         }
         try:
             self._exported = -1
-            export_run(state.task, self.run_dir, self._weights(state), training)
-            self._exported, self._model = state.counters.step, None
-            for index, decay in enumerate(self.config.ema.decays[1:], start=1):
-                folder = self.run_dir / "ema" / f"{decay:g}"
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
-                export_run(state.task, folder, self._weights(state, index), training)
+            for index, decay in enumerate(self.config.ema.decays or (0.0,)):
+                weights = state.copies(index)
+                if not main:
+                    continue
+                folder = self.run_dir / "ema" / f"{decay:g}" if index else self.run_dir
+                if index:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    folder.mkdir(parents=True)
+                export_run(state.task, folder, weights, training)
+                if not index:
+                    self._exported, self._model = state.counters.step, None
         except OSError as error:
             raise WorkFailed(
                 f"the model could not be written to {self.run_dir}: {error.strerror or error}; "

@@ -194,10 +194,13 @@ def test_bench_lists_what_the_checkout_has(cli):
         (["jobs.url=postgresql+psycopg://mz@127.0.0.1:{closed}/x"], 1, "Connection refused"),
         (["jobs.cluster=south"], 2,
          "belongs to the cluster 'north', and jobs.cluster of this server is 'south'"),
+        (["jobs.results_url=s3://pictures/x"], 1,
+         "no picture can be kept in jobs.results_url"),
+        (["worker.ray=127.0.0.1:{closed}"], 1, "no Ray head answers at 127.0.0.1:{closed} ("),
     ],
-    ids=["silent", "closed", "another-cluster"],
+    ids=["silent", "closed", "another-cluster", "bucket", "head"],
 )  # fmt: skip
-def test_a_database_that_is_away_or_anothers_is_one_sentence_in_seconds(
+def test_a_database_bucket_or_head_that_is_away_or_anothers_is_one_sentence_in_seconds(
     tmp_path, capfd, monkeypatch, settings, code, said
 ):
     monkeypatch.setattr("mezzotint.service.jobs.store._ANSWER_S", 2)
@@ -209,6 +212,9 @@ def test_a_database_that_is_away_or_anothers_is_one_sentence_in_seconds(
             one.bind(("127.0.0.1", 0))
         silent.listen()  # takes connections and says nothing
         ports = {"silent": silent.getsockname()[1], "closed": closed.getsockname()[1]}
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{ports['closed']}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
         given = [f"--set={text.format(**ports)}" for text in settings]
         given += [f"--set=jobs.folder={folder}", "--home", str(tmp_path / "home"), "serve"]
         ports_of_ours = ["--port", "0", "--management-port", "0", "--metrics-port", "0"]
@@ -216,5 +222,5 @@ def test_a_database_that_is_away_or_anothers_is_one_sentence_in_seconds(
         assert main._run([*given, *ports_of_ours]) == code
         assert time.monotonic() - began < 15
     told = capfd.readouterr().err
-    assert said in told
+    assert said.format(**ports) in told
     assert told.count("\n") == 1

@@ -177,8 +177,8 @@ class ModelStore:
             if shown.get(entry.full_name) != entry:
                 self._residency.drop(entry.full_name)
 
-    def _look_again(self) -> None:
-        """Forget what was listed: it was changed from here."""
+    def look_again(self) -> None:
+        """Forget what was listed: it has been changed."""
         self._listed_until_s = 0.0
 
     def _all(self) -> dict[tuple[str, str], ModelEntry]:
@@ -238,7 +238,7 @@ class ModelStore:
         card = replace(entry.card, placement={**entry.card.placement, **(placement or {})})
         entry = replace(entry, version=version or card.version, card=card)
         with self._lock:
-            self._look_again()
+            self.look_again()
             taken = {(e.name, e.version) for e in self.entries()}
             if (name, entry.version) in taken:
                 raise InvalidRequest(
@@ -254,7 +254,7 @@ class ModelStore:
                 else:
                     self._registered[name, entry.version] = entry
             finally:
-                self._look_again()
+                self.look_again()
         return entry
 
     def import_checkpoint(
@@ -338,7 +338,7 @@ class ModelStore:
             UnknownName: If there is no such model or version.
         """
         with self._lock:
-            self._look_again()
+            self.look_again()
             bare, _, named = name.partition("@")
             if bare not in self.names():
                 raise UnknownName("model", bare, self.names(), field="model")
@@ -354,7 +354,7 @@ class ModelStore:
                         folder.parent.rmdir()
                 else:
                     self._hidden.add((entry.name, entry.version))
-            self._look_again()
+            self.look_again()
 
     def set_default(self, name: str, version: str, *, keep: bool = True) -> None:
         """Make the bare ``name`` mean this version.
@@ -363,10 +363,10 @@ class ModelStore:
             UnknownName: If there is no such model or version.
         """
         with self._lock:
-            self._look_again()
+            self.look_again()
             entry = self.entry(f"{name}@{version}")
             self._defaults[name] = entry.version
-            self._look_again()
+            self.look_again()
             for other in [e.full_name for e in self.entries() if e.name == name]:
                 self._residency.drop(other)  # a spec's name says which version is the default
             if keep:

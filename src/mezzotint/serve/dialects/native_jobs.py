@@ -1,6 +1,14 @@
-"""Native jobs: requests left on the durable queue, their events and pictures."""
+"""Native jobs: requests left on the durable queue, their events and pictures.
 
+A link to a picture is for whoever has no key: it names job, picture and the second at which it
+ends, with an HMAC-SHA256 over them and the picture's digest by the secret that all servers of a
+cluster share. Any of them answers it, and none keeps anything of it.
+"""
+
+import hashlib
+import hmac
 import re
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,7 +17,7 @@ from starlette.responses import Response
 
 from mezzotint.errors import InvalidRequest, UnknownName
 from mezzotint.serve.dialects.native_bodies import FORMATS, REQUEST, b64, problem_body, read_request
-from mezzotint.serve.errors import NotFound, describe
+from mezzotint.serve.errors import Gone, NotFound, describe
 from mezzotint.serve.front import Front
 from mezzotint.serve.queueing import kept_picture, owner_of, queue_of, submit
 from mezzotint.serve.streaming import EventStream, last_event_id, sse
@@ -17,10 +25,13 @@ from mezzotint.serve.webhooks import check_webhook
 from mezzotint.serve.wire import CONTENT_TYPES, Endpoint, json_response
 from mezzotint.service.descriptions import read_error
 from mezzotint.service.jobs.feed import JobEvent
+from mezzotint.service.jobs.rows import JobImage
 from mezzotint.service.jobs.store import Job
 
-__all__ = ["describe_job", "endpoints"]
+__all__ = ["describe_job", "endpoints", "links_of"]
 
+_LINK_S = 3600
+_LINK_BOUNDS_S = (1, 7 * 86400)
 _STATUSES = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
 
 
@@ -120,11 +131,76 @@ async def job_image(front: Front, http: Request) -> Response:
     image = next((i for i in job.images if i.index == index), None)
     if image is None:
         raise NotFound(f"job {job.id} has no picture {text[:20]!r} (status {job.status})")
-    headers = {"ETag": f'"{image.digest}"', "Cache-Control": "private, max-age=31536000, immutable"}
+    return await _picture(front, http, job, image, max_age_s=31_536_000)
+
+
+async def _picture(
+    front: Front, http: Request, job: Job, image: JobImage, *, max_age_s: int
+) -> Response:
+    """Write one picture, or that the client has it."""
+    headers = {
+        "ETag": f'"{image.digest}"',
+        "Cache-Control": f"private, max-age={max_age_s}, immutable",
+    }
     if http.headers.get("if-none-match") == f'"{image.digest}"':
         return Response(status_code=304, headers=headers)
-    data = await kept_picture(front, job, index)
+    data = await kept_picture(front, job, image.index)
     return Response(data, headers=headers, media_type=CONTENT_TYPES[image.about["format"]])
+
+
+def links_of(front: Front, job: Job, *, seconds: int) -> list[dict[str, Any]]:
+    """Return an address for each picture of a job that anybody may read for a while."""
+    until = int(time.time()) + seconds
+    return [{"index": i.index, "url": _link(front, job.id, i, until)} for i in job.images]
+
+
+def _link(front: Front, id_: str, image: JobImage, until: int) -> str:
+    """Return a link; what proves it is in the query, which no log has."""
+    signature = _signature(front, id_, image, until)
+    return f"/v1/links/{id_}/{image.index}?until={until}&signature={signature}"
+
+
+def _signature(front: Front, id_: str, image: JobImage, until: int) -> str:
+    named = f"link.{id_}.{image.index}.{until}.{image.digest}"
+    return hmac.digest(queue_of(front).signing_key(), named.encode(), hashlib.sha256).hex()
+
+
+async def job_links(front: Front, http: Request) -> Response:
+    """Make links to a job's pictures that need no key, for ``seconds``."""
+    text = http.query_params.get("seconds", str(_LINK_S))
+    seconds = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
+    if not _LINK_BOUNDS_S[0] <= seconds <= _LINK_BOUNDS_S[1]:
+        raise InvalidRequest(
+            f"seconds must be {_LINK_BOUNDS_S[0]} to {_LINK_BOUNDS_S[1]}, got {text[:40]}",
+            field="seconds",
+            value=text[:40],
+        )
+    job = await queue_of(front).get(http.path_params["id"], client=owner_of(http))
+    return json_response({"seconds": seconds, "images": links_of(front, job, seconds=seconds)})
+
+
+async def linked_image(front: Front, http: Request) -> Response:
+    """Return the picture that a link is for.
+
+    A link that was never made and one to a job that is gone get the same answer.
+    """
+    unknown = NotFound("no picture is at this link; it may have been copied in part")
+    until, signature = (http.query_params.get(name, "") for name in ("until", "signature"))
+    if not re.fullmatch(r"[0-9]{1,12}", until) or not signature.isascii():
+        raise unknown
+    try:
+        job = await queue_of(front).get(http.path_params["id"])
+    except UnknownName:
+        raise unknown from None
+    image = next((i for i in job.images if str(i.index) == http.path_params["k"]), None)
+    if image is None:
+        raise unknown
+    if not hmac.compare_digest(_signature(front, job.id, image, int(until)), signature):
+        raise unknown
+    left_s = int(until) - time.time()
+    if left_s <= 0:
+        raise Gone("this link has ended; whoever made it can make another one")
+    return await _picture(front, http, job, image, max_age_s=int(left_s))
 
 
 async def cancel_job(front: Front, http: Request) -> Response:
@@ -138,6 +214,21 @@ _JOB = {
     "type": "object",
     "required": ["id", "status", "position", "eta_s", "progress", "images"],
     "properties": {"id": {"type": "string"}, "status": {"enum": list(_STATUSES)}},
+}
+_LINKS = {
+    "type": "object",
+    "required": ["seconds", "images"],
+    "properties": {
+        "seconds": {"type": "integer"},
+        "images": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["index", "url"],
+                "properties": {"index": {"type": "integer"}, "url": {"type": "string"}},
+            },
+        },
+    },
 }
 _JSON_JOB = {"application/json": _JOB}
 
@@ -172,5 +263,26 @@ def endpoints() -> tuple[Endpoint, ...]:
         endpoint(
             "GET", "/v1/jobs/{id}/images/{k}", job_image, "One picture of a job",
             answers={kind: {} for kind in FORMATS},
+        ),
+        endpoint(
+            "GET", "/v1/jobs/{id}/links", job_links, "Links to a job's pictures, without a key",
+            answers={"application/json": _LINKS},
+            parameters=(
+                {
+                    "name": "seconds", "in": "query",
+                    "schema": {
+                        "type": "integer", "default": _LINK_S,
+                        "minimum": _LINK_BOUNDS_S[0], "maximum": _LINK_BOUNDS_S[1],
+                    },
+                },
+            ),
+        ),
+        endpoint(
+            "GET", "/v1/links/{id}/{k}", linked_image, "The picture that a link is for",
+            scope=None, answers={kind: {} for kind in FORMATS},
+            parameters=tuple(
+                {"name": name, "in": "query", "schema": {"type": "string"}, "required": True}
+                for name in ("until", "signature")
+            ),
         ),
     )  # fmt: skip

@@ -1,9 +1,10 @@
 """Native webhooks: telling the address that came with a job that the job has ended.
 
 What is to be told is a row beside the job, so that it is told whichever server ends the job,
-and after a restart. An address gets the job as ``GET /v1/jobs/{id}`` shows it, signed with the
-secret of the client that left the job; where it does not take it, it is tried again for an hour
-and a half. It may get a message twice, with one id.
+and after a restart. An address gets the job as ``GET /v1/jobs/{id}`` shows it, with a ``link`` for
+each picture that needs no key for a week, signed with the secret of the client that left the
+job; where it does not take it, it is tried again for an hour and a half. It may get a message
+twice, with one id.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import orjson
 
 from mezzotint.errors import MezzotintError, UnknownName
 from mezzotint.observe import log
-from mezzotint.serve.dialects.native_jobs import describe_job
+from mezzotint.serve.dialects.native_jobs import describe_job, links_of
 from mezzotint.serve.errors import WrongField
 from mezzotint.serve.front import Front
 from mezzotint.serve.queueing import queue_of
@@ -21,6 +22,7 @@ from mezzotint.serve.webhooks import check_webhook, secret_of, send
 __all__ = ["deliver"]
 
 _LOOK_S = 1.0
+_LINK_S = 7 * 86400
 _AT_ONCE = 8
 _PAUSES_S = (60.0, 240.0, 960.0, 3840.0)
 
@@ -53,7 +55,10 @@ async def _deliver(front: Front, id_: str, url: str, tries: int) -> None:
     try:
         job = await jobs.get(id_)
         check_webhook(url, front.config, "webhook")
-        body = orjson.dumps(await describe_job(front, job))
+        told = await describe_job(front, job)
+        for image, link in zip(told["images"], links_of(front, job, seconds=_LINK_S), strict=True):
+            image["link"] = link["url"]
+        body = orjson.dumps(told)
         secret = secret_of(jobs.signing_key(), job.client)
         is_done = await send(url, body, secret, id_=f"msg_{id_.removeprefix('job-')}")
     except UnknownName:  # somebody deleted the job

@@ -23,6 +23,8 @@ __all__ = [
     "Outcome",
     "ReplicaGreeting",
     "ReplicaState",
+    "TrainJob",
+    "TrainSaid",
     "encode",
     "read_batch",
     "unpack",
@@ -172,6 +174,39 @@ class Outcome(Struct, frozen=True, kw_only=True):
 
     value: Any = None
     error: dict[str, Any] = {}
+
+
+class TrainJob(Struct, frozen=True, kw_only=True):
+    """One process of a training run.
+
+    Args:
+        rank: Its number, from 0.
+        processes: How many there are.
+        host: Where the first one is.
+        port: On which it waits for the others.
+        cpus: Cores of each.
+        gpus: GPUs of each.
+        folder: In which it runs.
+        config: The run, as TOML.
+        fresh: Whether a checkpoint that is there is refused.
+    """
+
+    rank: int
+    processes: int
+    host: str
+    port: int
+    cpus: int
+    gpus: int
+    folder: str
+    config: str
+    fresh: bool = False
+
+
+class TrainSaid(Struct, frozen=True, kw_only=True):
+    """What a process of a training run says: a line, or at its end its exit code and last word."""
+
+    line: str = ""
+    code: int | None = None
 
 
 _from_worker = msgspec.msgpack.Decoder(list[FromWorker])

@@ -14,7 +14,7 @@ from typing import Any
 
 import mezzotint
 from mezzotint.errors import MezzotintError, ModelError, NotReady
-from mezzotint.observe import log
+from mezzotint.observe import garbage, log
 from mezzotint.observe.config import LogConfig
 from mezzotint.plain import convert
 from mezzotint.service.base import Service
@@ -102,6 +102,7 @@ class Replica:
         self._service: Service | None = None
         self._greeting = ReplicaGreeting()
         self._starting: asyncio.Task[ReplicaGreeting] | None = None
+        garbage.own_process()
         log.configure(convert(self._spec.log, LogConfig, "log"))
 
     async def start(self) -> bytes:
@@ -136,6 +137,7 @@ class Replica:
                 raise NotReady(f"the engine was not ready after {spec.start_s:g} s")
             await asyncio.sleep(_LOOK_S)
         capabilities = dict(await service.capabilities())
+        garbage.settle()
         return ReplicaGreeting(
             version=mezzotint.__version__,
             node=node,

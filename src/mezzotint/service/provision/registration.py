@@ -15,6 +15,7 @@ from mezzotint.models.formats.identify import identify
 from mezzotint.models.store.entries import ModelEntry
 from mezzotint.observe import log
 from mezzotint.service.provision.model_provider import ModelProvider
+from mezzotint.service.provision.shared_models import SharedModels
 
 __all__ = ["ModelRegistration", "own_name"]
 
@@ -29,12 +30,20 @@ class ModelRegistration:
         model_store: Folder whose files can be registered by their names, "" for none.
         allow_paths: Whether a source from outside may be a path or Hub id.
         runs: Folder whose training runs can be registered by their paths, "" for none.
+        shared: Models in the place that machines share, for those that this one lacks.
     """
 
     def __init__(
-        self, provider: ModelProvider, *, model_store: str, allow_paths: bool, runs: str = ""
+        self,
+        provider: ModelProvider,
+        *,
+        model_store: str,
+        allow_paths: bool,
+        runs: str = "",
+        shared: SharedModels | None = None,
     ) -> None:
         self._provider = provider
+        self._shared = shared
         self._root = Path(model_store).expanduser().resolve() if model_store else None
         self._runs = Path(runs).expanduser().resolve() if runs else None
         self._allow_paths = allow_paths
@@ -46,7 +55,8 @@ class ModelRegistration:
             wanted: ``name=path``; ``=path`` for the name that the archive or file has
                 itself; ``all`` for everything in the model store; a file or folder in
                 the model store, which then gets its own name; or a name, path or Hub
-                id that needs no registration.
+                id that needs no registration. A name that nothing here has is looked for in
+                the place that machines share, and stays here once it was found.
 
         Returns:
             Names of the models that can be warmed up: handler code cannot.
@@ -153,7 +163,12 @@ class ModelRegistration:
         name, equals, path = text.partition("=")
         if equals and "/" not in name and "\\" not in name:  # else a path that has a =
             return self._short(self._add(name, self.find_source(path, is_operator=True)))
-        if self._is_known(text) or self._inside(text) is None:
+        if self._is_here(text):
+            return text
+        if self._inside(text) is None:
+            is_path = is_there(expanded(text))
+            if self._shared is not None and not is_path and self._shared.take(text):
+                self._provider.store.look_again()
             return text
         return self._short(self._add(None, self.find_source(text, is_operator=True)))
 
@@ -188,6 +203,12 @@ class ModelRegistration:
         """Return the bare name where it means this version."""
         is_default = self._provider.store.entry(entry.name).version == entry.version
         return entry.name if is_default else entry.full_name
+
+    def _is_here(self, name: str) -> bool:
+        """Whether the store has a model, in the version that is named."""
+        is_version = "@" in name and self._is_known(name)
+        versions = [entry.full_name for entry in self._provider.store.entries()]
+        return name in versions if is_version else self._is_known(name)
 
     def _is_known(self, name: str) -> bool:
         return name.partition("@")[0] in self._provider.names()

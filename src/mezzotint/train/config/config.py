@@ -92,6 +92,12 @@ class TrainConfig(Checked):
             raise InvalidRequest(
                 f'base must name the model that kind "{self.kind}" starts from', field="base"
             )
+        if self.loop.shard and self.kind != "lora":
+            raise InvalidRequest(
+                f'loop.shard cuts a frozen base over processes, which kind "lora" alone has, got '
+                f'"{self.kind}"; without it torchrun gives every process a whole copy',
+                field="loop.shard",
+            )
         if self.loop.evaluate_every and not self.data.held_out:
             raise InvalidRequest(
                 "loop.evaluate_every needs data.held_out, the fraction kept out of training",
@@ -145,7 +151,7 @@ class TrainConfig(Checked):
         found = dict(_flatten(self, ""))
         silent = ("output_dir", "licence", "samples.", "checkpoint.", "loop.log_every")
         silent += ("data.cache_mb", "data.class_names", "data.channel_names", "data.sample_rate")
-        silent += ("loop.max_", "loop.patience", "lora.merge")
+        silent += ("loop.max_", "loop.patience", "loop.shard", "lora.merge")
         rooms = {"autoencoder": "autoencoder", "gan": "adversarial", "lora": "lora"}
         rooms["distill"] = "distill"
         silent += tuple(f"{room}." for kind, room in rooms.items() if kind != self.kind)

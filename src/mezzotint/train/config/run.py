@@ -70,6 +70,8 @@ class LoopConfig(Checked):
         precision: ``no`` (float32), ``bf16`` or ``fp16`` (CUDA only).
         compile: Compile the network with ``torch.compile``.
         gradient_checkpointing: Trade time for memory.
+        shard: Cut the base of a LoRA over the processes of a run (FSDP2), so that each holds
+            a share of every weight; one process alone holds it whole.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         threads: CPU threads; 0 leaves them as they are.
         log_every: Steps between lines of ``metrics.jsonl``.
@@ -87,6 +89,7 @@ class LoopConfig(Checked):
     precision: Literal["no", "bf16", "fp16"] = "no"
     compile: bool = False
     gradient_checkpointing: bool = False
+    shard: bool = False
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: int = 0
     log_every: int = 50
@@ -108,6 +111,14 @@ class LoopConfig(Checked):
         check_range("loop.max_bad_steps", self.max_bad_steps, 1, 1000)
         check_range("loop.max_rollbacks", self.max_rollbacks, 0, 1000)
         check_range("loop.rollback_scale", self.rollback_scale, 0.01, 1)
+        if self.shard and self.precision == "fp16":
+            raise InvalidRequest(
+                'loop.shard needs loop.precision "no" or "bf16": the gradient scaling of "fp16" '
+                "knows no shares",
+                field="loop.precision",
+                value="fp16",
+                allowed="no, bf16",
+            )
         if self.patience and not self.evaluate_every:
             raise InvalidRequest(
                 "loop.patience needs loop.evaluate_every, the steps between held-out losses",

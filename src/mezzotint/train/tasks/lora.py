@@ -4,6 +4,9 @@ The base stays as it is; low-rank changes are put beside chosen layers by peft
 and are the only weights that learn, are averaged and go into checkpoints. The
 run folder holds ``pytorch_lora_weights.safetensors`` in the usual naming and,
 with ``lora.merge``, the whole model with the change merged in.
+
+With ``loop.shard`` the base and the change are cut over the processes of a run; what is
+written is the same.
 """
 
 import copy
@@ -21,6 +24,7 @@ from mezzotint.models.families.runs import RUN_FILE
 from mezzotint.train.config.config import TrainConfig
 from mezzotint.train.data.dataset import Dataset
 from mezzotint.train.losses import Mixture
+from mezzotint.train.sharding import shard
 from mezzotint.train.tasks.base import Batch
 from mezzotint.train.tasks.export import export_ground
 from mezzotint.train.tasks.ground import open_ground
@@ -70,9 +74,11 @@ class LoraTask:
                 f"end in {', '.join(sorted(n for n in names if not n.isdigit()))}",
                 field="lora.modules",
             ) from None
+        for value in network.parameters():
+            if value.requires_grad:
+                value.data = value.data.float()  # small steps are lost in bfloat16
+        self._is_sharded = config.loop.shard and shard(network)
         learned = {n: p for n, p in network.named_parameters() if p.requires_grad}
-        for value in learned.values():
-            value.data = value.data.float()  # small steps are lost in bfloat16
         self._names = {name.replace(".", "/"): name for name in learned}
         weights = nn.ParameterDict({name.replace(".", "/"): p for name, p in learned.items()})
         self.modules = nn.ModuleDict({"lora": weights})
@@ -114,7 +120,9 @@ class LoraTask:
         dropout: float,
     ) -> Tensor:
         ground = self.ground
-        network = ground.network.to(batch.samples.device)
+        network = ground.network
+        if not self._is_sharded:  # shares are where they belong
+            network.to(batch.samples.device)
         clean = ground.clean(batch.samples, generator)
         noise = torch.randn(clean.shape, generator=generator).to(clean.device)
         mixture = mixture.to(clean.device)

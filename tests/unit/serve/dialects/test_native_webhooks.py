@@ -57,6 +57,8 @@ def test_the_ending_of_a_job_is_told_to_its_address_signed(tmp_path, told):
         run_until(door, lambda: sent)
         ((url, body, secret, id_),) = sent
         shown = door.http.get(made.headers["location"]).json()
+        linked = door.http.get(body["images"][0]["link"])
+        assert linked.content == door.http.get(shown["images"][0]["url"]).content
         key = door.front.jobs.signing_key()
         client = door.do(door.front.jobs.get, shown["id"]).client
     assert (url, body["id"], body["status"]) == (URL, shown["id"], "succeeded")

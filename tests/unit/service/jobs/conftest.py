@@ -1,11 +1,9 @@
 """Databases for tests of jobs: SQLite, and PostgreSQL where Debian's is installed."""
 
-import secrets
 from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sa
-from tests.bucket import Bucket
 from tests.postgres import Postgres, find_postgres
 
 from mezzotint.service.jobs.schema import META
@@ -34,19 +32,3 @@ def fresh_postgres(postgres: str) -> str:
 def url(request: pytest.FixtureRequest) -> str:
     """Value of ``jobs.url`` for a database with nothing in it."""
     return "" if request.param == "sqlite" else request.getfixturevalue("fresh_postgres")
-
-
-@pytest.fixture(scope="session")
-def bucket_server() -> Iterator[Bucket]:
-    """An S3 server with a bucket."""
-    pytest.importorskip("obstore")
-    with Bucket() as server:
-        yield server
-
-
-@pytest.fixture
-def bucket(bucket_server: Bucket, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A place in the bucket with nothing in it, as ``jobs.results_url`` takes it."""
-    for name, value in bucket_server.environment.items():
-        monkeypatch.setenv(name, value)
-    return f"{Bucket.url}/{secrets.token_hex(4)}"

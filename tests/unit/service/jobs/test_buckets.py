@@ -77,16 +77,12 @@ class SmallBucket(http.server.BaseHTTPRequestHandler):
     """As much of S3 as keeping a picture takes; it answers as MinIO's does when it is full."""
 
     kept: ClassVar[dict[str, bytes]] = {}
-    is_full: ClassVar[bool] = False
+    refusal: ClassVar[tuple[int, str] | None] = None
 
     def do_PUT(self) -> None:
         data = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.is_full:
-            error = b"<Error><Code>XMinioStorageFull</Code><Message>full</Message></Error>"
-            self.send_response(507)
-            self.send_header("Content-Length", str(len(error)))
-            self.end_headers()
-            self.wfile.write(error)
+        if self.refusal is not None:
+            self._refuse(*self.refusal)
             return
         self.kept[self.path] = data
         self.send_response(200)
@@ -94,7 +90,17 @@ class SmallBucket(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
+    def _refuse(self, status: int, code: str) -> None:
+        error = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(error)))
+        self.end_headers()
+        self.wfile.write(error)
+
     def do_GET(self) -> None:
+        if self.refusal is not None and self.refusal[0] == 403:
+            self._refuse(*self.refusal)
+            return
         data = self.kept.get(self.path)
         self.send_response(200 if data is not None else 404)
         self.send_header("Content-Length", str(len(data or b"")))
@@ -107,33 +113,50 @@ class SmallBucket(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def test_a_full_bucket_delays_a_job_and_loses_none(tmp_path, bucket, monkeypatch):
+@pytest.fixture
+def small_bucket(bucket, monkeypatch):
+    """A server of :class:`SmallBucket`, and a place in it."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), SmallBucket)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    yield bucket
+    server.shutdown()
+    server.server_close()
 
+
+def test_a_full_bucket_delays_a_job_and_loses_none(tmp_path, small_bucket, monkeypatch):
     async def main() -> None:
-        jobs = Jobs(FakeService(), JobsConfig(folder=str(tmp_path), results_url=bucket))
+        jobs = Jobs(FakeService(), JobsConfig(folder=str(tmp_path), results_url=small_bucket))
         await jobs.start()
         try:
-            monkeypatch.setattr(SmallBucket, "is_full", True)
+            monkeypatch.setattr(SmallBucket, "refusal", (507, "XMinioStorageFull"))
             with pytest.raises(NoRoom, match=r"no room left .* bucket is full \(\w+\)"):
-                ResultFiles(open_objects(bucket, "jobs.results_url")).put(b"picture")
+                ResultFiles(open_objects(small_bucket, "jobs.results_url")).put(b"picture")
             job = await jobs.submit(GenerationRequest(prompt="a", seed=1))
             await asyncio.sleep(3)
             assert (await jobs.get(job.id)).status in ("queued", "running")
-            monkeypatch.setattr(SmallBucket, "is_full", False)
+            monkeypatch.setattr(SmallBucket, "refusal", None)
             done = await asyncio.wait_for(jobs.wait(job.id), 60)
             assert done.status == "succeeded"
             assert (await jobs.image(done, 0)).startswith(b"\x89PNG")
         finally:
             await jobs.stop()
 
-    try:
-        asyncio.run(main())
-    finally:
-        server.shutdown()
-        server.server_close()
+    asyncio.run(main())
+
+
+def test_a_key_that_the_bucket_does_not_know_is_said_at_the_start(
+    tmp_path, small_bucket, monkeypatch
+):
+    monkeypatch.setattr(SmallBucket, "refusal", (403, "InvalidAccessKeyId"))
+
+    async def main() -> None:
+        jobs = Jobs(FakeService(), JobsConfig(folder=str(tmp_path), results_url=small_bucket))
+        said = r"no picture can be kept in jobs\.results_url .*InvalidAccessKeyId"
+        with pytest.raises(errors.NotReady, match=said):
+            await jobs.start()
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("endpoint", ["", "http://127.0.0.1:9"])

@@ -230,6 +230,27 @@ def test_a_store_that_cannot_be_opened_is_said(tmp_path):
     asyncio.run(main())
 
 
+def test_a_wrong_password_of_the_database_is_said_in_its_own_words(tmp_path, postgres):
+    folder = Path(postgres.partition("host=")[2])
+    rules = folder / "data" / "pg_hba.conf"
+    rules.write_text(f"local all locked scram-sha-256\n{rules.read_text()}")
+    engine = sa.create_engine(postgres)
+    with engine.begin() as db:
+        db.exec_driver_sql("create role locked login password 'right'")
+        db.exec_driver_sql("select pg_reload_conf()")
+    engine.dispose()
+    url = f"postgresql+psycopg://locked:hunter2@/postgres?host={folder}"
+
+    async def main() -> None:
+        with pytest.raises(
+            errors.NotReady, match=r"job store cannot be opened.*password auth"
+        ) as no:
+            await Jobs(FakeService(), JobsConfig(folder=str(tmp_path), url=url)).start()
+        assert "hunter2" not in str(no.value)
+
+    asyncio.run(main())
+
+
 def test_job_rows_survive_a_second_store_on_the_same_file(tmp_path):
     with contextlib.closing(JobStore(f"sqlite:///{tmp_path / 'j.sqlite3'}", "a")) as first:
         values = {
