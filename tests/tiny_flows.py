@@ -1,25 +1,37 @@
-"""Tiny pipelines of the flow transformers that a language model tells what to draw."""
+"""Tiny pipelines of transformers with one text encoder, most of them a language model."""
 
 import warnings
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     ChromaPipeline,
     ChromaTransformer2DModel,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Pipeline,
     Flux2Transformer2DModel,
+    Lumina2Pipeline,
+    Lumina2Transformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
 from tests import tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     PreTrainedTokenizerFast,
@@ -39,11 +51,11 @@ CHAT = (
 """What the chat template of Qwen3 says for one turn of a user."""
 
 
-def merges():
+def merges(space="\u0120"):
     """Merges of the words that tests use, at the start of a text and behind a space."""
     found = []
     for word in tiny.WORDS:
-        for start in ("", "Ġ"):
+        for start in ("", space):
             grown = start or word[0]
             for letter in word if start else word[1:]:
                 found.append((grown, letter))
@@ -248,19 +260,97 @@ def chroma(seed=1200):
     )
 
 
+def gemma_tokenizer():
+    """A tokenizer of Gemma's kind: letters, bytes for others, a mark that begins a text."""
+    joined = merges("\u2581")
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", "\n"]
+    tokens += [f"<0x{byte:02X}>" for byte in range(256)]
+    tokens += [chr(code) for code in range(33, 127)] + list(map("".join, joined))
+    vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    return GemmaTokenizer(vocab=vocab, merges=joined, add_bos_token=True)
+
+
+def gemma(tokenizer, seed):
+    """A tiny Gemma 2 without a head."""
+    config = Gemma2Config(**language(tokenizer), query_pre_attn_scalar=8)
+    return tiny.stir(Gemma2Model(config), seed)
+
+
+def lumina2(seed=1300):
+    """Lumina 2: a Gemma 2, one stream in which several queries share keys, shift 6."""
+    tokenizer = gemma_tokenizer()
+    transformer = Lumina2Transformer2DModel(
+        sample_size=16, in_channels=4, hidden_size=32, num_layers=2, num_refiner_layers=1,
+        num_attention_heads=4, num_kv_heads=2, multiple_of=16, axes_dim_rope=(4, 2, 2),
+        axes_lens=(300, 64, 64), cap_feat_dim=32,
+    )  # fmt: skip
+    return Lumina2Pipeline(
+        transformer=tiny.stir(transformer, seed + 2),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+        vae=tiny.vae(4, levels=4, seed=seed + 3, scaling=0.3611, shift=0.1159, quant=False),
+        text_encoder=gemma(tokenizer, seed + 1),
+        tokenizer=tokenizer,
+    )
+
+
+def sana(seed=1400):
+    """Sana: a Gemma 2, linear attention, a deep compression autoencoder, DPM++ over a flow."""
+    tokenizer = gemma_tokenizer()
+    transformer = SanaTransformer2DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2,
+        num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16,
+        caption_channels=32, sample_size=16,
+    )  # fmt: skip
+    levels = ("ResBlock", "ResBlock", "EfficientViTBlock")
+    vae = AutoencoderDC(
+        latent_channels=4, attention_head_dim=4, encoder_block_types=levels,
+        decoder_block_types=levels, encoder_block_out_channels=(8, 8, 16),
+        decoder_block_out_channels=(8, 8, 16), encoder_layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1), encoder_qkv_multiscales=((), (), (5,)),
+        decoder_qkv_multiscales=((), (), (5,)), upsample_block_type="interpolate",
+        downsample_block_type="conv", scaling_factor=0.41407,
+    )  # fmt: skip
+    return SanaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=gemma(tokenizer, seed + 1),
+        vae=tiny.stir(vae, seed + 3),
+        transformer=tiny.stir(transformer, seed + 2),
+        scheduler=DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+    )
+
+
+def pixart_sigma(seed=1500, *, kind=PixArtSigmaPipeline, sample_size=32, is_told_size=False):
+    """PixArt-Sigma: a masked T5, cross attention, a learned variance, DPM++."""
+    tokenizer = tiny.t5_tokenizer()
+    transformer = PixArtTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=8,
+        num_layers=2, cross_attention_dim=24, sample_size=sample_size, caption_channels=32,
+        use_additional_conditions=is_told_size,
+    )  # fmt: skip
+    return kind(
+        tokenizer=tokenizer,
+        text_encoder=tiny.t5_text(tokenizer, seed=seed + 1),
+        vae=tiny.vae(seed=seed + 3, scaling=0.13025),
+        transformer=tiny.stir(transformer, seed + 2),
+        scheduler=DPMSolverMultistepScheduler(),
+    )
+
+
+def pixart_alpha(seed=1600):
+    """PixArt-Alpha of 1024 px: as Sigma, 120 tokens, told the size of the picture."""
+    return pixart_sigma(seed, kind=PixArtAlphaPipeline, sample_size=128, is_told_size=True)
+
+
 BUILDERS = {
     "chroma": chroma,
     "flux2_dev": flux2_dev,
     "flux2_klein": flux2_klein,
+    "lumina2": lumina2,
+    "pixart_alpha": pixart_alpha,
+    "pixart_sigma": pixart_sigma,
     "qwen_image": qwen_image,
+    "sana": sana,
     "z_image": z_image,
 }
-
-UNGUIDED = {
-    "ChromaPipeline": {"guidance_scale": 1.0},
-    "Flux2KleinPipeline": {"guidance_scale": 1.0},
-    "Flux2Pipeline": {"guidance_scale": 1.0},
-    "QwenImagePipeline": {"true_cfg_scale": 1.0},
-    "ZImagePipeline": {"guidance_scale": 0.0},
-}
-"""What each pipeline calls drawing without guidance."""

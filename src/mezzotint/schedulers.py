@@ -274,10 +274,14 @@ def diffusers_names(frame: Frame) -> tuple[str, ...]:
 def native_twin(class_name: str, config: Mapping[str, Any]) -> str | None:
     """Return the native scheduler that equals a configured class, or None if there is none.
 
+    A class of diffusion solvers that is configured for a flow (``use_flow_sigmas``) has none.
+
     Args:
         class_name: Name of a diffusers class.
         config: Its configuration.
     """
+    if config.get("use_flow_sigmas"):
+        return None
     for name in NATIVE.builtin:
         info = NATIVE[name]
         if (

@@ -19,11 +19,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
 TEXTS = ["a red apple on the table", "two blue cat", "leaf " * 40]
 SIZE = {"width": 64, "height": 48}
 STEPS = 4
+SIZES = {"sana": {"width": 96, "height": 64}}  # its pipeline counts in 32
+UNBINNED = {"use_resolution_binning": False}  # of sizes nobody else has
 CALLS = {
     "chroma": {"guidance_scale": 3.5, "negative_prompt": "big"},
     "flux2_dev": {"guidance_scale": 3.5},
     "flux2_klein": {"guidance_scale": 3.5},
+    "lumina2": {"guidance_scale": 3.5, "negative_prompt": "big"},
+    "pixart_alpha": {"guidance_scale": 3.5, "negative_prompt": "big", **UNBINNED},
+    "pixart_sigma": {"guidance_scale": 3.5, "negative_prompt": "big", **UNBINNED},
     "qwen_image": {"true_cfg_scale": 3.5, "negative_prompt": "big"},
+    "sana": {"guidance_scale": 3.5, "negative_prompt": "big", **UNBINNED},
     "z_image": {"guidance_scale": 2.5, "negative_prompt": "big"},
 }
 """What each pipeline is called with, and what that is called here."""
@@ -31,7 +37,11 @@ OURS = {
     "chroma": {"guidance_scale": 3.5, "negative_prompt": "big"},
     "flux2_dev": {"guidance_scale": 3.5},
     "flux2_klein": {"guidance_scale": 3.5},
+    "lumina2": {"guidance_scale": 3.5, "negative_prompt": "big"},
+    "pixart_alpha": {"guidance_scale": 3.5, "negative_prompt": "big"},
+    "pixart_sigma": {"guidance_scale": 3.5, "negative_prompt": "big"},
     "qwen_image": {"guidance_scale": 3.5, "negative_prompt": "big"},
+    "sana": {"guidance_scale": 3.5, "negative_prompt": "big"},
     "z_image": {"guidance_scale": 3.5, "negative_prompt": "big"},
 }
 FAMILIES = list(CALLS)
@@ -47,12 +57,16 @@ def model_of(name):
     return load_pipeline(tiny.folder(name), name=name)
 
 
+def size_of(name):
+    return SIZES.get(name, SIZE)
+
+
 def theirs(name, text, seed, **asked):
     call = {**CALLS[name], **asked}
     generator = torch.Generator().manual_seed(seed)
     picture = pipeline_of(name)(
         prompt=text,
-        **SIZE,
+        **size_of(name),
         num_inference_steps=STEPS,
         generator=generator,
         output_type="np",
@@ -70,7 +84,7 @@ def engine(tmp_path_factory):
 
 
 def request(name, text, seed, **asked):
-    fields = {**OURS[name], "num_inference_steps": STEPS, **SIZE, **asked}
+    fields = {**OURS[name], "num_inference_steps": STEPS, **size_of(name), **asked}
     return mezzotint.GenerationRequest(model=name, prompt=text, seed=seed, **fields)
 
 
@@ -100,14 +114,14 @@ PAINTING = {
 """Pipelines of each family that begin from a picture, and that repaint a part of one."""
 
 
-def picture():
+def picture(width=64, height=48):
     rng = np.random.default_rng(3)
     blocks = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(blocks).resize((64, 48), Image.Resampling.BICUBIC)
+    return Image.fromarray(blocks).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def mask():
-    array = np.zeros((48, 64), np.uint8)
+def mask(width=64, height=48):
+    array = np.zeros((height, width), np.uint8)
     array[8:32, 32:] = 255
     return Image.fromarray(array)
 
@@ -165,3 +179,76 @@ def test_pictures_to_edit_are_tokens_as_in_diffusers(engine, name):
     assert np.abs(found - np.round(wanted * 255)).max() <= 1
     plain = engine.generate(request(name, TEXTS[0], 9)).images[0].pixels
     assert np.abs(found - plain).max() > 10
+
+
+STARTED = ("lumina2", "pixart_sigma", "sana")
+"""Families whose pipelines begin from noise alone, but take latents and noise levels."""
+
+
+def begin(name, side):
+    """Return the family's own pipeline with its picture's latents, noise, and noised latents.
+
+    Of four steps the last two are run: the picture of a strength of 0.5.
+    """
+    parts = dict(pipeline_of(name).components)
+    if name == "sana":  # its own scheduler takes no noise levels
+        parts["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    pipeline = type(pipeline_of(name))(**parts)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(9)
+    pixels = torch.from_numpy(np.array(picture(**side))).float().movedim(-1, 0)[None] / 127.5 - 1
+    encoded, config = pipeline.vae.encode(pixels), pipeline.vae.config
+    clean = encoded.latent if name == "sana" else encoded.latent_dist.sample(generator)
+    clean = (clean - (config.get("shift_factor") or 0)) * config.scaling_factor
+    noise = torch.randn(clean.shape, generator=generator)
+    scheduler = pipeline.scheduler
+    if name == "pixart_sigma":
+        scheduler.set_timesteps(STEPS)
+        times = scheduler.timesteps[2:]
+        return pipeline, clean, noise, {"timesteps": times.tolist()}, times
+    levels = np.linspace(1, 1 / STEPS, STEPS)[2:]
+    scheduler.set_timesteps(sigmas=levels)
+    return pipeline, clean, noise, {"sigmas": levels}, scheduler.timesteps.clone()
+
+
+@pytest.mark.parametrize("name", STARTED)
+def test_a_pipeline_that_begins_from_noised_latents_draws_what_a_start_picture_does(engine, name):
+    side = size_of(name)
+    pipeline, clean, noise, levels, times = begin(name, side)
+
+    def noised(time):
+        if name == "pixart_sigma":
+            return pipeline.scheduler.add_noise(clean, noise, time[None])
+        level = time / 1000
+        return level * noise + (1 - level) * clean
+
+    def repaint(_, step, time, state):
+        known = noised(times[step + 1]) if step + 1 < len(times) else clean
+        return {"latents": torch.where(shown, state["latents"], known)}
+
+    cell = side["width"] // clean.shape[-1]
+    shown = torch.from_numpy(np.array(mask(**side))[::cell, ::cell] > 0)
+    asked = {} if name == "pixart_sigma" else {"mask": mask(**side)}  # which cannot be stopped
+    for fields in ({}, asked):
+        wanted = pipeline(
+            TEXTS[0], **side, **CALLS[name], **levels, latents=noised(times[0]), output_type="np",
+            **({"callback_on_step_end": repaint} if fields else {}),
+        ).images[0]  # fmt: skip
+        uploads = {field: uploaded(image) for field, image in fields.items()}
+        own = {} if name == "pixart_sigma" else {"scheduler": "flow_euler"}
+        drawn = engine.generate(
+            request(
+                name, TEXTS[0], 9, image=uploaded(picture(**side)), strength=0.5, **uploads, **own
+            )
+        )
+        found = drawn.images[0].pixels.astype(float)
+        assert np.abs(found - np.round(wanted * 255)).max() <= 1, fields
+
+
+@pytest.mark.parametrize("name", ["pixart_sigma", "sana"])
+def test_a_prompt_is_read_in_lower_case_as_its_authors_read_it(engine, name):
+    plain = engine.generate(request(name, "a red apple", 3)).images[0].pixels
+    found = engine.generate(request(name, " A Red APPLE\n", 3)).images[0].pixels
+    assert np.array_equal(found, plain)
+    wanted = theirs(name, " A Red APPLE\n", 3)
+    assert np.abs(found.astype(float) - wanted).max() <= 1

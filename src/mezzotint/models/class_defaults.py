@@ -36,6 +36,11 @@ _QWEN_STD = [
 ]  # fmt: skip
 
 CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "AutoencoderDC": {
+        "encoder_block_out_channels": (128, 256, 512, 512, 1024, 1024),
+        "latent_channels": 32,
+        "scaling_factor": 1.0,
+    },
     "AutoencoderKL": {
         "block_out_channels": (64,),
         "latent_channels": 4,
@@ -86,6 +91,8 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "joint_attention_dim": 4096,
         "pooled_projection_dim": 768,
     },
+    "Lumina2Transformer2DModel": {"cap_feat_dim": 1024, "in_channels": 16},
+    "PixArtTransformer2DModel": {"in_channels": 4, "patch_size": 2, "sample_size": 128},
     "QwenImageTransformer2DModel": {"in_channels": 64, "joint_attention_dim": 3584},
     "SD3Transformer2DModel": {
         "in_channels": 16,
@@ -94,6 +101,12 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "pooled_projection_dim": 2048,
         "pos_embed_max_size": 96,
         "sample_size": 128,
+    },
+    "SanaTransformer2DModel": {
+        "caption_channels": 2304,
+        "guidance_embeds": False,
+        "in_channels": 32,
+        "sample_size": 32,
     },
     "T5EncoderModel": _T5,
     "UNet2DConditionModel": {

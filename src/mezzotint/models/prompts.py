@@ -64,6 +64,7 @@ class Tokens:
         max_length: Tokens of one window, start and end included.
         pad: Id that fills up a window.
         fills_front: Whether it fills up at the front; None if its files do not say.
+        lowers: Whether texts are read in lower case.
     """
 
     def __init__(
@@ -74,8 +75,10 @@ class Tokens:
         max_length: int,
         pad: int | None = None,
         fills_front: bool | None = None,
+        lowers: bool = False,
     ) -> None:
         self.fills_front = fills_front
+        self._lowers = lowers
         own = Tokenizer.from_str(tokenizer.to_str())
         own.no_padding()
         own.no_truncation()
@@ -115,6 +118,18 @@ class Tokens:
             max_length=max_length,
             pad=self.pad,
             fills_front=self.fills_front,
+            lowers=self._lowers,
+        )
+
+    def in_lower_case(self) -> "Tokens":
+        """Return the same tokenizer for texts that are read in lower case."""
+        return Tokens(
+            self._tokenizer,
+            kind=self.kind,
+            max_length=self.max_length,
+            pad=self.pad,
+            fills_front=self.fills_front,
+            lowers=True,
         )
 
     def with_words(self, counts: Mapping[str, int]) -> "Tokens":
@@ -158,7 +173,8 @@ class Tokens:
     def _encode_plain(
         self, text: str, start: int
     ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        plain = text.lower() if self._lowers else text
+        encoding = self._tokenizer.encode(plain, add_special_tokens=False)
         for token, (place, _) in zip(encoding.ids, encoding.offsets, strict=True):
             yield (token,), (start + place,)
 

@@ -20,6 +20,9 @@ Family = Literal[
     "flux",
     "flux2",
     "flux2-dev",
+    "lumina2",
+    "pixart",
+    "sana",
     "z-image",
     "qwen-image",
     "unconditional",
@@ -63,8 +66,9 @@ class ModelSpec:
         takes_guidance: Whether classifier-free guidance applies.
         takes_distilled_guidance: Whether ``guidance_scale`` is an input of the
             network (FLUX, LCM) instead of a second row.
-        guidance_norm_patch: Side, in latents, of the patches whose guided prediction keeps
-            the length of the unguided one (Qwen-Image), 0 for none.
+        guidance_norm_block: Channels, rows and columns of the blocks of latents whose guided
+            prediction keeps the length of the unguided one (Qwen-Image, Lumina 2), 0 for all;
+            None for no such blocks.
         takes_image: Whether image to image works (an encoder is there).
         needs_image: Whether it draws nothing without ``image``.
         takes_mask: Whether a part of ``image`` may be repainted, where an image is taken.
@@ -108,7 +112,7 @@ class ModelSpec:
     takes_negative_prompt: bool = True
     takes_guidance: bool = True
     takes_distilled_guidance: bool = False
-    guidance_norm_patch: int = 0
+    guidance_norm_block: tuple[int, int, int] | None = None
     takes_image: bool = True
     needs_image: bool = False
     takes_mask: bool = True

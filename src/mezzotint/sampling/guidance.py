@@ -15,6 +15,8 @@ mixes both by phi (Lin et al. 2023, arXiv:2305.08891, section 3.4).
 Dimensions: B images, then any rank.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -95,9 +97,9 @@ def normalised(
     latents: Tensor,
     sigma: Tensor,
     prediction_type: str,
-    patch: int,
+    block: tuple[int, int, int],
 ) -> Tensor:
-    """Give each patch of a guided prediction the length that it has with the prompt alone.
+    """Give each block of a guided prediction the length that it has with the prompt alone.
 
     Args:
         guided: Guided estimates of the clean latents. Shape (B, C, h, w).
@@ -105,22 +107,25 @@ def normalised(
         latents: What the network saw, in the model's frame. Same shape.
         sigma: Noise level of each image. Shape (B,).
         prediction_type: What the network predicts; the length is that of its own output.
-        patch: Rows and columns of a patch, over all channels; both sides are multiples of it.
+        block: Channels, rows and columns of a block, 0 for all; each divides its side.
 
     Returns:
         Estimates of the clean latents. Same shape.
 
-    Source: Qwen-Image's pipeline in diffusers 0.42, where a patch is a token.
+    Source: the pipelines of Qwen-Image, where a block is a token, and of Lumina 2, where it is
+    a row of one channel, in diffusers 0.42.
     """
     said = prediction_from_denoised(guided, latents, sigma, prediction_type)
     plain = prediction_from_denoised(cond, latents, sigma, prediction_type)
-    ratio = (_lengths(plain, patch) / _lengths(said, patch)).nan_to_num(1.0, 1.0, 1.0)
-    wide = ratio.repeat_interleave(patch, dim=-2).repeat_interleave(patch, dim=-1)
-    return denoised_from_prediction(said * wide, latents, sigma, prediction_type)
+    sides = [side or whole for side, whole in zip(block, said.shape[1:], strict=True)]
+    ratio = (_lengths(plain, sides) / _lengths(said, sides)).nan_to_num(1.0, 1.0, 1.0)
+    for axis, side in enumerate(sides, start=1):
+        ratio = ratio.repeat_interleave(side, dim=axis)
+    return denoised_from_prediction(said * ratio, latents, sigma, prediction_type)
 
 
-def _lengths(prediction: Tensor, patch: int) -> Tensor:
-    """Return the Euclidean length of each patch. Shape (B, 1, h / patch, w / patch)."""
-    rows, channels, height, width = prediction.shape
-    grid = prediction.reshape(rows, channels, height // patch, patch, width // patch, patch)
-    return grid.square().sum(dim=(1, 3, 5)).sqrt()[:, None]
+def _lengths(prediction: Tensor, sides: Sequence[int]) -> Tensor:
+    """Return the Euclidean length of each block. Shape (B, C / c, h / rows, w / columns)."""
+    channels, rows, columns = sides
+    grid = prediction.unflatten(3, (-1, columns)).unflatten(2, (-1, rows))
+    return grid.unflatten(1, (-1, channels)).square().sum(dim=(2, 4, 6)).sqrt()

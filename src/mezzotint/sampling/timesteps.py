@@ -236,7 +236,7 @@ def _flow_schedule(
     Source: Esser et al. 2024 (arXiv:2403.03206), section 5.3.2, for the shift.
     """
     total = training.num_train_timesteps
-    shift = float(config.get("shift", 1.0))
+    shift = float(config.get("shift", config.get("flow_shift", 1.0)))
     dynamic = bool(config.get("use_dynamic_shifting"))
     mu = dynamic_mu(config, sequence_length, num_steps) if dynamic else 0.0
 

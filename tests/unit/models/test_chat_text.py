@@ -37,3 +37,17 @@ def test_a_folder_of_qwens_older_layout_has_the_same_tokens(tmp_path):
     text = "<|im_start|>user\na red apple<|im_end|>"
     found = [token for token, _ in load_tokens(tmp_path).encode_whole(text)]
     assert found == tokenizer(text).input_ids
+
+
+def test_of_sanas_instruction_the_network_sees_the_first_token_and_what_the_last_became():
+    tokenizer = tiny_flows.gemma_tokenizer()
+    tokens, chat = tokens_of(tokenizer), CHAT_FORMATS["sana"]
+    whole = tokenizer(chat.before + "a red apple").input_ids
+    found = chat_ids(tokens, chat, " A Red APPLE ")
+    assert list(found.ids) == whole
+    assert found.hidden == (1, len(tokenizer(chat.before).input_ids) - 1)
+    endless = chat_ids(tokens, chat, "big " * 400)
+    assert endless.num_seen == chat.window == 300
+    assert "prompt cut at 300 tokens" in endless.cuts[0]
+    plain = chat_ids(tokens, chat, "Blue", negative=True)
+    assert (list(plain.ids), plain.hidden) == (tokenizer("blue").input_ids, (0, 0))

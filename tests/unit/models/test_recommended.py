@@ -107,6 +107,9 @@ NATIVE = {
     "qwen_image": diffusers.QwenImagePipeline,
     "flux": diffusers.FluxPipeline,
     "flux2_klein": diffusers.Flux2KleinPipeline,
+    "pixart_alpha": diffusers.PixArtAlphaPipeline,
+    "pixart_sigma": diffusers.PixArtSigmaPipeline,
+    "sana": diffusers.SanaPipeline,
 }
 
 

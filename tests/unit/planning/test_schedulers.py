@@ -86,6 +86,7 @@ def test_every_class_of_the_table_is_one_that_diffusers_exports():
         ({"algorithm_type": "dpmsolver"}, None),
         ({"solver_order": 3}, None),
         ({"solver_type": "heun"}, None),
+        ({"use_flow_sigmas": True}, None),
     ],
 )
 def test_a_configured_class_has_a_native_twin_only_where_it_is_the_same(config, twin):

@@ -169,7 +169,7 @@ class Filler:
             scales=plan.guidance,
             rescale=plan.techniques.guidance_rescale,
             prediction_type=model.spec.prediction_type,
-            norm_patch=model.spec.guidance_norm_patch,
+            norm_block=model.spec.guidance_norm_block,
         )
         planned = plan.techniques.regions
         if not planned:

@@ -62,8 +62,8 @@ class ClassifierFree:
         scales: Scale of each step; 1 sends no negative row.
         rescale: Strength phi of the standard-deviation rescale, 0 is off.
         prediction_type: What the network predicts; the rescale is defined on it.
-        norm_patch: Side of the patches that keep the length they have without guidance,
-            0 for none.
+        norm_block: Channels, rows and columns of the blocks that keep the length they have
+            without guidance, 0 for all; None for no such blocks.
     """
 
     positive: Steered
@@ -71,7 +71,7 @@ class ClassifierFree:
     scales: tuple[float, ...]
     rescale: float = 0.0
     prediction_type: str = "epsilon"
-    norm_patch: int = 0
+    norm_block: tuple[int, int, int] | None = None
 
     def rows(self, step: int) -> Sequence[Row]:
         """Return the positive row, and the negative one where guidance is on."""
@@ -92,14 +92,14 @@ class ClassifierFree:
         """Combine an estimate with the prompt and one without. Each of shape (1, ...)."""
         guided = guide(positive, negative, torch.tensor([self.scales[step - 1]]))
         level = torch.tensor([sigma], dtype=torch.float64, device=latents.device)
-        if self.norm_patch and self.scales[step - 1] != 1:
+        if self.norm_block is not None and self.scales[step - 1] != 1:
             guided = normalised(
                 guided,
                 positive,
                 latents=latents,
                 sigma=level,
                 prediction_type=self.prediction_type,
-                patch=self.norm_patch,
+                block=self.norm_block,
             )
         if self.rescale == 0:
             return guided

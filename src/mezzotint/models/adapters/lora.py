@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mezzotint.errors import InvalidRequest, WeightsError
+from mezzotint.models.adapters.flat_layers import from_flat
 from mezzotint.models.adapters.sd3_layers import from_kohya
 from mezzotint.models.adapters.torch_backed import TorchBacked, torch_backed
 from mezzotint.models.base import Conditioning, Model, Prompt
@@ -39,6 +40,7 @@ __all__ = [
     "LoraNetwork",
     "LoraPair",
     "LoraWeights",
+    "by_layer",
     "check_fit",
     "read_lora",
     "with_loras",
@@ -53,7 +55,19 @@ _ROLES = {
     "text_encoder": "text_encoder",
     "text_encoder_2": "text_encoder_2",
 }
-_TRANSFORMERS = ("chroma", "dit", "flux", "flux2", "flux2-dev", "qwen-image", "sd3", "z-image")
+_TRANSFORMERS = (
+    "chroma",
+    "dit",
+    "flux",
+    "flux2",
+    "flux2-dev",
+    "lumina2",
+    "pixart",
+    "qwen-image",
+    "sana",
+    "sd3",
+    "z-image",
+)
 _DOWN, _UP = (".lora_A.weight", ".lora_B.weight")
 
 
@@ -132,14 +146,17 @@ def _normalised(state: dict[str, Tensor], family: str, file: Path) -> dict[str, 
         "flux": lora_pipeline.FluxLoraLoaderMixin,
         "flux2": lora_pipeline.Flux2LoraLoaderMixin,
         "flux2-dev": lora_pipeline.Flux2LoraLoaderMixin,
+        "lumina2": lora_pipeline.Lumina2LoraLoaderMixin,
+        "pixart": lora_pipeline.SanaLoraLoaderMixin,  # which renames nothing
         "qwen-image": lora_pipeline.QwenImageLoraLoaderMixin,
+        "sana": lora_pipeline.SanaLoraLoaderMixin,
         "sd3": lora_pipeline.SD3LoraLoaderMixin,
         "sdxl": lora_pipeline.StableDiffusionXLLoraLoaderMixin,
         "z-image": lora_pipeline.ZImageLoraLoaderMixin,
     }
     mixin = mixins.get(family, lora_pipeline.StableDiffusionLoraLoaderMixin)
     options = {"return_alphas": True} if family in ("chroma", "flux") else {}
-    state = from_kohya(state) if family == "sd3" else state
+    state = from_kohya(state) if family == "sd3" else from_flat(state, family)
     state = _with_role(state, family)
     try:
         loaded = mixin.lora_state_dict(dict(state), **options)
@@ -212,9 +229,7 @@ class LoraNetwork:
         self.scales: tuple[float, ...] = (1.0,) * len(loras)
         self._lock = threading.Lock()
         modules = dict(source.module.named_modules())
-        self._pairs = tuple(
-            {_existing(layer, modules): pair for layer, pair in pairs.items()} for pairs in loras
-        )
+        self._pairs = tuple(by_layer(pairs, modules) for pairs in loras)
         for name, pairs in zip(names, self._pairs, strict=True):
             check_fit(name, pairs, modules)
         self._layers = {
@@ -300,11 +315,21 @@ def _change(module: nn.Module, x: Tensor, pair: LoraPair) -> Tensor:
     return functional.linear(functional.linear(x, down.flatten(1)), up.flatten(1))
 
 
-def _existing(layer: str, modules: Mapping[str, nn.Module]) -> str:
-    """Add or drop the prefix that text encoders had in other versions of transformers."""
-    other = layer.removeprefix("text_model.")
-    other = other if other != layer else f"text_model.{layer}"
-    return other if layer not in modules and other in modules else layer
+def by_layer(
+    pairs: Mapping[str, LoraPair], modules: Mapping[str, nn.Module]
+) -> dict[str, LoraPair]:
+    """Name the layers of a LoRA as the network does, where it has them.
+
+    Text encoders had a prefix, or none, in other versions of transformers; trainers write
+    underscores for dots.
+    """
+    flat = {name.replace(".", "_"): name for name in modules}
+    found: dict[str, LoraPair] = {}
+    for layer, pair in pairs.items():
+        bare = layer.removeprefix("text_model.")
+        others = (layer, flat.get(layer, layer), bare if bare != layer else f"text_model.{layer}")
+        found[next((name for name in others if name in modules), layer)] = pair
+    return found
 
 
 def check_fit(name: str, pairs: Mapping[str, LoraPair], modules: Mapping[str, nn.Module]) -> None:

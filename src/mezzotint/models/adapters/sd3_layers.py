@@ -9,6 +9,7 @@ import re
 from torch import Tensor
 
 from mezzotint.errors import WeightsError
+from mezzotint.models.adapters.joined_layers import deal_out
 
 __all__ = ["from_kohya"]
 
@@ -49,21 +50,7 @@ def from_kohya(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     if not any(key.startswith("lora_unet_joint_blocks_") for key in state):
         return state
-    layers: dict[tuple[str, ...], dict[str, Tensor]] = {}
-    for key, tensor in state.items():
-        names, kind = _layers_of(key)
-        layers.setdefault(names, {})[kind] = tensor
-    found: dict[str, Tensor] = {}
-    for names, parts in layers.items():
-        if not {"lora_down.weight", "lora_up.weight"} <= parts.keys():
-            raise WeightsError(f"a matrix of the LoRA's layer {names[0]} is missing")
-        down, up = parts["lora_down.weight"], parts["lora_up.weight"]
-        alpha = parts.get("alpha")
-        factor = 1.0 if alpha is None else float(alpha) / down.shape[0]
-        for name, share in zip(names, (up * factor).chunk(len(names)), strict=True):
-            found[f"{name}.lora_A.weight"] = down.clone()
-            found[f"{name}.lora_B.weight"] = share.contiguous()
-    return found
+    return deal_out(state, _layers_of)
 
 
 def _layers_of(key: str) -> tuple[tuple[str, ...], str]:

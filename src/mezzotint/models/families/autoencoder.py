@@ -95,6 +95,11 @@ def _of_frames(config: Mapping[str, Any]) -> tuple[int, int]:
     return int(config["z_dim"]), 2 ** len(config["temperal_downsample"])
 
 
+def _of_deep_levels(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return channels and scale of a deep compression autoencoder (Sana)."""
+    return int(config["latent_channels"]), 2 ** (len(config["encoder_block_out_channels"]) - 1)
+
+
 def _of_pictures(config: Mapping[str, Any]) -> tuple[int, int]:
     """Return channels and scale of an autoencoder of pictures."""
     levels = config.get("block_out_channels") or config.get("decoder_block_out_channels") or ()
@@ -111,6 +116,7 @@ class _Kind:
 
 
 _KINDS = {
+    "AutoencoderDC": _Kind(shape=_of_deep_levels),
     "AutoencoderKLFlux2": _Kind(_decode_patches, _encode_patches, _of_patches),
     "AutoencoderKLQwenImage": _Kind(_decode_frame, _encode_frame, _of_frames),
 }

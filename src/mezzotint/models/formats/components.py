@@ -33,16 +33,24 @@ PIPELINES = {
     "DiTTransformer2DModel": "DiTPipeline",
     "Flux2Transformer2DModel": "Flux2KleinPipeline",
     "FluxTransformer2DModel": "FluxPipeline",
+    "Lumina2Transformer2DModel": "Lumina2Pipeline",
+    "PixArtTransformer2DModel": "PixArtSigmaPipeline",
     "QwenImageTransformer2DModel": "QwenImagePipeline",
     "SD3Transformer2DModel": "StableDiffusion3Pipeline",
+    "SanaTransformer2DModel": "SanaPipeline",
     "UNet2DModel": "DDPMPipeline",
     "ZImageTransformer2DModel": "ZImagePipeline",
 }
+PIXART, ALPHA = "PixArtTransformer2DModel", "PixArtAlphaPipeline"
 _ONE_ENCODER = (
     "ChromaPipeline",
     "Flux2KleinPipeline",
     "Flux2Pipeline",
+    "Lumina2Pipeline",
+    "PixArtAlphaPipeline",
+    "PixArtSigmaPipeline",
     "QwenImagePipeline",
+    "SanaPipeline",
     "StableDiffusionPipeline",
     "ZImagePipeline",
 )
@@ -88,7 +96,7 @@ def from_components(
             f"unknown component {unknown[0]!r}; known: {', '.join(known)}", field=unknown[0]
         )
     networks = {r: _module_part(r, given[r]) for r in NETWORK_ROLES if r in given}
-    pipeline = _pipeline_of(networks)
+    pipeline = _pipeline_of(networks, config or {})
     _check_complete(pipeline, given)
     digests = {role: part.digest for role, part in networks.items()}
     parts = Parts(
@@ -135,8 +143,8 @@ def from_pipeline(
     )
 
 
-def _pipeline_of(networks: Mapping[str, Part]) -> str:
-    """Return the pipeline that the denoising network belongs to."""
+def _pipeline_of(networks: Mapping[str, Part], config: Mapping[str, Any]) -> str:
+    """Return the pipeline that the denoising network belongs to, by what it is and what is said."""
     network = networks.get("unet") or networks.get("transformer")
     if network is None:
         raise InvalidRequest("a unet or a transformer is needed", field="unet")
@@ -151,6 +159,9 @@ def _pipeline_of(networks: Mapping[str, Part]) -> str:
     encoder = networks.get("text_encoder")
     if encoder is not None and encoder.class_name.startswith("Mistral3"):
         return "Flux2Pipeline"
+    is_told_size = network.config.get("use_additional_conditions")
+    if network.class_name == PIXART and (is_told_size or config.get("_class_name") == ALPHA):
+        return ALPHA
     return PIPELINES[network.class_name]
 
 

@@ -7,7 +7,9 @@ from mezzotint.models.parts import Parts
 
 __all__ = ["misfits"]
 
-PACKING = ("approximator_layers", "guidance_embeds")  # what configurations of Chroma, FLUX have
+PACKED = ("ChromaTransformer2DModel", "Flux2Transformer2DModel", "FluxTransformer2DModel")
+"""Classes that take 2x2 patches for channels."""
+
 LAYERS_READ = 3  # of a language model, whose states FLUX.2 reads side by side
 TEXT_WIDTHS = ("hidden_size", "d_model")
 
@@ -20,7 +22,7 @@ def misfits(parts: Parts) -> list[str]:
     configs = {role: part.config for role, part in parts.networks.items()}
     network = "unet" if "unet" in configs else "transformer"
     found = [
-        _latent_channels(configs, network),
+        _latent_channels(parts, network),
         _text_width(configs),
         _caption_width(parts.pipeline, configs),
         _added_text(parts.pipeline, configs),
@@ -30,13 +32,15 @@ def misfits(parts: Parts) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
-def _latent_channels(configs: Mapping[str, Mapping[str, Any]], network: str) -> str | None:
+def _latent_channels(parts: Parts, network: str) -> str | None:
     """Compare the channels the network takes with those the autoencoder makes."""
-    taken = configs.get(network, {}).get("in_channels")
-    made = configs.get("vae", {}).get("latent_channels")
+    if network not in parts.networks or "vae" not in parts.networks:
+        return None
+    taken = parts.networks[network].config.get("in_channels")
+    made = parts.networks["vae"].config.get("latent_channels")
     if taken is None or made is None:
         return None
-    is_packed = not configs[network].keys().isdisjoint(PACKING)  # 2x2 patches
+    is_packed = parts.networks[network].class_name in PACKED
     packed = 4 if is_packed else 1
     if int(taken) == int(made) * packed:
         return None
@@ -63,10 +67,10 @@ def _text_width(configs: Mapping[str, Mapping[str, Any]]) -> str | None:
 
 
 def _caption_width(pipeline: str, configs: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Compare the width of a language model's states with what a transformer reads."""
+    """Compare the width of a text encoder's states with what a transformer reads."""
     transformer, encoder = configs.get("transformer", {}), configs.get("text_encoder", {})
-    wanted = transformer.get("cap_feat_dim")
-    made = encoder.get("hidden_size")
+    wanted = transformer.get("cap_feat_dim", transformer.get("caption_channels"))
+    made = next((encoder[key] for key in TEXT_WIDTHS if key in encoder), None)
     if wanted is None and "text_config" in encoder:  # of a model that sees pictures too
         wanted = transformer.get("joint_attention_dim")
         made = encoder["text_config"].get("hidden_size")

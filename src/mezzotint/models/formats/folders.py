@@ -95,6 +95,12 @@ def _flow(parts: Parts, placement: Placement) -> Model:
     return FlowModel(parts, placement, FLOW_FAMILIES[parts.pipeline])
 
 
+def _pixart(parts: Parts, placement: Placement) -> Model:
+    from mezzotint.models.families.pixart import PixArtModel
+
+    return PixArtModel(parts, placement)
+
+
 def _unconditional(parts: Parts, placement: Placement) -> Model:
     from mezzotint.models.families.unconditional import PixelUNetModel
 
@@ -123,9 +129,14 @@ FAMILIES: Registry[Family] = Registry(
         "Flux2Pipeline": _flow,
         "FluxPipeline": _flux,
         "LatentConsistencyModelPipeline": _sd,
+        "Lumina2Pipeline": _flow,
+        "Lumina2Text2ImgPipeline": _flow,
+        "PixArtAlphaPipeline": _pixart,
+        "PixArtSigmaPipeline": _pixart,
         "QwenImageImg2ImgPipeline": _flow,
         "QwenImageInpaintPipeline": _flow,
         "QwenImagePipeline": _flow,
+        "SanaPipeline": _flow,
         "StableDiffusion3Pipeline": _sd3,
         "StableDiffusionImg2ImgPipeline": _sd,
         "StableDiffusionPipeline": _sd,

@@ -12,6 +12,7 @@ from mezzotint.request import GenerationRequest
 __all__ = ["cut_notes"]
 
 _CHUNKED_FAMILIES = ("sd", "sdxl")  # the others read one window of a CLIP text
+_ONE_WINDOW = ("chroma", "pixart")  # of one tokenizer, shorter than that may say
 
 
 def cut_notes(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
@@ -32,21 +33,23 @@ def cut_notes(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
     found: list[str] = []
     steps = request.num_inference_steps or spec.default_steps
     for path in sorted(folder.glob("tokenizer*")):
-        tokens = _tokens(path, _written(path))
+        limit = spec.token_limit if spec.family in _ONE_WINDOW else None
+        tokens = _tokens(path, _written(path), limit)
         for name in ("prompt", "negative_prompt"):
             text = getattr(request, name)
             is_edited = request.prompt_dialect == "a1111" and steps > 0
             for stage in {e.text for e in edits(text, steps)} if is_edited else {text}:
-                notes = _notes(tokens, stage, request.prompt_dialect, spec.family)
+                is_negative = name == "negative_prompt"
+                notes = _notes(tokens, stage, request.prompt_dialect, spec, is_negative)
                 about = f"{name} has {tokens.count(stage)} tokens for {path.name}"
                 found += [f"{about}: {note}" for note in notes]
     return tuple(dict.fromkeys(found))
 
 
 @functools.lru_cache(maxsize=8)
-def _tokens(folder: Path, _written: tuple[object, ...]) -> Tokens:
+def _tokens(folder: Path, _written: tuple[object, ...], limit: int | None) -> Tokens:
     """Read a tokenizer, which takes as long as a small picture, once for each of its states."""
-    return load_tokens(folder)
+    return load_tokens(folder, limit=limit)
 
 
 def _written(folder: Path) -> tuple[object, ...]:
@@ -55,8 +58,10 @@ def _written(folder: Path) -> tuple[object, ...]:
     return tuple((name, s.st_mtime_ns, s.st_size, s.st_ino) for name, s in states)
 
 
-def _notes(tokens: Tokens, text: str, dialect: str, family: str) -> tuple[str, ...]:
+def _notes(
+    tokens: Tokens, text: str, dialect: str, spec: ModelSpec, is_negative: bool
+) -> tuple[str, ...]:
     """Say what a family's reading of a text leaves out."""
-    if family in CHAT_FORMATS:
-        return chat_ids(tokens, CHAT_FORMATS[family], text, dialect).cuts
-    return tokens.split(text, dialect, chunked=family in _CHUNKED_FAMILIES)[1]
+    if chat := CHAT_FORMATS.get(spec.family):
+        return chat_ids(tokens, chat, text, dialect, negative=is_negative).cuts
+    return tokens.split(text, dialect, chunked=spec.family in _CHUNKED_FAMILIES)[1]

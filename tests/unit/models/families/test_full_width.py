@@ -5,20 +5,25 @@ torch's meta device: names, shapes and the way of a call are those of the
 checkpoints, and nothing is computed.
 """
 
+import re
 import warnings
 from functools import cache
+from types import SimpleNamespace
 
 import diffusers
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from mezzotint.models.adapters.lora import check_fit, read_lora
+from mezzotint.models.adapters.lora import by_layer, check_fit, read_lora
 from mezzotint.models.chat_text import CHAT_FORMATS
 from mezzotint.models.families.flows.chroma import CHROMA, T5_TOKENS
 from mezzotint.models.families.flows.flux2 import FLUX2_DEV, FLUX2_KLEIN
+from mezzotint.models.families.flows.lumina2 import LUMINA2
 from mezzotint.models.families.flows.qwen_image import QWEN_IMAGE
+from mezzotint.models.families.flows.sana import SANA
 from mezzotint.models.families.flows.z_image import Z_IMAGE
+from mezzotint.models.families.pixart import SIGMA_TOKENS, call_pixart
 
 FULL = {
     "chroma": (
@@ -45,12 +50,29 @@ FULL = {
         15360,
         (128, 64),
     ),
+    "lumina2": (
+        LUMINA2,
+        lambda: diffusers.Lumina2Transformer2DModel(
+            num_layers=2, num_refiner_layers=1, cap_feat_dim=2304
+        ),
+        2304,
+        (16, 128),
+    ),
+    "pixart": (
+        SimpleNamespace(call=call_pixart, prepare=None, reads_padding=True),
+        lambda: diffusers.PixArtTransformer2DModel(
+            num_layers=2, caption_channels=4096, interpolation_scale=2, use_additional_conditions=False
+        ),
+        4096,
+        (4, 128),
+    ),
     "qwen-image": (
         QWEN_IMAGE,
         lambda: diffusers.QwenImageTransformer2DModel(num_layers=2),
         3584,
         (16, 128),
     ),
+    "sana": (SANA, lambda: diffusers.SanaTransformer2DModel(num_layers=2), 2304, (32, 32)),
     "z-image": (Z_IMAGE, lambda: diffusers.ZImageTransformer2DModel(n_layers=2), 2560, (16, 128)),
 }
 """Row, transformer, width of the text's states, channels and side of the latents of 1024 px."""
@@ -65,10 +87,22 @@ TRAINED = {
     ],
     "flux2-dev": FLUX2_LAYERS,
     "flux2": FLUX2_LAYERS,
+    "lumina2": [
+        "lora_unet_layers_1_attn_to_q.lora_down.weight",
+        "transformer.context_refiner.0.feed_forward.linear_2.lora_A.weight",
+    ],
+    "pixart": [
+        "lora_transformer_transformer_blocks_1_attn2_to_out_0.lora_down.weight",
+        "base_model.model.transformer_blocks.0.attn1.to_q.lora_A.weight",
+    ],
     "qwen-image": [
         "lora_unet_transformer_blocks_1_attn_to_q.lora_down.weight",
         "diffusion_model.transformer_blocks.1.img_mlp.net.0.proj.lora_A.weight",
         "transformer.transformer_blocks.0.attn.to_add_out.lora_A.weight",
+    ],
+    "sana": [
+        "lora_unet_transformer_blocks_1_attn2_to_v.lora_down.weight",
+        "transformer.transformer_blocks.0.attn1.to_q.lora_A.weight",
     ],
     "z-image": [
         "lora_unet_layers_1_attention_to_q.lora_down.weight",
@@ -95,7 +129,7 @@ def test_a_call_of_the_released_width_answers_latents(name):
     row, _, width, (channels, side) = FULL[name]
     length = 128
     if row.reads_padding:
-        length = CHAT_FORMATS[name].window if name in CHAT_FORMATS else T5_TOKENS
+        length = CHAT_FORMATS[name].window if name in CHAT_FORMATS else WINDOWS[name]
     inputs = {
         "sample": torch.zeros((2, channels, side, side), device="meta"),
         "timestep": torch.zeros(2, device="meta"),
@@ -105,6 +139,7 @@ def test_a_call_of_the_released_width_answers_latents(name):
     }
     with torch.no_grad():
         (answer,) = row.call(module_of(name), inputs)
+    answer = answer[:, :channels]  # PixArt tells a variance too
     assert answer.shape == inputs["sample"].shape
 
 
@@ -113,12 +148,14 @@ def test_layers_that_loras_name_are_there(name, key, tmp_path):
     module = module_of(name)
     flat = {layer.replace(".", "_"): layer for layer, _ in module.named_modules()}
     stem = key.removesuffix(".lora_A.weight").removesuffix(".lora_down.weight")
-    layer = stem.removeprefix("diffusion_model.").removeprefix("transformer.")
-    layer = flat[layer.removeprefix("lora_unet_")] if stem.startswith("lora_unet_") else layer
+    layer = re.sub(r"^(diffusion_model\.|transformer\.|base_model\.model\.)", "", stem)
+    is_flat = stem.startswith("lora_")
+    layer = flat[re.sub("^lora_(unet|transformer)_", "", stem)] if is_flat else layer
     rows, columns = module.get_submodule(layer).weight.shape
     other = key.replace("lora_A", "lora_B").replace("lora_down", "lora_up")
     file = tmp_path / "lora.safetensors"
     save_file({key: torch.zeros(2, columns), other: torch.zeros(rows, 2)}, file)
-    pairs = read_lora(file, family=name).pairs["denoiser"]
-    check_fit("lora", pairs, dict(module.named_modules()))
+    modules = dict(module.named_modules())
+    pairs = by_layer(read_lora(file, family=name).pairs["denoiser"], modules)
+    check_fit("lora", pairs, modules)
     assert list(pairs) == [layer]

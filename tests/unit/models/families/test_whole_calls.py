@@ -76,7 +76,7 @@ def test_guidance_has_the_name_and_default_of_the_pipeline(
         ("OmniGenPipeline", None, (0, 16), "input_images"),
         ("FluxFillPipeline", "masked", (0, 0), None),
         ("StableDiffusionXLImg2ImgPipeline", "image", (0, 0), None),
-        ("PixArtSigmaPipeline", None, (0, 0), None),
+        ("AuraFlowPipeline", None, (0, 0), None),
     ],
 )
 def test_a_call_tells_which_pictures_it_takes(name, start, references, parameter):

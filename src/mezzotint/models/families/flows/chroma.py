@@ -14,15 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mezzotint.models.base import Network, Prompt
-from mezzotint.models.families.flows.language import TextStates
 from mezzotint.models.families.flows.model import TEXT_MASK, TEXT_STATES, FlowFamily
+from mezzotint.models.families.flows.t5 import t5_reader
 from mezzotint.models.families.flux import pack, unpack
-from mezzotint.models.families.text import call_last, text_encoder
-from mezzotint.models.networks import Placement
 from mezzotint.models.parts import Parts
 
-__all__ = ["CHROMA", "T5Reader", "call_chroma"]
+__all__ = ["CHROMA", "call_chroma"]
 
 PATCH = 2
 TIME_SCALE = 1000.0  # the network multiplies its timestep by this
@@ -80,46 +77,6 @@ def _use_own_modulations(module: Any) -> None:
     module.time_text_embed = _Modulations(module.time_text_embed)
 
 
-class T5Reader:
-    """A T5 that is told which tokens are text, in a window of one length.
-
-    Args:
-        parts: With ``tokenizer`` and ``text_encoder``.
-        networks: The model's networks; the encoder is added.
-        placement: Where and in which type it computes.
-
-    Raises:
-        WeightsError: If either part is missing.
-    """
-
-    def __init__(self, parts: Parts, networks: dict[str, Network], placement: Placement) -> None:
-        self._t5 = text_encoder(
-            parts,
-            networks,
-            placement,
-            call=call_last,
-            chunked=False,
-            max_length=T5_TOKENS,
-            uses_mask=True,
-        )
-
-    @property
-    def window(self) -> int:
-        """Tokens of a text, those that fill it up included."""
-        return self._t5.tokens.max_length
-
-    def count(self, prompt: Prompt) -> int:
-        """Count the tokens of a call."""
-        return self.window
-
-    def embed(self, prompt: Prompt) -> TextStates:
-        """Read one prompt; the mask shows its tokens and the first that fills up."""
-        found = self._t5.embed(prompt)
-        (chunk, *_), _ = self._t5.tokens.split(prompt.text, prompt.dialect, chunked=False)
-        shown = torch.arange(self.window) <= sum(chunk.mask)
-        return TextStates(found.hidden, found.notes, mask=shown[None])
-
-
 def _defaults(parts: Parts) -> dict[str, Any]:
     """Return steps and guidance of Chroma1-HD's card."""
     return {"default_steps": 40, "default_guidance_scale": 3.0}
@@ -129,7 +86,7 @@ CHROMA = FlowFamily(
     family="chroma",
     call=call_chroma,
     prepare=_use_own_modulations,
-    text=T5Reader,
+    text=t5_reader(T5_TOKENS, shown_filling=1),
     defaults=_defaults,
     reads_padding=True,
 )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mezzotint.errors import WeightsError
 from mezzotint.models.base import Network, Prompt
-from mezzotint.models.chat_text import CHAT_FORMATS, ChatFormat, chat_ids
+from mezzotint.models.chat_text import CHAT_FORMATS, ChatFormat, ChatIds, chat_ids
 from mezzotint.models.networks import Call, Placement, TorchNetwork
 from mezzotint.models.parts import Parts
 from mezzotint.models.prompts import Tokens
@@ -122,13 +122,13 @@ class LanguageEncoder:
 
     def count(self, prompt: Prompt) -> int:
         """Count the tokens whose states the network may see."""
-        ids = chat_ids(self.tokens, self._chat, prompt.text, prompt.dialect).ids
-        return len(ids) - self._chat.dropped
+        return self._read(prompt).num_seen
 
     def embed(self, prompt: Prompt) -> TextStates:
         """Read one prompt."""
-        ids, *notes = chat_ids(self.tokens, self._chat, prompt.text, prompt.dialect)
-        length = self._chat.max_tokens
+        found = self._read(prompt)
+        ids, (first, last) = found.ids, found.hidden
+        length = found.limit
         if not self._is_whole:
             length = min(max(LEAST_LENGTH, 1 << (len(ids) - 1).bit_length()), length)
         padding = length - len(ids)
@@ -140,8 +140,13 @@ class LanguageEncoder:
         }
         (states,) = self._networks[ROLE](**inputs)
         seen = length if self._is_whole else len(ids)
-        said = tuple(note for kind in notes for note in kind)
-        return TextStates(states[:, self._chat.dropped : seen], said)
+        hidden = torch.cat([states[:, :first], states[:, last:seen]], dim=1)
+        return TextStates(hidden, (*found.cuts, *found.unheard))
+
+    def _read(self, prompt: Prompt) -> ChatIds:
+        return chat_ids(
+            self.tokens, self._chat, prompt.text, prompt.dialect, negative=prompt.negative
+        )
 
 
 MakeReader = Callable[[Parts, dict[str, Network], Placement], TextReader]

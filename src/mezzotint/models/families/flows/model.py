@@ -65,7 +65,7 @@ class FlowFamily:
         patch: Latent rows and columns of one token.
         reads_padding: Whether what fills a text up is seen, as it was in training.
         max_references: Pictures that it takes beside the prompt.
-        guidance_norm_patch: See :class:`~mezzotint.models.spec.ModelSpec`.
+        guidance_norm_block: See :class:`~mezzotint.models.spec.ModelSpec`.
         scheduler: What the pipeline says of noise levels beyond the scheduler's file.
     """
 
@@ -78,7 +78,7 @@ class FlowFamily:
     patch: int = 2
     reads_padding: bool = False
     max_references: int = 0
-    guidance_norm_patch: int = 0
+    guidance_norm_block: tuple[int, int, int] | None = None
     scheduler: Mapping[str, Any] = field(default_factory=lambda: {"spaced_per_step": True})
 
 
@@ -104,6 +104,12 @@ class FlowModel(LatentModel):
         self._autoencoder = Autoencoder(part_of(parts, "vae"), self.networks, placement)
         scale = self._autoencoder.scale
         side = row.side_px * scale // (VAE_SCALE * 2 // row.patch)
+        defaults = drawing_defaults(
+            parts,
+            scheduler="flow_euler",
+            denoiser="transformer",
+            **{"default_size": Size(side, side), **row.defaults(parts)},
+        )
         self.spec = ModelSpec(
             name=parts.name,
             digest=parts.digest,
@@ -117,14 +123,8 @@ class FlowModel(LatentModel):
             min_size_px=row.patch * scale,
             token_limit=self._text.window,
             max_references=row.max_references,
-            guidance_norm_patch=row.guidance_norm_patch,
-            **drawing_defaults(
-                parts,
-                scheduler="flow_euler",
-                denoiser="transformer",
-                default_size=Size(side, side),
-                **row.defaults(parts),
-            ),
+            guidance_norm_block=row.guidance_norm_block,
+            **defaults,
         )
         self.denoiser = NetworkDenoiser(self._predict, noise_schedule(parts.scheduler), "flow")
 

@@ -128,5 +128,5 @@ QWEN_IMAGE = FlowFamily(
     text=language_model("qwen-image", call_layers(-1)),
     defaults=_defaults,
     side_px=1328,
-    guidance_norm_patch=PATCH,
+    guidance_norm_block=(0, PATCH, PATCH),
 )

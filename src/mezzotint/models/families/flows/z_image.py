@@ -15,13 +15,13 @@ from torch import Tensor
 
 from mezzotint.models.families.flows.language import call_layers, language_model
 from mezzotint.models.families.flows.model import TEXT_MASK, TEXT_STATES, FlowFamily
+from mezzotint.models.families.flows.patches import PATCH, from_tokens, places_behind, to_tokens
 from mezzotint.models.families.flows.rotary import attend, turn, turns_of
 from mezzotint.models.parts import Parts
 
 __all__ = ["Z_IMAGE", "call_z_image", "rounded_length"]
 
 MULTIPLE = 32  # tokens; SEQ_MULTI_OF of diffusers' module
-PATCH = 2
 KIND = f"{PATCH}-1"  # which of the network's embedders: patches of 2 x 2 in 1 frame
 TRAIN_TIMESTEPS = 1000.0
 TURBO_SHIFT = 3.0  # Z-Image-Turbo's scheduler; that of Z-Image has 6
@@ -34,7 +34,7 @@ def call_z_image(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...
     that a row's arithmetic would depend on its neighbours.
     """
     sample, hidden, mask = inputs["sample"], inputs[TEXT_STATES], inputs[TEXT_MASK]
-    rows, channels, height, width = sample.shape
+    rows, _, height, width = sample.shape
     time = (TRAIN_TIMESTEPS - inputs["timestep"]) / TRAIN_TIMESTEPS
     steer = module.t_embedder(time * module.t_scale).type_as(sample)
 
@@ -47,11 +47,11 @@ def call_z_image(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...
     for layer in module.context_refiner:
         text = layer(text, shown, text_turns)
 
-    picture = module.all_x_embedder[KIND](_patches(sample))
+    picture = module.all_x_embedder[KIND](to_tokens(sample))
     count = picture.shape[1]
     filling = -count % MULTIPLE
     picture = torch.cat([picture, module.x_pad_token.expand(rows, filling, -1)], dim=1)
-    turns = _picture_turns(module, length + 1, height // PATCH, width // PATCH, filling)
+    turns = _picture_turns(module, places_behind(length + 1, height, width), filling)
     for layer in module.noise_refiner:
         picture = layer(picture, None, turns, steer)
 
@@ -60,8 +60,7 @@ def call_z_image(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...
     for layer in module.layers:
         both = layer(both, shown, turns, steer)
     output = module.all_final_layer[KIND](both, c=steer)[:, :count]
-    grid = output.reshape(rows, height // PATCH, width // PATCH, PATCH, PATCH, channels)
-    return (-grid.permute(0, 5, 1, 3, 2, 4).reshape(sample.shape),)
+    return (-from_tokens(output, height, width),)
 
 
 def rounded_length(mask: Tensor) -> Tensor:
@@ -79,21 +78,9 @@ def rounded_length(mask: Tensor) -> Tensor:
     return (starts < mask.sum(dim=1, keepdim=True)).sum(dim=1) * MULTIPLE
 
 
-def _patches(sample: Tensor) -> Tensor:
-    """Put 2x2 patches into tokens, channels last: (R, C, h, w) -> (R, S, 4 C)."""
-    rows, channels, height, width = sample.shape
-    grid = sample.reshape(rows, channels, height // PATCH, PATCH, width // PATCH, PATCH)
-    return grid.permute(0, 2, 4, 3, 5, 1).reshape(rows, -1, PATCH * PATCH * channels)
-
-
-def _picture_turns(module: Any, start: Tensor, height: int, width: int, filling: int) -> Tensor:
-    """Return the rotary positions of a picture's tokens, behind their own row's text."""
-    y = torch.arange(height, device=start.device)[:, None].expand(height, width)
-    x = torch.arange(width, device=start.device)[None].expand(height, width)
-    grid = torch.stack([y, x], dim=-1).reshape(1, -1, 2).expand(start.shape[0], -1, -1)
-    ids = torch.cat([start[:, None, None].expand(-1, grid.shape[1], 1), grid], dim=-1)
-    ids = torch.cat([ids, ids.new_zeros(start.shape[0], filling, 3)], dim=1)
-    return _turns(module, ids)
+def _picture_turns(module: Any, places: Tensor, filling: int) -> Tensor:
+    """Return the rotary positions of a picture's tokens and of those that fill them up."""
+    return _turns(module, torch.cat([places, places.new_zeros(len(places), filling, 3)], dim=1))
 
 
 def _turns(module: Any, places: Tensor) -> Tensor:
