@@ -55,7 +55,10 @@ def test_a_part_of_the_layers_in_the_names_of_a_trainer_is_enough():
 
 def test_underscores_wait_for_the_network_and_other_families_stay_as_they_are():
     stem = "lora_unet_transformer_blocks_0_attn1_to_q"
-    state = {f"{stem}.lora_down.weight": torch.ones(2, 4), f"{stem}.lora_up.weight": torch.ones(4, 2)}
+    state = {
+        f"{stem}.lora_down.weight": torch.ones(2, 4),
+        f"{stem}.lora_up.weight": torch.ones(4, 2),
+    }
     assert list(from_flat(state, "sana")) == [
         "transformer.transformer_blocks_0_attn1_to_q.lora_A.weight",
         "transformer.transformer_blocks_0_attn1_to_q.lora_B.weight",

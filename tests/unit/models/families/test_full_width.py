@@ -61,7 +61,10 @@ FULL = {
     "pixart": (
         SimpleNamespace(call=call_pixart, prepare=None, reads_padding=True),
         lambda: diffusers.PixArtTransformer2DModel(
-            num_layers=2, caption_channels=4096, interpolation_scale=2, use_additional_conditions=False
+            num_layers=2,
+            caption_channels=4096,
+            interpolation_scale=2,
+            use_additional_conditions=False,
         ),
         4096,
         (4, 128),
@@ -111,6 +114,9 @@ TRAINED = {
     ],
 }
 """Names of layers as LoRAs of kohya's, of ai-toolkit and of diffusers have them."""
+
+WINDOWS = {"chroma": T5_TOKENS, "pixart": SIGMA_TOKENS}
+"""Tokens of families that a T5 reads for."""
 
 
 @cache

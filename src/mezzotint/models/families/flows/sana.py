@@ -43,8 +43,8 @@ def _defaults(parts: Parts) -> dict[str, Any]:
     config = part_of(parts, "transformer").config
     if config.get("guidance_embeds"):
         raise WeightsError(
-            f"{parts.name} is a Sana Sprint (its transformer has guidance_embeds), and a "
-            f"{parts.pipeline} has none; take the folder of its SanaSprintPipeline, which runs whole"
+            f"{parts.name} is a Sana Sprint (its transformer has guidance_embeds), which a "
+            f"{parts.pipeline} does not draw; take the folder of its SanaSprintPipeline"
         )
     levels = part_of(parts, "vae").config["encoder_block_out_channels"]
     size = default_size(sample_size(config, 32), 2 ** (len(levels) - 1))
