@@ -41,7 +41,7 @@ def given(name: str) -> dict:
         "prediction_from_denoised": {"prediction_type": "v_prediction"},
         "prediction_scale": {"prediction_type": "epsilon"},
         "combine": {"weights": (0.5, 0.5)},
-        "normalised": {"prediction_type": "epsilon", "patch": 2},
+        "normalised": {"prediction_type": "epsilon", "block": (0, 2, 2)},
         "rescaled": {"prediction_type": "epsilon"},
         "draw_noise": {"shape": REST, "generators": [make_generator(1), make_generator(2)]},
         "slerp": {"t": 0.25},
