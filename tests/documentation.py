@@ -8,12 +8,13 @@ stands behind ``>``.
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs"
-FOLDERS = ("tutorials", "how-to")
+FOLDERS = ("tutorials", "how-to", "techniques")
 LEVELS = ("run", "parse", "slow")
 _BLOCK = re.compile(
     r"(?:<!-- run: (?P<level>\w+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```", re.DOTALL
@@ -38,6 +39,12 @@ def pages() -> list[Path]:
     return [PAGES / "index.md", *found]
 
 
+def every_page() -> list[Path]:
+    """Return all pages that show commands: those that are run, and those that are only read."""
+    found = [path for path in PAGES.rglob("*.md") if "decisions" not in path.parts]
+    return sorted([ROOT / "README.md", *found, *(ROOT / "training").rglob("*.md")])
+
+
 def commands(page: Path) -> list[Command]:
     """Return the commands of a page, in order; a comment behind one is none of it."""
     found: list[Command] = []
@@ -46,12 +53,20 @@ def commands(page: Path) -> list[Command]:
             level = block["level"] or "run"
             assert level in LEVELS, f"{page.name}: there is no level {level}"
             lines = block["text"].splitlines()
-            found += [
-                Command(level, shlex.split(line[2:], comments=True))
-                for line in lines
-                if line.startswith("$ ")
-            ]
+            for line in lines:
+                if line.startswith("$ "):
+                    words = shlex.split(line[2:], comments=True)
+                    found += [Command(level, part) for part in _parts(words)]
     return found
+
+
+def _parts(words: list[str]) -> Iterator[list[str]]:
+    """Split what is to be done one after the other (``&&``)."""
+    while "&&" in words:
+        at = words.index("&&")
+        yield words[:at]
+        words = words[at + 1 :]
+    yield words
 
 
 def programs(page: Path) -> list[str]:

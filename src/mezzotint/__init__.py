@@ -20,6 +20,7 @@ _HOMES = {
         "DeadlineExceeded",
         "GateRejected",
         "ImageError",
+        "InUse",
         "InvalidField",
         "InvalidRequest",
         "MezzotintError",

@@ -11,6 +11,7 @@ from mezzotint.errors import CardError as CardError
 from mezzotint.errors import DeadlineExceeded as DeadlineExceeded
 from mezzotint.errors import GateRejected as GateRejected
 from mezzotint.errors import ImageError as ImageError
+from mezzotint.errors import InUse as InUse
 from mezzotint.errors import InvalidField as InvalidField
 from mezzotint.errors import InvalidRequest as InvalidRequest
 from mezzotint.errors import MezzotintError as MezzotintError

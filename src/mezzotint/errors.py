@@ -15,6 +15,7 @@
     │   ├── QueueFull
     │   └── OutOfMemory
     ├── NotReady                      the model or the worker is not up yet
+    ├── InUse                         it cannot be taken away while it is used
     ├── Cancelled                     somebody asked to stop
     ├── DeadlineExceeded              the request's own deadline passed
     ├── WorkFailed                    accepted work that could not be finished
@@ -38,6 +39,7 @@ __all__ = [
     "DeadlineExceeded",
     "GateRejected",
     "ImageError",
+    "InUse",
     "InvalidField",
     "InvalidRequest",
     "MezzotintError",
@@ -197,6 +199,10 @@ class OutOfMemory(Overloaded):
 
 class NotReady(MezzotintError):
     """The model or the worker is still loading, or is draining."""
+
+
+class InUse(MezzotintError):
+    """What is to be taken away is used: a model that pictures are being made with."""
 
 
 class Cancelled(MezzotintError):

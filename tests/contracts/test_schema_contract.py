@@ -55,6 +55,9 @@ DOORS = {
     "ComfyUI interrupt": "/interrupt",
     "ComfyUI history": "/history",
     "ComfyUI memory": "/free",
+    "Triton models": "/v2/repository/index",
+    "Triton loads": "/v2/repository/models/{model_name}/load",
+    "Triton unloads": "/v2/repository/models/{model_name}/unload",
     "marks": "/v1/jobs/{id}/images/{k}/marks",
 }
 JSON, MULTIPART, URLENCODED = (

@@ -186,6 +186,32 @@ def test_plan_models_capabilities_and_health_are_plain(using):
     using(body)
 
 
+def test_models_are_brought_into_memory_and_let_go(using):
+    async def body(service: Service) -> None:
+        gone = await service.unload("plate")
+        assert (gone["name"], gone["ready"]) == ("plate", False)
+        assert [m["ready"] for m in await service.models()] == [False, True]
+        assert (await service.load("plate@1.0"))["ready"] is True
+        assert [m["ready"] for m in await service.models()] == [True, True]
+        await service.unload("plate")
+        await service.generate(GenerationRequest(prompt="a"), request_id="r")
+        assert [m["ready"] for m in await service.models()] == [True, True]  # asked for again
+        for change in (service.load, service.unload):
+            with pytest.raises(errors.UnknownName):
+                await change("nobody")
+        events = service.stream(
+            GenerationRequest(prompt="a", num_inference_steps=1000), request_id="r"
+        )
+        async for event in events:
+            if isinstance(event, Stepped):
+                break
+        with pytest.raises(errors.InUse, match="in use"):
+            await service.unload("plate")
+        await events.aclose()
+
+    using(body)
+
+
 def test_models_are_registered_switched_and_removed(using):
     async def body(service: Service) -> None:
         await service.register("/models/other", name="other", version="1.0")

@@ -1,6 +1,7 @@
 """What stands in deploy/ fits the code: metrics, settings, paths."""
 
 import configparser
+import itertools
 import json
 import re
 import shutil
@@ -173,3 +174,76 @@ def test_unit_file_passes_systemds_own_check():
         if "mezzotint.service" in line and "is not executable" not in line
     ]  # fmt: skip
     assert complaints == []
+
+
+FORMULA = DEPLOY / "homebrew" / "mezzotint.rb"
+
+
+def test_homebrew_formula_says_what_the_package_says():
+    text = FORMULA.read_text()
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
+    assert re.search(r'^  license "(.+)"$', text, re.MULTILINE)[1] == project["license"]
+    python = re.search(r'depends_on "python@(3\.\d+)"', text)[1]
+    assert f"Programming Language :: Python :: {python}" in project["classifiers"]
+    assert f'"python@{python}"].opt_bin/"python{python}"' in text
+    assert "constraints.txt" in text  # the tested versions, and no list of them beside it
+    assert all(f'"{verb}"' in text for verb in ("serve", "generate", "completion"))
+
+
+def test_homebrew_formula_keeps_to_homebrews_style():
+    """What ``brew style`` and ``brew audit`` say of a formula's words and their order."""
+    text = FORMULA.read_text()
+    desc = re.search(r'^  desc "(.+)"$', text, re.MULTILINE)[1]
+    assert len(f"mezzotint: {desc}") <= 80
+    assert desc[0].isupper()
+    assert not desc.endswith(".")
+    assert not re.match(r"(?i)(an?|the|mezzotint)\b", desc)
+    order = r"^  (desc|license|head|depends_on|on_macos|def install|service|test)\b"
+    parts = ("desc", "license", "head", "depends_on", "on_macos", "def install", "service", "test")
+    assert tuple(re.findall(order, text, re.MULTILINE)) == parts
+    assert max(map(len, text.splitlines())) <= 118
+
+
+@pytest.mark.skipif(shutil.which("ruby") is None, reason="ruby is not here")
+def test_homebrew_formula_is_ruby():
+    done = subprocess.run(["ruby", "-wc", FORMULA], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("Syntax OK", "")
+
+
+def instructions(text):
+    """Return the instructions of a Dockerfile, each with its lines joined."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    return [tuple(line.split(maxsplit=1)) for line in joined.splitlines()]
+
+
+def test_dockerfile_keeps_to_the_rules_that_hadolint_checks():
+    found = instructions((DEPLOY / "Dockerfile").read_text())
+    kinds = [kind for kind, _ in found]
+    assert not {"ADD", "MAINTAINER"} & set(kinds)  # DL3020, DL4000
+    assert kinds.count("CMD") == kinds.count("HEALTHCHECK") == kinds.count("STOPSIGNAL") == 1
+    users = [value for kind, value in found if kind == "USER"]
+    assert users[-1] not in ("root", "0")  # DL3002
+    for kind, value in found:
+        if kind == "WORKDIR":
+            assert value.startswith("/")  # DL3000
+        if kind == "CMD":
+            assert isinstance(json.loads(value), list)  # DL3025
+        if kind == "HEALTHCHECK":
+            assert isinstance(json.loads(value.partition(" CMD ")[2]), list)
+        if kind == "RUN":
+            assert not re.search(
+                r"\b(sudo|ssh|vim|shutdown|service|ps|free|top|kill|mount)\b", value
+            )
+            assert not re.search(r"(^|[;&] *)cd ", value)  # DL3003
+            assert "|" not in value  # DL4006: a pipe hides what fails before it
+            for install in re.findall(r"pip install [^&|]+", value):
+                assert "--no-cache-dir" in install  # DL3042
+                assert "-c constraints.txt" in install  # DL3013
+            assert "apt-get" not in value  # DL3008, DL3009, DL3015: nothing of it is needed
+            done = subprocess.run(
+                ["sh", "-n"], input=value, capture_output=True, text=True, check=False
+            )
+            assert done.stderr == ""
+    stages = [kind for kind in kinds if kind in ("FROM", "RUN")]
+    assert ("RUN", "RUN") not in list(itertools.pairwise(stages))  # DL3059

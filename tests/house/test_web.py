@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -122,4 +123,28 @@ def test_every_text_stands_in_one_file():
     for path in sorted((WEB / "src").rglob("*.tsx")):
         for text in re.findall(r">([^<>{}=;()\n]*[A-Za-z]{3,}[^<>{}=;()\n]*)</", path.read_text()):
             found.append(f"{path.name}: {text.strip()}")
+        found += re.findall(
+            r'\b(?:aria-label|title|placeholder|alt)="[^"]*[A-Za-z]{3,}[^"]*"', path.read_text()
+        )
     assert found == []
+
+
+LANGUAGES = ("en", "de", "zh")
+
+
+def said(code: str) -> tuple[Counter, list[str]]:
+    """Return the names of a language's texts, and the texts."""
+    text = (WEB / "src" / "words" / f"{code}.ts").read_text()
+    quoted = re.compile(r'"(?:[^"\\\n]|\\.)*"(?=\s*:)|"(?:[^"\\\n]|\\.)*"|`(?:[^`\\]|\\.)*`')
+    plain = re.sub(r"\([^()]*\)", "", quoted.sub("", text))  # neither texts nor arguments
+    names = Counter(re.findall(r"(\w+):", plain))
+    return names, [found for found in quoted.findall(text) if len(found) > 6]
+
+
+def test_every_language_says_everything():
+    names, texts = zip(*(said(code) for code in LANGUAGES), strict=True)
+    assert [dict(names[0] - other) for other in names[1:]] == [{"English": 1}] * 2  # its own first line
+    chinese = [text for text in texts[2] if re.search(r"[\u4e00-\u9fff]", text)]
+    assert len(chinese) > 0.8 * len(texts[2])  # the rest are names: LoRA, TOML, Ctrl + K
+    alike = set(texts[0]) & set(texts[1])
+    assert len(alike) < 0.25 * len(set(texts[0]))

@@ -22,6 +22,7 @@ from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.request import GenerationRequest
 from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.local import LocalService
+from mezzotint.techniques.table import TECHNIQUES
 
 COMMON = {
     "prompt": "a red apple", "seed": 3, "num_inference_steps": 2, "guidance_scale": 3.0,
@@ -225,3 +226,58 @@ def test_tiles_and_subseeds_in_a1111s_words(door):
     expected = ours(door, tiling=True, variation={"seed": 8, "strength": 0.5})
     found = theirs(door, "txt2img", tiling=True, subseed=8, subseed_strength=0.5)
     assert np.array_equal(found, expected)
+
+
+PHOTO, DISC = png(photo()).to_base64(), png(disc()).to_base64()
+RESTORED = {
+    "image": {"image": PHOTO, "strength": 0.6},
+    "mask": {"image": PHOTO, "mask": DISC, "strength": 0.8, "inpaint": {"blur": 2, "fill": "noise"}},
+    "outpaint": {"image": PHOTO, "width": None, "height": None, "outpaint": {"left": 16}},
+    "regions": {
+        "regions": [
+            {"prompt": "sky", "box": [0, 0, 1, 0.5], "weight": 2},
+            {"prompt": "sea", "negative_prompt": "boat", "mask": DISC, "feather": 0.1},
+        ]
+    },
+    "ensemble": {"ensemble": [{"model": "plate"}, {"model": "plate-quick", "weight": 0.5}]},
+    "walk": {"walk": {"to": "a leaf", "frames": 2, "mode": "both", "to_seed": 2**64 - 1}},
+    "hires": {"hires": {"scale": 1.5, "strength": 0.5, "upscaler": "lanczos"}},
+    "variation": {"variation": {"seed": 8, "strength": 0.5}},
+    "tiling": {"tiling": True},
+    "upscale": {"upscale": {"factor": 2}},
+    "several": {"num_images": 2, "seed": "18446744073709551615"},
+    "curve": {"guidance_scale": {"schedule": "interval", "start": 6, "from": 0.2, "until": 0.8}},
+    "gates": {"gates": {"quality": {"threshold": 1}, "max_attempts": 2}},
+    "dialect": {"prompt": "a (red:1.3) [apple:pear:0.5]", "prompt_dialect": "a1111"},
+    "output": {"output": {"format": "webp", "quality": 70}, "negative_prompt": "fog"},
+    "tier": {"reproducibility": "stable", "sigma_schedule": "karras", "priority": -1},
+    "latent": {
+        "model": "plate-gan", "prompt": None, "num_inference_steps": None, "scheduler": None,
+        "guidance_scale": None, "latent": {"class_label": 3, "truncation": 0.7},
+    },
+}  # fmt: skip
+"""Requests whose pictures are dropped on the page: their settings come back as they were."""
+NEED_FILES = {"image_references", "controls", "loras", "image_prompts", "embeddings"}
+
+
+def test_every_technique_is_dropped():
+    assert {t.field for t in TECHNIQUES} == (RESTORED.keys() | NEED_FILES) & {
+        t.field for t in TECHNIQUES
+    }
+
+
+@pytest.mark.parametrize("name", RESTORED)
+def test_what_a_picture_says_of_itself_draws_its_bytes_again(door, name):
+    asked = {n: v for n, v in (COMMON | RESTORED[name]).items() if v is not None}
+    made = door.http.post("/v1/generations", json=asked)
+    assert made.status_code == 200, made.text
+    for image in made.json()["images"]:
+        data = base64.b64decode(image["b64"])
+        kind = {"content-type": "application/octet-stream"}
+        said = door.http.post("/v1/inspect", content=data, headers=kind).json()
+        assert said["not_honoured"] == []
+        again = door.http.post(
+            "/v1/generations", json=said["request"], headers={"cache-control": "no-cache"}
+        )
+        assert again.status_code == 200, again.text
+        assert data in [base64.b64decode(i["b64"]) for i in again.json()["images"]]

@@ -1,5 +1,6 @@
 """The rooms of the web page beside Create: gallery, laboratory, server, commands, languages."""
 
+import io
 import json
 import math
 import time
@@ -8,8 +9,9 @@ import zipfile
 import httpx
 import pytest
 import sqlalchemy as sa
+from PIL import Image, PngImagePlugin
 from tests.browser import CHROMIUM, Page, open_page
-from tests.pages import DONE, READY, kept_request, picture
+from tests.pages import DONE, READY, drop, kept_request, picture
 from tests.serving import RunningServer, running_server
 
 from mezzotint.service.jobs.results import ResultFiles
@@ -215,6 +217,21 @@ def test_the_server_room_measures_lists_answers_and_changes_models(page, server)
     page.wait("document.querySelector('#clients tbody tr')?.textContent.includes('address:')")
 
 
+def test_a_model_is_unloaded_and_loaded_by_hand(page, server):
+    page.run("location.hash = '#operate'")
+    card = "[data-model='plate-gan']"
+    page.click(f"{card} [data-memory=unload]")
+    page.wait(f'document.querySelector("{card} [data-memory=load]")')
+    assert "loaded when first asked for" in page.text(f"{card} .ready")
+    ready = {
+        m["name"]: m["ready"] for m in httpx.get(f"{server.url}/v1/capabilities").json()["models"]
+    }
+    assert ready["plate-gan"] is False
+    page.click(f"{card} [data-memory=load]")
+    page.wait(f'document.querySelector("{card} [data-memory=unload]")')
+    assert page.text(f"{card} .ready") == "loaded"
+
+
 def test_everything_is_a_command_and_found_by_some_of_its_letters(page):
     page.press("k", ctrl=True)
     page.wait("document.querySelector('#palette[open]')")
@@ -338,3 +355,36 @@ def test_a_gallery_of_five_thousand_scrolls_and_searches_at_once(tmp_path):
         assert took < 100
         expected = sum(1 for k in range(5000) if k % 7 == 3 and "49" in str(k))
         assert page.text("#count").startswith(f"{expected} of 5000")
+
+
+EVIL = "<img src=x onerror='window.over=1'><script>window.over=1</script>"
+
+
+def test_hostile_words_are_shown_as_words(page, server):
+    page.run("delete window.over")
+    make(page, EVIL.replace("'", ""), 71)  # as a prompt, in picture, title, tile and search
+    text = PngImagePlugin.PngInfo()
+    text.add_text("parameters", f"{EVIL}\nSteps: 7, Sampler: {EVIL}, Seed: 5, Model: {EVIL}")
+    stream = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(stream, "PNG", pnginfo=text)
+    drop(page, stream.getvalue(), f"{EVIL}.png")
+    page.wait(f"document.getElementById('prompt').value === {json.dumps(EVIL)}")
+    page.run("location.hash = '#gallery'")
+    page.wait("document.getElementById('search')")
+    page.type("search", "onerror")
+    page.click(".tile")
+    page.wait("document.querySelector('dialog[open]')?.textContent.includes('onerror')")
+    close(page)
+    page.click("#select")
+    page.click(".tile")
+    page.type("to-board", EVIL)
+    page.wait(
+        "[...document.querySelectorAll('#board option')].some((o) => o.value.includes('onerror'))"
+    )
+    page.click("#select")
+    page.type("search", "")
+    for name in ("create", "sheet", "operate"):
+        page.run(f"location.hash = '#{name}'")
+        time.sleep(0.2)
+    assert page.run("window.over ?? null") is None
+    assert page.run("document.querySelectorAll('img[src=x], script:not([src])').length") == 0

@@ -1,12 +1,12 @@
 // Everything made: searched, marked, selected, compared, fetched, deleted.
 import { computed, signal } from "@preact/signals";
-import { useEffect } from "preact/hooks";
+import { useEffect, useRef } from "preact/hooks";
 
 import { call, type PictureEntry } from "./api";
 import { openDetail } from "./detail";
 import { boards, entries, filters, type Filters, found, idOf, isLoaded, isLoading, load, mark, modelsMade, NO_FILTERS, urlOf } from "./gallery/collection";
 import { Compare, comparing } from "./gallery/compare";
-import { VirtualGrid } from "./gallery/virtual";
+import { isHurried, VirtualGrid } from "./gallery/virtual";
 import { Icon } from "./icons";
 import { Picture, small } from "./image";
 import { remove } from "./jobs";
@@ -163,6 +163,8 @@ function Tile({ entry, index }: { entry: PictureEntry; index: number }) {
   const isChosen = selected.value.has(idOf(entry));
   const { star, rating } = entry.marks;
   const alt = words.stage.alt(text, entry.seed);
+  const isSeen = useRef(false);
+  isSeen.current ||= !isHurried.value;
   return (
     <>
       <button
@@ -171,7 +173,7 @@ function Tile({ entry, index }: { entry: PictureEntry; index: number }) {
       >
         {entry.format === "mp4"
           ? <span class="blank film"><Icon name="play" full /></span>
-          : <Picture path={entry.frames > 1 ? urlOf(entry) : small(urlOf(entry))} alt="" />}
+          : isSeen.current ? <Picture path={entry.frames > 1 ? urlOf(entry) : small(urlOf(entry))} alt="" /> : <span class="blank" />}
       </button>
       {rating ? <span class="rating" aria-label={words.gallery.rated(rating)} role="img">{"★".repeat(rating)}</span> : null}
       <button

@@ -127,6 +127,14 @@ function Card({ about }: { about: Model }) {
     }
   };
   const path = `/v1/operations/models/${encodeURIComponent(about.name)}/${encodeURIComponent(about.version)}`;
+  const [isBusy, setBusy] = useState(false);
+  const move = async () => { // into memory or out of it
+    setBusy(true);
+    const [verb, said] = about.ready ? ["unload", words.operate.isUnloaded] : ["load", words.operate.isLoaded];
+    const full = encodeURIComponent(`${about.name}@${about.version}`);
+    await change(() => call(`/v1/operations/models/${full}/${verb}`, { method: "POST" }), said(about.name));
+    setBusy(false);
+  };
   return (
     <li class="model" data-model={about.name}>
       <Sample about={about} name={about.name} />
@@ -138,6 +146,11 @@ function Card({ about }: { about: Model }) {
         <p class="ready"><span class={`dot ${about.ready ? "ready" : ""}`} aria-hidden="true" />{about.ready ? words.operate.loaded : words.operate.unloaded}</p>
         <div class="actions">
           {about.family === "handler" ? null : <button type="button" onClick={use}>{words.operate.use}</button>}
+          {mayOperate.value && about.family !== "handler" ? (
+            <button type="button" data-memory={about.ready ? "unload" : "load"} disabled={isBusy} title={about.ready ? words.operate.unloadHint : words.operate.loadHint} onClick={() => void move()}>
+              {isBusy ? words.loading : about.ready ? words.operate.unload : words.operate.load}
+            </button>
+          ) : null}
           {mayOperate.value && !about.default ? (
             <button type="button" onClick={() => void change(() => call(`${path}/default`, { method: "PUT" }), words.operate.madeDefault(about.name, about.version))}>{words.operate.makeDefault}</button>
           ) : null}

@@ -256,6 +256,11 @@ class Plan:
         )
 
     @property
+    def models(self) -> frozenset[str]:
+        """Digests of the models that draw it."""
+        return frozenset({self.model_digest, *(m.digest for m in self.techniques.ensemble)})
+
+    @property
     def is_alone(self) -> bool:
         """Whether a pipeline that runs whole takes its steps: one picture at a time."""
         return bool(self.rows) and not self.scheduler

@@ -131,6 +131,7 @@ TABLE: Mapping[type[Exception], tuple[int, str]] = {
     errors.QueueFull: (429, "queue_full"),
     errors.OutOfMemory: (503, "out_of_memory"),
     errors.NotReady: (503, "not_ready"),
+    errors.InUse: (409, "in_use"),
     errors.Cancelled: (499, "cancelled"),
     errors.DeadlineExceeded: (504, "deadline_exceeded"),
     errors.WorkFailed: (500, "work_failed"),

@@ -14,7 +14,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from mezzotint.errors import DeadlineExceeded, ModelNotAllowed, NotReady
+from mezzotint.errors import DeadlineExceeded, InUse, ModelNotAllowed, NotReady
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.serve.auth import Caller, Meter, SharedMeter
 from mezzotint.serve.config import ServeConfig, is_loopback
@@ -94,6 +94,21 @@ class Front:
         if change == self._model_changes:
             self._models, self._models_s = models, now
         return models
+
+    async def free_models(self) -> list[str]:
+        """Let every model go from memory that nobody uses; say of each other why it stays.
+
+        For doors whose clients ask for memory and name no model.
+        """
+        kept: list[str] = []
+        for model in await self.service.models():
+            if model["ready"] and model["family"] != "handler":
+                try:
+                    await self.service.unload(f"{model['name']}@{model['version']}")
+                except InUse as error:
+                    kept.append(str(error))
+        self.forget_models()
+        return kept
 
     def forget_models(self) -> None:
         """Ask for the list of models anew: it was changed."""

@@ -155,6 +155,35 @@ class ModelManager(Protocol):
         """
         ...
 
+    async def load(self, name: str) -> Mapping[str, Any]:
+        """Bring a model into memory, ready to draw; the model as :meth:`models` lists it then.
+
+        Args:
+            name: Name, or ``name@version``.
+
+        Raises:
+            UnknownName: If there is no such model or version.
+            ModelNotAllowed: If it is handler code, whose process its first request starts.
+            ModelError: If it cannot be loaded.
+        """
+        ...
+
+    async def unload(self, name: str) -> Mapping[str, Any]:
+        """Let a model's weights go from memory; the model as :meth:`models` lists it then.
+
+        It stays in the list, and is loaded again when it is next asked for. One that is not
+        in memory is no error.
+
+        Args:
+            name: Name, or ``name@version``.
+
+        Raises:
+            UnknownName: If there is no such model or version.
+            ModelNotAllowed: If it is handler code.
+            InUse: If pictures wait for it or are made with it.
+        """
+        ...
+
 
 class PictureTools(Protocol):
     """What doors need done to encoded pictures; doors themselves decode nothing.

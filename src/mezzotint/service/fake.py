@@ -21,6 +21,7 @@ from typing import Any
 from mezzotint import errors
 from mezzotint.errors import (
     ImageError,
+    InUse,
     InvalidRequest,
     NotReady,
     QueueFull,
@@ -33,7 +34,7 @@ from mezzotint.schedulers import DIFFUSERS, NATIVE, SIGMA_SCHEDULES
 from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.endings import ENDINGS, follow
 from mezzotint.service.fake_pictures import draw, read_colour, read_png_text, read_size
-from mezzotint.service.fake_plans import describe_plan
+from mezzotint.service.fake_plans import describe_model, describe_plan
 from mezzotint.techniques.table import ADAPTERS
 from mezzotint.types import (
     MAX_SEED,
@@ -157,6 +158,7 @@ class FakeService:
         self._check(request)
         if self.config.crash_planning and request.prompt == self.config.crash_planning:
             os.kill(os.getpid(), signal.SIGKILL)
+        self._set_ready(request.model, True)
         self.requests.append(request)
         if request.seed is None:
             request = replace(request, seed=secrets.randbits(32))
@@ -269,6 +271,23 @@ class FakeService:
         self._known(name, version)
         self._defaults[name] = version
 
+    async def load(self, name: str) -> Mapping[str, Any]:
+        """Say that a model is in memory."""
+        return self._set_ready(name, True)
+
+    async def unload(self, name: str) -> Mapping[str, Any]:
+        """Say that a model is not in memory, unless anything is under way."""
+        if self._running:
+            raise InUse(f"model {name} is in use by {len(self._running)} pictures")
+        return self._set_ready(name, False)
+
+    def _set_ready(self, name: str, ready: bool) -> dict[str, Any]:
+        name, _, version = name.partition("@")
+        version = version or self._defaults.get(name, "")
+        self._known(name, version, field="model")
+        self._models[name, version]["ready"] = ready
+        return self._describe(name, version)
+
     async def handle(
         self, model: str, rows: Sequence[Mapping[str, Any]]
     ) -> tuple[HandlerAnswer, ...]:
@@ -370,31 +389,8 @@ class FakeService:
             raise UnknownName("version", version, known, field=field)
 
     def _describe(self, name: str, version: str) -> dict[str, Any]:
-        model = self._models[name, version]
-        side = 64 if model["family"] == "gan" else 128
-        return {
-            "name": name,
-            "version": version,
-            "default": self._defaults[name] == version,
-            "digest": hashlib.sha256(f"{name}@{version}".encode()).hexdigest(),
-            "family": model["family"],
-            "ready": True,
-            "path": model.get("path", ""),
-            "licence": "Apache-2.0",
-            "takes_prompt": model["takes_prompt"],
-            "size_multiple": 8,
-            "min_size_px": 8,
-            "max_size_px": model["max_size_px"],
-            "defaults": {
-                "width": side,
-                "height": side,
-                "num_inference_steps": 0 if model["family"] == "gan" else 4,
-                "guidance_scale": 5.0,
-                "scheduler": "euler",
-                "sigma_schedule": None,
-            },
-            "limits": [],
-        }
+        model, is_default = self._models[name, version], self._defaults[name] == version
+        return describe_model(model, name=name, version=version, is_default=is_default)
 
     def _plan(self, request: GenerationRequest) -> dict[str, Any]:
         defaults = self._describe(request.model.partition("@")[0], "1.0")["defaults"]

@@ -19,6 +19,7 @@ from mezzotint.engine.execution.filling import Filler
 from mezzotint.engine.learning import Learner
 from mezzotint.engine.progress import CallProgress
 from mezzotint.engine.step_engine import StepEngine
+from mezzotint.errors import InUse
 from mezzotint.models.base import Model
 from mezzotint.observe import metrics
 from mezzotint.plain import read
@@ -385,6 +386,36 @@ class LocalService:
     async def set_default(self, name: str, version: str) -> None:
         """Make the bare ``name`` mean this version."""
         await asyncio.to_thread(self._registration.set_default, name, version)
+
+    async def load(self, name: str) -> Mapping[str, Any]:
+        """Bring a model into memory, ready to draw."""
+        small = await asyncio.to_thread(self._warm_up.plan, name)
+        loaded: Future[None] = Future()
+        loaded.set_running_or_notify_cancel()  # who stops waiting does not stop the loading
+
+        def hear(error: Exception | None) -> None:
+            loaded.set_exception(error) if error is not None else loaded.set_result(None)
+
+        self._loader.start(small, hear)
+        await asyncio.wrap_future(loaded)
+        return await asyncio.to_thread(self.provider.store.describe, name)
+
+    async def unload(self, name: str) -> Mapping[str, Any]:
+        """Let a model's weights go from memory."""
+        return await asyncio.to_thread(self._unload, name)
+
+    def _unload(self, name: str) -> Mapping[str, Any]:
+        if self.provider.is_loaded(name):
+            count = self._dispatcher.num_using(self.provider.spec(name).digest)
+            if count:
+                raise InUse(
+                    f"model {name} is in use by {count} pictures, made or waiting: unload it when "
+                    "they are done or cancelled"
+                )
+            self.provider.unload(name)
+        elif self.provider.is_code(name):
+            self.provider.spec(name)  # which says why there are no weights
+        return self.provider.store.describe(name)
 
     async def inspect(self, data: bytes, *, client: str = "") -> Mapping[str, Any]:
         """Read the recipe inside a picture."""

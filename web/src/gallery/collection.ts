@@ -48,6 +48,7 @@ export async function load(): Promise<void> {
       after = page.next;
     }
     isLoaded.value = true;
+    setTimeout(() => entries.peek().forEach(textOf)); // so that the first letter of a search need not
   } catch (error) {
     if (error instanceof Refused) notice("bad", error.message);
   } finally {

@@ -1,9 +1,15 @@
 // A grid of any length: only the rows in sight are in the document.
+import { signal } from "@preact/signals";
 import type { ComponentChild } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 
 const GAP = 8;
 const MORE_ROWS = 3; // above and below the window
+const HURRY = 0.75; // of the window's height from one frame to the next
+const STILL_MS = 100;
+
+/** Whether rows fly past: what only comes into sight on the way need not be fetched. */
+export const isHurried = signal(false);
 
 interface Props<T> {
   items: readonly T[];
@@ -32,9 +38,17 @@ export function VirtualGrid<T>({ items, least, keyOf, label, draw }: Props<T>) {
 
   useEffect(() => {
     let asked = 0;
+    let still = 0;
+    let before = box.current?.getBoundingClientRect().top ?? 0;
     const look = () => {
       asked = 0;
       const top = box.current?.getBoundingClientRect().top ?? 0;
+      if (Math.abs(top - before) > HURRY * innerHeight) {
+        isHurried.value = true;
+        clearTimeout(still);
+        still = setTimeout(() => { isHurried.value = false; }, STILL_MS);
+      }
+      before = top;
       const first = Math.max(0, Math.floor(-top / pitch) - MORE_ROWS);
       const last = Math.min(rows, Math.ceil((innerHeight - top) / pitch) + MORE_ROWS);
       setSeen((was) => (was[0] === first && was[1] === last ? was : [first, last]));
@@ -45,6 +59,8 @@ export function VirtualGrid<T>({ items, least, keyOf, label, draw }: Props<T>) {
     addEventListener("resize", soon);
     return () => {
       cancelAnimationFrame(asked);
+      clearTimeout(still);
+      isHurried.value = false;
       removeEventListener("scroll", soon);
       removeEventListener("resize", soon);
     };

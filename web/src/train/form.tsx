@@ -1,9 +1,10 @@
 // A new run: a form for the usual ones, the trainer's own text for the rest.
 import { useEffect, useState } from "preact/hooks";
 
-import { ask, call, Refused, type Run, send } from "../api";
+import { ask, Refused, type Run, send } from "../api";
 import { models } from "../state";
 import { words } from "../words";
+import { choose as addTo, type Chosen, ChosenPictures, KeptPictures, upload } from "./captions";
 import { lookAtRuns } from "./runs";
 import { asToml, type Form, fresh, type Kind, KINDS } from "./toml";
 
@@ -11,7 +12,6 @@ interface DataSet { name: string; path: string; pictures: number; captions: numb
 interface DataSets { folder: string; datasets: DataSet[] }
 
 const OWN_PATH = "/"; // in the list: a path that is typed
-const AT_ONCE = 4;
 
 /** Names that are free: lora-1, lora-2 ... */
 export function freeName(kind: Kind, taken: string[]): string {
@@ -21,35 +21,12 @@ export function freeName(kind: Kind, taken: string[]): string {
   }
 }
 
-/** Send the chosen files into a data set; a caption goes beside each picture that has none. */
-async function upload(set: string, files: File[], caption: string, told: (done: number) => void): Promise<void> {
-  const stem = (name: string) => name.replace(/\.[^.]*$/, "");
-  const end = (name: string) => name.slice(name.lastIndexOf(".") + 1).toLowerCase();
-  const numbers = new Map([...new Set(files.map((f) => stem(f.name)))].map((name, k) => [name, String(k + 1).padStart(4, "0")]));
-  const captioned = new Set(files.filter((f) => end(f.name) === "txt").map((f) => stem(f.name)));
-  const parts: [string, Blob][] = files.map((f) => [`${numbers.get(stem(f.name))}.${end(f.name)}`, f]);
-  if (caption.trim()) {
-    for (const [name, number] of numbers) if (!captioned.has(name)) parts.push([`${number}.txt`, new Blob([caption.trim()])]);
-  }
-  let done = 0;
-  const next = async (): Promise<void> => {
-    for (let part = parts.pop(); part; part = parts.pop()) {
-      const [file, body] = part;
-      await call(`/v1/datasets/${encodeURIComponent(set)}/${file}`, { method: "PUT", body, headers: { "Content-Type": "application/octet-stream" } });
-      done += 1;
-      told(done);
-    }
-  };
-  const all = parts.length;
-  await Promise.all(Array.from({ length: Math.min(AT_ONCE, all) }, next));
-}
-
 export function NewRun({ taken, like, onStarted, onClose }: { taken: string[]; like: string; onStarted: (name: string) => void; onClose: () => void }) {
   const [form, setForm] = useState<Form>(() => (like
     ? { ...fresh("diffusion", freeName("text", taken)), kind: "text", text: like }
     : fresh("lora", freeName("lora", taken), Number(models.value.find((m) => m.name === "plate")?.defaults.width) || undefined)));
   const [sets, setSets] = useState<DataSets>({ folder: "", datasets: [] });
-  const [files, setFiles] = useState<File[]>([]);
+  const [files, setFiles] = useState<Chosen[]>([]);
   const [path, setPath] = useState("");
   const [busy, setBusy] = useState("");
   const [wrong, setWrong] = useState<{ field: string; text: string } | null>(null);
@@ -60,10 +37,11 @@ export function NewRun({ taken, like, onStarted, onClose }: { taken: string[]; l
   const where = form.data === OWN_PATH ? path : form.data || `${sets.folder}/${form.name}`;
   const toml = asToml(form, where);
   const isText = form.kind === "text";
+  const kept = sets.datasets.find((s) => s.path === form.data);
   const needsFiles = !isText && form.data === "" && files.length === 0;
   const take = (list: FileList | null | undefined) => {
     const wanted = [...(list ?? [])].filter((f) => /\.(png|jpe?g|webp|bmp|txt)$/i.test(f.name));
-    if (wanted.length) { setFiles((old) => [...old, ...wanted]); put({ data: "" }); }
+    if (wanted.length) { void addTo(files, wanted).then(setFiles); put({ data: "" }); }
   };
   const choose = (kind: Kind) => {
     const named = taken.includes(form.name) || /^(lora|diffusion|gan|run)-\d+$/.test(form.name) ? freeName(kind, taken) : form.name;
@@ -137,12 +115,13 @@ export function NewRun({ taken, like, onStarted, onClose }: { taken: string[]; l
               onDragOver={(e) => { e.preventDefault(); e.stopPropagation(); }}
               onDrop={(e) => { e.preventDefault(); e.stopPropagation(); document.body.classList.remove("dropping"); take(e.dataTransfer?.files); }}
             >
-              <Thumbs files={files} />
+              {files.length ? <ChosenPictures chosen={files} isCaptioned={form.kind === "lora"} common={form.caption} onChange={setFiles} /> : null}
               <label class="button" for="run-files">{words.train.choose}</label>
               <input id="run-files" class="offscreen" type="file" multiple accept="image/*,.txt" onChange={(e) => take(e.currentTarget.files)} />
               {files.length ? <button type="button" class="quiet" onClick={() => setFiles([])}>{words.form.unset}</button> : <span class="hint">{words.train.dropHere}</span>}
             </div>
           ) : null}
+          {form.kind === "lora" && kept ? <KeptPictures set={kept.name} /> : null}
           {form.kind === "lora" && form.data === "" ? (
             <div class="field">
               <label for="run-caption">{words.train.fields.caption}</label>
@@ -174,14 +153,4 @@ export function NewRun({ taken, like, onStarted, onClose }: { taken: string[]; l
       </div>
     </form>
   );
-}
-
-function Thumbs({ files }: { files: File[] }) {
-  const [shown, setShown] = useState<string[]>([]);
-  useEffect(() => {
-    const made = files.filter((f) => !f.name.endsWith(".txt")).slice(0, 12).map((f) => URL.createObjectURL(f));
-    setShown(made);
-    return () => made.forEach((url) => URL.revokeObjectURL(url));
-  }, [files]);
-  return shown.length ? <span class="thumbs">{shown.map((url) => <img key={url} src={url} alt="" />)}</span> : null;
 }

@@ -27,6 +27,7 @@ from mezzotint.errors import (
     WeightsError,
 )
 from mezzotint.files import expanded, is_there, write_atomically
+from mezzotint.models.backends.mapped import return_memory
 from mezzotint.models.cards import (
     Card,
     describe_spec,
@@ -464,6 +465,23 @@ class ModelStore:
     def is_loaded(self, name: str) -> bool:
         """Tell whether a model is in memory."""
         return self._residency.has(name_in_memory(self.entry(name)))
+
+    def unload(self, name: str) -> None:
+        """Let a model go from memory; it is loaded again when it is next asked for.
+
+        Who uses it keeps it until they are done.
+
+        Raises:
+            MezzotintError: As :meth:`entry`.
+        """
+        entry = self.entry(name)
+        known = self._residency.find((name_in_memory(entry), self.config.placement), entry)
+        if known is not None:  # so that a list of models need not load it again
+            key = spec_key(entry, self.config.placement)
+            remember_spec(self._facts, key, known.spec)
+        del known
+        self._residency.drop(name_in_memory(entry))
+        return_memory()
 
     def loaded_sizes(self) -> dict[str, int]:
         """Return the bytes of each model's weights in memory, by its full name."""

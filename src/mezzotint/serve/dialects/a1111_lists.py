@@ -88,17 +88,19 @@ def _kept(front: Front) -> "OrderedDict[str, dict[str, Any]]":
 
 async def get_options(front: Front, http: Request) -> Response:
     """Show the options."""
+    return json_response(await _with_checkpoint(front, http))
+
+
+async def _with_checkpoint(front: Front, http: Request) -> dict[str, Any]:
+    """Return the caller's options, with a checkpoint where there is any model."""
     values = options(front, http)
     if not values["sd_model_checkpoint"]:
         models = [m for m in await front.service.models() if m["default"]]
         first = next((m for m in models if m["takes_prompt"]), models[0] if models else None)
         if first is not None:
-            shown = {
-                "sd_model_checkpoint": model_title(first),
-                "sd_checkpoint_hash": first["digest"],
-            }
-            return json_response({**values, **shown})
-    return json_response(values)
+            values["sd_model_checkpoint"] = model_title(first)
+            values["sd_checkpoint_hash"] = first["digest"]
+    return values
 
 
 async def set_options(front: Front, http: Request) -> Response:
@@ -272,10 +274,22 @@ async def refresh(front: Front, http: Request) -> Response:
     return json_response(None)
 
 
-async def keep_checkpoint(front: Front, http: Request) -> Response:
-    """Take a wish to unload or load the checkpoint again, and say that nothing comes of it."""
-    warning = "which models stay in memory is the operator's to say: nothing was done"
-    return json_response({"warnings": [warning]})
+async def unload_checkpoint(front: Front, http: Request) -> Response:
+    """Let every model go from memory that nobody uses, for keys that manage."""
+    if not visit(http).caller.manages:
+        return json_response({"warnings": [_NOT_YOURS]})
+    return json_response({"warnings": await front.free_models()})
+
+
+async def reload_checkpoint(front: Front, http: Request) -> Response:
+    """Bring the chosen checkpoint into memory, for keys that manage."""
+    if not visit(http).caller.manages:
+        return json_response({"warnings": [_NOT_YOURS]})
+    title = (await _with_checkpoint(front, http))["sd_model_checkpoint"]
+    if title:  # else there is no model at all
+        await front.service.load(await find_checkpoint(front, title))
+        front.forget_models()
+    return json_response({"warnings": []})
 
 
 async def not_offered(front: Front, http: Request) -> Response:
@@ -295,6 +309,7 @@ async def sysinfo(front: Front, http: Request) -> Response:
     )
 
 
+_NOT_YOURS = "which models stay in memory is for keys that manage: nothing was done"
 _ELSEWHERE = {
     "create": "embeddings and LoRAs are trained by `mezzotint train`",
     "train": "training is `mezzotint train`",
@@ -350,14 +365,17 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         handler=controlnet_modules,
         summary="A1111: preprocessors of control pictures",
     ),
-    *(
-        Endpoint(
-            method="POST",
-            path=f"/sdapi/v1/{name}-checkpoint",
-            handler=keep_checkpoint,
-            summary=f"A1111: {name} the checkpoint: a wish that changes nothing",
-        )
-        for name in ("unload", "reload")
+    Endpoint(
+        method="POST",
+        path="/sdapi/v1/unload-checkpoint",
+        handler=unload_checkpoint,
+        summary="A1111: free the memory of models",
+    ),
+    Endpoint(
+        method="POST",
+        path="/sdapi/v1/reload-checkpoint",
+        handler=reload_checkpoint,
+        summary="A1111: bring the checkpoint into memory",
     ),
     *(
         Endpoint(

@@ -37,6 +37,7 @@ from mezzotint.serve.schema import ANY_OBJECT, PICTURE, request_schema
 from mezzotint.serve.site import (
     adapters,
     collection,
+    datasets,
     gallery,
     operations,
     pictures,
@@ -284,6 +285,7 @@ def _endpoints() -> tuple[Endpoint, ...]:
         endpoint("GET", "/v1/capabilities", capabilities, "Models, names and limits"),
         *adapters.ENDPOINTS,
         *collection.ENDPOINTS,
+        *datasets.ENDPOINTS,
         *gallery.ENDPOINTS,
         *operations.ENDPOINTS,
         *pictures.ENDPOINTS,

@@ -21,6 +21,7 @@ from mezzotint.serve import arrays
 from mezzotint.serve.browsers import refuse_drawing_by_get
 from mezzotint.serve.dialects import kserve, torchserve_workflows
 from mezzotint.serve.dialects import torchserve_handlers as handlers
+from mezzotint.serve.dialects.inference import repository
 from mezzotint.serve.dialects.torchserve_management import ENDPOINTS
 from mezzotint.serve.dialects.torchserve_models import find_model
 from mezzotint.serve.dialects.torchserve_requests import (
@@ -63,6 +64,7 @@ _TYPES: Mapping[str, tuple[int, str]] = {
     "body_too_slow": (408, "RequestTimeoutException"),
     "deadline_exceeded": (408, "RequestTimeoutException"),
     "conflict": (409, "ConflictStatusException"),
+    "in_use": (409, "ConflictStatusException"),
     "too_large": (413, "TooLongFrameException"),
     "too_many_requests": (429, "TooManyRequestsException"),
     "queue_full": (503, "ServiceUnavailableException"),
@@ -300,7 +302,7 @@ DIALECT = Dialect(
 OIP = Dialect(
     name="torchserve",
     pattern=re.compile(r"^/v2(/|$)"),
-    endpoints=kserve.V2_ENDPOINTS,
+    endpoints=(*kserve.V2_ENDPOINTS, *repository.ENDPOINTS),
     render=_render_v2,
 )
 """The open inference protocol: TorchServe's paths and errors, with the protocol's own ``error``."""

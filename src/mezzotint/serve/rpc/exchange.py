@@ -30,6 +30,7 @@ _BY_PROBLEM: Mapping[str, grpc.StatusCode] = {
     "out_of_memory": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "cancelled": grpc.StatusCode.CANCELLED,
     "work_failed": grpc.StatusCode.INTERNAL,
+    "in_use": grpc.StatusCode.FAILED_PRECONDITION,
 }
 """Problems whose status of HTTP, at the door of TorchServe, says less than their name."""
 _BY_STATUS: Mapping[int, grpc.StatusCode] = {

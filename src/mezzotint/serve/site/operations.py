@@ -6,6 +6,7 @@ reach. The list of answers is what the access log says, the newest of them, in m
 
 import re
 import socket
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -128,6 +129,34 @@ async def remove_model(front: Front, http: Request) -> Response:
     return json_response({"name": name, "version": version, "status": "removed"})
 
 
+async def load_model(front: Front, http: Request) -> Response:
+    """Bring a model into memory; the answer comes when it is ready to draw."""
+    return await _change_memory(front, http, front.service.load)
+
+
+async def unload_model(front: Front, http: Request) -> Response:
+    """Let a model's weights go from memory; it is loaded again when it is next asked for.
+
+    Raises:
+        InUse: If pictures wait for it or are made with it.
+    """
+    return await _change_memory(front, http, front.service.unload)
+
+
+async def _change_memory(
+    front: Front, http: Request, change: Callable[[str], Awaitable[Mapping[str, Any]]]
+) -> Response:
+    """Load or unload the model that the path names: one of the list, no path and no Hub id."""
+    name = http.path_params["name"]
+    known = {m["name"] for m in await front.recent_models()}
+    if name.partition("@")[0] not in known:
+        raise UnknownName("model", name[:200], known, field="name")
+    try:
+        return json_response(dict(await change(name)))
+    finally:
+        front.forget_models()
+
+
 async def set_default(front: Front, http: Request) -> Response:
     """Make the bare name of a model mean this version."""
     _check_changeable(front)
@@ -182,6 +211,13 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     _endpoint(
         "DELETE", "/v1/operations/models/{name}/{version}", remove_model, "Remove a model",
+    ),
+    _endpoint(
+        "POST", "/v1/operations/models/{name}/load", load_model, "Bring a model into memory",
+    ),
+    _endpoint(
+        "POST", "/v1/operations/models/{name}/unload", unload_model,
+        "Let a model go from memory",
     ),
     _endpoint(
         "PUT", "/v1/operations/models/{name}/{version}/default", set_default,

@@ -1,32 +1,26 @@
 """Training at the door: runs are started, stopped, resumed and used, and given pictures.
 
 What a run may read is up to whoever starts it, so all of this is off unless the operator
-has set ``serve.training``. Pictures that come from a browser lie in data sets beside the
-runs: folders of files, each sent by itself.
+has set ``serve.training``.
 """
 
 import asyncio
-import os
-import re
-from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from mezzotint.errors import InvalidField, InvalidRequest, NotReady
-from mezzotint.files import write_atomically
-from mezzotint.serve.errors import Conflict, MethodNotAllowed, NotFound, UnsupportedMedia
+from mezzotint.serve.errors import Conflict, MethodNotAllowed
 from mezzotint.serve.front import Front
 from mezzotint.serve.site.runs import RUN_NAME, describe_run, run_folder, runs_root
 from mezzotint.serve.wire import Body, Endpoint, json_response, read_json
 from mezzotint.service.training import MOST_TEXT, RunConflict, TrainingRuns
 
-__all__ = ["ENDPOINTS", "trainings"]
+__all__ = ["DATASETS", "ENDPOINTS", "do", "trainings"]
 
 DATASETS = "datasets"
-_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.(?:png|jpe?g|webp|bmp|txt)", re.ASCII)
-_MOST_FILES = 20_000
+"""The folder of data sets, beside the runs."""
 
 
 def trainings(front: Front) -> TrainingRuns:
@@ -69,7 +63,7 @@ async def start_run(front: Front, http: Request) -> Response:
             field="config",
         )
     beside = _beside(body)
-    await _do(lambda: runs.create(name, text, beside=beside))
+    await do(lambda: runs.create(name, text, beside=beside))
     folder = runs.folder / name
     return json_response(await asyncio.to_thread(describe_run, folder, runs), 201)
 
@@ -86,7 +80,7 @@ async def resume_run(front: Front, http: Request) -> Response:
     runs = trainings(front)
     folder = run_folder(runs.folder, http.path_params["name"])
     beside = _beside(await read_json(http, optional=True))
-    await _do(lambda: runs.resume(folder.name, beside=beside))
+    await do(lambda: runs.resume(folder.name, beside=beside))
     return json_response(await asyncio.to_thread(describe_run, folder, runs))
 
 
@@ -110,7 +104,7 @@ async def remove_run(front: Front, http: Request) -> Response:
     """
     runs = trainings(front)
     folder = run_folder(runs.folder, http.path_params["name"])
-    await _do(lambda: runs.remove(folder.name))
+    await do(lambda: runs.remove(folder.name))
     return json_response({"name": folder.name, "status": "removed"})
 
 
@@ -134,69 +128,7 @@ async def use_run(front: Front, http: Request) -> Response:
     return json_response(dict(model), 201)
 
 
-async def list_datasets(front: Front, http: Request) -> Response:
-    """List the data sets that came from browsers."""
-    root = trainings(front).folder / DATASETS
-    found = await asyncio.to_thread(_datasets, root)
-    return json_response({"folder": str(root), "datasets": found})
-
-
-async def put_file(front: Front, http: Request) -> Response:
-    """Keep one picture, or the caption beside one, in a data set.
-
-    Raises:
-        MethodNotAllowed: If runs cannot be started on this server.
-        Conflict: If the data set is full.
-        UnsupportedMedia: If the file is neither a picture nor a text.
-    """
-    root = trainings(front).folder / DATASETS
-    name, file = http.path_params["name"], http.path_params["file"]
-    if not RUN_NAME.fullmatch(name):
-        raise NotFound(f"no data set can be called {name[:100]!r}")
-    if not _FILE.fullmatch(file):
-        raise UnsupportedMedia(
-            "a file of a data set is called like 0001.png (png, jpg, webp, bmp) or 0001.txt, "
-            f"got {file[:140]!r}"
-        )
-    data = await http.body()
-    if not data:
-        raise InvalidRequest("the file is empty", field="file")
-
-    def keep() -> int:
-        folder = root / name
-        if root.is_symlink() or folder.is_symlink():
-            raise NotFound(f"no data set can be called {name[:100]!r}")
-        folder.mkdir(parents=True, exist_ok=True)
-        count = len(os.listdir(folder))
-        if count >= _MOST_FILES:
-            raise Conflict(f"data set {name} is full: {_MOST_FILES} files", field="name")
-        write_atomically(folder / file, data)
-        return count
-
-    await _do(keep)
-    return json_response({"dataset": name, "file": file, "bytes": len(data)}, 201)
-
-
-def _datasets(root: Path) -> list[dict[str, Any]]:
-    """Describe each data set: its path, pictures and captions."""
-    found: list[dict[str, Any]] = []
-    for path in sorted(root.iterdir()) if root.is_dir() and not root.is_symlink() else ():
-        if not RUN_NAME.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
-            continue
-        files = [file for file in os.listdir(path) if _FILE.fullmatch(file)]
-        captions = sum(file.endswith(".txt") for file in files)
-        found.append(
-            {
-                "name": path.name,
-                "path": str(path),
-                "pictures": len(files) - captions,
-                "captions": captions,
-            }
-        )
-    return found
-
-
-async def _do(work: Any) -> None:
+async def do(work: Any) -> None:
     """Do work on files in a thread; what the disk or the system refuses is told.
 
     Raises:
@@ -250,9 +182,4 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     _endpoint("POST", "/v1/runs/{name}/stop", stop_run, "Stop a training run at a checkpoint"),
     _endpoint("DELETE", "/v1/runs/{name}", remove_run, "Delete a training run"),
     _endpoint("POST", "/v1/runs/{name}/use", use_run, "Make a run a model of this server"),
-    _endpoint("GET", "/v1/datasets", list_datasets, "List data sets for training runs"),
-    _endpoint(
-        "PUT", "/v1/datasets/{name}/{file}", put_file, "Keep a picture in a data set",
-        body=Body("DatasetFile", lambda _: {}, media="application/octet-stream"), status=201,
-    ),
 )  # fmt: skip

@@ -132,12 +132,17 @@ class Dispatcher:
     @property
     def num_held(self) -> int:
         """Images accepted and not ended; read from another thread."""
-        return self._lifecycle.num_held
+        return len(self._lifecycle.held)
+
+    def num_using(self, model_digest: str) -> int:
+        """Count the images accepted and not ended that a model draws; from any thread."""
+        return sum(model_digest in plan.models for plan in self._lifecycle.plans)
 
     @property
     def load(self) -> Load:
         """What the engine has before it; read from another thread."""
-        return self._lifecycle.load
+        held = self._lifecycle.held
+        return Load(images=len(held), seconds=held.seconds)
 
     def why_miss(self, plan: Plan, client: str = "") -> str:
         """Explain why a plan is not among the pictures kept for this client."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from mezzotint.engine.backlog import Backlog, Held, Load
+from mezzotint.engine.backlog import Backlog, Held
 from mezzotint.engine.cache import ResultCache
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.state import (
@@ -119,14 +119,14 @@ class Lifecycle:
         )
 
     @property
-    def num_held(self) -> int:
+    def held(self) -> Backlog:
         """Images accepted and not ended; read from another thread."""
-        return len(self._held)
+        return self._held
 
     @property
-    def load(self) -> Load:
-        """What the engine has before it; read from another thread."""
-        return Load(images=len(self._held), seconds=self._held.seconds)
+    def plans(self) -> tuple[Plan, ...]:
+        """What is held, and what is written just now; read from another thread."""
+        return tuple(self._plans.values())
 
     @property
     def is_idle(self) -> bool:

@@ -163,6 +163,20 @@ class ModelProvider:
         """Tell whether a model is in memory."""
         return name in self._extra or self.store.is_loaded(name)
 
+    def unload(self, name: str) -> None:
+        """Let a model go from memory.
+
+        Raises:
+            InvalidRequest: If it was handed over as an object, and was never loaded here.
+            MezzotintError: If there is none of that name.
+        """
+        if name in self._extra:
+            raise InvalidRequest(
+                f"model {name} was handed over as an object and stays as long as its service",
+                field="model",
+            )
+        self.store.unload(name)
+
     def names(self) -> tuple[str, ...]:
         """Return every name, sorted."""
         return tuple(sorted({*self._extra, *self.store.names()}))

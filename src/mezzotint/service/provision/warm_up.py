@@ -100,6 +100,15 @@ class WarmUp:
 
             self._draw(request, hear, f"warm-up {secrets.token_hex(4)}")
 
+    def plan(self, name: str) -> Plan:
+        """Return the plan of the small picture that a model is made ready with.
+
+        Raises:
+            MezzotintError: If there is no such model, or it takes no request.
+        """
+        spec = self._spec(name)
+        return self._resolve(_request(spec, steps=_STEPS), spec)
+
     def _calibrate(self, name: str) -> None:
         """Time a model's calls, in the device thread; then it is ready."""
         try:

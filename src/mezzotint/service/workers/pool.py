@@ -211,6 +211,34 @@ class Pool(RemoteCalls):
     async def _ask_at(self, worker: PoolWorker, method: str, **arguments: Any) -> Any:
         return await Question(worker.ledger, method, arguments).wait()
 
+    async def load(self, name: str) -> Mapping[str, Any]:
+        """Bring a model into the memory of every worker that serves it."""
+        return await self._tell_all("load", name)
+
+    async def unload(self, name: str) -> Mapping[str, Any]:
+        """Let a model's weights go from the memory of every worker; each that is idle does."""
+        return await self._tell_all("unload", name)
+
+    async def _tell_all(self, method: str, name: str) -> Mapping[str, Any]:
+        """Have a model loaded or unloaded everywhere; the first fault is raised in the end."""
+        self._check()
+        await self._any()  # there is one
+        group = self._group_of(name)
+        places = [p for n, p in self._router.places.items()
+                  if p.group == group and self._workers[n].is_ready]  # fmt: skip
+        if not places:
+            raise NotReady(f"no worker that serves {name} is ready")
+        asked = (self._ask_at(self._workers[p.name], method, name=name) for p in places)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        for place, answer in zip(places, answers, strict=True):
+            if not isinstance(answer, BaseException):
+                names = {name, answer["name"]} if answer["default"] else {name}
+                place.warm = place.warm | names if answer["ready"] else place.warm - names
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return answers[0]
+
     async def cancel(self, request_id: str) -> bool:
         """Cancel at the next step; False if there is no such running request."""
         for given in list(self._given.values()):

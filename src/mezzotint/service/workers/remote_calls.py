@@ -86,6 +86,14 @@ class RemoteCalls(ABC):
         """Make the bare name mean this version."""
         await self._change("set_default", name=name, version=version)
 
+    async def load(self, name: str) -> Mapping[str, Any]:
+        """Bring a model into memory."""
+        return await self._ask("load", name=name)
+
+    async def unload(self, name: str) -> Mapping[str, Any]:
+        """Let a model's weights go from memory."""
+        return await self._ask("unload", name=name)
+
     async def inspect(self, data: bytes, *, client: str = "") -> Mapping[str, Any]:
         """Read the recipe inside a picture."""
         return await self._ask("inspect", data=data, client=client)

@@ -163,6 +163,8 @@ class Responder:
             "register": service.register,
             "unregister": service.unregister,
             "set_default": service.set_default,
+            "load": service.load,
+            "unload": service.unload,
             "inspect": service.inspect,
             "preprocess": service.preprocess,
         }

@@ -7,6 +7,7 @@ import pytest
 from tests.serving import open_door
 
 import mezzotint
+from mezzotint.service.fake import FakeConfig
 
 MODELS = "/v1/operations/models"
 
@@ -87,3 +88,64 @@ def test_keys_that_do_not_manage_see_nothing_of_it(tmp_path, path):
         if path == "clients":
             clients = {c["name"]: c["scopes"] for c in answer.json()["clients"]}
             assert clients == {"ann": ["generate"], "bob": ["generate", "manage"]}
+
+
+def ready(door):
+    return {m["name"]: m["ready"] for m in door.http.get("/v1/capabilities").json()["models"]}
+
+
+def test_models_are_brought_into_memory_and_let_go(tmp_path):
+    with open_door(tmp_path) as door:
+        gone = door.http.post(f"{MODELS}/plate/unload")
+        assert (gone.status_code, gone.json()["ready"]) == (200, False)
+        assert door.http.post(f"{MODELS}/plate/unload").status_code == 200  # it is out already
+        assert ready(door) == {"plate": False, "plate-gan": True}
+        back = door.http.post(f"{MODELS}/plate@1.0/load")
+        assert (back.status_code, back.json()["ready"]) == (200, True)
+        assert ready(door)["plate"] is True
+        for name in ("nobody", "plate@9.9", "..", "."):
+            assert door.http.post(f"{MODELS}/{name}/load").status_code in {404, 405}, name
+
+
+def test_a_model_in_use_stays_in_memory(tmp_path):
+    with open_door(tmp_path, fake=FakeConfig(step_s=0.05)) as door:
+        job = door.http.post("/v1/jobs", json={"prompt": "a", "num_inference_steps": 40}).json()
+        while door.http.get(f"/v1/jobs/{job['id']}").json()["status"] != "running":
+            time.sleep(0.01)
+        refused = door.http.post(f"{MODELS}/plate/unload")
+        assert (refused.status_code, refused.json()["error"]) == (409, "InUse")
+        assert "in use" in refused.json()["detail"]
+        door.http.delete(f"/v1/jobs/{job['id']}")
+
+
+@pytest.mark.parametrize("verb", ["load", "unload"])
+def test_who_does_not_manage_moves_no_model(tmp_path, verb):
+    keys = tmp_path / "keys"
+    keys.write_text(f"{'a' * 24} ann generate\n")
+    keys.chmod(0o600)
+    with open_door(tmp_path / "jobs", api_keys=str(keys)) as door:
+        ann = {"authorization": f"Bearer {'a' * 24}"}
+        assert door.http.post(f"{MODELS}/plate/{verb}", headers=ann).status_code == 403
+        for path in ("unload-checkpoint", "reload-checkpoint"):
+            (warning,) = door.http.post(f"/sdapi/v1/{path}", headers=ann).json()["warnings"]
+            assert "manage" in warning
+        asked = {"unload_models": True}
+        assert door.http.post("/free", json=asked, headers=ann).status_code == 200
+        assert all(ready_for(door, ann).values())
+
+
+def ready_for(door, headers):
+    models = door.http.get("/v1/capabilities", headers=headers).json()["models"]
+    return {m["name"]: m["ready"] for m in models}
+
+
+def test_the_words_of_other_programs_for_it_do_it(tmp_path):
+    with open_door(tmp_path) as door:
+        assert door.http.post("/sdapi/v1/unload-checkpoint").json() == {"warnings": []}
+        assert not any(ready(door).values())
+        assert door.http.post("/sdapi/v1/reload-checkpoint").json() == {"warnings": []}
+        assert ready(door) == {"plate": True, "plate-gan": False}
+        assert door.http.post("/free", json={"unload_models": False}).status_code == 200
+        assert ready(door)["plate"] is True
+        assert door.http.post("/free", json={"unload_models": True}).status_code == 200
+        assert not any(ready(door).values())

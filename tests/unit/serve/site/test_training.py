@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.pages import picture
 from tests.serving import Door, open_door
 
 from mezzotint.errors import InvalidRequest
@@ -239,3 +240,41 @@ def test_where_the_operator_has_not_allowed_it_nothing_starts(tmp_path):
             answer = door.http.request(method, path, json={"name": "a", "config": "b = 1"})
             assert answer.status_code == 405, path
             assert "serve.training" in answer.json()["detail"]
+
+
+def test_captions_are_read_mended_and_taken_away(door, tmp_path):
+    red = picture("red")
+    for file, data in (("0001.png", red), ("0002.png", red), ("0001.txt", b" an apple\n")):
+        door.http.put(f"/v1/datasets/apples/{file}", content=data)
+    about = door.http.get("/v1/datasets/apples").json()
+    assert about["pictures"] == [
+        {"file": "0001.png", "caption": "an apple"}, {"file": "0002.png", "caption": ""},
+    ]  # fmt: skip
+    small = door.http.get("/v1/datasets/apples/0001.png/small")
+    assert (small.status_code, small.headers["content-type"]) == (200, "image/webp")
+    door.http.put("/v1/datasets/apples/0002.txt", content="zwölf".encode())
+    door.http.delete("/v1/datasets/apples/0001.txt")
+    captions = [p["caption"] for p in door.http.get("/v1/datasets/apples").json()["pictures"]]
+    assert captions == ["", "zwölf"]
+    assert door.http.delete("/v1/datasets/apples/0002.png").json()["status"] == "removed"
+    folder = tmp_path / "runs" / "datasets" / "apples"
+    assert [path.name for path in folder.iterdir()] == ["0001.png"]  # its caption went with it
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "pears", 404), ("GET", ".hidden", 404), ("GET", "apples/0001.png/small", 404),
+        ("DELETE", "apples/0001.png", 404), ("DELETE", "apples/a.py", 415),
+        ("GET", "apples/..%2fx.png/small", 404), ("GET", "linked", 404),
+        ("GET", "linked/a.png/small", 404), ("DELETE", "linked/a.png", 404),
+    ],
+)  # fmt: skip
+def test_nothing_else_of_a_data_set_is_read_or_removed(door, tmp_path, method, path, status):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "a.png").write_bytes(picture("red"))
+    root = tmp_path / "runs" / "datasets"
+    (root / "apples").mkdir(parents=True)
+    (root / "linked").symlink_to(tmp_path / "outside")
+    assert door.http.request(method, f"/v1/datasets/{path}").status_code == status
+    assert (tmp_path / "outside" / "a.png").is_file()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mezzotint.errors import InvalidRequest, MezzotintError
+from mezzotint.errors import InvalidRequest, MezzotintError, UnknownName
 from mezzotint.request import GenerationRequest
 from mezzotint.service.config import WorkerConfig
 from mezzotint.service.fake import FakeService
@@ -174,3 +174,19 @@ def test_cancel_finds_the_worker_metrics_name_it_and_equal_requests_meet():
 
 async def _queued(pool: WorkerPool, count: int) -> bool:
     return sum(len(worker.ledger) for worker in pool._supervisors) == count
+
+
+def test_models_are_loaded_and_unloaded_at_every_worker():
+    async def body(pool: WorkerPool) -> None:
+        assert (await pool.unload("plate"))["ready"] is False
+        for worker in pool._supervisors:
+            assert [m["ready"] for m in await worker.models()] == [False, True]
+        assert all("plate" not in place.warm for place in pool._router.places.values())
+        assert (await pool.load("plate"))["ready"] is True
+        for worker in pool._supervisors:
+            assert [m["ready"] for m in await worker.models()] == [True, True]
+        assert all("plate" in place.warm for place in pool._router.places.values())
+        with pytest.raises(UnknownName):
+            await pool.load("nobody")
+
+    using(body)

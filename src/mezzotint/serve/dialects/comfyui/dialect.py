@@ -365,8 +365,11 @@ async def show_folders(front: Front, http: Request) -> Response:
 
 
 async def free(front: Front, http: Request) -> Response:
-    """Take a wish to free memory; which models stay in it is the operator's to say."""
-    await read_json(http, optional=True)
+    """Let every model go from memory that nobody uses, for keys that manage."""
+    body = await read_json(http, optional=True)
+    is_meant = bool(body.get("unload_models") or body.get("free_memory"))
+    if is_meant and visit(http).caller.manages:
+        await front.free_models()
     return Response(status_code=200)
 
 
@@ -412,7 +415,7 @@ def _endpoints() -> tuple[Endpoint, ...]:
         endpoint("GET", "/extensions", no_extensions, "list the extensions of its page: none"),
         endpoint("GET", "/models", show_folders, "list the kinds of models"),
         endpoint("GET", "/models/{folder}", show_folders, "list the models of a kind"),
-        endpoint("POST", "/free", free, "take a wish to free memory", body=plain),
+        endpoint("POST", "/free", free, "free the memory of models", body=plain),
     )
 
 

@@ -168,3 +168,16 @@ def test_a_tensor_is_what_it_says(door, said, message):
     answer = infer(door, [{"name": "prompt", "data": ["a"], **said}])
     assert answer.status_code == 400
     assert re.search(message, answer.json()["error"]), answer.json()
+
+
+def test_the_client_loads_unloads_and_lists_models(client):
+    client.unload_model("plate-gan")
+    assert not client.is_model_ready("plate-gan")
+    states = {m["name"]: m["state"] for m in client.get_model_repository_index()}
+    assert states == {"plate": "READY", "plate-gan": "UNAVAILABLE"}
+    client.load_model("plate-gan")
+    assert client.is_model_ready("plate-gan")
+    with pytest.raises(triton.InferenceServerException, match="parameters"):
+        client.load_model("plate-gan", config="{}")
+    with pytest.raises(triton.InferenceServerException, match="nobody"):
+        client.load_model("nobody")
