@@ -408,9 +408,10 @@ class LocalService:
         if self.provider.is_loaded(name):
             count = self._dispatcher.num_using(self.provider.spec(name).digest)
             if count:
+                what = "a picture is" if count == 1 else f"{count} pictures are"
                 raise InUse(
-                    f"model {name} is in use by {count} pictures, made or waiting: unload it when "
-                    "they are done or cancelled"
+                    f"model {name} is in use: {what} made with it or waiting for it; unload it "
+                    "when that is done, or cancel it"
                 )
             self.provider.unload(name)
         elif self.provider.is_code(name):
