@@ -230,14 +230,16 @@ class Pool(RemoteCalls):
             raise NotReady(f"no worker that serves {name} is ready")
         asked = (self._ask_at(self._workers[p.name], method, name=name) for p in places)
         answers = await asyncio.gather(*asked, return_exceptions=True)
+        told: list[Mapping[str, Any]] = []
         for place, answer in zip(places, answers, strict=True):
             if not isinstance(answer, BaseException):
                 names = {name, answer["name"]} if answer["default"] else {name}
                 place.warm = place.warm | names if answer["ready"] else place.warm - names
+                told.append(answer)
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
-        return answers[0]
+        return told[0]
 
     async def cancel(self, request_id: str) -> bool:
         """Cancel at the next step; False if there is no such running request."""
