@@ -143,7 +143,9 @@ def said(code: str) -> tuple[Counter, list[str]]:
 
 def test_every_language_says_everything():
     names, texts = zip(*(said(code) for code in LANGUAGES), strict=True)
-    assert [dict(names[0] - other) for other in names[1:]] == [{"English": 1}] * 2  # its own first line
+    assert [dict(names[0] - other) for other in names[1:]] == [
+        {"English": 1}
+    ] * 2  # its own first line
     chinese = [text for text in texts[2] if re.search(r"[\u4e00-\u9fff]", text)]
     assert len(chinese) > 0.8 * len(texts[2])  # the rest are names: LoRA, TOML, Ctrl + K
     alike = set(texts[0]) & set(texts[1])
