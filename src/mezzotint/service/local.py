@@ -364,7 +364,7 @@ class LocalService:
 
     def _tell_memory(self) -> None:
         """Publish the weights in memory by model, those that went as 0, and the bounds."""
-        sizes = self.provider.store.loaded_sizes()
+        sizes = self.provider.store.residency.sizes()
         self._sizes = dict.fromkeys(self._sizes, 0) | sizes
         for name, size in self._sizes.items():
             metrics.set_to("mezzotint_memory_bytes", size, kind="weights", model=name)

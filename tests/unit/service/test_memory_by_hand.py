@@ -31,19 +31,19 @@ def test_a_model_is_loaded_drawn_with_unloaded_and_loaded_again(service):
     async def walk():
         loaded = await service.load("plate-gan")
         assert (loaded["name"], loaded["ready"]) == ("plate-gan", True)
-        assert store.loaded_sizes()["plate-gan@1.0"] > 1_000_000
+        assert store.residency.sizes()["plate-gan@1.0"] > 1_000_000
         with store.use("plate-gan") as model:
             watched = weakref.ref(model)
             del model
         first = await service.generate(GAN, request_id="1", use_cache=False)
         gone = await service.unload("plate-gan@1.0")
-        assert (gone["ready"], store.loaded_sizes()) == (False, {})
+        assert (gone["ready"], store.residency.sizes()) == (False, {})
         gc.collect()
         assert watched() is None  # nothing else holds its weights
         assert (await service.unload("plate-gan"))["ready"] is False  # no error the second time
         again = await service.generate(GAN, request_id="2", use_cache=False)
         assert again.images[0].data == first.images[0].data
-        assert list(store.loaded_sizes()) == ["plate-gan@1.0"]
+        assert list(store.residency.sizes()) == ["plate-gan@1.0"]
 
     asyncio.run(walk())
 

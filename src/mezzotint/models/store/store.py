@@ -27,7 +27,6 @@ from mezzotint.errors import (
     WeightsError,
 )
 from mezzotint.files import expanded, is_there, write_atomically
-from mezzotint.models.backends.mapped import return_memory
 from mezzotint.models.cards import (
     Card,
     describe_spec,
@@ -68,6 +67,8 @@ class ModelStore:
 
     Args:
         config: Where models are and what is allowed.
+
+    ``residency`` knows which are in memory.
     """
 
     def __init__(self, config: ModelsConfig | None = None) -> None:
@@ -75,7 +76,7 @@ class ModelStore:
         self._registered: dict[tuple[str, str], ModelEntry] = {}
         self._defaults: dict[str, str] = {}
         self._hidden: set[tuple[str, str]] = set()
-        self._residency = Residency(self.config.max_bytes)
+        self.residency = Residency(self.config.max_bytes)
         self._lock = threading.RLock()
         self._listed: dict[str, tuple[ModelEntry, ...]] = {}
         self._listed_until_s = 0.0
@@ -176,7 +177,7 @@ class ModelStore:
         shown = {entry.full_name: entry for entries in listed.values() for entry in entries}
         for entry in (entry for entries in self._listed.values() for entry in entries):
             if shown.get(entry.full_name) != entry:
-                self._residency.drop(entry.full_name)
+                self.residency.drop(entry.full_name)
 
     def look_again(self) -> None:
         """Forget what was listed: it has been changed."""
@@ -345,7 +346,7 @@ class ModelStore:
                 raise UnknownName("model", bare, self.names(), field="model")
             version = version or named
             entry = self.entry(f"{bare}@{version}" if version else bare)
-            self._residency.drop(entry.full_name)
+            self.residency.drop(entry.full_name)
             folder = self.config.models_path / entry.name / entry.version
             if self._registered.pop((entry.name, entry.version), None) is None:
                 if delete and folder.is_dir():
@@ -369,7 +370,7 @@ class ModelStore:
             self._defaults[name] = entry.version
             self.look_again()
             for other in [e.full_name for e in self.entries() if e.name == name]:
-                self._residency.drop(other)  # a spec's name says which version is the default
+                self.residency.drop(other)  # a spec's name says which version is the default
             if keep:
                 path = self.config.models_path / name / "default.txt"
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -397,7 +398,7 @@ class ModelStore:
         """
         entry = self.entry(name)
         placement = placement or self.config.placement
-        with self._residency.use(
+        with self.residency.use(
             (name_in_memory(entry), placement),
             lambda: self._load(entry, placement),
             source=entry,
@@ -445,7 +446,7 @@ class ModelStore:
     def spec(self, name: str) -> ModelSpec:
         """Return a model's spec; weights are read only when a network is first called."""
         entry = self.entry(name)
-        known = self._residency.find((name_in_memory(entry), self.config.placement), entry)
+        known = self.residency.find((name_in_memory(entry), self.config.placement), entry)
         if known is not None:
             return known.spec
         key = spec_key(entry, self.config.placement)
@@ -464,28 +465,7 @@ class ModelStore:
 
     def is_loaded(self, name: str) -> bool:
         """Tell whether a model is in memory."""
-        return self._residency.has(name_in_memory(self.entry(name)))
-
-    def unload(self, name: str) -> None:
-        """Let a model go from memory; it is loaded again when it is next asked for.
-
-        Who uses it keeps it until they are done.
-
-        Raises:
-            MezzotintError: As :meth:`entry`.
-        """
-        entry = self.entry(name)
-        known = self._residency.find((name_in_memory(entry), self.config.placement), entry)
-        if known is not None:  # so that a list of models need not load it again
-            key = spec_key(entry, self.config.placement)
-            remember_spec(self._facts, key, known.spec)
-        del known
-        self._residency.drop(name_in_memory(entry))
-        return_memory()
-
-    def loaded_sizes(self) -> dict[str, int]:
-        """Return the bytes of each model's weights in memory, by its full name."""
-        return self._residency.sizes()
+        return self.residency.has(name_in_memory(self.entry(name)))
 
     # For people
 

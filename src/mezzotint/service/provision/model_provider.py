@@ -20,6 +20,7 @@ import mezzotint
 from mezzotint.errors import InvalidRequest
 from mezzotint.images.metadata import library_versions
 from mezzotint.models.adapters.controlnet import ControlNet
+from mezzotint.models.backends.mapped import return_memory
 from mezzotint.models.backends.on_disk import disk_of
 from mezzotint.models.backends.openvino_backend import denoiser_streams
 from mezzotint.models.backends.placement import check_offload, offload_network, place
@@ -30,6 +31,7 @@ from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.models.families.upscalers import upscaler_digest
 from mezzotint.models.networks import Placement, TorchNetwork
 from mezzotint.models.spec import ModelSpec
+from mezzotint.models.store.entries import name_in_memory
 from mezzotint.models.store.loading import choose_device
 from mezzotint.models.store.store import ModelStore
 from mezzotint.plain import field_names
@@ -164,7 +166,7 @@ class ModelProvider:
         return name in self._extra or self.store.is_loaded(name)
 
     def unload(self, name: str) -> None:
-        """Let a model go from memory.
+        """Let a model go from memory; who uses it keeps it until they are done.
 
         Raises:
             InvalidRequest: If it was handed over as an object, and was never loaded here.
@@ -175,7 +177,8 @@ class ModelProvider:
                 f"model {name} was handed over as an object and stays as long as its service",
                 field="model",
             )
-        self.store.unload(name)
+        self.store.residency.drop(name_in_memory(self.store.entry(name)))
+        return_memory()
 
     def names(self) -> tuple[str, ...]:
         """Return every name, sorted."""

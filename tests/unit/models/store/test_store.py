@@ -88,10 +88,10 @@ def test_removing_leaves_files_outside_the_store_alone(home, folder):
     store = open_store(home)
     store.add("tiny", folder)
     store.load("tiny")
-    assert store.loaded_sizes() == {"tiny@1.0": BYTES}
+    assert store.residency.sizes() == {"tiny@1.0": BYTES}
     store.remove("tiny")
     assert "tiny" not in store.names()
-    assert sum(store.loaded_sizes().values()) == 0
+    assert sum(store.residency.sizes().values()) == 0
     assert (folder / "config.json").is_file()
     assert not (home / "models" / "tiny").exists()
     with pytest.raises(UnknownName):
@@ -150,7 +150,7 @@ def test_what_another_store_changed_is_not_answered_from_memory(home, folder, tm
     ours.remove("tiny@1.0")
     time.sleep(late_s)
     theirs.names()
-    assert sum(theirs.loaded_sizes().values()) == BYTES  # of 2.0
+    assert sum(theirs.residency.sizes().values()) == BYTES  # of 2.0
 
 
 def test_an_archive_replaced_by_another_store_is_loaded_anew(home, folder, tmp_path):
@@ -332,14 +332,14 @@ def test_the_least_recently_used_model_goes_first(counted):
     for name in ("a", "b", "a", "c"):
         counted.load(name)
     assert [counted.is_loaded(name) for name in "abc"] == [True, False, True]
-    assert sum(counted.loaded_sizes().values()) == 200
+    assert sum(counted.residency.sizes().values()) == 200
 
 
 def test_a_model_in_use_stays_even_beyond_the_bound(counted):
     with counted.use("a") as first, counted.use("b"), counted.use("c"):
-        assert sum(counted.loaded_sizes().values()) == 300
+        assert sum(counted.residency.sizes().values()) == 300
         assert counted.load("a") is first
-    assert sum(counted.loaded_sizes().values()) <= 250
+    assert sum(counted.residency.sizes().values()) <= 250
 
 
 def test_a_model_that_changes_while_it_is_loaded_is_loaded_anew(counted, monkeypatch, folder):
