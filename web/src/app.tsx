@@ -50,6 +50,7 @@ export function App() {
     document.addEventListener("keydown", press);
   }, []);
   const now = room.value in words.rooms ? room.value : "create";
+  useLayoutEffect(() => { scrollTo(0, 0); }, [now]); // a room begins at its top
   useEffect(() => { document.title = now === "create" ? words.title : `${words.rooms[now]} · ${words.title}`; }, [now, language.value]);
   return (
     <div class="app" key={language.value}>

@@ -1,4 +1,4 @@
-"""Models loaded and unloaded by hand: what goes is gone, and what draws stays."""
+"""Tests mezzotint.service.local: models loaded and unloaded by hand."""
 
 import asyncio
 import gc
