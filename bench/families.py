@@ -1,12 +1,13 @@
-"""Flow families: mixed prompts in one native batch beside diffusers' pipeline one by one.
+"""Families: mixed prompts in one native batch beside diffusers' pipeline one by one.
 
-    python bench/families.py [ROUNDS [REQUESTS]]
+    python bench/families.py [ROUNDS [REQUESTS [FAMILY ...]]]
 
 Tiny to middling networks with random weights, made in the process, on torch in float32 with
 one thread: what is compared is the batch, not a backend. Prompts have four lengths; requests
 are exact, so calls are of certified sizes.
 """
 
+import os
 import sys
 import tempfile
 import time
@@ -20,11 +21,13 @@ from mezzotint.request import GenerationRequest
 from mezzotint.service.engine import Engine
 
 STEPS, SIDE = 6, 64
+FAMILIES = ("sd1", "sdxl", "sd3", "flux", *tiny_flows.BUILDERS)
 PROMPTS = ("a leaf", "a red apple on the table", "two blue cats beside a big leaf " * 2, "a " * 60)
 
 
 def serial(pipeline, requests: int):
     """Return a function: seconds for so many pictures of the pipeline, one after the other."""
+    unguided = tiny_flows.UNGUIDED.get(type(pipeline).__name__, {"guidance_scale": 1.0})
 
     def run() -> float:
         started = time.perf_counter()
@@ -32,7 +35,7 @@ def serial(pipeline, requests: int):
             generator = torch.Generator().manual_seed(k)
             pipeline(
                 PROMPTS[k % len(PROMPTS)], width=SIDE, height=SIDE, num_inference_steps=STEPS,
-                generator=generator, **tiny_flows.UNGUIDED[type(pipeline).__name__],
+                generator=generator, **unguided,
             )  # fmt: skip
         return time.perf_counter() - started
 
@@ -65,9 +68,10 @@ def native(engine, name: str, requests: int):
 def main() -> None:
     asked = [int(argument) for argument in sys.argv[1:3]]
     rounds, requests = (*asked, *(3, 8)[len(asked) :])
+    families = sys.argv[3:] or FAMILIES
     torch.set_num_threads(1)
     found: dict[str, dict[str, float]] = {}
-    for name in tiny_flows.BUILDERS:
+    for name in families:
         pipeline = tiny.build(name)
         with (
             tempfile.TemporaryDirectory() as home,
@@ -84,10 +88,11 @@ def main() -> None:
             )
         found[name] = ratios(seconds["native"], seconds["serial"])
         print(f"{name:14} {found[name]}", flush=True)
-    write(
-        "families",
-        {"command": f"python bench/families.py {rounds} {requests}", "times serial": found},
-    )
+    if sys.argv[3:]:  # a part of the table is none
+        return
+    command = f"mezzotint bench families {rounds} {requests}"
+    load = f"load of the machine {os.getloadavg()[0]:.1f}"
+    write("families", {"command": command, "load": load, "times serial": found})
 
 
 if __name__ == "__main__":

@@ -48,10 +48,12 @@ SIGMA_SCHEDULES: tuple[str, ...] = (
     "align_your_steps_sdxl",
     "beta",
     "exponential",
+    "gits",
     "karras",
     "kl_optimal",
     "leading",
     "linear",
+    "linear_quadratic",
     "trailing",
 )
 """What the request field ``sigma_schedule`` may hold."""

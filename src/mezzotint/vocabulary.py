@@ -65,6 +65,28 @@ _SAMPLERS: tuple[tuple[str, str, bool, tuple[str, ...]], ...] = (
     ("TCD", "tcd", True, ()),
 )
 
+_NEAREST = {
+    "er_sde": "dpmpp_3m_sde",
+    "euler_ancestral_cfg_pp": "euler_ancestral",
+    "euler_cfg_pp": "euler",
+    "dpmpp_2m_cfg_pp": "dpmpp_2m",
+    "dpmpp_2s_ancestral_cfg_pp": "dpmpp_2s_ancestral",
+    "exp_heun_2_x0": "heun",
+    "exp_heun_2_x0_sde": "dpmpp_2s_sde",
+    "gradient_estimation": "euler",
+    "gradient_estimation_cfg_pp": "euler",
+    "heunpp2": "heun",
+    "ipndm_v": "ipndm",
+    "res_multistep_ancestral": "euler_ancestral",
+    "res_multistep_ancestral_cfg_pp": "euler_ancestral",
+    "res_multistep_cfg_pp": "res_multistep",
+    "sa_solver_pece": "sa_solver",
+    "seeds_2": "dpmpp_2s_sde",
+    "seeds_3": "dpmpp_3m_sde",
+}
+"""Samplers of ComfyUI that are none of ours, and what comes nearest: of the same order, with
+fresh noise where they have it."""
+
 _OF_CLASS = {
     "deismultistepscheduler": "DEIS",
     "kdpm2ancestraldiscretescheduler": "DPM2 a",
@@ -89,6 +111,8 @@ _SCHEDULES: tuple[tuple[str, str | None, bool, tuple[str, ...]], ...] = (
     ("Normal", "linear", True, ()),
     ("DDIM", "leading", True, ("ddim_uniform", "uniform_ddim")),
     ("Beta", "beta", True, ()),
+    ("Linear Quadratic", "linear_quadratic", True, ()),
+    ("GITS", "gits", True, ()),
 )
 
 A1111_SAMPLERS: tuple[str, ...] = tuple(row[0] for row in _SAMPLERS)
@@ -116,7 +140,8 @@ def _index() -> dict[str, SchedulerMatch]:
     for flow in ("flow_euler", "flow_heun"):  # our own names mean themselves
         found[flow] = SchedulerMatch(flow)
     found["dpmpp_2s"] = SchedulerMatch("DPMSolverSinglestepScheduler")
-    found["sa_solver_pece"] = SchedulerMatch("sa_solver", None, exact=False)
+    for name, ours in _NEAREST.items():
+        found[name] = SchedulerMatch(ours, None, exact=False)
     return found
 
 
@@ -127,6 +152,8 @@ _SCHEDULE_BY_NAME = {
     for key in (name, *((ours,) if ours and exact else ()), *aliases)
 }
 _SCHEDULE_BY_NAME["linear"] = ("linear", True)
+for _name in ("align your steps gits", "ays_gits"):  # levels of another coefficient
+    _SCHEDULE_BY_NAME[_name] = ("gits", False)
 
 
 def match_sampler(name: str) -> SchedulerMatch | None:

@@ -44,6 +44,7 @@ DOORS = {
     "A1111 parameters": "/sdapi/v1/png-info",
     "A1111 interrogate": "/sdapi/v1/interrogate",
     "A1111 options": "/sdapi/v1/options",
+    "LoRA by path": "/v1/adapters/loras",
     "TorchServe": "/predictions/{model_name}",
     "KServe v1": "/v1/models/{model_name}:predict",
     "KServe v2": "/v2/models/{model_name}/infer",

@@ -5,7 +5,7 @@ Every technique of a request has a form that fits into one argument::
     --guidance-scale 5  |  linear:8:2  |  cosine:8:2  |  power:8:2:3  |  interval:6:0.2:0.8
                      |  list:8,6,4  |  '{"schedule": "linear", "start": 8, "end": 2}'
     --lora NAME[:SCALE]
-    --control NAME:PICTURE[:SCALE[:START:END]], then ;preprocess=canny:100:200
+    --control NAME:PICTURE[:SCALE[:START:END]], then ;preprocess=canny:100:200;mode=4;guess
     --image-prompt NAME:PICTURE[:SCALE]
     --embedding NAME[:TOKEN]
     --region 'PROMPT@X0,Y0,X1,Y1'  |  'PROMPT@MASK.png', then ;weight=2;feather=0.1;negative=TEXT
@@ -208,20 +208,24 @@ def parse_lora(text: str) -> dict[str, Any]:
 def parse_control(text: str) -> dict[str, Any]:
     """Read ``--control NAME:PICTURE[:SCALE[:START:END]]``, or JSON with a picture path.
 
-    ``;preprocess=TEXT`` may stand behind it.
+    ``;preprocess=TEXT``, ``;mode=NUMBER`` and ``;guess`` may stand behind it.
     """
     flag, shape = "--control", "NAME:PICTURE[:SCALE[:START:END]]"
     if text.lstrip().startswith("{"):
         found = dict(_json(text, flag))
         found["image"] = read_picture(str(found.get("image", "")), flag)
         return found
-    text, semicolon, option = text.partition(";")
-    key, _, value = option.strip().partition("=")
-    _need(not semicolon or (key == "preprocess" and value), flag, ";preprocess=TEXT", option)
+    text, *options = text.split(";")
     name, picture, numbers = _named_picture(text, flag, shape, most=3)
     found: dict[str, Any] = {"model": name, "image": picture}
     found.update(zip(("scale", "start", "end"), numbers, strict=False))
-    return {**found, "preprocess": value} if semicolon else found
+    for option in options:
+        key, _, value = option.strip().partition("=")
+        is_known = (key in ("preprocess", "mode") and value) or option.strip() == "guess"
+        _need(is_known, flag, ";preprocess=TEXT, ;mode=NUMBER or ;guess", option)
+        number = int(value) if key == "mode" and value.isdecimal() else value
+        found[key] = True if key == "guess" else number
+    return found
 
 
 def parse_image_prompt(text: str) -> dict[str, Any]:

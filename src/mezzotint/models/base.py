@@ -194,9 +194,14 @@ class Model(ABC):
         notes: What every picture's warnings say of how the model computes here.
         certifies_rows: Whether it finds out itself how many rows a call of its decoder may
             have without changing one of them, so that a backend may deal them out.
+        control_reads: Tensors of the prompt that a view's ControlNets read for the unconditional
+            half too.
+        latent_offset: What an autoencoder's shift takes off a clean latent.
     """
 
     certifies_rows = False
+    control_reads: tuple[str, ...] = ()
+    latent_offset: float = 0.0
     notes: tuple[str, ...] = ()
     spec: ModelSpec
     denoiser: Denoiser | None
@@ -297,6 +302,23 @@ class Model(ABC):
         raise InvalidRequest(
             f"model {self.spec.name} cannot start from an image", field="image", allowed="no image"
         )
+
+    def encode_control(self, index: int, picture: Tensor | None, size: Size) -> Tensor:
+        """Turn a prepared control picture into what a ControlNet reads.
+
+        Args:
+            index: Which of the view's ControlNets.
+            picture: Shape (1, 3, H, W), float32, in [0, 1]; None for zeros of the right shape.
+            size: Of the picture.
+
+        Returns:
+            Pixels of shape (1, 3, H, W), or latents of shape (1, *latent_shape), float32.
+
+        Raises:
+            InvalidRequest: If the model is no view with ControlNets, see
+                :func:`mezzotint.models.adapters.controlnet.with_controlnets`.
+        """
+        raise InvalidRequest(f"model {self.spec.name} carries no ControlNet {index}")
 
     def encode_image_prompt(self, index: int, pictures: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """Turn pictures into the tokens that an IP-Adapter's cross attention listens to.

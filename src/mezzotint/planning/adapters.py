@@ -18,14 +18,16 @@ from mezzotint.techniques.tags import lora_tags
 from mezzotint.techniques.walking import names_of, pictures_of, texts_of
 
 __all__ = [
-    "UNET_FAMILIES",
+    "GUESSING_FAMILIES",
     "check_adapters",
     "read_tags",
     "resolve_adapters",
 ]
 
-UNET_FAMILIES = ("sd", "sdxl")
-"""Families whose networks take these adapters."""
+GUESSING_FAMILIES = ("sd", "sdxl")
+"""Families whose ControlNets have a guess mode in diffusers."""
+
+_EMBEDDINGS = next(t for t in TECHNIQUES if t.field == "embeddings")
 
 
 def check_adapters(request: GenerationRequest, spec: ModelSpec) -> None:
@@ -35,14 +37,22 @@ def check_adapters(request: GenerationRequest, spec: ModelSpec) -> None:
         InvalidRequest: Names the field.
     """
     for technique in TECHNIQUES:
-        is_worn = technique.unet and technique.is_asked(request)
-        if is_worn and spec.family not in UNET_FAMILIES:
-            allowed = " and ".join(UNET_FAMILIES)
+        if technique.is_asked(request) and not technique.is_worn_by(spec.family):
+            *most, last = technique.families
             raise InvalidRequest(
-                f"{technique.field} cannot be honoured by {spec.name}: {technique.unet} are for "
-                f"families {allowed}, it is {spec.family}",
+                f"{technique.field} cannot be honoured by {spec.name}: {technique.worn_as} are "
+                f"for families {', '.join(most)} and {last}, it is {spec.family}",
                 field=technique.field,
                 allowed=f"none for {spec.family}",
+            )
+    for k, control in enumerate(request.controls):
+        if control.guess and spec.family not in GUESSING_FAMILIES:
+            raise InvalidRequest(
+                f"controls[{k}].guess cannot be honoured by {spec.name}: guess mode is for "
+                f"families {' and '.join(GUESSING_FAMILIES)}, it is {spec.family}",
+                field=f"controls[{k}].guess",
+                value=True,
+                allowed="false",
             )
     if request.controls and request.inpaint.area == "masked":
         raise InvalidRequest(
@@ -76,7 +86,7 @@ def read_tags(request: GenerationRequest, spec: ModelSpec, known: Abilities) -> 
         **without_tags(request, tags),
         loras=loras,
     )
-    if spec.family in UNET_FAMILIES and (names := known.embedding_names()):
+    if _EMBEDDINGS.is_worn_by(spec.family) and (names := known.embedding_names()):
         named = {e.name for e in request.embeddings}
         pattern = word_pattern(names)
         found = {m[0].lower() for text in texts_of(read) for m in pattern.finditer(text)}

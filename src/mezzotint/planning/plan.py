@@ -188,6 +188,16 @@ class Techniques:
             controls=tuple((control.part.model, control.digest) for control in self.controls),
         )
 
+    def active_regions(self, step: int, num_steps: int) -> list[Region]:
+        """Return the regions that act at a step, from 1."""
+        progress = (step - 1) / max(num_steps - 1, 1)
+        return [r.part for r in self.regions if r.part.start <= progress <= r.part.end]
+
+    def prompt_rows(self, step: int, num_steps: int) -> int:
+        """Return the rows with a prompt at a step, from 1: base and regions, per denoiser."""
+        members = sum(member.part.weights[step - 1] != 0 for member in self.ensemble)
+        return (1 + len(self.active_regions(step, num_steps))) * max(members, 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -312,9 +322,14 @@ class Plan:
 
     def control_rows(self, evaluation: int) -> int:
         """Return the rows that ControlNets compute at a network evaluation, from 0."""
-        step = self.steps[evaluation] if self.techniques.controls else 0
-        active = sum(c.part.is_active(step, self.num_steps) for c in self.techniques.controls)
-        return active * self.rows[evaluation]
+        if not self.techniques.controls:
+            return 0
+        step, rows = self.steps[evaluation], self.rows[evaluation]
+        guessed = min(rows, self.techniques.prompt_rows(step, self.num_steps))
+        active = [
+            c.part for c in self.techniques.controls if c.part.is_active(step, self.num_steps)
+        ]
+        return sum(guessed if part.guess else rows for part in active)
 
     @property
     def num_steps(self) -> int:

@@ -3,7 +3,7 @@
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.spec import ModelSpec
 from mezzotint.planning.abilities import Abilities
-from mezzotint.planning.adapters import UNET_FAMILIES, check_adapters
+from mezzotint.planning.adapters import check_adapters
 from mezzotint.request import GenerationRequest
 from mezzotint.techniques.table import TECHNIQUES, Technique
 
@@ -74,7 +74,7 @@ def techniques_of(spec: ModelSpec, techniques: frozenset[str]) -> tuple[str, ...
         if (
             (needs_steps and not (spec.has_steps and spec.stepwise))
             or (technique.repaints and not (spec.takes_image and spec.takes_mask))
-            or (technique.unet and spec.family not in UNET_FAMILIES)
+            or not technique.is_worn_by(spec.family)
         ):
             absent.add(technique.field)
     if not spec.takes_image:

@@ -75,14 +75,12 @@ def count_rows(
     steps: tuple[int, ...], guidance: tuple[float, ...], techniques: Techniques
 ) -> tuple[int, ...]:
     """Count the rows of each evaluation: conditional, regional, unconditional, per denoiser."""
-    last = max(len(guidance) - 1, 1)
+    count = len(guidance)
     rows: list[int] = []
     for step in steps:
-        progress = (step - 1) / last
-        active = [r.part for r in techniques.regions if r.part.start <= progress <= r.part.end]
+        active = techniques.active_regions(step, count)
         negatives = len({r.negative_prompt for r in active if r.negative_prompt})
-        guided = guidance[step - 1] != 1
-        count = 1 + len(active) + ((1 + negatives) if guided else 0)
-        members = sum(member.part.weights[step - 1] != 0 for member in techniques.ensemble)
-        rows.append(count * max(members, 1))
+        unprompted = (1 + negatives) if guidance[step - 1] != 1 else 0
+        prompted = techniques.prompt_rows(step, count)
+        rows.append(prompted + prompted // (1 + len(active)) * unprompted)
     return tuple(rows)

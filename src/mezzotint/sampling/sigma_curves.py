@@ -9,7 +9,9 @@ rho to infinity; ``linear`` spaces sigma; ``beta`` takes quantiles of a Beta
 distribution, dense at both ends (Lee et al. 2024, arXiv:2407.12173); ``kl_optimal`` spaces
 atan(sigma) evenly. ``align_your_steps`` are levels that were optimised for Stable Diffusion
 1.5, ``align_your_steps_sdxl`` for SDXL, between the published ones log-linear (Sabour et al.
-2024, arXiv:2404.14507).
+2024, arXiv:2404.14507); ``gits`` follow the curvature of paths (Chen et al. 2024,
+arXiv:2405.11326). ``linear_quadratic`` goes down slowly and evenly at first, then ever faster
+(Movie Gen, arXiv:2410.13720, section 3.4.2).
 
 Dimensions: N levels, falling, without the final 0 unless said.
 """
@@ -19,6 +21,7 @@ from collections.abc import Callable
 from functools import partial
 
 from mezzotint.errors import InvalidRequest, UnknownName
+from mezzotint.sampling.gits import GITS
 
 __all__ = [
     "CURVES",
@@ -27,6 +30,7 @@ __all__ = [
     "exponential_sigmas",
     "karras_sigmas",
     "kl_optimal_sigmas",
+    "linear_quadratic_sigmas",
     "ramp",
     "sigma_curve",
 ]
@@ -71,6 +75,25 @@ def kl_optimal_sigmas(num_steps: int, sigma_min: float, sigma_max: float) -> lis
     return [math.tan(high + part * (low - high)) for part in ramp(num_steps)]
 
 
+def linear_quadratic_sigmas(num_steps: int, sigma_min: float, sigma_max: float) -> list[float]:
+    """Space noise levels evenly over a fortieth of the way, then quadratically to 0.
+
+    Half of the steps, rounded down, are even. ``sigma_min`` is not a level of it: the curve
+    goes to 0.
+
+    Source: Movie Gen (arXiv:2410.13720), section 3.4.2, with Mochi's threshold of 0.025.
+    """
+    even = num_steps // 2
+    curved, threshold = num_steps - even, 0.025
+    if not even:
+        return [sigma_max] * num_steps
+    slope = threshold / even
+    bend = (1 - threshold - slope * curved) / curved**2
+    shares = [slope * k for k in range(even)]
+    shares += [threshold + slope * k + bend * k**2 for k in range(curved)]
+    return [sigma_max * (1 - share) for share in shares]
+
+
 PUBLISHED: dict[str, tuple[float, ...]] = {
     "align_your_steps": (
         14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029,
@@ -78,6 +101,7 @@ PUBLISHED: dict[str, tuple[float, ...]] = {
     "align_your_steps_sdxl": (
         14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029,
     ),
+    "gits": GITS[10],
 }  # fmt: skip
 """Levels of ten steps by schedule, the one that 0 takes the place of included."""
 
@@ -88,9 +112,11 @@ def _published_sigmas(name: str, num_steps: int, sigma_min: float, sigma_max: fl
     Models whose levels end within 2 % of the published ends get these as they are; for
     others they are stretched, in log sigma, to the model's ends.
 
-    Source: Sabour et al. 2024 (arXiv:2404.14507), appendix; ten steps are as printed.
+    Source: Sabour et al. 2024 (arXiv:2404.14507), appendix; ten steps are as printed. GITS has
+    a row for each number up to twenty, and its last is interpolated beyond.
     """
-    logs = [math.log(level) for level in PUBLISHED[name]]
+    levels = GITS.get(num_steps, GITS[max(GITS)]) if name == "gits" else PUBLISHED[name]
+    logs = [math.log(level) for level in levels]
     high, low = math.log(sigma_max), math.log(sigma_min)
     if max(abs(high - logs[0]), abs(low - logs[-1])) > 0.02:
         scale = (high - low) / (logs[0] - logs[-1])
@@ -147,6 +173,7 @@ CURVES: dict[str, Callable[[int, float, float], list[float]]] = {
     "exponential": exponential_sigmas,
     "beta": beta_sigmas,
     "kl_optimal": kl_optimal_sigmas,
+    "linear_quadratic": linear_quadratic_sigmas,
     **{name: partial(_published_sigmas, name) for name in PUBLISHED},
 }
 """Curves that a scheduler may put its noise levels on."""

@@ -391,6 +391,20 @@ class AdapterKeeper(Protocol):
         """
         ...
 
+    def bring(self, name: str, source: str) -> Mapping[str, Any]:
+        """Copy a LoRA from this machine or the Hub, for everybody; what :meth:`show` says of it.
+
+        Args:
+            name: One that :meth:`check_name` lets pass.
+            source: A path, ``OWNER/NAME`` or ``OWNER/NAME/FILE.safetensors`` of the Hub.
+
+        Raises:
+            InvalidRequest: With the field ``name`` if there is one of that name, with
+                ``source`` if what is there is no LoRA.
+            WeightsError: If there is nothing at the source.
+        """
+        ...
+
     def drop(self, name: str, client: str, *, sees_all: bool) -> None:
         """Remove a LoRA: one's own, or any for who manages.
 

@@ -155,5 +155,5 @@ class Preparer:
                     mask = decode_mask(part.mask.data, field=f"{name}.mask", config=self._images)
                     assets[mask_asset(part.mask.digest)] = fit(mask, plan.size)
         self._provider.check_adapters(plan)
-        assets.update(adapter_assets(request, plan, self._images, self._provider.adapters.side))
+        assets.update(adapter_assets(request, plan, self._images, self._provider.adapters.view))
         return assets

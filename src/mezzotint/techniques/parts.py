@@ -49,6 +49,7 @@ MaskBlur = Annotated[float, Range(0, 512, "px")]
 MaskPadding = Annotated[int, Range(0, 4096, "px")]
 HiresScale = Annotated[float, Range(1, 8)]
 ControlScale = Annotated[float, Range(0, 10)]
+ControlMode = Annotated[int, Range(0, 99)]
 Margin = Annotated[int, Range(0, 8192, "px")]
 _Side = Annotated[int, Range(1, MAX_SIDE_PX, "px")]  # held to no limit of its own at a server
 _VISIBLE = r"[^\s\x1c-\x1f\x85\u180e\ufeff]"  # what Python and JavaScript call white space
@@ -135,6 +136,10 @@ class Control(Checked):
         preprocess: How the picture is prepared: ``none``, ``canny:LOW:HIGH``,
             ``invert``, ``threshold:LEVEL``, ``blur:RADIUS`` or ``tile:FACTOR``;
             numbers may be left out.
+        mode: What a union of ControlNets follows in it, by the number that its card gives
+            edges, depth, ...; needed there, and nowhere else.
+        guess: Whether it steers the prompt's half alone, and coarse features less (diffusers'
+            guess mode), so that a prompt may be left out.
     """
 
     where: ClassVar[str] = "controls"
@@ -144,6 +149,8 @@ class Control(Checked):
     start: Share = 0.0
     end: Share = 1.0
     preprocess: Annotated[str, Preprocess()] | None = None
+    mode: ControlMode | None = None
+    guess: bool = False
 
     def _validate(self) -> None:
         if self.start >= self.end:

@@ -37,7 +37,8 @@ class Technique:
         stepwise: Whether it acts within denoising steps that the engine takes one by one;
             a model without them, or that runs whole, is refused.
         adapter: Kind of adapter that it puts on the model, "" for none.
-        unet: What people call it, where only U-Nets wear it; "" for every network.
+        worn_as: What people call it, where only some families of models wear it.
+        families: Those families; () for every one that takes steps.
         repaints: Whether it needs a model that repaints a part of a picture, which one
             that runs whole may do by itself.
         pads: Whether its own convolutions would have to be padded by ``tiling``.
@@ -49,7 +50,8 @@ class Technique:
     field: str
     stepwise: bool = False
     adapter: str = ""
-    unet: str = ""
+    worn_as: str = ""
+    families: tuple[str, ...] = ()
     repaints: bool = False
     pads: bool = False
     is_light: bool = False
@@ -58,6 +60,10 @@ class Technique:
     def is_asked(self, request: Any) -> bool:
         """Whether a request asks for it."""
         return bool(getattr(request, self.field))
+
+    def is_worn_by(self, family: str) -> bool:
+        """Whether models of a family can wear it."""
+        return not self.families or family in self.families
 
 
 TECHNIQUES = (
@@ -89,7 +95,8 @@ TECHNIQUES = (
         field="controls",
         stepwise=True,
         adapter="control",
-        unet="ControlNets",
+        worn_as="ControlNets",
+        families=("sd", "sdxl", "sd3", "flux", "qwen-image"),
         pads=True,
         flags=(
             Flag(
@@ -108,7 +115,8 @@ TECHNIQUES = (
         field="image_prompts",
         stepwise=True,
         adapter="image_prompt",
-        unet="IP-Adapters",
+        worn_as="IP-Adapters",
+        families=("sd", "sdxl", "sd3", "flux"),
         pads=True,
         flags=(Flag(name="--image-prompt", about="NAME:PICTURE[:SCALE]; repeatable.", many=True),),
     ),
@@ -116,7 +124,8 @@ TECHNIQUES = (
         field="embeddings",
         stepwise=True,
         adapter="embedding",
-        unet="textual inversions",
+        worn_as="textual inversions",
+        families=("sd", "sdxl"),
         flags=(
             Flag(
                 name="--embedding",

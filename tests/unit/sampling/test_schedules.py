@@ -197,3 +197,38 @@ def test_published_levels_are_refused_for_flow_models():
     flow = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
     with pytest.raises(InvalidRequest, match="published for diffusion models"):
         inference_schedule(NATIVE["flow_euler"], flow, 10, "align_your_steps")
+
+
+def test_linear_quadratic_is_that_of_diffusers_scaled_to_the_top():
+    from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
+
+    from mezzotint.sampling.sigma_curves import sigma_curve
+
+    for steps in (2, 5, 8, 20):
+        shares = linear_quadratic_schedule(steps, 0.025)
+        expected = [*(14.6 * share for share in shares), 0.0]
+        assert sigma_curve("linear_quadratic", steps, 0.03, 14.6) == pytest.approx(expected)
+    assert sigma_curve("linear_quadratic", 1, 0.03, 14.6) == [14.6, 0.0]
+
+
+def test_gits_has_levels_of_its_own_for_each_number_of_steps():
+    from mezzotint.sampling.timesteps import inference_schedule
+    from mezzotint.schedulers import NATIVE
+
+    trained = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    # as published for a coefficient of 1.2; the last gives way to 0
+    published = {
+        4: [14.61464119, 2.36326075, 0.92192322, 0.36617002, 0.0],
+        6: [14.61464119, 5.85520077, 2.05039096, 0.95350921, 0.45573691, 0.17026083, 0.0],
+        10: [14.61464119, 5.85520077, 2.84484982, 1.67050016, 1.08895338, 0.74807048,
+             0.50118381, 0.32104823, 0.19894916, 0.09824532, 0.0],
+    }  # fmt: skip
+    for steps, levels in published.items():
+        found = inference_schedule(NATIVE["euler"], trained, steps, "gits")
+        assert found.sigmas == pytest.approx(levels, rel=1e-9)
+    # more steps than twenty: log-linear between those of twenty
+    twenty = inference_schedule(NATIVE["euler"], trained, 20, "gits").sigmas
+    forty = inference_schedule(NATIVE["euler"], trained, 40, "gits").sigmas
+    assert forty[:39:2] == pytest.approx(twenty[:20], rel=1e-9)
+    assert len(forty) == 41
+    assert list(forty) == sorted(forty, reverse=True)

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from mezzotint.engine.execution.operators import Controlled, Operator
-from mezzotint.models.adapters.controlnet import CONTROL_IMAGE, CONTROL_SCALES
+from mezzotint.models.adapters.controlnet import (
+    CONTROL_GUESS,
+    CONTROL_IMAGE,
+    CONTROL_MODE,
+    CONTROL_SCALES,
+    CONTROL_TEXT,
+)
 from mezzotint.models.adapters.ip_adapter import IMAGE_SCALES, IMAGE_TOKENS
 from mezzotint.models.base import Conditioning, Model
 from mezzotint.models.families.whole_pictures import pack_pictures
@@ -47,12 +53,7 @@ def adapt(
     t = plan.techniques
     if not (t.controls or t.image_prompts or _has_references(plan, model)):
         return list(encoded)
-    common: dict[str, Tensor] = {
-        f"{CONTROL_IMAGE}{k:02d}": torch.from_numpy(assets[control_asset(control, plan.size)])[None]
-        if assets is not None
-        else torch.zeros((1, 3, plan.size.height, plan.size.width))
-        for k, control in enumerate(t.controls)
-    }
+    common = _controls(plan, model, assets)
     if _has_references(plan, model):
         common |= model.encode_references(
             [
@@ -73,10 +74,46 @@ def adapt(
         with_picture[name], without[name] = model.encode_image_prompt(k, pictures)
     if t.image_prompts:
         common[IMAGE_SCALES] = torch.tensor([[prompt.part.scale for prompt in t.image_prompts]])
+    prompt = next(c for c, is_negative in zip(encoded, negatives, strict=True) if not is_negative)
     return [
-        conditioning.replace(**common, **(without if is_negative else with_picture))
+        conditioning.replace(
+            **common,
+            **(without if is_negative else with_picture),
+            **_steered(plan, model, prompt if is_negative else conditioning, is_negative),
+        )
         for conditioning, is_negative in zip(encoded, negatives, strict=True)
     ]
+
+
+def _controls(plan: Plan, model: Model, assets: Mapping[str, Any] | None) -> dict[str, Tensor]:
+    """Return what the ControlNets of every row read of their pictures."""
+    found: dict[str, Tensor] = {}
+    for k, control in enumerate(plan.techniques.controls):
+        asset = None if assets is None else assets[control_asset(control, plan.size)]
+        picture = None if asset is None else torch.from_numpy(asset)[None]
+        found[f"{CONTROL_IMAGE}{k:02d}"] = model.encode_control(k, picture, plan.size)
+        if control.part.mode is not None:
+            found[f"{CONTROL_MODE}{k:02d}"] = torch.tensor([[control.part.mode]])
+    return found
+
+
+def _steered(
+    plan: Plan, model: Model, prompt: Conditioning, is_negative: bool
+) -> dict[str, Tensor]:
+    """Return what tells ControlNets of a row with or without the prompt.
+
+    Args:
+        plan: What is made.
+        model: The view with the plan's ControlNets.
+        prompt: What the row's ControlNets read as its prompt.
+        is_negative: Whether the row is of the unconditional half.
+    """
+    controls = plan.techniques.controls
+    found = {CONTROL_TEXT + name: prompt[name] for name in model.control_reads if controls}
+    if any(control.part.guess for control in controls):
+        sign = -1 if is_negative else 1
+        found[CONTROL_GUESS] = torch.tensor([[sign * c.part.guess for c in controls]])
+    return found
 
 
 def _has_references(plan: Plan, model: Model) -> bool:

@@ -1,12 +1,12 @@
-"""ControlNet: pictures that steer a U-Net, for some rows of a call.
+"""ControlNet: pictures that steer a denoiser, for some rows of a call.
 
 A ControlNet reads the noisy latents and a control picture and answers residuals,
-which are added inside the U-Net. Every row brings its own pictures and scales, so
+which are added inside the denoiser. Every row brings its own pictures and scales, so
 requests that differ in them share calls; a row whose scale is 0 is left out of the
-ControlNet's call and gets residuals of exactly 0.
+ControlNet's call and gets residuals of exactly 0. What a class of ControlNet reads and
+answers says :mod:`mezzotint.models.adapters.control_kinds`.
 
-Dimensions: R rows, K ControlNets, H and W rows and columns of pixels, C, h and w
-channels, rows and columns of a residual.
+Dimensions: R rows, K ControlNets, H and W rows and columns of pixels.
 """
 
 import copy
@@ -16,23 +16,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mezzotint.errors import CardError, InvalidRequest
+from mezzotint.models.adapters.control_kinds import CONTROL_KINDS, ControlKind, Residual
 from mezzotint.models.base import Model, Network
-from mezzotint.models.families.sd import MID_RESIDUAL, RESIDUAL
 from mezzotint.models.formats.folders import read_part
-from mezzotint.models.networks import NetworkReady, Placement, TorchNetwork
+from mezzotint.models.networks import NetworkReady, Placement, TorchNetwork, copy_layers
+from mezzotint.models.parts import read_json
+from mezzotint.types import Size
 
 __all__ = [
+    "CONTROL_GUESS",
     "CONTROL_IMAGE",
+    "CONTROL_MODE",
     "CONTROL_SCALES",
+    "CONTROL_TEXT",
     "ControlNet",
     "ControlledNetwork",
-    "call_controlnet",
     "check_controlnet",
+    "denoiser_config",
     "read_controlnet",
-    "residual_shapes",
     "with_controlnets",
 ]
 
@@ -40,47 +44,37 @@ CONTROL_SCALES = "control_scales"
 """Name of the conditioning tensor with one scale per ControlNet, shape (R, K)."""
 
 CONTROL_IMAGE = "control_image_"
-"""Beginning of the names of the pictures, ``control_image_00``..., in [0, 1], (R, 3, H, W)."""
+"""Beginning of the names of what ControlNets read of their pictures, ``control_image_00``...,
+pixels (R, 3, H, W) or latents; see :meth:`~mezzotint.models.base.Model.encode_control`."""
 
-_PASSED = ("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids")
-_SHARED = (
-    "cross_attention_dim",
-    "in_channels",
-    "block_out_channels",
-    "down_block_types",
-    "layers_per_block",
-    "addition_embed_type",
-    "projection_class_embeddings_input_dim",
-)
+CONTROL_MODE = "control_mode_"
+"""Beginning of the names of a union ControlNet's modes, each of shape (R, 1), whole numbers."""
+
+CONTROL_GUESS = "control_guess"
+"""Name of the conditioning tensor that tells which ControlNets guess, shape (R, K), whole
+numbers: 1 for a row with the prompt, -1 for one without, which they leave alone."""
+
+CONTROL_TEXT = "control_text_"
+"""Beginning of the names of the prompt's own tensors, for ControlNets that read the prompt for
+the unconditional half too."""
+
+_POSITIONS = "control_positions"  # role of the denoiser's embedding, for ControlNets without one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlNet:
-    """A ControlNet: its name, its content's digest and its network."""
+    """A ControlNet: its name, its content's digest, its kind and its network."""
 
     name: str
     digest: str
+    kind: ControlKind
     config: Mapping[str, Any]
     network: Network
 
-
-def call_controlnet(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """Call a ControlNetModel with named tensors; ``image`` is the control picture.
-
-    Returns:
-        The residuals of the down blocks in order, then that of the middle block.
-    """
-    added = {name: inputs[name] for name in ("text_embeds", "time_ids") if name in inputs}
-    downs, middle = module(
-        inputs["sample"],
-        inputs["timestep"],
-        encoder_hidden_states=inputs["encoder_hidden_states"],
-        controlnet_cond=inputs["image"],
-        conditioning_scale=1.0,
-        added_cond_kwargs=added or None,
-        return_dict=False,
-    )
-    return (*downs, middle)
+    @property
+    def num_modes(self) -> int:
+        """What a union ControlNet tells apart: depth, edges, ...; 0 for one that does not."""
+        return int(self.config.get("num_mode") or 0)
 
 
 def read_controlnet(path: Path, *, name: str, placement: Placement) -> ControlNet:
@@ -95,50 +89,88 @@ def read_controlnet(path: Path, *, name: str, placement: Placement) -> ControlNe
         CardError: If it is no ControlNet, or of a kind that cannot be used here.
         WeightsError: If weights are missing, corrupt or pickles.
     """
-    part = read_part(path, "controlnet", library="diffusers", class_name="ControlNetModel")
-    if part.config.get("global_pool_conditions"):
-        raise CardError(
-            f"ControlNet {name} pools its answers (global_pool_conditions), which is not offered"
-        )
-    network = TorchNetwork.of(part, call_controlnet, placement)
+    named = str(read_json(path / "config.json").get("_class_name") or "")
+    class_name = named if named in CONTROL_KINDS else "ControlNetModel"
+    part = read_part(path, "controlnet", library="diffusers", class_name=class_name)
+    kind = CONTROL_KINDS[class_name]
+    if reason := kind.refuse(part.config):
+        raise CardError(f"ControlNet {name} {reason}")
+    network = TorchNetwork.of(part, kind.call, placement)
     network.field = "controls.model"
-    return ControlNet(name=name, digest=part.digest, config=part.config, network=network)
+    if kind.prepare is not None:
+        network.change("attention", kind.prepare)
+    network.fixes_sizes = "sd" not in kind.families  # transformers' count tokens
+    return ControlNet(
+        name=name, digest=part.digest, kind=kind, config=part.config, network=network
+    )
 
 
-def check_controlnet(control: ControlNet, model: Model, *, field: str = "controls.model") -> None:
-    """Refuse a ControlNet that was made for another network.
+def check_controlnet(
+    control: ControlNet, model: Model, *, mode: int | None = None, field: str = "controls"
+) -> None:
+    """Refuse a ControlNet that was made for another network, or that is asked for another mode.
 
     Args:
         control: The ControlNet.
         model: The model it is meant for.
-        field: Request field to name.
+        mode: What a union ControlNet is to follow.
+        field: Request field of the control.
 
     Raises:
         InvalidRequest: If it does not fit; names what differs.
     """
-    unet = unet_config(model)
-    for key in _SHARED:
-        wanted, found = _plain(unet.get(key)), _plain(control.config.get(key))
-        if key in control.config and key in unet and wanted != found:
-            raise InvalidRequest(
-                f"ControlNet {control.name} does not fit {model.spec.name}: its {key} is {found}, "
-                f"the model's is {wanted}",
-                field=field,
-                value=control.name,
-            )
-    scale = 2 ** (len(control.config.get("conditioning_embedding_out_channels") or (0,) * 4) - 1)
-    if scale != model.spec.latent_scale:
+    reason = _misfit(control, model)
+    if reason:
         raise InvalidRequest(
-            f"ControlNet {control.name} does not fit {model.spec.name}: it reads {scale} px of its "
-            f"picture per latent, the model draws {model.spec.latent_scale}",
-            field=field,
+            f"ControlNet {control.name} does not fit {model.spec.name}: {reason}",
+            field=f"{field}.model",
             value=control.name,
+        )
+    count = control.num_modes
+    if count and mode is None:
+        raise InvalidRequest(
+            f"{field}.mode is needed for {control.name}, a union of ControlNets: 0 to {count - 1}, "
+            "which its card explains",
+            field=f"{field}.mode",
+            allowed=f"0 to {count - 1}",
+        )
+    if mode is not None and mode >= count:
+        allowed = f"0 to {count - 1}" if count else "none"
+        reason = f"at most {count - 1}" if count else "left out: it is no union of ControlNets"
+        raise InvalidRequest(
+            f"{field}.mode for {control.name} must be {reason}, got {mode}",
+            field=f"{field}.mode",
+            value=mode,
+            allowed=allowed,
         )
 
 
-def unet_config(model: Model) -> Mapping[str, Any]:
+def _misfit(control: ControlNet, model: Model) -> str:
+    """Tell what of a ControlNet does not fit a model, or ""."""
+    families = control.kind.families
+    if model.spec.family not in families:
+        return f"it is for families {' and '.join(families)}, the model is {model.spec.family}"
+    config = denoiser_config(model)
+    for key in control.kind.shared:
+        wanted, found = _plain(config.get(key)), _plain(control.config.get(key))
+        if key in control.config and key in config and wanted != found:
+            return f"its {key} is {found}, the model's is {wanted}"
+    if control.config.get("guidance_embeds") and not model.spec.takes_distilled_guidance:
+        return "it reads a guidance scale (guidance_embeds), the model has none"
+    if control.kind.reads_latents(control.config):
+        return ""
+    levels = control.config.get("conditioning_embedding_out_channels") or (0,) * 4
+    scale = 2 ** (len(levels) - 1)
+    if scale == model.spec.latent_scale:
+        return ""
+    return (
+        f"it reads {scale} px of its picture per latent, the model draws {model.spec.latent_scale}"
+    )
+
+
+def denoiser_config(model: Model) -> Mapping[str, Any]:
     """Return the configuration of a model's denoiser, {} if it is not known."""
-    network: Any = model.networks["denoiser"]
+    network: Any = model.networks.get("denoiser")
     while not hasattr(network, "config") and hasattr(network, "source"):
         network = network.source
     return getattr(network, "config", {})
@@ -148,47 +180,28 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, list | tuple) else value
 
 
-def residual_shapes(
-    config: Mapping[str, Any], rows: int, columns: int
-) -> tuple[tuple[int, int, int], ...]:
-    """Return the shapes (C, h, w) of a U-Net's down residuals, then that of its middle.
-
-    Args:
-        config: The U-Net's configuration.
-        rows: Latent rows.
-        columns: Latent columns.
-    """
-    widths = config["block_out_channels"]
-    layers = config.get("layers_per_block", 2)
-    counts = list(layers) if isinstance(layers, list | tuple) else [layers] * len(widths)
-    shapes = [(int(widths[0]), rows, columns)]
-    for level, (width, count) in enumerate(zip(widths, counts, strict=True)):
-        shapes += [(int(width), rows, columns)] * int(count)
-        if level < len(widths) - 1:
-            rows, columns = -(-rows // 2), -(-columns // 2)
-            shapes.append((int(width), rows, columns))
-    return (*shapes, (int(widths[-1]), rows, columns))
-
-
 class ControlledNetwork:
-    """A U-Net with ControlNets beside it.
+    """A denoiser with ControlNets beside it.
 
     Args:
-        source: The U-Net, on any backend, with or without other adapters.
+        source: The denoiser, on any backend, with or without other adapters.
         networks: The model's networks, among which the ControlNets are looked up.
-        roles: Their names there, in the order of the scales.
-        config: The U-Net's configuration.
+        controls: The ControlNets, in the order of the scales.
+        roles: Their names among the networks.
+        config: The denoiser's configuration.
     """
 
     def __init__(
         self,
         source: Network,
         networks: Mapping[str, Network],
+        controls: Sequence[ControlNet],
         roles: Sequence[str],
         config: Mapping[str, Any],
     ) -> None:
         self.source = source
         self._networks = networks
+        self._controls = tuple(controls)
         self._roles = tuple(roles)
         self._config = config
 
@@ -198,29 +211,73 @@ class ControlledNetwork:
         return tuple(getattr(self.source, "notes", ()))
 
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        """Run ControlNets and U-Net once over all rows.
+        """Run ControlNets and denoiser once over all rows.
 
         ``control_scales`` (R, K) and ``control_image_00``... may differ per row.
         """
-        scales = inputs.pop(CONTROL_SCALES)
-        images = [inputs.pop(f"{CONTROL_IMAGE}{k:02d}") for k in range(len(self._roles))]
+        own = {name: inputs.pop(name) for name in list(inputs) if name.startswith("control_")}
+        scales, guess = own[CONTROL_SCALES], own.get(CONTROL_GUESS)
+        if guess is not None:
+            scales = scales * (guess >= 0)
         sample = inputs["sample"]
-        shapes = residual_shapes(self._config, *sample.shape[-2:])
-        totals = [sample.new_zeros((len(sample), *s), dtype=torch.float32) for s in shapes]
-        passed = {name: inputs[name] for name in _PASSED if name in inputs}
-        for k, role in enumerate(self._roles):
+        residuals = self._residuals(sample)
+        totals = [sample.new_zeros((len(sample), *r.shape), dtype=torch.float32) for r in residuals]
+        for k, control in enumerate(self._controls):
             active = [row for row, scale in enumerate(scales[:, k].tolist()) if scale != 0]
             if not active:
                 continue
             try:
-                answers = _ask(self._networks[role], {**passed, "image": images[k]}, active)
-            except NetworkReady:  # a rehearsal: the U-Net is to be made ready as well
+                answers = _ask(self._networks[self._roles[k]], self._read(k, inputs, own), active)
+            except NetworkReady:  # a rehearsal: the denoiser is to be made ready as well
                 continue
-            weights = scales[active, k].to(sample.device, torch.float32)[:, None, None, None]
-            for total, answer in zip(totals, answers, strict=True):
-                total[active] += answer * weights
-        residuals = {f"{RESIDUAL}{k:02d}": total for k, total in enumerate(totals[:-1])}
-        return self.source(**inputs, **residuals, **{MID_RESIDUAL: totals[-1]})
+            weights = _weights(
+                scales[active, k], None if guess is None else guess[active, k], len(answers)
+            )
+            for total, residual in zip(totals, residuals, strict=True):
+                place = residual.sources[k]
+                if place is not None:
+                    weight = weights[place].to(sample.device)
+                    total[active] += answers[place] * weight.reshape(-1, *[1] * len(residual.shape))
+        added = {
+            name: total
+            for residual, total in zip(residuals, totals, strict=True)
+            for name in residual.names
+        }
+        return self.source(**inputs, **added)
+
+    def _residuals(self, sample: Tensor) -> list[Residual]:
+        """Return what is added to rows of this size."""
+        configs = [control.config for control in self._controls]
+        rows, columns = (int(side) for side in sample.shape[-2:])
+        return self._controls[0].kind.residuals(configs, self._config, rows, columns)
+
+    def _read(
+        self, k: int, inputs: Mapping[str, Tensor], own: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return what a ControlNet reads."""
+        control = self._controls[k]
+        read = {name: inputs[name] for name in control.kind.passed if name in inputs}
+        read |= {
+            name: own[CONTROL_TEXT + name] for name in read if CONTROL_TEXT + name in own
+        }
+        read["image"] = own[f"{CONTROL_IMAGE}{k:02d}"]
+        if control.num_modes:
+            read["mode"] = own[f"{CONTROL_MODE}{k:02d}"]
+        if not control.config.get("use_pos_embed", True):
+            (read["sample"],) = self._networks[_POSITIONS](sample=read["sample"])
+        return read
+
+
+def _weights(scales: Tensor, guess: Tensor | None, count: int) -> list[Tensor]:
+    """Return what each answer counts, (rows,) each; less towards the picture's edge in guess mode.
+
+    Source: ``guess_mode`` of diffusers' ControlNetModel: from a tenth to one, even in logarithm.
+    """
+    plain = scales.to(torch.float32)
+    if guess is None:
+        return [plain] * count
+    shares = torch.logspace(-1, 0, count)
+    return [plain * torch.where(guess > 0, share, 1.0) for share in shares.to(plain.device)]
 
 
 def _ask(
@@ -248,26 +305,55 @@ def with_controlnets(model: Model, controls: Sequence[ControlNet]) -> Model:
     """Return a view of a model with ControlNets; the model itself stays as it is.
 
     The view shares every weight. Its conditionings have to carry
-    :data:`CONTROL_SCALES` and the pictures.
+    :data:`CONTROL_SCALES` and what
+    :meth:`~mezzotint.models.base.Model.encode_control` makes of the pictures.
 
     Args:
         model: The base model, or a view of it with other adapters.
         controls: The ControlNets, in the order of the scales.
 
     Raises:
-        InvalidRequest: If the model is no U-Net over latents, or a ControlNet does not fit.
+        InvalidRequest: If a ControlNet does not fit the model.
     """
-    if model.spec.family not in ("sd", "sdxl"):
-        raise InvalidRequest(
-            f"controls cannot be honoured by {model.spec.name}: ControlNets are for families sd "
-            f"and sdxl, it is {model.spec.family}",
-            field="controls",
-        )
     for control in controls:
-        check_controlnet(control, model)
+        if reason := _misfit(control, model):
+            raise InvalidRequest(
+                f"ControlNet {control.name} does not fit {model.spec.name}: {reason}",
+                field="controls.model",
+                value=control.name,
+            )
     view = copy.deepcopy(model)  # networks share themselves, see TorchNetwork.__deepcopy__
     roles = [f"controlnet_{k}" for k in range(len(controls))]
     view.networks.update({r: control.network for r, control in zip(roles, controls, strict=True)})
     source = view.networks["denoiser"]
-    view.networks["denoiser"] = ControlledNetwork(source, view.networks, roles, unet_config(model))
+    if any(not control.config.get("use_pos_embed", True) for control in controls):
+        view.networks[_POSITIONS] = _positions(source)
+    view.networks["denoiser"] = ControlledNetwork(
+        source, view.networks, controls, roles, denoiser_config(model)
+    )
+    view.control_reads = controls[0].kind.prompt_only
+
+    def encode(index: int, picture: Tensor | None, size: Size) -> Tensor:
+        control = controls[index]
+        return control.kind.encode(control.config, view, picture, size)
+
+    view.encode_control = encode  # type: ignore[method-assign]
     return view
+
+
+def _positions(network: Any) -> TorchNetwork:
+    """Return the part of a denoiser that makes tokens of latents, as a network."""
+    while not isinstance(network, TorchNetwork):
+        network = network.source
+    base: TorchNetwork = network
+
+    def build(_: torch.dtype) -> nn.Module:
+        part: Any = base.module.pos_embed
+        return copy_layers(part, share_weights=base.offload is None)
+
+    return TorchNetwork(
+        build,
+        lambda module, inputs: (module(inputs["sample"]),),
+        dtype=base.dtype,
+        device=base.device,
+    )

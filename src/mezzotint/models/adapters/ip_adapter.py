@@ -1,21 +1,18 @@
 """IP-Adapter: pictures that speak beside the text, for some rows of a call.
 
-A vision encoder turns pictures into a few tokens, and every cross attention of the
-U-Net listens to them with keys and values of their own:
-``attention(text) + scale * attention(pictures)``. Here that sum is made by hooks that
-exist only while one network call runs, row by row, so base weights are not changed, a
-row's answer does not depend on its neighbours, and a request without pictures cannot
-notice one before it.
+A vision encoder turns pictures into a few tokens, and every cross attention of a
+U-Net, or double block of FLUX, listens to them with keys and values of their own:
+``attention(text) + scale * attention(pictures)``; those of Stable Diffusion 3 say something
+else at each noise level. Here that sum is made by hooks that
+exist only while one network call runs (see :mod:`mezzotint.models.adapters.listening`), so a
+request without pictures cannot notice one before it.
 
-The layout of the released files is read: ``image_proj.*`` and ``ip_adapter.*`` in one
-safetensors file, a CLIP vision encoder in a folder ``image_encoder`` beside it.
-
-Dimensions: R rows, K adapters, T tokens, D width of the text, L positions, H heads.
+Dimensions: R rows, K adapters, T tokens, D width of the text.
 """
 
 import copy
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,14 +23,29 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mezzotint.errors import InvalidRequest, WeightsError
-from mezzotint.models.adapters.controlnet import unet_config
+from mezzotint.models.adapters.ip_adapter_files import (
+    ENCODER,
+    family_of,
+    find_ip_adapter,
+    ip_adapter_digest,
+    read_encoder,
+    side_of,
+    tensor_name,
+)
+from mezzotint.models.adapters.listening import (
+    Heard,
+    JointVoice,
+    Linear,
+    Listener,
+    Pair,
+    Voice,
+    listeners,
+)
 from mezzotint.models.adapters.torch_backed import TorchBacked, torch_backed
 from mezzotint.models.base import Model, Network
 from mezzotint.models.digests import DIGESTS
-from mezzotint.models.formats.folders import read_part
 from mezzotint.models.networks import (
     Placement,
     TorchNetwork,
@@ -41,16 +53,13 @@ from mezzotint.models.networks import (
     is_preparing,
     use_row_linears,
 )
-from mezzotint.models.parts import Part, combine_digests, read_header
 
 __all__ = [
     "IMAGE_SCALES",
     "IMAGE_TOKENS",
     "ImagePromptAdapter",
     "ImagePromptNetwork",
-    "check_ip_adapter",
     "crop_picture",
-    "ip_adapter_side",
     "prepare_picture",
     "read_ip_adapter",
     "with_ip_adapters",
@@ -62,7 +71,6 @@ IMAGE_SCALES = "image_prompt_scales"
 IMAGE_TOKENS = "image_prompt_"
 """Beginning of the names of the tokens, ``image_prompt_00``..., each (R, T, D)."""
 
-ENCODER = "image_encoder"
 _LONGEST = 16  # times the shorter side
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # of CLIP's training pictures
 _STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -75,23 +83,24 @@ class ImagePromptAdapter:
     Args:
         name: Name for messages.
         digest: sha256 over its file and its encoder's.
-        width: Width D of the text that its tokens stand beside.
         side: Pixels of the pictures that its encoder reads.
         uses_hidden: Whether the encoder's hidden states are projected ("plus"), not
             its one vector.
         encoder: The vision encoder.
-        projection: Builds what turns the encoder's answer into tokens.
-        pairs: Keys and values, (inner, D) each, of every cross attention in order.
+        projection: Turns the encoder's answer into tokens.
+        voices: What it says to every layer that listens, in order.
+        is_timed: Whether tokens depend on the noise level (Stable Diffusion 3): then what
+            stands beside the prompt is the encoder's answer.
     """
 
     name: str
     digest: str
-    width: int
     side: int
     uses_hidden: bool
     encoder: Network
     projection: nn.Module = field(repr=False)
-    pairs: tuple[tuple[Tensor, Tensor], ...] = field(repr=False)
+    voices: tuple[Voice, ...] = field(repr=False)
+    is_timed: bool = False
 
     def tokens(self, pictures: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Turn pictures into tokens, and the absence of each into tokens of its own.
@@ -105,9 +114,9 @@ class ImagePromptAdapter:
         positive: list[Tensor] = []
         negative: list[Tensor] = []
         for picture in pictures:
-            pixels = prepare_picture(picture, self.side)
+            pixels = prepare_picture(picture, self.side, is_cropped=not self.is_timed)
             (seen,) = self.encoder(pixel_values=pixels)
-            if self.uses_hidden:
+            if self.uses_hidden and not self.is_timed:
                 (unseen,) = self.encoder(pixel_values=torch.zeros_like(pixels))
             else:
                 unseen = torch.zeros_like(seen)
@@ -116,8 +125,33 @@ class ImagePromptAdapter:
         return torch.cat(positive, dim=1), torch.cat(negative, dim=1)
 
     def _project(self, seen: Tensor) -> Tensor:
+        if self.is_timed:
+            return seen.float()
         with torch.no_grad():
             return self.projection(seen).float()
+
+    def states(
+        self, tokens: Tensor, timestep: Tensor, scales: Sequence[float]
+    ) -> list[tuple[Tensor, ...] | None]:
+        """Return what each row's layers are told, None for a row whose scale is 0.
+
+        Args:
+            tokens: Of :meth:`tokens`, one row each. Shape (R, T, D).
+            timestep: Of the rows. Shape (R,).
+            scales: Of the rows.
+        """
+        found: list[tuple[Tensor, ...] | None] = []
+        for row, scale in enumerate(scales):
+            own = tokens[row : row + 1]
+            if not scale:
+                found.append(None)
+            elif self.is_timed:
+                projection = self.projection.to(own.device)
+                with torch.no_grad():
+                    found.append(projection(own, timestep[row : row + 1]))
+            else:
+                found.append((own,))
+        return found
 
 
 def _call_vector(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -125,38 +159,43 @@ def _call_vector(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...
 
 
 def _call_hidden(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    output = module(inputs["pixel_values"], output_hidden_states=True)
+    output = module(pixel_values=inputs["pixel_values"], output_hidden_states=True)
     return (output.hidden_states[-2],)
 
 
-def prepare_picture(pixels: np.ndarray, side: int) -> Tensor:
-    """Bring a picture to what CLIP reads: shorter side, middle, CLIP's mean and deviation.
+def prepare_picture(pixels: np.ndarray, side: int, *, is_cropped: bool = True) -> Tensor:
+    """Bring a picture to what a vision encoder reads.
 
     Args:
         pixels: Shape (H, W, 3), uint8.
         side: Pixels of each side afterwards.
+        is_cropped: As for CLIP: the middle, CLIP's mean and deviation. Else as for SigLIP: all
+            of it, in [-1, 1].
 
     Returns:
         Shape (1, 3, side, side), float32.
     """
-    array = crop_picture(pixels, side).astype(np.float32) / 255
-    array = (array - _MEAN) / _STD
+    array = crop_picture(pixels, side, is_cropped=is_cropped).astype(np.float32) / 255
+    array = (array - _MEAN) / _STD if is_cropped else array * 2 - 1
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))[None])
 
 
-def crop_picture(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Bring a picture's shorter side to what CLIP reads and keep the middle.
+def crop_picture(pixels: np.ndarray, side: int, *, is_cropped: bool = True) -> np.ndarray:
+    """Bring a picture's shorter side to what an encoder reads and keep the middle.
 
     What is cropped already stays as it is.
 
     Args:
         pixels: Shape (H, W, 3), uint8.
         side: Pixels of each side afterwards.
+        is_cropped: False brings both sides to it.
 
     Returns:
         Shape (side, side, 3), uint8.
     """
     picture = Image.fromarray(np.ascontiguousarray(pixels))
+    if not is_cropped:
+        return np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC)).copy()
     short, most = min(picture.size), _LONGEST * min(picture.size)
     if max(picture.size) > most:  # far from the middle; all of it enlarged would fill the memory
         left, top = (max(length - most, 0) // 2 for length in picture.size)
@@ -184,81 +223,44 @@ def read_ip_adapter(
         WeightsError: If a file is missing, corrupt, a pickle, or no IP-Adapter.
     """
     file, folder = find_ip_adapter(path, name)
-    part = _read_encoder(folder)
+    part = read_encoder(folder)
     with DIGESTS.loading({file: DIGESTS.digest(file)}):
-        state = {key: tensor.clone() for key, tensor in load_file(file).items()}
-    projection = _projection(_below(state, "image_proj."), file)
+        state = {tensor_name(key): tensor.clone() for key, tensor in load_file(file).items()}
+    family = family_of(state)
+    make = _joint_voices if family == "sd3" else _pairs
+    voices = make(_below(state, "ip_adapter."), file)
+    projection = _projection(_below(state, "image_proj."), file, family=family)
     uses_hidden = type(projection).__name__ != "ImageProjection"
-    pairs = _pairs(_below(state, "ip_adapter."), file)
     encoder = TorchNetwork.of(part, _call_hidden if uses_hidden else _call_vector, placement)
     encoder.field = "image_prompts.model"
     return ImagePromptAdapter(
         name=name,
         digest=digest or ip_adapter_digest(path, name),
-        width=int(pairs[0][0].shape[1]),
-        side=_side_of(part),
+        side=side_of(part),
         uses_hidden=uses_hidden,
         encoder=encoder,
         projection=projection,
-        pairs=pairs,
+        voices=voices,
+        is_timed=family == "sd3",
     )
-
-
-def find_ip_adapter(path: Path, name: str) -> tuple[Path, Path]:
-    """Return the file and the encoder's folder of an IP-Adapter.
-
-    Raises:
-        WeightsError: If one of them is not there.
-    """
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if len(files) != 1:
-        raise WeightsError(
-            f"IP-Adapter {name} needs exactly one .safetensors file in {path}, found {len(files)}"
-        )
-    folder = files[0].parent / ENCODER
-    if not (folder / "config.json").is_file():
-        raise WeightsError(
-            f"IP-Adapter {name} needs its CLIP vision encoder in {folder}, which is not there"
-        )
-    names = read_header(files[0]).tensors
-    if not any(n.startswith("image_proj.") for n in names):
-        raise WeightsError(f"{files[0]} is no IP-Adapter: no tensor is called image_proj....")
-    return files[0], folder
-
-
-def ip_adapter_digest(path: Path, name: str) -> str:
-    """Return one sha256 over an IP-Adapter's file and its encoder's."""
-    file, folder = find_ip_adapter(path, name)
-    encoder = _read_encoder(folder)
-    return combine_digests({"adapter": DIGESTS.digest(file), "encoder": encoder.digest})
-
-
-def ip_adapter_side(path: Path, name: str) -> int:
-    """Return the pixels of each side of the pictures that an IP-Adapter's encoder reads."""
-    return _side_of(_read_encoder(find_ip_adapter(path, name)[1]))
-
-
-def _read_encoder(folder: Path) -> Part:
-    return read_part(
-        folder, ENCODER, library="transformers", class_name="CLIPVisionModelWithProjection"
-    )
-
-
-def _side_of(encoder: Part) -> int:
-    return int(encoder.config.get("image_size", 224))
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v.float() for k, v in state.items() if k.startswith(prefix)}
 
 
-def _projection(state: dict[str, Tensor], file: Path) -> nn.Module:
+def _projection(state: dict[str, Tensor], file: Path, *, family: str) -> nn.Module:
     """Build the projection; diffusers tells the kinds apart and names their layers."""
+    from diffusers.loaders.transformer_flux import FluxTransformer2DLoadersMixin
+    from diffusers.loaders.transformer_sd3 import SD3Transformer2DLoadersMixin
     from diffusers.loaders.unet import UNet2DConditionLoadersMixin
 
-    if "norm.weight" in state and "proj.0.weight" in state:
-        raise WeightsError(f"{file} reads faces with another network (FaceID), which is not here")
-    build = UNet2DConditionLoadersMixin._convert_ip_adapter_image_proj_to_diffusers
+    loaders: dict[str, Any] = {
+        "flux": FluxTransformer2DLoadersMixin,
+        "sd3": SD3Transformer2DLoadersMixin,
+        "sd": UNet2DConditionLoadersMixin,
+    }
+    build = loaders[family]._convert_ip_adapter_image_proj_to_diffusers
     try:
         module = build(cast("Any", None), state, low_cpu_mem_usage=False)
     except (KeyError, RuntimeError, ValueError, AttributeError) as error:
@@ -267,64 +269,73 @@ def _projection(state: dict[str, Tensor], file: Path) -> nn.Module:
     return use_row_linears(align_weights(module))
 
 
-def _pairs(state: Mapping[str, Tensor], file: Path) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Return keys and values in the order of the cross attentions."""
-    numbers = sorted({int(k.split(".")[0]) for k in state if k.split(".")[0].isdecimal()})
+def _pairs(state: Mapping[str, Tensor], file: Path) -> tuple[Voice, ...]:
+    """Return keys and values in the order of the layers."""
+
+    def linear(name: str) -> Linear:
+        return Linear(state[f"{name}.weight"], state.get(f"{name}.bias"))
+
     try:
-        pairs = tuple((state[f"{n}.to_k_ip.weight"], state[f"{n}.to_v_ip.weight"]) for n in numbers)
+        pairs = tuple(
+            Pair(linear(f"{n}.to_k_ip"), linear(f"{n}.to_v_ip")) for n in _numbers(state)
+        )
     except KeyError as error:
         raise WeightsError(f"{file} is no whole IP-Adapter: {error} is missing") from None
-    if not pairs or any(v.ndim != 2 for pair in pairs for v in pair):
+    if not pairs or any(one.weight.ndim != 2 for pair in pairs for one in pair):
         raise WeightsError(f"{file} is no IP-Adapter: it holds no keys and values (ip_adapter....)")
     return pairs
 
 
-def check_ip_adapter(
-    path: Path, name: str, model: Model, *, field: str = "image_prompts.model"
-) -> None:
-    """Refuse an IP-Adapter that was made for another text width, from its header alone.
+def _numbers(state: Mapping[str, Tensor]) -> list[int]:
+    """Return the numbers of the layers that a file speaks to, rising."""
+    return sorted({int(k.split(".")[0]) for k in state if k.split(".")[0].isdecimal()})
 
-    Raises:
-        InvalidRequest: If it does not fit.
-        WeightsError: If it is no IP-Adapter.
-    """
-    file, _ = find_ip_adapter(path, name)
-    shapes = read_header(file).tensors
-    found = {s[1] for key, (_, s) in shapes.items() if key.endswith("to_k_ip.weight")}
-    wanted = unet_config(model).get("cross_attention_dim")
-    if wanted is not None and found != {wanted}:
-        shown = ", ".join(map(str, sorted(found))) or "none"
-        raise InvalidRequest(
-            f"IP-Adapter {name} does not fit {model.spec.name}: its cross_attention_dim is "
-            f"{shown}, the model's is {wanted}",
-            field=field,
-            value=name,
-        )
+
+def _joint_voices(state: Mapping[str, Tensor], file: Path) -> tuple[Voice, ...]:
+    """Return the layers of an IP-Adapter for Stable Diffusion 3, in order."""
+    from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
+
+    voices: list[Voice] = []
+    try:
+        for number in _numbers(state):
+            own = _below(state, f"{number}.")
+            inner, width = own["to_k_ip.weight"].shape
+            module: Any = SD3IPAdapterJointAttnProcessor2_0(
+                hidden_size=inner,
+                ip_hidden_states_dim=width,
+                head_dim=own["norm_q.weight"].shape[0],
+                timesteps_emb_dim=own["norm_ip.linear.weight"].shape[1],
+            )
+            module.load_state_dict(own)
+            voices.append(JointVoice(use_row_linears(module.eval().requires_grad_(False))))
+    except (KeyError, RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise WeightsError(f"{file} is no whole IP-Adapter: {first}") from None
+    return tuple(voices)
 
 
 class ImagePromptNetwork:
-    """A U-Net that listens to pictures while it runs.
+    """A denoiser that listens to pictures while it runs.
 
     Args:
-        source: The U-Net without them; shared, never changed.
+        source: The denoiser without them; shared, never changed.
         adapters: The adapters, in the order of the scales.
 
     Raises:
-        WeightsError: If an adapter was made for another U-Net.
+        WeightsError: If an adapter was made for another denoiser.
     """
 
     def __init__(self, source: TorchBacked, adapters: Sequence[ImagePromptAdapter]) -> None:
         self.source = source
         self._adapters = tuple(adapters)
         self._lock = threading.Lock()
-        self._layers = _cross_attentions(source.module)
+        self._layers: list[Listener] = listeners(source.module)
         for adapter in adapters:
-            inner = [layer.to_q.out_features for layer in self._layers]
-            if [pair[0].shape[0] for pair in adapter.pairs] != inner:
+            inner = [layer.inner for layer in self._layers]
+            if [voice.inner for voice in adapter.voices] != inner:
                 raise WeightsError(
                     f"IP-Adapter {adapter.name} does not fit this model: it has keys for "
-                    f"{len(adapter.pairs)} cross attentions, the model has {len(inner)} of widths "
-                    f"{inner}"
+                    f"{len(adapter.voices)} layers, the model has {len(inner)} of widths {inner}"
                 )
 
     def __deepcopy__(self, memo: object) -> "ImagePromptNetwork":
@@ -333,18 +344,18 @@ class ImagePromptNetwork:
 
     @property
     def module(self) -> nn.Module:
-        """The module of the U-Net without pictures."""
+        """The module of the denoiser without pictures."""
         return self.source.module
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The configuration of the U-Net without pictures."""
+        """The configuration of the denoiser without pictures."""
         return self.source.config
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the keys and values alone; the base network counts for itself."""
-        return sum(4 * t.numel() for a in self._adapters for pair in a.pairs for t in pair)
+        return sum(voice.num_bytes for adapter in self._adapters for voice in adapter.voices)
 
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
         """Run the network once; ``image_prompt_scales`` (R, K) and tokens may differ per row."""
@@ -352,67 +363,26 @@ class ImagePromptNetwork:
         tokens = [inputs.pop(f"{IMAGE_TOKENS}{k:02d}") for k in range(len(self._adapters))]
         if is_preparing():
             return self.source(**inputs)
-        with self._lock, self._hooked(scales.tolist(), tokens):
+        plain: list[list[float]] = scales.tolist()
+        states = [
+            adapter.states(own, inputs["timestep"], [row[k] for row in plain])
+            for k, (adapter, own) in enumerate(zip(self._adapters, tokens, strict=True))
+        ]
+        with self._lock, self._hooked(plain, states):
             return self.source(**inputs)
 
     @contextmanager
-    def _hooked(self, scales: list[list[float]], tokens: Sequence[Tensor]) -> Generator[None]:
-        """Let every cross attention listen for the time of the body."""
+    def _hooked(
+        self,
+        scales: list[list[float]],
+        states: Sequence[Sequence[tuple[Tensor, ...] | None]],
+    ) -> Generator[None]:
+        """Let every layer listen for the time of the body."""
         with ExitStack() as stack:
             for number, layer in enumerate(self._layers):
-                pairs = [adapter.pairs[number] for adapter in self._adapters]
-                remember, add = _hooks(layer.heads, pairs, scales, tokens)
-                stack.callback(layer.to_q.register_forward_hook(remember).remove)
-                stack.callback(layer.to_out[0].register_forward_pre_hook(add).remove)
+                voices = [adapter.voices[number] for adapter in self._adapters]
+                layer.listen(Heard(voices, scales, states), stack)
             yield
-
-
-def _cross_attentions(module: Any) -> list[Any]:
-    """Return the cross attentions of a U-Net in the order that IP-Adapters number them."""
-    names = [name.removesuffix(".processor") for name in module.attn_processors]
-    return [module.get_submodule(name) for name in names if not name.endswith("attn1")]
-
-
-def _hooks(
-    heads: int,
-    pairs: Sequence[tuple[Tensor, Tensor]],
-    scales: list[list[float]],
-    tokens: Sequence[Tensor],
-) -> tuple[Callable[..., None], Callable[..., tuple[Tensor, ...]]]:
-    """Return a hook that keeps the queries and one that adds what pictures answer to them."""
-    queries: list[Tensor] = []
-    owner = threading.get_ident()  # another thread may be in the same layers, without pictures
-
-    def remember(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if threading.get_ident() == owner:
-            queries[:] = [output]
-
-    def add(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        if threading.get_ident() != owner:
-            return inputs
-        hidden = inputs[0]
-        rows: list[Tensor] = []
-        for row, own in enumerate(scales):
-            total = hidden[row : row + 1]
-            query = _split(queries[0][row : row + 1], heads)
-            for (key, value), scale, states in zip(pairs, own, tokens, strict=True):
-                if scale:
-                    seen = states[row : row + 1].to(device=query.device, dtype=query.dtype)
-                    answer = functional.scaled_dot_product_attention(
-                        query,
-                        _split(functional.linear(seen, key.to(seen)), heads),
-                        _split(functional.linear(seen, value.to(seen)), heads),
-                    )
-                    total = total + scale * answer.transpose(1, 2).flatten(2).to(total.dtype)
-            rows.append(total)
-        return (torch.cat(rows), *inputs[1:])
-
-    return remember, add
-
-
-def _split(states: Tensor, heads: int) -> Tensor:
-    """Split the width over heads: (1, L, W) to (1, H, L, W / H)."""
-    return states.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
 def with_ip_adapters(model: Model, adapters: Sequence[ImagePromptAdapter]) -> Model:
@@ -422,19 +392,13 @@ def with_ip_adapters(model: Model, adapters: Sequence[ImagePromptAdapter]) -> Mo
     and the tokens that :meth:`~mezzotint.models.base.Model.encode_image_prompt` gives.
 
     Args:
-        model: The base model; its U-Net must be able to run in torch.
+        model: The base model; its denoiser must be able to run in torch.
         adapters: The adapters, in the order of the scales.
 
     Raises:
-        InvalidRequest: If the model is no U-Net over latents.
+        InvalidRequest: If the model's denoiser does not run in torch.
         WeightsError: If an adapter does not fit.
     """
-    if model.spec.family not in ("sd", "sdxl"):
-        raise InvalidRequest(
-            f"image_prompts cannot be honoured by {model.spec.name}: IP-Adapters are for families "
-            f"sd and sdxl, it is {model.spec.family}",
-            field="image_prompts",
-        )
     view = copy.deepcopy(model)  # networks share themselves, see TorchNetwork.__deepcopy__
     source = torch_backed(view.networks["denoiser"], "image_prompts")
     view.networks["denoiser"] = ImagePromptNetwork(source, adapters)

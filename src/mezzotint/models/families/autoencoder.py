@@ -226,6 +226,11 @@ class Autoencoder:
         ]
         return self._rescale(torch.cat(rows))
 
+    
+    def offset(self) -> float:
+        """What scaling takes off a clean latent for the shift of its middle."""
+        return self._shift * self._factor
+
     def _decode_with(self, network: Network, latents: Tensor) -> Tensor:
         """Ask a decoder, in the cuts that were asked for. (B, C, h, w) -> (B, 3, H, W)."""
         cut = self._cut(before=1, after=self.scale)

@@ -3,18 +3,30 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from mezzotint.models.parts import Part, Parts
 from mezzotint.models.recommended import names_of_model, recommend
 from mezzotint.schedulers import native_twin
 from mezzotint.types import Size
 
 __all__ = [
+    "BLOCK_RESIDUAL",
+    "SINGLE_RESIDUAL",
+    "block_residuals",
     "default_size",
     "drawing_defaults",
     "part_of",
     "prediction_type",
     "sample_size",
 ]
+
+BLOCK_RESIDUAL = "block_residual_"
+"""Beginning of the names of what ControlNets add behind the blocks of a transformer: each goes
+behind the block of its number and those that follow, to the next. Shape (R, S, D)."""
+
+SINGLE_RESIDUAL = "single_residual_"
+"""The same behind blocks of one stream, where there are others before them."""
 
 _FEW_STEPS = ("LCMScheduler",)  # schedulers that only distilled models come with
 
@@ -75,6 +87,25 @@ def drawing_defaults(
         **few,
         **recommend(parts.pipeline, names_of_model(parts.name, parts.path, parts.config), config),
     }
+
+
+def block_residuals(
+    inputs: Mapping[str, Tensor], prefix: str, blocks: int
+) -> list[Tensor] | None:
+    """Return what ControlNets add behind each of a transformer's blocks, None for nothing.
+
+    Args:
+        inputs: Of the transformer.
+        prefix: :data:`BLOCK_RESIDUAL` or :data:`SINGLE_RESIDUAL`.
+        blocks: Blocks of the stream.
+    """
+    named = {int(k.removeprefix(prefix)): v for k, v in inputs.items() if k.startswith(prefix)}
+    if not named:
+        return None
+    found = [named[0]]
+    for block in range(1, blocks):
+        found.append(named.get(block, found[-1]))
+    return found
 
 
 def default_size(rows_columns: tuple[int, int], scale: int) -> Size:

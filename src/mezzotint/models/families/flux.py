@@ -15,7 +15,13 @@ from torch import Tensor
 
 from mezzotint.models.base import Conditioning, Prompt
 from mezzotint.models.families.autoencoder import Autoencoder
-from mezzotint.models.families.common import drawing_defaults, part_of
+from mezzotint.models.families.common import (
+    BLOCK_RESIDUAL,
+    SINGLE_RESIDUAL,
+    block_residuals,
+    drawing_defaults,
+    part_of,
+)
 from mezzotint.models.families.latent import LatentModel
 from mezzotint.models.families.text import call_last, call_pooled, text_encoder
 from mezzotint.models.networks import Placement, TorchNetwork
@@ -25,7 +31,7 @@ from mezzotint.sampling.denoiser import NetworkDenoiser
 from mezzotint.sampling.schedules import noise_schedule
 from mezzotint.types import Size
 
-__all__ = ["FluxModel", "call_flux", "pack", "unpack"]
+__all__ = ["FluxModel", "call_flux", "pack", "packed_inputs", "unpack"]
 
 T5_TOKENS = 512
 DEFAULT_SIDE_PX = 1024
@@ -48,23 +54,33 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
 
 def call_flux(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     """Call a FluxTransformer2DModel with unpacked latents (R, C, h, w) and named tensors."""
+    doubles, singles = len(module.transformer_blocks), len(module.single_transformer_blocks)
+    output = module(
+        **packed_inputs(inputs),
+        guidance=inputs.get("guidance"),
+        controlnet_block_samples=block_residuals(inputs, BLOCK_RESIDUAL, doubles),
+        controlnet_single_block_samples=block_residuals(inputs, SINGLE_RESIDUAL, singles),
+        return_dict=False,
+    )
+    return (unpack(output[0], *inputs["sample"].shape[-2:]),)
+
+
+def packed_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a FLUX network and its ControlNets are both called with."""
     sample = inputs["sample"]
     height, width = sample.shape[-2:]
     hidden = inputs["encoder_hidden_states"]
     positions = torch.zeros(height // 2, width // 2, 3, dtype=hidden.dtype, device=hidden.device)
     positions[..., 1] += torch.arange(height // 2, device=hidden.device)[:, None]
     positions[..., 2] += torch.arange(width // 2, device=hidden.device)[None]
-    output = module(
-        hidden_states=pack(sample),
-        timestep=inputs["timestep"] / TIME_SCALE,
-        guidance=inputs.get("guidance"),
-        pooled_projections=inputs["pooled_projections"],
-        encoder_hidden_states=hidden,
-        txt_ids=torch.zeros(hidden.shape[1], 3, dtype=hidden.dtype, device=hidden.device),
-        img_ids=positions.reshape(-1, 3),
-        return_dict=False,
-    )
-    return (unpack(output[0], height, width),)
+    return {
+        "hidden_states": pack(sample),
+        "timestep": inputs["timestep"] / TIME_SCALE,
+        "pooled_projections": inputs["pooled_projections"],
+        "encoder_hidden_states": hidden,
+        "txt_ids": torch.zeros(hidden.shape[1], 3, dtype=hidden.dtype, device=hidden.device),
+        "img_ids": positions.reshape(-1, 3),
+    }
 
 
 class FluxModel(LatentModel):

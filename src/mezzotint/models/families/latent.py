@@ -55,6 +55,11 @@ class LatentModel(Model):
         """Encode with the autoencoder; see :meth:`Model.encode_image`."""
         return self._autoencoder.encode(images, generators)
 
+    @property
+    def latent_offset(self) -> float:
+        """What the autoencoder's shift takes off; see :attr:`Model.latent_offset`."""
+        return self._autoencoder.offset
+
     def cut_autoencoder(
         self,
         *,

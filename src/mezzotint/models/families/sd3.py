@@ -14,6 +14,8 @@ from torch.nn.functional import pad
 from mezzotint.models.base import Conditioning, Prompt
 from mezzotint.models.families.autoencoder import Autoencoder
 from mezzotint.models.families.common import (
+    BLOCK_RESIDUAL,
+    block_residuals,
     default_size,
     drawing_defaults,
     part_of,
@@ -35,11 +37,13 @@ T5_TOKENS = 256
 
 def call_mmdit(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     """Call an SD3Transformer2DModel with named tensors."""
+    blocks = len(module.transformer_blocks)
     output = module(
         hidden_states=inputs["sample"],
         timestep=inputs["timestep"],
         encoder_hidden_states=inputs["encoder_hidden_states"],
         pooled_projections=inputs["pooled_projections"],
+        block_controlnet_hidden_states=block_residuals(inputs, BLOCK_RESIDUAL, blocks),
         return_dict=False,
     )
     return (output[0],)

@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from mezzotint.models.cards import CARDS_FOLDER, Card, read_card
 from mezzotint.models.parts import read_json
 from mezzotint.models.reading import refuse_special
 
-__all__ = ["cached_snapshot", "fetch", "files_that_load", "known_card"]
+__all__ = ["cached_snapshot", "fetch", "fetch_file", "files_that_load", "known_card"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_FILE = re.compile(r"(?P<repo>[^/]+/[^/]+)(?:/(?P<file>.+\.safetensors))?")
 _TEXTS = (".json", ".txt", ".model")
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model)(?P<rest>[.-].*)?\.safetensors(?:\.index(?P<kind>\..+)?\.json)?"
@@ -116,7 +117,79 @@ def fetch(
         ModelNotAllowed: If it is not on disk and fetching is not allowed.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    wanted = {"repo_id": repo, "revision": revision}
+    with _telling(repo, revision):
+        try:
+            return _at_commit(snapshot_download(**wanted, local_files_only=True))
+        except LocalEntryNotFoundError:
+            if not allow:
+                raise ModelNotAllowed(
+                    f"{repo} is not on this machine, and fetching models is not allowed here"
+                ) from None
+        _look_up_hub()
+        path = snapshot_download(**wanted, allow_patterns=_patterns(repo, revision, variant))
+    return _at_commit(path)
+
+
+def fetch_file(source: str) -> Path:
+    """Return one safetensors file of a Hub repository.
+
+    What is on disk already is used without asking the network.
+
+    Args:
+        source: ``OWNER/NAME``, of a repository with one such file, or ``OWNER/NAME/FILE``.
+
+    Raises:
+        WeightsError: If it is no such name, or not on disk and cannot be fetched.
+    """
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    match = _FILE.fullmatch(source)
+    if match is None:
+        raise WeightsError(
+            f"{source[:200]!r} is neither a file here nor a file of the Hub (OWNER/NAME or "
+            "OWNER/NAME/FILE.safetensors)"
+        )
+    repo, name = match["repo"], match["file"] or ""
+    with _telling(repo, None):
+        if not name:
+            try:
+                folder = Path(snapshot_download(repo, local_files_only=True))
+                found = [str(p.relative_to(folder)) for p in folder.rglob("*.safetensors")]
+            except LocalEntryNotFoundError:
+                _look_up_hub()
+                found = [n for n in HfApi().list_repo_files(repo) if n.endswith(".safetensors")]
+            name = _only(repo, found)
+        try:
+            return Path(hf_hub_download(repo, name, local_files_only=True))
+        except LocalEntryNotFoundError:
+            _look_up_hub()
+            return Path(hf_hub_download(repo, name))
+
+
+def _only(repo: str, names: Sequence[str]) -> str:
+    """Return the one file there is, or that diffusers would take."""
+    if len(names) == 1:
+        return names[0]
+    shown = ", ".join(sorted(names)[:5]) or "none"
+    raise WeightsError(
+        f"{repo} must hold one .safetensors file, it holds {len(names)} ({shown}): name one as "
+        f"{repo}/FILE.safetensors"
+    )
+
+
+@contextlib.contextmanager
+def _telling(repo: str, revision: str | None) -> Iterator[None]:
+    """Tell what the Hub or its library refuses, in one line.
+
+    Raises:
+        WeightsError: If the model is not on disk and cannot be fetched.
+    """
     from huggingface_hub.errors import (
+        EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
@@ -126,19 +199,10 @@ def fetch(
         RevisionNotFoundError,
     )
 
-    wanted = {"repo_id": repo, "revision": revision}
     try:
-        return _at_commit(snapshot_download(**wanted, local_files_only=True))
+        yield
     except HFValidationError as error:
         raise WeightsError(f"{repo!r} is no Hub id: {error}") from None
-    except LocalEntryNotFoundError:
-        if not allow:
-            raise ModelNotAllowed(
-                f"{repo} is not on this machine, and fetching models is not allowed here"
-            ) from None
-    try:
-        _look_up_hub()
-        path = snapshot_download(**wanted, allow_patterns=_patterns(repo, revision, variant))
     except GatedRepoError:
         raise WeightsError(
             f"{repo} is gated: accept its licence on its page, then run `hf auth login`"
@@ -147,13 +211,14 @@ def fetch(
         at = f" at {revision}" if revision else ""
         raise WeightsError(f"the Hub has no {repo}{at}: {_first_line(error)}") from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            raise WeightsError(f"{repo} has no such file: {_first_line(error)}") from None
         at = f"@{revision}" if revision else ""
         raise WeightsError(
             f"{repo}{at} is not on this machine and the Hub cannot be reached "
             f"({_first_line(error)}). On a machine with a network run `hf download {repo}`, copy "
             "the folder here and name it by its path, or set HF_ENDPOINT to a mirror"
         ) from None
-    return _at_commit(path)
 
 
 def _patterns(repo: str, revision: str | None, variant: str | None) -> list[str]:

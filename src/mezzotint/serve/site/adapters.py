@@ -13,17 +13,24 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mezzotint.errors import InvalidField, InvalidRequest, NotReady, UnknownName
+from mezzotint.errors import (
+    InvalidField,
+    InvalidRequest,
+    ModelNotAllowed,
+    NotReady,
+    UnknownName,
+)
 from mezzotint.serve.auth import Caller, KeyRing
 from mezzotint.serve.config import Limits
 from mezzotint.serve.errors import Conflict, MethodNotAllowed, NotFound, UnsupportedMedia
 from mezzotint.serve.front import Front
-from mezzotint.serve.wire import Body, Endpoint, json_response, media_type, visit
+from mezzotint.serve.wire import Body, Endpoint, json_response, media_type, read_json, visit
 from mezzotint.service.base import AdapterKeeper
 
 __all__ = ["ENDPOINTS"]
 
 _MEDIA = "application/octet-stream"
+_MOST_CHARACTERS = 1000  # of a source
 _UPLOADS = 2  # of one key at once: what is on its way counts for no quota yet, and takes disk
 _BOOLEANS = {"true": True, "false": False}
 
@@ -93,6 +100,49 @@ async def upload_adapter(front: Front, http: Request) -> Response:
                 async for chunk in http.stream():
                     await asyncio.to_thread(stream.write, chunk)
             found = await asyncio.to_thread(store.take, name, upload, owner, most=most)
+    except InvalidRequest as error:
+        if error.field == "name":
+            raise Conflict(str(error), field="name") from None
+        raise
+    except OSError as error:
+        raise NotReady(f"the LoRA cannot be kept: {error.strerror or error}") from None
+    return json_response(found, 201)
+
+
+async def add_adapter(front: Front, http: Request) -> Response:
+    """Take a LoRA from a path of the server's machine or from the Hub; it is everybody's.
+
+    Raises:
+        MethodNotAllowed: If adapters cannot be changed on this server.
+        ModelNotAllowed: If the operator lets nothing be named by path.
+        InvalidRequest: If ``source`` or ``name`` is not what it must be.
+        Conflict: If the name is taken.
+        WeightsError: If there is no LoRA at the source.
+    """
+    _check_changeable(front)
+    front.check_open()
+    store, body = _store(front), await read_json(http)
+    source, name = (body.get(field) for field in ("source", "name"))
+    if not isinstance(source, str) or not source.strip() or len(source) > _MOST_CHARACTERS:
+        raise InvalidField(
+            "source must be a path on the server's machine, or on the Hub OWNER/NAME or "
+            "OWNER/NAME/FILE.safetensors",
+            field="source",
+        )
+    if not isinstance(name, str):
+        raise InvalidField(
+            "name must be what requests will call it: letters, digits, '.', '_' or '-'",
+            field="name",
+        )
+    store.check_name(name)
+    if not front.config.register_paths:
+        raise ModelNotAllowed(
+            "source: LoRAs are named by path or Hub id only where the operator has set "
+            f"serve.register_paths; send the file itself with PUT /v1/adapters/loras/{name}"
+        )
+    front.check_source(f"./{source}", "source")
+    try:
+        found = await asyncio.to_thread(store.bring, name, source)
     except InvalidRequest as error:
         if error.field == "name":
             raise Conflict(str(error), field="name") from None
@@ -173,6 +223,14 @@ _LIST = {
     "properties": {"adapters": {"type": "array", "items": _ADAPTER}},
 }
 _ONE = "/v1/adapters/loras/{name}"
+_SOURCE = {
+    "type": "object",
+    "required": ["name", "source"],
+    "properties": {
+        "source": {"type": "string", "minLength": 1, "maxLength": _MOST_CHARACTERS},
+        "name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"},
+    },
+}
 _SHARED = {
     "name": "shared",
     "in": "query",
@@ -184,6 +242,11 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         method="GET", path="/v1/adapters", handler=list_adapters,
         summary="LoRAs that a request may wear", answers={"application/json": _LIST},
+    ),
+    Endpoint(
+        method="POST", path="/v1/adapters/loras", handler=add_adapter, scope="manage",
+        summary="Add a LoRA by path or from the Hub, where the operator allows it", status=201,
+        body=Body("LoraSource", lambda _: _SOURCE), answers={"application/json": _ADAPTER},
     ),
     Endpoint(
         method="GET", path=_ONE, handler=show_adapter, summary="One LoRA",

@@ -228,7 +228,10 @@ def check_pictures(request: GenerationRequest, limits: ImageConfig) -> None:
 
 
 def adapter_assets(
-    request: GenerationRequest, plan: Plan, limits: ImageConfig, side: Callable[[str], int]
+    request: GenerationRequest,
+    plan: Plan,
+    limits: ImageConfig,
+    view: Callable[[str], tuple[int, bool]],
 ) -> dict[str, np.ndarray]:
     """Decode and prepare the pictures that adapters of a request look at.
 
@@ -236,7 +239,8 @@ def adapter_assets(
         request: What was asked.
         plan: What is made.
         limits: On pictures that come from outside.
-        side: Pixels of each side that an IP-Adapter, by name, looks at.
+        view: How an IP-Adapter, by name, sees pictures: pixels of each side, and whether the
+            middle alone.
 
     Returns:
         Control pictures at the sizes of all passes, (3, H, W) in [0, 1], and the middles of
@@ -259,7 +263,8 @@ def adapter_assets(
         for place, (image, digest) in enumerate(named):
             where = f"image_prompts[{k}].images[{place}]"
             pixels = decode_image(image.data, field=where, config=limits)
-            assets[prompt_asset(k, digest)] = crop_picture(pixels, side(prompt.part.model))
+            side, is_cropped = view(prompt.part.model)
+            assets[prompt_asset(k, digest)] = crop_picture(pixels, side, is_cropped=is_cropped)
     for k, image in enumerate(request.image_references):
         pixels = decode_image(image.data, field=f"image_references[{k}]", config=limits)
         assets[reference_asset(image.digest)] = pixels

@@ -98,7 +98,9 @@ def _control(config: Mapping[str, Any], has_weights: bool) -> dict[str, Any]:
         return {"error": f"its config.json is of {name or 'nothing that is named'}"}
     if not has_weights:
         return {"error": "there are no safetensors beside its config.json"}
-    width: Any = config.get("cross_attention_dim")
+    width: Any = config.get("cross_attention_dim", config.get("joint_attention_dim"))
     family = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}.get(width, "")
     about = f"{name}, text features {width}{f' ({family})' if family else ''}"
+    if modes := config.get("num_mode"):
+        about = f"{about}, a union of {modes} modes"
     return {"about": about, "cross_attention_dim": width}

@@ -16,14 +16,14 @@ from mezzotint.models.adapters.controlnet import (
     read_controlnet,
     with_controlnets,
 )
-from mezzotint.models.adapters.ip_adapter import (
+from mezzotint.models.adapters.ip_adapter import read_ip_adapter, with_ip_adapters
+from mezzotint.models.adapters.ip_adapter_files import (
     check_ip_adapter,
     ip_adapter_digest,
-    ip_adapter_side,
-    read_ip_adapter,
-    with_ip_adapters,
+    ip_adapter_view,
 )
 from mezzotint.models.adapters.lora import read_lora, with_loras
+from mezzotint.models.adapters.lora_families import check_lora
 from mezzotint.models.adapters.textual_inversion import (
     EmbeddingWeights,
     check_embedding,
@@ -95,10 +95,10 @@ class AdapterProvider:
                 return ip_adapter_digest(path, name)
             return DIGESTS.digest(path)
 
-    def side(self, name: str) -> int:
-        """Return the pixels of each side of the pictures that an IP-Adapter looks at."""
+    def view(self, name: str) -> tuple[int, bool]:
+        """Return how an IP-Adapter sees pictures: pixels of each side, whether it crops them."""
         with _reading("image_prompt", name):
-            return ip_adapter_side(self.path("image_prompt", name), name)
+            return ip_adapter_view(self.path("image_prompt", name), name)
 
     def token(self, name: str) -> str:
         """Return the word that stands for an embedding if a request names none."""
@@ -114,11 +114,12 @@ class AdapterProvider:
         for lora in t.loras:
             path = self.path("lora", lora.part.name)
             with _reading("lora", lora.part.name):
-                read_header(path, most_bytes=LORA_HEADER_BYTES)
+                header = read_header(path, most_bytes=LORA_HEADER_BYTES)
+            check_lora(header, lora.part.name, model)
         for k, control in enumerate(t.controls):
             with _reading("control", control.part.model):
                 found = self._control(control.part.model, Placement())
-            check_controlnet(found, model, field=f"controls[{k}].model")
+            check_controlnet(found, model, mode=control.part.mode, field=f"controls[{k}]")
         for k, prompt in enumerate(t.image_prompts):
             name = prompt.part.model
             path = self.path("image_prompt", name)

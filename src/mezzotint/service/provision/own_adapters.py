@@ -15,6 +15,8 @@ from typing import Any
 import orjson
 
 from mezzotint.errors import InvalidRequest, Refused, UnknownName
+from mezzotint.models.reading import refuse_special
+from mezzotint.models.store.hub import fetch_file
 from mezzotint.request import GenerationRequest
 from mezzotint.service.provision.adapter_descriptions import describe_adapter
 from mezzotint.service.provision.adapter_files import AdapterFiles, Kept
@@ -128,6 +130,19 @@ class OwnAdapters:
             self.check_free(name, owner, most=most)
             self.files.put(KIND, name, upload, owner=owner)
         return told
+
+    def bring(self, name: str, source: str) -> dict[str, Any]:
+        """Copy a LoRA from this machine or the Hub, for everybody."""
+        self.check_free(name, "", most=0)
+        file = self.files.at(KIND, source) or fetch_file(source)
+        refuse_special(file)
+        told = _told(name, file, "")
+        if told["error"]:
+            raise InvalidRequest(f"{source} is no LoRA: {told['error']}", field="source")
+        with self._lock:
+            self.check_free(name, "", most=0)
+            kept = self.files.add(KIND, name, file)
+        return _told(name, kept, "")
 
     def drop(self, name: str, client: str, *, sees_all: bool) -> None:
         """Remove a LoRA."""

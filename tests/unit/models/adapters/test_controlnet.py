@@ -6,8 +6,9 @@ from diffusers import UNet2DConditionModel
 from tests import adapters_tiny, tiny
 
 from mezzotint.errors import CardError, WeightsError
-from mezzotint.models.adapters.controlnet import read_controlnet, residual_shapes, with_controlnets
-from mezzotint.models.adapters.ip_adapter import find_ip_adapter
+from mezzotint.models.adapters.control_kinds import residual_shapes
+from mezzotint.models.adapters.controlnet import read_controlnet, with_controlnets
+from mezzotint.models.adapters.ip_adapter_files import find_ip_adapter
 from mezzotint.models.formats.components import from_pipeline
 from mezzotint.models.networks import Placement
 

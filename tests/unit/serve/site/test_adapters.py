@@ -251,3 +251,58 @@ def test_a_server_may_take_none_or_have_no_place_for_any(tmp_path):
         assert door.http.get("/v1/adapters").json() == {"adapters": []}
     with open_door() as door:
         assert door.http.get("/v1/adapters").status_code == 404
+
+
+def bring(door, key=None, **body):
+    headers = by(key) if key else {}
+    return door.http.post("/v1/adapters/loras", json=body, headers=headers)
+
+
+def test_a_manager_names_a_lora_by_path_where_the_operator_allows_it(tmp_path):
+    (tmp_path / "keys").write_text(KEYS)
+    file = tmp_path / "elsewhere" / "old.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(LORA)
+    (tmp_path / "no.safetensors").write_bytes(save({"weight": torch.zeros(2)}))
+    asked = {"name": "ink", "source": str(file)}
+    keys = {"home": tmp_path, "api_keys": str(tmp_path / "keys")}
+    with open_door(**keys) as door:
+        refused = bring(door, OPS, **asked)
+        assert refused.status_code == 403
+        assert "serve.register_paths" in refused.text
+    with open_door(**keys, register_paths=True) as door:
+        assert bring(door, ALICE, **asked).status_code == 403
+        told = bring(door, OPS, **asked)
+        assert told.status_code == 201
+        assert (told.json()["owner"], told.json()["ranks"]) == ("", [2])
+        assert names(door, BOB) == {"ink": ""}
+        assert (tmp_path / "loras" / "ink.safetensors").read_bytes() == LORA
+        assert bring(door, OPS, **asked).status_code == 409
+        nothing = bring(door, OPS, name="x", source=str(tmp_path / "nothing.safetensors"))
+        assert (nothing.status_code, "neither a file here" in nothing.text) == (422, True)
+        wrong = bring(door, OPS, name="x", source=str(tmp_path / "no.safetensors"))
+        assert (wrong.status_code, wrong.json()["field"]) == (422, "source")
+        assert bring(door, OPS, name="a/b", source=str(file)).status_code == 422
+        assert bring(door, OPS, name="x").status_code == 422
+        assert file.exists()
+        assert door.http.delete(ONE + "ink", headers=by(OPS)).status_code == 200
+        assert file.exists()
+
+
+@pytest.mark.parametrize("source", ["me/ink", "me/ink/ink.safetensors"])
+def test_a_lora_of_the_hub_is_taken_from_its_cache(tmp_path, monkeypatch, source):
+    from huggingface_hub import constants
+
+    folder = tmp_path / "hub" / "models--me--ink"
+    commit = "0123456789" * 4
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    (folder / "snapshots" / commit / "ink.safetensors").write_bytes(LORA)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with open_door(home=tmp_path / "home", register_paths=True) as door:
+        assert bring(door, name="ink", source=source).status_code == 201
+        assert door.http.get("/v1/adapters").json()["adapters"][0]["name"] == "ink"
+        other = bring(door, name="x", source="me/other/x.safetensors")
+        assert (other.status_code, "not on this machine" in other.text) == (422, True)

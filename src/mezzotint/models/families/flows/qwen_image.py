@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mezzotint.models.families.common import BLOCK_RESIDUAL, block_residuals
 from mezzotint.models.families.flows.language import call_layers, language_model
 from mezzotint.models.families.flows.model import TEXT_MASK, TEXT_STATES, FlowFamily
 from mezzotint.models.families.flows.rotary import attend, turn, turns_of
 from mezzotint.models.families.flux import pack, unpack
 from mezzotint.models.parts import Parts
 
-__all__ = ["QWEN_IMAGE", "call_qwen_image"]
+__all__ = ["QWEN_IMAGE", "call_qwen_image", "use_real_turns"]
 
 PATCH = 2
 TIME_SCALE = 1000.0  # the network multiplies its timestep by this
@@ -29,12 +30,14 @@ def call_qwen_image(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, 
     """Call a QwenImageTransformer2DModel with unpacked latents (R, C, h, w)."""
     sample = inputs["sample"]
     height, width = sample.shape[-2:]
+    blocks = len(module.transformer_blocks)
     output = module(
         hidden_states=pack(sample),
         timestep=inputs["timestep"] / TIME_SCALE,
         encoder_hidden_states=inputs[TEXT_STATES],
         encoder_hidden_states_mask=inputs[TEXT_MASK],
         img_shapes=[[(1, int(height) // PATCH, int(width) // PATCH)]],
+        controlnet_block_samples=block_residuals(inputs, BLOCK_RESIDUAL, blocks),
         return_dict=False,
     )
     return (unpack(output[0], height, width),)
@@ -108,7 +111,7 @@ def _heads(attn: Any, states: Tensor, *names: str) -> list[Tensor]:
     return [getattr(attn, name)(states).unflatten(-1, (-1, width)) for name in names]
 
 
-def _use_real_turns(module: Any) -> None:
+def use_real_turns(module: Any) -> None:
     """Let the module count and take positions as real numbers."""
     embedder = module.pos_embed
     module.pos_embed = _Places(float(embedder.theta), tuple(embedder.axes_dim))
@@ -124,7 +127,7 @@ def _defaults(parts: Parts) -> dict[str, Any]:
 QWEN_IMAGE = FlowFamily(
     family="qwen-image",
     call=call_qwen_image,
-    prepare=_use_real_turns,
+    prepare=use_real_turns,
     text=language_model("qwen-image", call_layers(-1)),
     defaults=_defaults,
     side_px=1328,
