@@ -1,6 +1,7 @@
 """Tiny adapters with random weights for the tiny pipelines, in their public file layouts."""
 
 import inspect
+import warnings
 
 import torch
 from diffusers import (
@@ -148,7 +149,8 @@ def transformer_controlnet(pipeline, seed=90, **config):
     known = inspect.signature(cls.__init__).parameters
     counts = {"num_layers": 2, "num_single_layers": 1, "extra_conditioning_channels": 0}
     wanted = {k: v for k, v in {**old.config, **counts, **config}.items() if k in known}
-    with tiny.seeded(seed):
+    with tiny.seeded(seed), warnings.catch_warnings():  # of a class that diffusers itself uses
+        warnings.simplefilter("ignore", FutureWarning)
         net = cls(**wanted)
     return tiny.stir(net, seed, 0.7)
 

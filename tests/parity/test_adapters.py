@@ -139,6 +139,22 @@ def test_two_controlnets_with_ranges_draw_what_diffusers_draws(engine, pipelines
     assert level_difference(ours(engine, model=kind, controls=controls), expected) <= 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_guess_mode_draws_what_diffusers_draws(engine, pipelines, kind):
+    net = adapters_tiny.controlnet(pipelines[kind], seed=41)
+    expected = theirs(
+        with_nets(pipelines[kind], net),
+        image=colours(),
+        controlnet_conditioning_scale=0.9,
+        guess_mode=True,
+    )
+    control = Control(model=f"{kind}-1", image=sent(colours()), scale=0.9, guess=True)
+    found = ours(engine, model=kind, controls=(control,))
+    assert level_difference(found, expected) <= 1
+    full = Control(model=f"{kind}-1", image=sent(colours()), scale=0.9)
+    assert level_difference(found, ours(engine, model=kind, controls=(full,)).astype(float)) > 5
+
+
 def test_a_controlnet_steers_image_to_image_as_in_diffusers(engine, pipelines):
     net = adapters_tiny.controlnet(pipelines["sd1"], seed=41)
     pipeline = with_nets(pipelines["sd1"], net, StableDiffusionControlNetImg2ImgPipeline)

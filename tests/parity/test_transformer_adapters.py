@@ -82,7 +82,11 @@ NETS = {
     "sd3-textless": lambda: net_of("sd3", 4, joint_attention_dim=None, use_pos_embed=False),
     "qwen_image-1": lambda: net_of("qwen_image"),
     "xlabs": lambda: adapters_tiny.transformer_controlnet(
-        xlabs_pipeline(), seed=99, num_single_layers=0, conditioning_embedding_channels=4
+        xlabs_pipeline(),
+        seed=99,
+        num_single_layers=0,
+        conditioning_embedding_channels=4,
+        patch_size=2,
     ),
 }
 
@@ -201,7 +205,7 @@ def test_a_union_follows_the_mode_that_it_is_told(engine):
     found = ours(engine, "flux", controls=controls)
     assert level_difference(found, expected) <= 1
     others = (controls[0], Control(model="flux-union", image=sent(shown(3)), scale=0.5, mode=0))
-    assert level_difference(found, ours(engine, "flux", controls=others).astype(float)) > 1
+    assert (found != ours(engine, "flux", controls=others)).any()
 
 
 def test_several_pictures_of_qwen_image_draw_what_diffusers_draws(engine):
@@ -221,9 +225,7 @@ def test_several_pictures_of_qwen_image_draw_what_diffusers_draws(engine):
 
 def test_a_controlnet_that_reads_pixels_and_goes_round_draws_what_diffusers_draws(engine):
     pipeline = with_nets(xlabs_pipeline(), "flux", NETS["xlabs"]())
-    expected = theirs(
-        pipeline, "flux", control_image=shown(), controlnet_conditioning_scale=0.8
-    )
+    expected = theirs(pipeline, "flux", control_image=shown(), controlnet_conditioning_scale=0.8)
     control = Control(model="xlabs", image=sent(shown()), scale=0.8)
     found = ours(engine, "flux", model="xlabs", controls=(control,))
     assert isinstance(pipeline.controlnet, FluxControlNetModel)
@@ -244,7 +246,7 @@ def test_an_ip_adapter_of_flux_draws_what_diffusers_draws(engine, home, names):
         image_encoder_dtype=torch.float32,
     )
     scales = [0.6, 0.4][: len(names)]
-    pipeline.set_ip_adapter_scale(scales)
+    pipeline.set_ip_adapter_scale(scales if len(names) > 1 else scales[0])
     seen = [colours(k + 1) for k in range(len(names))]
     expected = theirs(pipeline, "flux", ip_adapter_image=seen)
     prompts = tuple(

@@ -140,6 +140,7 @@ def test_flags_of_techniques_reach_the_request(asked, tmp_path):
         "--image", "in.png", "--strength", 0.5, "--mask", "in.png",
         "--lora", "ink:0.5", "--lora", "C:/x.safetensors",
         "--control", "canny:in.png:0.7:0.1:0.9", "--control", "tile:in.png;preprocess=tile:2",
+        "--control", "union:in.png:0.5;mode=4;guess",
         "--image-prompt", "style:in.png:0.4", "--image-prompt", "style:in.png",
         "--embedding", "scribble", "--embedding", "ink:<ink>",
         "--region", "a cat@0,0,0.5,1;weight=2;negative=dog", "--region", "sky@in.png",
@@ -156,6 +157,7 @@ def test_flags_of_techniques_reach_the_request(asked, tmp_path):
     assert plain["controls"] == [
         {"model": "canny", "image": encoded, "scale": 0.7, "start": 0.1, "end": 0.9},
         {"model": "tile", "image": encoded, "preprocess": "tile:2"},
+        {"model": "union", "image": encoded, "scale": 0.5, "mode": 4, "guess": True},
     ]
     assert plain["image_prompts"] == [
         {"model": "style", "images": [encoded], "scale": 0.4},

@@ -236,7 +236,9 @@ def _of_mmdit(nets: Sequence[Config], model: Config, rows: int, columns: int) ->
     def source(answers: int) -> Callable[[int], int]:
         return lambda block: int(block / (blocks / answers))
 
-    return _behind_blocks(BLOCK_RESIDUAL, blocks, shape, [source(int(n["num_layers"])) for n in nets])
+    return _behind_blocks(
+        BLOCK_RESIDUAL, blocks, shape, [source(int(n["num_layers"])) for n in nets]
+    )
 
 
 def _of_flux(nets: Sequence[Config], model: Config, rows: int, columns: int) -> list[Residual]:
@@ -261,7 +263,9 @@ def _doubles(net: Config, blocks: int) -> Callable[[int], int | None]:
     return lambda block: block % answers
 
 
-def _of_qwen_image(nets: Sequence[Config], model: Config, rows: int, columns: int) -> list[Residual]:
+def _of_qwen_image(
+    nets: Sequence[Config], model: Config, rows: int, columns: int
+) -> list[Residual]:
     shape, blocks = ((rows // PATCH) * (columns // PATCH), _width(model)), int(model["num_layers"])
     sources = [_spread(int(net["num_layers"]), blocks) for net in nets]
     return _behind_blocks(BLOCK_RESIDUAL, blocks, shape, sources)
@@ -269,7 +273,8 @@ def _of_qwen_image(nets: Sequence[Config], model: Config, rows: int, columns: in
 
 def _refuse_inpainting(key: str) -> Callable[[Config], str]:
     return lambda config: (
-        f"repaints: it reads {config[key]} channels beside its picture ({key}), which is not offered"
+        f"repaints: it reads {config[key]} channels more than a picture ({key}), which is not "
+        "offered"
         if config.get(key)
         else ""
     )

@@ -100,9 +100,7 @@ def read_controlnet(path: Path, *, name: str, placement: Placement) -> ControlNe
     if kind.prepare is not None:
         network.change("attention", kind.prepare)
     network.fixes_sizes = "sd" not in kind.families  # transformers' count tokens
-    return ControlNet(
-        name=name, digest=part.digest, kind=kind, config=part.config, network=network
-    )
+    return ControlNet(name=name, digest=part.digest, kind=kind, config=part.config, network=network)
 
 
 def check_controlnet(
@@ -222,12 +220,12 @@ class ControlledNetwork:
         sample = inputs["sample"]
         residuals = self._residuals(sample)
         totals = [sample.new_zeros((len(sample), *r.shape), dtype=torch.float32) for r in residuals]
-        for k, control in enumerate(self._controls):
+        for k, role in enumerate(self._roles):
             active = [row for row, scale in enumerate(scales[:, k].tolist()) if scale != 0]
             if not active:
                 continue
             try:
-                answers = _ask(self._networks[self._roles[k]], self._read(k, inputs, own), active)
+                answers = _ask(self._networks[role], self._read(k, inputs, own), active)
             except NetworkReady:  # a rehearsal: the denoiser is to be made ready as well
                 continue
             weights = _weights(
@@ -257,9 +255,7 @@ class ControlledNetwork:
         """Return what a ControlNet reads."""
         control = self._controls[k]
         read = {name: inputs[name] for name in control.kind.passed if name in inputs}
-        read |= {
-            name: own[CONTROL_TEXT + name] for name in read if CONTROL_TEXT + name in own
-        }
+        read |= {name: own[CONTROL_TEXT + name] for name in read if CONTROL_TEXT + name in own}
         read["image"] = own[f"{CONTROL_IMAGE}{k:02d}"]
         if control.num_modes:
             read["mode"] = own[f"{CONTROL_MODE}{k:02d}"]

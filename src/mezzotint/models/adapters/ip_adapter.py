@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mezzotint.errors import InvalidRequest, WeightsError
+from mezzotint.errors import WeightsError
 from mezzotint.models.adapters.ip_adapter_files import (
     ENCODER,
     family_of,
@@ -276,9 +276,7 @@ def _pairs(state: Mapping[str, Tensor], file: Path) -> tuple[Voice, ...]:
         return Linear(state[f"{name}.weight"], state.get(f"{name}.bias"))
 
     try:
-        pairs = tuple(
-            Pair(linear(f"{n}.to_k_ip"), linear(f"{n}.to_v_ip")) for n in _numbers(state)
-        )
+        pairs = tuple(Pair(linear(f"{n}.to_k_ip"), linear(f"{n}.to_v_ip")) for n in _numbers(state))
     except KeyError as error:
         raise WeightsError(f"{file} is no whole IP-Adapter: {error} is missing") from None
     if not pairs or any(one.weight.ndim != 2 for pair in pairs for one in pair):

@@ -64,8 +64,8 @@ def find_ip_adapter(path: Path, name: str) -> tuple[Path, Path]:
         raise WeightsError(f"{files[0]} is no IP-Adapter: no tensor is called image_proj....")
     if any(own <= names for own in _FACES):
         raise WeightsError(
-            f"IP-Adapter {name} knows faces (FaceID): what looks at them, insightface's ArcFace, is "
-            "published as ONNX alone, never as safetensors; use an IP-Adapter for faces that "
+            f"IP-Adapter {name} knows faces (FaceID): what looks at them, insightface's ArcFace, "
+            "is published as ONNX alone, never as safetensors; use an IP-Adapter for faces that "
             "looks with CLIP (plus-face, full-face)"
         )
     folder = files[0].parent / ENCODER
@@ -130,8 +130,8 @@ def check_ip_adapter(
     families, key = _KINDS[family_of(shapes)]
     if model.spec.family not in families:
         raise InvalidRequest(
-            f"IP-Adapter {name} does not fit {model.spec.name}: it is for {' and '.join(families)}, "
-            f"the model is {model.spec.family}",
+            f"IP-Adapter {name} does not fit {model.spec.name}: it is for "
+            f"{' and '.join(families)}, the model is {model.spec.family}",
             field=field,
             value=name,
         )

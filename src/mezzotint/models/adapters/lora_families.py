@@ -27,7 +27,10 @@ _NAMES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"distilled_guidance_layer", ("chroma",)),
     (r"single_transformer_blocks_\d+_proj_(mlp|out)", _FLUX),
     (r"double_blocks_\d|single_blocks_\d|single_transformer_blocks_\d", (*_FLUX, *_FLUX2)),
-    (r"(noise|context)_refiner_\d|(^|_)layers_\d+_(attention|feed_forward)", ("z-image", "lumina2")),
+    (
+        r"(noise|context)_refiner_\d|(^|_)layers_\d+_(attention|feed_forward)",
+        ("z-image", "lumina2"),
+    ),
     (r"(down|up|input|output)_blocks_\d|mid_block|middle_block", ("sd", "sdxl")),
     (r"transformer_blocks_\d+_attn1", ("dit", "pixart", "sana")),
     (r"transformer_blocks_\d+_(attn|ff_context)", ("sd3", "qwen-image", *_FLUX, *_FLUX2)),

@@ -226,7 +226,7 @@ class Autoencoder:
         ]
         return self._rescale(torch.cat(rows))
 
-    
+    @property
     def offset(self) -> float:
         """What scaling takes off a clean latent for the shift of its middle."""
         return self._shift * self._factor

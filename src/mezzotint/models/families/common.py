@@ -89,9 +89,7 @@ def drawing_defaults(
     }
 
 
-def block_residuals(
-    inputs: Mapping[str, Tensor], prefix: str, blocks: int
-) -> list[Tensor] | None:
+def block_residuals(inputs: Mapping[str, Tensor], prefix: str, blocks: int) -> list[Tensor] | None:
     """Return what ControlNets add behind each of a transformer's blocks, None for nothing.
 
     Args:
