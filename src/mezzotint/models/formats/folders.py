@@ -274,6 +274,11 @@ def read_parts(
         library, class_name = entry
         _check_library(path, role, library)
         folder = path / role if (path / role).is_dir() else path
+        if folder == path and role.startswith(("text_encoder", "tokenizer")):
+            raise CardError(
+                f"{path} is not a whole pipeline: {INDEX} names a {role}, and there is no such "
+                "folder"
+            )
         if role == "scheduler":
             file = folder / "scheduler_config.json"
             scheduler = {"_class_name": class_name, **read_json(file)}
