@@ -1,4 +1,7 @@
-"""Folders that lack what reads their prompts: refused in one line, before a weight is read."""
+"""Folders that lack what reads their prompts: :mod:`mezzotint.models.formats.folders` refuses them.
+
+In one line, before a weight is read.
+"""
 
 import json
 import shutil
