@@ -23,7 +23,7 @@ DRAWS = {
     "sdxl": (30, 5.0, "euler"),
     "sd3": (28, 7.0, "flow_euler"),
     "flux": (28, 3.5, "flow_euler"),
-    "chroma": (35, 5.0, "flow_euler"),
+    "chroma": (40, 3.0, "flow_euler"),
     "flux2_dev": (50, 4.0, "flow_euler"),
     "flux2_klein": (50, 4.0, "flow_euler"),
     "qwen_image": (50, 4.0, "flow_euler"),
@@ -33,12 +33,13 @@ DRAWS = {
 
 @pytest.mark.parametrize("name", PROMPTED)
 def test_a_model_tells_which_adapters_schedulers_and_fields_it_takes(name):
-    told = describe_abilities(load_pipeline(tiny.folder(name)).spec, ALL_TECHNIQUES)
+    spec = load_pipeline(tiny.folder(name)).spec
+    told, is_flow = describe_abilities(spec, ALL_TECHNIQUES), spec.prediction_type == "flow"
     worn = {kind for kind, families in WORN.items() if name in families}
     assert worn == WORN.keys() & set(told["techniques"])
     assert worn == WORN.keys() & set(told["fields"])
-    assert ("flow_euler" in told["schedulers"]) == (name not in ("sd1", "sdxl"))
-    assert ("dpmpp_2m" in told["schedulers"]) == (name in ("sd1", "sdxl"))
+    assert ("flow_euler" in told["schedulers"]) == is_flow
+    assert ("dpmpp_2m" in told["schedulers"]) != is_flow
     assert ("image_references" in told["fields"]) == (name in ("flux2_dev", "flux2_klein"))
     assert {"prompt", "seed", "image", "mask", "regions", "guidance_scale"} <= set(told["fields"])
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
 from tests import adapters_tiny, tiny
 
 from mezzotint.errors import CardError, WeightsError
@@ -76,3 +77,26 @@ def test_an_ip_adapter_needs_its_encoder(tmp_path):
     (folder / "image_encoder" / "config.json").unlink()
     with pytest.raises(WeightsError, match="needs its CLIP vision encoder"):
         find_ip_adapter(folder, "style")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("image_proj.proj.0.weight", "image_proj.norm.weight"),
+        ("image_proj.proj.0.weight", "image_proj.perceiver_resampler.proj_in.weight"),
+    ],
+)
+def test_a_face_id_is_refused_with_the_reason(tmp_path, names):
+    state = {name: torch.zeros(4, 4) for name in (*names, "ip_adapter.1.to_k_ip.weight")}
+    save_file(state, tmp_path / "faceid.safetensors")
+    with pytest.raises(WeightsError, match="ArcFace, is published as ONNX alone") as caught:
+        find_ip_adapter(tmp_path / "faceid.safetensors", "faceid")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_controlnet_that_repaints_is_refused(tmp_path):
+    pipeline = tiny.build("sd3")
+    net = adapters_tiny.transformer_controlnet(pipeline, extra_conditioning_channels=1)
+    net.save_pretrained(tmp_path)
+    with pytest.raises(CardError, match="repaints: it reads 1 channels more than a picture"):
+        read_controlnet(tmp_path, name="paint", placement=Placement())
