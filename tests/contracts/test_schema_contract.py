@@ -87,6 +87,7 @@ NEVER_TAKEN = {
     "/v1/predictions",  # a model's name
     "/prompt",  # a graph of nodes
     "/v1/runs", "/v1/runs/{name}/resume",  # a server that trains
+    "/v1/adapters/loras",  # an operator who allows paths
     "/mcp",  # a header that says what its client accepts
     "/upload/mask",  # a picture that was uploaded before
 }  # fmt: skip
