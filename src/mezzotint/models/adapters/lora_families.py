@@ -33,6 +33,7 @@ _NAMES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (r"(down|up|input|output)_blocks_\d|mid_block|middle_block", ("sd", "sdxl")),
     (r"transformer_blocks_\d+_attn1", ("dit", "pixart", "sana")),
+    (r"transformer_blocks_\d+_attn2", ("pixart", "sana", "sd3")),
     (r"transformer_blocks_\d+_(attn|ff_context)", ("sd3", "qwen-image", *_FLUX, *_FLUX2)),
 )
 """What layers are called, points read as underscores, and the families that call them so. The

@@ -48,6 +48,7 @@ _TRANSFORMERS = {
     "double_blocks.": "FLUX",
     "img_mod.": "Qwen-Image",
     "cap_embedder.": "Z-Image or Lumina",
+    "attention_y_norm.": "Sana",
 }
 """What a name of each family's transformer holds, the first that is found counts."""
 

@@ -28,9 +28,11 @@ from mezzotint.models.formats.gguf_header import GgufTensor, read_gguf_header
 from mezzotint.models.parts import SCALES, SafetensorsHeader, find_weights, read_header
 
 __all__ = [
-    "Stored", "apply_scales", "build_packed", "find_stored", "plain_state", "read_stored",
+    "Stored", "apply_scales", "build_packed", "find_stored", "named_as_class", "plain_state",
+    "read_stored",
 ]  # fmt: skip
 
+_COMFY = "model.diffusion_model."  # before the names of a transformer in ComfyUI's files
 _PUBLISHED = re.compile(r"(diffusion_pytorch_model|model)\b.*")
 _FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _TOO_LARGE = {torch.float8_e4m3fn: 0x76, torch.float8_e5m2: 0x77}
@@ -171,7 +173,7 @@ def build_packed(
     wanted = set(module.state_dict())
     try:
         if files[0].suffix == ".gguf":
-            state = _packed_blocks(_named(_gguf_state(files[0]), class_name, plain, wanted))
+            state = _packed_blocks(named_as_class(_gguf_state(files[0]), class_name, plain, wanted))
         else:
             state = _packed_tensors(dict(_tensors(files)), class_name, plain, wanted, where)
     except _FAILURES as error:
@@ -233,14 +235,23 @@ def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
             raise WeightsError(f"{path} cannot be read: {str(error)[:200]}") from None
 
 
-def _named(
+def named_as_class(
     state: dict[str, Any], class_name: str, config: Mapping[str, Any], wanted: set[str]
 ) -> dict[str, Any]:
-    """Name tensors as the class does, by diffusers' own translation."""
+    """Name tensors as the class does, by diffusers' own translation.
+
+    Args:
+        state: By the names of their file.
+        class_name: Of diffusers.
+        config: Of the network.
+        wanted: The names of the class.
+    """
     if wanted <= set(state):
         return state
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
+    if class_name == "Lumina2Transformer2DModel":  # whose translation forgets the prefix half way
+        state = {name.removeprefix(_COMFY): tensor for name, tensor in state.items()}
     known: dict[str, Any] = SINGLE_FILE_LOADABLE_CLASSES.get(class_name, {})
     if "checkpoint_mapping_fn" not in known:
         return state
@@ -312,8 +323,8 @@ def _packed_tensors(
         return scaled
     plain = {k: v for k, v in state.items() if k in scaled}
     rows = {name: _row_scales(scaled[name], plain[name]) for name in plain}
-    weights = _named(plain, class_name, config, wanted)
-    scales = _named(rows, class_name, config, wanted)
+    weights = named_as_class(plain, class_name, config, wanted)
+    scales = named_as_class(rows, class_name, config, wanted)
     return {
         name: float8(value.contiguous(), scales[name].contiguous())
         if value.ndim > 1 and _is_float8(value)

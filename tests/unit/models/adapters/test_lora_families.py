@@ -33,6 +33,8 @@ def header(*names, shape=(16, 64)):
         ("base_model.model.layers.3.feed_forward.w2.lora_A.weight", ("z-image", "lumina2")),
         ("transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
          ("sd3", "qwen-image", "chroma", "flux", "flux2", "flux2-dev")),
+        ("transformer.transformer_blocks.1.attn1.to_q.lora_A.weight", ("dit", "pixart", "sana")),
+        ("transformer.transformer_blocks.1.attn2.to_v.lora_A.weight", ("pixart", "sana", "sd3")),
         ("lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight", ()),
         ("text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight", ()),
         ("something.else.lora_A.weight", ()),

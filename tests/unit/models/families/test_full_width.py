@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from mezzotint.models.adapters.lora import by_layer, check_fit, read_lora
 from mezzotint.models.chat_text import CHAT_FORMATS
+from mezzotint.models.families.autoencoder import Autoencoder
 from mezzotint.models.families.flows.chroma import CHROMA, T5_TOKENS
 from mezzotint.models.families.flows.flux2 import FLUX2_DEV, FLUX2_KLEIN
 from mezzotint.models.families.flows.lumina2 import LUMINA2
@@ -24,6 +25,9 @@ from mezzotint.models.families.flows.qwen_image import QWEN_IMAGE
 from mezzotint.models.families.flows.sana import SANA
 from mezzotint.models.families.flows.z_image import Z_IMAGE
 from mezzotint.models.families.pixart import SIGMA_TOKENS, call_pixart
+from mezzotint.models.formats.packed_files import named_as_class
+from mezzotint.models.networks import Placement
+from mezzotint.models.parts import Part
 
 FULL = {
     "chroma": (
@@ -165,3 +169,79 @@ def test_layers_that_loras_name_are_there(name, key, tmp_path):
     pairs = by_layer(read_lora(file, family=name).pairs["denoiser"], modules)
     check_fit("lora", pairs, modules)
     assert list(pairs) == [layer]
+
+
+PUBLISHED = {
+    "lumina2": [
+        (r"time_caption_embed\.caption_embedder", "cap_embedder"),
+        (r"time_caption_embed\.timestep_embedder\.linear_1", "t_embedder.mlp.0"),
+        (r"time_caption_embed\.timestep_embedder\.linear_2", "t_embedder.mlp.2"),
+        (r"norm_out\.linear_1", "final_layer.adaLN_modulation.1"),
+        (r"norm_out\.linear_2", "final_layer.linear"),
+        (r"\.norm1\.linear", ".adaLN_modulation.1"),
+        (r"(?<!ffn)\.norm1(\.norm)?\.", ".attention_norm1."),
+        (r"\.norm2\.", ".attention_norm2."),
+        (r"\.attn\.norm_([qk])", r".attention.\1_norm"),
+        (r"\.attn\.to_out\.0", ".attention.out"),
+        (r"\.attn\.to_[qkv]", ".attention.qkv"),
+        (r"feed_forward\.linear_", "feed_forward.w"),
+    ],
+    "sana": [
+        (r"^patch_embed", "x_embedder"),
+        (r"caption_projection\.linear_", "y_embedder.y_proj.fc"),
+        (r"time_embed\.emb\.timestep_embedder\.linear_1", "t_embedder.mlp.0"),
+        (r"time_embed\.emb\.timestep_embedder\.linear_2", "t_embedder.mlp.2"),
+        (r"time_embed\.linear", "t_block.1"),
+        (r"caption_norm", "attention_y_norm"),
+        (r"^(scale_shift_table)", r"final_layer.\1"),
+        (r"^proj_out", "final_layer.linear"),
+        (r"^transformer_blocks", "blocks"),
+        (r"attn1\.to_out\.0", "attn.proj"),
+        (r"attn1\.to_[qkv]", "attn.qkv"),
+        (r"attn2\.to_q", "cross_attn.q_linear"),
+        (r"attn2\.to_[kv]", "cross_attn.kv_linear"),
+        (r"attn2\.to_out\.0", "cross_attn.proj"),
+        (r"ff\.conv_inverted", "mlp.inverted_conv.conv"),
+        (r"ff\.conv_depth", "mlp.depth_conv.conv"),
+        (r"ff\.conv_point", "mlp.point_conv.conv"),
+    ],
+}
+"""What the authors of a transformer call its layers; several of diffusers' are one of theirs."""
+UNUSED = {"lumina2": ["norm_final.weight"], "sana": ["pos_embed", "y_embedder.y_embedding"]}
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_file_in_the_names_of_its_authors_is_the_network_of_diffusers(name, prefix):
+    module = module_of(name)
+    wanted = module.state_dict()
+    theirs = {prefix + key: torch.empty(1, device="meta") for key in UNUSED[name]}
+    for key, tensor in wanted.items():
+        old = key
+        for pattern, replacement in PUBLISHED[name]:
+            old = re.sub(pattern, replacement, old)
+        known = theirs.get(prefix + old)
+        theirs[prefix + old] = tensor if known is None else torch.cat([known, tensor])
+    found = named_as_class(theirs, type(module).__name__, dict(module.config), set(wanted))
+    assert {key: found[key].shape for key in wanted} == {k: t.shape for k, t in wanted.items()}
+
+
+def test_latents_of_sana_are_32_times_smaller_than_its_pictures():
+    deep = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
+    with torch.device("meta"):
+        module = diffusers.AutoencoderDC(
+            encoder_block_types=deep,
+            decoder_block_types=deep,
+            upsample_block_type="interpolate",
+            downsample_block_type="conv",
+            scaling_factor=0.41407,
+        ).eval()
+    part = Part(
+        role="vae", class_name="AutoencoderDC", config=dict(module.config), build=lambda _: module
+    )
+    own = Autoencoder(part, {}, Placement())
+    assert (own.channels, own.scale) == (32, 32)
+    with torch.no_grad():
+        picture = module.decode(torch.zeros((1, 32, 8, 8), device="meta")).sample
+        latents = module.encode(picture).latent
+    assert (picture.shape, latents.shape) == ((1, 3, 256, 256), (1, 32, 8, 8))
