@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from tests import tiny
+from tests.tiny_flows import UNBINNED
 
 import mezzotint
 from mezzotint.models.formats.folders import load_pipeline
@@ -20,7 +21,6 @@ TEXTS = ["a red apple on the table", "two blue cat", "leaf " * 40]
 SIZE = {"width": 64, "height": 48}
 STEPS = 4
 SIZES = {"sana": {"width": 96, "height": 64}}  # its pipeline counts in 32
-UNBINNED = {"use_resolution_binning": False}  # of sizes nobody else has
 CALLS = {
     "chroma": {"guidance_scale": 3.5, "negative_prompt": "big"},
     "flux2_dev": {"guidance_scale": 3.5},
