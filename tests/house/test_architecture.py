@@ -1,7 +1,10 @@
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -28,6 +31,31 @@ def test_nothing_in_src_is_left_for_later():
         if marks.search(line)
     ]
     assert found == []
+
+
+def test_the_glossary_is_short_and_says_each_word_once():
+    text = (ROOT / "docs" / "structure.md").read_text()
+    lines = text.partition("## Glossary")[2].partition("\n## ")[0].splitlines()
+    words = [line.split("|")[1].strip() for line in lines if line.startswith("| ")][1:]
+    each = [word.strip() for words_of_row in words for word in words_of_row.split(",")]
+    assert 20 <= len(words) <= 30
+    assert len(set(each)) == len(each)
+
+
+@pytest.mark.parametrize(
+    "word", ["Engine", "Job", "Accept", "Order", "Ledger", "Kept", "Inpainting", "Plan", "Slot"]
+)
+def test_one_word_is_one_class(word):
+    defined = re.compile(rf"^class {word}\b", re.MULTILINE)
+    found = [str(p.relative_to(ROOT)) for p in SOURCES if defined.search(p.read_text())]
+    assert len(found) <= 1, found
+
+
+def test_no_file_and_no_folder_is_too_large_to_read():
+    long = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in SOURCES}
+    assert not {name: lines for name, lines in long.items() if lines > 500}
+    folders = Counter(str(p.parent.relative_to(ROOT)) for p in SOURCES if p.stem != "__init__")
+    assert not {name: count for name, count in folders.items() if count > 20}
 
 
 def test_nobody_seeds_a_global_generator():

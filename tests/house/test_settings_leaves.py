@@ -29,12 +29,9 @@ from mezzotint.cli import main
 from mezzotint.engine.config import EngineConfig
 from mezzotint.images.config import ImageConfig
 from mezzotint.models.config import ModelsConfig, PlacementConfig
-from mezzotint.models.spec import ModelSpec
 from mezzotint.observe import log
 from mezzotint.observe.config import LogConfig
 from mezzotint.plain import read
-from mezzotint.planning.abilities import Abilities
-from mezzotint.planning.planner import plan
 from mezzotint.request import GenerationRequest
 from mezzotint.serve.config import Limits, ServeConfig
 from mezzotint.service.composition import ServiceConfig
@@ -60,13 +57,14 @@ def free_ports(count):
 def listeners_bind():
     from mezzotint.serve.run import _bind
 
-    ports = free_ports(3)
+    ports, hosts = free_ports(3), [f"127.0.0.{k}" for k in (2, 3, 4)]
     named = dict(zip(("port", "management_port", "metrics_port"), ports, strict=True))
-    bound = _bind(ServeConfig(host="127.0.0.1", **named))
-    found = [s.getsockname()[1] for s in bound.values()]
+    hosted = dict(zip(("host", "management_host", "metrics_host"), hosts, strict=True))
+    bound = _bind(ServeConfig(**hosted, **named))
+    found = [s.getsockname() for s in bound.values()]
     for one in bound.values():
         one.close()
-    assert found == ports
+    assert found == list(zip(hosts, ports, strict=True))
 
 
 def uvicorn_is_told():
@@ -174,6 +172,12 @@ def a_large_request_is_refused():
             assert field in answer.text
 
 
+def a_key_asks_so_often():
+    with open_door(limits=Limits(requests_per_minute=2)) as door:
+        codes = [door.http.post("/v1/generations", json={}).status_code for _ in range(3)]
+    assert codes == [200, 200, 429]
+
+
 def a_long_side_is_refused():
     from mezzotint.images.codec import decode_image
 
@@ -182,15 +186,6 @@ def a_long_side_is_refused():
     assert decode_image(stream.getvalue(), config=ImageConfig()).shape[1] == 60
     with pytest.raises(errors.ImageError, match="50"):
         decode_image(stream.getvalue(), config=ImageConfig(max_side_px=50))
-
-
-def a_large_picture_is_refused():
-    spec = ModelSpec(name="m", digest="0" * 64, family="sd")
-    request = GenerationRequest(model="m", prompt="a pear", width=128, height=128, seed=1)
-    made = plan(request, spec, Abilities())
-    assert made.plans[0].size == (128, 128)
-    with pytest.raises(errors.InvalidRequest, match="16384"):
-        plan(request, spec, Abilities(max_pixels=EngineConfig(max_pixels=4096).max_pixels))
 
 
 def calls_have_the_rows():
@@ -303,7 +298,7 @@ LIVENESS = "unit/service/workers/test_liveness.py::"
 CODE = "system/test_server_handlers.py::test_handler_code_waits_for_its_digest_and_then_answers"
 LEAVES = {
     "home": ("/elsewhere", "unit/cli/test_serve.py::test_the_home_folder_may_be_a_flag"),
-    "engine.max_rows": (8, "roads/test_exactness.py::test_the_same_bytes_after_a_restart"),
+    "engine.max_rows": (8, BATCHER + "test_a_call_has_at_most_max_rows"),
     "engine.buckets": ((2, 4), sizes_need_no_certificate),
     "engine.min_rows": (1, calls_have_the_rows),
     "engine.quantum_s": (0.5, BATCHER + "test_calls_stay_below_the_quantum"),
@@ -321,19 +316,19 @@ LEAVES = {
     ),
     "engine.certify": (False, sizes_need_no_certificate),
     "engine.cache_memory_bytes": (
-        0, "system/test_cli_plate.py::test_the_command_line_and_python_draw_the_same_bytes",
+        0, LOCAL + "test_finished_pictures_are_kept_in_memory_and_on_disk_if_they_may_be",
     ),
     "engine.cache_disk_bytes": (
-        0, "system/test_cli_plate.py::test_the_command_line_and_python_draw_the_same_bytes",
+        0, LOCAL + "test_finished_pictures_are_kept_in_memory_and_on_disk_if_they_may_be",
     ),
     "engine.prompt_cache_bytes": (7, prompts_are_kept),
     "engine.client_share": (0.5, one_client_gets_a_share_of_the_queue),
     "engine.share_results": (
         True, "unit/service/test_tenants.py::test_finished_pictures_answer_their_owner_alone",
     ),
-    "engine.max_pixels": (4096, a_large_picture_is_refused),
+    "engine.max_pixels": (4096, LOCAL + "test_pixels_are_bounded_where_a_request_is_accepted"),
     "engine.max_request_pixels": (
-        8192, "unit/planning/test_planner.py::test_too_many_pixels_in_one_request_are_refused",
+        8192, LOCAL + "test_pixels_are_bounded_where_a_request_is_accepted",
     ),
     "handlers.timeout_s": (2.0, HANDLERS + "test_what_takes_too_long_or_is_too_long_is_killed"),
     "handlers.start_s": (3.0, HANDLERS + "test_code_that_cannot_be_loaded_is_a_clear_error"),
@@ -375,9 +370,9 @@ LEAVES = {
     ),
     "jobs.max_waiting": (7, JOBS + "test_a_full_queue_and_a_stopping_server_refuse"),
     "jobs.max_running": (2, JOBS + "test_priority_goes_first_and_clients_take_turns"),
-    "jobs.max_age_s": (60.0, JOBS + "test_old_results_expire_and_shared_pictures_stay"),
-    "jobs.max_bytes": (9, JOBS + "test_old_results_expire_and_shared_pictures_stay"),
-    "jobs.preview_every": (1, LOCAL + "test_events_come_in_order_and_end_once"),
+    "jobs.max_age_s": (60.0, JOBS + "test_a_sweep_keeps_what_the_settings_say"),
+    "jobs.max_bytes": (9, JOBS + "test_a_sweep_keeps_what_the_settings_say"),
+    "jobs.preview_every": (1, JOBS + "test_steps_have_previews_as_often_as_the_settings_say"),
     "jobs.cluster": (
         "north",
         "unit/service/jobs/test_leases.py::test_a_database_of_another_cluster_is_refused",
@@ -409,7 +404,7 @@ LEAVES = {
     "models.backend": ("torch", the_provider_is_placed),
     "models.placement.device": ("cpu", the_provider_is_placed),
     "models.placement.dtype": (
-        "bfloat16", STORE + "test_another_placement_is_another_model_in_memory",
+        "bfloat16", STORE + "test_weights_have_the_datatype_of_the_placement",
     ),
     "models.placement.offload": ("model", PLACEMENT + "test_an_offloaded_network_answers_as_it_did"),
     "models.placement.attention_slicing": (True, PLACEMENT + "test_options_reach_the_modules"),
@@ -420,17 +415,17 @@ LEAVES = {
         True, PLACEMENT + "test_vae_tiling_decodes_a_large_picture_in_tiles_of_one_shape",
     ),
     "models.placement.channels_last": (True, PLACEMENT + "test_options_reach_the_modules"),
-    "serve.host": ("127.0.0.2", AUTH + "test_each_listener_beyond_loopback_needs_keys"),
+    "serve.host": ("127.0.0.2", listeners_bind),
     "serve.port": (9000, listeners_bind),
-    "serve.management_host": ("127.0.0.3", AUTH + "test_each_listener_beyond_loopback_needs_keys"),
+    "serve.management_host": ("127.0.0.3", listeners_bind),
     "serve.management_port": (9001, listeners_bind),
-    "serve.metrics_host": ("127.0.0.4", AUTH + "test_each_listener_beyond_loopback_needs_keys"),
+    "serve.metrics_host": ("127.0.0.4", listeners_bind),
     "serve.metrics_port": (9002, listeners_bind),
     "serve.grpc_port": (9003, RPC + "test_a_listener_stands_at_its_port_and_no_other_by_default"),
     "serve.grpc_management_port": (
         9004, RPC + "test_a_listener_stands_at_its_port_and_no_other_by_default",
     ),
-    "serve.api_keys": ("keys", AUTH + "test_each_listener_beyond_loopback_needs_keys"),
+    "serve.api_keys": ("keys", AUTH + "test_no_key_is_a_401_and_a_400_at_torchserves_door"),
     "serve.certificate": ("chain.pem", uvicorn_is_told),
     "serve.private_key": ("key.pem", uvicorn_is_told),
     "serve.cors_origins": (("https://a.example",), APP + "test_listed_origins_get_cors"),
@@ -441,7 +436,7 @@ LEAVES = {
         ADAPTERS + "test_a_server_may_take_none_or_have_no_place_for_any",
     ),
     "serve.register_paths": (True, a_path_is_registered_where_it_is_allowed),
-    "serve.runs": ("runs", "unit/serve/site/test_runs.py::test_without_a_folder_there_are_none"),
+    "serve.runs": ("runs", "unit/serve/site/test_runs.py::test_runs_are_listed_with_what_they_say_of_themselves"),
     "serve.training": (
         True, "unit/cli/test_serve.py::test_runs_are_started_only_where_the_operator_wants_it",
     ),
@@ -452,7 +447,7 @@ LEAVES = {
     "serve.drain_s": (
         1.0,
         "system/test_server_crashes.py::"
-        "test_sigterm_in_mid_load_finishes_what_runs_loses_nothing_and_exits_0",
+        "test_sigterm_on_a_full_disk_still_exits_0_and_the_next_start_goes_on",
     ),
     "serve.limits.body_bytes": (2048, a_long_body_is_refused),
     "serve.limits.adapter_bytes": (
@@ -465,9 +460,7 @@ LEAVES = {
     "serve.limits.steps": (3, a_large_request_is_refused),
     "serve.limits.images": (2, a_large_request_is_refused),
     "serve.limits.wait_s": (2.0, APP + "test_a_dead_line_shorter_than_the_work_is_a_504"),
-    "serve.limits.requests_per_minute": (
-        5, AUTH + "test_names_scopes_and_limits_are_read_and_comments_skipped",
-    ),
+    "serve.limits.requests_per_minute": (5, a_key_asks_so_often),
     "serve.limits.concurrency": (2, APP + "test_concurrency_limit_answers_429"),
     "serve.limits.connections": (9, uvicorn_is_told),
     "serve.limits.model_bytes": (
@@ -488,15 +481,15 @@ LEAVES = {
     "worker.silence_s": (
         9.0, SUPERVISOR + "test_a_silent_process_is_killed_and_its_work_done_again",
     ),
-    "worker.hang_s": (4.0, LIVENESS + "test_a_process_that_neither_answers_nor_works_hangs_after_hang_s"),
+    "worker.hang_s": (4.0, LIVENESS + "test_how_long_is_a_hang_is_configured"),
     "worker.hang_factor": (
-        30.0, LIVENESS + "test_a_call_may_take_a_number_of_times_what_it_takes_and_hang_s_at_least",
+        30.0, LIVENESS + "test_how_long_is_a_hang_is_configured",
     ),
     "worker.max_crashes": (
         2, SUPERVISOR + "test_a_poisonous_request_fails_and_plain_calls_are_repeated",
     ),
-    "worker.backoff_s": (0.1, SUPERVISOR + "test_cancel_while_the_process_restarts_is_a_cancel"),
-    "worker.devices": (("cpu",), POOL + "test_one_worker_is_no_crew_and_devices_are_checked"),
+    "worker.backoff_s": (0.1, SUPERVISOR + "test_the_second_restart_in_a_row_waits_and_each_later_one_twice_as_long"),
+    "worker.devices": (("cpu",), POOL + "test_each_device_has_a_worker_of_its_own"),
     "worker.ray": ("10.0.0.1:6379", CLUSTER + "test_a_cluster_is_named_by_its_head_and_places_replicas_itself"),
     "worker.cluster.deployment": ("large", CLUSTER + "test_settings_become_a_deployment"),
     "worker.cluster.min_replicas": (0, CLUSTER + "test_settings_become_a_deployment"),
@@ -647,16 +640,32 @@ def test_a_leaf_acts(probe):
 
 
 @pytest.mark.parametrize("name", [n for n, (_, proof) in LEAVES.items() if isinstance(proof, str)])
-def test_the_test_of_what_a_leaf_does_is_there(name):
+def test_the_test_of_what_a_leaf_does_is_there_and_gives_it_another_value(name):
     file, _, function = LEAVES[name][1].partition("::")
     tree = ast.parse((TESTS / file).read_text())
-    assert function in {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
-    assert mentions(tree, function, name.rpartition(".")[2]), f"{function} says nothing of {name}"
+    tests = [n for n in ast.walk(tree) if isinstance(n, DEFINED) and n.name == function]
+    assert len(tests) == 1
+    marks = [ast.unparse(mark) for mark in tests[0].decorator_list]
+    assert not any(re.search(r"mark\.(skip|xfail)\b", mark) for mark in marks)
+    leaf, usual = name.rpartition(".")[2], at(Settings(), name)
+    assert gives(tree, function, leaf, usual), f"{function} gives {name} no value but {usual!r}"
 
 
-def mentions(tree, function, leaf):
-    """Whether a test, or what it uses of its own file, has a name or a text with a leaf in it."""
-    own = {n.name: n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+DEFINED = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def gives(tree, function, leaf, usual):
+    """Whether a test, or what it uses of its own file, gives a leaf what is not its default."""
+    return any(
+        is_another(value, usual)
+        for part in used(tree, function)
+        for value in values(part, leaf)
+    )
+
+
+def used(tree, function):
+    """Yield a test and whatever of its own file it uses, one after the other."""
+    own = {n.name: n for n in ast.walk(tree) if isinstance(n, DEFINED)}
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         names = [getattr(node, "name", ""), *(t.id for t in targets if isinstance(t, ast.Name))]
@@ -667,10 +676,29 @@ def mentions(tree, function, leaf):
         if part is None or part in seen:
             continue
         seen.add(part)
+        yield part
         for node in ast.walk(part):
-            said = [getattr(node, field, None) for field in ("arg", "attr", "id", "value")]
-            texts = [text for text in said if isinstance(text, str)]
-            if any(re.search(rf"\b{leaf}\b", text) for text in texts):
-                return True
-            todo += texts[:1] if isinstance(node, ast.Name | ast.arg) else []
-    return False
+            if isinstance(node, ast.Name | ast.arg):
+                todo.append(node.id if isinstance(node, ast.Name) else node.arg)
+
+
+def values(part, leaf):
+    """Yield what code gives a name: as an argument, in a dictionary, as a variable or a flag."""
+    for node in ast.walk(part):
+        if isinstance(node, ast.keyword) and node.arg == leaf:
+            yield node.value
+        elif isinstance(node, ast.Dict):
+            pairs = zip(node.keys, node.values, strict=True)
+            yield from (v for k, v in pairs if isinstance(k, ast.Constant) and k.value == leaf)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            flag = "--" + leaf.replace("_", "-")
+            if node.value in (flag, leaf) or node.value.endswith(f"__{leaf.upper()}"):
+                yield None  # the value stands elsewhere
+
+
+def is_another(value, usual):
+    """Whether an expression is not plainly a leaf's default."""
+    try:
+        return value is None or ast.literal_eval(value) != usual
+    except ValueError:
+        return True  # it is worked out, or comes from where the test is called

@@ -186,8 +186,8 @@ def test_the_same_bytes_after_a_restart(models, tmp_path):
     request = GenerationRequest(model="sd1", prompt="a cat", seed=1, num_inference_steps=3,
                                 scheduler="dpmpp_2m")  # fmt: skip
     drawn = []
-    for config in (EngineConfig(), EngineConfig(max_rows=4, buckets=(2, 4))):
-        with Engine(models, device="cpu", home=tmp_path, backend="torch") as engine:
-            assert config
+    for limits in ({}, {"max_rows": 4, "buckets": (2, 4)}):
+        config = EngineConfig(cache_disk_bytes=0, **limits)
+        with Engine(models, device="cpu", home=tmp_path, backend="torch", engine=config) as engine:
             drawn.append(run(engine, request).images[0].data)
     assert drawn[0] == drawn[1]

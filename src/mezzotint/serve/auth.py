@@ -393,7 +393,7 @@ class Meter:
         return bucket
 
 
-class Ledger(Protocol):
+class SharedCounts(Protocol):
     """Counts that several servers share; each call raises NotReady where they cannot be."""
 
     @property
@@ -415,19 +415,19 @@ class Ledger(Protocol):
 
 
 class SharedMeter:
-    """Counts requests and generations of keys, over all servers that share a ledger.
+    """Counts requests and generations of keys, over all servers that share their counts.
 
-    A key without limits costs nothing. While the ledger cannot be reached each server counts
+    A key without limits costs nothing. While those cannot be reached each server counts
     for itself.
 
     Args:
         meter: What is counted here.
-        ledger: What is counted with others; None where there are none.
+        counts: What is counted with others; None where there are none.
     """
 
-    def __init__(self, meter: Meter, ledger: Ledger | None) -> None:
+    def __init__(self, meter: Meter, counts: SharedCounts | None) -> None:
         self._meter = meter
-        self._ledger = ledger if ledger is not None and ledger.counts_for_all else None
+        self._counts = counts if counts is not None and counts.counts_for_all else None
         self._away_until = 0.0
         self._telling: set[asyncio.Task[None]] = set()
 
@@ -438,9 +438,9 @@ class SharedMeter:
             TooManyRequests: If the bucket is empty.
         """
         self._meter.count(caller)
-        most, ledger = caller.requests_per_minute, self._ledger
-        if most and ledger is not None:
-            wait_s = await self._ask(ledger.spend(caller.name, most), 0.0)
+        most, shared = caller.requests_per_minute, self._counts
+        if most and shared is not None:
+            wait_s = await self._ask(shared.spend(caller.name, most), 0.0)
             if wait_s:
                 raise _too_often(caller, wait_s)
 
@@ -452,23 +452,23 @@ class SharedMeter:
             TooManyRequests: If the caller has as many as it may have.
         """
         self._meter.enter(caller)
-        most, ledger = caller.concurrency, self._ledger
+        most, shared = caller.concurrency, self._counts
         try:
-            if most and ledger is not None:
+            if most and shared is not None:
                 own = functools.partial(self._meter.generations, caller)
-                if not await self._ask(ledger.hold(caller.name, most, own), True):
+                if not await self._ask(shared.hold(caller.name, most, own), True):
                     raise _too_many("generations", most)
             yield
         finally:
             self._meter.leave(caller)
-            if most and ledger is not None:
+            if most and shared is not None:
                 own = functools.partial(self._meter.generations, caller)
-                task = asyncio.ensure_future(ledger.tell_held(caller.name, own))
+                task = asyncio.ensure_future(shared.tell_held(caller.name, own))
                 self._telling.add(task)
                 task.add_done_callback(self._telling.discard)
 
     async def _ask(self, question: Coroutine[Any, Any, _T], otherwise: _T) -> _T:
-        """Ask the ledger; where it does not answer, leave it alone for a while."""
+        """Ask for what is shared; where that does not answer, leave it alone for a while."""
         if time.monotonic() < self._away_until:
             question.close()
             return otherwise

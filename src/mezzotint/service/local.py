@@ -31,7 +31,7 @@ from mezzotint.service.capabilities import capabilities, open_gates
 from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.dispatch.device_messages import Learn
 from mezzotint.service.dispatch.dispatcher import Dispatcher
-from mezzotint.service.dispatch.event_mailbox import EventMailbox
+from mezzotint.service.dispatch.mailbox import EventMailbox
 from mezzotint.service.endings import ENDINGS, follow
 from mezzotint.service.finishing import tools
 from mezzotint.service.finishing.pictures import Finisher

@@ -85,6 +85,14 @@ def test_a_higher_priority_goes_first_and_alone():
     assert high == list(range(1, 7))
 
 
+def test_a_call_has_at_most_max_rows():
+    bench = Bench(call_s=0.5, row_s=0.001, config=EngineConfig(max_rows=4))
+    for k in range(8):
+        bench.submit(f"r{k}", make_plan(steps=10, seed=k))
+    bench.run()
+    assert max(b.bucket for b in bench.executor.calls) == 4
+
+
 def test_within_a_client_the_earliest_deadline_goes_first():
     bench = Bench(config=EngineConfig(max_running=1))
     bench.submit("late", deadline_s=900.0)

@@ -344,6 +344,36 @@ def test_a_full_queue_refuses_with_a_time(models, tmp_path, counting):
     service.shut()
 
 
+@pytest.mark.parametrize(
+    ("limits", "again", "after_a_restart"),
+    [
+        ({"cache_memory_bytes": 0, "cache_disk_bytes": 0}, "miss", "miss"),
+        ({"cache_memory_bytes": 0}, "hit", "hit"),
+        ({"cache_disk_bytes": 0}, "hit", "miss"),
+    ],
+)
+def test_finished_pictures_are_kept_in_memory_and_on_disk_if_they_may_be(
+    models, tmp_path, limits, again, after_a_restart
+):
+    found = []
+    for _ in range(2):
+        service = LocalService(config(tmp_path, **limits), models=models)
+        request = GenerationRequest(model="gan", seed=5)
+        found.append([generate(service, request).cache for _ in range(2)])
+        service.shut()
+    assert found == [["miss", again], [after_a_restart, again]]
+
+
+def test_pixels_are_bounded_where_a_request_is_accepted(models, tmp_path):
+    limits = {"max_pixels": 4096, "max_request_pixels": 8192}
+    service = LocalService(config(tmp_path, **limits), models=models)
+    with pytest.raises(errors.InvalidRequest, match="at most 4096 pixels, got 8192"):
+        submit(service, ask(width=128, height=64))
+    with pytest.raises(errors.InvalidRequest, match="at 8192 pixels or fewer, got 3 pictures"):
+        submit(service, ask(width=64, height=64, num_images=3))
+    service.shut()
+
+
 def test_a_picture_that_never_fits_is_refused(models, tmp_path):
     service = LocalService(config(tmp_path, memory_bytes=1 << 20), models=models)
     with pytest.raises(errors.OutOfMemory, match="ask for a smaller one"):

@@ -26,7 +26,7 @@ from mezzotint.engine.execution.prompts import (
     staged_prompts,
     walks_words,
 )
-from mezzotint.engine.execution.slots import Inpainting, Slot
+from mezzotint.engine.execution.slots import KeptPart, Slot
 from mezzotint.engine.execution.solving import make_solver
 from mezzotint.models.backends.tiling import tiled
 from mezzotint.models.base import Conditioning, Model, Prompt
@@ -346,7 +346,7 @@ def _encode_picture(
     return model.encode_image(picture, [generator]).float()
 
 
-def _start(plan: Plan, clean: Tensor | None, inpainting: Inpainting | None) -> Tensor | None:
+def _start(plan: Plan, clean: Tensor | None, inpainting: KeptPart | None) -> Tensor | None:
     """Return what a run on a picture starts from: under a mask not always the picture."""
     asked = plan.techniques.inpaint
     if clean is None or inpainting is None or asked is None:
@@ -365,13 +365,13 @@ def _repaints_all(plan: Plan) -> bool:
 
 def _keep_outside(
     plan: Plan, model: Model, assets: Mapping[str, Any], clean: Tensor | None, noise: Tensor
-) -> Inpainting | None:
+) -> KeptPart | None:
     """Return what stays outside the mask, or None without one."""
     digest = plan.techniques.mask
     if digest is None or clean is None:
         return None
     pixels = torch.from_numpy(assets[digest])[None, None].to(noise.device)
     mask = torch.nn.functional.interpolate(pixels, size=noise.shape[-2:], mode="area")
-    return Inpainting(
+    return KeptPart(
         mask=mask, clean=clean, noise=noise, is_flow=model.spec.prediction_type == "flow"
     )

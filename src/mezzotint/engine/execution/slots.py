@@ -20,11 +20,11 @@ from mezzotint.models.stepped_call import SteppedCall
 from mezzotint.planning.plan import Plan
 from mezzotint.sampling.latents import blend_inpainting
 
-__all__ = ["Inpainting", "Slot"]
+__all__ = ["KeptPart", "Slot"]
 
 
 @dataclass(frozen=True, slots=True)
-class Inpainting:
+class KeptPart:
     """The part of a picture that stays.
 
     Args:
@@ -80,7 +80,7 @@ class Slot:
     operator: Operator | None = None
     solver: NativeSolver | ForeignSolver | None = None
     denoised: Tensor | None = None
-    inpainting: Inpainting | None = None
+    inpainting: KeptPart | None = None
     deep: Tensor | None = None
     change: Tensor | None = None
     run: SteppedCall[Tensor] | None = None

@@ -37,7 +37,7 @@ from mezzotint.serve.dialects.a1111_techniques import (
     read_strength,
     read_variation,
 )
-from mezzotint.serve.dialects.webui.jobs import Job, interrupt, jobs_of, progress, skip
+from mezzotint.serve.dialects.webui.tasks import Task, interrupt, progress, skip, tasks_of
 from mezzotint.serve.dialects.webui.scripts import Script, Sheet, read_script
 from mezzotint.serve.dialects.webui.upscaling import joined, tiled
 from mezzotint.serve.errors import NotFound, Problem, WrongField
@@ -328,32 +328,32 @@ async def _make(front: Front, http: Request, *, is_img2img: bool) -> Response:
         script, layout = await tiled(front, http, script, body)
         total = len(script.chains)
         front.admit(replace(whole.request, num_images=min(total, MAX_IMAGES)), caller)
-    job = Job(caller.name, new_id("a1111"), total)
-    jobs_of(front)[job.id] = job
+    task = Task(caller.name, new_id("a1111"), total)
+    tasks_of(front)[task.id] = task
     try:
         for chain in script.chains:
-            await _chain(front, http, chain, job, script, is_img2img=is_img2img)
+            await _chain(front, http, chain, task, script, is_img2img=is_img2img)
     finally:
-        del jobs_of(front)[job.id]
+        del tasks_of(front)[task.id]
     name = whole.request.model
     models = {m["name"]: m for m in await front.recent_models()}
     model_shown = models.get(name.partition("@")[0], {})
-    stopped = job.interrupted or job.skipped
+    stopped = task.interrupted or task.skipped
     warnings = [*whole.warnings, *script.warnings]
-    sheets = [] if stopped else await _sheets(front, job.finished, script.sheets, warnings)
+    sheets = [] if stopped else await _sheets(front, task.finished, script.sheets, warnings)
     if layout is not None and not stopped:
-        sheets = await joined(front, job.finished, layout)
+        sheets = await joined(front, task.finished, layout)
     has_all = script.sends != "none" or not sheets
-    shown = job.finished if has_all else []
+    shown = task.finished if has_all else []
     return json_response(
         from_images(
             shown,
             replace(whole, warnings=tuple(warnings)),
             model_shown,
             interrupted=stopped,
-            prompts=job.prompts if script.name else None,
+            prompts=task.prompts if script.name else None,
             sheets=sheets,
-            template=job.finished[0] if job.finished else None,
+            template=task.finished[0] if task.finished else None,
         )
     )
 
@@ -362,32 +362,32 @@ async def _chain(
     front: Front,
     http: Request,
     chain: Sequence[Mapping[str, Any]],
-    job: Job,
+    task: Task,
     script: Script,
     *,
     is_img2img: bool,
 ) -> None:
     """Draw bodies one after the other, each from the picture that the one before drew."""
     before: ImageOutput | None = None
-    begun = len(job.finished)
+    begun = len(task.finished)
     for body in chain:
-        if job.interrupted:
+        if task.interrupted:
             return
         own = body if before is None else {**body, "init_images": [_b64(before.data)]}
         translation = to_request(own, await _model(front, http, own), is_img2img=is_img2img)
         embeddings = (await front.capabilities(http)).get("embeddings", ())
         translation = replace(translation, request=read_plainly(translation.request, embeddings))
-        known = len(job.finished)
-        await _rounds(front, http, translation, job)
+        known = len(task.finished)
+        await _rounds(front, http, translation, task)
         request = translation.request
-        new = job.finished[known:]
-        job.prompts += [(request.prompt, request.negative_prompt)] * len(new)
+        new = task.finished[known:]
+        task.prompts += [(request.prompt, request.negative_prompt)] * len(new)
         if len(chain) > 1:
             if not new:  # skipped: there is nothing to go on from
                 return
             before = new[-1]
     if script.sends == "last":
-        del job.finished[begun:-1], job.prompts[begun:-1]
+        del task.finished[begun:-1], task.prompts[begun:-1]
 
 
 async def _sheets(
@@ -410,21 +410,21 @@ async def _sheets(
     ]
 
 
-async def _rounds(front: Front, http: Request, translation: Translation, job: Job) -> None:
+async def _rounds(front: Front, http: Request, translation: Translation, task: Task) -> None:
     """Run ``n_iter`` rounds; skip ends one of them, interrupt all."""
     request = translation.request
     for number in range(translation.rounds):
-        if job.interrupted:
+        if task.interrupted:
             return
         if request.seed is not None and number:
-            result = await _round(front, http, _of_round(request, number), job)
+            result = await _round(front, http, _of_round(request, number), task)
         else:
-            result = await _round(front, http, request, job)
+            result = await _round(front, http, request, task)
         if result is None:
             continue
         if number == 0 and request.seed is None:
             request = replace(request, seed=result.images[0].seed)
-        job.finished.extend(result.images)
+        task.finished.extend(result.images)
 
 
 def _of_round(request: GenerationRequest, number: int) -> GenerationRequest:
@@ -439,22 +439,22 @@ def _of_round(request: GenerationRequest, number: int) -> GenerationRequest:
 
 
 async def _round(
-    front: Front, http: Request, request: GenerationRequest, job: Job
+    front: Front, http: Request, request: GenerationRequest, task: Task
 ) -> GenerationResult | None:
     """Run one request; None if it was skipped or interrupted."""
 
     def observe(event: Event) -> None:
-        job.running = event.id
+        task.running = event.id
         if isinstance(event, Stepped):
-            job.step, job.steps = event.step, event.steps
-            job.preview = event.preview or job.preview
+            task.step, task.steps = event.step, event.steps
+            task.preview = event.preview or task.preview
         elif isinstance(event, ImageFinished):
-            job.done, job.step = job.done + 1, 0
+            task.done, task.step = task.done + 1, 0
 
     try:
         return await front.generate(http, request, observe)
     except errors.Cancelled:
-        if job.interrupted or job.skipped:
+        if task.interrupted or task.skipped:
             return None
         raise
 

@@ -1,10 +1,14 @@
 """Mailbox: messages from any thread, taken one after the other.
 
-Whoever brings a message may take it there and then, so that it need not wait for a
-thread to wake; what others bring meanwhile goes to the one thread that does nothing else.
-Never two take messages at a time, so they need no lock.
+To the dispatcher: whoever brings a message may take it there and then, so that it need not
+wait for a thread to wake; what others bring meanwhile goes to the one thread that does
+nothing else. Never two take messages at a time, so they need no lock.
+
+To the tasks of an event loop: the loop is woken once for all that has come since it last
+looked, not once for each.
 """
 
+import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,7 +16,7 @@ from typing import Any
 
 from mezzotint.observe import log
 
-__all__ = ["Mailbox"]
+__all__ = ["EventMailbox", "Mailbox"]
 
 _FEW = 4  # messages that whoever brings one takes for others at most
 
@@ -75,3 +79,39 @@ class Mailbox:
             except IndexError:  # another thread looked too
                 break
         return found
+
+
+class EventMailbox:
+    """Puts items into queues of one loop, from any thread, in order.
+
+    Args:
+        loop: Whose tasks read the queues.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._items: deque[tuple[asyncio.Queue[Any], Any]] = deque()
+        self._is_called = False
+
+    def put(self, queue: "asyncio.Queue[Any]", item: Any) -> None:
+        """Bring an item for a queue.
+
+        Raises:
+            RuntimeError: If the loop is closed.
+        """
+        self._items.append((queue, item))
+        if self._is_called and not self.loop.is_closed():
+            return
+        self._is_called = True  # before calling: the loop may look at once
+        try:
+            self.loop.call_soon_threadsafe(self._empty)
+        except RuntimeError:
+            self._is_called = False
+            raise
+
+    def _empty(self) -> None:
+        """Hand out what has come, in the loop."""
+        self._is_called = False  # before looking: who comes from here on calls again
+        while self._items:
+            queue, item = self._items.popleft()
+            queue.put_nowait(item)

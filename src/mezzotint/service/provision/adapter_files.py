@@ -17,7 +17,7 @@ from mezzotint.errors import InvalidRequest, UnknownName, WeightsError
 from mezzotint.files import atomic_path, expanded, is_there, write_atomically
 from mezzotint.models.reading import refuse_special_below
 
-__all__ = ["KINDS", "LORA_OF_RUN", "AdapterFiles", "Kept"]
+__all__ = ["KINDS", "LORA_OF_RUN", "AdapterFiles", "KeptAdapter"]
 
 LORA_OF_RUN = "pytorch_lora_weights.safetensors"
 """The file that a run of ``kind = "lora"`` leaves, and diffusers saves a LoRA under."""
@@ -46,7 +46,7 @@ KINDS: Mapping[str, _Kind] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptAdapter:
     """One adapter of the home folder as it was when it was looked at.
 
     Args:
@@ -203,20 +203,20 @@ class AdapterFiles:
                 with contextlib.suppress(OSError):
                     path.unlink()
 
-    def kept(self, kind: str) -> dict[str, Kept]:
+    def kept(self, kind: str) -> dict[str, KeptAdapter]:
         """Return the adapters of one kind, each with whose it is, sorted by name.
 
         A file is looked at before and after its note is read: one that came, went or was
         exchanged meanwhile is nobody's, and so is one whose note cannot be read.
         """
-        found: dict[str, Kept] = {}
+        found: dict[str, KeptAdapter] = {}
         for name in self.names(kind):
             file = self._file(kind, name)
             before = _state(file)
             if file is None or before is None:
                 continue
             owner = self._owner(kind, name)
-            found[name] = Kept(owner if _state(file) == before else None, file, before)
+            found[name] = KeptAdapter(owner if _state(file) == before else None, file, before)
         return found
 
     def _owner(self, kind: str, name: str) -> str | None:

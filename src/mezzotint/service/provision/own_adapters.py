@@ -19,7 +19,7 @@ from mezzotint.models.reading import refuse_special
 from mezzotint.models.store.hub import fetch_file
 from mezzotint.request import GenerationRequest
 from mezzotint.service.provision.adapter_descriptions import describe_adapter
-from mezzotint.service.provision.adapter_files import AdapterFiles, Kept
+from mezzotint.service.provision.adapter_files import AdapterFiles, KeptAdapter
 from mezzotint.techniques.tags import named_by
 
 __all__ = ["OwnAdapters"]
@@ -155,17 +155,17 @@ class OwnAdapters:
             self._given_up = {**kept, name: (one.owner or "", now)}
             self.files.remove(KIND, name)
 
-    def _kept(self) -> Mapping[str, Kept]:
+    def _kept(self) -> Mapping[str, KeptAdapter]:
         return self.files.kept(KIND)
 
-    def _find(self, name: str, client: str, *, sees_all: bool) -> Kept:
+    def _find(self, name: str, client: str, *, sees_all: bool) -> KeptAdapter:
         seen = _seen(self._kept(), client, sees_all=sees_all)
         if name not in seen:
             raise UnknownName(KIND, name, sorted(seen), field="name")
         return seen[name]
 
 
-def _seen(kept: Mapping[str, Kept], client: str, *, sees_all: bool) -> dict[str, Kept]:
+def _seen(kept: Mapping[str, KeptAdapter], client: str, *, sees_all: bool) -> dict[str, KeptAdapter]:
     """Return what is there for a client; what nobody can be named for is for who sees all."""
     return {name: one for name, one in kept.items() if sees_all or one.owner in ("", client)}
 

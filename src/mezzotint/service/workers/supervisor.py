@@ -242,8 +242,8 @@ class WorkerSupervisor(RemoteCalls):
             if self._closing or (self._first is not None and self._first.done()
                                  and self._first.exception() is not None):  # fmt: skip
                 return
-            long = time.monotonic() - began > _LONG_ENOUGH_S
-            backoff_s = 0.0 if long else min(_MAX_BACKOFF_S, 2 * backoff_s)
+            if time.monotonic() - began > _LONG_ENOUGH_S:
+                backoff_s = 0.0
             self.restarts += 1
             metrics.count("mezzotint_worker_restarts_total")
             code = self._process.returncode if self._process is not None else None
@@ -252,7 +252,7 @@ class WorkerSupervisor(RemoteCalls):
             if self._on_death is not None:
                 self._on_death(self)
             await asyncio.sleep(backoff_s)
-            backoff_s = backoff_s or self._config.backoff_s
+            backoff_s = min(_MAX_BACKOFF_S, 2 * backoff_s) or self._config.backoff_s
 
     async def _run_process(self) -> None:
         """Start one process and serve it until it dies."""

@@ -335,6 +335,13 @@ def test_the_least_recently_used_model_goes_first(counted):
     assert sum(counted.residency.sizes().values()) == 200
 
 
+def test_weights_have_the_datatype_of_the_placement(home, folder):
+    placement = PlacementConfig(device="cpu", dtype="bfloat16")
+    store = open_store(home, backend="torch", placement=placement)
+    (network,) = store.load(str(folder)).networks.values()
+    assert network.dtype == torch.bfloat16
+
+
 def test_a_model_in_use_stays_even_beyond_the_bound(counted):
     with counted.use("a") as first, counted.use("b"), counted.use("c"):
         assert sum(counted.residency.sizes().values()) == 300

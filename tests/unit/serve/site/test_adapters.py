@@ -231,6 +231,8 @@ def test_an_upload_may_be_larger_than_other_bodies_and_only_it(door):
     data = save({"unet.a.lora_A.weight": torch.zeros(2, 200)})
     assert len(data) > 1024
     assert upload(door, "large", ALICE, data=data).status_code == 201
+    beyond = save({"unet.a.lora_A.weight": torch.zeros(2, 600)})
+    assert upload(door, "beyond", ALICE, data=beyond).status_code == 413
     answer = door.http.post("/v1/generations", content=data, headers=by(ALICE))
     assert answer.status_code == 413
     wrong = by(ALICE) | {"content-type": "application/json"}

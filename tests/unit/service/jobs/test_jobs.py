@@ -219,6 +219,39 @@ def test_a_job_ends_once_whoever_tries(tmp_path, url):
     using(tmp_path, body, url=url)
 
 
+@pytest.mark.parametrize(
+    ("limits", "left"),
+    [({}, "succeeded"), ({"max_bytes": 0}, "expired"), ({"max_age_s": 1.0}, "expired")],
+    ids=["usual", "bytes", "age"],
+)
+def test_a_sweep_keeps_what_the_settings_say(tmp_path, limits, left):
+    async def body(jobs: Jobs, service: FakeService) -> None:
+        job = await jobs.wait((await jobs.submit(GenerationRequest(seed=1))).id)
+        await asyncio.sleep(1.1 if "max_age_s" in limits else 0)
+        await jobs._runner.sweep()
+        assert (await jobs.get(job.id)).status == left
+
+    using(tmp_path, body, **limits)
+
+
+@pytest.mark.parametrize(("every", "seen"), [(0, []), (1, [1, 2, 3, 4]), (3, [3])])
+def test_steps_have_previews_as_often_as_the_settings_say(tmp_path, every, seen):
+    async def body(jobs: Jobs, service: FakeService) -> None:
+        published, found = jobs._runner._feed.publish, []
+
+        def publish(id_, running, kind, data, preview=None):
+            if kind == "step" and preview is not None:
+                found.append(data["step"])
+            return published(id_, running, kind, data, preview)
+
+        jobs._runner._feed.publish = publish
+        request = GenerationRequest(seed=1, num_inference_steps=4)
+        await jobs.wait((await jobs.submit(request)).id)
+        assert found == seen
+
+    using(tmp_path, body, preview_every=every)
+
+
 def test_a_store_that_cannot_be_opened_is_said(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")

@@ -14,9 +14,9 @@ CONFIG = WorkerConfig(silence_s=300, hang_s=10, hang_factor=20)
 class Process:
     """A process and a clock, watched every second."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: WorkerConfig = CONFIG) -> None:
         self.now, self.used, self.waits_for_disk = 0.0, 0, False
-        self.life = Liveness(CONFIG, lambda: (self.used, self.waits_for_disk), lambda: self.now)
+        self.life = Liveness(config, lambda: (self.used, self.waits_for_disk), lambda: self.now)
 
     def pass_seconds(self, seconds: int, *, works: bool = False, call=None) -> list[bool]:
         """Let time pass; answer pings with ``call`` if it is given; tell when in doubt."""
@@ -65,6 +65,19 @@ def test_a_call_may_take_a_number_of_times_what_it_takes_and_hang_s_at_least():
     assert long.life.trouble == ""
     long.pass_seconds(1, call={**a_call(2.0), "seconds": 39.0})
     assert long.life.trouble == "a step that takes 2 s is not done after 40 s"
+
+
+def test_how_long_is_a_hang_is_configured():
+    config = WorkerConfig(hang_s=4, hang_factor=30)
+    silent, slow = Process(config), Process(config)
+    silent.pass_seconds(3)
+    assert silent.life.trouble == ""
+    silent.pass_seconds(1)
+    assert silent.life.trouble == "it neither answered nor worked for 4 s"
+    slow.pass_seconds(29, call=a_call(1.0))
+    assert slow.life.trouble == ""
+    slow.pass_seconds(1, call={**a_call(1.0), "seconds": 29.0})
+    assert slow.life.trouble == "a step that takes 1 s is not done after 30 s"
 
 
 def test_a_first_call_may_compile_and_one_of_which_nothing_is_known_takes_what_it_takes():

@@ -53,12 +53,21 @@ def test_cores_are_shared_evenly_and_never_left_empty():
     assert shares([3, 7], 3) == [(3, 7)] * 3
 
 
-def test_one_worker_is_no_crew_and_devices_are_checked():
+def test_one_worker_is_no_pool_and_devices_are_checked():
     assert isinstance(create_workers(WorkerConfig(factory=FAKE)), WorkerSupervisor)
     with pytest.raises(InvalidRequest, match="cuda:N"):
         WorkerConfig(devices=("gpu",))
     with pytest.raises(InvalidRequest, match="twice"):
         WorkerConfig(devices=("cuda:0", "cuda:0"))
+
+
+def test_each_device_has_a_worker_of_its_own():
+    pool = create_workers(WorkerConfig(factory=FAKE, devices=("cpu", "cuda:1"), count=2))
+    assert isinstance(pool, WorkerPool)
+    made = [w._config.options["models"]["placement"]["device"] for w in pool._supervisors]
+    assert made == ["cpu", "cpu", "cuda:1", "cuda:1"]
+    (one,) = [create_workers(WorkerConfig(factory=FAKE, devices=("cuda:1",)))]
+    assert one._config.options["models"]["placement"]["device"] == "cuda:1"
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:

@@ -205,6 +205,26 @@ def test_one_that_waits_its_turn_after_a_death_can_be_cancelled():
     using(body, options={"always_crash": "poison", "step_s": 0.05}, max_crashes=4)
 
 
+def test_the_second_restart_in_a_row_waits_and_each_later_one_twice_as_long(monkeypatch):
+    slept, pauses = asyncio.sleep, []
+
+    async def sleep(seconds: float) -> None:
+        if seconds >= 7.0:
+            pauses.append(seconds)
+        await slept(0 if seconds >= 7.0 else seconds)
+
+    async def body(service: WorkerSupervisor) -> None:
+        monkeypatch.setattr(asyncio, "sleep", sleep)
+        for expected in ([], [7.0], [7.0, 14.0]):
+            before = service.restarts
+            os.kill(service._process.pid, signal.SIGKILL)
+            while service.restarts == before or not service.ledger.is_up:
+                await slept(0.005)
+            assert pauses == expected
+
+    using(body, backoff_s=7.0)
+
+
 def test_cancel_while_the_process_restarts_is_a_cancel():
     async def body(service: WorkerSupervisor) -> None:
         request = GenerationRequest(prompt="long", num_inference_steps=1000)

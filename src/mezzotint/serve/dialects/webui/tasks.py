@@ -1,4 +1,4 @@
-"""A1111 jobs: what a caller has under way, how far it is, and how it is ended."""
+"""A1111 tasks: what a caller has under way, how far it is, and how it is ended."""
 
 import base64
 import time
@@ -11,11 +11,11 @@ from mezzotint.serve.front import Front
 from mezzotint.serve.wire import json_response, visit
 from mezzotint.types import ImageOutput
 
-__all__ = ["Job", "interrupt", "jobs_of", "progress", "skip"]
+__all__ = ["Task", "interrupt", "tasks_of", "progress", "skip"]
 
 
 @dataclass(slots=True)
-class Job:
+class Task:
     """One txt2img or img2img in progress."""
 
     owner: str
@@ -39,35 +39,35 @@ class Job:
         return min(1.0, (self.done + part) / max(1, self.images))
 
 
-def jobs_of(front: Front) -> dict[str, Job]:
-    """Return everybody's jobs by id, oldest first."""
-    return front.memory.setdefault("a1111_jobs", {})
+def tasks_of(front: Front) -> dict[str, Task]:
+    """Return everybody's tasks by id, oldest first."""
+    return front.memory.setdefault("a1111_tasks", {})
 
 
-def _mine(front: Front, http: Request) -> list[Job]:
-    """Return the caller's jobs, oldest first."""
+def _mine(front: Front, http: Request) -> list[Task]:
+    """Return the caller's tasks, oldest first."""
     name = visit(http).caller.name
-    return [job for job in jobs_of(front).values() if job.owner == name]
+    return [task for task in tasks_of(front).values() if task.owner == name]
 
 
 async def progress(front: Front, http: Request) -> Response:
     """Show how far the caller's oldest request is."""
-    jobs = _mine(front, http)
-    job = jobs[0] if jobs else None
+    tasks = _mine(front, http)
+    task = tasks[0] if tasks else None
     wants_image = http.query_params.get("skip_current_image", "false").lower() != "true"
-    preview = job.preview if job is not None and wants_image else None
-    done = job.progress if job is not None else 0.0
-    spent = time.time() - job.began if job is not None else 0.0
+    preview = task.preview if task is not None and wants_image else None
+    done = task.progress if task is not None else 0.0
+    spent = time.time() - task.began if task is not None else 0.0
     state = {
-        "skipped": job.skipped if job else False,
-        "interrupted": job.interrupted if job else False,
+        "skipped": task.skipped if task else False,
+        "interrupted": task.interrupted if task else False,
         "stopping_generation": False,
-        "job": job.id if job else "",
-        "job_count": sum(j.images - j.done for j in jobs),
-        "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(job.began)) if job else "0",
-        "job_no": job.done if job else 0,
-        "sampling_step": job.step if job else 0,
-        "sampling_steps": job.steps if job else 0,
+        "job": task.id if task else "",
+        "job_count": sum(j.images - j.done for j in tasks),
+        "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(task.began)) if task else "0",
+        "job_no": task.done if task else 0,
+        "sampling_step": task.step if task else 0,
+        "sampling_steps": task.steps if task else 0,
     }
     return json_response(
         {
@@ -78,22 +78,22 @@ async def progress(front: Front, http: Request) -> Response:
             if preview is not None
             else None,
             "textinfo": None,
-            "current_task": job.id if job else None,
+            "current_task": task.id if task else None,
         }
     )
 
 
 async def interrupt(front: Front, http: Request) -> Response:
     """End the caller's requests; what is finished is answered."""
-    for job in _mine(front, http):
-        job.interrupted = True
-        await front.service.cancel(job.running)
+    for task in _mine(front, http):
+        task.interrupted = True
+        await front.service.cancel(task.running)
     return json_response({})
 
 
 async def skip(front: Front, http: Request) -> Response:
     """End the round the caller's oldest request is in, and go on with the next."""
-    for job in _mine(front, http)[:1]:
-        job.skipped = True
-        await front.service.cancel(job.running)
+    for task in _mine(front, http)[:1]:
+        task.skipped = True
+        await front.service.cancel(task.running)
     return json_response(None)
