@@ -657,9 +657,7 @@ DEFINED = ast.FunctionDef | ast.AsyncFunctionDef
 def gives(tree, function, leaf, usual):
     """Whether a test, or what it uses of its own file, gives a leaf what is not its default."""
     return any(
-        is_another(value, usual)
-        for part in used(tree, function)
-        for value in values(part, leaf)
+        is_another(value, usual) for part in used(tree, function) for value in values(part, leaf)
     )
 
 

@@ -37,8 +37,8 @@ from mezzotint.serve.dialects.a1111_techniques import (
     read_strength,
     read_variation,
 )
-from mezzotint.serve.dialects.webui.tasks import Task, interrupt, progress, skip, tasks_of
 from mezzotint.serve.dialects.webui.scripts import Script, Sheet, read_script
+from mezzotint.serve.dialects.webui.tasks import Task, interrupt, progress, skip, tasks_of
 from mezzotint.serve.dialects.webui.upscaling import joined, tiled
 from mezzotint.serve.errors import NotFound, Problem, WrongField
 from mezzotint.serve.front import Front, new_id

@@ -165,7 +165,9 @@ class OwnAdapters:
         return seen[name]
 
 
-def _seen(kept: Mapping[str, KeptAdapter], client: str, *, sees_all: bool) -> dict[str, KeptAdapter]:
+def _seen(
+    kept: Mapping[str, KeptAdapter], client: str, *, sees_all: bool
+) -> dict[str, KeptAdapter]:
     """Return what is there for a client; what nobody can be named for is for who sees all."""
     return {name: one for name, one in kept.items() if sees_all or one.owner in ("", client)}
 

@@ -11,7 +11,7 @@ from mezzotint.serve.front import Front
 from mezzotint.serve.wire import json_response, visit
 from mezzotint.types import ImageOutput
 
-__all__ = ["Task", "interrupt", "tasks_of", "progress", "skip"]
+__all__ = ["Task", "interrupt", "progress", "skip", "tasks_of"]
 
 
 @dataclass(slots=True)
