@@ -39,6 +39,51 @@ from mezzotint.types import Event, GenerationResult, ImageFinished, ImageOutput
 __all__ = ["AsyncClient", "AsyncClientJob"]
 
 
+class _Connection:
+    """HTTP with one server: its good answers, or what went wrong; awaited.
+
+    Args:
+        url: Its address.
+        key: API key, where it needs one.
+        timeout_s: Seconds without a byte after which an answer is given up, or None.
+        options: Of ``httpx2.AsyncClient``.
+    """
+
+    def __init__(
+        self, url: str, key: str | None, timeout_s: float | None, options: Mapping[str, Any]
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx2.AsyncClient(**connection(self.url, key, timeout_s), **options)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def ask(self, method: str, path: str, **given: Any) -> Answered:
+        """Send a request and return its good answer.
+
+        Raises:
+            MezzotintError: If it is not one.
+        """
+        with reached(self.url):
+            answer = await self._http.request(method, path, **given)
+        if answer.status_code >= 400:
+            raise read_failure(answer.status_code, answer.headers, answer.content)
+        return answer
+
+    @contextlib.asynccontextmanager
+    async def open(
+        self, method: str, path: str, **given: Any
+    ) -> AsyncGenerator[AsyncIterator[bytes]]:
+        """Send a request and yield the bytes of its good answer as they come."""
+        with reached(self.url):
+            async with self._http.stream(method, path, **given) as answer:
+                if answer.status_code >= 400:
+                    await answer.aread()
+                    raise read_failure(answer.status_code, answer.headers, answer.content)
+                yield answer.aiter_bytes()
+
+
 class AsyncClient:
     """A server, from asyncio; arguments and errors are those of :class:`mezzotint.Client`.
 
@@ -57,8 +102,8 @@ class AsyncClient:
         timeout_s: float | None = None,
         **options: Any,
     ) -> None:
-        self.url = url.rstrip("/")
-        self._http = httpx2.AsyncClient(**connection(self.url, key, timeout_s), **options)
+        self._server = _Connection(url, key, timeout_s, options)
+        self.url = self._server.url
 
     @with_fields
     async def generate(
@@ -75,7 +120,9 @@ class AsyncClient:
             with notebook_bar(request.num_pictures) as show:
                 return await follow(self.stream(request, use_cache=use_cache), show)
         headers = request_headers(use_cache=use_cache)
-        answer = await self._ask("POST", "/v1/generations", json=request.to_dict(), headers=headers)
+        answer = await self._server.ask(
+            "POST", "/v1/generations", json=request.to_dict(), headers=headers
+        )
         return read_result(answer.json())
 
     @with_fields
@@ -92,7 +139,7 @@ class AsyncClient:
         headers = request_headers(use_cache=use_cache, events=True)
         id_ = ""
         async with (
-            self._open("POST", "/v1/generations", json=body, headers=headers) as chunks,
+            self._server.open("POST", "/v1/generations", json=body, headers=headers) as chunks,
             contextlib.aclosing(_events(chunks)) as events,
         ):
             async for came in events:
@@ -116,20 +163,22 @@ class AsyncClient:
         """Leave a request on the server's durable queue."""
         body = read_call(prompt, fields).to_dict()
         headers = request_headers(use_cache=use_cache, idempotency_key=idempotency_key)
-        answer = await self._ask("POST", "/v1/jobs", json=body, headers=headers)
-        return AsyncClientJob(self, answer.json())
+        answer = await self._server.ask("POST", "/v1/jobs", json=body, headers=headers)
+        return AsyncClientJob(self._server, answer.json())
 
     async def job(self, id_: str) -> "AsyncClientJob":
         """Find a job by its id."""
-        return AsyncClientJob(self, (await self._ask("GET", f"/v1/jobs/{id_}")).json())
+        return AsyncClientJob(
+            self._server, (await self._server.ask("GET", f"/v1/jobs/{id_}")).json()
+        )
 
     async def jobs(
         self, *, status: Status | None = None, limit: int = 50
     ) -> "list[AsyncClientJob]":
         """List jobs, the newest first."""
         query = {"limit": str(limit)} | ({} if status is None else {"status": status})
-        answer = await self._ask("GET", "/v1/jobs", params=query)
-        return [AsyncClientJob(self, about) for about in answer.json()["jobs"]]
+        answer = await self._server.ask("GET", "/v1/jobs", params=query)
+        return [AsyncClientJob(self._server, about) for about in answer.json()["jobs"]]
 
     @with_fields
     async def plan(
@@ -137,7 +186,7 @@ class AsyncClient:
     ) -> Mapping[str, Any]:
         """Resolve a request without running it: plan, warnings, predicted cost."""
         body = read_call(prompt, fields).to_dict()
-        return (await self._ask("POST", "/v1/plan", json=body)).json()
+        return (await self._server.ask("POST", "/v1/plan", json=body)).json()
 
     async def models(self) -> tuple[Mapping[str, Any], ...]:
         """List the models with their defaults and limits."""
@@ -145,13 +194,13 @@ class AsyncClient:
 
     async def capabilities(self) -> Mapping[str, Any]:
         """List models, schedulers, gates, limits, and the schema of a request."""
-        return (await self._ask("GET", "/v1/capabilities")).json()
+        return (await self._server.ask("GET", "/v1/capabilities")).json()
 
     async def inspect(self, picture: Any) -> Mapping[str, Any]:
         """Read the recipe in a picture."""
         data = picture_bytes(read_picture(picture, "image"))
         headers = {"content-type": "application/octet-stream"}
-        return (await self._ask("POST", "/v1/inspect", content=data, headers=headers)).json()
+        return (await self._server.ask("POST", "/v1/inspect", content=data, headers=headers)).json()
 
     async def verify(self, picture: Any) -> Verification:
         """Make a picture again from its recipe, and tell whether the file is the same."""
@@ -161,7 +210,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._server.close()
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -169,42 +218,18 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _ask(self, method: str, path: str, **given: Any) -> Answered:
-        """Send a request and return its good answer.
-
-        Raises:
-            MezzotintError: If it is not one.
-        """
-        with reached(self.url):
-            answer = await self._http.request(method, path, **given)
-        if answer.status_code >= 400:
-            raise read_failure(answer.status_code, answer.headers, answer.content)
-        return answer
-
-    @contextlib.asynccontextmanager
-    async def _open(
-        self, method: str, path: str, **given: Any
-    ) -> AsyncGenerator[AsyncIterator[bytes]]:
-        """Send a request and yield the bytes of its good answer as they come."""
-        with reached(self.url):
-            async with self._http.stream(method, path, **given) as answer:
-                if answer.status_code >= 400:
-                    await answer.aread()
-                    raise read_failure(answer.status_code, answer.headers, answer.content)
-                yield answer.aiter_bytes()
-
 
 class AsyncClientJob(JobState):
     """A request on a server's durable queue, as :class:`mezzotint.ClientJob`, awaited."""
 
-    def __init__(self, client: AsyncClient, about: Mapping[str, Any]) -> None:
+    def __init__(self, server: _Connection, about: Mapping[str, Any]) -> None:
         super().__init__(about)
-        self._client = client
+        self._server = server
         self._images: dict[int, ImageOutput] = {}
 
     async def refresh(self) -> "AsyncClientJob":
         """Ask the server how the job stands."""
-        self._hear((await self._client._ask("GET", self._path)).json())
+        self._hear((await self._server.ask("GET", self._path)).json())
         return self
 
     async def events(self, *, after: int | None = None) -> AsyncGenerator[Event]:
@@ -223,7 +248,7 @@ class AsyncClientJob(JobState):
             try:
                 headers = {"last-event-id": str(self.last_event_id)}
                 async with (
-                    self._client._open("GET", f"{self._path}/events", headers=headers) as chunks,
+                    self._server.open("GET", f"{self._path}/events", headers=headers) as chunks,
                     contextlib.aclosing(_events(chunks)) as events,
                 ):
                     async for came in events:
@@ -233,7 +258,7 @@ class AsyncClientJob(JobState):
                         yield event
                         if isinstance(event, ENDINGS):
                             return
-                problem = NotReady(lost(self._client.url))
+                problem = NotReady(lost(self._server.url))
             except NotReady as error:
                 problem = error
             wait = next(waits, None)
@@ -262,7 +287,7 @@ class AsyncClientJob(JobState):
     async def cancel(self) -> bool:
         """Cancel at the next step; False if it has ended."""
         was_done = (await self.refresh()).is_done
-        self._hear((await self._client._ask("DELETE", self._path)).json())
+        self._hear((await self._server.ask("DELETE", self._path)).json())
         return not was_done
 
     async def _event(self, kind: str, data: Mapping[str, Any]) -> Event:
@@ -277,7 +302,7 @@ class AsyncClientJob(JobState):
         """Return pictures, those not yet here from the server."""
         for about in abouts:
             if about["index"] not in self._images:
-                data = (await self._client._ask("GET", about["url"])).content
+                data = (await self._server.ask("GET", about["url"])).content
                 self._images[about["index"]] = read_image(about, data)
         return tuple(self._images[about["index"]] for about in abouts)
 

@@ -42,6 +42,48 @@ from mezzotint.types import Event, GenerationResult, ImageFinished, ImageOutput
 __all__ = ["Client", "ClientJob"]
 
 
+class _Connection:
+    """HTTP with one server: its good answers, or what went wrong.
+
+    Args:
+        url: Its address.
+        key: API key, where it needs one.
+        timeout_s: Seconds without a byte after which an answer is given up, or None.
+        options: Of ``httpx2.Client``.
+    """
+
+    def __init__(
+        self, url: str, key: str | None, timeout_s: float | None, options: Mapping[str, Any]
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx2.Client(**connection(self.url, key, timeout_s), **options)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def ask(self, method: str, path: str, **given: Any) -> Answered:
+        """Send a request and return its good answer.
+
+        Raises:
+            MezzotintError: If it is not one.
+        """
+        with reached(self.url):
+            answer = self._http.request(method, path, **given)
+        if answer.status_code >= 400:
+            raise read_failure(answer.status_code, answer.headers, answer.content)
+        return answer
+
+    @contextlib.contextmanager
+    def open(self, method: str, path: str, **given: Any) -> Generator[Iterator[bytes]]:
+        """Send a request and yield the bytes of its good answer as they come."""
+        with reached(self.url), self._http.stream(method, path, **given) as answer:
+            if answer.status_code >= 400:
+                answer.read()
+                raise read_failure(answer.status_code, answer.headers, answer.content)
+            yield answer.iter_bytes()
+
+
 class Client:
     """A server, from any thread.
 
@@ -68,8 +110,8 @@ class Client:
         timeout_s: float | None = None,
         **options: Any,
     ) -> None:
-        self.url = url.rstrip("/")
-        self._http = httpx2.Client(**connection(self.url, key, timeout_s), **options)
+        self._server = _Connection(url, key, timeout_s, options)
+        self.url = self._server.url
 
     @with_fields
     def generate(
@@ -94,7 +136,9 @@ class Client:
         request = read_call(prompt, fields)
         if not is_notebook():
             headers = request_headers(use_cache=use_cache)
-            answer = self._ask("POST", "/v1/generations", json=request.to_dict(), headers=headers)
+            answer = self._server.ask(
+                "POST", "/v1/generations", json=request.to_dict(), headers=headers
+            )
             return read_result(answer.json())
         with notebook_bar(request.num_pictures) as show:
             for event in self.stream(request, use_cache=use_cache):
@@ -121,7 +165,7 @@ class Client:
         body = read_call(prompt, fields).to_dict()
         headers = request_headers(use_cache=use_cache, events=True)
         id_ = ""
-        with self._open("POST", "/v1/generations", json=body, headers=headers) as chunks:
+        with self._server.open("POST", "/v1/generations", json=body, headers=headers) as chunks:
             reader = EventReader()
             for came in (event for chunk in chunks for event in reader.feed(chunk)):
                 id_ = came.data.get("id", id_)
@@ -154,8 +198,8 @@ class Client:
         """
         body = read_call(prompt, fields).to_dict()
         headers = request_headers(use_cache=use_cache, idempotency_key=idempotency_key)
-        answer = self._ask("POST", "/v1/jobs", json=body, headers=headers)
-        return ClientJob(self, answer.json())
+        answer = self._server.ask("POST", "/v1/jobs", json=body, headers=headers)
+        return ClientJob(self._server, answer.json())
 
     def job(self, id_: str) -> "ClientJob":
         """Find a job by its id.
@@ -163,7 +207,7 @@ class Client:
         Raises:
             MezzotintError: If there is none that the key may see.
         """
-        return ClientJob(self, self._ask("GET", f"/v1/jobs/{id_}").json())
+        return ClientJob(self._server, self._server.ask("GET", f"/v1/jobs/{id_}").json())
 
     def jobs(self, *, status: Status | None = None, limit: int = 50) -> "list[ClientJob]":
         """List jobs, the newest first.
@@ -173,8 +217,8 @@ class Client:
             limit: At most so many, 1 to 1000.
         """
         query = {"limit": str(limit)} | ({} if status is None else {"status": status})
-        answer = self._ask("GET", "/v1/jobs", params=query)
-        return [ClientJob(self, about) for about in answer.json()["jobs"]]
+        answer = self._server.ask("GET", "/v1/jobs", params=query)
+        return [ClientJob(self._server, about) for about in answer.json()["jobs"]]
 
     @with_fields
     def plan(
@@ -182,7 +226,7 @@ class Client:
     ) -> Mapping[str, Any]:
         """Resolve a request without running it: plan, warnings, predicted cost."""
         body = read_call(prompt, fields).to_dict()
-        return self._ask("POST", "/v1/plan", json=body).json()
+        return self._server.ask("POST", "/v1/plan", json=body).json()
 
     def models(self) -> tuple[Mapping[str, Any], ...]:
         """List the models with their defaults and limits."""
@@ -190,7 +234,7 @@ class Client:
 
     def capabilities(self) -> Mapping[str, Any]:
         """List models, schedulers, gates, limits, and the schema of a request."""
-        return self._ask("GET", "/v1/capabilities").json()
+        return self._server.ask("GET", "/v1/capabilities").json()
 
     def inspect(self, picture: Any) -> Mapping[str, Any]:
         """Read the recipe in a picture.
@@ -200,7 +244,7 @@ class Client:
         """
         data = picture_bytes(read_picture(picture, "image"))
         headers = {"content-type": "application/octet-stream"}
-        return self._ask("POST", "/v1/inspect", content=data, headers=headers).json()
+        return self._server.ask("POST", "/v1/inspect", content=data, headers=headers).json()
 
     def verify(self, picture: Any) -> Verification:
         """Make a picture again from its recipe, and tell whether the file is the same.
@@ -217,34 +261,13 @@ class Client:
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._server.close()
 
     def __enter__(self) -> "Client":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _ask(self, method: str, path: str, **given: Any) -> Answered:
-        """Send a request and return its good answer.
-
-        Raises:
-            MezzotintError: If it is not one.
-        """
-        with reached(self.url):
-            answer = self._http.request(method, path, **given)
-        if answer.status_code >= 400:
-            raise read_failure(answer.status_code, answer.headers, answer.content)
-        return answer
-
-    @contextlib.contextmanager
-    def _open(self, method: str, path: str, **given: Any) -> Generator[Iterator[bytes]]:
-        """Send a request and yield the bytes of its good answer as they come."""
-        with reached(self.url), self._http.stream(method, path, **given) as answer:
-            if answer.status_code >= 400:
-                answer.read()
-                raise read_failure(answer.status_code, answer.headers, answer.content)
-            yield answer.iter_bytes()
 
 
 class ClientJob(JobState):
@@ -254,14 +277,14 @@ class ClientJob(JobState):
     goes on after the last event that was seen (``last_event_id``).
     """
 
-    def __init__(self, client: Client, about: Mapping[str, Any]) -> None:
+    def __init__(self, server: _Connection, about: Mapping[str, Any]) -> None:
         super().__init__(about)
-        self._client = client
+        self._server = server
         self._images: dict[int, ImageOutput] = {}
 
     def refresh(self) -> "ClientJob":
         """Ask the server how the job stands."""
-        self._hear(self._client._ask("GET", self._path).json())
+        self._hear(self._server.ask("GET", self._path).json())
         return self
 
     def events(self, *, after: int | None = None) -> Iterator[Event]:
@@ -279,7 +302,7 @@ class ClientJob(JobState):
         while True:
             try:
                 headers = {"last-event-id": str(self.last_event_id)}
-                with self._client._open("GET", f"{self._path}/events", headers=headers) as chunks:
+                with self._server.open("GET", f"{self._path}/events", headers=headers) as chunks:
                     reader = EventReader()
                     for came in (event for chunk in chunks for event in reader.feed(chunk)):
                         waits = iter(RETRIES_S)
@@ -288,7 +311,7 @@ class ClientJob(JobState):
                         yield event
                         if isinstance(event, ENDINGS):
                             return
-                problem = NotReady(lost(self._client.url))
+                problem = NotReady(lost(self._server.url))
             except NotReady as error:
                 problem = error
             wait = next(waits, None)
@@ -317,7 +340,7 @@ class ClientJob(JobState):
     def cancel(self) -> bool:
         """Cancel at the next step; False if it has ended."""
         was_done = self.refresh().is_done
-        self._hear(self._client._ask("DELETE", self._path).json())
+        self._hear(self._server.ask("DELETE", self._path).json())
         return not was_done
 
     def _event(self, kind: str, data: Mapping[str, Any]) -> Event:
@@ -332,6 +355,6 @@ class ClientJob(JobState):
         """Return pictures, those not yet here from the server."""
         for about in abouts:
             if about["index"] not in self._images:
-                data = self._client._ask("GET", about["url"]).content
+                data = self._server.ask("GET", about["url"]).content
                 self._images[about["index"]] = read_image(about, data)
         return tuple(self._images[about["index"]] for about in abouts)

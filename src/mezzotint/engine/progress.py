@@ -7,7 +7,7 @@ load a model, and whatever stands outside :meth:`CallProgress.during` have no me
 
 import contextlib
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ class CallProgress:
         self._call: _Call | None = None
 
     @contextlib.contextmanager
-    def during(self, kind: str, shape: Hashable, expected_s: float | None) -> Iterator[None]:
+    def during(self, kind: str, shape: Hashable, expected_s: float | None) -> Generator[None]:
         """Mark a call.
 
         Args:

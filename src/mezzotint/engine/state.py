@@ -34,7 +34,7 @@ class ImageId(NamedTuple):
     """Which image: its request, its position there, and which attempt at it."""
 
     request: str
-    index: int = 0
+    index: int = 0  # pyright: ignore[reportIncompatibleMethodOverride] - no sequence to look in
     attempt: int = 0
 
 

@@ -9,12 +9,13 @@ activations).
 
 import itertools
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import torch as safetensors
 from torch import Tensor
 
 from mezzotint.errors import WeightsError
@@ -48,11 +49,13 @@ class AestheticGate:
         from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
         with sole_building(), DIGESTS.steady(folder / "clip"):
-            self._clip = CLIPVisionModelWithProjection.from_pretrained(
-                folder / "clip", use_safetensors=True, trust_remote_code=False
-            ).eval()
+            self._clip = (
+                cast("Any", CLIPVisionModelWithProjection)
+                .from_pretrained(folder / "clip", use_safetensors=True, trust_remote_code=False)
+                .eval()
+            )
             own_weights(self._clip)
-            self._processor = CLIPImageProcessor.from_pretrained(
+            self._processor = cast("Any", CLIPImageProcessor).from_pretrained(
                 folder / "clip", trust_remote_code=False
             )
         wanted, found = self._head[0][0].shape[1], self._clip.config.projection_dim
@@ -82,7 +85,8 @@ def read_head(path: Path) -> list[tuple[Tensor, Tensor]]:
         raise WeightsError(f"expected the head of the aesthetic gate at {path}, found none")
     try:
         with DIGESTS.steady(path):
-            state = {name: tensor.clone() for name, tensor in load_file(path).items()}
+            read: Mapping[str, Tensor] = cast("Any", safetensors).load_file(path)
+            state = {name: tensor.clone() for name, tensor in read.items()}
     except (OSError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{path} is no safetensors file: {error}") from None
     layers: list[tuple[int, Tensor, Tensor]] = []

@@ -7,7 +7,7 @@ pictures was not measured by us; treat the gate as one layer of several.
 
 import json
 from importlib import resources
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ _STRIDED_BLOCKS = (1, 3, 6, 13)
 _RESIDUAL_BLOCKS = (2, 4, 5, 7, 8, 9, 11, 12, 14, 15)
 _INPUT_PX = 224
 
+_open = cast("Any", safe_open)  # the package has no types of its own
+
 
 class NsfwGate:
     """Probability that a picture is explicit: the classes porn and hentai together."""
@@ -37,7 +39,7 @@ class NsfwGate:
 
     def __init__(self) -> None:
         path = resources.files("mezzotint.gates") / "weights" / "nsfw_mobilenet_v2.safetensors"
-        with resources.as_file(path) as file, safe_open(file, framework="pt") as stored:
+        with resources.as_file(path) as file, _open(file, framework="pt") as stored:
             metadata = stored.metadata()
             quantization = json.loads(metadata["quantization"])
             self._classes: list[str] = json.loads(metadata["classes"])
@@ -55,13 +57,13 @@ class NsfwGate:
 
     def probabilities(self, pixels: Any) -> dict[str, float]:
         """Return the probability of each of the five classes; they sum to 1."""
-        image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
+        image = torch.as_tensor(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
         image = functional.interpolate(
             image, size=(_INPUT_PX, _INPUT_PX), mode="bilinear", align_corners=True
         )
         with torch.inference_mode():
             logits = self._classify(self._features(image))
-        return dict(zip(self._classes, logits.softmax(-1)[0].tolist(), strict=True))
+        return dict(zip(self._classes, logits.softmax(-1)[0].numpy().tolist(), strict=True))
 
     def _features(self, x: Tensor) -> Tensor:
         """Run the convolutional body. (1, 3, 224, 224) -> (1, 1280, 7, 7)."""

@@ -7,7 +7,7 @@ The picture is never blacked out: the policy decides what a score means.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -50,11 +50,15 @@ class SafetyCheckerGate:
 
         files = (Path(folder) / "safety_checker", Path(folder) / "feature_extractor")
         with sole_building(), DIGESTS.steady(*files):
-            self._checker = StableDiffusionSafetyChecker.from_pretrained(
-                Path(folder) / "safety_checker", use_safetensors=True, trust_remote_code=False
-            ).eval()
+            self._checker = (
+                cast("Any", StableDiffusionSafetyChecker)
+                .from_pretrained(
+                    Path(folder) / "safety_checker", use_safetensors=True, trust_remote_code=False
+                )
+                .eval()
+            )
             own_weights(self._checker)
-            self._processor = CLIPImageProcessor.from_pretrained(
+            self._processor = cast("Any", CLIPImageProcessor).from_pretrained(
                 Path(folder) / "feature_extractor", trust_remote_code=False
             )
 

@@ -123,11 +123,16 @@ def _noise_and_blocks(grey: Array) -> Array:
     )  # fmt: skip
 
 
+def _quarters(side: int) -> list[int]:
+    """Return where the quarters of a side begin, and its end."""
+    return [int(place) for place in np.linspace(0.0, float(side), 5)]
+
+
 def _composition(grey: Array) -> Array:
     """Measure where the detail is: 4 numbers."""
     slopes = np.zeros_like(grey)
     slopes[:-1, :-1] = np.hypot(np.diff(grey, axis=0)[:, :-1], np.diff(grey, axis=1)[:-1])
-    rows, columns = (np.linspace(0, side, 5).astype(int) for side in grey.shape)
+    rows, columns = _quarters(grey.shape[0]), _quarters(grey.shape[1])
     cells = np.array(
         [
             [slopes[a:b, c:d].mean() for c, d in itertools.pairwise(columns)]

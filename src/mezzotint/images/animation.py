@@ -20,11 +20,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from isal import isal_zlib
 from PIL import Image, ImageSequence
 
 from mezzotint.errors import ImageError, InvalidRequest, ShapeError, WorkFailed
-from mezzotint.images.png import filter_rows
+from mezzotint.images.png import deflate, filter_rows
 from mezzotint.request import Animation
 from mezzotint.textchunks import (
     PARAMETERS,
@@ -197,7 +196,7 @@ def _apng(frames: Sequence[np.ndarray], animation: Animation, texts: Mapping[str
         control = (number, width, height, 0, 0, delay.numerator, delay.denominator, 0, 0)
         chunks.append(png_chunk(b"fcTL", struct.pack(">IIIIIHHBB", *control)))
         number += 1
-        body = isal_zlib.compress(filter_rows(frame), 1)
+        body = deflate(filter_rows(frame), 1)
         if k == 0:
             chunks.append(png_chunk(b"IDAT", body))
         else:

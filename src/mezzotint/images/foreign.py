@@ -10,8 +10,8 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 __all__ = ["DEADLINE_S", "Found", "main", "read_with_library"]
 
@@ -118,13 +118,14 @@ def _limit_resources(seconds: float) -> None:
 
 def _parse(texts: Mapping[str, str]) -> Found | None:
     """Try one reader after another."""
+    from sd_parsers import parsers
     from sd_parsers.data import Generators
     from sd_parsers.exceptions import ParserError
-    from sd_parsers.parsers import MANAGED_PARSERS
 
     texts = _with_workflow(texts)
     broken = (ParserError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
-    for parser in MANAGED_PARSERS:
+    managed: Sequence[Any] = cast("Any", parsers).MANAGED_PARSERS  # the package has no types
+    for parser in managed:
         if parser.generator == Generators.AUTOMATIC1111:
             continue  # its text is read by mezzotint.infotext, with the full grammar
         try:
@@ -147,14 +148,24 @@ def _with_workflow(texts: Mapping[str, str]) -> Mapping[str, str]:
     try:
         graph = json.loads(texts["prompt"])
         links = [
-            [0, str(value[0]), value[1], str(name), 0, "CLIP" if key == "clip" else key.upper()]
+            [0, *link, str(name), 0, "CLIP" if key == "clip" else key.upper()]
             for name, node in graph.items()
             for key, value in node["inputs"].items()
-            if isinstance(value, list) and len(value) == 2 and isinstance(value[1], int)
+            if (link := _link(value)) is not None
         ]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return texts
     return {**texts, "workflow": json.dumps({"links": links})}
+
+
+def _link(value: Any) -> tuple[str, int] | None:
+    """Return the node and the output that an input of a graph comes from, if from any."""
+    if not isinstance(value, list):
+        return None
+    entries = cast("list[Any]", value)
+    if len(entries) != 2 or not isinstance(entries[1], int):
+        return None
+    return str(entries[0]), entries[1]
 
 
 def _plain(info: Any) -> Found:

@@ -18,7 +18,7 @@ import json
 from collections.abc import Mapping
 from importlib import metadata
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from mezzotint.errors import ImageError
 from mezzotint.infotext import format_infotext
@@ -127,7 +127,9 @@ def read_recipe(data: bytes) -> dict[str, Any] | None:
         raise ImageError("the picture's recipe is broken: it is not a recipe as JSON") from None
     if version != RECIPE_VERSION:
         raise ImageError(f"the recipe has version {version!r}; this program reads {RECIPE_VERSION}")
-    if not isinstance(request, dict) or digest != digest_recipe(request, index):
+    if not isinstance(request, dict) or digest != digest_recipe(
+        cast("dict[str, Any]", request), index
+    ):
         raise ImageError("the picture's recipe was changed: its digest does not fit its request")
     return recipe
 
@@ -170,6 +172,7 @@ def make_infotext(recipe: Mapping[str, Any], *, has_steps: bool = True, version:
 def _scale(value: Any) -> float | None:
     """Return the one number that stands for a guidance scale."""
     if isinstance(value, Mapping):
-        values = value.get("values") or [value.get("start", 1.0)]
+        schedule = cast("Mapping[str, Any]", value)
+        values = schedule.get("values") or [schedule.get("start", 1.0)]
         return float(values[0])
     return None if value is None else float(value)

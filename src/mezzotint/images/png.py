@@ -10,6 +10,7 @@ Source: PNG 3rd edition (W3C 2025), sections 9 (filters) and 11 (chunks).
 
 import struct
 from collections.abc import Mapping
+from typing import Any, cast
 
 import numpy as np
 from isal import isal_zlib
@@ -17,7 +18,7 @@ from isal import isal_zlib
 from mezzotint.errors import ShapeError
 from mezzotint.textchunks import png_chunk, png_chunks
 
-__all__ = ["encode_png", "filter_rows"]
+__all__ = ["deflate", "encode_png", "filter_rows"]
 
 _UP = 2
 _COLOUR_TYPES = {1: 0, 3: 2, 4: 6}
@@ -54,10 +55,15 @@ def encode_png(pixels: np.ndarray, texts: Mapping[str, str] | None = None, level
             png_chunk(b"IHDR", header),
             _SRGB if channels > 1 else b"",
             png_chunks(texts or {}),
-            png_chunk(b"IDAT", isal_zlib.compress(filtered, level)),
+            png_chunk(b"IDAT", deflate(filtered, level)),
             png_chunk(b"IEND", b""),
         )
     )
+
+
+def deflate(filtered: np.ndarray, level: int) -> bytes:
+    """Compress filtered rows; the library leaves the type of what it takes open."""
+    return cast("Any", isal_zlib).compress(filtered, level)
 
 
 def filter_rows(array: np.ndarray) -> np.ndarray:

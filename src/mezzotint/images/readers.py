@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from mezzotint.comfyui import read_graph
 from mezzotint.errors import InvalidRequest
@@ -262,7 +262,7 @@ def _find_size(metadata: Mapping[str, Any]) -> dict[str, Any]:
         return {"width": match[1], "height": match[2]}
     for name, nodes in metadata.items():  # ComfyUI: nodes by class
         if "Latent" in str(name) and isinstance(nodes, list):
-            for node in nodes:
+            for node in cast("list[Any]", nodes):
                 if isinstance(node, Mapping) and "width" in node and "height" in node:
                     return {"width": node["width"], "height": node["height"]}
     return {}

@@ -7,7 +7,7 @@ left raises :class:`Interrupted` and has changed nothing.
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 
 __all__ = ["Interrupted", "check", "interruptible", "interruption"]
 
@@ -20,7 +20,7 @@ _local = threading.local()
 
 
 @contextlib.contextmanager
-def interruptible(event: threading.Event) -> Iterator[None]:
+def interruptible(event: threading.Event) -> Generator[None]:
     """Let what this thread does inside the block be left as soon as an event is set."""
     before = interruption()
     _local.event = event

@@ -13,8 +13,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Generator, Mapping
-from typing import Any, Final, TextIO
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, Final, TextIO, cast
 
 from mezzotint.observe.config import LogConfig
 
@@ -117,13 +117,14 @@ class _Formatter(logging.Formatter):
     def _shown(self, key: str, value: Any) -> Any:
         """Return what of a value may be written."""
         if isinstance(value, bytes | bytearray | memoryview):
-            return f"<{len(value)} bytes>"
+            return f"<{len(cast('bytes', value))} bytes>"
         if key in _TYPED_BY_PEOPLE and not self._config.prompts:
             return f"<{len(value)} characters>" if isinstance(value, str) else "<withheld>"
         if isinstance(value, Mapping):
-            return {str(k): self._shown(str(k), v) for k, v in value.items()}
+            pairs = cast("Mapping[Any, Any]", value).items()  # whatever was logged
+            return {str(k): self._shown(str(k), v) for k, v in pairs}
         if isinstance(value, list | tuple):
-            return [self._shown(key, item) for item in value]
+            return [self._shown(key, item) for item in cast("Sequence[Any]", value)]
         if isinstance(value, str) and len(value) > _LONGEST:
             return f"{value[:_LONGEST]}… ({len(value)} characters)"
         return value

@@ -16,7 +16,7 @@ Dimensions: B images, then any rank.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -92,12 +92,13 @@ def _skip_and_out(sigma: Tensor, prediction_type: str) -> tuple[Tensor, Tensor]:
             return 1 / (level**2 + 1), level / (level**2 + 1).sqrt()
         case "sample":
             return torch.zeros_like(level), -torch.ones_like(level)
-    raise InvalidRequest(
-        "prediction_type must be epsilon, v_prediction, sample or flow_prediction, "
-        f"got {prediction_type!r}",
-        field="prediction_type",
-        value=prediction_type,
-    )
+        case _:
+            raise InvalidRequest(
+                "prediction_type must be epsilon, v_prediction, sample or flow_prediction, "
+                f"got {prediction_type!r}",
+                field="prediction_type",
+                value=prediction_type,
+            )
 
 
 def prediction_scale(sigma: Tensor, prediction_type: str) -> Tensor:
@@ -201,7 +202,9 @@ class NetworkDenoiser:
         """Estimate the clean latents; see :class:`Denoiser`."""
         _check_rows(latents, sigma)
         if timestep is None:
-            levels = [self.schedule.timestep_of(level) for level in sigma.double().tolist()]
+            levels = [
+                self.schedule.timestep_of(level) for level in sigma.double().cpu().numpy().tolist()
+            ]
             timestep = torch.tensor(levels, dtype=torch.float32, device=latents.device)
         inputs = latents
         if self.schedule.frame == "ve":
@@ -262,7 +265,7 @@ class FunctionDenoiser:
         timestep: Tensor | None = None,
     ) -> Tensor:
         """Estimate the clean latents; conditioning and timestep are not passed on."""
-        denoised = self.function(latents, sigma)
+        denoised = cast("object", self.function(latents, sigma))  # a caller's own function
         if not isinstance(denoised, Tensor) or denoised.shape != latents.shape:
             came = (
                 tuple(denoised.shape) if isinstance(denoised, Tensor) else type(denoised).__name__

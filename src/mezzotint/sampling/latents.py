@@ -22,6 +22,7 @@ Dimensions: B images, T tokens, D features, then any rank.
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -171,18 +172,23 @@ def slerp(a: Tensor, b: Tensor, t: float, *, dims: int | None = None) -> Tensor:
     return moved.reshape(*lead, *a.shape[a.ndim - count :]).to(a.dtype)
 
 
+def _norm(vector: Tensor) -> Tensor:
+    """Return the length of a vector; torch leaves the type of it open."""
+    return cast("Any", vector).norm()
+
+
 def _slerp_row(a: Tensor, b: Tensor, t: float) -> Tensor:
     """Interpolate two vectors. Shape (D,), float64."""
-    norm_a, norm_b = a.norm(), b.norm()
+    norm_a, norm_b = _norm(a), _norm(b)
     if norm_a == 0 or norm_b == 0:
         return (1 - t) * a + t * b
     u, v = a / norm_a, b / norm_b
     # 2 atan2(|u - v|, |u + v|) is exact where acos of a dot product loses half its digits
-    angle = 2 * torch.atan2((u - v).norm(), (u + v).norm())
+    angle = 2 * torch.atan2(_norm(u - v), _norm(u + v))
     norm = (1 - t) * norm_a + t * norm_b
     if angle < _NEARLY_PARALLEL:
         direction = (1 - t) * u + t * v
-        return norm * direction / direction.norm()
+        return norm * direction / _norm(direction)
     if math.pi - float(angle) < _NEARLY_OPPOSITE:
         side = _perpendicular(u)
         turn = t * angle
@@ -197,7 +203,7 @@ def _perpendicular(u: Tensor) -> Tensor:
     axis = torch.zeros_like(u)
     axis[int(u.abs().argmin())] = 1.0
     side = axis - (axis @ u) * u
-    return side / side.norm() if float(side.norm()) > 0 else axis
+    return side / _norm(side) if float(_norm(side)) > 0 else axis
 
 
 def slerp_embeddings(a: Tensor, b: Tensor, t: float) -> Tensor:

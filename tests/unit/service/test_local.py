@@ -353,8 +353,9 @@ def test_a_full_queue_refuses_with_a_time(models, tmp_path, counting):
     ],
 )
 def test_finished_pictures_are_kept_in_memory_and_on_disk_if_they_may_be(
-    models, tmp_path, limits, again, after_a_restart
+    models, tmp_path, monkeypatch, limits, again, after_a_restart
 ):
+    monkeypatch.setattr("mezzotint.engine.cache._WORTH_A_FILE_S", 0.0)
     found = []
     for _ in range(2):
         service = LocalService(config(tmp_path, **limits), models=models)

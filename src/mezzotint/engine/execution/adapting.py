@@ -90,7 +90,7 @@ def _controls(plan: Plan, model: Model, assets: Mapping[str, Any] | None) -> dic
     found: dict[str, Tensor] = {}
     for k, control in enumerate(plan.techniques.controls):
         asset = None if assets is None else assets[control_asset(control, plan.size)]
-        picture = None if asset is None else torch.from_numpy(asset)[None]
+        picture = None if asset is None else torch.as_tensor(asset)[None]
         found[f"{CONTROL_IMAGE}{k:02d}"] = model.encode_control(k, picture, plan.size)
         if control.part.mode is not None:
             found[f"{CONTROL_MODE}{k:02d}"] = torch.tensor([[control.part.mode]])

@@ -15,11 +15,11 @@ Dimensions: R rows, then the shape of one image's latents.
 
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -197,7 +197,7 @@ def random_rows(templates: Rows, count: int, *, seed: int = 0) -> Rows:
         ones with noise added; whole numbers (masks, labels) stay.
     """
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randint(len(templates), (count,), generator=generator).tolist()
+    order = torch.randint(len(templates), (count,), generator=generator).numpy().tolist()
     picked = templates.pick(order)
     noise = torch.randn(picked.latents.shape, generator=generator).to(picked.latents.device)
     level = picked.sigma.reshape(-1, *([1] * (noise.ndim - 1))).clamp(min=1.0)
@@ -294,13 +294,15 @@ def _leaves(model: Model) -> Iterator[tuple[str, nn.Module]]:
     """Yield the named leaf layers of the denoiser, if torch runs it."""
     network = model.networks.get("denoiser")
     if isinstance(network, TorchNetwork):
-        for name, layer in network.module.named_modules():
-            if not list(layer.children()) and isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
+        named: Iterable[tuple[str, nn.Module]] = cast("Any", network.module).named_modules()
+        for name, layer in named:  # torch leaves the types of its walks open
+            is_leaf = not list(cast("Any", layer).children())
+            if is_leaf and isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
                 yield name, layer
 
 
 @contextmanager
-def _watching(model: Model, seen: dict[str, list[Tensor]]) -> Iterator[None]:
+def _watching(model: Model, seen: dict[str, list[Tensor]]) -> Generator[None]:
     """Record what goes into and comes out of every leaf layer."""
 
     def watch(name: str) -> Callable[..., None]:

@@ -314,7 +314,7 @@ def _mask_of(
     if part.box is not None:
         mask = box_mask(part.box, plan.size.height, plan.size.width)
     else:
-        mask = torch.from_numpy(assets[mask_asset(resolved.pictures[0])])
+        mask = torch.as_tensor(assets[mask_asset(resolved.pictures[0])])
     rows, columns = noise.shape[-2:]
     return to_latent(soften(mask, part.feather), rows, columns).to(noise.device)
 
@@ -339,10 +339,10 @@ def _encode_picture(
     if digest is None:
         return None
     if digest == ENLARGED and plan.techniques.upscaler[0] == "latent":
-        latents = torch.from_numpy(assets[digest])[None].to(device)
+        latents = torch.as_tensor(assets[digest])[None].to(device)
         size = model.latent_shape(plan.size)[-2:]
         return torch.nn.functional.interpolate(latents, size=size, mode="bilinear")
-    picture = torch.from_numpy(assets[digest])[None].to(device)
+    picture = torch.as_tensor(assets[digest])[None].to(device)
     return model.encode_image(picture, [generator]).float()
 
 
@@ -370,7 +370,7 @@ def _keep_outside(
     digest = plan.techniques.mask
     if digest is None or clean is None:
         return None
-    pixels = torch.from_numpy(assets[digest])[None, None].to(noise.device)
+    pixels = torch.as_tensor(assets[digest])[None, None].to(noise.device)
     mask = torch.nn.functional.interpolate(pixels, size=noise.shape[-2:], mode="area")
     return KeptPart(
         mask=mask, clean=clean, noise=noise, is_flow=model.spec.prediction_type == "flow"

@@ -247,7 +247,7 @@ class Ensemble:
         counts = [len(self.members[member].rows(step)) for member in asked]
         estimates = [
             self.members[member].combine(step, part, latents, sigma)
-            for member, part in zip(asked, denoised.split(counts), strict=True)
+            for member, part in zip(asked, torch.split(denoised, counts), strict=True)
         ]
         weights = [self.weights[step - 1][member] for member in asked]
         places = [self.masks[member] if self.masks else None for member in asked]

@@ -7,7 +7,7 @@ Dimensions: C latent channels, h and w latent rows and columns.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 
@@ -85,7 +85,7 @@ def _call_decoder(model: Model, plan: Plan) -> None:
 
 
 @contextlib.contextmanager
-def _rehearsing(model: Model, role: str) -> Iterator[None]:
+def _rehearsing(model: Model, role: str) -> Generator[None]:
     """Compute nothing inside; what fails for want of real numbers is told to the log."""
     try:
         with preparing():

@@ -11,9 +11,9 @@ Dimensions: B images, R rows, C latent channels, h and w latent rows and columns
 import contextlib
 import time
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -141,8 +141,8 @@ class Runner:
         ):
             lines, counts = _gather(slots)
             answers, deep, seconds = self._ask(batch, slots[0], lines)
-            parts = answers.split(counts)
-            features = deep.split(counts) if deep is not None else (None,) * len(slots)
+            parts = torch.split(answers, counts)
+            features = torch.split(deep, counts) if deep is not None else (None,) * len(slots)
             levels = [_solver(slot).sigma for slot in slots]
             estimates = [
                 estimate(slot, _operator(slot), _step_of(slot), part)
@@ -272,7 +272,7 @@ class Runner:
             own = replace(own, timestep=None)  # each looks up its own schedule
             bucket = self._config.bucket(len(places))
             part, _, _ = self._call(model, key, bucket, own, slot.plan)
-            answers.update(zip(places, part.split(1), strict=True))
+            answers.update(zip(places, torch.split(part, 1), strict=True))
         return torch.cat([answers[k] for k in range(len(lines))]), None, None
 
     def _stack(self, lines: Sequence[_Line]) -> Rows:
@@ -350,7 +350,7 @@ class Runner:
             self._certificates.prepare(key, _label(key), model)
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self) -> Generator[None]:
         """Turn the many ways of running out of memory into one."""
         try:
             yield
@@ -436,7 +436,7 @@ def _find_faults(
         if isinstance(move, Exception):
             faults[ids[k]] = move
     flags = [torch.isfinite(move).all() for move in moved if isinstance(move, Tensor)]
-    finite = torch.stack(flags).tolist() if flags else []
+    finite = [bool(flag) for flag in torch.stack(flags).cpu().numpy()] if flags else []
     for k, is_finite in zip(good, finite, strict=True):
         if not is_finite:
             step, name = _step_of(slots[k]), slots[k].plan.model
@@ -461,7 +461,8 @@ def _commit(slot: Slot, estimate: Tensor, move: Tensor | Exception) -> None:
 def _batch_key(key: Hashable) -> tuple[Any, Any]:
     """Return what :meth:`Runner.encode` made; an ensemble's member stands behind it."""
     assert isinstance(key, tuple)  # noqa: S101 - made in encode()
-    return key[0] if isinstance(key[1], int) else key
+    made = cast("tuple[Any, Any]", key)
+    return made[0] if isinstance(made[1], int) else made
 
 
 def _label(key: Hashable) -> str:
