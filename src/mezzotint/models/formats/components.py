@@ -81,7 +81,8 @@ def from_components(
         name: Name for messages and the spec.
         device: Where networks compute.
         dtype: One type for all networks; None follows the type policy.
-        config: The pipeline's own settings, e.g. ``force_zeros_for_empty_prompt``.
+        config: The pipeline's own settings, e.g. ``force_zeros_for_empty_prompt``, and its
+            ``_class_name`` where two have the same parts.
         components: ``unet`` or ``transformer``, ``vae``, ``scheduler``,
             ``text_encoder`` with ``tokenizer``, and ``_2``, ``_3`` of both.
 
@@ -96,7 +97,8 @@ def from_components(
             f"unknown component {unknown[0]!r}; known: {', '.join(known)}", field=unknown[0]
         )
     networks = {r: _module_part(r, given[r]) for r in NETWORK_ROLES if r in given}
-    pipeline = _pipeline_of(networks, config or {})
+    settings = dict(config or {})
+    pipeline = _pipeline_of(networks, str(settings.pop("_class_name", "")))
     _check_complete(pipeline, given)
     digests = {role: part.digest for role, part in networks.items()}
     parts = Parts(
@@ -105,7 +107,7 @@ def from_components(
         networks=networks,
         tokenizers={r: tokens_of(given[r]) for r in TOKENIZER_ROLES if r in given},
         scheduler=_scheduler_config(given["scheduler"]),
-        config=dict(config or {}),
+        config=settings,
         digest=combine_digests(digests),
     )
     if problems := misfits(parts):
@@ -134,6 +136,7 @@ def from_pipeline(
         )
     known = (*NETWORK_ROLES, *TOKENIZER_ROLES, "scheduler")
     settings = {k: v for k, v in dict(pipeline.config).items() if not isinstance(v, tuple)}
+    settings["_class_name"] = type(pipeline).__name__
     return from_components(
         name=name or type(pipeline).__name__,
         device=device,
@@ -143,7 +146,7 @@ def from_pipeline(
     )
 
 
-def _pipeline_of(networks: Mapping[str, Part], config: Mapping[str, Any]) -> str:
+def _pipeline_of(networks: Mapping[str, Part], said: str) -> str:
     """Return the pipeline that the denoising network belongs to, by what it is and what is said."""
     network = networks.get("unet") or networks.get("transformer")
     if network is None:
@@ -160,7 +163,7 @@ def _pipeline_of(networks: Mapping[str, Part], config: Mapping[str, Any]) -> str
     if encoder is not None and encoder.class_name.startswith("Mistral3"):
         return "Flux2Pipeline"
     is_told_size = network.config.get("use_additional_conditions")
-    if network.class_name == PIXART and (is_told_size or config.get("_class_name") == ALPHA):
+    if network.class_name == PIXART and (is_told_size or said == ALPHA):
         return ALPHA
     return PIPELINES[network.class_name]
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tests import tiny
 
-from mezzotint.errors import InvalidRequest, ShapeError
+from mezzotint.errors import InvalidRequest, ShapeError, WeightsError
 from mezzotint.models.base import Conditioning, Model, Prompt
 from mezzotint.models.formats.components import from_components, from_pipeline
 from mezzotint.models.formats.folders import load_pipeline
@@ -101,4 +101,26 @@ def test_unet_of_a_refiner_width_is_refused_for_its_added_vector():
     pipeline = tiny.build("sdxl")
     pipeline.text_encoder_2 = tiny.clip_text(pipeline.tokenizer_2, width=24, projection=16)
     with pytest.raises(ShapeError, match="unet adds a vector of 72 numbers"):
+        from_pipeline(pipeline)
+
+
+def test_a_sana_sprint_is_no_sana():
+    pipeline = tiny.build("sana")
+    pipeline.transformer.register_to_config(guidance_embeds=True)
+    with pytest.raises(WeightsError, match="is a Sana Sprint"):
+        from_pipeline(pipeline)
+
+
+@pytest.mark.parametrize(("name", "window"), [("pixart_alpha", 120), ("pixart_sigma", 300)])
+def test_the_two_pixarts_are_told_apart(name, window):
+    pipeline = tiny.build(name)
+    assert from_pipeline(pipeline).spec.token_limit == window
+    pipeline.transformer.register_to_config(use_additional_conditions=None)
+    assert from_pipeline(pipeline).spec.token_limit == window  # by the pipeline's own name
+
+
+def test_text_of_another_width_is_named():
+    pipeline = tiny.build("lumina2")
+    pipeline.transformer.register_to_config(cap_feat_dim=64)
+    with pytest.raises(ShapeError, match="reads text states of width 64, text_encoder makes 32"):
         from_pipeline(pipeline)
