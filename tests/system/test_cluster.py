@@ -27,7 +27,7 @@ FAKE = "mezzotint.service.fake:create_fake"
 @pytest.fixture(scope="module")
 def head() -> Iterator[str]:
     """A Ray of one node with two CPUs."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(

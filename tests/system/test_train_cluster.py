@@ -3,6 +3,7 @@
 Tests :mod:`mezzotint.service.cluster.training` through the command.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -30,7 +31,7 @@ PATIENCE_S = 300.0
 @pytest.fixture(scope="module")
 def head() -> Iterator[str]:
     """A Ray of one node with two CPUs."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(
@@ -58,12 +59,14 @@ def end(running: "subprocess.Popen[str]") -> tuple[int, list[dict], str]:
 
 
 def processes_of(config) -> list[psutil.Process]:
-    """The training processes: children that are told a file and no cluster."""
+    """The training processes: children in the run's folder that are told of no cluster."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if "train" in words and "--ray" not in words and words[-1] == "--json":
-            found.append(process)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            is_here = process.cwd() == str(Path(config.output_dir).parent)
+            if is_here and "train" in words and "--ray" not in words:
+                found.append(process)
     return found
 
 

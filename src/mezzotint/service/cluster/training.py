@@ -38,7 +38,7 @@ _PROGRAM = (
     "from mezzotint.cli.main import main\n"
     "main()"
 )
-_PLACE_S = 120.0  # in which every process has to get its place
+_PLACE_S = 300.0  # in which every process has to get its place
 _CAUSE_S = 5.0  # for which the others are heard when one has failed: it may not be the cause
 _REFUSED = 2  # what a command ends with that was asked for something wrong
 _KEPT_LINES = 20
