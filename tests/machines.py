@@ -85,9 +85,10 @@ class Machine:
 
     def lose(self) -> None:
         """Lose the machine with everything on it."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            psutil.Process(self.pid).kill()  # the first process of a name space takes all along
-        self._outer.wait(30)
+        if self._outer.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(self.pid).kill()  # the first of a name space takes all along
+            self._outer.wait(60)
 
 
 @contextlib.contextmanager

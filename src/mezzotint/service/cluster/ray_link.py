@@ -37,12 +37,14 @@ INSTALL = "Ray is not installed: pip install 'mezzotint[cluster]'"
 
 
 def ray_module() -> Any:
-    """Import Ray, with its reports off.
+    """Import Ray, with its reports off, and shown the cluster's token where there is one.
 
     Raises:
         NotReady: If it is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if _has_token():  # Ray looks for one only once it has found its head
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
@@ -50,6 +52,12 @@ def ray_module() -> Any:
         raise NotReady(INSTALL) from None
     logging.getLogger("ray").setLevel(logging.ERROR)  # it is not the main thread's to warn of
     return ray
+
+
+def _has_token() -> bool:
+    """Whether this machine has a token, where Ray and ``mezzotint cluster up`` look for it."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or Path(named).expanduser().is_file()
 
 
 def token_variables(token: Path) -> dict[str, str]:
