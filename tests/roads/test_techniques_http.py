@@ -266,7 +266,12 @@ def test_every_technique_is_dropped():
     }
 
 
-@pytest.mark.parametrize("name", RESTORED)
+LONG = ("ensemble", "walk", "hires", "regions", "tiling")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in RESTORED]
+)
 def test_what_a_picture_says_of_itself_draws_its_bytes_again(door, name):
     asked = {n: v for n, v in (COMMON | RESTORED[name]).items() if v is not None}
     made = door.http.post("/v1/generations", json=asked)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 
 import httpx
 import pytest
@@ -102,4 +103,48 @@ def test_a_tiny_run_is_started_resumed_and_used_from_the_page(tmp_path):
         names = [m["name"] for m in httpx.get(f"{server.url}/v1/capabilities").json()["models"]]
         assert "squares" in names
         page.errors[:] = [e for e in page.errors if "422" not in e]  # the wrong text above
+        assert page.errors == []
+
+
+def test_captions_are_written_in_the_form_and_mended_on_the_server(tmp_path):
+    root = tmp_path / "runs"
+    with (
+        running_server(tmp_path / "jobs", serve={"runs": str(root), "training": True}) as server,
+        open_page(server.url, tmp_path) as page,
+    ):
+        page.wait(READY)
+        page.run("location.hash = '#train'")
+        page.click("#new-run")
+        page.wait("document.getElementById('run-files')")
+        files = {"a b.png": picture("red"), "c.jpg": picture("blue"), "d.png": picture("teal")}
+        choose_files(page, {**files, "c.txt": b" a blue square"})
+        page.wait("document.querySelectorAll('.captions li').length === 3")
+        page.click("[aria-label='Leave d.png out']")
+        page.wait("document.querySelectorAll('.captions li').length === 2")
+        texts = "[...document.querySelectorAll('.captions textarea')].map((t) => t.value)"
+        assert page.run(texts) == ["", "a blue square"]
+        page.type("run-name", "squares")
+        page.type("run-caption", "a square")
+        page.type("run-rate", 0)  # refused, once the pictures are there
+        page.click("#start-run")
+        page.wait("document.getElementById('run-wrong')", 120)
+        folder = root / "datasets" / "squares"
+        assert {p.name: p.read_text() for p in sorted(folder.glob("*.txt"))} == {
+            "0001.txt": "a square", "0002.txt": "a blue square",
+        }  # fmt: skip
+        assert httpx.get(f"{server.url}/v1/datasets").json()["datasets"][0]["pictures"] == 2
+        page.click("header [aria-label=Close]")
+        page.click("#new-run")
+        page.wait("[...document.querySelectorAll('#run-data option')].some((o) => o.text.startsWith('squares'))")  # fmt: skip
+        page.type("run-data", str(folder))
+        page.wait("document.querySelectorAll('#kept-pictures li').length === 2")
+        page.run(
+            """(() => { const t = document.querySelector('#kept-pictures textarea');
+                t.value = 'a red square'; t.dispatchEvent(new Event('change', {bubbles: true})); })()"""
+        )
+        until = time.monotonic() + 10
+        while (folder / "0001.txt").read_text() != "a red square":
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        page.errors[:] = [e for e in page.errors if "422" not in e]
         assert page.errors == []

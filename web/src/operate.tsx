@@ -148,7 +148,7 @@ function Card({ about }: { about: Model }) {
           {about.family === "handler" ? null : <button type="button" onClick={use}>{words.operate.use}</button>}
           {mayOperate.value && about.family !== "handler" ? (
             <button type="button" data-memory={about.ready ? "unload" : "load"} disabled={isBusy} title={about.ready ? words.operate.unloadHint : words.operate.loadHint} onClick={() => void move()}>
-              {isBusy ? words.loading : about.ready ? words.operate.unload : words.operate.load}
+              {about.ready ? words.operate.unload : isBusy ? words.loading : words.operate.load}
             </button>
           ) : null}
           {mayOperate.value && !about.default ? (
