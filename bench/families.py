@@ -24,10 +24,16 @@ STEPS, SIDE = 6, 64
 FAMILIES = ("sd1", "sdxl", "sd3", "flux", *tiny_flows.BUILDERS)
 PROMPTS = ("a leaf", "a red apple on the table", "two blue cats beside a big leaf " * 2, "a " * 60)
 
+UNGUIDED = {
+    "QwenImagePipeline": {"true_cfg_scale": 1.0},
+    "ZImagePipeline": {"guidance_scale": 0.0},
+}
+"""What pipelines call drawing without guidance, where it is not a scale of 1."""
+
 
 def serial(pipeline, requests: int):
     """Return a function: seconds for so many pictures of the pipeline, one after the other."""
-    unguided = tiny_flows.UNGUIDED.get(type(pipeline).__name__, {"guidance_scale": 1.0})
+    unguided = UNGUIDED.get(type(pipeline).__name__, {"guidance_scale": 1.0})
 
     def run() -> float:
         started = time.perf_counter()

@@ -8,10 +8,11 @@ import torch
 from tests import adapters_tiny, tiny
 from tests.roads.test_adapters import picture
 from tests.roads.test_exactness import differing, run, storm
+from tests.roads.test_techniques import write_lora
 
 from mezzotint.errors import InvalidRequest, MezzotintError
 from mezzotint.models.formats.components import from_pipeline
-from mezzotint.request import Control, GenerationRequest, ImagePrompt, Region
+from mezzotint.request import Control, GenerationRequest, ImagePrompt, Lora, Region
 from mezzotint.service.engine import Engine
 
 FAMILIES = ("flux", "sd3", "qwen_image")
@@ -31,6 +32,8 @@ def home(tmp_path_factory):
     union = adapters_tiny.transformer_controlnet(pipeline_of("flux"), seed=95, num_mode=5)
     union.save_pretrained(home / "controlnets" / "union")
     adapters_tiny.controlnet(tiny.build("sd1")).save_pretrained(home / "controlnets" / "sd1")
+    (home / "loras").mkdir()
+    write_lora(tiny.build("sd1").unet, home / "loras" / "unet.safetensors")
     adapters_tiny.flux_ip_adapter(pipeline_of("flux"), home / "ip_adapters" / "flux")
     adapters_tiny.sd3_ip_adapter(pipeline_of("sd3"), home / "ip_adapters" / "sd3")
     return home
@@ -135,6 +138,8 @@ def test_a_guessing_controlnet_counts_the_rows_that_it_computes(engine):
          "image_prompts[0].model", "it is for flux, the model is sd3"),
         ("qwen_image", {"image_prompts": (ImagePrompt(model="flux", images=(picture(),)),)},
          "image_prompts", "IP-Adapters are for families sd, sdxl, sd3 and flux"),
+        ("flux", {"loras": (Lora(name="unet"),)}, "loras",
+         "by the names of its layers it is for families sd or sdxl, the model is flux"),
     ],
 )  # fmt: skip
 def test_what_is_made_for_another_network_is_refused_before_it_runs(
