@@ -24,8 +24,12 @@ STEPS, SIDE = 6, 64
 FAMILIES = ("sd1", "sdxl", "sd3", "flux", *tiny_flows.BUILDERS)
 PROMPTS = ("a leaf", "a red apple on the table", "two blue cats beside a big leaf " * 2, "a " * 60)
 
+UNBINNED = {"guidance_scale": 1.0, "use_resolution_binning": False}  # small as we ask for it
 UNGUIDED = {
+    "PixArtAlphaPipeline": UNBINNED,
+    "PixArtSigmaPipeline": UNBINNED,
     "QwenImagePipeline": {"true_cfg_scale": 1.0},
+    "SanaPipeline": UNBINNED,
     "ZImagePipeline": {"guidance_scale": 0.0},
 }
 """What pipelines call drawing without guidance, where it is not a scale of 1."""
@@ -40,8 +44,8 @@ def serial(pipeline, requests: int):
         for k in range(requests):
             generator = torch.Generator().manual_seed(k)
             pipeline(
-                PROMPTS[k % len(PROMPTS)], width=SIDE, height=SIDE, num_inference_steps=STEPS,
-                generator=generator, **unguided,
+                prompt=PROMPTS[k % len(PROMPTS)], width=SIDE, height=SIDE,
+                num_inference_steps=STEPS, generator=generator, **unguided,
             )  # fmt: skip
         return time.perf_counter() - started
 

@@ -88,6 +88,15 @@ def bench_engine() -> str:
     return _ratios("engine")
 
 
+def bench_families() -> str:
+    """Each native family: mixed prompts at once beside diffusers' pipeline one by one."""
+    result = _read("families")
+    rows: Rows = [(name, _spread(ratio)) for name, ratio in result["times serial"].items()]
+    return table(("family", "median (lowest to highest)"), rows) + _source(
+        result, result["command"]
+    )
+
+
 def bench_cold() -> str:
     """A first picture in a new process."""
     return _ratios("cold")
@@ -196,6 +205,6 @@ TABLES: dict[str, Callable[[], str]] = {
     for made in (
         bench_serve_gan, bench_serve_plate, bench_goodput, bench_engine, bench_cold,
         bench_full_size, bench_placement, bench_budget, bench_tenants, bench_cluster_replicas,
-        bench_waiting,
+        bench_waiting, bench_families,
     )
 }  # fmt: skip
