@@ -38,7 +38,8 @@ def shard(network: nn.Module) -> bool:
         return False
     # Blocks of FLUX answer views, and nothing after them writes into one.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
-    mesh = init_device_mesh(here.device.type, (here.num_processes,))
+    device: Any = here.device
+    mesh = init_device_mesh(device.type, (here.num_processes,))
     names = set(getattr(network, "_no_split_modules", None) or ())
     for module in reversed(list(network.modules())):  # the inner ones first
         if module is network or type(module).__name__ in names:
@@ -46,7 +47,7 @@ def shard(network: nn.Module) -> bool:
             # forward pass the weights of an earlier step.
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
     for module in network.modules():
-        if isinstance(module, FSDPModule) and here.device.type == "cpu":
+        if isinstance(module, FSDPModule) and device.type == "cpu":
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no average
     return True
 
@@ -67,7 +68,8 @@ def whole(tree: Any) -> Any:
     Every process has to call this, with equal trees; what is not cut is given back as it is.
     """
     if isinstance(tree, DTensor):
-        return tree.detach().full_tensor()
+        cut: Any = tree.detach()
+        return cut.full_tensor()
     if isinstance(tree, dict):
         return {key: whole(value) for key, value in tree.items()}
     if isinstance(tree, list):
