@@ -206,7 +206,8 @@ def begin(name, side):
         scheduler.set_timesteps(STEPS)
         times = scheduler.timesteps[2:]
         return pipeline, clean, noise, {"timesteps": times.tolist()}, times
-    levels = np.linspace(1, 1 / STEPS, STEPS)[2:]
+    last = scheduler.sigma_min if name == "sana" else 1 / STEPS
+    levels = np.linspace(1, last, STEPS)[2:]
     scheduler.set_timesteps(sigmas=levels)
     return pipeline, clean, noise, {"sigmas": levels}, scheduler.timesteps.clone()
 
@@ -243,6 +244,19 @@ def test_a_pipeline_that_begins_from_noised_latents_draws_what_a_start_picture_d
         )
         found = drawn.images[0].pixels.astype(float)
         assert np.abs(found - np.round(wanted * 255)).max() <= 1, fields
+
+
+def test_a_sana_with_a_flow_scheduler_leaves_the_levels_to_it(engine):
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    pipeline = diffusers.SanaPipeline(**{**pipeline_of("sana").components, "scheduler": scheduler})
+    pipeline.set_progress_bar_config(disable=True)
+    wanted = pipeline(
+        TEXTS[0], **size_of("sana"), **CALLS["sana"], num_inference_steps=STEPS,
+        generator=torch.Generator().manual_seed(3), output_type="np",
+    ).images[0]  # fmt: skip
+    drawn = engine.generate(request("sana", TEXTS[0], 3, scheduler="flow_euler"))
+    found = drawn.images[0].pixels.astype(float)
+    assert np.abs(found - np.round(wanted * 255)).max() <= 1
 
 
 @pytest.mark.parametrize("name", ["pixart_sigma", "sana"])

@@ -7,6 +7,7 @@ beside it.
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from mezzotint.errors import InvalidRequest, WeightsError
@@ -46,6 +47,8 @@ _KINDS = {
 """Families of models by whose layers a file names, and the setting of the text's width."""
 
 _CLIP, _SIGLIP = "CLIPVisionModelWithProjection", "SiglipVisionModel"
+_WHOLES = {"CLIPModel": _CLIP, "SiglipModel": _SIGLIP}
+"""Models of pictures and texts, as their authors publish them, by the encoder that is in them."""
 
 
 def find_ip_adapter(path: Path, name: str) -> tuple[Path, Path]:
@@ -105,10 +108,15 @@ def ip_adapter_view(path: Path, name: str) -> tuple[int, bool]:
 
 
 def read_encoder(folder: Path) -> Part:
-    """Read and check the folder of a vision encoder, CLIP's or SigLIP's, without building it."""
-    named = read_json(folder / "config.json").get("architectures") or ()
-    class_name = _SIGLIP if _SIGLIP in named else _CLIP
-    return read_part(folder, ENCODER, library="transformers", class_name=class_name)
+    """Read and check the folder of a vision encoder, CLIP's or SigLIP's, without building it.
+
+    It may be one among the parts of a whole CLIP or SigLIP.
+    """
+    named = next(iter(read_json(folder / "config.json").get("architectures") or ()), _CLIP)
+    class_name = _WHOLES.get(named, _SIGLIP if named == _SIGLIP else _CLIP)
+    part = read_part(folder, ENCODER, library="transformers", class_name=class_name, wholes=_WHOLES)
+    own = part.config.get("vision_config")
+    return part if own is None else replace(part, config=own)
 
 
 def side_of(encoder: Part) -> int:

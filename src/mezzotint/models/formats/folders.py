@@ -5,7 +5,7 @@ and a network comes into memory when it is first called.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -308,7 +308,9 @@ def read_parts(
     )
 
 
-def read_part(path: Path, role: str, *, library: str, class_name: str) -> Part:
+def read_part(
+    path: Path, role: str, *, library: str, class_name: str, wholes: Collection[str] = ()
+) -> Part:
     """Read and check the folder of one network without building it.
 
     Args:
@@ -316,6 +318,7 @@ def read_part(path: Path, role: str, *, library: str, class_name: str) -> Part:
         role: What the network is for.
         library: ``"diffusers"`` or ``"transformers"``.
         class_name: Its class there.
+        wholes: Classes that hold one among other parts, which the library leaves out.
 
     Raises:
         CardError: If its configuration is missing, or names another class.
@@ -323,7 +326,7 @@ def read_part(path: Path, role: str, *, library: str, class_name: str) -> Part:
     """
     config = read_json(path / "config.json")
     named = config.get("_class_name") or next(iter(config.get("architectures") or ()), class_name)
-    if named != class_name:
+    if named != class_name and named not in wholes:
         raise CardError(f"{path} must hold a {class_name}, it holds a {named}")
     weights, kind = find_stored(path, library=library)
     digests = digest_files(path, {path / "config.json", *weights})

@@ -1,5 +1,7 @@
 """ControlNets: residual shapes, and rows that do not know each other."""
 
+import json
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -12,6 +14,7 @@ from mezzotint.models.adapters.controlnet import read_controlnet, with_controlne
 from mezzotint.models.adapters.ip_adapter_files import find_ip_adapter
 from mezzotint.models.formats.components import from_pipeline
 from mezzotint.models.networks import Placement
+from mezzotint.types import Size
 
 
 @pytest.mark.parametrize(
@@ -100,3 +103,20 @@ def test_a_controlnet_that_repaints_is_refused(tmp_path):
     net.save_pretrained(tmp_path)
     with pytest.raises(CardError, match="repaints: it reads 1 channels more than a picture"):
         read_controlnet(tmp_path, name="paint", placement=Placement())
+
+
+def test_a_controlnet_of_sd3_that_says_nothing_of_the_shift_is_read_as_its_class_means(tmp_path):
+    pipeline = tiny.build("sd3")
+    adapters_tiny.transformer_controlnet(pipeline).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key in ("force_zeros_for_pooled_projection", "use_pos_embed"):  # the first have neither
+        del config[key]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    control = read_controlnet(tmp_path, name="first", placement=Placement())
+    model = from_pipeline(pipeline, name="sd3")
+    picture = torch.rand((1, 3, 48, 64), generator=torch.Generator().manual_seed(0))
+    found = control.kind.encode(control.config, model, picture, Size(64, 48))
+    with torch.no_grad():
+        mean = pipeline.vae.encode(picture * 2 - 1).latent_dist.mean
+    assert pipeline.vae.config.shift_factor
+    assert torch.allclose(found, mean * pipeline.vae.config.scaling_factor, atol=1e-5)

@@ -62,4 +62,5 @@ SANA = FlowFamily(
     text=language_model("sana", call_layers(-1)),
     defaults=_defaults,
     patch=1,
+    scheduler={"spaced_per_step": False},  # its pipeline leaves the levels to the scheduler
 )
