@@ -357,16 +357,3 @@ BUILDERS = {
 
 UNBINNED = {"use_resolution_binning": False}
 """What makes a pipeline draw the size that it is asked for."""
-
-UNGUIDED = {
-    "ChromaPipeline": {"guidance_scale": 1.0},
-    "Flux2KleinPipeline": {"guidance_scale": 1.0},
-    "Flux2Pipeline": {"guidance_scale": 1.0},
-    "Lumina2Pipeline": {"guidance_scale": 1.0},
-    "PixArtAlphaPipeline": {"guidance_scale": 1.0, **UNBINNED},
-    "PixArtSigmaPipeline": {"guidance_scale": 1.0, **UNBINNED},
-    "QwenImagePipeline": {"true_cfg_scale": 1.0},
-    "SanaPipeline": {"guidance_scale": 1.0, **UNBINNED},
-    "ZImagePipeline": {"guidance_scale": 0.0},
-}
-"""What each pipeline calls drawing without guidance."""

@@ -126,6 +126,6 @@ def normalised(
 
 def _lengths(prediction: Tensor, sides: Sequence[int]) -> Tensor:
     """Return the Euclidean length of each block. Shape (B, C / c, h / rows, w / columns)."""
-    channels, rows, columns = sides
-    grid = prediction.unflatten(3, (-1, columns)).unflatten(2, (-1, rows))
-    return grid.unflatten(1, (-1, channels)).square().sum(dim=(2, 4, 6)).sqrt()
+    count, *whole = prediction.shape
+    shape = [n for one, side in zip(whole, sides, strict=True) for n in (one // side, side)]
+    return prediction.reshape(count, *shape).square().sum(dim=(2, 4, 6)).sqrt()
