@@ -16,6 +16,7 @@ __all__ = [
     "block_residuals",
     "default_size",
     "drawing_defaults",
+    "longest_side",
     "part_of",
     "prediction_type",
     "sample_size",
@@ -109,3 +110,14 @@ def block_residuals(inputs: Mapping[str, Tensor], prefix: str, blocks: int) -> l
 def default_size(rows_columns: tuple[int, int], scale: int) -> Size:
     """Return pixels from latent rows and columns."""
     return Size(rows_columns[1] * scale, rows_columns[0] * scale)
+
+
+def longest_side(size: Size) -> int:
+    """Return the longest side in pixels of a family that keeps its area in every shape.
+
+    The lists of the pipelines of PixArt and Sana reach from 1:4 to 4:1.
+
+    Args:
+        size: What the checkpoint draws best.
+    """
+    return max(2048, 2 * max(size))

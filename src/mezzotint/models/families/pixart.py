@@ -17,6 +17,7 @@ from mezzotint.models.families.autoencoder import Autoencoder
 from mezzotint.models.families.common import (
     default_size,
     drawing_defaults,
+    longest_side,
     part_of,
     prediction_type,
     sample_size,
@@ -90,6 +91,7 @@ class PixArtModel(LatentModel):
             latent_scale=scale,
             size_multiple=self._patch * scale,
             min_size_px=self._patch * scale,
+            max_size_px=longest_side(default_size(sides, scale)),
             token_limit=self._text.window,
             **drawing_defaults(
                 parts,

@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import pytest
 import torch
 from tests import tiny
@@ -117,6 +120,29 @@ def test_the_two_pixarts_are_told_apart(name, window):
     assert from_pipeline(pipeline).spec.token_limit == window
     pipeline.transformer.register_to_config(use_additional_conditions=None)
     assert from_pipeline(pipeline).spec.token_limit == window  # by the pipeline's own name
+
+
+@pytest.mark.parametrize("name", ["pixart_sigma", "sana"])
+@pytest.mark.parametrize(("side", "longest"), [(1024, 2048), (2048, 4096), (4096, 8192)])
+def test_the_longest_side_is_that_of_the_lists_of_the_pipeline(name, side, longest):
+    pipeline = tiny.build(name)
+    pipeline.transformer.register_to_config(sample_size=side // pipeline.vae_scale_factor)
+    spec = from_pipeline(pipeline).spec
+    assert (tuple(spec.default_size), spec.max_size_px) == ((side, side), longest)
+
+
+def test_a_pixart_whose_files_name_the_class_of_their_day_is_read(tmp_path):
+    folder = tiny.folder("pixart_alpha")
+    old = shutil.copytree(folder, tmp_path / "old")
+    index = json.loads((old / "model_index.json").read_text())
+    index["transformer"] = ["diffusers", "Transformer2DModel"]
+    (old / "model_index.json").write_text(json.dumps(index))
+    config = json.loads((old / "transformer" / "config.json").read_text())
+    config["_class_name"] = "Transformer2DModel"
+    del config["use_additional_conditions"]
+    (old / "transformer" / "config.json").write_text(json.dumps(config))
+    found, wanted = answers(load_pipeline(old)), answers(load_pipeline(folder))
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 def test_text_of_another_width_is_named():

@@ -12,14 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from mezzotint.errors import WeightsError
-from mezzotint.models.families.common import default_size, part_of, sample_size
+from mezzotint.models.families.common import default_size, longest_side, part_of, sample_size
 from mezzotint.models.families.flows.language import call_layers, language_model
 from mezzotint.models.families.flows.model import TEXT_MASK, TEXT_STATES, FlowFamily
 from mezzotint.models.parts import Parts
 
 __all__ = ["SANA", "call_sana"]
-
-MAX_SIDE_PX = 2048  # of pictures, where the checkpoint was not made for larger ones
 
 
 def call_sana(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -52,7 +50,7 @@ def _defaults(parts: Parts) -> dict[str, Any]:
         "default_steps": 20,
         "default_guidance_scale": 4.5,
         "default_size": size,
-        "max_size_px": max(MAX_SIDE_PX, *size),
+        "max_size_px": longest_side(size),
     }
 
 
