@@ -46,6 +46,7 @@ class Machine:
         keep = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
         prepare = "mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && exec sleep infinity"
         self._outer = subprocess.Popen([*keep, "sh", "-c", prepare])
+        self._started: list[subprocess.Popen[str]] = []
         until = time.monotonic() + 30
         while not (found := psutil.Process(self._outer.pid).children()):
             assert time.monotonic() < until
@@ -65,9 +66,11 @@ class Machine:
             "OMP_NUM_THREADS": "1",
         }
         enter = ["nsenter", "-t", str(self.pid), "--net", "--mount", "--pid", f"--wd={self.home}"]
-        return subprocess.Popen(
+        started = subprocess.Popen(
             [*enter, "sh", "-c", command], env=variables, text=True, **more,
         )  # type: ignore[call-overload]  # fmt: skip
+        self._started.append(started)
+        return started
 
     def run(self, command: str, *, code: int = 0, timeout_s: float = 300.0) -> str:
         """Run a command and return what it said on both outputs."""
@@ -89,6 +92,8 @@ class Machine:
             with contextlib.suppress(psutil.NoSuchProcess):
                 psutil.Process(self.pid).kill()  # the first of a name space takes all along
             self._outer.wait(60)
+        for started in self._started:
+            started.wait(60)
 
 
 @contextlib.contextmanager
