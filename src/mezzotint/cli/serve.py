@@ -85,7 +85,7 @@ def serve(
         settings.jobs,
         worker,
         home=settings.home_path,
-        adapters=OwnAdapters(settings.home_path),
+        adapters=OwnAdapters(settings.home_path, allow_downloads=settings.models.allow_downloads),
         log_config=settings.log,
         version=mezzotint.__version__,
         announce=_announce,

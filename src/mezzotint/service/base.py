@@ -402,6 +402,7 @@ class AdapterKeeper(Protocol):
             InvalidRequest: With the field ``name`` if there is one of that name, with
                 ``source`` if what is there is no LoRA.
             WeightsError: If there is nothing at the source.
+            ModelNotAllowed: If it would have to be fetched, and that is not allowed.
         """
         ...
 

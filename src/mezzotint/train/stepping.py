@@ -101,18 +101,21 @@ class Stepper:
         counters, loop = state.counters, self._config.loop
         state.task.modules.eval()
         count, own = state.accelerator.num_processes, state.accelerator.process_index
-        total, weight = 0.0, 0
+        total = 0.0
         held_out = _chunks(self._plan.held_out, self._data.buckets, loop.batch_size)
         with state.ema.applied(state.task.modules), state.accelerator.autocast():
-            for number, indices in enumerate(held_out):
-                weight += len(indices)
-                if number % count != own:  # another process measures it
-                    continue
+            for number in range(own, math.ceil(len(held_out) / count) * count, count):
+                is_over = number >= len(held_out)
+                if is_over and not state.is_sharded:
+                    break
+                # A cut network is put together by all: who has no batch left takes part in
+                # another one's, and forgets the loss.
+                indices = held_out[number % len(held_out)]
                 generator = derive(self._config.seed, "held out noise", number)
                 batch = self.batch(indices, None)
                 loss = state.task.held_out_loss(state.networks, batch, generator)
-                total += float(loss) * len(indices)
-        value = state.mean(total) * count / weight
+                total += 0.0 if is_over else float(loss) * len(indices)
+        value = state.mean(total) * count / len(self._plan.held_out)
         counters.stale = 0 if value < counters.best else counters.stale + 1
         counters.best = min(counters.best, value)
         self._progress.tell("held_out", counters.step, loss=value, best=counters.best)

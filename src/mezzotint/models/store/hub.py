@@ -124,25 +124,23 @@ def fetch(
         try:
             return _at_commit(snapshot_download(**wanted, local_files_only=True))
         except LocalEntryNotFoundError:
-            if not allow:
-                raise ModelNotAllowed(
-                    f"{repo} is not on this machine, and fetching models is not allowed here"
-                ) from None
-        _look_up_hub()
+            _may_fetch(repo, allow)
         path = snapshot_download(**wanted, allow_patterns=_patterns(repo, revision, variant))
     return _at_commit(path)
 
 
-def fetch_file(source: str) -> Path:
+def fetch_file(source: str, *, allow: bool) -> Path:
     """Return one safetensors file of a Hub repository.
 
     What is on disk already is used without asking the network.
 
     Args:
         source: ``OWNER/NAME``, of a repository with one such file, or ``OWNER/NAME/FILE``.
+        allow: Whether it may be fetched; what is on disk is used anyhow.
 
     Raises:
         WeightsError: If it is no such name, or not on disk and cannot be fetched.
+        ModelNotAllowed: If it is not on disk and fetching is not allowed.
     """
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -160,14 +158,23 @@ def fetch_file(source: str) -> Path:
                 folder = Path(snapshot_download(repo, local_files_only=True))
                 found = [str(p.relative_to(folder)) for p in folder.rglob("*.safetensors")]
             except LocalEntryNotFoundError:
-                _look_up_hub()
+                _may_fetch(repo, allow)
                 found = [n for n in HfApi().list_repo_files(repo) if n.endswith(".safetensors")]
             name = _only(repo, found)
         try:
             return Path(hf_hub_download(repo, name, local_files_only=True))
         except LocalEntryNotFoundError:
-            _look_up_hub()
+            _may_fetch(repo, allow)
             return Path(hf_hub_download(repo, name))
+
+
+def _may_fetch(repo: str, allow: bool) -> None:
+    """Refuse to ask the Hub where that is not allowed, or where it is not known by name."""
+    if not allow:
+        raise ModelNotAllowed(
+            f"{repo} is not on this machine, and fetching models is not allowed here"
+        ) from None
+    _look_up_hub()
 
 
 def _only(repo: str, names: Sequence[str]) -> str:

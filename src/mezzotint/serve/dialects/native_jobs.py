@@ -200,7 +200,9 @@ async def linked_image(front: Front, http: Request) -> Response:
     left_s = int(until) - time.time()
     if left_s <= 0:
         raise Gone("this link has ended; whoever made it can make another one")
-    return await _picture(front, http, job, image, max_age_s=int(left_s))
+    response = await _picture(front, http, job, image, max_age_s=int(left_s))
+    response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"  # any page may show it
+    return response
 
 
 async def cancel_job(front: Front, http: Request) -> Response:

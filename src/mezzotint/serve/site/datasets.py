@@ -185,9 +185,12 @@ def _pictures(folder: Path) -> list[dict[str, str]]:
 
 def _caption(path: Path, files: set[str]) -> str:
     """Return the text beside a picture, as the trainer reads it; "" where there is none."""
-    if path.name not in files or path.is_symlink() or path.stat().st_size > _MOST_CAPTION:
+    try:
+        if path.name not in files or path.is_symlink() or path.stat().st_size > _MOST_CAPTION:
+            return ""
+        return path.read_text("utf-8", errors="replace").strip()
+    except FileNotFoundError:  # removed meanwhile
         return ""
-    return path.read_text("utf-8", errors="replace").strip()
 
 
 _DATASET = {

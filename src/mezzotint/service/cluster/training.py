@@ -41,6 +41,7 @@ _PROGRAM = (
 _PLACE_S = 300.0  # in which every process has to get its place
 _CAUSE_S = 5.0  # for which the others are heard when one has failed: it may not be the cause
 _REFUSED = 2  # what a command ends with that was asked for something wrong
+_STOPPED = 130  # what it ends with after Ctrl-C
 _KEPT_LINES = 20
 
 Event = dict[str, Any]
@@ -48,20 +49,23 @@ Event = dict[str, Any]
 
 def as_toml(plain: Mapping[str, Any]) -> str:
     """Write plain data as TOML: nested tables inline, None left out."""
-    return "".join(f"{_key(k)} = {_value(v)}\n" for k, v in plain.items() if v is not None)
-
-
-def _key(name: str) -> str:
-    return json.dumps(name)
+    return "".join(f"{_text(k)} = {_value(v)}\n" for k, v in plain.items() if v is not None)
 
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        inner = (f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None)
+        inner = (f"{_text(k)} = {_value(v)}" for k, v in value.items() if v is not None)
         return "{" + ", ".join(inner) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_value(item) for item in value) + "]"
-    return json.dumps(value)
+    if isinstance(value, float):
+        return repr(value)  # also inf and nan, which are TOML's own words
+    return _text(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _text(value: str) -> str:
+    """Write a string: JSON's is TOML's, but for pairs of surrogates and DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 class TrainProcess:
@@ -69,6 +73,7 @@ class TrainProcess:
 
     def __init__(self) -> None:
         self._child: asyncio.subprocess.Process | None = None
+        self._is_stopped = False
 
     async def where(self) -> tuple[str, int]:
         """Return this node's address, and a port that is free there."""
@@ -100,6 +105,8 @@ class TrainProcess:
             )  # fmt: skip
             assert child.stdout is not None  # noqa: S101 - it is a pipe
             assert child.stderr is not None  # noqa: S101 - it is a pipe
+            if self._is_stopped:  # before it was there
+                child.send_signal(signal.SIGINT)
             errors: deque[str] = deque(maxlen=_KEPT_LINES)
             listening = asyncio.create_task(_keep(child.stderr, errors))
             async for line in child.stdout:
@@ -110,6 +117,7 @@ class TrainProcess:
 
     async def stop(self) -> None:
         """Have the process write a checkpoint and end, as Ctrl-C does."""
+        self._is_stopped = True
         if self._child is not None and self._child.returncode is None:
             self._child.send_signal(signal.SIGINT)
 
@@ -227,12 +235,15 @@ class _Run:
         self._count, self._cpus, self._gpus = processes, cpus, gpus
         self._on_event = on_event
         self._actors: list[Any] = []
+        self._placing: asyncio.Timeout | None = None
         self.is_stopped = False
         self.step = 0
 
     def stop(self) -> None:
-        """Have every process write a checkpoint and end."""
+        """Have every process write a checkpoint and end; who waits for a place gives it up."""
         self.is_stopped = True
+        if self._placing is not None and not self._placing.expired():
+            self._placing.reschedule(0.0)
         for actor in self._actors:
             actor.stop.remote()
 
@@ -278,11 +289,18 @@ class _Run:
         )
 
     async def _placed(self) -> tuple[str, int]:
-        """Return where the first process is, once every one has its place."""
+        """Return where the first process is, once every one has its place.
+
+        Raises:
+            NotReady: If one has none in time.
+            Cancelled: After Ctrl-C: nothing has begun, so there is nothing to keep.
+        """
         try:
-            async with asyncio.timeout(_PLACE_S):
+            async with asyncio.timeout(_PLACE_S) as self._placing:
                 places = await asyncio.gather(*(actor.where.remote() for actor in self._actors))
         except TimeoutError:
+            if self.is_stopped:
+                raise Cancelled(f"training was stopped at step {self.step}") from None
             raise NotReady(
                 f"the cluster had no room for {self._count} processes with {self._cpus} CPU and "
                 f"{self._gpus} GPU each within {_PLACE_S:g} s: see `mezzotint cluster status`"
@@ -290,15 +308,20 @@ class _Run:
         except Exception as error:  # Ray's own are of many kinds
             told = str(error).partition("\n")[0][:200]
             raise NotReady(f"a process of the run could not be placed: {told}") from None
+        finally:
+            self._placing = None
         return places[0]
 
     async def _ended(self, tasks: list[asyncio.Task[_End]]) -> list[_End]:
-        """Wait until all have ended well, or one has not and the others told what they know."""
+        """Wait until all have ended well, or one has not and the others told what they know.
+
+        One that was stopped leaves the others alone: the first of them writes the checkpoint.
+        """
         try:
             waiting = set(tasks)
             while waiting:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                if any(task.result().code != 0 for task in done) and waiting:
+                if any(task.result().code not in (0, _STOPPED) for task in done) and waiting:
                     _, waiting = await asyncio.wait(waiting, timeout=_CAUSE_S)
                     break
             return [task.result() for task in tasks if task.done()]

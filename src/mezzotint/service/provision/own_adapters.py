@@ -35,9 +35,11 @@ class OwnAdapters:
 
     Args:
         home: Folder of the installation, which one server has.
+        allow_downloads: Whether LoRAs may be fetched from the Hub.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, allow_downloads: bool = True) -> None:
+        self._allow_downloads = allow_downloads
         self.files = AdapterFiles(home, allow_paths=False)
         self._lock = threading.Lock()
         self._given_up: dict[str, tuple[str, float]] = {}  # name -> whose it was, since when
@@ -134,7 +136,7 @@ class OwnAdapters:
     def bring(self, name: str, source: str) -> dict[str, Any]:
         """Copy a LoRA from this machine or the Hub, for everybody."""
         self.check_free(name, "", most=0)
-        file = self.files.at(KIND, source) or fetch_file(source)
+        file = self.files.at(KIND, source) or fetch_file(source, allow=self._allow_downloads)
         refuse_special(file)
         told = _told(name, file, "")
         if told["error"]:

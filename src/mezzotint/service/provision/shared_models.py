@@ -28,7 +28,7 @@ from mezzotint.models.store.entries import ModelEntry, is_name
 from mezzotint.models.store.store import ModelStore
 from mezzotint.observe import log
 from mezzotint.service.buckets import open_objects
-from mezzotint.service.objects import ObjectStore
+from mezzotint.service.objects import FolderObjects, ObjectStore
 
 __all__ = ["SharedModels", "open_shared_models"]
 
@@ -124,7 +124,7 @@ class SharedModels:
             copied = 0
             for short, path in found.items():
                 where = f"models/files/{files[short]}"
-                if where not in known:
+                if where not in known or self._is_damaged(where, files[short]):
                     self._objects.put_file(where, path)
                     copied += path.stat().st_size
                     known.add(where)
@@ -132,6 +132,10 @@ class SharedModels:
             data = json.dumps(plain, ensure_ascii=False, indent=1).encode()
             self._objects.put(_name_of(entry.name, entry.version), data)
         return entry, copied
+
+    def _is_damaged(self, where: str, digest: str) -> bool:
+        """Whether a file of a folder is not what it was; a bucket sees to that itself."""
+        return isinstance(self._objects, FolderObjects) and not self._objects.holds(where, digest)
 
     def take(self, name: str) -> bool:
         """Copy a model from the place into this machine's store; False if it is not there.

@@ -48,6 +48,8 @@ def test_a_link_shows_its_picture_without_a_key(door, job):
         assert (shown.status_code, shown.content) == (200, own.content)
         assert shown.headers["content-type"] == own.headers["content-type"]
         assert 50 <= int(re.findall(r"max-age=(\d+)", shown.headers["cache-control"])[0]) <= 60
+        assert shown.headers["cross-origin-resource-policy"] == "cross-origin"  # in other pages
+        assert own.headers["cross-origin-resource-policy"] == "same-origin"
         etag = {"if-none-match": shown.headers["etag"]}
         assert door.http.get(link["url"], headers=etag).status_code == 304
 

@@ -11,6 +11,7 @@ from tests.pages import picture
 from tests.serving import Door, open_door
 
 from mezzotint.errors import InvalidRequest
+from mezzotint.serve.site.datasets import _caption
 from mezzotint.service.training import TrainingRuns
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs locks on files")
@@ -259,6 +260,7 @@ def test_captions_are_read_mended_and_taken_away(door, tmp_path):
     assert door.http.delete("/v1/datasets/apples/0002.png").json()["status"] == "removed"
     folder = tmp_path / "runs" / "datasets" / "apples"
     assert [path.name for path in folder.iterdir()] == ["0001.png"]  # its caption went with it
+    assert _caption(folder / "0002.txt", {"0002.txt"}) == ""  # also while the list is made
 
 
 @pytest.mark.parametrize(

@@ -3,21 +3,24 @@
 Tests :mod:`mezzotint.service.cluster.training`.
 """
 
+import asyncio
 import socket
 import tomllib
+from types import SimpleNamespace
 
 import pytest
 
 from mezzotint.cli import main
-from mezzotint.errors import InvalidRequest, WorkFailed
-from mezzotint.service.cluster.training import _End, _failure, as_toml
+from mezzotint.errors import Cancelled, InvalidRequest, WorkFailed
+from mezzotint.service.cluster import training
+from mezzotint.service.cluster.training import _End, _failure, _Run, as_toml
 from mezzotint.train.config.config import TrainConfig
 
 
 def test_a_configuration_reaches_a_process_as_it_is():
     plain = {
         "output_dir": 'runs/"a" \\ b', "kind": "lora", "base": "x", "seed": 2**63,
-        "data": {"path": "täglich", "held_out": 0.25, "channel_names": ["u", "v"]},
+        "data": {"path": "täglich \U0001f34e\x7f\t", "held_out": 0.25, "channel_names": ["u", "v"]},
         "optimizer": {"learning_rate": 1e-9, "betas": [0.5, 0.9]},
         "ema": {"decays": []}, "loop": {"shard": True, "steps": 3},
     }  # fmt: skip
@@ -40,6 +43,36 @@ def test_a_configuration_reaches_a_process_as_it_is():
 def test_a_failed_run_says_the_cause_and_not_what_followed_from_it(ends, kind, words):
     with pytest.raises(kind, match=words):
         raise _failure(ends)
+
+
+def test_after_ctrl_c_who_writes_the_checkpoint_is_waited_for(monkeypatch):
+    monkeypatch.setattr(training, "_CAUSE_S", 0.01)
+    run = _Run({}, 2, 1, 0, lambda event: None)
+
+    async def ended(code, seconds):
+        await asyncio.sleep(seconds)
+        return _End(code, "")
+
+    async def both(first, second):
+        tasks = [asyncio.create_task(ended(first, 0.3)), asyncio.create_task(ended(second, 0.0))]
+        return [end.code for end in await run._ended(tasks)]
+
+    assert asyncio.run(both(130, 130)) == [130, 130]  # the second had nothing to write
+    assert asyncio.run(both(130, -9)) == [-9]  # one that is lost leaves the others waiting for it
+
+
+def test_ctrl_c_while_the_cluster_has_no_room_ends_at_once():
+    async def stopped():
+        run = _Run({}, 1, 1, 0, lambda event: None)
+        never = asyncio.get_running_loop().create_future()
+        call = SimpleNamespace(remote=lambda: never)
+        run._actors = [SimpleNamespace(where=call, stop=call)]
+        asyncio.get_running_loop().call_later(0.05, run.stop)
+        async with asyncio.timeout(10):
+            await run._placed()
+
+    with pytest.raises(Cancelled, match="stopped at step 0"):
+        asyncio.run(stopped())
 
 
 @pytest.mark.parametrize(

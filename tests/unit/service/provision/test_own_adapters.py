@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from mezzotint.errors import InvalidRequest, Refused, UnknownName
+from mezzotint.errors import InvalidRequest, ModelNotAllowed, Refused, UnknownName
 from mezzotint.models.parts import LORA_HEADER_BYTES
 from mezzotint.request import Embedding, GenerationRequest, Lora
 from mezzotint.service.provision import adapter_descriptions, own_adapters
@@ -153,3 +153,10 @@ def test_a_name_that_was_given_up_stays_its_owners_for_a_while(own, monkeypatch)
     later = own_adapters.time.monotonic() + 61
     monkeypatch.setattr(own_adapters.time, "monotonic", lambda: later)
     assert bring(own, "ink", "bob")["owner"] == "bob"
+
+
+def test_where_nothing_may_be_fetched_no_lora_comes_from_the_hub(tmp_path):
+    own = OwnAdapters(tmp_path, allow_downloads=False)
+    for source in ("nobody/ink-for-tests", "nobody/ink-for-tests/ink.safetensors"):
+        with pytest.raises(ModelNotAllowed, match="fetching models is not allowed here"):
+            own.bring("ink", source)

@@ -87,7 +87,8 @@ def test_a_damaged_or_missing_file_is_named_and_nothing_is_kept(tmp_path, giver)
         shared(config).take("dream")
     assert "dream" not in ModelStore(config).names()
     assert not list((tmp_path / "taker").rglob("*.partial"))
-    victim.write_bytes(right)
+    victim.write_bytes(right[:-1] + b"?")
+    assert shared(giver).give(ModelStore(giver), "dream")[1] == len(right)  # as the error advises
     assert shared(config).take("dream")
     assert shared(config).take("dream")  # a second process of the machine: no error
 
