@@ -120,6 +120,24 @@ def bench_full_size() -> str:
     )
 
 
+def bench_packed() -> str:
+    """A transformer of 12 B weights in a 4-bit file."""
+    result = _read("packed")
+    run, size = result["run"], result["transformer's file, GB"]
+    rows: Rows = [
+        ("the transformer's file, GB", f"{size:.1f}"),
+        ("peak of memory, GB", f"{run['peak_mb'] / 1000:.1f}"),
+        ("the step, s", f"{run['denoise_s']:.0f}"),
+        ("the process, s", f"{run['clock_s']:.0f}"),
+        ("load of the machine", f"{run['load']:.1f}"),
+    ]
+    return (
+        f"{result['what']}.\n\n"
+        + table(("what", "measured"), rows)
+        + _source(result, result["command"])
+    )
+
+
 def bench_placement() -> str:
     """Each placement option: seconds, memory, and how far the picture is from the plain one."""
     result = _read("placement")
@@ -204,7 +222,7 @@ TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
     for made in (
         bench_serve_gan, bench_serve_plate, bench_goodput, bench_engine, bench_cold,
-        bench_full_size, bench_placement, bench_budget, bench_tenants, bench_cluster_replicas,
-        bench_waiting, bench_families,
+        bench_full_size, bench_packed, bench_placement, bench_budget, bench_tenants,
+        bench_cluster_replicas, bench_waiting, bench_families,
     )
 }  # fmt: skip
