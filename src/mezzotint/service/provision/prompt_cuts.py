@@ -13,6 +13,7 @@ __all__ = ["cut_notes"]
 
 _CHUNKED_FAMILIES = ("sd", "sdxl")  # the others read one window of a CLIP text
 _ONE_WINDOW = ("chroma", "pixart")  # of one tokenizer, shorter than that may say
+_LOWERED = ("pixart", "sana")  # read in lower case
 
 
 def cut_notes(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
@@ -34,7 +35,7 @@ def cut_notes(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
     steps = request.num_inference_steps or spec.default_steps
     for path in sorted(folder.glob("tokenizer*")):
         limit = spec.token_limit if spec.family in _ONE_WINDOW else None
-        tokens = _tokens(path, _written(path), limit)
+        tokens = _tokens(path, _written(path), limit, spec.family in _LOWERED)
         for name in ("prompt", "negative_prompt"):
             text = getattr(request, name)
             is_edited = request.prompt_dialect == "a1111" and steps > 0
@@ -47,9 +48,12 @@ def cut_notes(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=8)
-def _tokens(folder: Path, _written: tuple[object, ...], limit: int | None) -> Tokens:
+def _tokens(
+    folder: Path, _written: tuple[object, ...], limit: int | None, is_lowered: bool
+) -> Tokens:
     """Read a tokenizer, which takes as long as a small picture, once for each of its states."""
-    return load_tokens(folder, limit=limit)
+    tokens = load_tokens(folder, limit=limit)
+    return tokens.in_lower_case() if is_lowered else tokens
 
 
 def _written(folder: Path) -> tuple[object, ...]:

@@ -1,3 +1,5 @@
+from tests import tiny
+
 from mezzotint.models.spec import ModelSpec
 from mezzotint.models.store.store import ModelStore
 from mezzotint.request import GenerationRequest
@@ -20,3 +22,16 @@ def test_models_without_a_folder_of_tokenizers_have_no_notes(tmp_path):
     for path in ("", str(tmp_path), str(tmp_path / "gone.safetensors")):
         spec = ModelSpec(name="m", digest="0" * 64, family="sd", path=path)
         assert cut_notes(request, spec) == ()
+
+
+def test_capitals_are_counted_as_the_family_reads_them(tmp_path):
+    tiny.t5_tokenizer().save_pretrained(tmp_path / "tokenizer")  # spells capitals one by one
+    spec = ModelSpec(
+        name="m", digest="0" * 64, family="pixart", path=str(tmp_path), token_limit=120
+    )
+    assert cut_notes(GenerationRequest(prompt="LEAF " * 31), spec) == ()
+    found, wanted = (
+        cut_notes(GenerationRequest(prompt=text * 130), spec)[0].partition(":")[0]
+        for text in ("LEAF ", "leaf ")
+    )
+    assert found == wanted
