@@ -108,8 +108,9 @@ async def remove_file(front: Front, http: Request) -> Response:
             (folder / file).unlink()
         except FileNotFoundError:
             raise NotFound(f"data set {folder.name} has no file {file}") from None
-        if not file.endswith(".txt"):
-            (folder / file).with_suffix(".txt").unlink(missing_ok=True)
+        caption = (folder / file).with_suffix(".txt")
+        if not any(p.stem == caption.stem and p != caption for p in folder.iterdir()):
+            caption.unlink(missing_ok=True)  # else it is another picture's too
 
     await do(remove)
     return json_response({"dataset": folder.name, "file": file, "status": "removed"})

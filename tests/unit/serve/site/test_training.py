@@ -260,6 +260,10 @@ def test_captions_are_read_mended_and_taken_away(door, tmp_path):
     assert door.http.delete("/v1/datasets/apples/0002.png").json()["status"] == "removed"
     folder = tmp_path / "runs" / "datasets" / "apples"
     assert [path.name for path in folder.iterdir()] == ["0001.png"]  # its caption went with it
+    for file in ("0001.jpg", "0001.txt"):
+        door.http.put(f"/v1/datasets/apples/{file}", content=red)
+    door.http.delete("/v1/datasets/apples/0001.jpg")
+    assert (folder / "0001.txt").is_file()  # it is the other picture's too
     assert _caption(folder / "0002.txt", {"0002.txt"}) == ""  # also while the list is made
 
 
