@@ -137,7 +137,7 @@ class JobStore:
         Raises:
             UnknownName: If there is none.
         """
-        found = self._many([id_])
+        found = self._many([id_]) if "\0" not in id_ else []  # which PostgreSQL's texts cannot hold
         if not found:
             raise UnknownName("job", id_[:80], (), field="id")
         return found[0]

@@ -8,6 +8,7 @@ from tests.serving import open_door
 
 from mezzotint.serve.auth import new_key
 from mezzotint.serve.dialects import native_jobs
+from mezzotint.service.jobs.store import JobStore
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,19 @@ def test_seconds_of_a_link_are_bounded(door, job, seconds):
         f"/v1/jobs/{job['id']}/links", params={"seconds": seconds}, headers=door.key
     )
     assert (answer.status_code, "seconds must be 1 to 604800" in answer.text) == (422, True)
+
+
+def test_an_id_that_postgresql_cannot_hold_is_unknown(door, job, monkeypatch):
+    ask = JobStore._many
+
+    def strict(self, ids):
+        assert "\0" not in "".join(ids)  # psycopg raises DataError
+        return ask(self, ids)
+
+    monkeypatch.setattr(JobStore, "_many", strict)
+    link = {"until": "1", "signature": "a"}
+    assert door.http.get("/v1/links/a%00b/0", params=link).status_code == 404
+    assert door.http.get("/v1/jobs/a%00b", headers=door.key).status_code == 404
 
 
 def test_links_are_made_by_who_may_see_the_job(door, job):
