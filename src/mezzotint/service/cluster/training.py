@@ -39,6 +39,7 @@ _PROGRAM = (
     "main()"
 )
 _PLACE_S = 300.0  # in which every process has to get its place
+_ANSWER_S = 20.0  # in which a process answers that lives
 _CAUSE_S = 5.0  # for which the others are heard when one has failed: it may not be the cause
 _REFUSED = 2  # what a command ends with that was asked for something wrong
 _STOPPED = 130  # what it ends with after Ctrl-C
@@ -215,7 +216,7 @@ def _failure(ends: list[_End]) -> InvalidRequest | WorkFailed:
             return InvalidRequest(said[end])
     for end in ends:
         if end.is_loss:
-            return WorkFailed(f"a process of the run was lost again: {said[end]}")
+            return WorkFailed(f"a process of the run was lost, with no restart left: {said[end]}")
     failed = next(end for end in ends if end.code)
     return WorkFailed(said[failed] or f"a process of the run ended with {failed.code}")
 
@@ -323,11 +324,30 @@ class _Run:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 if any(task.result().code not in (0, _STOPPED) for task in done) and waiting:
                     _, waiting = await asyncio.wait(waiting, timeout=_CAUSE_S)
-                    break
-            return [task.result() for task in tasks if task.done()]
+                    lost = await self._lost(tasks) if waiting else []
+                    return [task.result() for task in tasks if task.done()] + lost
+            return [task.result() for task in tasks]
         finally:
             for task in tasks:
                 task.cancel()
+
+    async def _lost(self, tasks: list[asyncio.Task[_End]]) -> list[_End]:
+        """Return an end for each process that has told none and does not answer any more.
+
+        Those beside it fail at once when its machine goes, long before Ray says why.
+        """
+
+        async def ask(actor: Any) -> _End | None:
+            try:
+                async with asyncio.timeout(_ANSWER_S):
+                    await actor.where.remote()
+            except Exception:  # Ray's own are of many kinds
+                return _End(None, f"it did not answer within {_ANSWER_S:g} s")
+            return None
+
+        pairs = zip(tasks, self._actors, strict=False)  # without actors nobody is asked
+        found = await asyncio.gather(*(ask(actor) for task, actor in pairs if not task.done()))
+        return [end for end in found if end is not None]
 
     async def _follow(self, actor: Any, job: TrainJob) -> _End:
         """Hear one process to its end."""

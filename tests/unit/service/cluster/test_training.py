@@ -34,8 +34,8 @@ def test_a_configuration_reaches_a_process_as_it_is():
     [
         ([_End(1, "mezzotint: gloo: reset"), _End(2, "mezzotint: steps must be")],
          InvalidRequest, "^steps must be"),
-        ([_End(1, "mezzotint: gloo: reset"), _End(None, "the actor died")], WorkFailed, "lost again"),
-        ([_End(0, ""), _End(-9, "")], WorkFailed, "lost again"),
+        ([_End(1, "mezzotint: gloo: reset"), _End(None, "the actor died")], WorkFailed, "no restart left"),
+        ([_End(0, ""), _End(-9, "")], WorkFailed, "no restart left"),
         ([_End(0, ""), _End(1, "mezzotint: the loss is not finite")], WorkFailed, "^the loss"),
         ([_End(1, "")], WorkFailed, "ended with 1"),
     ],
@@ -59,6 +59,30 @@ def test_after_ctrl_c_who_writes_the_checkpoint_is_waited_for(monkeypatch):
 
     assert asyncio.run(both(130, 130)) == [130, 130]  # the second had nothing to write
     assert asyncio.run(both(130, -9)) == [-9]  # one that is lost leaves the others waiting for it
+
+
+def test_a_machine_that_goes_is_lost_though_its_neighbour_fails_first(monkeypatch):
+    monkeypatch.setattr(training, "_CAUSE_S", 0.01)
+    monkeypatch.setattr(training, "_ANSWER_S", 0.05)
+
+    def actor(answers):
+        async def where():
+            await asyncio.sleep(0 if answers else 60)
+
+        return SimpleNamespace(where=SimpleNamespace(remote=where))
+
+    async def told(seconds):
+        await asyncio.sleep(seconds)
+        return _End(1, "mezzotint: gloo: connection reset by peer")
+
+    async def ended(*answers):
+        run = _Run({}, 1 + len(answers), 1, 0, lambda event: None)
+        run._actors = [actor(True), *map(actor, answers)]
+        tasks = [asyncio.create_task(told(60 * bool(k))) for k in range(1 + len(answers))]
+        return [end.is_loss for end in await run._ended(tasks)]
+
+    assert asyncio.run(ended(False, True)) == [False, True]  # so that it starts again
+    assert asyncio.run(ended(True)) == [False]
 
 
 def test_ctrl_c_while_the_cluster_has_no_room_ends_at_once():
