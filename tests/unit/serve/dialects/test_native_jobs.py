@@ -61,7 +61,7 @@ def test_a_link_is_for_one_picture_and_as_long_as_it_says(door, job):
     assert 3590 <= until - time.time() <= 3601
     for forged in (
         first.replace(f"until={until}", f"until={until + 9}"),
-        first.replace(first[-1], "0" if first[-1] != "0" else "1"),
+        first[:-1] + ("0" if first[-1] != "0" else "1"),
         second.replace("/1?", "/0?"),
         first.replace("/0?", "/7?"),
         first.replace(job["id"], "job-000000000000000000000000"),

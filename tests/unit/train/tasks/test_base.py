@@ -98,7 +98,7 @@ def test_the_scaling_factor_makes_latents_of_unit_deviation(latent):
     with torch.no_grad():
         means = vae.encode(samples).latent_dist.mean * vae.config.scaling_factor
     assert float(means.std()) == pytest.approx(1.0, rel=1e-3)
-    assert state.task.reconstruct(trainer._weights(state), samples).shape == samples.shape
+    assert state.task.reconstruct(state.copies(), samples).shape == samples.shape
     with pytest.raises(InvalidRequest, match=r"name it as network\.vae"):
         trainer.model()
 
