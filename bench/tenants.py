@@ -199,7 +199,7 @@ class Tenth:
         return (await http.post("/v1/generations", json=body)).status_code
 
     async def _plan(self, http: httpx.AsyncClient, _: list[str]) -> int:
-        body = self._body(num_inference_steps=1000, num_images=64, prompt="very " * 6000)
+        body = self._body(num_inference_steps=150, num_images=64, prompt="very " * 6000)
         return (await http.post("/v1/plan", json=body)).status_code
 
     async def _upload(self, http: httpx.AsyncClient, _: list[str]) -> int:
