@@ -88,6 +88,7 @@ PUBLISHED = {
     ),
 }  # fmt: skip
 """Published checkpoints of Stability: configurations as their repositories have them."""
+
 MEASURE = """
 import json, resource, time
 began, seen = time.perf_counter(), []
@@ -138,11 +139,6 @@ tell(notes=[w for w in result.images[0].warnings], **stages)
 def narrowed(widths: tuple[int, ...], by: int) -> tuple[int, ...]:
     """Divide channels, and keep them multiples of the groups of a norm."""
     return tuple(max(width // by // 32, 1) * 32 for width in widths)
-
-
-def make_sd15(folder: Path, *, narrower: int = 1, seed: int = 0) -> None:
-    """Write the folder of a Stable Diffusion 1.5 as :func:`make` does."""
-    make(folder, "sd15", narrower=narrower, seed=seed)
 
 
 def make(folder: Path, name: str, *, narrower: int = 1, seed: int = 0) -> None:

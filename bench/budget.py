@@ -14,7 +14,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from bench._real_size import make_sd15, rounded, run
+from bench._real_size import make, rounded, run
 from bench._report import write
 
 PICTURES = """
@@ -84,7 +84,7 @@ def main() -> None:
         folders = [(options.folder or work) / f"seed-{seed}" for seed in range(3)]
         for seed, folder in enumerate(folders):
             if not (folder / "model_index.json").is_file():
-                make_sd15(folder, narrower=options.narrower, seed=seed)
+                make(folder, "sd15", narrower=options.narrower, seed=seed)
         total = sum(mezzotint.load_model(folder).num_bytes for folder in folders)
         budget = int(options.share * total)
         (work / "pictures").mkdir()

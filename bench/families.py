@@ -24,7 +24,7 @@ STEPS, SIDE = 6, 64
 FAMILIES = ("sd1", "sdxl", "sd3", "flux", *tiny_flows.BUILDERS)
 PROMPTS = ("a leaf", "a red apple on the table", "two blue cats beside a big leaf " * 2, "a " * 60)
 
-UNBINNED = {"guidance_scale": 1.0, "use_resolution_binning": False}  # small as we ask for it
+UNBINNED = {"guidance_scale": 1.0, **tiny_flows.UNBINNED}
 UNGUIDED = {
     "PixArtAlphaPipeline": UNBINNED,
     "PixArtSigmaPipeline": UNBINNED,

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench._real_size import OURS, THEIRS, decibels, make_sd15, rounded, run
+from bench._real_size import OURS, THEIRS, decibels, make, rounded, run
 from bench._report import write
 
 
@@ -31,7 +31,7 @@ def main() -> None:
         work = Path(name)
         folder = options.folder or work / "sd15"
         if not (folder / "model_index.json").is_file():
-            make_sd15(folder, narrower=options.narrower)
+            make(folder, "sd15", narrower=options.narrower)
             print("the model is made", flush=True)
         home, rows = work / "home", {}
         for label, tier in (

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench._real_size import MEASURE, PROMPT, SCALE, SEED, decibels, make_sd15, rounded, run
+from bench._real_size import MEASURE, PROMPT, SCALE, SEED, decibels, make, rounded, run
 from bench._report import write
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -67,7 +67,7 @@ def main() -> None:
         work = Path(name)
         folder = options.folder or work / "sd15"
         if not (folder / "model_index.json").is_file():
-            make_sd15(folder, narrower=options.narrower)
+            make(folder, "sd15", narrower=options.narrower)
         rows = {}
         for label, (tier, asked) in ROWS.items():
             plain = label.partition(",")[0]

@@ -64,7 +64,6 @@ class Tokens:
         max_length: Tokens of one window, start and end included.
         pad: Id that fills up a window.
         fills_front: Whether it fills up at the front; None if its files do not say.
-        lowers: Whether texts are read in lower case.
     """
 
     def __init__(
@@ -75,10 +74,9 @@ class Tokens:
         max_length: int,
         pad: int | None = None,
         fills_front: bool | None = None,
-        lowers: bool = False,
     ) -> None:
         self.fills_front = fills_front
-        self._lowers = lowers
+        self._lowers = False
         own = Tokenizer.from_str(tokenizer.to_str())
         own.no_padding()
         own.no_truncation()
@@ -112,25 +110,21 @@ class Tokens:
 
     def with_length(self, max_length: int) -> "Tokens":
         """Return the same tokenizer for a window of another length."""
-        return Tokens(
+        other = Tokens(
             self._tokenizer,
             kind=self.kind,
             max_length=max_length,
             pad=self.pad,
             fills_front=self.fills_front,
-            lowers=self._lowers,
         )
+        other._lowers = self._lowers
+        return other
 
     def in_lower_case(self) -> "Tokens":
         """Return the same tokenizer for texts that are read in lower case."""
-        return Tokens(
-            self._tokenizer,
-            kind=self.kind,
-            max_length=self.max_length,
-            pad=self.pad,
-            fills_front=self.fills_front,
-            lowers=True,
-        )
+        other = self.with_length(self.max_length)
+        other._lowers = True
+        return other
 
     def with_words(self, counts: Mapping[str, int]) -> "Tokens":
         """Return the same tokenizer knowing further words.

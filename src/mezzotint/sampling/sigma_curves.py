@@ -17,7 +17,7 @@ Dimensions: N levels, falling, without the final 0 unless said.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from mezzotint.errors import InvalidRequest, UnknownName
@@ -94,28 +94,28 @@ def linear_quadratic_sigmas(num_steps: int, sigma_min: float, sigma_max: float) 
     return [sigma_max * (1 - share) for share in shares]
 
 
-PUBLISHED: dict[str, tuple[float, ...]] = {
-    "align_your_steps": (
+PUBLISHED: dict[str, Mapping[int, tuple[float, ...]]] = {
+    "align_your_steps": {10: (
         14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029,
-    ),
-    "align_your_steps_sdxl": (
+    )},
+    "align_your_steps_sdxl": {10: (
         14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029,
-    ),
-    "gits": GITS[10],
+    )},
+    "gits": GITS,
 }  # fmt: skip
-"""Levels of ten steps by schedule, the one that 0 takes the place of included."""
+"""Levels by schedule and number of steps, the one that 0 takes the place of included."""
 
 
 def _published_sigmas(name: str, num_steps: int, sigma_min: float, sigma_max: float) -> list[float]:
-    """Interpolate published levels log-linearly, without the final 0.
+    """Return published levels without the final 0, log-linear between the most of them for others.
 
     Models whose levels end within 2 % of the published ends get these as they are; for
     others they are stretched, in log sigma, to the model's ends.
 
-    Source: Sabour et al. 2024 (arXiv:2404.14507), appendix; ten steps are as printed. GITS has
-    a row for each number up to twenty, and its last is interpolated beyond.
+    Source: Sabour et al. 2024 (arXiv:2404.14507), appendix; Chen et al. 2024 (arXiv:2405.11326).
     """
-    levels = GITS.get(num_steps, GITS[max(GITS)]) if name == "gits" else PUBLISHED[name]
+    rows = PUBLISHED[name]
+    levels = rows.get(num_steps, rows[max(rows)])
     logs = [math.log(level) for level in levels]
     high, low = math.log(sigma_max), math.log(sigma_min)
     if max(abs(high - logs[0]), abs(low - logs[-1])) > 0.02:

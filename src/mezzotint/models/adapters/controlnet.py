@@ -117,13 +117,7 @@ def check_controlnet(
     Raises:
         InvalidRequest: If it does not fit; names what differs.
     """
-    reason = _misfit(control, model)
-    if reason:
-        raise InvalidRequest(
-            f"ControlNet {control.name} does not fit {model.spec.name}: {reason}",
-            field=f"{field}.model",
-            value=control.name,
-        )
+    _check_fit(control, model, f"{field}.model")
     count = control.num_modes
     if count and mode is None:
         raise InvalidRequest(
@@ -140,6 +134,16 @@ def check_controlnet(
             field=f"{field}.mode",
             value=mode,
             allowed=allowed,
+        )
+
+
+def _check_fit(control: ControlNet, model: Model, field: str) -> None:
+    """Refuse a ControlNet that was made for another network."""
+    if reason := _misfit(control, model):
+        raise InvalidRequest(
+            f"ControlNet {control.name} does not fit {model.spec.name}: {reason}",
+            field=field,
+            value=control.name,
         )
 
 
@@ -312,12 +316,7 @@ def with_controlnets(model: Model, controls: Sequence[ControlNet]) -> Model:
         InvalidRequest: If a ControlNet does not fit the model.
     """
     for control in controls:
-        if reason := _misfit(control, model):
-            raise InvalidRequest(
-                f"ControlNet {control.name} does not fit {model.spec.name}: {reason}",
-                field="controls.model",
-                value=control.name,
-            )
+        _check_fit(control, model, "controls.model")
     view = copy.deepcopy(model)  # networks share themselves, see TorchNetwork.__deepcopy__
     roles = [f"controlnet_{k}" for k in range(len(controls))]
     view.networks.update({r: control.network for r, control in zip(roles, controls, strict=True)})

@@ -13,7 +13,7 @@ __all__ = ["cut_notes"]
 
 _CHUNKED_FAMILIES = ("sd", "sdxl")  # the others read one window of a CLIP text
 _ONE_WINDOW = ("chroma", "pixart")  # of one tokenizer, shorter than that may say
-_LOWERED = ("pixart", "sana")  # read in lower case
+_LOWERED = ("pixart",)  # read in lower case, beside those whose chat format says so
 
 
 def cut_notes(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
@@ -33,9 +33,11 @@ def cut_notes(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
         return ()
     found: list[str] = []
     steps = request.num_inference_steps or spec.default_steps
+    limit = spec.token_limit if spec.family in _ONE_WINDOW else None
+    chat = CHAT_FORMATS.get(spec.family)
+    is_lowered = spec.family in _LOWERED or (chat is not None and chat.lowers)
     for path in sorted(folder.glob("tokenizer*")):
-        limit = spec.token_limit if spec.family in _ONE_WINDOW else None
-        tokens = _tokens(path, _written(path), limit, spec.family in _LOWERED)
+        tokens = _tokens(path, _written(path), limit, is_lowered)
         for name in ("prompt", "negative_prompt"):
             text = getattr(request, name)
             is_edited = request.prompt_dialect == "a1111" and steps > 0

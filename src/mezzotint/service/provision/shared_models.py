@@ -113,7 +113,7 @@ class SharedModels:
         files = {short: DIGESTS.digest(path) for short, path in found.items()}
         card = replace(entry.card, version=entry.version, path="", repo="", revision="")
         listed = _Listed(card, files, root.is_file())
-        with _place_of(self._objects):
+        with _telling():
             there = self._listed(entry.name, entry.version)
             if there is not None and dict(there.files) != files:
                 raise InvalidRequest(
@@ -151,7 +151,7 @@ class SharedModels:
         bare, _, version = name.partition("@")
         if not is_name(bare) or (version and not is_name(version)):
             return False
-        with _place_of(self._objects):
+        with _telling():
             version = version or self._first_version(bare)
             listed = self._listed(bare, version) if version else None
             if listed is None:
@@ -235,10 +235,10 @@ def _is_below(short: str) -> bool:
 
 
 @contextlib.contextmanager
-def _place_of(objects: ObjectStore) -> Generator[ObjectStore]:
+def _telling() -> Generator[None]:
     """Say in words of ours that the place, or the disk, does not answer."""
     try:
-        yield objects
+        yield
     except OSError as error:
         told = error.strerror or str(error)
         raise WorkFailed(f"models.shared_url cannot be used: {told}") from None

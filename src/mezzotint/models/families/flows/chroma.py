@@ -9,13 +9,14 @@ Dimensions: R rows, C latent channels, h and w latent rows and columns, S pictur
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mezzotint.models.families.flows.model import TEXT_MASK, TEXT_STATES, FlowFamily
-from mezzotint.models.families.flows.t5 import t5_reader
+from mezzotint.models.families.flows.t5 import T5Reader
 from mezzotint.models.families.flux import pack, unpack
 from mezzotint.models.parts import Parts
 
@@ -86,7 +87,7 @@ CHROMA = FlowFamily(
     family="chroma",
     call=call_chroma,
     prepare=_use_own_modulations,
-    text=t5_reader(T5_TOKENS, shown_filling=1),
+    text=partial(T5Reader, window=T5_TOKENS, shown_filling=1),
     defaults=_defaults,
     reads_padding=True,
 )

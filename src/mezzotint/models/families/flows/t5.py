@@ -1,6 +1,5 @@
 """T5 as the only text encoder: one window of tokens, and which of them are text."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -11,7 +10,7 @@ from mezzotint.models.families.text import TextEncoder, call_last, text_encoder
 from mezzotint.models.networks import Placement
 from mezzotint.models.parts import Parts
 
-__all__ = ["T5Reader", "t5_reader"]
+__all__ = ["T5Reader"]
 
 
 class T5Reader:
@@ -70,21 +69,3 @@ class T5Reader:
         (chunk, *_), _ = self._t5.tokens.split(prompt.text, prompt.dialect, chunked=False)
         shown = torch.arange(self.window) < sum(chunk.mask) + self._shown_filling
         return TextStates(found.hidden, found.notes, mask=shown[None])
-
-
-def t5_reader(
-    window: int, *, shown_filling: int = 0, lowers: bool = False
-) -> Callable[[Parts, dict[str, Network], Placement], T5Reader]:
-    """Return what makes a :class:`T5Reader` of the parts of a model."""
-
-    def make(parts: Parts, networks: dict[str, Network], placement: Placement) -> T5Reader:
-        return T5Reader(
-            parts,
-            networks,
-            placement,
-            window=window,
-            shown_filling=shown_filling,
-            lowers=lowers,
-        )
-
-    return make
