@@ -25,7 +25,15 @@ from mezzotint.images.png import encode_png
 from mezzotint.textchunks import PARAMETERS, RECIPE, jpeg_segments, make_exif
 from mezzotint.types import OutputFormat, Size
 
-__all__ = ["decode_image", "decode_mask", "encode", "read_size", "to_images", "to_pixels"]
+__all__ = [
+    "check_image",
+    "decode_image",
+    "decode_mask",
+    "encode",
+    "read_size",
+    "to_images",
+    "to_pixels",
+]
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _BROKEN = (
@@ -196,6 +204,25 @@ def read_size(data: bytes, *, field: str = "image", config: ImageConfig | None =
         ImageError: As for :func:`decode_image`, as far as the head tells.
     """
     return Size(*_open(data, field, config or ImageConfig(), lambda picture: picture).size)
+
+
+def check_image(data: bytes, *, field: str = "image", config: ImageConfig | None = None) -> None:
+    """Decode a picture and keep nothing of it: whoever calls asks whether it is whole.
+
+    Args:
+        data: The encoded file.
+        field: Request field to name in errors.
+        config: Limits.
+
+    Raises:
+        ImageError: As for :func:`decode_image`.
+    """
+
+    def read(picture: Image.Image) -> Image.Image:
+        picture.load()
+        return picture
+
+    _open(data, field, config or ImageConfig(), read)
 
 
 def _decode(data: bytes, field: str, config: ImageConfig) -> Image.Image:

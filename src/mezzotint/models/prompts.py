@@ -152,6 +152,8 @@ class Tokens:
 
     def count(self, text: str) -> int:
         """Count the tokens of a text, start and end left out."""
+        if not self._word_pattern:
+            return len(self._encoded(text).ids)
         return sum(len(ids) for ids, _ in self._encode(text))
 
     def _encode(self, text: str) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -167,10 +169,13 @@ class Tokens:
     def _encode_plain(
         self, text: str, start: int
     ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-        plain = text.lower() if self._lowers else text
-        encoding = self._tokenizer.encode(plain, add_special_tokens=False)
+        encoding = self._encoded(text)
         for token, (place, _) in zip(encoding.ids, encoding.offsets, strict=True):
             yield (token,), (start + place,)
+
+    def _encoded(self, text: str) -> Any:
+        plain = text.lower() if self._lowers else text
+        return self._tokenizer.encode(plain, add_special_tokens=False)
 
     def encode_whole(self, text: str) -> list[tuple[int, int]]:
         """Return a text's tokens as (id, character it starts at), special ones as they stand."""
@@ -204,10 +209,12 @@ class Tokens:
         groups += [[] for _ in range(num_chunks - len(groups))]
         return [self._fill(group) for group in groups], self._notes(text, pieces, rest)
 
-    def _group(self, pieces: Sequence[Span], limit: int) -> tuple[list[list[_Token]], list[_Token]]:
-        """Deal tokens into windows; what does not fit is returned last."""
+    def _group(
+        self, pieces: Sequence[Span], limit: int
+    ) -> tuple[list[list[_Token]], _Token | None]:
+        """Deal tokens into windows; the first that does not fit is returned last."""
         groups: list[list[_Token]] = [[]]
-        rest: list[_Token] = []
+        rest: _Token | None = None
         last_comma = -1
         position = 0
         for piece in pieces:
@@ -227,7 +234,9 @@ class Tokens:
                 for token_id, start in zip(ids, starts, strict=True):
                     token = _Token(token_id, piece.weight, position + start)
                     if len(groups[-1]) == self.window:
-                        rest.append(token)
+                        rest = rest or token
+                        if len(groups) == limit:
+                            return groups, rest
                         continue
                     if token_id == self._comma:
                         last_comma = len(groups[-1])
@@ -250,12 +259,12 @@ class Tokens:
             (*weights, *[1.0] * padding),
         )
 
-    def _notes(self, text: str, pieces: Sequence[Span], rest: Sequence[_Token]) -> tuple[str, ...]:
+    def _notes(self, text: str, pieces: Sequence[Span], rest: _Token | None) -> tuple[str, ...]:
         """Name the text that no window had room for."""
-        if not rest:
+        if rest is None:
             return ()
         plain = "".join(piece.text for piece in pieces if piece != BREAK)
-        cut = plain[rest[0].start :].strip()
+        cut = plain[rest.start :].strip()
         shown = cut if len(cut) <= 200 else f"{cut[:197]}..."
         return (f"prompt cut at {self.max_length} tokens; not read: {shown!r}",)
 

@@ -58,6 +58,7 @@ from mezzotint.types import Event, GenerationResult, ImageOutput, Queued, Starte
 __all__ = ["LocalService", "create_service"]
 
 _FEW_PICTURES = 8  # whose plans are made in less than a millisecond or two
+_SHORT_TEXT = 2000  # characters of which that is true
 
 
 def create_service(options: Mapping[str, Any], *, interruptible: bool = False) -> "LocalService":
@@ -244,23 +245,24 @@ class LocalService:
             use_cache=use_cache,
             preview_every=preview_every,
         )
-        at_once = self._is_planned_at_once(request)
-        submission = ask() if at_once else await self._threads.run(client, ask)
-        answer = self._dispatcher.accept(submission, at_once=not self._is_interruptible)
-        answer.add_done_callback(hear)
-        is_over = False
-        try:
-            while not is_over:
-                event = await events.get()
-                if isinstance(event, BaseException):
-                    is_over = True
-                    raise event
-                is_over = isinstance(event, ENDINGS)
-                yield event
-        finally:
-            was_refused = answer.done() and answer.exception() is not None
-            if not is_over and not was_refused:  # the id may be somebody else's
-                self._dispatcher.cancel(request_id)
+        with self._threads.drawing(client):
+            at_once = self._is_planned_at_once(request)
+            submission = ask() if at_once else await self._threads.run(client, ask)
+            answer = self._dispatcher.accept(submission, at_once=not self._is_interruptible)
+            answer.add_done_callback(hear)
+            is_over = False
+            try:
+                while not is_over:
+                    event = await events.get()
+                    if isinstance(event, BaseException):
+                        is_over = True
+                        raise event
+                    is_over = isinstance(event, ENDINGS)
+                    yield event
+            finally:
+                was_refused = answer.done() and answer.exception() is not None
+                if not is_over and not was_refused:  # the id may be somebody else's
+                    self._dispatcher.cancel(request_id)
 
     def _event_mailbox(self) -> EventMailbox:
         """Return what brings events into the running loop."""
@@ -275,7 +277,9 @@ class LocalService:
         has_files = request.gates or any(
             technique.is_asked(request) for technique in TECHNIQUES if not technique.is_light
         )
-        is_short = request.num_pictures <= _FEW_PICTURES and self._shared is None
+        text = len(request.prompt) + len(request.negative_prompt)
+        is_few = request.num_pictures <= _FEW_PICTURES and text <= _SHORT_TEXT
+        is_short = is_few and self._shared is None
         return is_short and not has_files and self.provider.is_loaded(request.model)
 
     async def generate(

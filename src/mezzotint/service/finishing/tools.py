@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mezzotint.errors import InvalidRequest, NotReady, PictureTooLarge
-from mezzotint.images.codec import decode_image, encode, read_size
+from mezzotint.images.codec import check_image, decode_image, encode, read_size
 from mezzotint.images.config import ImageConfig
 from mezzotint.images.metadata import read_recipe
 from mezzotint.images.preprocess import preprocess
@@ -34,7 +34,7 @@ def inspect(data: bytes, known_models: Collection[str] = ()) -> Mapping[str, Any
     items = read_texts(data)
     recipe = read_recipe(data)
     if recipe is None or not recipe["request"].get("output", {}).get("animation"):
-        decode_image(data)
+        check_image(data)
     foreign = read_foreign(data, known_models=known_models) if recipe is None else None
     request: Mapping[str, Any] | None = recipe["request"] if recipe else None
     if foreign is not None:

@@ -1,15 +1,21 @@
-"""Threads for work on pictures, of which no client gets more than a few at once.
+"""Threads for work on pictures, of which no client gets more than its share.
 
 Reading pictures and planning takes seconds where a client sends large ones. Each client
 has a line of its own, so whoever fills it waits behind itself, and the plan of somebody
 else begins at once.
+
+These threads share cores and interpreter with the one that draws. While pictures of somebody
+else are on their way, a client's line does one thing at a time and rests after each, so that
+what it takes stays a fifth of one core; alone, nothing rests.
 """
 
 import asyncio
+import contextlib
 import contextvars
 import threading
-from collections import deque
-from collections.abc import Callable
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
@@ -21,6 +27,10 @@ __all__ = ["FairThreads"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_REST = 4.0  # seconds of rest for each second of work, while others wait for pictures
+_LONGEST_REST_S = 10.0
+_FEW_LINES = 64  # below which nobody looks for lines that have rested
+
 
 @dataclass(slots=True)
 class _Line:
@@ -30,6 +40,8 @@ class _Line:
         default_factory=deque[tuple["Future[Any]", Callable[[], Any]]]
     )
     running: int = 0
+    rests_until: float = 0.0
+    alarm: threading.Timer | None = None
 
 
 class FairThreads:
@@ -37,7 +49,8 @@ class FairThreads:
 
     Args:
         count: Threads.
-        per_client: Threads that one client may have at once.
+        per_client: Threads that one client may have at once; one while others wait for
+            pictures.
     """
 
     def __init__(self, count: int = 16, per_client: int = 2) -> None:
@@ -45,7 +58,24 @@ class FairThreads:
         self._per_client = per_client
         self._lock = threading.Lock()
         self._lines: dict[str, _Line] = {}
+        self._drawing: Counter[str] = Counter()
+        self._prune_at = _FEW_LINES
         self._is_closed = False
+
+    @contextlib.contextmanager
+    def drawing(self, client: str) -> Iterator[None]:
+        """Say that pictures of a client are on their way until the block ends."""
+        with self._lock:
+            self._drawing[client] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._drawing[client] -= 1
+                if not self._drawing[client]:
+                    del self._drawing[client]
+                    for other, line in [*self._lines.items()]:
+                        self._fill(other, line)
 
     async def run(
         self, client: str, work: Callable[P, T], *arguments: P.args, **named: P.kwargs
@@ -72,6 +102,8 @@ class FairThreads:
             late = [future for line in self._lines.values() for future, _ in line.waiting]
             for line in self._lines.values():
                 line.waiting.clear()
+                if line.alarm:
+                    line.alarm.cancel()
         for future in late:
             if future.set_running_or_notify_cancel():
                 future.set_exception(NotReady("the engine is closed"))
@@ -79,25 +111,63 @@ class FairThreads:
 
     def _fill(self, client: str, line: _Line) -> None:
         """Give a line the threads that it may have."""
-        while line.waiting and line.running < self._per_client:
+        others = self._are_others_drawing(client)
+        most = 1 if others else self._per_client
+        now_s = time.monotonic()
+        while line.waiting and line.running < most:
+            if others and now_s < line.rests_until:
+                self._call_later(client, line, line.rests_until - now_s)
+                return
             future, work = line.waiting.popleft()
             if future.set_running_or_notify_cancel():
                 line.running += 1
                 self._pool.submit(self._do, client, line, future, work)
-        if not line.running and not line.waiting:
+        if not line.running and not line.waiting and now_s >= line.rests_until:
             self._lines.pop(client, None)
+
+    def _are_others_drawing(self, client: str) -> bool:
+        return any(other != client for other in self._drawing)
+
+    def _prune(self) -> None:
+        """Forget lines that have rested, each time there are twice as many."""
+        if len(self._lines) < self._prune_at:
+            return
+        now_s = time.monotonic()
+        self._lines = {
+            client: line for client, line in self._lines.items()
+            if line.running or line.waiting or line.rests_until > now_s
+        }  # fmt: skip
+        self._prune_at = max(_FEW_LINES, 2 * len(self._lines))
+
+    def _call_later(self, client: str, line: _Line, seconds: float) -> None:
+        """Look at a line again once it has rested."""
+        if line.alarm is None:
+            line.alarm = threading.Timer(seconds, self._wake, (client, line))
+            line.alarm.daemon = True
+            line.alarm.start()
+
+    def _wake(self, client: str, line: _Line) -> None:
+        with self._lock:
+            line.alarm = None
+            if not self._is_closed:
+                self._fill(client, line)
 
     def _do(self, client: str, line: _Line, future: "Future[Any]", work: Callable[[], Any]) -> None:
         """Do one piece of work, then let the client's next one in."""
         outcome: Any = None
         fault: BaseException | None = None
+        began_s = time.thread_time()
         try:
             outcome = work()
         except BaseException as error:  # it belongs to whoever waits
             fault = error
+        rest_s = min(_REST * (time.thread_time() - began_s), _LONGEST_REST_S)
         with self._lock:
             line.running -= 1
+            if self._are_others_drawing(client):
+                line.rests_until = max(line.rests_until, time.monotonic()) + rest_s
             self._fill(client, line)
+            self._prune()
         if fault is None:
             future.set_result(outcome)
         else:

@@ -43,9 +43,9 @@ def cut_notes(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
             is_edited = request.prompt_dialect == "a1111" and steps > 0
             for stage in {e.text for e in edits(text, steps)} if is_edited else {text}:
                 is_negative = name == "negative_prompt"
-                notes = _notes(tokens, stage, request.prompt_dialect, spec, is_negative)
-                about = f"{name} has {tokens.count(stage)} tokens for {path.name}"
-                found += [f"{about}: {note}" for note in notes]
+                if notes := _notes(tokens, stage, request.prompt_dialect, spec, is_negative):
+                    about = f"{name} has {tokens.count(stage)} tokens for {path.name}"
+                    found += [f"{about}: {note}" for note in notes]
     return tuple(dict.fromkeys(found))
 
 

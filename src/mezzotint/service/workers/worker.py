@@ -33,6 +33,11 @@ __all__ = ["main"]
 
 _STREAM_LIMIT = 1 << 20
 _BUFFER_BYTES = 1 << 18
+_SWITCH_S = 5e-4
+"""For how long a thread that plans or reads keeps the interpreter from the one that draws.
+
+The device's thread takes it several times a step; at Python's 5 ms each of them costs more than
+the step."""
 _GONE = (ConnectionError, RuntimeError)  # uvloop's word for a closed connection is the latter
 
 
@@ -76,6 +81,7 @@ def main() -> None:
     """Serve the socket named on the command line, then end at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     garbage.own_process()
+    sys.setswitchinterval(_SWITCH_S)
     event_loop.run(_run(int(sys.argv[1])))
     sys.stdout.flush()
     sys.stderr.flush()

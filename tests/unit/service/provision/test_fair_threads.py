@@ -5,6 +5,7 @@ import time
 import pytest
 
 from mezzotint.errors import NotReady
+from mezzotint.service.provision import fair_threads
 from mezzotint.service.provision.fair_threads import FairThreads
 
 
@@ -67,3 +68,63 @@ def test_closed_threads_refuse_what_waits_and_what_comes():
         assert await first
 
     asyncio.run(main())
+
+
+def burn(seconds):
+    """Keep a core busy, and say so."""
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
+
+
+def test_beside_pictures_of_others_a_line_does_one_thing_at_a_time_and_rests():
+    threads, done = FairThreads(4, per_client=2), []
+
+    def work(k):
+        burn(0.02)
+        done.append(k)
+
+    async def main():
+        with threads.drawing("other"):
+            greedy = [asyncio.ensure_future(threads.run("greedy", work, k)) for k in range(60)]
+            began = time.monotonic()
+            await threads.run("other", burn, 0.01)
+            assert threads._lines["greedy"].running <= 1
+            await asyncio.sleep(1.0)
+            # each 0.02 s of work is followed by 0.08 s of rest
+            most = (time.monotonic() - began) / 0.1 + 2
+            assert 1 <= len(done) <= most < 60
+        await asyncio.wait_for(asyncio.gather(*greedy), 60)  # nobody else draws: no rest
+        assert sorted(done) == list(range(60))
+
+    asyncio.run(main())
+    threads.close()
+
+
+def test_alone_and_beside_pictures_of_its_own_a_line_does_not_rest():
+    threads = FairThreads(4, per_client=2)
+
+    async def main():
+        with threads.drawing("greedy"):
+            await threads.run("greedy", burn, 0.5)
+            assert threads._lines == {}
+            await asyncio.wait_for(threads.run("greedy", burn, 0.01), 1.9)  # rest: two seconds
+
+    asyncio.run(main())
+    threads.close()
+
+
+def test_lines_that_have_rested_are_forgotten(monkeypatch):
+    monkeypatch.setattr(fair_threads, "_FEW_LINES", 4)
+    threads = FairThreads(4)
+
+    async def main():
+        with threads.drawing("other"):
+            for k in range(40):
+                await threads.run(f"client-{k}", burn, 0.001)
+                assert len(threads._lines) <= 24
+            await asyncio.sleep(0.1)
+            await threads.run("last", burn, 0.001)
+
+    asyncio.run(main())
+    threads.close()
