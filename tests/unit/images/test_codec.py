@@ -6,7 +6,14 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from mezzotint.errors import ImageError, ShapeError, WorkFailed
-from mezzotint.images.codec import decode_image, decode_mask, encode, to_images, to_pixels
+from mezzotint.images.codec import (
+    check_image,
+    decode_image,
+    decode_mask,
+    encode,
+    to_images,
+    to_pixels,
+)
 from mezzotint.images.config import ImageConfig
 from mezzotint.images.png import encode_png
 
@@ -244,3 +251,12 @@ def test_white_strokes_on_a_transparent_canvas_repaint_the_strokes():
     rgba = np.zeros((2, 2, 4), np.uint8)
     rgba[0, 1] = 255
     assert decode_mask(encode_png(rgba)).tolist() == [[0, 1], [0, 0]]
+
+
+def test_a_check_reads_every_pixel_and_keeps_none():
+    whole = packed(Image.fromarray(picture()))
+    assert check_image(whole) is None
+    with pytest.raises(ImageError, match="start is a broken picture"):
+        check_image(whole[: len(whole) // 2], field="start")
+    with pytest.raises(ImageError, match="start must be a picture of a known format"):
+        check_image(whole[:8], field="start")
