@@ -14,6 +14,7 @@ from pathlib import Path
 __all__ = [
     "atomic_path",
     "digest_file",
+    "exclusive",
     "expanded",
     "is_there",
     "sync_folder",
@@ -129,3 +130,26 @@ def digest_file(path: Path) -> str:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Generator[None]:
+    """Keep other processes of this machine out of the block, until it ends or this one dies.
+
+    Args:
+        path: A file that stands for the lock; made if absent, and left.
+
+    Raises:
+        OSError: If the file cannot be opened.
+    """
+    if sys.platform == "win32":  # has no such locks
+        yield
+        return
+    import fcntl
+
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

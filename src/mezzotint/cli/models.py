@@ -168,7 +168,14 @@ def remove(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
 
 
 @models_app.command("share")
-def share(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
+def share(
+    context: typer.Context,
+    name: Name,
+    force: Annotated[
+        bool, typer.Option("--force", help="Copy files that are there already too.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Copy a model to models.shared_url; machines that lack it take it from there."""
     from mezzotint.service.provision.shared_models import open_shared_models
 
@@ -179,7 +186,7 @@ def share(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
             "models.shared_url is not set: the folder or s3://bucket/prefix that machines share",
             field="models.shared_url",
         )
-    entry, copied = shared.give(store, name)
+    entry, copied = shared.give(store, name, force=force)
     if as_json:
         print(json.dumps({"shared": entry.full_name, "copied_bytes": copied}))
     else:

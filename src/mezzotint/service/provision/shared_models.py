@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mezzotint.errors import InvalidRequest, ModelError, WeightsError, WorkFailed
-from mezzotint.files import digest_file
+from mezzotint.files import digest_file, exclusive
 from mezzotint.models.cards import Card, card_from_plain, card_to_toml, write_card
 from mezzotint.models.config import ModelsConfig
 from mezzotint.models.digests import DIGESTS
@@ -74,11 +74,17 @@ class SharedModels:
         self._objects = objects
         self._config = config
 
-    def give(self, store: ModelStore, name: str) -> tuple[ModelEntry, int]:
+    def give(self, store: ModelStore, name: str, *, force: bool = False) -> tuple[ModelEntry, int]:
         """Copy a model of this machine to the place.
 
+        Args:
+            store: Of this machine.
+            name: Name, or ``name@version``.
+            force: Whether files are copied that are there already: one of a bucket may be
+                damaged, and reading it back costs what writing it does.
+
         Returns:
-            What was copied, and the bytes that were not there before.
+            What was copied, and how many bytes that took.
 
         Raises:
             UnknownName: If there is no such model.
@@ -124,7 +130,7 @@ class SharedModels:
             copied = 0
             for short, path in found.items():
                 where = f"models/files/{files[short]}"
-                if where not in known or self._is_damaged(where, files[short]):
+                if force or where not in known or self._is_damaged(where, files[short]):
                     self._objects.put_file(where, path)
                     copied += path.stat().st_size
                     known.add(where)
@@ -134,7 +140,7 @@ class SharedModels:
         return entry, copied
 
     def _is_damaged(self, where: str, digest: str) -> bool:
-        """Whether a file of a folder is not what it was; a bucket sees to that itself."""
+        """Whether a file of a folder is not what it was; a bucket is not read back."""
         return isinstance(self._objects, FolderObjects) and not self._objects.holds(where, digest)
 
     def take(self, name: str) -> bool:
@@ -157,19 +163,28 @@ class SharedModels:
             if listed is None:
                 return False
             folder = self._config.models_path / bare / version
-            partial = folder / f".{secrets.token_hex(6)}.partial"
-            try:
-                for short, digest in listed.files.items():
-                    self._take_file(partial / short, digest, f"{bare}@{version}")
-                with contextlib.suppress(OSError):  # another process of this machine was first
-                    os.rename(partial, folder / "files")
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-            only = next(iter(listed.files)) if listed.single else ""
-            path = f"files/{only}" if only and not only.endswith(".safetensors") else ""
-            write_card(folder / "card.toml", replace(listed.card, path=path))
+            folder.mkdir(parents=True, exist_ok=True)
+            with exclusive(folder / ".taking"):
+                if not (folder / "card.toml").is_file():  # no other process was first
+                    self._fill(folder, listed)
         log.info("model.taken", model=f"{bare}@{version}", files=len(listed.files))
         return True
+
+    def _fill(self, folder: Path, listed: _Listed) -> None:
+        """Copy a model's files into its folder in the store; a card is its last file."""
+        for left in folder.glob(".*.partial"):  # of a process that was killed
+            shutil.rmtree(left)
+        partial = folder / f".{secrets.token_hex(6)}.partial"
+        try:
+            for short, digest in listed.files.items():
+                self._take_file(partial / short, digest, f"{listed.card.name}@{folder.name}")
+            shutil.rmtree(folder / "files", ignore_errors=True)  # whose card was never written
+            os.rename(partial, folder / "files")
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        only = next(iter(listed.files)) if listed.single else ""
+        path = f"files/{only}" if only and not only.endswith(".safetensors") else ""
+        write_card(folder / "card.toml", replace(listed.card, path=path))
 
     def _take_file(self, path: Path, digest: str, model: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +193,7 @@ class SharedModels:
             state = "damaged" if is_there else "missing"
             raise WeightsError(
                 f"model {model}: the file {path.name} is {state} in models.shared_url (sha256 "
-                f"{digest[:12]}): share it again with `mezzotint models share`"
+                f"{digest[:12]}): share it again with `mezzotint models share --force`"
             )
 
     def _first_version(self, name: str) -> str:

@@ -5,6 +5,7 @@ Tests :mod:`mezzotint.service.provision.shared_models`.
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from mezzotint.errors import InvalidRequest, ModelError, WeightsError, WorkFaile
 from mezzotint.models.config import ModelsConfig
 from mezzotint.models.store.store import ModelStore
 from mezzotint.request import GenerationRequest
+from mezzotint.service.buckets import open_objects
 from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.engine import Engine
+from mezzotint.service.provision import shared_models
 from mezzotint.service.provision.shared_models import SharedModels, open_shared_models
 
 
@@ -91,6 +94,57 @@ def test_a_damaged_or_missing_file_is_named_and_nothing_is_kept(tmp_path, giver)
     assert shared(giver).give(ModelStore(giver), "dream")[1] == len(right)  # as the error advises
     assert shared(config).take("dream")
     assert shared(config).take("dream")  # a second process of the machine: no error
+
+
+def test_a_damaged_file_of_a_bucket_is_put_right_by_force(tmp_path, giver, bucket):
+    giver, taker = machine(tmp_path, "giver", bucket), machine(tmp_path, "taker", bucket)
+    place, store = open_objects(bucket, "models.shared_url"), ModelStore(giver)
+    shared(giver).give(store, "dream")
+    victim = place.names("models/files/")[0]
+    place.put(victim, b"damaged")
+    with pytest.raises(WeightsError, match="share it again with `mezzotint models share --force`"):
+        shared(taker).take("dream")
+    assert shared(giver).give(store, "dream")[1] == 0  # what is there is not read back
+    assert shared(giver).give(store, "dream", force=True)[1] > 0
+    assert shared(taker).take("dream")
+
+
+def test_what_a_killed_process_left_is_removed_and_the_model_taken_whole(tmp_path, giver):
+    config = machine(tmp_path, "taker")
+    folder = config.models_path / "dream" / "2.0"
+    for left in (folder / ".0123456789ab.partial" / "unet", folder / "files" / "unet"):
+        left.mkdir(parents=True)
+        (left / "half").write_bytes(b"?")
+    assert shared(config).take("dream")
+    assert files_of(folder / "files") == files_of(Path(tiny.folder("sd1")))
+    assert not list(folder.glob("*.partial")) and not list(folder.glob(".*.partial"))
+
+
+def test_of_processes_that_take_a_model_at_once_one_copies_it(tmp_path, giver, monkeypatch):
+    config = machine(tmp_path, "taker")
+    copied: list[str] = []
+    take = SharedModels._take_file
+
+    def count(self, path, digest, model):
+        copied.append(path.name)
+        take(self, path, digest, model)
+
+    monkeypatch.setattr(SharedModels, "_take_file", count)
+    with ThreadPoolExecutor(3) as threads:
+        assert all(threads.map(lambda _: shared(config).take("dream"), range(3)))
+    assert len(copied) == len(files_of(Path(tiny.folder("sd1"))))
+
+
+def test_a_disk_that_refuses_the_name_is_an_error_and_not_a_model(tmp_path, giver, monkeypatch):
+    config = machine(tmp_path, "taker")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(shared_models.os, "rename", refuse)
+    with pytest.raises(WorkFailed, match="Permission denied"):
+        shared(config).take("dream")
+    assert "dream" not in ModelStore(config).names()
 
 
 @pytest.mark.parametrize(
