@@ -88,7 +88,7 @@ def as_published(state):
 @pytest.mark.slow
 def test_every_packed_weight_of_flux_finds_its_place():
     state = random_state()
-    translated = packed_files._named(
+    translated = packed_files.named_as_class(
         as_published(state), FluxTransformer2DModel.__name__, CONFIG, set(state)
     )
     found, wanted = (packed_files._packed_blocks(one) for one in (translated, state))

@@ -9,7 +9,7 @@ are named as diffusers names them; the translation of names is diffusers' own.
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,13 @@ from mezzotint.models.formats.bitsandbytes_weights import (
 )
 from mezzotint.models.formats.filling import empty_network, fill
 from mezzotint.models.formats.gguf_header import GgufTensor, read_gguf_header
-from mezzotint.models.parts import SCALES, SafetensorsHeader, find_weights, read_header
+from mezzotint.models.parts import (
+    SCALES,
+    STORED_BYTES,
+    SafetensorsHeader,
+    find_weights,
+    read_header,
+)
 
 __all__ = [
     "Stored", "apply_scales", "build_packed", "find_stored", "named_as_class", "plain_state",
@@ -105,7 +111,7 @@ def read_stored(
     """
     if files[0].suffix == ".gguf":
         return _read_gguf(files[0])
-    found = [header for header in headers if header is not None]
+    found = [_of_network(header) for header in headers if header is not None]
     names = {name: kind for header in found for name, (kind, _) in header.tensors.items()}
     kind = bitsandbytes_kind(names)
     if not kind and any(name.endswith(SCALES) for name in names):
@@ -221,16 +227,25 @@ def apply_scales(state: Mapping[str, Tensor], *, where: object) -> dict[str, Ten
     return {k: v.numbers(torch.float32) if isinstance(v, Packed) else v for k, v in given.items()}
 
 
+def _of_network(header: SafetensorsHeader) -> SafetensorsHeader:
+    """Return what a file holds of its network; one of ComfyUI may hold a whole model."""
+    own = {n: entry for n, entry in header.tensors.items() if n.startswith(_COMFY)}
+    if not own:
+        return header
+    sizes = (math.prod(shape) * STORED_BYTES.get(kind, 4) for kind, shape in own.values())
+    return replace(header, tensors=own, data_bytes=sum(sizes))
+
+
 def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Read all tensors of safetensors files into memory of our own."""
+    """Read a network's tensors of safetensors files into memory of our own, without prefix."""
     from safetensors import SafetensorError, safe_open
 
     for path in files:
-        names = read_header(path).tensors
+        names = _of_network(read_header(path)).tensors
         try:
             with safe_open(str(path), framework="pt") as file:
                 for name in names:
-                    yield name, file.get_tensor(name).clone()
+                    yield name.removeprefix(_COMFY), file.get_tensor(name).clone()
         except SafetensorError as error:
             raise WeightsError(f"{path} cannot be read: {str(error)[:200]}") from None
 
@@ -240,18 +255,19 @@ def named_as_class(
 ) -> dict[str, Any]:
     """Name tensors as the class does, by diffusers' own translation.
 
+    Those of ComfyUI's files have a prefix, which several translations do not know.
+
     Args:
         state: By the names of their file.
         class_name: Of diffusers.
         config: Of the network.
         wanted: The names of the class.
     """
+    state = {name.removeprefix(_COMFY): tensor for name, tensor in state.items()}
     if wanted <= set(state):
         return state
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
-    if class_name == "Lumina2Transformer2DModel":  # whose translation forgets the prefix half way
-        state = {name.removeprefix(_COMFY): tensor for name, tensor in state.items()}
     known: dict[str, Any] = SINGLE_FILE_LOADABLE_CLASSES.get(class_name, {})
     if "checkpoint_mapping_fn" not in known:
         return state

@@ -196,6 +196,28 @@ def test_8_bit_floats_with_scales_are_what_they_stand_for(tmp_path, file, by_row
             assert torch.equal(layers[name].weight, layer.weight)
 
 
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_whole_model_in_one_file_of_comfyui_is_read_for_its_transformer(tmp_path, packs):
+    state = load_file(tiny.folder("z_image") / WEIGHTS)
+    named = published(state) | {"norm_final.weight": torch.zeros(4)}  # of no layer
+    own = float8_state(named, by_row=False)[0] if packs else named
+    whole = {f"model.diffusion_model.{name}": tensor for name, tensor in own.items()}
+    whole |= {
+        "text_encoders.qwen3_4b.transformer.model.layers.0.mlp.up_proj.weight": torch.ones(64, 64),
+        "text_encoders.qwen3_4b.transformer.model.layers.0.mlp.up_proj.scale_weight": torch.ones(1),
+        "vae.decoder.conv_in.weight": torch.ones(8, 8, 3, 3),
+    }
+    folders = [tiny.copy_of("z_image", tmp_path / name) for name in ("whole", "plain")]
+    for folder, tensors in zip(folders, (whole, own), strict=True):
+        (folder / WEIGHTS).unlink()
+        save_file(tensors, folder / "transformer" / "z-image-aio.safetensors")
+    found, wanted = (load_pipeline(folder, name="z").networks["denoiser"] for folder in folders)
+    assert found.num_bytes == wanted.num_bytes
+    weights = found.module.state_dict()
+    for name, weight in wanted.module.state_dict().items():
+        assert torch.equal(weights[name], weight), name
+
+
 def test_what_bitsandbytes_wrote_is_read_without_it():
     state = load_file(FIXTURE)  # written by bitsandbytes 0.50.2, with what it makes of it
     wanted = {k.removeprefix("wanted."): state.pop(k) for k in list(state) if "wanted." in k}

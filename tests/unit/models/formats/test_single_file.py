@@ -11,6 +11,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
 )
 from safetensors.torch import load_file, save_file
 from tests import tiny
@@ -253,6 +255,11 @@ def test_a_file_of_stable_diffusion_3_equals_its_folder(is_35, tmp_path):
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
     assert ours.spec.default_scheduler == theirs.spec.default_scheduler == "flow_euler"
+    told = StableDiffusion3Pipeline.from_single_file(
+        str(file), config=str(tmp_path / "folder"), local_files_only=True,
+        torch_dtype=torch.float32, text_encoder_3=None, tokenizer_3=None,
+    )  # fmt: skip
+    assert_same_weights(ours, told)
     assert any("T5" in limit for limit in ours.spec.limits)
     with pytest.raises(InvalidRequest, match="left out"):
         load_single_file(file, prediction_type="epsilon")
@@ -383,6 +390,34 @@ def test_single_file_equals_its_folder(layout):
     assert [getattr(ours.spec, k) for k in same] == [getattr(theirs.spec, k) for k in same]
     for key in ("beta_start", "beta_end", "beta_schedule", "timestep_spacing", "steps_offset"):
         assert ours.spec.scheduler_config[key] == theirs.spec.scheduler_config[key]
+
+
+SAME_WEIGHTS = {
+    "unet": "denoiser", "transformer": "denoiser", "vae": "decoder",
+    "text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2",
+}  # fmt: skip
+"""What our networks are called, by the parts of a pipeline."""
+
+
+def assert_same_weights(model, pipeline):
+    for part, role in SAME_WEIGHTS.items():
+        if (theirs := getattr(pipeline, part, None)) is None:
+            continue
+        found = model.networks[role].module.state_dict()
+        for name, weight in theirs.state_dict().items():
+            assert torch.equal(found[name], weight), (part, name)
+
+
+@pytest.mark.parametrize("layout", ["sd1", "sd2", "sdxl"])
+def test_single_file_holds_the_weights_that_diffusers_reads_of_it(layout):
+    folder, file = pair(layout)
+    xl = layout == "sdxl"
+    cls = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
+    more = {} if xl else {"safety_checker": None}
+    pipeline = cls.from_single_file(
+        str(file), config=str(folder), local_files_only=True, torch_dtype=torch.float32, **more
+    )
+    assert_same_weights(load_single_file(file), pipeline)
 
 
 def test_prediction_type_follows_request_then_file_then_layout(tmp_path):
