@@ -6,6 +6,7 @@ import warnings
 import torch
 from diffusers import (
     ControlNetModel,
+    ControlNetUnionModel,
     FluxControlNetModel,
     QwenImageControlNetModel,
     SD3ControlNetModel,
@@ -29,6 +30,23 @@ def controlnet(pipeline, seed=40, scale=0.5):
             pipeline.unet,
             conditioning_embedding_out_channels=(4, 8, 8),
             load_weights_from_unet=False,
+        )
+    return tiny.stir(net, seed, scale)
+
+
+def union_controlnet(pipeline, seed=45, scale=0.5, modes=6):
+    """A union of ControlNets of a pipeline's U-Net whose answers are not zero."""
+    known = inspect.signature(ControlNetUnionModel.__init__).parameters
+    own = {k: v for k, v in pipeline.unet.config.items() if k in known and not k.startswith("_")}
+    width = own["block_out_channels"][0]
+    with tiny.seeded(seed):
+        net = ControlNetUnionModel(
+            **own,
+            conditioning_embedding_out_channels=(4, 8, 8),
+            num_control_type=modes,
+            num_trans_channel=width,
+            num_proj_channel=width,
+            num_trans_head=2,
         )
     return tiny.stir(net, seed, scale)
 

@@ -16,7 +16,7 @@ from typing import Any
 from mezzotint.errors import InvalidRequest
 from mezzotint.vocabulary import match_sampler, match_schedule
 
-__all__ = ["NODES", "Graph", "GraphError", "NodeFault", "read_graph"]
+__all__ = ["NODES", "UNION_TYPES", "Graph", "GraphError", "NodeFault", "read_graph"]
 
 NODES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "CheckpointLoaderSimple": (("ckpt_name",), ("MODEL", "CLIP", "VAE")),
@@ -58,12 +58,19 @@ NODES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "PreviewImage": (("images",), ()),
     "SaveImage": (("images", "filename_prefix"), ()),
     "SetLatentNoiseMask": (("samples", "mask"), ("LATENT",)),
+    "SetUnionControlNetType": (("control_net", "type"), ("CONTROL_NET",)),
     "VAEDecode": (("samples", "vae"), ("IMAGE",)),
     "VAEEncode": (("pixels", "vae"), ("LATENT",)),
     "VAEEncodeForInpaint": (("pixels", "vae", "mask", "grow_mask_by"), ("LATENT",)),
     "VAELoader": (("vae_name",), ("VAE",)),
 }  # fmt: skip
 """Nodes that are understood: names of their inputs and kinds of their outputs."""
+
+UNION_TYPES = (
+    "openpose", "depth", "hed/pidi/scribble/ted", "canny/lineart/anime_lineart/mlsd", "normal",
+    "segment", "tile", "repaint",
+)  # fmt: skip
+"""What a union of ControlNets follows, by its number."""
 
 _OUTPUTS = ("SaveImage", "PreviewImage")
 _SAMPLERS = ("KSampler", "KSamplerAdvanced")
@@ -353,12 +360,18 @@ class _Reader:
 
     def _control(self, node: str) -> None:
         """Read a ControlNet."""
-        loader = self._link(node, "control_net", ("ControlNetLoader",))
+        loader = self._link(node, "control_net", ("ControlNetLoader", "SetUnionControlNetType"))
+        mode = None
+        if self._nodes[loader]["class_type"] == "SetUnionControlNetType":
+            mode = self._union_type(loader)
+            loader = self._link(loader, "control_net", ("ControlNetLoader",))
         picture = self._link(node, "image", ("LoadImage",))
         control: dict[str, Any] = {
             "model": _FILE.sub("", self._words(loader, "control_net_name")),
             "scale": self._number(node, "strength", 1.0),
         }
+        if mode is not None:
+            control["mode"] = mode
         if self._nodes[node]["class_type"] == "ControlNetApplyAdvanced":
             control["start"] = self._number(node, "start_percent", 0.0)
             control["end"] = self._number(node, "end_percent", 1.0)
@@ -366,6 +379,16 @@ class _Reader:
         self._graph.pictures[f"controls.{len(controls)}"] = self._words(picture, "image")
         self._graph.places["controls"] = loader, "control_net_name"
         controls.append(control)
+
+    def _union_type(self, node: str) -> int | None:
+        """Return what a union of ControlNets follows, None where it is left to it."""
+        name = self._words(node, "type")
+        if name == "auto":
+            return None
+        if name not in UNION_TYPES:
+            text = f"no such type: {name[:40]}"
+            raise self._fault(node, text, "type", name, kind="value_not_in_list")
+        return UNION_TYPES.index(name)
 
     def _text(self, node: str) -> str:
         """Return the text of a text node, whose CLIP has to be the whole one."""

@@ -1,6 +1,7 @@
 """ControlNets, IP-Adapters and textual inversions against diffusers on the same weights."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -10,12 +11,16 @@ from diffusers import (
     StableDiffusionControlNetImg2ImgPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLControlNetUnionPipeline,
 )
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests import adapters_tiny, tiny
 
+from mezzotint.errors import InvalidRequest
+from mezzotint.models.adapters.controlnet import read_controlnet
 from mezzotint.models.formats.components import from_pipeline
+from mezzotint.models.networks import Placement
 from mezzotint.request import Control, Embedding, GenerationRequest, ImagePrompt
 from mezzotint.service.engine import Engine
 from mezzotint.types import ImageInput
@@ -57,6 +62,9 @@ def home(pipelines, tmp_path_factory):
             net = adapters_tiny.controlnet(pipeline, seed=40 + number)
             net.save_pretrained(home / "controlnets" / f"{kind}-{number}")
         adapters_tiny.ip_adapter(pipeline, home / "ip_adapters" / kind)
+    adapters_tiny.union_controlnet(pipelines["sdxl"]).save_pretrained(
+        home / "controlnets" / "union"
+    )
     for kind, seed in (("full", 61), ("plus", 62)):
         folder = home / "ip_adapters" / kind
         adapters_tiny.ip_adapter(pipelines["sd1"], folder, kind=kind, seed=seed)
@@ -153,6 +161,62 @@ def test_guess_mode_draws_what_diffusers_draws(engine, pipelines, kind):
     assert level_difference(found, expected) <= 1
     full = Control(model=f"{kind}-1", image=sent(colours()), scale=0.9)
     assert level_difference(found, ours(engine, model=kind, controls=(full,)).astype(float)) > 5
+
+
+@pytest.mark.parametrize("guess", [False, True])
+def test_a_union_of_sdxl_draws_what_diffusers_draws(engine, pipelines, guess):
+    net = adapters_tiny.union_controlnet(pipelines["sdxl"])
+    asked = net.forward
+
+    def answer(sample, *more, control_type, **options):  # guessing, it asks for half of the rows
+        return asked(sample, *more, control_type=control_type[: len(sample)], **options)
+
+    net.forward = answer
+    expected = theirs(
+        with_nets(pipelines["sdxl"], net, StableDiffusionXLControlNetUnionPipeline),
+        control_image=[colours()],
+        control_mode=[3],
+        controlnet_conditioning_scale=0.8,
+        guess_mode=guess,
+    )
+    control = Control(model="union", image=sent(colours()), scale=0.8, mode=3, guess=guess)
+    found = ours(engine, model="sdxl", controls=(control,))
+    assert level_difference(found, expected) <= 1
+    other = Control(model="union", image=sent(colours()), scale=0.8, mode=1, guess=guess)
+    assert level_difference(found, ours(engine, model="sdxl", controls=(other,)).astype(float)) > 1
+
+
+def test_a_union_that_follows_two_pictures_draws_what_several_of_diffusers_draw(engine, pipelines):
+    net = adapters_tiny.union_controlnet(pipelines["sdxl"])
+    expected = theirs(
+        with_nets(pipelines["sdxl"], [net, net], StableDiffusionXLControlNetUnionPipeline),
+        control_image=[colours(), colours(3)],
+        control_mode=[3, 1],
+        controlnet_conditioning_scale=[0.7, 0.5],
+        control_guidance_start=[0.0, 0.25],
+        control_guidance_end=[0.5, 1.0],
+    )
+    controls = (
+        Control(model="union", image=sent(colours()), scale=0.7, mode=3, end=0.5),
+        Control(model="union", image=sent(colours(3)), scale=0.5, mode=1, start=0.25),
+    )
+    assert level_difference(ours(engine, model="sdxl", controls=controls), expected) <= 1
+
+
+def test_a_union_is_told_its_mode_and_a_plain_one_none(engine, home):
+    with pytest.raises(InvalidRequest, match=r"mode is needed for union.*0 to 5"):
+        ours(engine, model="sdxl", controls=(Control(model="union", image=sent(colours())),))
+    folder = home / "controlnets" / "union"
+    config = json.loads((folder / "config.json").read_text())
+    (home / "first").mkdir()
+    (home / "first" / "config.json").write_text(
+        json.dumps(config | {"_class_name": "ControlNetModel"})
+    )
+    (home / "first" / "diffusion_pytorch_model.safetensors").symlink_to(
+        folder / "diffusion_pytorch_model.safetensors"
+    )
+    first = read_controlnet(home / "first", name="first", placement=Placement())
+    assert (first.num_modes, first.kind.families) == (6, ("sdxl",))
 
 
 def test_a_controlnet_steers_image_to_image_as_in_diffusers(engine, pipelines):

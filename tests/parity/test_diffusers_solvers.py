@@ -104,6 +104,15 @@ def test_every_flow_scheduler_ends_where_diffusers_ends(name):
     assert torch.allclose(result, expected, rtol=2e-4, atol=2e-4), (result - expected).abs().max()
 
 
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_the_shift_of_a_flow_matching_file_is_that_of_every_scheduler(name):
+    words = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+    expected = theirs(getattr(diffusers, name)(**words), 6, seed=4)
+    config = {"num_train_timesteps": 1000, "shift": 3.0}  # as the folder of SD 3 says it
+    result = ours(name, config, 6, seed=4, frame="flow")
+    assert torch.allclose(result, expected, rtol=2e-4, atol=2e-4)
+
+
 @pytest.mark.parametrize(
     ("name", "sigma_schedule", "words"),
     [

@@ -21,6 +21,7 @@ from tests import adapters_tiny, tiny
 from tests.parity.test_adapters import colours, level_difference, sent
 from transformers import SiglipImageProcessor
 
+from mezzotint.errors import InvalidRequest
 from mezzotint.models.formats.components import from_pipeline
 from mezzotint.request import Control, GenerationRequest, ImagePrompt
 from mezzotint.service.engine import Engine
@@ -28,6 +29,7 @@ from mezzotint.service.engine import Engine
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers, numpy 2
 
 STEPS, WIDTH, HEIGHT = 4, 64, 48
+SMALL_TABLE = 6  # of 8 px each
 CASES = {
     # name: control pipeline, several of them as one, call
     "flux": (FluxControlNetPipeline, FluxMultiControlNetModel, {"guidance_scale": 3.5}),
@@ -60,6 +62,16 @@ def pipeline_of(name):
 
 
 @functools.cache
+def schnell_pipeline():
+    pipeline = adapters_tiny.deepen(tiny.build("flux"))
+    old = pipeline.transformer
+    with tiny.seeded(3):
+        pipeline.transformer = type(old).from_config({**old.config, "guidance_embeds": False})
+    tiny.stir(pipeline.transformer, 3)
+    return pipeline
+
+
+@functools.cache
 def xlabs_pipeline():
     pipeline = tiny.build("flux")
     pipeline.register_modules(vae=tiny.vae(4, levels=4, scaling=0.3611, shift=0.1159, quant=False))
@@ -79,6 +91,7 @@ NETS = {
     "sd3-1": lambda: net_of("sd3"),
     "sd3-2": lambda: net_of("sd3", 2, force_zeros_for_pooled_projection=True),
     "sd3-3": lambda: net_of("sd3", 3, force_zeros_for_pooled_projection=False),
+    "sd3-small": lambda: net_of("sd3", 5, pos_embed_max_size=SMALL_TABLE),
     "sd3-textless": lambda: net_of("sd3", 4, joint_attention_dim=None, use_pos_embed=False),
     "qwen_image-1": lambda: net_of("qwen_image"),
     "xlabs": lambda: adapters_tiny.transformer_controlnet(
@@ -108,6 +121,7 @@ def engine(home):
     torch.set_num_threads(1)
     models = [from_pipeline(pipeline_of(name), name=name) for name in CASES]
     models.append(from_pipeline(xlabs_pipeline(), name="xlabs"))
+    models.append(from_pipeline(schnell_pipeline(), name="schnell"))
     with Engine(models, device="cpu", home=home, backend="torch") as started:
         yield started
 
@@ -185,6 +199,30 @@ def test_two_controlnets_with_ranges_draw_what_diffusers_draws(engine, name):
         Control(model=nets[1], image=sent(shown(3)), scale=0.6, start=0.25),
     )
     assert level_difference(ours(engine, name, controls=controls), expected) <= 1
+
+
+@pytest.mark.parametrize("asked", [5.0, None])
+def test_a_controlnet_with_guidance_steers_a_flux_that_has_none(engine, asked):
+    pipeline = with_nets(schnell_pipeline(), "flux", NETS["flux-1"]())
+    expected = theirs(
+        pipeline,
+        "flux",
+        control_image=shown(),
+        controlnet_conditioning_scale=0.8,
+        guidance_scale=asked or 3.5,
+    )
+    control = Control(model="flux-1", image=sent(shown()), scale=0.8)
+    found = ours(engine, "flux", model="schnell", controls=(control,), guidance_scale=asked)
+    assert level_difference(found, expected) <= 1
+    other = ours(engine, "flux", model="schnell", controls=(control,), guidance_scale=9.0)
+    assert (found != other).any()
+
+
+def test_a_controlnet_of_sd3_with_a_small_table_of_places_says_how_far_it_reaches(engine):
+    control = Control(model="sd3-small", image=sent(shown()), scale=0.7)
+    with pytest.raises(InvalidRequest, match=r"width must be at most 48 px with .* got 64"):
+        ours(engine, "sd3", controls=(control,), width=64, height=48)
+    ours(engine, "sd3", controls=(control,), width=48, height=48)
 
 
 def test_a_union_follows_the_mode_that_it_is_told(engine):

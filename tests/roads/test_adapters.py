@@ -54,6 +54,7 @@ def home(tmp_path_factory):
         net = adapters_tiny.controlnet(first, seed=40 + number)
         net.save_pretrained(home / "controlnets" / f"net-{number}")
     adapters_tiny.controlnet(xl).save_pretrained(home / "controlnets" / "xl-net")
+    adapters_tiny.union_controlnet(xl).save_pretrained(home / "controlnets" / "union")
     adapters_tiny.ip_adapter(first, home / "ip_adapters" / "style")
     adapters_tiny.ip_adapter(xl, home / "ip_adapters" / "xl-style")
     adapters_tiny.embedding(home / "embeddings" / "ink.safetensors")
@@ -262,3 +263,29 @@ def test_what_does_not_fit_is_refused_before_it_runs(engine, fields, field, word
     with pytest.raises(MezzotintError, match=words.replace("[", r"\[")) as caught:
         asyncio.run(engine.service.plan(ask(**fields)))
     assert getattr(caught.value, "field", None) == field
+
+
+def test_rows_of_a_union_of_controlnets_follow_their_own_modes_in_any_company(home):
+    torch.set_num_threads(1)
+    asked = [
+        ask(
+            model="sdxl", prompt="a red apple", seed=seed, width=64, height=64,
+            num_inference_steps=3 + seed % 2, guidance_scale=scale,
+            controls=(
+                Control(model="union", image=picture(seed), mode=seed, guess=seed == 2),
+                *((control_of_xl(),) if seed == 4 else ()),
+            ),
+        )
+        for seed, scale in ((0, 4.0), (1, 4.0), (2, 4.0), (3, 1.0), (4, 4.0), (5, 7.0))
+    ]  # fmt: skip
+    with Engine(
+        [from_pipeline(tiny.build("sdxl"), name="sdxl")], device="cpu", home=home, backend="torch"
+    ) as started:
+        alone = {k: run(started, request) for k, request in enumerate(asked)}
+        stormy = storm(started, asked, random.Random(2), cancels=1)
+    assert differing(alone, stormy) == []
+    assert len({answer.images[0].data for answer in alone.values()}) == len(asked)
+
+
+def control_of_xl():
+    return Control(model="xl-net", image=picture(8), scale=0.5)

@@ -98,6 +98,30 @@ def test_a_controlnet_holds_for_its_share_of_the_steps():
     assert (read.fields["prompt"], read.fields["negative_prompt"]) == ("a pear", "bad hands")
 
 
+@pytest.mark.parametrize(
+    ("said", "mode"), [("openpose", 0), ("canny/lineart/anime_lineart/mlsd", 3), ("repaint", 7)]
+)
+def test_a_union_of_controlnets_follows_the_type_that_is_set(said, mode):
+    apply = {"conditioning": ["6", 0], "control_net": ["u", 0], "image": ["i", 0], "strength": 1}
+    nodes = {
+        "n3": {"positive": ["a", 0]},
+        "a": {"class_type": "ControlNetApply", "inputs": apply},
+        "c": {"class_type": "ControlNetLoader", "inputs": {"control_net_name": "union"}},
+        "i": {"class_type": "LoadImage", "inputs": {"image": "edges.png"}},
+    }
+
+    def read(kind):
+        inputs = {"control_net": ["c", 0], "type": kind}
+        return read_graph(
+            graph(**nodes, u={"class_type": "SetUnionControlNetType", "inputs": inputs})
+        )
+
+    assert read(said).fields["controls"] == [{"model": "union", "scale": 1.0, "mode": mode}]
+    assert "mode" not in read("auto").fields["controls"][0]
+    with pytest.raises(GraphError, match="no such type: canny"):
+        read("canny")
+
+
 def advanced(**change):
     inputs = {
         "add_noise": "enable", "noise_seed": 5, "steps": 20, "cfg": 7.5, "sampler_name": "dpmpp_2m",

@@ -100,7 +100,7 @@ class SchedulerSolver:
         _check_fit(name, frame)
         self.name = name
         self._kind: Kind = _kind(name, frame)
-        overrides = _overrides(cls, name, frame, sigma_schedule)
+        overrides = _overrides(cls, name, frame, config, sigma_schedule)
         self._scheduler = _build(cls, config, overrides)
         self._set_timesteps(num_inference_steps, mu)
         self._prediction = _prediction(self._scheduler, frame)
@@ -253,12 +253,16 @@ def _prediction(scheduler: Any, frame: str) -> str:
     return str(scheduler.config.get("prediction_type", "epsilon"))
 
 
-def _overrides(cls: Any, name: str, frame: str, sigma_schedule: str | None) -> dict[str, Any]:
+def _overrides(
+    cls: Any, name: str, frame: str, config: Mapping[str, Any], sigma_schedule: str | None
+) -> dict[str, Any]:
     """Translate the sigma schedule and the frame into the scheduler's own words."""
     known = set(inspect.signature(cls.__init__).parameters)
     words: dict[str, Any] = {}
     if frame == "flow" and DIFFUSERS[name].sample == "vp_by_sigma":
         words = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+        if config.get("shift") is not None:  # what flow-matching schedulers call it
+            words["flow_shift"] = float(config["shift"])
     if sigma_schedule is not None:
         if sigma_schedule in _CURVES and _CURVES[sigma_schedule] in known:
             words |= {flag: flag == _CURVES[sigma_schedule] for flag in _CURVES.values()}

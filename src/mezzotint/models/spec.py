@@ -80,6 +80,8 @@ class ModelSpec:
         has_mapping: Whether a GAN has a mapping network from z to w.
         token_limit: Tokens of one prompt chunk, start and end included; 0 without text.
         has_steps: False for a GAN, whose plan has zero denoising steps.
+        token_width: Width of a picture's token in a transformer that ControlNets steer; 0 where
+            they steer none, or a U-Net.
         stepwise: False for ``foreign`` pipelines, which run whole and join no batch.
         tells_steps: Whether a pipeline that runs whole tells of its steps, so that they are
             counted and it ends at the next one when it is cancelled.
@@ -123,6 +125,7 @@ class ModelSpec:
     class_names: tuple[str, ...] = ()
     has_mapping: bool = False
     token_limit: int = 77
+    token_width: int = 0
     has_steps: bool = True
     stepwise: bool = True
     tells_steps: bool = False

@@ -9,6 +9,10 @@ from mezzotint.request import GenerationRequest, GuidanceSchedule
 
 __all__ = ["resolve_negative", "resolve_scales"]
 
+_OF_CONTROLS = {"flux": 3.5}
+"""Guidance that ControlNets of a family read though the model reads none, where nobody says:
+what the model that they were trained on (FLUX.1 [dev]) is drawn with."""
+
 
 def resolve_scales(
     request: GenerationRequest,
@@ -22,16 +26,20 @@ def resolve_scales(
     """Return the scale of each step and the techniques that guidance brings."""
     asked = request.guidance_scale
     off = (1.0,) * num_steps
-    if not spec.has_steps or not (spec.takes_guidance or spec.takes_distilled_guidance):
+    is_distilled = spec.takes_distilled_guidance
+    default = spec.default_guidance_scale
+    if request.controls and not is_distilled and spec.family in _OF_CONTROLS:
+        is_distilled, default = True, _OF_CONTROLS[spec.family]
+    if not spec.has_steps or not (spec.takes_guidance or is_distilled):
         if asked not in (None, 1.0):
             warnings.append(f"guidance_scale has no effect on {spec.name}")
         return off, Techniques()
-    scale = spec.default_guidance_scale if asked is None else asked
-    if spec.takes_distilled_guidance:
+    scale = default if asked is None else asked
+    if is_distilled:
         values = set(resolve_guidance(scale, max(num_steps, 1)))
         if len(values) > 1:
             raise InvalidRequest(
-                f"guidance_scale must be one number for {spec.name}: its network takes the "
+                f"guidance_scale must be one number for {spec.name}: a network takes the "
                 "scale as an input",
                 field="guidance_scale",
                 allowed="a number",

@@ -21,6 +21,7 @@ _FLOAT32 = 4
 _UNET_FLOATS_PER_LATENT_PIXEL = 320 * 12
 _DECODER_FLOATS_PER_PIXEL = 128 * 6
 _PIXEL_SPACE_FLOATS_PER_PIXEL = 128 * 12
+_ANSWERS = 20  # of a published ControlNet of a transformer: 5 to 19 blocks, each a map of tokens
 _REGISTERS = 5  # state, two earlier estimates, noise, and what is being computed
 _CONDITIONING_BYTES_PER_TOKEN = 4096 * _FLOAT32
 
@@ -72,10 +73,13 @@ def measure(plan: Plan, spec: ModelSpec) -> Footprint:
     controls = len(plan.techniques.controls)  # pictures, and residuals beside the U-Net's own
     hints = controls * 3 * pixels * _FLOAT32
     floats += floats // 2 * min(controls, 1)
+    # What is added behind blocks, and what one ControlNet after the other answers.
+    tokens = pixels // spec.size_multiple**2
+    answers = 2 * min(controls, 1) * _ANSWERS * tokens * spec.token_width * _FLOAT32
     decoder = _DECODER_FLOATS_PER_PIXEL if has_latent_space or not spec.has_steps else 8
     return Footprint(
         slot_bytes=latents * registers + conditioning + 3 * pixels + hints,
-        row_bytes=latent_pixels * floats * _FLOAT32 + hints,
+        row_bytes=latent_pixels * floats * _FLOAT32 + hints + answers,
         decode_bytes=_decoded_at_once(plan, spec) * decoder * _FLOAT32,
         model_bytes=spec.num_bytes,
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 from mezzotint.engine.execution.operators import Controlled, Operator
 from mezzotint.models.adapters.controlnet import (
     CONTROL_GUESS,
+    CONTROL_GUIDANCE,
     CONTROL_IMAGE,
     CONTROL_MODE,
     CONTROL_SCALES,
@@ -88,6 +89,9 @@ def adapt(
 def _controls(plan: Plan, model: Model, assets: Mapping[str, Any] | None) -> dict[str, Tensor]:
     """Return what the ControlNets of every row read of their pictures."""
     found: dict[str, Tensor] = {}
+    scale = plan.techniques.distilled_guidance
+    if plan.techniques.controls and scale is not None and not model.spec.takes_distilled_guidance:
+        found[CONTROL_GUIDANCE] = torch.tensor([float(scale)])
     for k, control in enumerate(plan.techniques.controls):
         asset = None if assets is None else assets[control_asset(control, plan.size)]
         picture = None if asset is None else torch.as_tensor(asset)[None]

@@ -30,7 +30,14 @@ from mezzotint.models.families.sd import MID_RESIDUAL, RESIDUAL
 from mezzotint.models.networks import Call
 from mezzotint.types import Size
 
-__all__ = ["CONTROL_KINDS", "ControlKind", "Residual", "call_controlnet", "residual_shapes"]
+__all__ = [
+    "CONTROL_KINDS",
+    "UNET_RESIDUALS",
+    "ControlKind",
+    "Residual",
+    "call_controlnet",
+    "residual_shapes",
+]
 
 Config = Mapping[str, Any]
 
@@ -66,7 +73,7 @@ class ControlKind:
         prompt_only: Tensors of the prompt that it reads for the unconditional half too, as the
             pipeline of the family does.
         darkest: Of the pixels that it reads, whose brightest are 1.
-        guesses: Whether diffusers has a guess mode for it.
+        modes: What a union of its class tells apart where its file does not say, 0 for no union.
     """
 
     families: tuple[str, ...]
@@ -79,7 +86,7 @@ class ControlKind:
     reads_latents: Callable[[Config], bool] = lambda _: True
     prompt_only: tuple[str, ...] = ()
     darkest: float = -1.0
-    guesses: bool = False
+    modes: int = 0
 
     def encode(self, config: Config, model: Model, picture: Tensor | None, size: Size) -> Tensor:
         """Turn a prepared picture into what the ControlNet reads.
@@ -122,6 +129,50 @@ def call_controlnet(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, 
         return_dict=False,
     )
     return (*downs, middle)
+
+
+def _call_union(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Call a ControlNetUnionModel, where every row follows a mode of its own. (R, 1)."""
+    mode = inputs["mode"].flatten().long()
+    kinds = torch.arange(module.config.num_control_type, device=mode.device)
+    added = {name: inputs[name] for name in ("text_embeds", "time_ids") if name in inputs}
+    downs, middle = module(
+        inputs["sample"],
+        inputs["timestep"],
+        encoder_hidden_states=inputs["encoder_hidden_states"],
+        controlnet_cond=[inputs["image"]],
+        control_type=(mode[:, None] == kinds).to(inputs["sample"].dtype),
+        control_type_idx=[mode],
+        conditioning_scale=1.0,
+        added_cond_kwargs=added or None,
+        return_dict=False,
+    )
+    return (*downs, middle)
+
+
+class _OwnRow(nn.Module):
+    """Attention that reaches from row to row, as if each row were a call of its own.
+
+    A ControlNetUnionModel hands its layers (R, T, D) where they attend over the first
+    dimension, so that pictures of one call would change each other. Diffusers' pipeline calls
+    it with rows that are alike there, so that what is attended to is the row itself: its value.
+    """
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, query: Tensor, *_: Tensor, **__: Any) -> tuple[Tensor, None]:
+        """Return what a row alone answers. (R, T, D)."""
+        width = query.shape[-1]
+        weight, bias = self.attention.in_proj_weight, self.attention.in_proj_bias
+        value = nn.functional.linear(query, weight[2 * width :], bias[2 * width :])
+        return self.attention.out_proj(value), None
+
+
+def _keep_rows_apart(module: Any) -> None:
+    for layer in module.transformer_layes:  # diffusers' spelling
+        layer.attn = _OwnRow(layer.attn)
 
 
 def residual_shapes(config: Config, rows: int, columns: int) -> tuple[tuple[int, int, int], ...]:
@@ -280,6 +331,18 @@ def _refuse_inpainting(key: str) -> Callable[[Config], str]:
     )
 
 
+UNET_RESIDUALS = _of_unet
+"""What tells the ControlNets of U-Nets: residuals of every level, for any size."""
+
+_UNET = (
+    "cross_attention_dim",
+    "in_channels",
+    "block_out_channels",
+    "down_block_types",
+    "layers_per_block",
+    "addition_embed_type",
+    "projection_class_embeddings_input_dim",
+)
 _TRANSFORMER = ("in_channels", "num_attention_heads", "attention_head_dim")
 
 CONTROL_KINDS: Mapping[str, ControlKind] = {
@@ -287,20 +350,23 @@ CONTROL_KINDS: Mapping[str, ControlKind] = {
         families=("sd", "sdxl"),
         call=call_controlnet,
         passed=("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"),
-        shared=(
-            "cross_attention_dim",
-            "in_channels",
-            "block_out_channels",
-            "down_block_types",
-            "layers_per_block",
-            "addition_embed_type",
-            "projection_class_embeddings_input_dim",
-        ),
+        shared=_UNET,
         residuals=_of_unet,
         refuse=_refuse_unet,
         reads_latents=lambda _: False,
         darkest=0.0,
-        guesses=True,
+    ),
+    "ControlNetUnionModel": ControlKind(
+        families=("sdxl",),
+        call=_call_union,
+        passed=("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"),
+        shared=_UNET,
+        residuals=_of_unet,
+        refuse=_refuse_unet,
+        prepare=_keep_rows_apart,
+        reads_latents=lambda _: False,
+        darkest=0.0,
+        modes=6,
     ),
     "FluxControlNetModel": ControlKind(
         families=("flux",),

@@ -10,7 +10,7 @@ Dimensions: R rows, K ControlNets, H and W rows and columns of pixels.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.errors import CardError, InvalidRequest
-from mezzotint.models.adapters.control_kinds import CONTROL_KINDS, ControlKind, Residual
+from mezzotint.models.adapters.control_kinds import (
+    CONTROL_KINDS,
+    UNET_RESIDUALS,
+    ControlKind,
+    Residual,
+)
 from mezzotint.models.base import Model, Network
 from mezzotint.models.formats.folders import read_part
+from mezzotint.models.formats.packed_files import find_stored
 from mezzotint.models.networks import NetworkReady, Placement, TorchNetwork, copy_layers
-from mezzotint.models.parts import read_json
+from mezzotint.models.parts import read_header, read_json
 from mezzotint.types import Size
 
 __all__ = [
     "CONTROL_GUESS",
+    "CONTROL_GUIDANCE",
     "CONTROL_IMAGE",
     "CONTROL_MODE",
     "CONTROL_SCALES",
@@ -54,10 +61,15 @@ CONTROL_GUESS = "control_guess"
 """Name of the conditioning tensor that tells which ControlNets guess, shape (R, K), whole
 numbers: 1 for a row with the prompt, -1 for one without, which they leave alone."""
 
+CONTROL_GUIDANCE = "control_guidance"
+"""Name of the conditioning tensor with the guidance scale of ControlNets that read one, shape
+(R,), where the network of the model reads none."""
+
 CONTROL_TEXT = "control_text_"
 """Beginning of the names of the prompt's own tensors, for ControlNets that read the prompt for
 the unconditional half too."""
 
+_UNION_WEIGHT = "task_embedding"  # what tells the weights of a ControlNetUnionModel
 _POSITIONS = "control_positions"  # role of the denoiser's embedding, for ControlNets without one
 
 
@@ -74,7 +86,8 @@ class ControlNet:
     @property
     def num_modes(self) -> int:
         """What a union ControlNet tells apart: depth, edges, ...; 0 for one that does not."""
-        return int(self.config.get("num_mode") or 0)
+        said = self.config.get("num_mode") or self.config.get("num_control_type")
+        return int(said or self.kind.modes)
 
 
 def read_controlnet(path: Path, *, name: str, placement: Placement) -> ControlNet:
@@ -90,8 +103,10 @@ def read_controlnet(path: Path, *, name: str, placement: Placement) -> ControlNe
         WeightsError: If weights are missing, corrupt or pickles.
     """
     named = str(read_json(path / "config.json").get("_class_name") or "")
-    class_name = named if named in CONTROL_KINDS else "ControlNetModel"
-    part = read_part(path, "controlnet", library="diffusers", class_name=class_name)
+    class_name, wholes = named if named in CONTROL_KINDS else "ControlNetModel", ()
+    if _UNION_WEIGHT in _weight_names(path):  # the first union's folder names another class
+        class_name, wholes = "ControlNetUnionModel", (named,)
+    part = read_part(path, "controlnet", library="diffusers", class_name=class_name, wholes=wholes)
     kind = CONTROL_KINDS[class_name]
     if reason := kind.refuse(part.config):
         raise CardError(f"ControlNet {name} {reason}")
@@ -99,25 +114,39 @@ def read_controlnet(path: Path, *, name: str, placement: Placement) -> ControlNe
     network.field = "controls.model"
     if kind.prepare is not None:
         network.change("attention", kind.prepare)
-    network.fixes_sizes = "sd" not in kind.families  # transformers' count tokens
+    network.fixes_sizes = kind.residuals is not UNET_RESIDUALS  # transformers' count tokens
     return ControlNet(name=name, digest=part.digest, kind=kind, config=part.config, network=network)
 
 
+def _weight_names(path: Path) -> Collection[str]:
+    """Return the names of a folder's weights, none where they are not safetensors."""
+    files, _ = find_stored(path, library="diffusers")
+    return {name for file in files if file.suffix != ".gguf" for name in read_header(file).tensors}
+
+
 def check_controlnet(
-    control: ControlNet, model: Model, *, mode: int | None = None, field: str = "controls"
+    control: ControlNet,
+    model: Model,
+    *,
+    mode: int | None = None,
+    size: Size | None = None,
+    field: str = "controls",
 ) -> None:
-    """Refuse a ControlNet that was made for another network, or that is asked for another mode.
+    """Refuse a ControlNet of another network, another mode or of smaller pictures.
 
     Args:
         control: The ControlNet.
         model: The model it is meant for.
         mode: What a union ControlNet is to follow.
+        size: Of what is drawn.
         field: Request field of the control.
 
     Raises:
         InvalidRequest: If it does not fit; names what differs.
     """
     _check_fit(control, model, f"{field}.model")
+    if size is not None:
+        _check_size(control, model, size)
     count = control.num_modes
     if count and mode is None:
         raise InvalidRequest(
@@ -135,6 +164,23 @@ def check_controlnet(
             value=mode,
             allowed=allowed,
         )
+
+
+def _check_size(control: ControlNet, model: Model, size: Size) -> None:
+    """Refuse pictures that reach beyond the table of places of a ControlNet of SD 3."""
+    known = control.config.get("pos_embed_max_size")
+    if not known or not control.config.get("use_pos_embed", True):
+        return
+    most = int(known) * model.spec.size_multiple
+    for field, side in (("width", size.width), ("height", size.height)):
+        if side > most:
+            raise InvalidRequest(
+                f"{field} must be at most {most} px with ControlNet {control.name}, whose table "
+                f"of places ends there, got {side}",
+                field=field,
+                value=side,
+                allowed=f"at most {most}",
+            )
 
 
 def _check_fit(control: ControlNet, model: Model, field: str) -> None:
@@ -157,8 +203,6 @@ def _misfit(control: ControlNet, model: Model) -> str:
         wanted, found = _plain(config.get(key)), _plain(control.config.get(key))
         if key in control.config and key in config and wanted != found:
             return f"its {key} is {found}, the model's is {wanted}"
-    if control.config.get("guidance_embeds") and not model.spec.takes_distilled_guidance:
-        return "it reads a guidance scale (guidance_embeds), the model has none"
     if control.kind.reads_latents(control.config):
         return ""
     levels = control.config.get("conditioning_embedding_out_channels") or (0,) * 4
@@ -261,6 +305,8 @@ class ControlledNetwork:
         read = {name: inputs[name] for name in control.kind.passed if name in inputs}
         read |= {name: own[CONTROL_TEXT + name] for name in read if CONTROL_TEXT + name in own}
         read["image"] = own[f"{CONTROL_IMAGE}{k:02d}"]
+        if CONTROL_GUIDANCE in own:
+            read["guidance"] = own[CONTROL_GUIDANCE]
         if control.num_modes:
             read["mode"] = own[f"{CONTROL_MODE}{k:02d}"]
         if not control.config.get("use_pos_embed", True):

@@ -20,6 +20,7 @@ __all__ = [
     "part_of",
     "prediction_type",
     "sample_size",
+    "token_width",
 ]
 
 BLOCK_RESIDUAL = "block_residual_"
@@ -105,6 +106,11 @@ def block_residuals(inputs: Mapping[str, Tensor], prefix: str, blocks: int) -> l
     for block in range(1, blocks):
         found.append(named.get(block, found[-1]))
     return found
+
+
+def token_width(config: Mapping[str, Any]) -> int:
+    """Return the width of a token inside a transformer, by its configuration."""
+    return int(config["num_attention_heads"]) * int(config["attention_head_dim"])
 
 
 def default_size(rows_columns: tuple[int, int], scale: int) -> Size:

@@ -21,6 +21,7 @@ from mezzotint.models.families.common import (
     block_residuals,
     drawing_defaults,
     part_of,
+    token_width,
 )
 from mezzotint.models.families.latent import LatentModel
 from mezzotint.models.families.text import call_last, call_pooled, text_encoder
@@ -125,6 +126,7 @@ class FluxModel(LatentModel):
             takes_guidance=False,
             takes_negative_prompt=False,
             takes_distilled_guidance=self._is_guided,
+            token_width=token_width(transformer.config),
             token_limit=self._t5.tokens.max_length,
             limits=tuple(limits),
             **drawing_defaults(

@@ -20,6 +20,7 @@ from mezzotint.models.families.common import (
     drawing_defaults,
     part_of,
     sample_size,
+    token_width,
 )
 from mezzotint.models.families.latent import LatentModel
 from mezzotint.models.families.text import call_last, call_penultimate, text_encoder
@@ -103,6 +104,7 @@ class SD3Model(LatentModel):
             size_multiple=scale * self._patch,
             min_size_px=scale * self._patch,
             max_size_px=side,
+            token_width=token_width(transformer.config),
             token_limit=T5_TOKENS if self._t5 else self._clips[0].tokens.max_length,
             **drawing_defaults(
                 parts,

@@ -1,15 +1,18 @@
 """ControlNet units of A1111: ``alwayson_scripts.controlnet.args`` into request fields.
 
 A unit's ``module`` is our ``preprocess``, its ``weight`` our ``scale``, its
-``guidance_start`` and ``guidance_end`` our ``start`` and ``end``. What a unit asks for
-beyond that is said in the warnings.
+``guidance_start`` and ``guidance_end`` our ``start`` and ``end``, its ``union_control_type`` our
+``mode``. Of its ``control_mode``, "ControlNet is more important" is our ``guess``: it fades the
+ControlNet from the picture's edge inwards as diffusers' guess mode does, and steers the prompt's
+half alone. A picture is always prepared at the size of what is drawn, as with
+``pixel_perfect``. What a unit asks for beyond that is said in the warnings.
 """
 
 import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from mezzotint.bounds import Range
 from mezzotint.errors import InvalidField, InvalidRequest, UnknownName
@@ -24,6 +27,12 @@ __all__ = ["FIELD", "read_units", "scripts_schema"]
 
 FIELD = "alwayson_scripts.controlnet.args"
 _THRESHOLDS = ("threshold_a", "threshold_b")
+_GUESSES = (2, "ControlNet is more important")
+UnionType = Literal[
+    "OpenPose", "Depth", "Soft Edge", "Hard Edge", "Normal Map", "Segmentation", "Tile", "Inpaint",
+    "Unknown",
+]  # fmt: skip
+_UNION_TYPES = get_args(UnionType)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +48,9 @@ class _Unit(Checked):
         weight: Strength, 0 is off.
         guidance_start: Share of the steps after which it begins to act.
         guidance_end: Share of the steps after which it stops.
+        control_mode: What counts more, the prompt or the picture.
+        guess_mode: Older name of the mode in which the picture does.
+        union_control_type: What a union of ControlNets follows in the picture.
         threshold_a: First number of the module; negative is its own default.
         threshold_b: Second number of the module; negative is its own default.
     """
@@ -51,12 +63,15 @@ class _Unit(Checked):
     weight: ControlScale = 1.0
     guidance_start: Share = 0.0
     guidance_end: Share = 1.0
+    control_mode: Any = 0
+    guess_mode: bool = False
+    union_control_type: UnionType = "Unknown"
     threshold_a: float = -1.0
     threshold_b: float = -1.0
 
 
 _LEFT_OUT: Mapping[str, tuple[Any, ...]] = {
-    "control_mode": (0, "Balanced"),
+    "control_mode": (None, 0, "Balanced", *_GUESSES),
     "resize_mode": (0, "Just Resize", "Scale to Fit (Inner Fit)", "Crop and Resize", 1),
     "mask": (None, ""),
     "effective_region_mask": (None, ""),
@@ -133,13 +148,18 @@ def _read_unit(fields: _Unit, where: str, picture: str | None) -> dict[str, Any]
         raise InvalidRequest(
             f"{where}.image must be a picture as base64, none came", field=f"{where}.image"
         )
-    return {
+    found: dict[str, Any] = {
         "model": fields.model.partition(" [")[0],
         "image": picture,
         "scale": fields.weight,
         "start": fields.guidance_start,
         "end": fields.guidance_end,
     }
+    if fields.guess_mode or fields.control_mode in _GUESSES:
+        found["guess"] = True
+    if fields.union_control_type != "Unknown":
+        found["mode"] = _UNION_TYPES.index(fields.union_control_type)
+    return found
 
 
 def _preprocess(fields: _Unit, where: str) -> str | None:

@@ -116,10 +116,15 @@ class AdapterProvider:
             with _reading("lora", lora.part.name):
                 header = read_header(path, most_bytes=LORA_HEADER_BYTES)
             check_lora(header, lora.part.name, model)
+        passes = (plan, plan.second) if plan.second else (plan,)
+        sizes = [one.size for one in passes if one.techniques.controls]
         for k, control in enumerate(t.controls):
             with _reading("control", control.part.model):
                 found = self._control(control.part.model, Placement())
-            check_controlnet(found, model, mode=control.part.mode, field=f"controls[{k}]")
+            for size in sizes:
+                check_controlnet(
+                    found, model, mode=control.part.mode, size=size, field=f"controls[{k}]"
+                )
         for k, prompt in enumerate(t.image_prompts):
             name = prompt.part.model
             path = self.path("image_prompt", name)

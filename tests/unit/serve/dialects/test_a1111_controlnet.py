@@ -33,15 +33,41 @@ def test_a_unit_becomes_a_control():
 
 def test_what_a_unit_cannot_have_is_said():
     unit = {"image": {"image": PICTURE, "mask": "x"}, "model": "net", "threshold_a": -1,
-            "module": "tile_resample", "control_mode": "ControlNet is more important"}  # fmt: skip
+            "module": "tile_resample", "control_mode": "My prompt is more important"}  # fmt: skip
     warnings = []
     assert read_units(units(unit), warnings)[0]["preprocess"] == "tile"
     assert warnings == [
-        f"{FIELD}[0].control_mode 'ControlNet is more important' is not offered here and was left "
+        f"{FIELD}[0].control_mode 'My prompt is more important' is not offered here and was left "
         "out"
     ]
     assert read_units(units({"image": PICTURE, "model": "None"}), warnings) == []
     assert warnings[-1] == f"{FIELD}[0] names no model and was left out"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"control_mode": "ControlNet is more important"},
+        {"control_mode": 2},
+        {"guess_mode": True},
+    ],
+)
+def test_a_unit_that_counts_more_than_the_prompt_guesses(said):
+    warnings = []
+    (control,) = read_units(units({"image": PICTURE, "model": "net", **said}), warnings)
+    assert control["guess"] is True
+    assert warnings == []
+
+
+def test_a_union_follows_the_type_that_the_unit_names():
+    unit = {"image": PICTURE, "model": "net", "pixel_perfect": True}
+    kinds = ["OpenPose", "Depth", "Soft Edge", "Hard Edge", "Normal Map", "Segmentation", "Tile"]
+    found = read_units(units(*({**unit, "union_control_type": k} for k in kinds)), [])
+    assert [control["mode"] for control in found] == list(range(7))
+    assert "mode" not in read_units(units({**unit, "union_control_type": "Unknown"}), [])[0]
+    with pytest.raises(InvalidRequest) as caught:
+        read_units(units({**unit, "union_control_type": "canny"}), [])
+    assert caught.value.field == f"{FIELD}[0].union_control_type"
 
 
 def test_a_unit_without_a_picture_takes_that_of_img2img():

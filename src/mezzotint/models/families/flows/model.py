@@ -26,7 +26,7 @@ from torch.nn.functional import pad
 
 from mezzotint.models.base import Conditioning, Prompt
 from mezzotint.models.families.autoencoder import Autoencoder
-from mezzotint.models.families.common import drawing_defaults, part_of
+from mezzotint.models.families.common import drawing_defaults, part_of, token_width
 from mezzotint.models.families.flows.language import MakeReader
 from mezzotint.models.families.latent import LatentModel
 from mezzotint.models.networks import Call, Placement, TorchNetwork
@@ -64,6 +64,7 @@ class FlowFamily:
         side_px: Side of the pictures it draws best.
         patch: Latent rows and columns of one token.
         reads_padding: Whether what fills a text up is seen, as it was in training.
+        takes_controls: Whether there are ControlNets of it.
         max_references: Pictures that it takes beside the prompt.
         guidance_norm_block: See :class:`~mezzotint.models.spec.ModelSpec`.
         scheduler: What the pipeline says of noise levels beyond the scheduler's file.
@@ -77,6 +78,7 @@ class FlowFamily:
     side_px: int = 1024
     patch: int = 2
     reads_padding: bool = False
+    takes_controls: bool = False
     max_references: int = 0
     guidance_norm_block: tuple[int, int, int] | None = None
     scheduler: Mapping[str, Any] = field(default_factory=lambda: {"spaced_per_step": True})
@@ -122,6 +124,7 @@ class FlowModel(LatentModel):
             size_multiple=row.patch * scale,
             min_size_px=row.patch * scale,
             token_limit=self._text.window,
+            token_width=token_width(transformer.config) if row.takes_controls else 0,
             max_references=row.max_references,
             guidance_norm_block=row.guidance_norm_block,
             **defaults,

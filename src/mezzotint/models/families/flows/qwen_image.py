@@ -131,5 +131,6 @@ QWEN_IMAGE = FlowFamily(
     text=language_model("qwen-image", call_layers(-1)),
     defaults=_defaults,
     side_px=1328,
+    takes_controls=True,
     guidance_norm_block=(0, PATCH, PATCH),
 )

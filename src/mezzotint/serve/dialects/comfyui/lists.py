@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mezzotint.comfyui import NODES
+from mezzotint.comfyui import NODES, UNION_TYPES
 from mezzotint.types import MAX_SEED
 
 __all__ = ["SAMPLERS", "SCHEDULES", "features", "input_config", "object_info", "system_stats"]
@@ -51,6 +51,7 @@ _FIXED: dict[str, list[Any]] = {
     "end_at_step": ["INT", {"default": 10_000, "min": 0, "max": 10_000}],
     "add_noise": [["enable"]],
     "return_with_leftover_noise": [["disable"]],
+    "type": [["auto", *UNION_TYPES]],
     "stop_at_clip_layer": ["INT", {"default": -1, "min": -1, "max": -1}],
     "channel": [["alpha", "red", "green", "blue"]],
     "grow_mask_by": ["INT", {"default": 6, "min": 0, "max": 64}],
