@@ -69,10 +69,12 @@ def layout_of(header: SafetensorsHeader, path: Path) -> Layout:
     if family == "Stable Diffusion 3" and has(VAE) and all(map(has, SD3_CLIPS)):
         return "sd3"
     if family:
+        what = f"a transformer of {family} without what reads its prompts"
+        if has("text_encoders."):
+            what = f"a model of {family} without the vocabularies that its text encoders read by"
         raise WeightsError(
-            f"{path} is a transformer of {family} without what reads its prompts: take the model "
-            "as a folder of diffusers, and put this file into its folder transformer in place of "
-            "the weights there"
+            f"{path} is {what}: take the model as a folder of diffusers, and put this file into "
+            "its folder transformer in place of the weights there"
         )
     if not has(UNET):
         raise WeightsError(

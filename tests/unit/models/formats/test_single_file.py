@@ -278,6 +278,10 @@ def test_a_transformer_alone_is_told_where_it_belongs(name, family, tmp_path):
     file = save(tmp_path / "alone.safetensors", {name: torch.zeros(2)})
     with pytest.raises(WeightsError, match=f"a transformer of {family} without .* folder trans"):
         load_single_file(file)
+    beside = {name: torch.zeros(2), "text_encoders.t5xxl.transformer.shared.weight": torch.zeros(2)}
+    whole = save(tmp_path / "whole.safetensors", beside)
+    with pytest.raises(WeightsError, match=f"model of {family} without the vocabularies .* folder"):
+        load_single_file(whole)
 
 
 @functools.cache
