@@ -1,6 +1,6 @@
 """Single files at the width that was published: every tensor finds its place.
 
-Nothing is as large as it says: a tensor has one number for each of its rows, spread over the
+Those that ``mezzotint.models.formats.single_file`` reads, and transformers alone. Nothing is as large as it says: a tensor has one number for each of its rows, spread over the
 row without memory. Rows differ, so that a matrix that is cut, joined or turned in another way
 than diffusers does is seen. Names and shapes are those of the authors (``tests/published.py``),
 configurations those of the folders on the hub, the translation that of diffusers.
