@@ -1,5 +1,6 @@
 """Sources: the data of a run, opened, checked and reported."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,17 @@ def _check(config: TrainConfig, data: Dataset) -> None:
                 "metadata.jsonl, or data.caption_column)",
                 field="data.caption_column",
             )
-    usable = count - int(count * config.data.held_out)
+    kept = int(count * config.data.held_out)
+    if config.data.held_out and not kept:
+        least = math.ceil(1e4 / count) / 1e4
+        raise InvalidRequest(
+            f"data.held_out must keep at least one of {count} samples, got "
+            f"{config.data.held_out:g}, which keeps none",
+            field="data.held_out",
+            value=config.data.held_out,
+            allowed=f"{least:g} to 0.5" if count > 1 else "0",
+        )
+    usable = count - kept
     if config.loop.batch_size > usable:
         raise InvalidRequest(
             f"loop.batch_size must be at most the {usable} samples there are to train on, got "

@@ -89,6 +89,15 @@ def test_arrays_that_cannot_be_learned_are_named_before_any_compute(tmp_path):
             load_data(bad_points(tmp_path, array))
 
 
+def test_a_held_out_share_that_keeps_no_sample_is_refused(tmp_path):
+    np.save(tmp_path / "points.npy", np.zeros((64, 2), np.float32))
+    path = str(tmp_path / "points.npy")
+    with pytest.raises(InvalidRequest, match=r"at least one of 64 samples, got 0\.01") as told:
+        load_data(points_config(tmp_path, data={"path": path, "held_out": 0.01}))
+    assert told.value.allowed == "0.0157 to 0.5"
+    load_data(points_config(tmp_path, data={"path": path, "held_out": 0.0157}))
+
+
 def test_an_archive_of_several_arrays_asks_which(tmp_path):
     path = tmp_path / "data.npz"
     np.savez(path, x=np.zeros((8, 2), np.float32), y=np.zeros(8, np.int64))
