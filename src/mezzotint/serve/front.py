@@ -274,10 +274,25 @@ class Front:
             MezzotintError: However the request itself ended, if not well.
         """
         if observe is None:
-            events = self.stream(http, request, quiet=True)
-        else:
-            events = self.stream(http, request, preview_every=1)
+            return await self.watched(http, self._finish(http, request))
+        events = self.stream(http, request, preview_every=1)
         return await self.watched(http, follow(events, observe))
+
+    async def _finish(self, http: Request, request: GenerationRequest) -> GenerationResult:
+        """Run a request of which nobody watches the way to its end."""
+        here = visit(http)
+        caller: Caller = here.caller
+        self.admit(request, caller)
+        here.model = request.model
+        async with self.counted(caller):
+            result = await self.service.generate(
+                request,
+                request_id=new_id("gen"),
+                client=caller.name,
+                use_cache=use_cache(http),
+            )
+        note(here, result)
+        return result
 
     async def watched(self, http: Request, work: Awaitable[Any]) -> Any:
         """Wait for ``work`` while the client is there and time is left.
@@ -358,7 +373,8 @@ class Front:
             )
             try:
                 async for event in events:
-                    note(here, event)
+                    if isinstance(event, Finished):
+                        note(here, event.result)
                     yield event
             finally:
                 close = getattr(events, "aclose", None)
@@ -372,11 +388,10 @@ def use_cache(http: Request) -> bool:
     return "no-cache" not in words and "no-store" not in words
 
 
-def note(here: Visit, event: Event) -> None:
+def note(here: Visit, result: GenerationResult) -> None:
     """Keep what the headers of the answer say about the work."""
-    if isinstance(event, Finished):
-        here.cache = event.result.cache
-        here.timings = [image.timings for image in event.result.images]
+    here.cache = result.cache
+    here.timings = [image.timings for image in result.images]
 
 
 def _limit(field: str, value: int | None, most: int, what: str) -> None:

@@ -6,17 +6,18 @@ process of its own, ``fake`` answers without tensors so that doors are tested in
 milliseconds.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.types import Event, GenerationResult, ImageOutput
 
 __all__ = [
     "AdapterKeeper",
+    "BeginsAtOnce",
     "GenerationService",
     "HandlerAnswer",
     "HandlerRunner",
@@ -114,6 +115,41 @@ class GenerationService(Protocol):
 
     async def close(self) -> None:
         """Finish what is being stepped, refuse the rest, free everything."""
+        ...
+
+
+@runtime_checkable
+class BeginsAtOnce(Protocol):
+    """A service that takes a request in the turn of the loop in which it comes."""
+
+    def begin(
+        self,
+        request: GenerationRequest,
+        hear: Callable[[Event | BaseException], None],
+        *,
+        request_id: str,
+        client: str,
+        use_cache: bool,
+        began: Callable[[], None],
+    ) -> Callable[[], None] | None:
+        """Take a request whose caller waits for its ending alone; called in a running loop.
+
+        Args:
+            request: What is asked.
+            hear: Told the ending, or why the request was refused, once, in the loop.
+            request_id: As in :meth:`GenerationService.stream`, as are the next two.
+            client: Who asks.
+            use_cache: Whether a finished picture may answer.
+            began: Called in whichever thread draws, before an image of the request begins;
+                in place of the event ``Started``. Must not block.
+
+        Returns:
+            What cancels the request at its next step if it has not ended; None, and then
+            nothing was done, if planning it takes a thread.
+
+        Raises:
+            MezzotintError: If it is refused while it is planned.
+        """
         ...
 
 

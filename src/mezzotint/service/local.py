@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,11 @@ from mezzotint.service.capabilities import capabilities, open_gates
 from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.dispatch.device_messages import Learn
 from mezzotint.service.dispatch.dispatcher import Dispatcher
-from mezzotint.service.dispatch.mailbox import EventMailbox
-from mezzotint.service.endings import ENDINGS, follow
+from mezzotint.service.endings import follow
 from mezzotint.service.finishing import tools
 from mezzotint.service.finishing.pictures import Finisher
 from mezzotint.service.handlers.handlers import HandlerPool
+from mezzotint.service.intake import Intake
 from mezzotint.service.preparing import Preparer
 from mezzotint.service.provision.fair_threads import FairThreads
 from mezzotint.service.provision.learned import open_results, open_shared
@@ -52,13 +51,9 @@ from mezzotint.service.provision.registration import ModelRegistration
 from mezzotint.service.provision.shared_models import open_shared_models
 from mezzotint.service.provision.warm_up import WarmUp
 from mezzotint.service.requests import Judge
-from mezzotint.techniques.table import TECHNIQUES
-from mezzotint.types import Event, GenerationResult, ImageOutput, Queued, Started
+from mezzotint.types import Event, GenerationResult, ImageOutput
 
 __all__ = ["LocalService", "create_service"]
-
-_FEW_PICTURES = 8  # whose plans are made in less than a millisecond or two
-_SHORT_TEXT = 2000  # characters of which that is true
 
 
 def create_service(options: Mapping[str, Any], *, interruptible: bool = False) -> "LocalService":
@@ -139,7 +134,6 @@ class LocalService:
         )
         self._is_closed = False
         self._threads = FairThreads()
-        self._mailbox: EventMailbox | None = None
         self._dispatcher = Dispatcher(
             engine,
             self._build_engine,
@@ -154,6 +148,13 @@ class LocalService:
             judge=self._judge,
             loader=self._loader,
             learner=self._learner,
+        )
+        self._intake = Intake(
+            self._preparer,
+            self._dispatcher,
+            self._threads,
+            is_loaded=None if self._shared is not None else self.provider.is_loaded,
+            at_once=not self._is_interruptible,
         )
         self._warm_up = WarmUp(
             self.costs,
@@ -214,7 +215,7 @@ class LocalService:
         )  # fmt: skip
         return self._dispatcher.accept(submission).result()
 
-    async def stream(
+    def stream(
         self,
         request: GenerationRequest,
         *,
@@ -225,62 +226,25 @@ class LocalService:
         quiet: bool = False,
     ) -> AsyncIterator[Event]:
         """Run one request and yield its events; closing early cancels it."""
-        mailbox = self._event_mailbox()
-        events: asyncio.Queue[Event | BaseException] = asyncio.Queue()
+        return self._intake.stream(
+            request, request_id=request_id, client=client, use_cache=use_cache,
+            preview_every=preview_every, quiet=quiet,
+        )  # fmt: skip
 
-        def sink(event: Event) -> None:
-            if not quiet or isinstance(event, (Queued, Started, *ENDINGS)):
-                mailbox.put(events, event)
-
-        def hear(answer: "Future[float]") -> None:
-            if (error := answer.exception()) is not None:
-                mailbox.put(events, error)
-
-        ask = partial(
-            self._preparer.prepare,
-            request,
-            sink,
-            request_id=request_id,
-            client=client,
-            use_cache=use_cache,
-            preview_every=preview_every,
+    def begin(
+        self,
+        request: GenerationRequest,
+        hear: Callable[[Event | BaseException], None],
+        *,
+        request_id: str,
+        client: str,
+        use_cache: bool,
+        began: Callable[[], None],
+    ) -> Callable[[], None] | None:
+        """Take a request at once; see :class:`~mezzotint.service.base.BeginsAtOnce`."""
+        return self._intake.begin(
+            request, hear, request_id=request_id, client=client, use_cache=use_cache, began=began
         )
-        with self._threads.drawing(client):
-            at_once = self._is_planned_at_once(request)
-            submission = ask() if at_once else await self._threads.run(client, ask)
-            answer = self._dispatcher.accept(submission, at_once=not self._is_interruptible)
-            answer.add_done_callback(hear)
-            is_over = False
-            try:
-                while not is_over:
-                    event = await events.get()
-                    if isinstance(event, BaseException):
-                        is_over = True
-                        raise event
-                    is_over = isinstance(event, ENDINGS)
-                    yield event
-            finally:
-                was_refused = answer.done() and answer.exception() is not None
-                if not is_over and not was_refused:  # the id may be somebody else's
-                    self._dispatcher.cancel(request_id)
-
-    def _event_mailbox(self) -> EventMailbox:
-        """Return what brings events into the running loop."""
-        loop = asyncio.get_running_loop()
-        mailbox = self._mailbox
-        if mailbox is None or mailbox.loop is not loop:
-            mailbox = self._mailbox = EventMailbox(loop)
-        return mailbox
-
-    def _is_planned_at_once(self, request: GenerationRequest) -> bool:
-        """Whether planning takes less than handing it to a thread: no file is read for it."""
-        has_files = request.gates or any(
-            technique.is_asked(request) for technique in TECHNIQUES if not technique.is_light
-        )
-        text = len(request.prompt) + len(request.negative_prompt)
-        is_few = request.num_pictures <= _FEW_PICTURES and text <= _SHORT_TEXT
-        is_short = is_few and self._shared is None
-        return is_short and not has_files and self.provider.is_loaded(request.model)
 
     async def generate(
         self,

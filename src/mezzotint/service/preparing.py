@@ -88,6 +88,7 @@ class Preparer:
         client: str = "",
         use_cache: bool = True,
         preview_every: int = 0,
+        began: Callable[[], None] | None = None,
     ) -> RequestSubmission:
         """Resolve a request: spec, pictures, plan, bytes, gates.
 
@@ -98,6 +99,7 @@ class Preparer:
             client: Who asks.
             use_cache: Whether kept pictures may answer.
             preview_every: Steps between previews, 0 for none.
+            began: See :class:`~mezzotint.service.requests.RequestSubmission`.
 
         Raises:
             MezzotintError: If it is refused.
@@ -144,6 +146,7 @@ class Preparer:
             preview_every=preview_every,
             policy=policy,
             is_ready=self._loader.is_ready(first),
+            began=began,
         )
 
     def _assets(self, request: GenerationRequest, plan: Plan) -> dict[str, Any]:

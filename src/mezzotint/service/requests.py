@@ -67,6 +67,8 @@ class RequestSubmission:
         preview_every: Steps between previews, 0 for none.
         policy: The gates' policy, or None.
         is_ready: Whether the model is loaded and compiled for what is asked.
+        began: Called by the device thread before an image of it begins, where nobody wants
+            the event ``Started``; must not block.
     """
 
     id: str
@@ -80,6 +82,7 @@ class RequestSubmission:
     preview_every: int = 0
     policy: Any = None
     is_ready: bool = False
+    began: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,7 @@ class DeviceThread:
     Args:
         build: Makes the engine in this thread, given where to send events.
         emit: Takes events; called in this thread, must not block or raise.
+        flush: Called in this thread after each tick, when all of its events were emitted.
         learner: What is learnt while there are no commands; nothing if None.
     """
 
@@ -39,7 +40,10 @@ class DeviceThread:
         build: Callable[[Callable[[EngineEvent], None]], StepEngine],
         emit: Callable[[EngineEvent], None],
         learner: Learner | None = None,
+        *,
+        flush: Callable[[], None] | None = None,
     ) -> None:
+        self._flush = flush
         self._learner = learner or Learner(0.0)
         self._build = build
         self._emit = emit
@@ -74,6 +78,8 @@ class DeviceThread:
             except Exception as error:  # the engine tick: a bug of ours ends what it held
                 log.error("engine.tick_failed", error=repr(error))
                 engine.abort(WorkFailed(f"the engine failed: {error}"))
+            if self._flush is not None:
+                self._flush()
         engine.abort(WorkFailed("the engine was stopped"))
 
     def _refuse(self, error: WorkFailed) -> None:

@@ -7,6 +7,7 @@ encoded here). What each message does stands in
 :mod:`~mezzotint.service.dispatch.lifecycle`.
 """
 
+import asyncio
 import contextlib
 import queue
 import threading
@@ -18,7 +19,7 @@ from mezzotint.engine.backlog import Load
 from mezzotint.engine.cache import ResultCache
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.learning import Learner
-from mezzotint.engine.state import EngineEvent
+from mezzotint.engine.state import EngineEvent, ImageDone, ImageStarted, ImageStepped
 from mezzotint.engine.step_engine import StepEngine
 from mezzotint.errors import NotReady
 from mezzotint.planning.costs import CostTable
@@ -34,6 +35,8 @@ from mezzotint.service.provision.loader import Loader
 from mezzotint.service.requests import Judge, RequestSubmission
 
 __all__ = ["Dispatcher"]
+
+_FEW = 8  # messages that the loop takes before it looks at what else there is
 
 
 class Dispatcher:
@@ -69,10 +72,13 @@ class Dispatcher:
         self._loader = loader
         self._closing: list[Future[None]] = []
         self._told: queue.SimpleQueue[DispatcherMessage | None] = queue.SimpleQueue()
-        self._mailbox = Mailbox(self._handle, lambda: self._told.put(None))
+        self._mailbox = Mailbox(self._handle, self._wake)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_called = False  # the loop was asked to look
+        self._has_news = False  # of the device, nobody was woken for it yet
         self._has_ended = False
         self._writer = Writer(finisher, judge)
-        self.device = DeviceThread(build, self._told.put, learner)
+        self.device = DeviceThread(build, self._hear, learner, flush=self._flush)
         self._lifecycle = Lifecycle(
             config,
             device=self.device,
@@ -103,6 +109,13 @@ class Dispatcher:
             self._leave(Submit(submission, answer))
         return answer
 
+    def attend(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take what the device tells in an event loop from here on, where no signal may raise.
+
+        That is one thread less to wake for each picture, and the loop writes the answer at once.
+        """
+        self._loop = loop
+
     def cancel(self, request_id: str) -> "Future[bool]":
         """Cancel a request at its next step; the future says whether there was one."""
         answer: Future[bool] = Future()
@@ -128,6 +141,53 @@ class Dispatcher:
             self._told.put(None)
         if self._has_ended:
             self._refuse_rest()
+
+    def _hear(self, event: EngineEvent) -> None:
+        """Take an event of the device, in its thread.
+
+        What a call came to is told when all of it is booked: one wake for all pictures of it.
+        """
+        if isinstance(event, ImageStarted) and self._lifecycle.begin(event.id.request):
+            return
+        self._mailbox.bring(event)
+        if isinstance(event, ImageDone | ImageStepped):
+            self._has_news = True
+        else:
+            self._wake()
+
+    def _flush(self) -> None:
+        """Wake somebody for what a call came to."""
+        if self._has_news:
+            self._has_news = False
+            self._wake()
+
+    def _wake(self) -> None:
+        """Have the loop, or the dispatcher's own thread, take what lies in the mailbox."""
+        loop = self._loop
+        if loop is None or not self._call(loop):
+            self._told.put(None)
+
+    def _call(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Have a loop look into the mailbox; False if there is none any more."""
+        if not loop.is_running():
+            return False
+        if self._is_called:
+            return True
+        self._is_called = True  # before calling: the loop may look at once
+        try:
+            loop.call_soon_threadsafe(self._look)
+        except RuntimeError:  # it is closed
+            self._is_called, self._loop = False, None
+        return self._is_called
+
+    def _look(self) -> None:
+        """Take some of what lies in the mailbox, in the loop; other work of it comes between."""
+        self._is_called = False  # before looking: who comes from here on calls again
+        is_more = self._mailbox.take_some(_FEW)
+        if is_more:
+            self._wake()
+        elif is_more is None or self._is_over:  # for the dispatcher's thread to go on, or to end
+            self._told.put(None)
 
     @property
     def num_held(self) -> int:

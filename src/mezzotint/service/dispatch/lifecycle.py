@@ -137,6 +137,17 @@ class Lifecycle:
         """Explain why a plan is not among the pictures kept for this client."""
         return self._coalescing.why_miss(plan, client)
 
+    def begin(self, request_id: str) -> bool:
+        """Tell a request that one of its images begins, if it wants that told at once.
+
+        Called in the device thread.
+        """
+        state = self._requests.get(request_id)
+        began = state.submission.began if state is not None else None
+        if began is not None:
+            began()
+        return began is not None
+
     def drain(self) -> None:
         """Refuse what waits and what comes; what is being stepped is finished."""
         self._is_draining = True

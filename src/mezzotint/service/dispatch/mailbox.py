@@ -54,6 +54,22 @@ class Mailbox:
         if self._messages:  # too many, or brought while another took his last
             self._wake()
 
+    def take_some(self, most: int) -> bool | None:
+        """Take up to ``most`` messages.
+
+        Returns:
+            Whether there are more; None, and nothing was taken, if another thread is at it.
+        """
+        if not self._turn.acquire(blocking=False):
+            return None
+        try:
+            for _ in range(most):
+                if self._messages:
+                    self._take(self._messages.popleft())
+        finally:
+            self._turn.release()
+        return bool(self._messages)
+
     def work(self) -> None:
         """Take everything that is there, after whoever is at it now."""
         with self._turn:
@@ -82,29 +98,33 @@ class Mailbox:
 
 
 class EventMailbox:
-    """Puts items into queues of one loop, from any thread, in order.
+    """Hands items out in one loop, from any thread, in order.
 
     Args:
-        loop: Whose tasks read the queues.
+        loop: Where.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._items: deque[tuple[asyncio.Queue[Any], Any]] = deque()
+        self._thread = threading.get_ident()
+        self._items: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._is_called = False
 
-    def put(self, queue: "asyncio.Queue[Any]", item: Any) -> None:
-        """Bring an item for a queue.
+    def put(self, hear: Callable[[Any], None], item: Any) -> None:
+        """Bring an item for whoever hears it in the loop.
 
         Raises:
             RuntimeError: If the loop is closed.
         """
-        self._items.append((queue, item))
+        self._items.append((hear, item))
         if self._is_called and not self.loop.is_closed():
             return
         self._is_called = True  # before calling: the loop may look at once
         try:
-            self.loop.call_soon_threadsafe(self._empty)
+            if threading.get_ident() == self._thread:
+                self.loop.call_soon(self._empty)
+            else:
+                self.loop.call_soon_threadsafe(self._empty)
         except RuntimeError:
             self._is_called = False
             raise
@@ -113,5 +133,8 @@ class EventMailbox:
         """Hand out what has come, in the loop."""
         self._is_called = False  # before looking: who comes from here on calls again
         while self._items:
-            queue, item = self._items.popleft()
-            queue.put_nowait(item)
+            hear, item = self._items.popleft()
+            try:
+                hear(item)
+            except Exception as error:  # a bug of ours: the others still hear
+                log.error("mailbox.failed", exception=error, message=type(item).__name__)

@@ -9,12 +9,12 @@ from typing import Any
 from mezzotint.errors import MezzotintError
 from mezzotint.observe import spans
 from mezzotint.request import GenerationRequest
-from mezzotint.service.endings import ENDINGS
+from mezzotint.service.endings import ENDINGS, result_of
 from mezzotint.service.workers.ledger import Call, Ledger, Stream
 from mezzotint.service.workers.messages import StreamRequest
-from mezzotint.types import Event
+from mezzotint.types import Event, GenerationResult
 
-__all__ = ["Question", "events_of", "make_stream", "with_seed"]
+__all__ = ["Ending", "Question", "events_of", "make_stream", "with_seed"]
 
 
 def with_seed(request: GenerationRequest) -> GenerationRequest:
@@ -71,6 +71,71 @@ async def events_of(
             yield event
     finally:  # another ledger may have it by now
         stream.leave(ended)
+
+
+class Ending:
+    """One request in a ledger of which its client hears the ending alone.
+
+    Args:
+        ledger: Whose worker makes it.
+        request: With a seed.
+        request_id: As :meth:`~mezzotint.service.base.GenerationService.generate` has it, as
+            have the others.
+        client: Who asks.
+        use_cache: Whether a finished picture may answer.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        request: GenerationRequest,
+        *,
+        request_id: str,
+        client: str,
+        use_cache: bool,
+    ) -> None:
+        self._ending: asyncio.Future[GenerationResult]
+        self._ending = asyncio.get_running_loop().create_future()
+        message = StreamRequest(
+            call=0,
+            request=request.canonical(),
+            request_id=request_id,
+            client=client,
+            use_cache=use_cache,
+            preview_every=0,
+            quiet=True,
+            ending_only=True,
+            trace=spans.carried(),
+        )
+        self._stream = Stream(request_id, message, self._hear)
+        ledger.open(self._stream)
+
+    def _hear(self, event: Event | MezzotintError) -> None:
+        if self._ending.done():
+            return
+        try:
+            if isinstance(event, MezzotintError):
+                raise event
+            result = result_of(event)
+        except MezzotintError as error:
+            self._ending.set_exception(error)
+        else:
+            if result is not None:
+                self._ending.set_result(result)
+
+    async def wait(self) -> GenerationResult:
+        """Return the result; leaving early cancels the request.
+
+        Raises:
+            MezzotintError: The one way in which it ended, if not well.
+        """
+        try:
+            return await self._ending
+        finally:
+            has_ended = self._ending.done() and not self._ending.cancelled()
+            if has_ended:
+                self._ending.exception()  # whoever waited may have been cancelled just now
+            self._stream.leave(has_ended)
 
 
 class Question:

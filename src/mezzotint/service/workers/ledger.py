@@ -31,6 +31,7 @@ from mezzotint.service.workers.messages import (
     ToWorker,
     read_event,
 )
+from mezzotint.service.workers.recorder import Recorded
 from mezzotint.types import Cancelled, Event, ImageFinished, ImageOutput, Queued, Started
 
 __all__ = ["Call", "Ledger", "Stream"]
@@ -116,11 +117,18 @@ class Stream:
         if not was_told:
             self.hear(event)
 
+    def learn(self, recorded: Recorded) -> None:
+        """Take in what a worker that tells only endings wrote down of the run before it died."""
+        if self.is_sent and self.message.ending_only:
+            self.is_started = self.is_started or self.message.call in recorded.drawn
+            self.is_accepted = self.is_accepted or self.message.call not in recorded.planning
+
     def survive(self) -> None:
         """Count a death of the worker if this request may have been why."""
         if self.is_started or (self.is_sent and not self.is_accepted):
             self.crashes += 1
             self.was_drawn_at_death |= self.is_started
+            self.message = replace(self.message, ending_only=False)  # all is told of suspects
         self.forget_run()
 
     def forget_run(self) -> None:
@@ -229,14 +237,17 @@ class Ledger:
         for call in sorted(self._calls.values(), key=lambda c: c.message.method in _WITH_DATA):
             self._post(call.message)
 
-    def lose(self, *, blame: bool = True) -> None:
+    def lose(self, *, blame: bool = True, recorded: Recorded | None = None) -> None:
         """Note that the worker is gone.
 
         Args:
             blame: Whether what it had may be why; a machine that lost its power is not.
+            recorded: What it wrote down, if it writes.
         """
         self.is_up = False
         for stream in self:
+            if recorded is not None:
+                stream.learn(recorded)
             if blame:
                 stream.survive()
             else:

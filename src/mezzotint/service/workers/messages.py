@@ -68,6 +68,8 @@ class StreamRequest(_Message, frozen=True, kw_only=True, tag=True):
     Args:
         call: Number that every message about it carries.
         request: The request's canonical JSON.
+        ending_only: Whether its ending is enough, where the worker writes down what it is at
+            (:mod:`mezzotint.service.workers.recorder`).
         trace: Headers that say to which trace it belongs, if anybody traces.
     """
 
@@ -78,6 +80,7 @@ class StreamRequest(_Message, frozen=True, kw_only=True, tag=True):
     use_cache: bool
     preview_every: int
     quiet: bool
+    ending_only: bool = False
     trace: dict[str, str] = {}
 
 

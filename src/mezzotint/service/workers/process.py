@@ -1,18 +1,19 @@
-"""Process: starts the engine's process, with one socket to talk to it."""
+"""Process: starts the engine's process, with one socket to talk to it, and its recorder."""
 
 import asyncio
 import contextlib
 import socket
 import sys
 
-__all__ = ["STREAM_LIMIT", "start_worker"]
-
-STREAM_LIMIT = 1 << 20
-"""Bytes that a reader of the socket buffers."""
+__all__ = ["start_worker"]
 
 
-async def start_worker() -> tuple[asyncio.subprocess.Process, socket.socket]:
+async def start_worker(memory: int) -> tuple[asyncio.subprocess.Process, socket.socket]:
     """Start :mod:`mezzotint.service.workers.worker` in a session of its own.
+
+    Args:
+        memory: Where it writes down what it is at; see
+            :func:`~mezzotint.service.workers.recorder.make_memory`.
 
     Returns:
         The process, and our end of its socket, for the caller to close.
@@ -28,7 +29,8 @@ async def start_worker() -> tuple[asyncio.subprocess.Process, socket.socket]:
             "-m",
             "mezzotint.service.workers.worker",
             str(theirs.fileno()),
-            pass_fds=[theirs.fileno()],
+            str(memory),
+            pass_fds=[theirs.fileno(), memory],
             stdin=asyncio.subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C on a terminal is the parent's to hear
         )

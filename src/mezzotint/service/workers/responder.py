@@ -16,7 +16,7 @@ from mezzotint.errors import InvalidRequest, MezzotintError
 from mezzotint.observe import log, metrics, spans
 from mezzotint.plain import read
 from mezzotint.request import GenerationRequest, Output
-from mezzotint.service.base import Service
+from mezzotint.service.base import BeginsAtOnce, Service
 from mezzotint.service.descriptions import describe_error
 from mezzotint.service.endings import ENDINGS
 from mezzotint.service.workers.messages import (
@@ -30,7 +30,8 @@ from mezzotint.service.workers.messages import (
     ToWorker,
     write_event,
 )
-from mezzotint.types import Failed, ImageFinished, ImageOutput
+from mezzotint.service.workers.recorder import Recorder
+from mezzotint.types import Event, Failed, ImageFinished, ImageOutput
 
 __all__ = ["Responder", "build"]
 
@@ -56,22 +57,37 @@ class Responder:
     Args:
         service: Who does it.
         send: Takes each message of the answer.
+        post: Takes a message there and then; with it and a recorder, a request of which the
+            ending is enough is taken in the loop, without a task, if the service can.
+        recorder: Where it is written down who is being planned and drawn.
     """
 
-    def __init__(self, service: Service, send: Callable[[FromWorker], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        service: Service,
+        send: Callable[[FromWorker], Awaitable[None]],
+        *,
+        post: Callable[[FromWorker], None] | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
         self._service = service
         self._send = send
+        self._post = post
+        self._recorder = recorder
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._begun: dict[int, Callable[[], None]] = {}  # what cancels each
 
     @property
     def count(self) -> int:
         """Requests and questions under way."""
-        return len(self._tasks)
+        return len(self._tasks) + len(self._begun)
 
     def close(self) -> None:
         """End everything that is under way."""
         for task in list(self._tasks.values()):
             task.cancel()
+        for cancel in list(self._begun.values()):
+            cancel()
 
     def take(self, message: ToWorker) -> None:
         """Start, or end, the work that a message is about."""
@@ -79,11 +95,50 @@ class Responder:
         if isinstance(message, Cancel):
             if call in self._tasks:
                 self._tasks[call].cancel()
+            elif call in self._begun:
+                self._begun[call]()
+            return
+        if isinstance(message, StreamRequest) and message.ending_only and self._begin(message):
             return
         is_stream = isinstance(message, StreamRequest)
         work = self._stream(message) if is_stream else self._answer(message)
         task = self._tasks[call] = asyncio.create_task(work)
         task.add_done_callback(lambda _: self._tasks.pop(call, None))
+
+    def _begin(self, message: StreamRequest) -> bool:
+        """Take a request of which the ending is enough; False if it needs a task."""
+        post, recorder, call = self._post, self._recorder, message.call
+        can_begin = isinstance(self._service, BeginsAtOnce) and not message.trace
+        if post is None or recorder is None or not can_begin:
+            return False
+
+        def hear(ending: Event | BaseException) -> None:
+            self._begun.pop(call, None)
+            recorder.end(call)
+            if isinstance(ending, BaseException):
+                post(_describe_failure(call, ending))
+            else:
+                _log_failure(ending)
+                post(write_event(call, ending))
+
+        recorder.plan_here(call)
+        try:
+            cancel = self._service.begin(
+                GenerationRequest.from_dict(orjson.loads(message.request)),
+                hear,
+                request_id=message.request_id,
+                client=message.client,
+                use_cache=message.use_cache,
+                began=lambda: recorder.draw(call),
+            )
+        except Exception as error:  # the border to the other process: sent as it is
+            post(_describe_failure(call, error))
+            return True
+        finally:
+            recorder.plan_here(0)
+        if cancel is not None:
+            self._begun[call] = cancel
+        return cancel is not None
 
     async def _stream(self, message: StreamRequest) -> None:
         """Run one request and send its events."""
@@ -92,6 +147,9 @@ class Responder:
 
     async def _run(self, message: StreamRequest) -> None:
         call = message.call
+        recorder = self._recorder if message.ending_only else None
+        if recorder is not None:
+            recorder.plan(call)
         try:
             request = GenerationRequest.from_dict(orjson.loads(message.request))
             events = self._service.stream(
@@ -109,8 +167,9 @@ class Responder:
                     told = write_event(call, event, sent)
                     if isinstance(event, ImageFinished):
                         sent[event.image.index] = event.image
-                    if isinstance(event, Failed) and not isinstance(event.error, MezzotintError):
-                        log.error("worker.failed", exception=event.error)
+                    _log_failure(event)
+                    if recorder is not None:  # of those who have a task all else is told
+                        recorder.end(call)
                     await self._send(told)
                     has_ended = isinstance(event, ENDINGS)
             finally:
@@ -120,7 +179,10 @@ class Responder:
             if not has_ended:  # after an ending nobody listens any more
                 await self._send(StreamEnded(call=call))
         except Exception as error:  # the border to the other process: sent as it is
-            await self._fail(call, error)
+            await self._send(_describe_failure(call, error))
+        finally:
+            if recorder is not None:
+                recorder.end(call)
 
     async def _answer(self, message: CallMethod) -> None:
         """Run one call and send its answer."""
@@ -128,7 +190,7 @@ class Responder:
             value = await self.call(message.method, message.arguments)
             await self._send(Answered(call=message.call, value=value))
         except Exception as error:  # the border to the other process: sent as it is
-            await self._fail(message.call, error)
+            await self._send(_describe_failure(message.call, error))
 
     async def call(self, method: str, given: dict[str, Any]) -> Any:
         """Call one method of the service with plain arguments."""
@@ -171,7 +233,15 @@ class Responder:
         value = await simple[method](**given)
         return [dict(m) for m in value] if method == "models" else value
 
-    async def _fail(self, call: int, error: BaseException) -> None:
-        if not isinstance(error, MezzotintError):
-            log.error("worker.failed", exception=error)
-        await self._send(CallFailed(call=call, error=describe_error(error)))
+
+def _describe_failure(call: int, error: BaseException) -> CallFailed:
+    """Return what a call raised as a message; what is a bug of ours is logged here."""
+    if not isinstance(error, MezzotintError):
+        log.error("worker.failed", exception=error)
+    return CallFailed(call=call, error=describe_error(error))
+
+
+def _log_failure(event: Event) -> None:
+    """Log an ending that is a bug of ours: the other side hears of it in plain words."""
+    if isinstance(event, Failed) and not isinstance(event.error, MezzotintError):
+        log.error("worker.failed", exception=event.error)

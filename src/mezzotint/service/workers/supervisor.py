@@ -11,6 +11,7 @@ What the two processes say to each other is :mod:`mezzotint.service.workers.mess
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
@@ -22,8 +23,9 @@ from mezzotint.plain import write
 from mezzotint.request import GenerationRequest
 from mezzotint.service.config import WorkerConfig
 from mezzotint.service.descriptions import read_error
-from mezzotint.service.workers.entries import Question, events_of, make_stream, with_seed
+from mezzotint.service.workers.entries import Ending, Question, events_of, make_stream, with_seed
 from mezzotint.service.workers.ledger import Ledger
+from mezzotint.service.workers.link import Link
 from mezzotint.service.workers.liveness import Liveness, read_activity
 from mezzotint.service.workers.messages import (
     CallFailed,
@@ -34,10 +36,10 @@ from mezzotint.service.workers.messages import (
     Refused,
     ToWorker,
 )
-from mezzotint.service.workers.process import STREAM_LIMIT, start_worker
+from mezzotint.service.workers.process import start_worker
+from mezzotint.service.workers.recorder import Recorded, make_memory, read_memory
 from mezzotint.service.workers.remote_calls import RemoteCalls
-from mezzotint.service.workers.transport import post_message, read_message, send_message
-from mezzotint.types import Event
+from mezzotint.types import Event, GenerationResult
 
 __all__ = ["LEFT", "WorkerSupervisor"]
 
@@ -83,7 +85,8 @@ class WorkerSupervisor(RemoteCalls):
         self._was_ready = False
         self._closing = False
         self._process: asyncio.subprocess.Process | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._link: Link | None = None
+        self._memory: int | None = None
         self._health: dict[str, Any] = {}
         self._liveness: Liveness | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -138,6 +141,24 @@ class WorkerSupervisor(RemoteCalls):
             async for event in told:
                 yield event
 
+    async def generate(
+        self,
+        request: GenerationRequest,
+        *,
+        request_id: str,
+        client: str = "",
+        use_cache: bool = True,
+    ) -> GenerationResult:
+        """Run one request to its end, of which alone the process tells."""
+        self._check()
+        return await Ending(
+            self.ledger,
+            with_seed(request),
+            request_id=request_id,
+            client=client,
+            use_cache=use_cache,
+        ).wait()
+
     @property
     def is_ready(self) -> bool:
         """Whether the process runs, takes requests and shows no sign of hanging."""
@@ -190,6 +211,7 @@ class WorkerSupervisor(RemoteCalls):
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
         await self._end_process()  # the supervisor may have been cancelled in the middle of it
+        self._read_recorder()
 
     def _check(self) -> None:
         """Refuse work before the first start and after the close."""
@@ -210,14 +232,12 @@ class WorkerSupervisor(RemoteCalls):
         self._journal.append(call)
         return answer
 
-    async def _replay(self, reader: asyncio.StreamReader) -> None:
+    async def _replay(self, link: Link) -> None:
         """Repeat changes of the list of models in a fresh process, before anything else."""
         for message in self._journal:
-            if self._writer is None:
-                return
-            await send_message(self._writer, message)
+            link.post(message)
             answer: FromWorker
-            while (answer := await read_message(reader, FromWorker)).call != message.call:
+            while (answer := await link.read(FromWorker)).call != message.call:
                 pass
             if isinstance(answer, CallFailed):
                 reason = answer.error.get("message")
@@ -225,8 +245,8 @@ class WorkerSupervisor(RemoteCalls):
 
     def _post(self, message: ToWorker) -> None:
         """Send a message; the ledger is up only while there is a process."""
-        if self._writer is not None:
-            post_message(self._writer, message)
+        if self._link is not None:
+            self._link.post(message)
 
     async def _supervise(self) -> None:
         """Start the process again and again until the service closes."""
@@ -248,7 +268,7 @@ class WorkerSupervisor(RemoteCalls):
             metrics.count("mezzotint_worker_restarts_total")
             code = self._process.returncode if self._process is not None else None
             log.error("worker.died", code=code, restarts=self.restarts, requests=len(self.ledger))
-            self.ledger.lose(blame=code != LEFT)
+            self.ledger.lose(blame=code != LEFT, recorded=self._read_recorder())
             if self._on_death is not None:
                 self._on_death(self)
             await asyncio.sleep(backoff_s)
@@ -256,24 +276,23 @@ class WorkerSupervisor(RemoteCalls):
 
     async def _run_process(self) -> None:
         """Start one process and serve it until it dies."""
-        self._process, ours = await start_worker()
-        reader, self._writer = await asyncio.open_connection(sock=ours, limit=STREAM_LIMIT)
+        self._memory = make_memory()
+        self._process, ours = await start_worker(self._memory)
+        self._link = link = await Link.over(ours)
         hello = Hello(
             factory=self._config.factory,
             options=dict(self._config.options),
             log=write(self._log),
             cores=list(self._cores),
         )
-        await send_message(self._writer, hello)
+        link.post(hello)
         watch: asyncio.Task[None] | None = None
         try:
-            greeting: Greeting = await asyncio.wait_for(
-                read_message(reader, Greeting), self._config.start_s
-            )
+            greeting: Greeting = await asyncio.wait_for(link.read(Greeting), self._config.start_s)
             if isinstance(greeting, Refused):
                 self._refuse(read_error(greeting.error))
                 return
-            await self._replay(reader)
+            await self._replay(link)
             pid = self._process.pid
             self._liveness = liveness = Liveness(self._config, lambda: read_activity(pid))
             self._was_ready = True
@@ -281,10 +300,12 @@ class WorkerSupervisor(RemoteCalls):
             if self._on_ready is not None:
                 self._on_ready(self)
             watch = asyncio.create_task(self._watch(self._process, liveness))
-            while True:
-                message: FromWorker = await read_message(reader, FromWorker)
+
+            def take(message: FromWorker) -> None:
                 liveness.hear()
                 self.ledger.take(message)
+
+            await link.follow(FromWorker, take)
         except TimeoutError:
             if not self._was_ready:
                 self._refuse(NotReady(f"the engine was not ready after {self._config.start_s:g} s"))
@@ -299,13 +320,23 @@ class WorkerSupervisor(RemoteCalls):
         if self._first is not None and not self._first.done():
             self._first.set_exception(error)
 
+    def _read_recorder(self) -> Recorded | None:
+        """Return what the process that is gone wrote down, and let go of its memory."""
+        memory, self._memory = self._memory, None
+        if memory is None:
+            return None
+        try:
+            return read_memory(memory)
+        finally:
+            os.close(memory)
+
     async def _end_process(self) -> None:
         """Make sure the process is gone."""
         self.ledger.is_up = False
         self._liveness = None
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._link is not None:
+            self._link.close()
+            self._link = None
         if self._process is None:
             return
         with contextlib.suppress(asyncio.TimeoutError):

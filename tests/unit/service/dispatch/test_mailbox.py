@@ -157,7 +157,7 @@ def test_items_of_many_threads_arrive_in_each_threads_order():
 
         def send(k):
             for number in range(3000):
-                mailbox.put(queues[k], number)
+                mailbox.put(queues[k].put_nowait, number)
 
         threads = [threading.Thread(target=send, args=(k,)) for k in range(4)]
         for thread in threads:
@@ -178,13 +178,23 @@ def test_a_busy_loop_is_woken_once_for_all_that_came():
         wake = loop.call_soon_threadsafe
         loop.call_soon_threadsafe = lambda *a: calls.append(a) or wake(*a)
         mailbox, queue = EventMailbox(loop), asyncio.Queue()
-        for number in range(100):
-            mailbox.put(queue, number)
+
+        def bring(*items):
+            thread = threading.Thread(
+                target=lambda: [mailbox.put(queue.put_nowait, item) for item in items]
+            )
+            thread.start()
+            thread.join()  # the loop looks at nothing meanwhile
+
+        bring(*range(100))
         assert len(calls) == 1
         assert [await queue.get() for _ in range(100)] == list(range(100))
-        mailbox.put(queue, "later")
+        bring("later")
         assert len(calls) == 2
         assert await queue.get() == "later"
+        mailbox.put(queue.put_nowait, "from the loop itself")
+        assert len(calls) == 2
+        assert await queue.get() == "from the loop itself"
 
     asyncio.run(main())
 
@@ -192,7 +202,7 @@ def test_a_busy_loop_is_woken_once_for_all_that_came():
 def test_a_closed_loop_raises_each_time():
     loop = asyncio.new_event_loop()
     loop.close()
-    mailbox, queue = EventMailbox(loop), None
+    mailbox, queue = EventMailbox(loop), asyncio.Queue()
     for _ in range(2):
         with pytest.raises(RuntimeError):
-            mailbox.put(queue, 1)
+            mailbox.put(queue.put_nowait, 1)

@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 import pytest
 
 from mezzotint import errors
@@ -14,6 +15,7 @@ from mezzotint.service.workers.messages import (
     StreamRequest,
     write_event,
 )
+from mezzotint.service.workers.recorder import Recorded
 from mezzotint.types import Cancelled, Finished, GenerationResult, Queued, Started
 
 
@@ -124,6 +126,29 @@ def test_who_waited_at_a_death_is_not_blamed():
     worker.say(stream, Queued(id="a", position=3, eta_s=1.0))
     worker.ledger.lose()
     assert stream.crashes == 0
+
+
+def test_of_those_who_hear_the_ending_alone_who_was_written_down_is_blamed():
+    worker = Worker()
+    worker.ledger.begin()
+    streams = {}
+    for name in ("waiting", "planned", "drawn"):
+        stream, _ = request(name)
+        stream.message = msgspec.structs.replace(stream.message, ending_only=True)
+        worker.ledger.open(stream)
+        streams[name] = stream
+    call = {name: stream.message.call for name, stream in streams.items()}
+    written = Recorded(planning=frozenset({call["planned"]}), drawn=frozenset({call["drawn"]}))
+    worker.ledger.lose(recorded=written)
+    assert {name: s.crashes for name, s in streams.items()} == {
+        "waiting": 0, "planned": 1, "drawn": 1,
+    }  # fmt: skip
+    worker.ledger.begin()
+    told = {m.request_id: m.ending_only for m in worker.posted[3:]}
+    assert told == {"waiting": True, "planned": False, "drawn": False}
+    worker.say(streams["drawn"], Started(id="drawn"))
+    worker.ledger.lose(recorded=Recorded(planning=frozenset(), drawn=frozenset()))
+    assert [s.crashes for s in streams.values()] == [0, 2, 2]
 
 
 def test_leaving_early_cancels_and_leaving_at_the_end_does_not():

@@ -1,17 +1,22 @@
-"""Responder: the trace that a client began goes on in the process that draws."""
+"""Responder: traces go on in the process that draws; who hears an ending alone has no task."""
 
 import asyncio
+import os
 
+import pytest
 from opentelemetry import trace
 
+from mezzotint import errors
 from mezzotint.observe import spans
 from mezzotint.request import GenerationRequest
 from mezzotint.service.fake import FakeService
-from mezzotint.service.workers.entries import make_stream
+from mezzotint.service.workers.entries import Ending, make_stream
 from mezzotint.service.workers.ledger import Ledger
 from mezzotint.service.workers.messages import ToWorker
+from mezzotint.service.workers.recorder import Recorder, make_memory, read_memory
 from mezzotint.service.workers.responder import Responder
 from mezzotint.service.workers.transport import encode, unpack
+from mezzotint.types import Finished, GenerationResult
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 HEADERS = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
@@ -55,3 +60,75 @@ def test_a_trace_goes_on_in_the_process_that_draws(monkeypatch):
 
     asyncio.run(main())
     assert service.seen == [TRACE]
+
+
+class AtOnce(FakeService):
+    """Takes requests of a few pictures in the turn in which they come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard = {}
+        self.cancelled = []
+
+    def begin(self, request, hear, *, request_id, client, use_cache, began):
+        if request.prompt == "bad":
+            raise errors.InvalidRequest("no", field="prompt")
+        if request.num_images > 1:
+            return None
+        began()
+        self.heard[request_id] = hear
+        return lambda: self.cancelled.append(request_id)
+
+
+def test_a_request_whose_ending_is_enough_is_taken_without_a_task_and_written_down():
+    service, told = AtOnce(), []
+
+    async def main(memory) -> None:
+        async def hear(message) -> None:
+            told.append(message)
+
+        responder = Responder(service, hear, post=told.append, recorder=Recorder(memory))
+        ledger = Ledger(responder.take, max_crashes=1)
+        ledger.begin()
+
+        def ask(name, **more):
+            request = GenerationRequest(**{"prompt": name, "seed": 1, **more})
+            return Ending(ledger, request, request_id=name, client="", use_cache=True)
+
+        def hand_on():
+            while told:
+                ledger.take(told.pop(0))
+
+        good, bad, late = ask("good"), ask("bad"), ask("late")
+        assert read_memory(memory).drawn == {1, 3}
+        assert (read_memory(memory).planning, responder.count) == (set(), 2)
+        service.heard["good"](Finished(id="good", result=GenerationResult(id="good", images=())))
+        service.heard["late"](errors.QueueFull("full"))
+        assert (read_memory(memory).drawn, responder.count) == (set(), 0)
+        hand_on()
+        assert (await good.wait()).id == "good"
+        with pytest.raises(errors.InvalidRequest):
+            await bad.wait()
+        with pytest.raises(errors.QueueFull):
+            await late.wait()
+
+        left = asyncio.create_task(ask("left").wait())
+        await asyncio.sleep(0)
+        left.cancel()
+        await asyncio.wait([left])
+        assert service.cancelled == ["left"]
+
+        several = ask("several", num_images=2)  # which takes a task
+        assert read_memory(memory).planning == set()
+        async with asyncio.timeout(20):
+            while responder.count > 1:  # "left" is not told that it was cancelled
+                await asyncio.sleep(0.01)
+        hand_on()
+        assert len((await several.wait()).images) == 2
+        assert read_memory(memory).planning == set()
+
+    memory = make_memory()
+    try:
+        asyncio.run(main(memory))
+    finally:
+        os.close(memory)
