@@ -72,12 +72,38 @@ def pictures_of(value: Any, path: str = "") -> Iterator[tuple[str, ImageInput]]:
 
 def names_of(value: Any) -> Iterator[tuple[str, str, str]]:
     """Yield field, kind and name of all that a request names."""
-    for part, field, hint in _fields(value):
+    if isinstance(value, tuple):
+        for item in typing.cast("tuple[Any, ...]", value):
+            yield from names_of(item)
+    elif is_dataclass(value) and not isinstance(value, ImageInput):
+        for field, kind in _looked_into(type(value)):
+            inner = getattr(value, field)
+            if kind and inner is not None:
+                where: str = getattr(cast("type[Any]", type(value)), "where", "")
+                yield f"{where}.{field}" if where else field, kind, inner
+            elif inner:
+                yield from names_of(inner)
+
+
+@functools.cache
+def _looked_into(part: type) -> tuple[tuple[str, str], ...]:
+    """Return the fields of a part that name something, with its kind, or may hold parts ("")."""
+    found: list[tuple[str, str]] = []
+    for field, hint in field_hints(part).items():
         kind = next((n.kind for n in _marks(hint) if isinstance(n, Names)), "")
-        name = getattr(part, field)
-        if kind and name is not None:
-            where: str = getattr(cast("type[Any]", type(part)), "where", "")
-            yield f"{where}.{field}" if where else field, kind, name
+        if kind or not _is_plain(hint):
+            found.append((field, kind))
+    return tuple(found)
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether a type holds texts and numbers alone."""
+    origin = typing.get_origin(hint)
+    if origin is typing.Annotated:
+        return _is_plain(typing.get_args(hint)[0])
+    if origin in (typing.Union, types.UnionType):
+        return all(map(_is_plain, typing.get_args(hint)))
+    return origin is typing.Literal or hint in (str, bytes, int, float, bool, types.NoneType)
 
 
 def texts_of(value: Any) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Dispatcher: takes requests, hands images to the engine, gives pictures back.
 
-It takes one message after the other, in a thread of its own; an event loop, which
-nothing interrupts and which must not wait, has its request taken there and then. Device
+It takes one message after the other, in a thread of its own; an event loop that nothing
+interrupts has its requests taken there and then, and takes what the device tells. Device
 work happens in the device thread, encoding and judging in the writer (small pictures are
 encoded here). What each message does stands in
 :mod:`~mezzotint.service.dispatch.lifecycle`.

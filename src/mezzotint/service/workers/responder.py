@@ -71,6 +71,7 @@ class Responder:
         recorder: Recorder | None = None,
     ) -> None:
         self._service = service
+        self._at_once = service if isinstance(service, BeginsAtOnce) else None
         self._send = send
         self._post = post
         self._recorder = recorder
@@ -108,8 +109,8 @@ class Responder:
     def _begin(self, message: StreamRequest) -> bool:
         """Take a request of which the ending is enough; False if it needs a task."""
         post, recorder, call = self._post, self._recorder, message.call
-        can_begin = isinstance(self._service, BeginsAtOnce) and not message.trace
-        if post is None or recorder is None or not can_begin:
+        service = self._at_once
+        if service is None or post is None or recorder is None or message.trace:
             return False
 
         def hear(ending: Event | BaseException) -> None:
@@ -123,7 +124,7 @@ class Responder:
 
         recorder.plan_here(call)
         try:
-            cancel = self._service.begin(
+            cancel = service.begin(
                 GenerationRequest.from_dict(orjson.loads(message.request)),
                 hear,
                 request_id=message.request_id,

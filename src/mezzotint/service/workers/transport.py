@@ -15,7 +15,6 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "encode",
     "pack",
-    "post_message",
     "read_message",
     "send_message",
     "unpack",
@@ -59,7 +58,7 @@ def pack(message: Any) -> bytearray:
     return buffer
 
 
-def unpack(body: bytes, kind: type[T] | Any) -> T:
+def unpack(body: bytes | memoryview, kind: type[T] | Any) -> T:
     """Read a message without its length.
 
     Args:
@@ -99,19 +98,13 @@ async def read_message(
 
 
 async def send_message(writer: asyncio.StreamWriter, message: Any) -> None:
-    """Write one message as :func:`post_message`; waits where the other side is slow to read."""
-    post_message(writer, message)
-    if writer.transport.get_write_buffer_size() > _BUFFER_BYTES:
-        with contextlib.suppress(*_GONE):
-            await writer.drain()
-
-
-def post_message(writer: asyncio.StreamWriter, message: Any) -> None:
-    """Write one message without waiting.
+    """Write one message; waits where the other side is slow to read.
 
     Nothing is raised if the other side is gone: whoever reads from it hears of that.
     """
     data = pack(message)
-    if not writer.transport.is_closing():
-        with contextlib.suppress(*_GONE):
+    with contextlib.suppress(*_GONE):
+        if not writer.transport.is_closing():
             writer.write(data)
+        if writer.transport.get_write_buffer_size() > _BUFFER_BYTES:
+            await writer.drain()
