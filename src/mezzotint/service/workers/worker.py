@@ -58,12 +58,8 @@ def main() -> None:
     """Serve the socket named on the command line, then end at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     garbage.own_process()
-<<<<<<< HEAD
     sys.setswitchinterval(_SWITCH_S)
-    event_loop.run(_run(int(sys.argv[1])))
-=======
     event_loop.run(_run(int(sys.argv[1]), int(sys.argv[2])))
->>>>>>> 0412443 (Tell the front of endings alone, and write beginnings down in shared memory)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # device threads may be in the middle of a step nobody waits for
