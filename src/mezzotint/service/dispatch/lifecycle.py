@@ -138,15 +138,12 @@ class Lifecycle:
         return self._coalescing.why_miss(plan, client)
 
     def begin(self, request_id: str) -> bool:
-        """Tell a request that one of its images begins, if it wants that told at once.
-
-        Called in the device thread.
-        """
+        """Tell a request in the device thread that an image begins, if it wants no event of it."""
         state = self._requests.get(request_id)
-        began = state.submission.began if state is not None else None
-        if began is not None:
-            began()
-        return began is not None
+        if state is None or state.submission.began is None:
+            return False
+        state.submission.began()
+        return True
 
     def drain(self) -> None:
         """Refuse what waits and what comes; what is being stepped is finished."""
@@ -295,7 +292,8 @@ class Lifecycle:
                 self._hear_done(event, state)
             case ImageCancelled() if state is not None and not state.is_cancelled:
                 # given up at a preview: what becomes of the image is decided as for a picture
-                self._write(_without_picture(image), state)
+                nothing = ImageDone(id=image, picture=None, timings=StageTimings(), warnings=())
+                self._write(nothing, state)
             case ImageFailed() | ImageCancelled():
                 plan = self._let_go(image)
                 error = event.error if isinstance(event, ImageFailed) else None
@@ -495,16 +493,7 @@ class Lifecycle:
             state.submission.sink(event)
         except Exception as error:  # a listener's fault ends its own request
             if not isinstance(event, Finished | Failed | CancelledEvent):
-                state.submission = replace(state.submission, sink=_ignore)
+                state.submission = replace(state.submission, sink=lambda _: None)
                 for index in list(state.open):
                     state.failures.setdefault(index, error)
                 self._cancel(state.submission.id)
-
-
-def _without_picture(image: ImageId) -> ImageDone:
-    """Return the end of an attempt that was given up."""
-    return ImageDone(id=image, picture=None, timings=StageTimings(), warnings=())
-
-
-def _ignore(_event: Event) -> None:
-    """Stand for a sink that raised."""
