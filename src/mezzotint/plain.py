@@ -14,7 +14,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeGuard, TypeVar
 
 from mezzotint.bounds import SPACE, Bound, Range
 from mezzotint.errors import InvalidField, InvalidRequest, UnknownName
@@ -31,6 +31,9 @@ __all__ = [
     "field_hints",
     "field_names",
     "field_types",
+    "is_dict",
+    "is_list",
+    "is_mapping",
     "json_name",
     "read",
     "write",
@@ -380,3 +383,18 @@ def write(value: Any) -> Any:
     if isinstance(value, tuple):
         return [write(v) for v in typing.cast("tuple[Any, ...]", value)]
     return value
+
+
+def is_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether plain data is an object; its names are texts."""
+    return isinstance(value, Mapping)
+
+
+def is_dict(value: object) -> TypeGuard[dict[str, Any]]:
+    """Whether plain data is an object that can be changed; its names are texts."""
+    return isinstance(value, dict)
+
+
+def is_list(value: object) -> TypeGuard[list[Any]]:
+    """Whether plain data is a list."""
+    return isinstance(value, list)

@@ -23,6 +23,8 @@ from tests.serving import Door, open_door
 
 from mezzotint import errors
 from mezzotint.serve import app
+from mezzotint.service.config import JobsConfig
+from mezzotint.service.fake import FakeConfig
 
 DOORS = {
     "native": "/v1/generations",
@@ -114,9 +116,17 @@ LETTERS = st.sampled_from('aé漢🙂 \n\t"(){}:<>|,01-_')
 
 @pytest.fixture(scope="module")
 def door(tmp_path_factory):
+    """Doors with a finished job; later jobs wait behind one that stands still.
+
+    What is asked of them here is whether they are taken, not that they are drawn.
+    """
     folder, few = tmp_path_factory.mktemp("jobs"), {"images": 2, "steps": 6, "pixels": 64 * 64}
-    with open_door(folder, home=folder / "home", limits=few) as opened:
+    queue = JobsConfig(folder=str(folder), max_running=1, max_waiting=10**6, client_share=1.0)
+    fake = FakeConfig(stalls={"stand still": str(folder / "go on")})
+    with open_door(folder, fake=fake, jobs=queue, home=folder / "home", limits=few) as opened:
         opened.job = opened.http.post("/v1/jobs", json={"prompt": "a pear"}).json()["id"]
+        opened.do(opened.front.jobs.wait, opened.job)
+        opened.http.post("/v1/jobs", json={"prompt": "stand still"})
         yield opened
 
 
@@ -363,7 +373,9 @@ def is_about_one_field(error: BaseException) -> bool:
 PLACES = st.integers(0, 10**6)
 CHANGES = st.lists(
     st.tuples(
-        PLACES, st.sampled_from(["exchange", "exchange", "take out", "put in"]), st.sampled_from(ODD)
+        PLACES,
+        st.sampled_from(["exchange", "exchange", "take out", "put in"]),
+        st.sampled_from(ODD),
     ),
     min_size=1,
     max_size=2,

@@ -22,8 +22,7 @@ async def answer(front: Front, result: GenerationResult) -> Response:
     """
     first = result.images[0]
     files = [image.data for image in result.images]
-    how = {"columns": 1, "padding_px": 0, "raw": True}
-    pixels = await front.service.grid(files, output=Output(), **how)
+    pixels = await front.service.grid(files, columns=1, padding_px=0, output=Output(), raw=True)
     written = await asyncio.to_thread(
         lambda: orjson.dumps(to_lists(pixels, len(files), first.height, first.width))
     )

@@ -20,7 +20,7 @@ import hmac
 import secrets
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -445,7 +445,7 @@ class SharedMeter:
                 raise _too_often(caller, wait_s)
 
     @contextlib.asynccontextmanager
-    async def generation(self, caller: Caller) -> AsyncIterator[None]:
+    async def generation(self, caller: Caller) -> AsyncGenerator[None]:
         """Count one generation while the block runs.
 
         Raises:

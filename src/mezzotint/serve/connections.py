@@ -14,9 +14,9 @@ import re
 import resource
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from mezzotint.observe import log
@@ -157,9 +157,10 @@ class Protocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP; whoever was about to answer its head has nobody to tell."""
         super().send_400_response(msg)
-        if self.cycle is not None:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        cycle = self._current()
+        if cycle is not None:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def let_go(self) -> None:
         """Close an idle connection, to make room."""
@@ -168,7 +169,12 @@ class Protocol(H11Protocol):
         self.transport.close()
 
     def _is_idle(self) -> bool:
-        return not self._is_socket and (self.cycle is None or self.cycle.response_complete)
+        cycle = self._current()
+        return not self._is_socket and (cycle is None or cycle.response_complete)
+
+    def _current(self) -> RequestResponseCycle | None:
+        """Return the latest exchange; there is none before the first, whatever uvicorn types."""
+        return cast("RequestResponseCycle | None", self.cycle)
 
     def _watch(self) -> None:
         if self._head_timer is None and self._is_idle():

@@ -240,7 +240,7 @@ class Front:
             return await self.watched(http, work)
 
     @contextlib.asynccontextmanager
-    async def counted(self, caller: Caller) -> AsyncIterator[None]:
+    async def counted(self, caller: Caller) -> AsyncGenerator[None]:
         """Count one generation of the caller while the block runs.
 
         Raises:

@@ -90,7 +90,7 @@ class ServerMetrics:
         self._metrics.set_to("mezzotint_http_running", running)
         for status, count in jobs.items():
             self._metrics.set_to("mezzotint_jobs", count, status=status)
-        numbers = health.get("metrics") or {}
+        numbers: Mapping[str, Any] = health.get("metrics") or {}
         lines = [
             f"{name} {float(value)!r}"
             for name, value in sorted(numbers.items())

@@ -99,7 +99,7 @@ async def submit(
     visit(http).model = request.model
     # refused now rather than when its turn comes
     planned = await front.service.plan(request, client=caller.name)
-    cost = planned.get("cost") or {}
+    cost: Mapping[str, Any] = planned.get("cost") or {}
     queue_of(front).expect(float(cost.get("seconds") or 0.0))
     if caller.manages and front.adapters is not None:  # others' LoRAs are there for its jobs too
         note = {**(note or {}), _MANAGES: True}

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def run(
 
 
 @contextlib.contextmanager
-def _held(home: Path | None) -> Iterator[Callable[[str], None]]:
+def _held(home: Path | None) -> Generator[Callable[[str], None]]:
     """Have a home for this server alone as long as the block runs; yields what hears its address.
 
     Raises:

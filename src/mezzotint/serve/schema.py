@@ -12,7 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from mezzotint.bounds import Bound, Range
 from mezzotint.plain import field_docs, field_hints, json_name
@@ -29,6 +29,8 @@ PICTURE: dict[str, Any] = {
 """The schema of a picture in JSON."""
 _NULL = {"type": "null"}
 _NAMES = {int: "integer", float: "number", bool: "boolean", str: "string"}
+
+_FUNCTION = cast("object", collections.abc.Callable)  # of a field that only Python can set
 
 
 def request_schema(limits: Mapping[str, int]) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def _schema(hint: Any, limits: Mapping[str, int]) -> dict[str, Any]:
     if origin is Annotated:
         return _bounded(_schema(arguments[0], limits), arguments[1:], limits)
     if origin in (typing.Union, types.UnionType):
-        plain = [a for a in arguments if typing.get_origin(a) is not collections.abc.Callable]
+        plain = [a for a in arguments if typing.get_origin(a) is not _FUNCTION]
         options: list[dict[str, Any]] = []
         for schema in (_schema(a, limits) for a in plain):
             options += schema["anyOf"] if schema.keys() == {"anyOf"} else [schema]

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mezzotint.errors import InvalidField
-from mezzotint.plain import field_names, json_name, read
+from mezzotint.plain import field_names, is_dict, json_name, read
 from mezzotint.serve.config import Limits
 from mezzotint.serve.errors import Malformed, Problem, UnsupportedMedia, WrongForeignField
 from mezzotint.serve.json_faults import find_fault
@@ -32,6 +32,7 @@ __all__ = [
     "Dialect",
     "Endpoint",
     "Visit",
+    "any_bytes",
     "json_response",
     "media_type",
     "read_fields",
@@ -154,6 +155,11 @@ class Visit:
     problem: str = ""
 
 
+def any_bytes(limits: Mapping[str, int]) -> dict[str, Any]:
+    """Return the schema of bytes, which says nothing of them."""
+    return {}
+
+
 def visit(http: Request) -> Visit:
     """Return the visit an HTTP request belongs to."""
     return http.scope["visit"]
@@ -188,7 +194,7 @@ async def read_json(
     if body and not kind and not untyped:
         raise UnsupportedMedia("the body needs a content type: expected application/json, got none")
     value = parse_json(body)
-    if not isinstance(value, dict):
+    if not is_dict(value):
         raise Malformed(f"the body must be a JSON object, got {type(value).__name__}")
     return value
 

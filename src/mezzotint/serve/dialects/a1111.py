@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from mezzotint import errors
 from mezzotint.errors import UnknownName
+from mezzotint.plain import is_mapping
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.serve.dialects import a1111_extras
 from mezzotint.serve.dialects.a1111_bodies import ImageToImage, TextToImage
@@ -223,7 +224,7 @@ def from_images(
     texts = [_infotext(template)] * len(sheets) if template else []
     texts += [_infotext(i) for i in images]
     warnings = [*translation.warnings, *(w for i in images for w in i.warnings)]
-    info = {
+    info: dict[str, Any] = {
         "prompt": request.prompt,
         "all_prompts": [prompt for prompt, _ in both],
         "negative_prompt": request.negative_prompt,
@@ -294,7 +295,7 @@ def _render(problem: Problem, request_id: str) -> Response:
 async def _model(front: Front, http: Request, body: Mapping[str, Any]) -> str | None:
     """Return the model that the body's settings or the options name."""
     settings = body.get("override_settings")
-    title = settings.get("sd_model_checkpoint") if isinstance(settings, Mapping) else None
+    title = settings.get("sd_model_checkpoint") if is_mapping(settings) else None
     title = title or options(front, http).get("sd_model_checkpoint")
     return await find_checkpoint(front, str(title)) if title else None
 

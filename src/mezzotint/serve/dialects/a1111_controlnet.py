@@ -12,11 +12,11 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from mezzotint.bounds import Range
 from mezzotint.errors import InvalidField, InvalidRequest, UnknownName
-from mezzotint.plain import Checked
+from mezzotint.plain import Checked, is_mapping
 from mezzotint.preprocessing import A1111_MODULES, PREPROCESSORS, spell_number
 from mezzotint.serve.schema import PICTURE, foreign, object_schema
 from mezzotint.serve.wire import read_fields
@@ -99,13 +99,13 @@ def read_units(
     script = _script(scripts)
     if script is None:
         return []
-    units = script.get("args") if isinstance(script, Mapping) else None
+    units = script.get("args") if is_mapping(script) else None
     if not isinstance(units, Sequence) or isinstance(units, str):
         raise InvalidField(f"{FIELD} must be a list of units", field=FIELD, allowed="a list")
     controls: list[dict[str, Any]] = []
-    for k, unit in enumerate(units):
+    for k, unit in enumerate(cast("Sequence[Any]", units)):
         where = f"{FIELD}[{k}]"
-        if not isinstance(unit, Mapping):
+        if not is_mapping(unit):
             raise InvalidField(f"{where} must be an object", field=where, allowed="an object")
         fields, _ = read_fields(_Unit, unit, where)
         picture = _picture(fields.image, f"{where}.image")
@@ -125,14 +125,14 @@ def read_units(
 
 
 def _script(scripts: Any) -> Any:
-    if not isinstance(scripts, Mapping):
+    if not is_mapping(scripts):
         return None
     return next((v for k, v in scripts.items() if str(k).lower() == "controlnet"), None)
 
 
 def _picture(value: Any, where: str) -> str | None:
     """Return a picture as text; it may stand in an object of its own."""
-    if isinstance(value, Mapping):
+    if is_mapping(value):
         value, where = value.get("image"), f"{where}.image"
     if value is None or value == "":
         return None

@@ -4,7 +4,7 @@ import platform
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -120,7 +120,7 @@ async def set_options(front: Front, http: Request) -> Response:
     for name, value in body.items():
         if value is not None and not isinstance(value, str | int | float | bool | list):
             raise InvalidRequest(f"{name} must be a plain value", field=name)
-        if len(str(value)) > 1000 or len(name) > 100:
+        if len(str(cast("object", value))) > 1000 or len(name) > 100:
             raise InvalidRequest(f"{name[:100]} is too long", field=name[:100])
     if body.get("sd_model_checkpoint"):
         await find_checkpoint(front, str(body["sd_model_checkpoint"]))
@@ -212,7 +212,7 @@ async def scripts(front: Front, http: Request) -> Response:
 
 async def script_info(front: Front, http: Request) -> Response:
     """Describe the scripts."""
-    common = {"name": "controlnet", "is_alwayson": True, "args": []}
+    common: dict[str, Any] = {"name": "controlnet", "is_alwayson": True, "args": []}
     rows = [{**common, "is_img2img": flag} for flag in (False, True)]
     offered = (row for flag in (False, True) for row in script_infos(is_img2img=flag))
     return json_response([*rows, *offered])

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mezzotint.errors import ImageError, InvalidField, InvalidRequest, UnknownName
-from mezzotint.plain import Checked, field_names
+from mezzotint.plain import Checked, field_names, is_mapping
 from mezzotint.request import GenerationRequest, Output
 from mezzotint.serve.accept import choose
 from mezzotint.serve.errors import Problem
@@ -87,9 +87,9 @@ def to_request(model: str, body: Mapping[str, Any]) -> GenerationRequest:
     inputs = body.get("inputs")
     if not isinstance(inputs, str):
         raise InvalidField("inputs is needed: the prompt, or a picture as base64", field="inputs")
-    parameters = body.get("parameters")
-    parameters = {} if parameters is None else parameters
-    if not isinstance(parameters, Mapping):
+    asked = body.get("parameters")
+    parameters: object = {} if asked is None else asked
+    if not is_mapping(parameters):
         raise InvalidField("parameters must be an object", field="parameters")
     for name in body:
         if name not in _FIELDS:

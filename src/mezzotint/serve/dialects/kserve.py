@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mezzotint.errors import InvalidField
+from mezzotint.plain import is_dict, is_list
 from mezzotint.request import GenerationRequest
 from mezzotint.serve.dialects import torchserve_handlers as handlers
 from mezzotint.serve.dialects.inference.binary import read_inference
@@ -53,7 +54,7 @@ def _instances(front: Front, body: Mapping[str, Any]) -> list[Any]:
         TooLarge: If there are too many.
     """
     instances = body.get("instances")
-    if not isinstance(instances, list) or not instances:
+    if not is_list(instances) or not instances:
         raise InvalidField("instances must be a list with at least one entry", field="instances")
     most = front.config.limits.images
     if len(instances) > most:
@@ -82,7 +83,7 @@ async def answer_v1(front: Front, http: Request, model: str, body: Mapping[str, 
     requests: list[GenerationRequest] = []
     for position, instance in enumerate(instances):
         row = {"prompt": instance} if isinstance(instance, str) else instance
-        if not isinstance(row, dict):
+        if not is_dict(row):
             raise InvalidField(
                 f"instances[{position}] must be a text or an object", field="instances"
             )

@@ -52,6 +52,7 @@ from mezzotint.serve.wire import (
     Body,
     Dialect,
     Endpoint,
+    any_bytes,
     json_response,
     media_type,
     read_json,
@@ -251,7 +252,7 @@ async def ready(front: Front, http: Request) -> Response:
 
 _IMAGE = {"type": "object", "required": ["image"], "properties": {"image": PICTURE}}
 _UPLOAD = form_body(Body("Inspection", lambda _: _IMAGE))
-_BYTES = (("image/*", lambda _: {}), ("application/octet-stream", lambda _: {}))
+_BYTES = (("image/*", any_bytes), ("application/octet-stream", any_bytes))
 _INSPECTION = replace(_UPLOAD, also=(*_UPLOAD.also, *_BYTES))
 _RESULT = {
     "type": "object",
@@ -268,8 +269,8 @@ _RESULT = {
 
 
 def _endpoints() -> tuple[Endpoint, ...]:
-    events = {"text/event-stream": {}}
-    formats = {kind: {} for kind in FORMATS}
+    events: dict[str, dict[str, Any]] = {"text/event-stream": {}}
+    formats: dict[str, dict[str, Any]] = {kind: {} for kind in FORMATS}
 
     def endpoint(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
         return Endpoint(method=method, path=path, handler=handler, summary=summary, **more)

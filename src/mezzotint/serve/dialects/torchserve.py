@@ -43,6 +43,7 @@ from mezzotint.serve.wire import (
     Dialect,
     Endpoint,
     Listener,
+    any_bytes,
     json_response,
     visit,
 )
@@ -213,22 +214,24 @@ def _title(listener: str, name: str | None) -> str:
 
 def _prediction(limits: Mapping[str, int]) -> dict[str, Any]:
     """Return the schema of a prediction as JSON: one request, or a KServe v1 body."""
-    properties = {**parameter_schemas(limits), "model_name": {}}
-    named = {"type": "object", "properties": properties, "additionalProperties": False}
-    one = {"anyOf": [*INSTANCE["anyOf"][:1], named, kserve.V1.reference]}
+    properties: dict[str, Any] = {**parameter_schemas(limits), "model_name": {}}
+    named: dict[str, Any] = {"type": "object", "properties": properties}
+    named["additionalProperties"] = False
+    one: dict[str, Any] = {"anyOf": [*INSTANCE["anyOf"][:1], named, kserve.V1.reference]}
     return {"anyOf": [*one["anyOf"], {"type": "array", "items": one, "minItems": 1, "maxItems": 1}]}
 
 
-_OTHERS = (
-    *FORM.also,
-    ("image/*", lambda _: {}),
-    ("text/plain", lambda limits: parameter_schemas(limits)["prompt"]),
-)
+def _text(limits: Mapping[str, int]) -> dict[str, Any]:
+    """Return the schema of a prediction as a text."""
+    return parameter_schemas(limits)["prompt"]
+
+
+_OTHERS = (*FORM.also, ("image/*", any_bytes), ("text/plain", _text))
 PREDICTION = Body("Prediction", _prediction, (PARAMETERS, kserve.V1), required=False, also=_OTHERS)
 
 
 def _endpoints() -> tuple[Endpoint, ...]:
-    pictures = {kind: {} for kind in CONTENT_TYPES.values()}
+    pictures: dict[str, dict[str, Any]] = {kind: {} for kind in CONTENT_TYPES.values()}
     plain = {"application/json": ANY_OBJECT}
 
     def endpoint(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:

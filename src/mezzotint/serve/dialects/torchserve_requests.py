@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from mezzotint.bounds import Length, Range
 from mezzotint.errors import InvalidField, InvalidRequest
-from mezzotint.plain import Checked, read
+from mezzotint.plain import Checked, is_dict, is_list, read
 from mezzotint.request import GenerationRequest
 from mezzotint.serve.dialects import torchserve_handlers as handlers
 from mezzotint.serve.dialects.torchserve_models import (
@@ -80,7 +80,7 @@ def _unwrap(body: dict[str, Any]) -> dict[str, Any]:
     for name in _TEXT_NAMES:
         if name in body and name != "prompt":
             text = body.pop(name)
-            if isinstance(text, list) and len(text) == 1:
+            if is_list(text) and len(text) == 1:
                 text = text[0]
             if not isinstance(text, str):
                 raise InvalidField(f"{name} must be a text, got {type(text).__name__}", field=name)
@@ -151,11 +151,11 @@ async def read_parameters(http: Request) -> dict[str, Any]:
         return typed(dict(http.query_params))
     if kind == "application/json" or kind.endswith("+json"):
         value = parse_json(await http.body())
-        if isinstance(value, list) and len(value) == 1:
+        if is_list(value) and len(value) == 1:
             value = value[0]
         if isinstance(value, str):
             return {"prompt": value}
-        if not isinstance(value, dict):
+        if not is_dict(value):
             raise InvalidField("the body must be a JSON object or a text", field="body")
         return value
     if kind in (MULTIPART, URLENCODED):

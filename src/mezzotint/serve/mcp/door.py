@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from mezzotint.plain import is_dict
 from mezzotint.request import GenerationRequest
 from mezzotint.serve.errors import ClientGone, Malformed, Problem, UnsupportedMedia
 from mezzotint.serve.front import Front
@@ -74,7 +75,7 @@ def _check_shape(asked: Any) -> None:
     Raises:
         Malformed: If it is none.
     """
-    if not isinstance(asked, dict):
+    if not is_dict(asked):
         raise Malformed(f"the body must be one message, an object, got {type(asked).__name__}")
     if asked.get("jsonrpc") != "2.0":
         raise Malformed("jsonrpc must be '2.0'", field="jsonrpc")
@@ -84,9 +85,9 @@ def _check_shape(asked: Any) -> None:
     if method != "tools/call":
         return
     given = asked.get("params")
-    given = given if isinstance(given, dict) else {"name": None}
+    given = given if is_dict(given) else {"name": None}
     for name, kind, text in (("name", str, "a text"), ("arguments", dict, "an object")):
-        value = given.get(name, {} if name == "arguments" else None)
+        value: object = given.get(name, {} if name == "arguments" else None)
         if not isinstance(value, kind | None if name == "arguments" else kind):
             field = f"params.{name}"
             raise Malformed(f"{field} must be {text}, got {type(value).__name__}", field=field)

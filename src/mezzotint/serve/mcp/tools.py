@@ -6,6 +6,7 @@ makes a server, not before.
 """
 
 import base64
+import importlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Protocol
@@ -72,7 +73,7 @@ def needs_sdk() -> None:
         NotReady: If it is not; says how to install it.
     """
     try:
-        import mcp.server.lowlevel  # noqa: F401
+        importlib.import_module("mcp.server.lowlevel")
     except ImportError:
         raise NotReady("MCP needs the extra mcp: pip install 'mezzotint[mcp]'") from None
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -114,9 +114,10 @@ class RpcListener:
             yield await answer(sent, context)
 
         writes = message(response).SerializeToString
+        handlers = cast("Any", grpc)  # typed for calls that read what they get
         if name.startswith("Stream"):
-            return grpc.stream_stream_rpc_method_handler(stream, None, writes)
-        return grpc.stream_unary_rpc_method_handler(answer, None, writes)
+            return handlers.stream_stream_rpc_method_handler(stream, None, writes)
+        return handlers.stream_unary_rpc_method_handler(answer, None, writes)
 
     async def _received(self, sent: AsyncIterator[bytes], name: str) -> Any:
         """Return the one message of a call.

@@ -7,7 +7,7 @@ that the operator added; without keys everybody is one, so all are everybody's.
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from starlette.requests import Request
@@ -153,7 +153,7 @@ async def add_adapter(front: Front, http: Request) -> Response:
 
 
 @contextlib.contextmanager
-def _one_of_few(front: Front, caller: Caller) -> Iterator[None]:
+def _one_of_few(front: Front, caller: Caller) -> Generator[None]:
     """Count an upload of the caller while the block runs.
 
     Raises:

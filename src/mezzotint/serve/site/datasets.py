@@ -210,11 +210,11 @@ _DATASET = {
         },
     },
 }
-_OBJECT = {"application/json": {"type": "object"}}
+_OBJECT: dict[str, Any] = {"application/json": {"type": "object"}}
 
 
 def _endpoint(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
-    given = {"answers": _OBJECT, **more}
+    given: dict[str, Any] = {"answers": _OBJECT, **more}
     return Endpoint(
         method=method, path=f"/v1/datasets{path}", handler=handler, summary=summary,
         scope="manage", **given,

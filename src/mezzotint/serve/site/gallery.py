@@ -7,13 +7,13 @@ own jobs, or everybody's where the caller manages the server.
 
 import json
 import re
-from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from mezzotint.errors import InvalidRequest, UnknownName
+from mezzotint.plain import is_list, is_mapping
 from mezzotint.serve.errors import Conflict
 from mezzotint.serve.front import Front
 from mezzotint.serve.queueing import owner_of, queue_of
@@ -32,9 +32,9 @@ _MOST = 200
 
 def _without_pictures(value: Any, name: str = "") -> Any:
     """Return plain data with a word in the place of every picture."""
-    if isinstance(value, Mapping):
+    if is_mapping(value):
         return {key: _without_pictures(inner, key) for key, inner in value.items()}
-    if isinstance(value, list):
+    if is_list(value):
         return [_without_pictures(inner, name) for inner in value]
     return _SHOWN if name in _PICTURES and isinstance(value, str) else value
 

@@ -184,11 +184,11 @@ _MODEL = {
         "version": {"type": ["string", "null"], "pattern": "^[A-Za-z0-9_.-]{1,100}$"},
     },
 }
-_OBJECT = {"application/json": {"type": "object"}}
+_OBJECT: dict[str, Any] = {"application/json": {"type": "object"}}
 
 
 def _endpoint(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
-    given = {"answers": _OBJECT, **more}
+    given: dict[str, Any] = {"answers": _OBJECT, **more}
     return Endpoint(
         method=method, path=path, handler=handler, summary=summary, scope="manage", **given
     )

@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mezzotint.errors import InvalidRequest
+from mezzotint.plain import is_dict
 from mezzotint.serve.errors import NotFound
 from mezzotint.serve.front import Front
 from mezzotint.serve.wire import Endpoint, json_response
@@ -94,8 +95,9 @@ def describe_run(path: Path, runs: TrainingRuns | None) -> dict[str, Any]:
     inside = () if samples.is_symlink() or not samples.is_dir() else os.listdir(samples)
     has_grid = "grid.png" in inside
     events = _events(metrics[0]) if metrics is not None else []
-    step = next((e for e in reversed(events) if e.get("event") == "step"), {})
-    last = events[-1] if events else {}
+    steps = [e for e in events if e.get("event") == "step"]
+    step: Mapping[str, Any] = steps[-1] if steps else {}
+    last: Mapping[str, Any] = events[-1] if events else {}
     config = _read(path / CONFIG, _MAX_TEXT_BYTES)
     written = metrics[1] if metrics else config[1] if config else path.lstat().st_mtime
     shown = {n: step[n] for n in ("loss", "eta_s", "steps_per_s", "steps") if n in step}
@@ -151,7 +153,7 @@ def _events(data: bytes) -> list[Mapping[str, Any]]:
             event = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(event, dict) and isinstance(event.get("step", 0), int):
+        if is_dict(event) and isinstance(event.get("step", 0), int):
             events.append(event)
     return events
 

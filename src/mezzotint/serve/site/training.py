@@ -150,7 +150,7 @@ def _beside(body: dict[str, Any]) -> bool:
     return beside
 
 
-_START = {
+_START: dict[str, Any] = {
     "type": "object",
     "required": ["name", "config"],
     "properties": {
@@ -159,12 +159,13 @@ _START = {
         "beside": {"type": "boolean", "description": "Although another run is under way."},
     },
 }
-_RESUME = {"type": "object", "properties": {"beside": _START["properties"]["beside"]}}
-_OBJECT = {"application/json": {"type": "object"}}
+_BESIDE: dict[str, Any] = {"beside": _START["properties"]["beside"]}
+_RESUME: dict[str, Any] = {"type": "object", "properties": _BESIDE}
+_OBJECT: dict[str, Any] = {"application/json": {"type": "object"}}
 
 
 def _endpoint(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
-    given = {"answers": _OBJECT, **more}
+    given: dict[str, Any] = {"answers": _OBJECT, **more}
     return Endpoint(
         method=method, path=path, handler=handler, summary=summary, scope="manage", **given
     )

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from mezzotint.comfyui import Graph, GraphError, read_graph
 from mezzotint.errors import InvalidRequest, UnknownName
+from mezzotint.plain import is_list, is_mapping
 from mezzotint.request import GenerationRequest
 from mezzotint.serve.dialects.comfyui.events import follow, picture_files, remaining
 from mezzotint.serve.dialects.comfyui.files import (
@@ -111,7 +112,7 @@ def _mask(graph: Graph, found: Upload, file: str) -> bytes:
 
 def _render(problem: Problem, request_id: str) -> Response:
     """Write an error of the exchange; ComfyUI knows no 422."""
-    body = {
+    body: dict[str, Any] = {
         "type": problem.code,
         "message": problem.detail,
         "details": problem.field or "",
@@ -128,11 +129,12 @@ async def prompt(front: Front, http: Request) -> Response:
     if nodes is None:
         visit(http).problem = "invalid_request"
         missing = "No prompt provided"
-        error = {"type": "no_prompt", "message": missing, "details": missing, "extra_info": {}}
-        return json_response({"error": error, "node_errors": {}}, 400)
+        said: dict[str, Any] = {"type": "no_prompt", "message": missing, "details": missing}
+        said["extra_info"] = {}
+        return json_response({"error": said, "node_errors": {}}, 400)
     client_id = body.get("client_id")
-    extra = body.get("extra_data") or {}
-    if not isinstance(extra, Mapping) or not isinstance(client_id, str | None):
+    extra: object = body.get("extra_data") or {}
+    if not is_mapping(extra) or not isinstance(client_id, str | None):
         raise WrongField("client_id must be a text, extra_data an object", field="client_id")
     models = tuple(_model_names(await front.recent_models()))
     graph = None
@@ -271,8 +273,8 @@ def _ids(body: Mapping[str, Any]) -> list[str]:
     Raises:
         WrongField: If it is no list of ids.
     """
-    ids = body.get("delete") or []
-    if not isinstance(ids, list) or not all(isinstance(id_, str) for id_ in ids):
+    ids: object = body.get("delete") or []
+    if not is_list(ids) or not all(isinstance(id_, str) for id_ in ids):
         raise WrongField("delete must be a list of ids", field="delete")
     return ids
 
@@ -388,7 +390,7 @@ def _endpoints() -> tuple[Endpoint, ...]:
             method=method, path=path, handler=handler, summary=f"ComfyUI: {summary}", **more
         )
 
-    pictures = {kind: {} for kind in CONTENT_TYPES.values()}
+    pictures: dict[str, dict[str, Any]] = {kind: {} for kind in CONTENT_TYPES.values()}
     return (
         endpoint("POST", "/prompt", prompt, "queue a graph", body=body),
         endpoint("GET", "/prompt", queue_length, "count the graphs that are not done"),

@@ -125,12 +125,10 @@ async def _messages(front: Front, job: Job, event: JobEvent) -> list[Message]:
         name = job.note["prompt"][sampler]["class_type"]
         what = {"exception_message": error.get("message", "")}
         what |= {"exception_type": error.get("type", ""), "traceback": []}
-        node = {"node_id": sampler, "node_type": name, "executed": []}
-        return [_write("execution_error", {**stamped, **node, **what})]
+        return [_write("execution_error", {**stamped, **_node(sampler, name), **what})]
     if event.kind == "cancelled":
         name = job.note["prompt"][sampler]["class_type"]
-        node = {"node_id": sampler, "node_type": name, "executed": []}
-        return [_write("execution_interrupted", {**stamped, **node})]
+        return [_write("execution_interrupted", {**stamped, **_node(sampler, name)})]
     if event.kind != "finished":
         return []
     ended = await queue_of(front).get(job.id)
@@ -140,6 +138,11 @@ async def _messages(front: Front, job: Job, event: JobEvent) -> list[Message]:
         data = {"node": node, "display_node": node, "output": output, **about}
         messages += [executing(node), _write("executed", data)]
     return [*messages, _write("execution_success", stamped), executing(None)]
+
+
+def _node(sampler: str, name: str) -> dict[str, Any]:
+    """Say at which node a graph ended before its end."""
+    return {"node_id": sampler, "node_type": name, "executed": []}
 
 
 def _preview(picture: bytes) -> bytes:

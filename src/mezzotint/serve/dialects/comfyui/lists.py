@@ -123,7 +123,7 @@ def features(most_bytes: int) -> dict[str, Any]:
 
 def system_stats(version: str) -> dict[str, Any]:
     """Describe the machine: what clients look at, and nothing that a stranger could use."""
-    system = {
+    system: dict[str, Any] = {
         "os": sys.platform,
         "ram_total": 0,
         "ram_free": 0,

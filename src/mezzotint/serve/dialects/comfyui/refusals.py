@@ -6,6 +6,7 @@ from typing import Any
 
 from mezzotint.comfyui import Graph, GraphError, NodeFault
 from mezzotint.errors import InvalidField, InvalidRequest, UnknownName
+from mezzotint.plain import is_mapping
 from mezzotint.serve.dialects.comfyui.lists import input_config
 
 __all__ = ["blamed", "named", "refusal"]
@@ -45,16 +46,16 @@ def named(graph: Graph, error: InvalidRequest) -> GraphError:
 
 def refusal(error: GraphError, nodes: object) -> dict[str, Any]:
     """Write a refused graph as ComfyUI does: ``error``, and ``node_errors`` by node."""
-    found = nodes if isinstance(nodes, Mapping) else {}
+    found: Mapping[str, Any] = nodes if is_mapping(nodes) else {}
     outputs = [
         str(id_)
         for id_, node in found.items()
-        if isinstance(node, Mapping) and node.get("class_type") in ("SaveImage", "PreviewImage")
+        if is_mapping(node) and node.get("class_type") in ("SaveImage", "PreviewImage")
     ]
     by_node: dict[str, dict[str, Any]] = {}
     for fault in error.faults:
         name = str(found.get(fault.node, {}).get("class_type", ""))[:80]
-        about = {"errors": [], "dependent_outputs": outputs, "class_type": name}
+        about: dict[str, Any] = {"errors": [], "dependent_outputs": outputs, "class_type": name}
         by_node.setdefault(fault.node, about)["errors"].append(_fault(fault, name))
     return {"error": _error(error, by_node), "node_errors": by_node}
 
@@ -88,7 +89,7 @@ def _fault(fault: NodeFault, class_type: str) -> dict[str, Any]:
     if not fault.input:
         return _body(fault.kind, fault.message, f"Node ID '#{fault.node}'")
     config = input_config(class_type, fault.input)
-    about = config[1] if len(config) > 1 and isinstance(config[1], Mapping) else {}
+    about: Mapping[str, Any] = config[1] if len(config) > 1 and is_mapping(config[1]) else {}
     words = {
         "type": config[0] if config and isinstance(config[0], str) else "STRING",
         "value": fault.value,

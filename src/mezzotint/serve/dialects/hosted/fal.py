@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mezzotint.errors import MezzotintError, UnknownName
-from mezzotint.plain import Checked
+from mezzotint.plain import Checked, is_mapping
 from mezzotint.request import GenerationRequest
 from mezzotint.serve.dialects.hosted.fields import (
     in_words_of,
@@ -117,7 +117,7 @@ def _size(fields: dict[str, Any]) -> dict[str, Any]:
         raise WrongField("image_size and width say the same, give one", field="image_size")
     if isinstance(size, str) and size in _SIZES:
         return dict(zip(("width", "height"), _SIZES[size], strict=True))
-    if isinstance(size, Mapping) and set(size) == {"width", "height"}:
+    if is_mapping(size) and set(size) == {"width", "height"}:
         sides, _ = read_fields(_Size, size, "image_size")
         return {"width": sides.width, "height": sides.height}
     raise WrongField(
@@ -131,7 +131,7 @@ def _size(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _lora(entry: Any) -> Any:
     """Read a LoRA whose name fal calls ``path``."""
-    if not isinstance(entry, Mapping) or "path" not in entry:
+    if not is_mapping(entry) or "path" not in entry:
         return entry
     rest = {key: value for key, value in entry.items() if key != "path"}
     return {"name": entry["path"], **rest}

@@ -1,7 +1,7 @@
 """Fields that the APIs of hosted services share: pictures by address, schedulers by name."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 from mezzotint.errors import InvalidField, UnknownName
@@ -90,7 +90,7 @@ def native_fields(
 
 
 @contextlib.contextmanager
-def in_words_of(body: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[None]:
+def in_words_of(body: Mapping[str, Any], names: Mapping[str, str]) -> Generator[None]:
     """Name a wrong field as the body does.
 
     Args:

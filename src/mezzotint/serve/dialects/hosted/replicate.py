@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mezzotint.errors import MezzotintError, UnknownName
+from mezzotint.plain import is_list, is_mapping
 from mezzotint.request import GenerationRequest
 from mezzotint.serve.dialects.hosted.fields import (
     in_words_of,
@@ -251,7 +252,7 @@ async def _create(
         if name not in _FIELDS:
             raise UnknownName("field", name, _FIELDS, field=name)
     given = body.get("input")
-    if not isinstance(given, Mapping):
+    if not is_mapping(given):
         raise WrongField("input is needed: an object with the model's fields", field="input")
     if body.get("stream"):
         raise WrongField("stream is for models of texts; poll or give a webhook", field="stream")
@@ -316,7 +317,7 @@ def _hooks(front: Front, body: Mapping[str, Any]) -> dict[str, frozenset[str]]:
     """
     wanted = body.get("webhook_events_filter")
     wanted = ["output", "completed"] if wanted is None else wanted
-    if not isinstance(wanted, list) or not all(w in _FILTERS for w in wanted):
+    if not is_list(wanted) or not all(w in _FILTERS for w in wanted):
         raise WrongField(
             f"webhook_events_filter must be a list of {', '.join(_FILTERS)}",
             field="webhook_events_filter",

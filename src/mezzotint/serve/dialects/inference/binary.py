@@ -14,6 +14,7 @@ from typing import Any
 from starlette.requests import Request
 
 from mezzotint.errors import InvalidField, InvalidRequest
+from mezzotint.plain import is_dict, is_list
 from mezzotint.serve.errors import Malformed, TooLarge, UnsupportedMedia
 from mezzotint.serve.wire import media_type, parse_json, read_json
 
@@ -79,7 +80,7 @@ def _attached(message: dict[str, Any], rest: bytes) -> dict[str, Any]:
     for position, tensor in enumerate(tensors_of(message)):
         where = f"inputs[{position}]"
         parameters = tensor.get("parameters")
-        size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+        size = parameters.get("binary_data_size") if is_dict(parameters) else None
         if size is None:
             continue
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
@@ -110,11 +111,11 @@ def tensors_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
         InvalidField: If there are none, or one has no name.
     """
     inputs = message.get("inputs")
-    if not isinstance(inputs, list) or not inputs:
+    if not is_list(inputs) or not inputs:
         raise InvalidField("inputs must be a list of tensors", field="inputs")
     for position, tensor in enumerate(inputs):
         where = f"inputs[{position}]"
-        if not isinstance(tensor, dict) or not isinstance(tensor.get("name"), str):
+        if not is_dict(tensor) or not isinstance(tensor.get("name"), str):
             raise InvalidField(f"{where} must be an object with a name", field=where)
     return inputs
 
@@ -125,7 +126,7 @@ def count_values(shape: Any, where: str) -> int:
     Raises:
         InvalidField: If it is not a list of at most eight sizes.
     """
-    if not isinstance(shape, list) or not all(
+    if not is_list(shape) or not all(
         isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= 1 << 62 for n in shape
     ):
         raise InvalidField(f"{where}.shape must be a list of sizes", field=f"{where}.shape")

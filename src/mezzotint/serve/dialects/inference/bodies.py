@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from mezzotint.bounds import Range
 from mezzotint.errors import InvalidField, InvalidRequest
-from mezzotint.plain import Checked, field_types
+from mezzotint.plain import Checked, field_types, is_dict
 from mezzotint.request import GenerationRequest
 from mezzotint.serve.dialects.inference.binary import (
     DATATYPES,
@@ -121,11 +121,11 @@ def read_asked(body: Mapping[str, Any]) -> Asked:
         InvalidRequest: If something in it is wrong.
     """
     tensors = tensors_of(body)
-    given = body.get("parameters")
-    given = {} if given is None else given
-    if not isinstance(given, dict):
+    asked = body.get("parameters")
+    given: object = {} if asked is None else asked
+    if not is_dict(given):
         raise InvalidField("parameters must be an object", field="parameters")
-    ours, common = read_fields(_Common, typing.cast("dict[str, Any]", given), "parameters")
+    ours, common = read_fields(_Common, given, "parameters")
     if ours.timeout is not None:
         if "deadline_s" in common:
             raise InvalidRequest("timeout and deadline_s say the same: give one", field="timeout")

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mezzotint.errors import InvalidField
+from mezzotint.plain import is_mapping
 from mezzotint.serve.dialects.torchserve_models import find_model
 from mezzotint.serve.front import Front
 from mezzotint.serve.schema import ANY_OBJECT
@@ -76,7 +77,7 @@ async def _named(front: Front, http: Request) -> str:
 
 async def _parameters(http: Request) -> Mapping[str, Any]:
     parameters = (await read_json(http, optional=True, untyped=True)).get("parameters")
-    return parameters if isinstance(parameters, Mapping) else {}
+    return parameters if is_mapping(parameters) else {}
 
 
 _BODY = Body("RepositoryChange", lambda _: ANY_OBJECT, required=False)

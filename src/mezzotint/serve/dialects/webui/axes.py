@@ -11,9 +11,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from mezzotint.errors import InvalidField
+from mezzotint.plain import is_mapping
 
 __all__ = ["MAX_VALUES", "Axis", "apply", "axis_labels", "find_axis", "read_values"]
 
@@ -153,7 +154,8 @@ def read_values(axis: Axis, text: Any, chosen: Any, *, is_csv: bool, where: str)
     if axis.kind == "nothing":
         return [0]
     if axis.has_choices and not is_csv and isinstance(chosen, Sequence) and chosen:
-        texts = [chosen] if isinstance(chosen, str) else [str(value) for value in chosen]
+        many = [chosen] if isinstance(chosen, str) else cast("Sequence[object]", chosen)
+        texts = [str(value) for value in many]
     else:
         texts = [part.strip() for line in csv.reader(str(text or "").splitlines()) for part in line]
     if not texts or texts == [""]:
@@ -241,7 +243,7 @@ def apply(axis: Axis, value: Any, values: Sequence[Any], body: Mapping[str, Any]
         return {**body, "width": int(found[1]), "height": int(found[2])}
     if axis.label == "Checkpoint name":
         given = body.get("override_settings")
-        settings = dict(given) if isinstance(given, Mapping) else {}
+        settings = dict(given) if is_mapping(given) else {}
         return {**body, "override_settings": {**settings, "sd_model_checkpoint": value}}
     return {**body, axis.field: value}
 

@@ -9,10 +9,10 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from mezzotint.errors import InvalidField
-from mezzotint.serve.dialects.webui.axes import apply, axis_labels, find_axis, read_values
+from mezzotint.serve.dialects.webui.axes import Axis, apply, axis_labels, find_axis, read_values
 from mezzotint.serve.errors import TooLarge
 from mezzotint.types import MAX_IMAGES
 
@@ -198,12 +198,12 @@ def read_script(body: Mapping[str, Any], *, is_img2img: bool) -> Script | None:
             value=str(named)[:80],
             allowed=", ".join(offered),
         )
-    given = body.get("script_args")
-    given = [] if given is None else given
+    asked = body.get("script_args")
+    given: object = [] if asked is None else asked
     if not isinstance(given, list | tuple):
         raise InvalidField("script_args must be a list", field="script_args", allowed="a list")
     bare = {k: v for k, v in body.items() if k not in ("script_name", "script_args")}
-    arguments = _arguments(name, list(given))
+    arguments = _arguments(name, list(cast("Sequence[Any]", given)))
     if name == "X/Y/Z plot":
         return _plot(bare, arguments, is_img2img=is_img2img)
     readers = {"SD upscale": _upscale, "Prompt matrix": _matrix, "Loopback": _loopback}
@@ -333,7 +333,8 @@ def _matrix(body: Mapping[str, Any], arguments: list[Any]) -> Script:
 def _plot(body: Mapping[str, Any], arguments: list[Any], *, is_img2img: bool) -> Script:
     """X/Y/Z plot: a picture for every combination of the values of three axes."""
     legend, lone, sub_grids, keeps_seeds, *varies, margin, is_csv = arguments[9:]
-    axes, values = [], []
+    axes: list[Axis] = []
+    values: list[list[Any]] = []
     for k, letter in enumerate("XYZ"):
         kind, text, chosen = arguments[3 * k : 3 * k + 3]
         where = f"script_args[{3 * k}]"
