@@ -112,6 +112,7 @@ class FakeService:
         self._slots = asyncio.Semaphore(self.config.slots)
         self._waiting = 0
         self._running: dict[str, asyncio.Event] = {}
+        self._in_use: dict[str, str] = {}
         self._cache: dict[tuple[str, str], GenerationResult] = {}
         self._closed = False
         self._stalled = 0.0
@@ -165,6 +166,7 @@ class FakeService:
         if self._waiting >= self.config.max_waiting:
             raise QueueFull("the queue is full", retry_after_s=2.0)
         stop = self._running[request_id] = asyncio.Event()
+        self._in_use[request_id] = request.model.partition("@")[0]
         began = time.monotonic()
         self._waiting += 1
         try:
@@ -183,6 +185,7 @@ class FakeService:
         finally:
             self._waiting -= 1
             self._running.pop(request_id, None)
+            self._in_use.pop(request_id, None)
 
     async def cancel(self, request_id: str) -> bool:
         """Cancel at the next step."""
@@ -276,9 +279,10 @@ class FakeService:
         return self._set_ready(name, True)
 
     async def unload(self, name: str) -> Mapping[str, Any]:
-        """Say that a model is not in memory, unless anything is under way."""
-        if self._running:
-            raise InUse(f"model {name} is in use by {len(self._running)} pictures")
+        """Say that a model is not in memory, unless it is in use."""
+        users = [*self._in_use.values()].count(name.partition("@")[0])
+        if users:
+            raise InUse(f"model {name} is in use by {users} pictures")
         return self._set_ready(name, False)
 
     def _set_ready(self, name: str, ready: bool) -> dict[str, Any]:

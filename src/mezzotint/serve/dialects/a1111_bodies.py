@@ -24,7 +24,6 @@ from mezzotint.types import (
     NumImages,
     PromptText,
     Share,
-    Side,
     Steps,
 )
 
@@ -42,6 +41,7 @@ _AnySeed = Annotated[int, Range(-1, MAX_SEED, as_text=True)]
 _SideOrOff = Annotated[int, Range(0, MAX_SIDE_PX, "px", limit="side")]
 _HiresSide = Annotated[int, Range(0, MAX_SIDE_PX, "px")]
 _NoiseSide = Annotated[int, Range(-1, MAX_SIDE_PX, "px")]
+_CoverSide = Annotated[int, Range(1, MAX_SIDE_PX, "px")]  # an operator's limit holds where it acts
 _StepsOrOff = Annotated[int, Range(0, MAX_STEPS, limit="steps")]
 
 
@@ -148,8 +148,8 @@ class Enlargement(Checked):
 
     resize_mode: Literal[0, 1] = 0
     upscaling_resize: UpscaleFactor = 2.0
-    upscaling_resize_w: Side = 512
-    upscaling_resize_h: Side = 512
+    upscaling_resize_w: _CoverSide = 512
+    upscaling_resize_h: _CoverSide = 512
     upscaling_crop: bool = True
     upscaler_1: str = "None"
 

@@ -13,6 +13,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from mezzotint.bounds import SPACE
 from mezzotint.errors import (
     InvalidField,
     InvalidRequest,
@@ -123,7 +124,7 @@ async def add_adapter(front: Front, http: Request) -> Response:
     front.check_open()
     store, body = _store(front), await read_json(http)
     source, name = (body.get(field) for field in ("source", "name"))
-    if not isinstance(source, str) or not source.strip() or len(source) > _MOST_CHARACTERS:
+    if not isinstance(source, str) or not source.strip(SPACE) or len(source) > _MOST_CHARACTERS:
         raise InvalidField(
             "source must be a path on the server's machine, or on the Hub OWNER/NAME or "
             "OWNER/NAME/FILE.safetensors",
@@ -227,7 +228,7 @@ _SOURCE = {
     "type": "object",
     "required": ["name", "source"],
     "properties": {
-        "source": {"type": "string", "minLength": 1, "maxLength": _MOST_CHARACTERS},
+        "source": {"type": "string", "maxLength": _MOST_CHARACTERS, "pattern": f"[^{SPACE}]"},
         "name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"},
     },
 }
