@@ -474,6 +474,12 @@ def test_what_many_bodies_found_stays_mended(door, document, refusals, path, bod
     assert any(is_about_one_field(e) for e in refusals) is not is_valid
 
 
+@pytest.mark.parametrize(("media", "path"), AS_FORMS)
+def test_no_form_says_that_pictures_may_be_null(document, media, path):
+    fields = body_schema(document, path, media)["properties"].values()
+    assert all(f["type"] == "array" and "anyOf" not in f for f in fields if holds_pictures(f))
+
+
 def test_every_documented_body_is_made(document):
     documented: dict[str, set[str]] = {}
     for path, ways in document["paths"].items():

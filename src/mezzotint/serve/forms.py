@@ -81,7 +81,8 @@ def _part(schema: Mapping[str, Any], files: bool) -> dict[str, Any]:
     if kind == "picture":
         return (FILE if files else PICTURE) | said
     if kind == "pictures":
-        return {**schema, "items": FILE if files else PICTURE}
+        many = next(o for o in _options(schema) if _is_picture(o.get("items", {})))
+        return {**many, "items": FILE if files else PICTURE} | said  # a part is never null
     if kind == "json":
         return dict(schema)
     options = [made for option in _options(schema) if (made := _texts_of(option)) is not None]
