@@ -50,7 +50,7 @@ from mezzotint.service.provision.readings import read_request
 from mezzotint.service.provision.registration import ModelRegistration
 from mezzotint.service.provision.shared_models import open_shared_models
 from mezzotint.service.provision.warm_up import WarmUp
-from mezzotint.service.requests import Judge
+from mezzotint.service.requests import Judge, no_sink
 from mezzotint.types import Event, GenerationResult, ImageOutput
 
 __all__ = ["LocalService", "create_service"]
@@ -276,7 +276,7 @@ class LocalService:
     def describe_plan(self, request: GenerationRequest, client: str = "") -> dict[str, Any]:
         """Return plan, warnings and predicted cost of a request as plain data."""
         began = time.perf_counter()  # pictures that come along are read and fitted here
-        submission = self._preparer.prepare(request, _no_sink, request_id="plan", use_cache=False)
+        submission = self._preparer.prepare(request, no_sink, request_id="plan", use_cache=False)
         prepared_s = time.perf_counter() - began
         min_rows = self.config.engine.min_rows
         plans = submission.planned.plans
@@ -444,7 +444,3 @@ def _unpack_code(archive: Path, target: Path, digest: str) -> Any:
     from mezzotint.models.formats.torchserve_archive import unpack_code
 
     return unpack_code(archive, target, digest=digest)
-
-
-def _no_sink(_event: Event) -> None:
-    """Stand for nobody who listens."""

@@ -34,7 +34,7 @@ from mezzotint.types import (
     Verdict,
 )
 
-__all__ = ["Attempted", "Judge", "RequestState", "RequestSubmission", "standalone"]
+__all__ = ["Attempted", "Judge", "RequestState", "RequestSubmission", "no_sink", "standalone"]
 
 _DEFAULT_STRENGTH = 0.8
 
@@ -186,6 +186,10 @@ class RequestState:
             warnings=submission.planned.warnings + lost,
         )
         return Finished(id=submission.id, result=result)
+
+
+def no_sink(_event: Event) -> None:
+    """Stand for nobody who listens to a request."""
 
 
 def standalone(request: GenerationRequest, plan: Plan) -> GenerationRequest:

@@ -48,7 +48,7 @@ from mezzotint.service.dispatch.messages import (
 from mezzotint.service.finishing.gating import preview_steps
 from mezzotint.service.finishing.writer import Writer, is_small
 from mezzotint.service.provision.loader import Loader
-from mezzotint.service.requests import RequestState
+from mezzotint.service.requests import RequestState, no_sink
 from mezzotint.types import Cancelled as CancelledEvent
 from mezzotint.types import (
     Event,
@@ -493,7 +493,7 @@ class Lifecycle:
             state.submission.sink(event)
         except Exception as error:  # a listener's fault ends its own request
             if not isinstance(event, Finished | Failed | CancelledEvent):
-                state.submission = replace(state.submission, sink=lambda _: None)
+                state.submission = replace(state.submission, sink=no_sink)
                 for index in list(state.open):
                     state.failures.setdefault(index, error)
                 self._cancel(state.submission.id)
