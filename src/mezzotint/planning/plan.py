@@ -305,7 +305,8 @@ class Plan:
         vars(other).update(vars(self), seed=seed)
         if self.second is not None:
             vars(other).update(second=self.second.with_seed(seed))
-            vars(other).pop("spelling", None)
+            for name in ("spelling", "description"):
+                vars(other).pop(name, None)
         for name in ("canonical", "digest"):
             vars(other).pop(name, None)
         return other
@@ -360,6 +361,11 @@ class Plan:
 
     def describe(self) -> dict[str, Any]:
         """Return the plan as plain data for people, logs and answers."""
+        return {**_copied(self.description), "seed": self.seed}
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What :meth:`describe` returns, apart from the seed in its place; not to be changed."""
         plain = to_plain(self)
         plain["model_calls"] = self.model_calls
         if self.techniques.controls:
@@ -434,6 +440,13 @@ def to_plain(value: Any) -> Any:
         plain = {name: to_plain(getattr(value, name)) for name in field_names(kind)}
         return {k: v for k, v in plain.items() if v or k not in _LATER}
     return value
+
+
+def _copied(value: Any) -> Any:
+    """Return plain data again, nothing of which is shared."""
+    if type(value) is dict:
+        return {name: _copied(item) for name, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    return [_copied(item) for item in value] if type(value) is list else value  # pyright: ignore
 
 
 def _spell_resolved(resolved: Resolved[Any]) -> Any:

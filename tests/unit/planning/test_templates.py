@@ -151,3 +151,13 @@ def test_only_so_many_kinds_are_remembered():
     for label in (0, 1, 2, 3):
         ask(templates, seed=1, latent=LatentInput(class_label=label))
     assert len(templates) == 2
+
+
+def test_what_is_done_to_one_description_is_in_no_other():
+    templates = Templates()
+    first = ask(templates, spec=SD, prompt="a", seed=1, num_inference_steps=4).describe()
+    wanted = ask(templates, spec=SD, prompt="a", seed=2, num_inference_steps=4).describe()
+    first["steps"].clear()
+    first["techniques"].clear()
+    assert ask(templates, spec=SD, prompt="a", seed=2, num_inference_steps=4).describe() == wanted
+    assert wanted["steps"] and wanted["seed"] == 2
