@@ -46,6 +46,11 @@ def mmdit_config(layers, heads, side, twice=0, norm=None):
     }  # fmt: skip
 
 
+OPEN_CLIP = "conditioner.embedders.1.model."
+CLIPS = (
+    "cond_stage_model.transformer.", "conditioner.embedders.0.transformer.", OPEN_CLIP,
+    "text_encoders.clip_l.transformer.", "text_encoders.clip_g.transformer.",
+)  # fmt: skip
 FILES = {
     "sd15": (
         published.sd15,
@@ -113,11 +118,10 @@ def edges(tensor):
 def by_diffusers(role, class_name, state, module):
     """Translate a network's tensors as ``from_single_file`` does."""
     if role.startswith("text_encoder"):
-        prefixes = ("conditioner.embedders.1.model.",)
-        mine = next((p for p in prefixes if any(k.startswith(p) for k in state)), "")
-        if mine:
-            return single_file_utils.convert_open_clip_checkpoint(module, state, prefix=mine)
-        return single_file_utils.convert_ldm_clip_checkpoint(state)
+        prefix = next(p for p in CLIPS if any(name.startswith(p) for name in state))
+        if prefix == OPEN_CLIP:
+            return single_file_utils.convert_open_clip_checkpoint(module, state, prefix=prefix)
+        return single_file_utils.convert_ldm_clip_checkpoint(state, remove_prefix=prefix)
     translate = SINGLE_FILE_LOADABLE_CLASSES[class_name]["checkpoint_mapping_fn"]
     return translate(checkpoint=state, config=dict(module.config))
 
