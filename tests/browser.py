@@ -21,6 +21,9 @@ __all__ = ["CHROMIUM", "Page", "open_page"]
 CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome")
                  if (p := shutil.which(n))), None)  # fmt: skip
 
+ANSWER_S = 120.0
+"""For one answer of the browser; a loaded machine is slow."""
+
 
 class Page:
     """One tab."""
@@ -31,6 +34,8 @@ class Page:
         self._next = 0
         self._session: str | None = None
         self.errors: list[str] = []
+        self._trace: list[dict[str, Any]] = []
+        self._is_traced = False
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Send one command and wait for its answer."""
@@ -41,7 +46,7 @@ class Page:
             message["sessionId"] = self._session
         os.write(self._into, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._read(30.0)
+            answer = self._read(ANSWER_S)
             if answer.get("id") == number:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
@@ -120,6 +125,29 @@ class Page:
             time.sleep(0.05)
         raise AssertionError(f"never true: {condition}; page errors: {self.errors}")
 
+    def tasks_ms(self, script: str) -> list[float]:
+        """Run a script; the processor time in ms of each task of the page's thread, ascending.
+
+        A frame is one task at most: none above N means that no frame took more. What else the
+        machine does adds nothing to processor time.
+        """
+        self._trace.clear()
+        self._is_traced = False
+        wanted = {"includedCategories": ["toplevel"], "excludedCategories": ["*"]}
+        self.call("Tracing.start", traceConfig=wanted, transferMode="ReportEvents")
+        self.run(script)
+        self.call("Tracing.end")
+        while not self._is_traced:
+            self._note(self._read(ANSWER_S))
+        names = {(e["pid"], e["tid"]): e["args"]["name"] for e in self._trace
+                 if e["name"] == "thread_name"}  # fmt: skip
+        return sorted(
+            event["tdur"] / 1000
+            for event in self._trace
+            if event["name"] == "ThreadControllerImpl::RunTask" and "tdur" in event
+            and names.get((event["pid"], event["tid"])) == "CrRendererMain"
+        )  # fmt: skip
+
     def press(self, key: str, *, ctrl: bool = False) -> None:
         """Press and release one key."""
         codes = {"Enter": 13, "Escape": 27, "ArrowRight": 39, "ArrowLeft": 37, "ArrowUp": 38,
@@ -151,6 +179,9 @@ class Page:
     def _note(self, event: dict[str, Any]) -> None:
         """Remember what the page complains about."""
         params = event.get("params", {})
+        if event.get("method") == "Tracing.dataCollected":
+            self._trace.extend(params["value"])
+        self._is_traced |= event.get("method") == "Tracing.tracingComplete"
         if event.get("method") == "Runtime.exceptionThrown":
             self.errors.append(json.dumps(params["exceptionDetails"])[:400])
         entry = params.get("entry", {})

@@ -14,16 +14,41 @@ READY = "document.getElementById('state')?.textContent === 'ready'"
 DONE = f"{READY} && document.getElementById('save')"
 
 
-def drop(page: Page, data: bytes, name: str = "dropped.png") -> None:
+def drop(page: Page, data: bytes, name: str = "dropped.png", kind: str = "image/png") -> None:
     encoded = base64.b64encode(data).decode()
     page.run(
         f"""(async () => {{
           const bytes = Uint8Array.from(atob("{encoded}"), (c) => c.charCodeAt(0));
           const transfer = new DataTransfer();
-          transfer.items.add(new File([bytes], {name!r}, {{type: "image/png"}}));
+          transfer.items.add(new File([bytes], {name!r}, {{type: {kind!r}}}));
           document.dispatchEvent(new DragEvent("dragenter", {{dataTransfer: transfer, bubbles: true}}));
           document.dispatchEvent(new DragEvent("drop", {{dataTransfer: transfer, bubbles: true}}));
         }})()"""
+    )
+
+
+def choose_files(page: Page, files: dict[str, bytes]) -> None:
+    """Put files into the field that takes pictures, as its dialog does."""
+    encoded = {name: base64.b64encode(data).decode() for name, data in files.items()}
+    page.run(
+        f"""(() => {{
+          const transfer = new DataTransfer();
+          for (const [name, text] of Object.entries({json.dumps(encoded)})) {{
+            const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+            transfer.items.add(new File([bytes], name, {{type: "image/png"}}));
+          }}
+          const field = document.getElementById("run-files");
+          field.files = transfer.files;
+          field.dispatchEvent(new Event("change", {{bubbles: true}}));
+        }})()"""
+    )
+
+
+def close_dialogs(page: Page) -> None:
+    """Close every dialog; one that a new language draws anew meanwhile is closed again."""
+    page.wait(
+        """(() => { const open = [...document.querySelectorAll('dialog[open]')];
+          open.forEach((d) => d.close()); return !open.length; })()"""
     )
 
 

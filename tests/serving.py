@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -131,6 +132,39 @@ def running_server(folder: Path, **given: Any) -> Iterator[RunningServer]:
             process.terminate()
             try:
                 process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        process.stdout.close()
+        process.wait()
+
+
+@contextlib.contextmanager
+def running_plate(
+    home: Path, *flags: str, port: int = 0
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Serve the built-in model ``plate`` as a person does; the process and its address."""
+    command = [
+        str(Path(sys.executable).with_name("mezzotint")), "serve", "--port", str(port),
+        "--management-port", "0", "--metrics-port", "0", "--models", "plate", *flags,
+    ]  # fmt: skip
+    environment = {
+        **os.environ, "MEZZOTINT_HOME": str(home), "MEZZOTINT_ENGINE__CALIBRATE_S": "0",
+    }  # fmt: skip
+    log = home / "serve.log"
+    with log.open("a") as into:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=into, text=True, env=environment
+        )
+    try:
+        line = next((said for said in process.stdout if said.startswith("generation")), "")
+        if not line:
+            raise RuntimeError(f"the server ended: {log.read_text()[-2000:]}")
+        yield process, line.split()[1]
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
         process.stdout.close()

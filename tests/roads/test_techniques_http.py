@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save
+from tests import adapters_tiny, tiny
 from tests.roads.test_passes import disc, photo, png
+from tests.roads.test_techniques import write_lora
 from tests.serving import Door, open_door
 
 from mezzotint.engine.config import EngineConfig
@@ -43,12 +45,12 @@ def signer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def opened_door(folder: Path, images: ImageConfig) -> Iterator[Door]:
+def opened_door(folder: Path, images: ImageConfig, ready: tuple[str, ...] = ()) -> Iterator[Door]:
     engine = EngineConfig(buckets=(2, 4))
     models = ModelsConfig(
         home=str(folder), backend="torch", placement=PlacementConfig(device="cpu")
     )
-    service = LocalService(ServiceConfig(models=models, engine=engine, images=images))
+    service = LocalService(ServiceConfig(ready=ready, models=models, engine=engine, images=images))
     with open_door(folder / "jobs", service=service, home=folder) as opened:
         yield opened
         opened.do(service.close)
@@ -257,13 +259,48 @@ RESTORED = {
     },
 }  # fmt: skip
 """Requests whose pictures are dropped on the page: their settings come back as they were."""
-NEED_FILES = {"image_references", "controls", "loras", "image_prompts", "embeddings"}
+SD1 = {"model": "sd", "width": None, "height": None}
+WITH_FILES = {
+    "controls": SD1 | {"controls": [
+        {"model": "edges", "image": PHOTO, "preprocess": "canny", "scale": 0.7, "end": 0.5},
+        {"model": "edges", "image": DISC, "start": 0.5},
+    ]},
+    "loras": SD1 | {"loras": [{"name": "ink", "scale": 0.5}]},
+    "image_prompts": SD1 | {"image_prompts": [
+        {"model": "style", "images": [PHOTO, DISC], "scale": 0.6}
+    ]},
+    "embeddings": SD1 | {"prompt": "a blot of <ink>", "embeddings": [{"name": "blot"}]},
+    "image_references": {
+        "model": "edit", "image_references": [PHOTO, DISC], "scheduler": None,
+        "guidance_scale": None,
+    },
+    "all": SD1 | {
+        "prompt": "a blot of <ink>", "embeddings": [{"name": "blot"}], "image": PHOTO, "mask": DISC,
+        "strength": 0.7, "loras": [{"name": "ink"}], "controls": [{"model": "edges", "image": DISC}],
+        "image_prompts": [{"model": "style", "images": [PHOTO]}], "upscale": {"factor": 2},
+        "regions": [{"prompt": "sky", "mask": DISC}, {"prompt": "sea", "box": [0, 0.5, 1, 1]}],
+    },
+}  # fmt: skip
+"""The same of techniques whose weights lie on disk, on models that have such weights."""
 
 
 def test_every_technique_is_dropped():
-    assert {t.field for t in TECHNIQUES} == (RESTORED.keys() | NEED_FILES) & {
-        t.field for t in TECHNIQUES
-    }
+    assert {t.field for t in TECHNIQUES} <= RESTORED.keys() | WITH_FILES.keys()
+
+
+@pytest.fixture(scope="module")
+def furnished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    """A door on tiny models with adapters of each kind."""
+    home = tmp_path_factory.mktemp("furnished")
+    sd = tiny.build("sd1")
+    adapters_tiny.controlnet(sd).save_pretrained(home / "controlnets" / "edges")
+    adapters_tiny.ip_adapter(sd, home / "ip_adapters" / "style")
+    adapters_tiny.embedding(home / "embeddings" / "blot.safetensors")
+    (home / "loras").mkdir()
+    write_lora(sd.unet, home / "loras" / "ink.safetensors")
+    ready = (f"sd={tiny.folder('sd1')}", f"edit={tiny.folder('flux2_klein')}")
+    with opened_door(home, ImageConfig(), ready) as opened:
+        yield opened
 
 
 LONG = ("ensemble", "walk", "hires", "regions", "tiling")
@@ -273,7 +310,19 @@ LONG = ("ensemble", "walk", "hires", "regions", "tiling")
     "name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in RESTORED]
 )
 def test_what_a_picture_says_of_itself_draws_its_bytes_again(door, name):
-    asked = {n: v for n, v in (COMMON | RESTORED[name]).items() if v is not None}
+    draw_what_a_picture_says(door, COMMON | RESTORED[name])
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "all" else pytest.mark.slow) for n in WITH_FILES]
+)
+def test_what_a_picture_says_of_its_files_draws_its_bytes_again(furnished, name):
+    draw_what_a_picture_says(furnished, COMMON | WITH_FILES[name])
+
+
+def draw_what_a_picture_says(door: Door, fields: dict) -> None:
+    """Draw, read the settings in each picture, draw them afresh: the same bytes."""
+    asked = {n: v for n, v in fields.items() if v is not None}
     made = door.http.post("/v1/generations", json=asked)
     assert made.status_code == 200, made.text
     for image in made.json()["images"]:
@@ -281,6 +330,9 @@ def test_what_a_picture_says_of_itself_draws_its_bytes_again(door, name):
         kind = {"content-type": "application/octet-stream"}
         said = door.http.post("/v1/inspect", content=data, headers=kind).json()
         assert said["not_honoured"] == []
+        first, second = (GenerationRequest.from_dict(r) for r in (asked, said["request"]))
+        for field in asked.keys() - {"seed", "num_images"}:  # those are this picture's own
+            assert getattr(second, field) == getattr(first, field), field
         again = door.http.post(
             "/v1/generations", json=said["request"], headers={"cache-control": "no-cache"}
         )

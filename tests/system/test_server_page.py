@@ -147,6 +147,8 @@ def test_a_foreign_recipe_is_read_and_one_without_can_be_begun_from(page):
     drop(page, plain, "plain.png")
     page.wait("[...document.querySelectorAll('.notice')].some((n) => n.textContent.includes('plain.png'))")  # fmt: skip
     page.run("[...document.querySelectorAll('.notice')].find((n) => n.textContent.includes('plain.png')).querySelector('button').click()")  # fmt: skip
+    drop(page, b"{}", "graph.json", "application/json")
+    page.wait("document.querySelector('.notices').textContent.includes('graph.json is no picture')")
     page.wait("document.querySelector('[data-field=image]')")
     assert base64.b64decode(kept_request(page)["image"]) == plain
 
@@ -359,6 +361,10 @@ def test_a_mask_is_painted_undone_and_sent(page, server):
     assert kept_request(page, lambda r: r["mask"] != one)["mask"] != one
     page.click("#mask-undo")
     assert kept_request(page, lambda r: r["mask"] == one)["mask"] == one
+    page.click("#mask-undo")  # nothing is left: neither is the mask, nor what was about it
+    assert kept_request(page, lambda r: "mask" not in r).keys() == {"prompt", "image"}
+    page.drag("#mask-canvas", (0.5, 0.25), (0.5, 0.75))
+    assert kept_request(page, lambda r: "mask" in r)["inpaint"] == {"paste": True}
     with Image.open(io.BytesIO(base64.b64decode(one))) as mask:
         grey = mask.convert("L")
         assert grey.size == (64, 64)

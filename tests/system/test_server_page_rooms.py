@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from PIL import Image, PngImagePlugin
 from tests.browser import CHROMIUM, Page, open_page
-from tests.pages import DONE, READY, drop, kept_request, picture
+from tests.pages import DONE, READY, close_dialogs, drop, kept_request, picture
 from tests.serving import RunningServer, running_server
 
 from mezzotint.service.jobs.results import ResultFiles
@@ -36,14 +36,6 @@ def make(page: Page, prompt: str, seed: int) -> None:
     page.type("seed", seed)
     page.click("#make")
     page.wait(f"{DONE} && document.getElementById('picture')?.alt === '{prompt}, seed {seed}'")
-
-
-def close(page: Page) -> None:
-    """Close every dialog; one that a new language draws anew meanwhile is closed again."""
-    page.wait(
-        """(() => { const open = [...document.querySelectorAll('dialog[open]')];
-          open.forEach((d) => d.close()); return !open.length; })()"""
-    )
 
 
 def test_pictures_are_starred_rated_laid_on_boards_and_found_by_all_of_it(page, server):
@@ -257,13 +249,13 @@ def test_the_page_speaks_german_and_chinese_and_keeps_what_was_chosen(page):
         page.wait(f"document.getElementById('make')?.textContent === '{word}'")
         assert page.run("document.documentElement.lang") == code
         assert page.run("document.getElementById('prompt').value") == "bleibt"
-        close(page)
+        close_dialogs(page)
     page.reload()
     page.wait("document.getElementById('make')?.textContent === '生成'")
     page.click("#help")
     page.type("language", "en")
     page.wait("document.getElementById('make')?.textContent === 'Generate'")
-    close(page)
+    close_dialogs(page)
     page.wait(READY)
 
 
@@ -317,19 +309,27 @@ def fill(folder, count: int) -> None:
 
 
 SCROLL = """new Promise((resolve) => {
-  const frames = [];
-  let last = performance.now(), left = 150;
-  const step = (now) => {
-    frames.push(now - last); last = now; left -= 1;
+  let left = 150;
+  const step = () => {
+    left -= 1;
     scrollBy(0, left % 10 ? 160 : 4000);
-    left ? requestAnimationFrame(step) : resolve(frames.sort((a, b) => a - b));
+    left ? requestAnimationFrame(step) : resolve();
   };
   requestAnimationFrame(step);
 })"""
+SEARCH = """(async () => {
+  const field = document.getElementById("search");
+  field.value = "dragon 49";
+  field.dispatchEvent(new Event("input", {bubbles: true}));
+  const count = document.getElementById("count");
+  while (!count.textContent.includes("of 5000")) await new Promise((r) => setTimeout(r, 4));
+  await new Promise((r) => requestAnimationFrame(() => requestAnimationFrame(r)));
+})()"""
 
 
 @pytest.mark.slow
 def test_a_gallery_of_five_thousand_scrolls_and_searches_at_once(tmp_path):
+    """In processor time of the page's own thread: what else the machine does adds nothing."""
     fill(tmp_path / "jobs", 5000)
     with (
         running_server(tmp_path / "jobs") as server,
@@ -337,22 +337,13 @@ def test_a_gallery_of_five_thousand_scrolls_and_searches_at_once(tmp_path):
     ):
         page.wait("document.getElementById('count')?.textContent === '5000 pictures'", seconds=60)
         assert page.run(PICTURES) < 200  # those in sight and a little more
-        frames = page.run(SCROLL)
-        print("frames", frames[len(frames) // 2], frames[-8], frames[-1])
-        assert frames[int(len(frames) * 0.9)] < 50  # milliseconds; some belong to the machine
+        tasks = page.tasks_ms(SCROLL)
+        print("the longest tasks of scrolling", tasks[-3:])
+        assert tasks[-1] < 50  # milliseconds: no frame took more
         page.run("scrollTo(0, 0)")
-        took = page.run(
-            """(async () => {
-              const field = document.getElementById("search");
-              const began = performance.now();
-              field.value = "dragon 49";
-              field.dispatchEvent(new Event("input", {bubbles: true}));
-              while (!document.getElementById("count").textContent.includes("of 5000")) await new Promise((r) => setTimeout(r));
-              return performance.now() - began;
-            })()"""
-        )
-        print("search", took)
-        assert took < 100
+        tasks = page.tasks_ms(SEARCH)
+        print("searching", sum(tasks), "the longest", tasks[-1])
+        assert sum(tasks) < 100
         expected = sum(1 for k in range(5000) if k % 7 == 3 and "49" in str(k))
         assert page.text("#count").startswith(f"{expected} of 5000")
 
@@ -374,7 +365,7 @@ def test_hostile_words_are_shown_as_words(page, server):
     page.type("search", "onerror")
     page.click(".tile")
     page.wait("document.querySelector('dialog[open]')?.textContent.includes('onerror')")
-    close(page)
+    close_dialogs(page)
     page.click("#select")
     page.click(".tile")
     page.type("to-board", EVIL)

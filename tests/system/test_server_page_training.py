@@ -1,13 +1,11 @@
 """Training from the page: pictures chosen, a run started, watched, stopped and used."""
 
-import base64
-import json
 import time
 
 import httpx
 import pytest
 from tests.browser import CHROMIUM, Page, open_page
-from tests.pages import AXE, READY, picture
+from tests.pages import AXE, READY, choose_files, picture
 from tests.serving import running_server
 
 pytestmark = [
@@ -15,23 +13,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
 ]
-
-
-def choose_files(page: Page, files: dict[str, bytes]) -> None:
-    """Put files into the field that takes pictures, as its dialog does."""
-    encoded = {name: base64.b64encode(data).decode() for name, data in files.items()}
-    page.run(
-        f"""(() => {{
-          const transfer = new DataTransfer();
-          for (const [name, text] of Object.entries({json.dumps(encoded)})) {{
-            const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-            transfer.items.add(new File([bytes], name, {{type: "image/png"}}));
-          }}
-          const field = document.getElementById("run-files");
-          field.files = transfer.files;
-          field.dispatchEvent(new Event("change", {{bubbles: true}}));
-        }})()"""
-    )
 
 
 def status(page: Page, name: str, wanted: str) -> None:

@@ -31,23 +31,33 @@ export async function inspect(file: File): Promise<void> {
 
 let depth = 0;
 
+/** Whether files are dragged; text that is dragged within a field is the browser's own affair. */
+function hasFiles(event: DragEvent): boolean {
+  return event.dataTransfer?.types.includes("Files") ?? false;
+}
+
 export function acceptDrops(): void {
   document.addEventListener("dragenter", (event) => {
+    if (!hasFiles(event)) return;
     event.preventDefault();
     depth += 1;
     document.body.classList.add("dropping");
   });
-  document.addEventListener("dragleave", () => {
+  document.addEventListener("dragleave", (event) => {
+    if (!hasFiles(event)) return;
     depth -= 1;
     if (depth <= 0) document.body.classList.remove("dropping");
   });
-  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("dragover", (event) => { if (hasFiles(event)) event.preventDefault(); });
   document.addEventListener("drop", (event) => {
+    if (!hasFiles(event)) return;
     event.preventDefault();
     depth = 0;
     document.body.classList.remove("dropping");
-    const file = [...(event.dataTransfer?.files ?? [])].find((f) => f.type.startsWith("image/"));
+    const files = [...(event.dataTransfer?.files ?? [])];
+    const file = files.find((f) => f.type.startsWith("image/"));
     if (file) void inspect(file);
+    else if (files[0]) notice("warn", words.drop.other(files[0].name));
   });
   document.addEventListener("paste", (event) => {
     const file = [...(event.clipboardData?.files ?? [])].find((f) => f.type.startsWith("image/"));

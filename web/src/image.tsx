@@ -35,7 +35,15 @@ export function useAddress(path: string): string {
   return direct ? path : address;
 }
 
-export function Picture({ path, alt, lazy, ...more }: { path: string; alt: string; lazy?: boolean; class?: string; id?: string; width?: number; height?: number; title?: string }) {
+interface PictureProps { path: string; alt: string; lazy?: boolean; class?: string; id?: string; width?: number; height?: number; title?: string }
+
+export function Picture(props: PictureProps) {
+  if (apiKey.value) return <Fetched {...props} />;
+  const { path, alt, lazy, ...more } = props; // without a key nothing has to be waited for
+  return path ? <img src={path} alt={alt} loading={lazy ? "lazy" : "eager"} decoding="async" {...more} /> : <span class="blank" {...more} />;
+}
+
+function Fetched({ path, alt, lazy, ...more }: PictureProps) {
   const address = useAddress(path);
   return address ? <img src={address} alt={alt} loading={lazy ? "lazy" : "eager"} decoding="async" {...more} /> : <span class="blank" {...more} />;
 }

@@ -20,23 +20,27 @@ export function MaskBrush() {
   const canvas = useRef<HTMLCanvasElement>(null);
   const past = useRef<ImageData[]>([]);
   const written = useRef("");
+  const drawnOn = useRef("");
   const [brush, setBrush] = useState(12); // per cent of the shorter side
   const [erases, setErases] = useState(false);
   const [zoom, setZoom] = useState(1);
   const [count, setCount] = useState(0);
+  const [ratio, setRatio] = useState(1); // width to height
   const id = useId();
   const image = request.value.image as string | undefined;
   const mask = request.value.mask as string | undefined;
 
   useEffect(() => {
     if (!image) return;
-    if (mask !== undefined && mask === written.current) return;
+    if (mask !== undefined && mask === written.current && image === drawnOn.current) return;
+    drawnOn.current = image;
     void (async () => {
       const start = await load(dataUrl(image));
       const board = canvas.current;
       if (!board) return;
       board.width = start.naturalWidth;
       board.height = start.naturalHeight;
+      setRatio(start.naturalWidth / start.naturalHeight);
       const context = board.getContext("2d", { willReadFrequently: true })!;
       context.fillStyle = "black";
       context.fillRect(0, 0, board.width, board.height);
@@ -57,7 +61,9 @@ export function MaskBrush() {
   const commit = () => {
     const text = canvas.current!.toDataURL("image/png").split(",", 2)[1]!;
     written.current = text;
-    set("mask", text);
+    // Who paints a part expects the rest to stay: it stands in the form, where it can be undone.
+    const anew = request.value.mask === undefined && request.value.inpaint === undefined;
+    request.value = { ...request.value, mask: text, ...(anew ? { inpaint: { paste: true } } : {}) };
   };
   const paint = (event: PointerEvent) => {
     event.preventDefault();
@@ -99,7 +105,8 @@ export function MaskBrush() {
     setCount(past.current.length);
     if (!before) return;
     context().putImageData(before, 0, 0);
-    commit();
+    if (past.current.length || before.data.some((v, k) => k % 4 !== 3 && v)) commit();
+    else set("mask", undefined); // nothing is painted any more
   };
   const whole = (make: (data: ImageData) => void) => {
     remember();
@@ -113,7 +120,7 @@ export function MaskBrush() {
     <div class="mask">
       <p class="hint">{words.mask.how}</p>
       <div class="mask-scroll">
-        <div class="mask-board" style={{ width: `${zoom * 100}%` }}>
+        <div class="mask-board" style={{ width: `${zoom * 100}%`, maxWidth: `${zoom * 68 * ratio}dvh` }}>
           <img src={dataUrl(image)} alt={words.mask.below} />
           <canvas ref={canvas} id="mask-canvas" aria-label={words.mask.canvas} role="img" onPointerDown={paint} />
         </div>

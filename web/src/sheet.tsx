@@ -48,7 +48,8 @@ export function values(axis: Axis): string[] {
 const planned = computed(() => ({ columns: values(x.value), rows: values(y.value) }));
 
 function cell(base: Fields, column: string, row: string): Fields {
-  const put = (field: string, text: string): Json => (NUMBERS.has(field) ? Number(text) : text);
+  // What is no number goes as it was typed, so that the server says what it expects.
+  const put = (field: string, text: string): Json => (NUMBERS.has(field) && Number.isFinite(Number(text)) ? Number(text) : text);
   return { ...base, [y.value.field]: put(y.value.field, row), [x.value.field]: put(x.value.field, column) };
 }
 

@@ -69,6 +69,7 @@ export function choices(path: string): string[] | null {
 /** Set a field, or take it out of the request (undefined). */
 export function set(name: string, value: Json | undefined): void {
   const { [name]: _, ...rest } = request.value;
+  if (name === "mask" && value === undefined) delete rest.inpaint; // it is about the mask alone
   request.value = value === undefined ? rest : { ...rest, [name]: value };
 }
 

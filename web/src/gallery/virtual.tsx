@@ -4,7 +4,7 @@ import type { ComponentChild } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 
 const GAP = 8;
-const MORE_ROWS = 3; // above and below the window
+const MORE_ROWS = 2; // above and below the window
 const HURRY = 0.75; // of the window's height from one frame to the next
 const STILL_MS = 100;
 

@@ -333,7 +333,7 @@ export const words: Words = {
     begin: "Damit beginnen",
     lost: "Nicht zu erfüllen war:",
     undo: "Zurück zu dem, was da war",
-    pictures: "Bilder, die zu diesen Einstellungen gehören, sind nicht in der Datei:",
+    other: (name) => `${name} ist kein Bild; Einstellungen kommen aus PNG, JPEG, WebP und GIF. Ein LoRA bringt man in seinem Feld mit.`,
   },
   help: {
     label: "Tastatur",

@@ -228,7 +228,7 @@ export const english = {
   },
   mask: {
     needs: "Choose a start picture first; then the mask can be painted on it.",
-    how: "Paint what is to be drawn anew.",
+    how: "Paint what is to be drawn anew; the rest keeps its pixels.",
     below: "The start picture",
     canvas: "The mask",
     brush: "Brush",
@@ -333,7 +333,7 @@ export const english = {
     begin: "Begin from it",
     lost: "Could not be honoured:",
     undo: "Back to what was there",
-    pictures: "Pictures that belong to these settings are not in the file:",
+    other: (name: string) => `${name} is no picture; settings are read from PNG, JPEG, WebP and GIF. A LoRA is brought in its panel.`,
   },
   help: {
     label: "Keyboard",

@@ -333,7 +333,7 @@ export const words: Words = {
     begin: "以它开始",
     lost: "无法满足的内容：",
     undo: "恢复原来的内容",
-    pictures: "属于这些设置的图片不在文件中：",
+    other: (name) => `${name} 不是图片；设置可从 PNG、JPEG、WebP 和 GIF 中读取。LoRA 请在其面板中添加。`,
   },
   help: {
     label: "键盘",
