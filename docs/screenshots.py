@@ -31,8 +31,9 @@ WANTED = {"create": "#picture", "gallery": ".tile img", "lab": ".plane canvas",
           "train": "#run-grid", "operate": "li.model", "sheet": "#make-sheet"}  # fmt: skip
 """Each room, and what has to be there before it is photographed."""
 SCREENS = {"desktop": (1440, 900), "phone": (390, 844)}
-PROMPTS = ("a sailing boat", "a green tree", "a blue fish", "a house with a red roof",
-           "a yellow star", "a red apple")  # fmt: skip
+PROMPTS = ("a sailing boat", "a green tree", "a blue fish", "a red apple", "a yellow star",
+           "a house with a red roof")  # fmt: skip
+"""What is drawn; the last is what the form then asks for, and stands beside it."""
 RUN = """\
 kind = "lora"
 base = "plate"

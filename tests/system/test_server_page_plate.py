@@ -38,7 +38,7 @@ def address(home) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def tab(address, tmp_path_factory) -> Iterator[Page]:
-    with open_page(address, tmp_path_factory.mktemp("tab")) as opened:
+    with open_page(address, tmp_path_factory.mktemp("tab"), "--window-size=1280,900") as opened:
         opened.wait(READY, LONG_S)
         yield opened
 
@@ -116,7 +116,8 @@ def test_a_picture_is_drawn_verified_dropped_and_drawn_again_with_its_bytes(page
 @pytest.mark.slow
 def test_a_picture_that_is_cut_off_by_a_reload_is_finished_and_shown(page):
     page.type("prompt", "a yellow star")
-    page.type("num_inference_steps", 100)
+    page.type("num_inference_steps", 150)
+    page.type("num_images", 4)
     page.click("#make")
     page.wait("document.querySelector('#picture.preview')", LONG_S)
     page.reload()

@@ -61,8 +61,8 @@ export function App() {
         {now === "create" ? (
           <>
             <h1 class="offscreen">{words.title}</h1>
-            <div class="view"><Stage /><Queue /><Strip /></div>
             <Create />
+            <div class="view"><Stage /><Queue /><Strip /></div>
           </>
         ) : (
           <>

@@ -177,7 +177,7 @@ function Tile({ entry, index }: { entry: PictureEntry; index: number }) {
       </button>
       {rating ? <span class="rating" aria-label={words.gallery.rated(rating)} role="img">{"★".repeat(rating)}</span> : null}
       <button
-        type="button" class={`star ${star ? "on" : ""}`} aria-pressed={star === true} aria-label={words.gallery.star}
+        type="button" class={`star ${star ? "on" : ""}`} aria-pressed={star === true} aria-label={`${words.gallery.star}: ${alt}`}
         onClick={() => void mark([entry], (marks) => ({ ...marks, star: !star }))}
       ><Icon name="star" full={star} /></button>
     </>

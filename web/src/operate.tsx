@@ -145,7 +145,7 @@ function Card({ about }: { about: Model }) {
         {about.limits?.length ? <p class="hint">{about.limits.join("; ")}</p> : null}
         <p class="ready"><span class={`dot ${about.ready ? "ready" : ""}`} aria-hidden="true" />{about.ready ? words.operate.loaded : words.operate.unloaded}</p>
         <div class="actions">
-          {about.family === "handler" ? null : <button type="button" onClick={use}>{words.operate.use}</button>}
+          {about.family === "handler" ? null : <button type="button" aria-label={`${words.operate.use}: ${about.name}`} onClick={use}>{words.operate.use}</button>}
           {mayOperate.value && about.family !== "handler" ? (
             <button type="button" data-memory={about.ready ? "unload" : "load"} disabled={isBusy} title={about.ready ? words.operate.unloadHint : words.operate.loadHint} onClick={() => void move()}>
               {about.ready ? words.operate.unload : isBusy ? words.loading : words.operate.load}
@@ -156,7 +156,7 @@ function Card({ about }: { about: Model }) {
           ) : null}
           {mayOperate.value && !about.builtin ? (
             <button
-              type="button" class="danger"
+              type="button" class="danger" aria-label={`${words.operate.remove}: ${about.name}`}
               onClick={() => { if (confirm(words.operate.removeAsk(about.name))) void change(() => call(path, { method: "DELETE" }), words.operate.removed(about.name)); }}
             >{words.operate.remove}</button>
           ) : null}

@@ -120,7 +120,7 @@ function Shown({ job, image }: { job: Job; image: MadeImage }) {
   return (
     <>
       <div class="canvas">
-        <button type="button" class="bare" aria-label={words.stage.details} onClick={() => openDetail(job.id, image.index)}>
+        <button type="button" class="bare" aria-label={`${words.stage.details}: ${words.stage.alt(prompt, image.seed)}`} onClick={() => openDetail(job.id, image.index)}>
           <Picture id="picture" path={image.url} alt={words.stage.alt(prompt, image.seed)} />
         </button>
       </div>
@@ -177,14 +177,26 @@ export function Queue() {
   );
 }
 
+/** The newest pictures: one stop of Tab, within it the arrows go on. */
 export function Strip() {
   const list = pictures.value.slice(0, 40);
   if (!list.length) return null;
+  const at = Math.max(0, list.findIndex(({ job, image }) => shown.value?.job === job.id && shown.value.index === image.index));
+  const press = (event: KeyboardEvent) => {
+    const all = [...(event.currentTarget as HTMLElement).querySelectorAll("button")];
+    const now = all.indexOf(event.target as HTMLButtonElement);
+    const next = { ArrowLeft: now - 1, ArrowRight: now + 1, Home: 0, End: all.length - 1 }[event.key];
+    if (next === undefined || !all[next]) return;
+    event.preventDefault();
+    event.stopPropagation();
+    all[next].focus();
+    all[next].click();
+  };
   return (
-    <section class="strip" id="gallery" aria-label={words.queue.recent}>
-      {list.map(({ job, image }) => (
+    <section class="strip" id="gallery" aria-label={words.queue.recent} onKeyDown={press}>
+      {list.map(({ job, image }, k) => (
         <button
-          type="button" key={`${job.id}-${image.index}`} title={String(job.request.prompt ?? "")}
+          type="button" key={`${job.id}-${image.index}`} title={String(job.request.prompt ?? "")} tabIndex={k === at ? 0 : -1}
           aria-pressed={shown.value?.job === job.id && shown.value.index === image.index && watched.value === null}
           onClick={() => { watched.value = null; shown.value = { job: job.id, index: image.index }; }}
         >
