@@ -146,13 +146,12 @@ def test_two_regions_are_painted_and_each_shows_its_own(page):
     page.wait("document.querySelectorAll('.box').length === 1")
     page.drag("#boxes", (0.52, 0.02), (0.98, 0.98))
     page.wait("document.querySelectorAll('.box').length === 2")
-    page.run(
+    fields = page.run(
         """[...document.querySelectorAll('#technique-regions textarea')]
-          .filter((t) => t.previousElementSibling.textContent === "Prompt")
-          .forEach((t, k) => {
-            t.value = ["a red apple", "a blue fish"][k];
-            t.dispatchEvent(new Event("input", {bubbles: true})); })"""
+          .filter((t) => t.previousElementSibling.textContent === "Prompt").map((t) => t.id)"""
     )
+    for field, text in zip(fields, ("a red apple", "a blue fish"), strict=True):
+        page.type(field, text)
     kept = kept_request(page, lambda r: [x["prompt"] for x in r.get("regions", ())] == ["a red apple", "a blue fish"])  # fmt: skip
     assert [region["prompt"] for region in kept["regions"]] == ["a red apple", "a blue fish"]
     both = draw(page)
