@@ -129,7 +129,7 @@ class Page:
         """Run a script; the processor time in ms of each task of the page's thread, ascending.
 
         A frame is one task at most: none above N means that no frame took more. What else the
-        machine does adds nothing to processor time.
+        machine does adds little to processor time: caches are shared.
         """
         self._trace.clear()
         self._is_traced = False
