@@ -109,7 +109,7 @@ def storm(engine, requests, rng, cancels=5, patience_s=120):
 
 def submit(engine, request, client=""):
     job = RequestHandle(engine.service, f"s{random.random()}")
-    engine.service.submit(request, job._hear, request_id=job.id, client=client, use_cache=False)
+    engine.service.submit(request, job.hear, request_id=job.id, client=client, use_cache=False)
     return job
 
 

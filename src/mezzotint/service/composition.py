@@ -11,7 +11,7 @@ from typing import Any
 from mezzotint.engine.config import EngineConfig
 from mezzotint.images.config import ImageConfig
 from mezzotint.models.config import ModelsConfig
-from mezzotint.plain import Checked, write
+from mezzotint.plain import Checked, is_mapping, write
 from mezzotint.service.config import HandlersConfig
 
 __all__ = ["ServiceConfig"]
@@ -59,6 +59,6 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested plain data with some values exchanged."""
     merged = dict(base)
     for name, value in over.items():
-        is_branch = isinstance(merged.get(name), Mapping) and isinstance(value, Mapping)
-        merged[name] = _merged(merged[name], value) if is_branch else value
+        below = merged.get(name)
+        merged[name] = _merged(below, value) if is_mapping(below) and is_mapping(value) else value
     return merged

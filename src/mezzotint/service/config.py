@@ -182,12 +182,13 @@ def on_device(options: Mapping[str, Any], device: str) -> dict[str, Any]:
         options: Fields of :class:`~mezzotint.service.composition.ServiceConfig` as plain data.
         device: Value of ``models.placement.device``.
     """
-    models = dict(options.get("models") or {})
-    placement = {**(models.get("placement") or {}), "device": device}
+    models: dict[str, Any] = dict(options.get("models") or {})
+    placement: dict[str, Any] = {**(models.get("placement") or {}), "device": device}
     return {**options, "models": {**models, "placement": placement}}
 
 
 def device_in(options: Mapping[str, Any]) -> str:
     """Return the device in options of the usual factory, "" if they name none."""
-    models = options.get("models") or {}
-    return str((models.get("placement") or {}).get("device", ""))
+    models: Mapping[str, Any] = options.get("models") or {}
+    placement: Mapping[str, Any] = models.get("placement") or {}
+    return str(placement.get("device", ""))

@@ -15,7 +15,7 @@ from mezzotint.errors import DeadlineExceeded, UnknownName
 from mezzotint.models.base import Model
 from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.models.spec import ModelSpec
-from mezzotint.plain import field_names, read
+from mezzotint.plain import field_names, is_mapping, read
 from mezzotint.request import GenerationRequest
 from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.endings import ENDINGS, result_of
@@ -42,7 +42,8 @@ class RequestHandle:
         self.id = request_id
         self.eta_s = 0.0
 
-    def _hear(self, event: Event) -> None:
+    def hear(self, event: Event) -> None:
+        """Take the next event of the request, from whatever thread."""
         if isinstance(event, ENDINGS):
             self._ending = event
         self._events.put(event)
@@ -172,7 +173,7 @@ class Engine:
     ) -> RequestHandle:
         job = RequestHandle(self.service, secrets.token_hex(8))
         job.eta_s = self.service.submit(
-            request, job._hear, request_id=job.id, client=client, preview_every=preview_every
+            request, job.hear, request_id=job.id, client=client, preview_every=preview_every
         )
         return job
 
@@ -197,10 +198,11 @@ def _with_options(config: ServiceConfig, options: Mapping[str, Any]) -> ServiceC
     return dataclasses.replace(_exchanged(config, own(sections)), models=models)
 
 
-def _exchanged(config: Any, changes: Mapping[str, Any], path: str = "") -> Any:
+def _exchanged(config: object, changes: Mapping[str, Any], path: str = "") -> Any:
     """Return a configuration with fields exchanged; a dictionary changes part of a section."""
-    values = {name: getattr(config, name) for name in field_names(type(config))}
+    values: dict[str, Any] = {name: getattr(config, name) for name in field_names(type(config))}
     for name, value in changes.items():
-        is_part = isinstance(value, Mapping) and dataclasses.is_dataclass(values.get(name))
-        values[name] = _exchanged(values[name], value, name) if is_part else value
+        part: object = values.get(name)
+        is_part = is_mapping(value) and dataclasses.is_dataclass(part)
+        values[name] = _exchanged(part, value, name) if is_part else value
     return read(type(config), values, path)

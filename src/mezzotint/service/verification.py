@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mezzotint.errors import InvalidRequest, WorkFailed
+from mezzotint.plain import is_mapping
 from mezzotint.request import GenerationRequest
 from mezzotint.types import GenerationResult, ImageOutput
 
@@ -40,7 +41,7 @@ def recipe_request(about: Mapping[str, Any]) -> tuple[GenerationRequest, int]:
         InvalidRequest: If there is no recipe of ours.
     """
     recipe = about.get("recipe")
-    if not isinstance(recipe, Mapping) or "request" not in recipe:
+    if not is_mapping(recipe) or "request" not in recipe:
         raise InvalidRequest("the picture carries no recipe of ours", field="image")
     return GenerationRequest.from_dict(recipe["request"]), int(recipe.get("index", 0))
 

@@ -58,7 +58,7 @@ def draw(service, *seeds):
     for seed in seeds:
         request = GenerationRequest(model="sd", prompt="a pear", seed=seed, num_inference_steps=3)
         handles.append(RequestHandle(service, f"r{seed} {time.monotonic()}"))
-        service.submit(request, handles[-1]._hear, request_id=handles[-1].id, use_cache=False)
+        service.submit(request, handles[-1].hear, request_id=handles[-1].id, use_cache=False)
     return [handle.result(60).images[0].data for handle in handles]
 
 

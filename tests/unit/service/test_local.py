@@ -119,7 +119,7 @@ def png(side=64, level=90):
 
 def submit(service, request, **options):
     job = RequestHandle(service, options.pop("id", f"job{time.monotonic_ns()}"))
-    service.submit(request, job._hear, request_id=job.id, **options)
+    service.submit(request, job.hear, request_id=job.id, **options)
     return job
 
 

@@ -371,7 +371,7 @@ class RayService(Pool):
                     raise
         raise WorkFailed(f"the engine died {_MOST_ASKS} times while it answered {method}")
 
-    async def _change(self, method: str, **arguments: Any) -> Any:
+    async def change(self, method: str, **arguments: Any) -> Any:
         """Change the list of models, at every replica of this front's deployment."""
         self._check()
         await self._any()

@@ -19,13 +19,14 @@ import socket
 import sys
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mezzotint.errors import Cancelled, InvalidRequest, NotReady, WorkFailed
 from mezzotint.observe import log
+from mezzotint.plain import is_mapping
 from mezzotint.service.cluster import ray_link
 from mezzotint.service.cluster.messages import TrainJob, TrainSaid, encode, unpack
 
@@ -54,11 +55,12 @@ def as_toml(plain: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
+    if is_mapping(value):
         inner = (f"{_text(k)} = {_value(v)}" for k, v in value.items() if v is not None)
         return "{" + ", ".join(inner) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_value(item) for item in value) + "]"
+        items = cast("Sequence[Any]", value)
+        return "[" + ", ".join(_value(item) for item in items) + "]"
     if isinstance(value, float):
         return repr(value)  # also inf and nan, which are TOML's own words
     return _text(value) if isinstance(value, str) else json.dumps(value)

@@ -102,7 +102,7 @@ class Recipes:
 
     def environment(self, plan: Plan) -> dict[str, Any]:
         """Return where an image is made; a model may have a placement of its own."""
-        of_plan = json.loads(plan.environment) if plan.environment else {}
+        of_plan: dict[str, Any] = json.loads(plan.environment) if plan.environment else {}
         own = {name: of_plan[name] for name in ("dtype", "placement") if name in of_plan}
         return {**self._environment, **own, "model_digest": plan.model_digest}
 

@@ -20,10 +20,11 @@ import socket
 import struct
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from mezzotint.plain import is_dict
 from mezzotint.service.handlers import shim as handler_shim
 from mezzotint.service.workers.transport import MAX_MESSAGE_BYTES, pack, unpack
 
@@ -156,16 +157,18 @@ def _yaml(model_dir: Path, model: Mapping[str, Any]) -> dict[str, Any]:
     import yaml
 
     found = yaml.safe_load(path.read_text("utf-8"))
-    return found if isinstance(found, dict) else {}
+    return found if is_dict(found) else {}
 
 
 def answer(entry: Entry, context: handler_shim.Context, rows: list[dict[str, Any]]) -> Any:
     """Run one batch and say how it went, as plain data."""
     context.begin(len(rows))
     try:
-        results = entry(rows, context)
-        if not isinstance(results, list | tuple) or len(results) != len(rows):
-            count = len(results) if isinstance(results, list | tuple) else type(results).__name__
+        given: object = entry(rows, context)
+        kind = type(given).__name__
+        results = cast("Sequence[Any]", given) if isinstance(given, list | tuple) else None
+        if results is None or len(results) != len(rows):
+            count = kind if results is None else len(results)
             return {
                 "kind": "failed",
                 "error": "mismatch",

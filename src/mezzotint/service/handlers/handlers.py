@@ -24,6 +24,7 @@ from typing import Any
 
 from mezzotint.errors import DeadlineExceeded, ModelError, QueueFull
 from mezzotint.observe import log
+from mezzotint.plain import is_dict, is_list
 from mezzotint.service.base import HandlerAnswer
 from mezzotint.service.config import HandlersConfig
 from mezzotint.service.handlers.group import ProcessGroup
@@ -323,13 +324,13 @@ def _answers(message: Mapping[str, Any], count: int) -> tuple[HandlerAnswer, ...
         answer = HandlerAnswer(error=kind, message=str(message.get("message", ""))[:2000])
         return (answer,) * count
     given = message.get("answers")
-    if not isinstance(given, list) or len(given) != count:
+    if not is_list(given) or len(given) != count:
         raise ValueError("the handler's process did not answer in its language")
     return tuple(_answer(part) for part in given)
 
 
 def _answer(part: Any) -> HandlerAnswer:
-    if not isinstance(part, dict) or not isinstance(part.get("data"), bytes):
+    if not is_dict(part) or not isinstance(part.get("data"), bytes):
         raise ValueError("the handler's process did not answer in its language")
     media = str(part.get("content_type", ""))
     status = part.get("status", 200)

@@ -16,7 +16,7 @@ import types
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 __all__ = ["BaseHandler", "Context", "PredictionException", "install", "list_classes_from_module"]
 
@@ -194,7 +194,8 @@ class BaseHandler:
         """Load a TorchScript file."""
         import torch
 
-        return torch.jit.load(str(model_pt_path), map_location=self.device)
+        jit = cast("Any", torch.jit)  # its functions have no types
+        return jit.load(str(model_pt_path), map_location=self.device)
 
     def _load_pickled_model(self, model_dir: Any, model_file: str, model_pt_path: Any) -> Any:
         """Make the one class of ``model_file`` and give it its weights; tensors only."""
@@ -271,8 +272,8 @@ def map_class_to_label(
     rows = lbl_classes or [range(len(row)) for row in probs]
     names: list[dict[str, float]] = []
     for row, classes in zip(probs, rows, strict=True):
-        label = [mapping[str(c)] if mapping is not None else str(c) for c in classes]
-        label = [name[-1] if isinstance(name, list) else name for name in label]
+        given = [mapping[str(c)] if mapping is not None else str(c) for c in classes]
+        label = [cast("Any", name)[-1] if isinstance(name, list) else name for name in given]
         names.append(dict(zip(label, row, strict=True)))
     return names
 

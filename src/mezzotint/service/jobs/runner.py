@@ -459,6 +459,6 @@ async def _quietly(task: "asyncio.Future[bool]") -> None:
 
 async def _environment_of(service: GenerationService) -> str:
     """Return a digest of what a service's arithmetic depends on."""
-    about = (await service.capabilities()).get("environment") or {}
+    about: object = (await service.capabilities()).get("environment") or {}
     text = json.dumps(about, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -301,9 +301,10 @@ class JobStore:
 
     def hold(self, client: str, most: int, own: Callable[[], int], alive_s: float) -> bool:
         """Count a generation of a client; False if all servers together hold too many."""
-        given = {"owner": self.owner, "client": client, "own": own}
         with self._engine.begin() as db:
-            return allowances.hold(db, **given, most=most, alive_s=alive_s)
+            return allowances.hold(
+                db, owner=self.owner, client=client, own=own, most=most, alive_s=alive_s
+            )
 
     def tell_held(self, client: str, own: Callable[[], int]) -> None:
         """Say how many generations a client holds here."""

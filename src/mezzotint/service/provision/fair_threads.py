@@ -15,7 +15,7 @@ import contextvars
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
@@ -63,7 +63,7 @@ class FairThreads:
         self._is_closed = False
 
     @contextlib.contextmanager
-    def drawing(self, client: str) -> Iterator[None]:
+    def drawing(self, client: str) -> Generator[None]:
         """Say that pictures of a client are on their way until the block ends."""
         with self._lock:
             self._drawing[client] += 1

@@ -8,11 +8,11 @@ that goes into every plan and recipe.
 import contextlib
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -76,7 +76,7 @@ class ModelProvider:
     @contextlib.contextmanager
     def use(
         self, name: str, adapters: Adapters = NO_ADAPTERS, *, turbo: bool = False
-    ) -> Iterator[Model]:
+    ) -> Generator[Model]:
         """Give a model on its backend, pinned in memory for the length of the block.
 
         Args:
@@ -217,7 +217,7 @@ class ModelProvider:
         """Refuse a model that cannot fit, before anything of it is read."""
         room, can_offload = memory_limit(), False
         if self.device.startswith("cuda") and not _is_offloaded(model):
-            room = int(torch.cuda.get_device_properties(self.device).total_memory)
+            room = _memory_of(self.device)
             can_offload = True
         networks = model.networks.values()
         check_fits(
@@ -329,8 +329,14 @@ def memory_budget(config_bytes: int, device: str) -> int:
     if config_bytes:
         return config_bytes
     if device.startswith("cuda"):
-        return int(torch.cuda.get_device_properties(device).total_memory) // 2
+        return _memory_of(device) // 2
     return memory_limit() // 2
+
+
+def _memory_of(device: str) -> int:
+    """Return the bytes of a GPU's memory."""
+    cuda = cast("Any", torch.cuda)  # what it tells of a device has no types
+    return int(cuda.get_device_properties(device).total_memory)
 
 
 def cache_folder(home: Path, name: str) -> Path:

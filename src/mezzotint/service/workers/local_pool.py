@@ -181,10 +181,10 @@ class WorkerPool(Pool):
             await worker.register(source, name=model["name"], version=model["version"])
         return model
 
-    async def _change(self, method: str, **arguments: Any) -> Any:
+    async def change(self, method: str, **arguments: Any) -> Any:
         """Change the list of models at every worker."""
         for worker in self._supervisors:
-            await worker._change(method, **arguments)
+            await worker.change(method, **arguments)
 
     async def close(self) -> None:
         """Let every worker finish what is being stepped, then end it."""

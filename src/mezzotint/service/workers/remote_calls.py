@@ -57,7 +57,7 @@ class RemoteCalls(ABC):
         """Call a method there, and return its answer as plain data."""
 
     @abstractmethod
-    async def _change(self, method: str, **arguments: Any) -> Any:
+    async def change(self, method: str, **arguments: Any) -> Any:
         """Call a method that changes the list of models; processes to come hear of it too."""
 
     async def plan(self, request: GenerationRequest, *, client: str = "") -> Mapping[str, Any]:
@@ -76,15 +76,15 @@ class RemoteCalls(ABC):
         self, source: str, *, name: str | None = None, version: str | None = None
     ) -> Mapping[str, Any]:
         """Add a model."""
-        return await self._change("register", source=source, name=name, version=version)
+        return await self.change("register", source=source, name=name, version=version)
 
     async def unregister(self, name: str, version: str | None = None) -> None:
         """Remove one version of a model."""
-        await self._change("unregister", name=name, version=version)
+        await self.change("unregister", name=name, version=version)
 
     async def set_default(self, name: str, version: str) -> None:
         """Make the bare name mean this version."""
-        await self._change("set_default", name=name, version=version)
+        await self.change("set_default", name=name, version=version)
 
     async def load(self, name: str) -> Mapping[str, Any]:
         """Bring a model into memory."""

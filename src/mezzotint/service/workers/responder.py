@@ -220,7 +220,6 @@ class Responder:
             await service.close()
             return None
         simple = {
-            "models": service.models,
             "capabilities": service.capabilities,
             "cancel": service.cancel,
             "register": service.register,
@@ -231,8 +230,9 @@ class Responder:
             "inspect": service.inspect,
             "preprocess": service.preprocess,
         }
-        value = await simple[method](**given)
-        return [dict(m) for m in value] if method == "models" else value
+        if method == "models":
+            return [dict(model) for model in await service.models()]
+        return await simple[method](**given)
 
 
 def _describe_failure(call: int, error: BaseException) -> CallFailed:

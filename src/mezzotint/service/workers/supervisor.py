@@ -225,7 +225,7 @@ class WorkerSupervisor(RemoteCalls):
         self._check()
         return await Question(self.ledger, method, arguments).wait()
 
-    async def _change(self, method: str, **arguments: Any) -> Any:
+    async def change(self, method: str, **arguments: Any) -> Any:
         """Change the list of models, in this process and in those that follow it."""
         answer = await self._ask(method, **arguments)
         call = CallMethod(call=self.ledger.number(), method=method, arguments=arguments)

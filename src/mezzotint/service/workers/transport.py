@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import struct
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -30,7 +30,7 @@ _decoders: dict[Any, "msgspec.msgpack.Decoder[Any]"] = {}
 def _plain(value: Any) -> Any:
     """Write a mapping that is no dictionary."""
     if isinstance(value, Mapping):
-        return dict(value)
+        return dict(cast("Mapping[Any, Any]", value))
     raise TypeError(f"{type(value).__name__} cannot be sent")
 
 
