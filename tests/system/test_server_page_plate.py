@@ -377,6 +377,5 @@ def test_with_a_key_the_work_outlives_the_death_of_the_server_and_the_dot_is_tru
             print("known dead after", known_dead, "back after", time.monotonic() - back)
             assert known_dead < 5
             assert time.monotonic() - back < 5
-            page.wait("document.getElementById('dot').className === 'dot busy'", LONG_S)
             assert page.run("document.getElementById('prompt').value") == "a red apple"
-            page.wait(f"{DONE} && document.getElementById('picture').alt?.startsWith('a red apple')", 300)  # fmt: skip
+            page.wait(f"{DONE} && document.getElementById('picture').alt?.startsWith('a red apple')", 900)  # fmt: skip
