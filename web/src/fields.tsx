@@ -106,7 +106,7 @@ function NameInput({ id, path, value, onChange }: { id: string; path: string; va
 export function Field({ name, path, schema, value, onChange, label }: FieldProps) {
   const id = useId();
   const kind = kindOf(schema);
-  const text = label ?? nameOf(name);
+  const text = label ?? nameOf(name, path);
   if (kind === "object" || kind === "either") {
     return <Either name={name} path={path} schema={schema} value={value} onChange={onChange} label={text} />;
   }

@@ -36,7 +36,7 @@ export async function speakAsBefore(): Promise<void> {
   }
 }
 
-/** What a field of a request is called on the page. */
-export function nameOf(field: string): string {
-  return words.fields[field] ?? field.replace(/_s$/, " (s)").replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase());
+/** What a field of a request is called on the page; by its path where parts mean different things by one word. */
+export function nameOf(field: string, path = field): string {
+  return words.fields[path] ?? words.fields[field] ?? field.replace(/_s$/, " (s)").replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase());
 }
