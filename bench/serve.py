@@ -81,6 +81,10 @@ def main() -> None:
     parser.add_argument("--model", choices=["plate-gan", "plate"], default="plate-gan")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--warm-up", type=float, default=3.0, metavar="SECONDS",
+        help="of each server at each level, not counted: ours learns which call sizes pay",
+    )  # fmt: skip
     parser.add_argument("--levels", type=int, nargs="+", default=LEVELS)
     parser.add_argument("--no-write", action="store_true")
     given = parser.parse_args()
@@ -89,7 +93,7 @@ def main() -> None:
         raise SystemExit("this needs the packages torchserve (with Java 17) or litserve")
     report: dict[str, Any] = {
         "command": f"mezzotint bench serve --model {given.model} --seconds {given.seconds:g} "
-        f"--rounds {given.rounds}",
+        f"--rounds {given.rounds} --warm-up {given.warm_up:g}",
         "machine": machine(),
         "connections": {},
     }
@@ -121,7 +125,7 @@ def level(
     for round_ in range(given.rounds + 1):
         for name, server in servers.items():
             first = (round_ + 1) * 100_000_000 + connections * 10_000_000
-            seconds = given.seconds if round_ else min(given.seconds, 3.0)
+            seconds = given.seconds if round_ else given.warm_up
             before = core_seconds(server)
             spent, rate = asyncio.run(load(server, given.model, connections, seconds, first))
             if round_:  # the first is a warm-up
