@@ -5,8 +5,8 @@ has a line of its own, so whoever fills it waits behind itself, and the plan of 
 else begins at once.
 
 These threads share cores and interpreter with the one that draws. While pictures of somebody
-else are on their way, a client's line does one thing at a time and rests after each, so that
-what it takes stays a fifth of one core; alone, nothing rests.
+else are on their way, and shortly after, a client's line does one thing at a time and rests
+after each, so that what it takes stays a fifth of one core; alone, nothing rests.
 """
 
 import asyncio
@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 _REST = 4.0  # seconds of rest for each second of work, while others wait for pictures
 _LONGEST_REST_S = 10.0
+_SHORTLY_S = 5.0  # after its last picture a client may come back at any moment
 _FEW_LINES = 64  # below which nobody looks for lines that have rested
 
 
@@ -59,6 +60,7 @@ class FairThreads:
         self._lock = threading.Lock()
         self._lines: dict[str, _Line] = {}
         self._drawing: Counter[str] = Counter()
+        self._drew_at: dict[str, float] = {}  # of the two clients who drew last
         self._prune_at = _FEW_LINES
         self._is_closed = False
 
@@ -74,8 +76,10 @@ class FairThreads:
                 self._drawing[client] -= 1
                 if not self._drawing[client]:
                     del self._drawing[client]
-                    for other, line in [*self._lines.items()]:
-                        self._fill(other, line)
+                    self._drew_at.pop(client, None)
+                    self._drew_at[client] = time.monotonic()  # the latest last
+                    while len(self._drew_at) > 2:
+                        del self._drew_at[next(iter(self._drew_at))]
 
     async def run(
         self, client: str, work: Callable[P, T], *arguments: P.args, **named: P.kwargs
@@ -126,7 +130,11 @@ class FairThreads:
             self._lines.pop(client, None)
 
     def _are_others_drawing(self, client: str) -> bool:
-        return any(other != client for other in self._drawing)
+        """Whether pictures of others are on their way, or were until just now."""
+        since = time.monotonic() - _SHORTLY_S
+        return any(other != client for other in self._drawing) or any(
+            other != client and at > since for other, at in self._drew_at.items()
+        )
 
     def _prune(self) -> None:
         """Forget lines that have rested, each time there are twice as many."""

@@ -77,7 +77,7 @@ def burn(seconds):
         pass
 
 
-def test_beside_pictures_of_others_a_line_does_one_thing_at_a_time_and_rests():
+def test_beside_pictures_of_others_a_line_does_one_thing_at_a_time_and_rests(monkeypatch):
     threads, done = FairThreads(4, per_client=2), []
 
     def work(k):
@@ -94,7 +94,11 @@ def test_beside_pictures_of_others_a_line_does_one_thing_at_a_time_and_rests():
             # each 0.02 s of work is followed by 0.08 s of rest
             most = (time.monotonic() - began) / 0.1 + 2
             assert 1 <= len(done) <= most < 60
-        await asyncio.wait_for(asyncio.gather(*greedy), 60)  # nobody else draws: no rest
+        # who drew just now may come back at any moment
+        assert threads._are_others_drawing("greedy")
+        assert not threads._are_others_drawing("other")
+        monkeypatch.setattr(fair_threads, "_SHORTLY_S", 0.0)  # nobody else draws: no rest
+        await asyncio.wait_for(asyncio.gather(*greedy), 60)
         assert sorted(done) == list(range(60))
 
     asyncio.run(main())
