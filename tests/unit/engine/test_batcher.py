@@ -7,6 +7,7 @@ from tests.unit.engine.fakes import Bench, make_plan
 
 from mezzotint.engine.config import EngineConfig
 from mezzotint.engine.state import ImageId
+from mezzotint.planning.costs import cost_key
 from mezzotint.planning.memory import Footprint
 
 
@@ -269,6 +270,23 @@ def test_who_asks_for_less_than_its_share_hardly_waits_for_one_that_floods(costs
     ratio = statistics.quantiles(beside, n=20)[18] / statistics.quantiles(alone, n=20)[18]
     assert len(alone) > 150 and len(beside) > 150
     assert ratio <= 1.3
+
+
+def test_a_small_call_that_was_timed_beside_other_work_lets_nobody_ride_in_a_larger_one():
+    bench = Bench(call_s=0.0, row_s=0.02)
+    plan = make_plan(steps=50)
+    bench.submit("earlier", make_plan(steps=6), client="tenant")
+    bench.submit("flood", plan, images=8, client="hostile")
+    for _ in range(100):
+        bench.engine.tick()
+    bench.submit("short", make_plan(steps=6), client="tenant")
+    key = cost_key(plan)
+    while not any(i.request == "short" for i in bench.executor.calls[-1].ids):
+        bench.costs._seconds[key, "step"] = {
+            2: 0.11, 4: 0.05, 6: 0.07, 8: 0.08, 12: 0.09, 16: 0.1
+        }  # fmt: skip
+        bench.engine.tick()
+    assert bench.executor.calls[-1].bucket <= 4
 
 
 def test_many_that_ask_alike_share_calls_where_rows_are_cheap():
