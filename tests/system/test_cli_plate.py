@@ -190,3 +190,42 @@ def test_what_is_known_is_answered_without_torch(home, tmp_path):
     for arguments in (("models", "list"), ("inspect", "a.png"), ("models", "show", "plate")):
         torch_free(home, tmp_path, *arguments)  # models of other tests may lie there
         assert torch_free(home, tmp_path, *arguments)[1], arguments
+
+
+def test_a_fresh_home_lists_shows_and_plans_built_in_models_without_torch(tmp_path):
+    asked = {
+        "plate": ("generate", "a red apple", "--seed", 7, "--plan", "--json", "-q"),
+        "plate-quick": (
+            "generate", "a pear", "--model", "plate-quick", "--seed", 7, "--plan", "--json", "-q",
+        ),
+        "plate-gan": ("generate", "--model", "plate-gan", "--seed", 7, "--plan", "--json", "-q"),
+    }  # fmt: skip
+    for number, arguments in enumerate(
+        [("models", "list"), ("models", "show", "plate"), *asked.values()]
+    ):
+        answer, is_free = torch_free(tmp_path / str(number), tmp_path, *arguments)
+        assert is_free, arguments
+        assert answer
+    code = (
+        "import asyncio, json\n"
+        "from mezzotint.request import GenerationRequest\n"
+        "from mezzotint.service.local import LocalService\n"
+        "from mezzotint.settings import load\n"
+        "async def ask():\n"
+        "    service = LocalService(load().settings.service_config())\n"
+        "    for request in ({'prompt': 'a red apple'}, {'prompt': 'a pear', 'model': 'plate-quick'},\n"
+        "                    {'model': 'plate-gan'}):\n"
+        "        asked = GenerationRequest.from_dict({**request, 'seed': 7})\n"
+        "        print(json.dumps(await service.plan(asked)))\n"
+        "    await service.close()\n"
+        "asyncio.run(ask())\n"
+    )
+    home = {**os.environ, "MEZZOTINT_HOME": str(tmp_path / "engine")}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=home)
+    assert ran.returncode == 0, ran.stderr
+    for line, arguments in zip(ran.stdout.splitlines(), asked.values(), strict=True):
+        quick, _ = torch_free(tmp_path / "again", tmp_path, *arguments)
+        one, two = json.loads(line), json.loads(quick)
+        for answer in (one, two):  # predicted from the seconds that planning itself took
+            assert answer["cost"].pop("seconds") >= 0
+        assert one == two

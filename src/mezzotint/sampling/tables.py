@@ -3,18 +3,21 @@
 A table is one :class:`Evaluation` for each network call: where the network is called, and
 the coefficients of the update after it (:mod:`mezzotint.sampling.solvers` applies them).
 
+Plain numbers: torch is loaded where a row becomes a tensor, so that a plan can be checked
+against its solver without it.
+
 Dimensions: R registers of an image, N steps counted from 0 by k.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mezzotint.sampling.timesteps import Schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "COLUMNS",
@@ -60,8 +63,10 @@ class Evaluation:
     coefficients: tuple[tuple[float, ...], ...]
     draws_noise: bool = False
 
-    def tensor(self) -> Tensor:
+    def tensor(self) -> "Tensor":
         """Return the coefficients as float32, shape (R, R + 4)."""
+        import torch
+
         return torch.tensor(self.coefficients, dtype=torch.float64).float()
 
 

@@ -3,8 +3,10 @@
 The command line is one process for each request. Importing torch, opening the backend and
 reading a model take seconds, which a plan or a kept picture needs nothing of once another
 process has learnt what they rest on: the model's spec, the environment of the arithmetic,
-and the noise levels of a scheduler. Each is kept under everything that it depends on, and
-what is not known, or cannot be planned from words alone, is asked of the service itself.
+and the noise levels of a scheduler of diffusers. Each is kept under everything that it depends
+on. For a built-in model on a processor none of it has to be learnt: its spec comes with the
+program, the environment is foreseen, and levels of our own schedulers are plain numbers. What
+is not known, or cannot be planned from words alone, is asked of the service itself.
 """
 
 import contextlib
@@ -22,6 +24,7 @@ from mezzotint.engine.cache import ResultCache
 from mezzotint.models.config import ModelsConfig
 from mezzotint.models.spec import ModelSpec
 from mezzotint.models.store.known import Facts, key_of, program
+from mezzotint.models.store.shipped import computes_on_processor
 from mezzotint.models.store.store import ModelStore
 from mezzotint.plain import write
 from mezzotint.planning.abilities import Abilities
@@ -30,10 +33,13 @@ from mezzotint.planning.memory import measure
 from mezzotint.planning.plan import Plan, Planned
 from mezzotint.planning.planner import plan
 from mezzotint.request import GenerationRequest
+from mezzotint.sampling.run_tables import plan_table
+from mezzotint.schedulers import NATIVE
 from mezzotint.service.base import Service
 from mezzotint.service.composition import ServiceConfig
+from mezzotint.service.provision.environment import DECISIVE, foresee
 from mezzotint.service.provision.prompt_cuts import cut_notes
-from mezzotint.service.provision.readings import read_texts
+from mezzotint.service.provision.readings import read_levels, read_texts
 from mezzotint.techniques.table import TECHNIQUES
 from mezzotint.techniques.walking import texts_of
 from mezzotint.types import Event, Finished, GenerationResult, ImageFinished, ImageOutput, Queued
@@ -42,8 +48,6 @@ __all__ = ["QuickService"]
 
 _TECHNIQUES = frozenset(t.field for t in TECHNIQUES)
 _LIBRARIES = ("diffusers", "numpy", "openvino", "pillow", "tokenizers", "torch", "transformers")
-_DECISIVE = ("ATEN_", "CUDA_", "DNNL_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_", "OV_")
-"""Beginnings of variables that say how many threads compute, on what, with which kernels."""
 
 
 class QuickService:
@@ -68,6 +72,7 @@ class QuickService:
         self._facts = Facts(cache / "known.json")
         self._store = ModelStore(config.models)
         self._key = _environment_key(config.models, variables)
+        self._variables = variables
         self._costs: CostTable | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -118,7 +123,7 @@ class QuickService:
             return quick
         answer = await self._service().plan(request, client=client)
         known = self._planned(request)  # the spec and the environment are known by this time
-        if known is not None:
+        if known is not None and not _is_native(known[0].plans[0]):
             self._facts.put(self._levels_key(*known), answer["levels"])
         return answer
 
@@ -133,8 +138,10 @@ class QuickService:
         Raises:
             InvalidRequest: If the model cannot honour it.
         """
-        environment = self._facts.get(self._key) if self._key is not None else None
-        if environment is None or not _is_words(request):
+        if not _is_words(request):
+            return None
+        environment = self._environment()
+        if environment is None:
             return None
         spec = self._store.known_spec(request.model)
         if spec is None:
@@ -148,6 +155,12 @@ class QuickService:
             max_output_pixels=images.most_output_pixels,
         )
         return plan(request, spec, abilities), spec
+
+    def _environment(self) -> Mapping[str, Any] | None:
+        """Return what arithmetic depends on: as an earlier process had it, or as foreseen."""
+        if self._key is None:
+            return None
+        return self._facts.get(self._key) or foresee(self._config.models, self._variables)
 
     def _kept(self, request: GenerationRequest) -> tuple[Planned, list[ImageOutput]] | None:
         """Return the plan of a request and its pictures, if every one of them is kept."""
@@ -174,7 +187,7 @@ class QuickService:
     def _described(self, request: GenerationRequest) -> dict[str, Any] | None:
         """Return what :meth:`plan` answers, from what is known alone."""
         known = self._planned(request)
-        levels = self._facts.get(self._levels_key(*known)) if known is not None else None
+        levels = self._levels(*known) if known is not None else None
         if known is None or levels is None:
             return None
         planned, spec = known
@@ -204,11 +217,35 @@ class QuickService:
             self._costs = CostTable(environment, folder / "costs.json")
         return self._costs
 
+    def _levels(self, planned: Planned, spec: ModelSpec) -> list[float] | None:
+        """Return the noise levels of a plan, None where only a scheduler of diffusers knows them.
+
+        Raises:
+            InvalidRequest: If scheduler, sigma schedule and model do not go together.
+        """
+        first: Plan = planned.plans[0]
+        if not _is_native(first):
+            return self._facts.get(self._levels_key(planned, spec))
+        if first.steps:
+            plan_table(
+                first.scheduler,
+                spec.scheduler_config,
+                first.num_inference_steps,
+                first.sigma_schedule,
+                first=first.skipped_steps,
+            )
+        return read_levels(first, spec)
+
     def _levels_key(self, planned: Planned, spec: ModelSpec) -> str:
         """Return under what a scheduler's noise levels are known: that it goes together, too."""
         first: Plan = planned.plans[0]
         asked = (first.scheduler, first.sigma_schedule, first.num_inference_steps, first.steps)
         return key_of("levels", spec.digest, spec.scheduler_config, asked, program())
+
+
+def _is_native(plan: Plan) -> bool:
+    """Whether a plan's noise levels are plain numbers of ours."""
+    return not plan.steps or plan.scheduler in NATIVE
 
 
 def _is_words(request: GenerationRequest) -> bool:
@@ -250,9 +287,7 @@ def _told(
 
 def _environment_key(config: ModelsConfig, variables: Mapping[str, str]) -> str | None:
     """Return under what the environment of the arithmetic is known; None where a GPU may answer."""
-    if config.placement.device not in ("auto", "cpu") or platform.system() != "Linux":
-        return None
-    if config.placement.device == "auto" and _has_accelerator():
+    if not computes_on_processor(config.placement) or platform.system() != "Linux":
         return None
     try:
         first = Path("/proc/cpuinfo").read_text("utf-8", "replace").partition("\n\n")[0]
@@ -267,14 +302,8 @@ def _environment_key(config: ModelsConfig, variables: Mapping[str, str]) -> str 
         processor,
         cores,
         os.cpu_count(),
-        sorted((name, value) for name, value in variables.items() if name.startswith(_DECISIVE)),
+        sorted((name, value) for name, value in variables.items() if name.startswith(DECISIVE)),
         write(config.placement),
         config.backend,
         program(),
     )
-
-
-def _has_accelerator() -> bool:
-    """Whether a device is there that torch might choose before the processor."""
-    places = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
-    return any(Path(place).exists() for place in places)

@@ -3,9 +3,11 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from diffusers import EulerDiscreteScheduler
 
 from mezzotint.engine.cache import ResultCache
 from mezzotint.models.config import ModelsConfig, PlacementConfig
+from mezzotint.models.store import shipped
 from mezzotint.models.store.known import Facts
 from mezzotint.models.store.store import ModelStore
 from mezzotint.request import GenerationRequest
@@ -110,7 +112,8 @@ def test_nothing_is_answered_for_a_client_or_past_the_cache(home):
     assert len(made) == 1  # the one that is there
 
 
-def test_an_environment_that_was_never_seen_is_learnt_from_the_service(home):
+def test_an_environment_that_was_never_seen_is_learnt_from_the_service(home, monkeypatch):
+    monkeypatch.setattr(quick, "foresee", lambda config, variables: None)
     found, made = service(home, environment=False)
     assert found._planned(ASKED) is None
     events(found)
@@ -128,22 +131,50 @@ def test_another_number_of_threads_is_another_environment(home):
 
 def test_what_a_gpu_may_compute_is_never_known(home, monkeypatch):
     assert service(home, environment=False, device="cuda")[0]._key is None
-    monkeypatch.setattr(quick, "_has_accelerator", lambda: True)
+    monkeypatch.setattr(shipped, "_ACCELERATORS", ("/dev/null",))
     assert service(home, environment=False, device="auto")[0]._key is None
     assert service(home, environment=False, device="cpu")[0]._key is not None
 
 
-def test_a_plan_is_known_once_its_noise_levels_are(home):
+def test_what_a_process_saw_of_its_environment_goes_before_what_was_foreseen(home, monkeypatch):
+    monkeypatch.setattr(
+        quick, "foresee", lambda config, variables: {"device": "cpu", "threads": 64}
+    )
+    found, _ = service(home, environment=False)
+    assert json.loads(found._planned(ASKED)[0].plans[0].environment)["threads"] == 64
+    events(found, GenerationRequest.from_dict({**ASKED.to_dict(), "seed": None}))
+    assert json.loads(found._planned(ASKED)[0].plans[0].environment)["threads"] == 2
+
+
+def test_levels_of_our_own_schedulers_are_nobodys_to_learn(home):
+    found, made = service(home)
+    told = asyncio.run(found.plan(ASKED))
+    assert made == []
+    diffusers = EulerDiscreteScheduler.from_config(
+        ModelStore(ModelsConfig(home=str(home))).known_spec("plate").scheduler_config
+    )
+    euler = GenerationRequest.from_dict({**ASKED.to_dict(), "scheduler": "euler"})
+    diffusers.set_timesteps(4)
+    assert asyncio.run(found.plan(euler))["levels"] == pytest.approx(diffusers.sigmas.tolist())
+    assert told["levels"][-1] == 0
+    with pytest.raises(ValueError, match="scheduler"):
+        asyncio.run(found.plan(GenerationRequest(prompt="x", scheduler="flow_euler")))
+
+
+def test_a_plan_with_a_scheduler_of_diffusers_is_known_once_its_noise_levels_are(home):
     found, made = service(home)
     answer = {"levels": [9.0, 0.0]}
+    name = "DEISMultistepScheduler"
 
     async def plan(request, *, client=""):
         return answer
 
     found._made = SimpleNamespace(plan=plan)
-    assert asyncio.run(found.plan(ASKED)) is answer
+    first = GenerationRequest(prompt="a red apple", num_inference_steps=4, scheduler=name)
+    assert asyncio.run(found.plan(first)) is answer
     again, made = service(home)
-    told = asyncio.run(again.plan(GenerationRequest(prompt="a pear", num_inference_steps=4)))
+    asked = GenerationRequest(prompt="a pear", num_inference_steps=4, scheduler=name)
+    told = asyncio.run(again.plan(asked))
     assert made == []
     assert told["levels"] == [9.0, 0.0]
     assert told["plan"]["prompt"] == "a pear"

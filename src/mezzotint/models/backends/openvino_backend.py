@@ -14,7 +14,6 @@ Dimensions: R rows, then a fixed shape.
 """
 
 import itertools
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -29,12 +28,13 @@ from torch import Tensor, nn
 from mezzotint.models.backends.exporting import Exporter, RowShape, row_key
 from mezzotint.models.backends.mapped import giving_back, return_memory
 from mezzotint.models.backends.quiet import conversion_failures, import_openvino
+from mezzotint.models.backends.streams import denoiser_streams
 from mezzotint.models.base import Model, Network
 from mezzotint.models.networks import NetworkReady, TorchNetwork, is_preparing
 from mezzotint.observe.interruption import check
 from mezzotint.observe.stages import stage
 
-__all__ = ["OpenVINONetwork", "denoiser_streams", "use_openvino"]
+__all__ = ["OpenVINONetwork", "use_openvino"]
 
 MAX_SHAPES = 4
 """Shapes of rows that one network keeps compiled; the one used longest ago goes first."""
@@ -299,12 +299,6 @@ class OpenVINONetwork:
     def _exported(self, core: Any, arrays: Mapping[str, Tensor]) -> tuple[Any, RowShape]:
         """Return the exported network, its path if there is a cache, and what shape it is for."""
         return self._exporter.export(core, arrays)
-
-
-def denoiser_streams() -> int:
-    """Return into how many parts a denoiser's rows are dealt: two, where two cores are."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return 2 if (count or 1) > 1 else 1
 
 
 def _deal(arrays: list[np.ndarray], count: int) -> list[list[np.ndarray]]:

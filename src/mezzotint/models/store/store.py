@@ -51,6 +51,7 @@ from mezzotint.models.store.entries import (
 )
 from mezzotint.models.store.known import Facts, recall_spec, remember_spec, spec_key
 from mezzotint.models.store.residency import Residency
+from mezzotint.models.store.shipped import shipped_spec
 
 if TYPE_CHECKING:
     from mezzotint.models.base import Model
@@ -456,12 +457,14 @@ class ModelStore:
         return spec
 
     def known_spec(self, name: str) -> ModelSpec | None:
-        """Return what an earlier process read of a model; None where that may be out of date.
+        """Return what the package or an earlier process knows of a model, None if it may be old.
 
         Raises:
             MezzotintError: As :meth:`entry`.
         """
-        return recall_spec(self._facts, spec_key(self.entry(name), self.config.placement))
+        entry, placement = self.entry(name), self.config.placement
+        shipped = shipped_spec(entry, placement)
+        return shipped or recall_spec(self._facts, spec_key(entry, placement))
 
     def is_loaded(self, name: str) -> bool:
         """Tell whether a model is in memory."""

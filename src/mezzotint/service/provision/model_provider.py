@@ -10,19 +10,15 @@ import threading
 import weakref
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 
-import mezzotint
-from mezzotint.errors import InvalidRequest
-from mezzotint.images.metadata import library_versions
+from mezzotint.errors import InvalidRequest, MezzotintError
 from mezzotint.models.adapters.controlnet import ControlNet
 from mezzotint.models.backends.mapped import return_memory
 from mezzotint.models.backends.on_disk import disk_of
-from mezzotint.models.backends.openvino_backend import denoiser_streams
 from mezzotint.models.backends.placement import check_offload, offload_network, place
 from mezzotint.models.backends.processor import low_precision
 from mezzotint.models.backends.turbo import turbo_view
@@ -34,11 +30,11 @@ from mezzotint.models.spec import ModelSpec
 from mezzotint.models.store.entries import name_in_memory
 from mezzotint.models.store.loading import choose_device
 from mezzotint.models.store.store import ModelStore
-from mezzotint.plain import field_names
 from mezzotint.planning.plan import Adapters, Plan
 from mezzotint.planning.tiers import has_low_precision, has_step_cache
 from mezzotint.service.provision.adapter_files import KINDS
 from mezzotint.service.provision.adapters import AdapterProvider
+from mezzotint.service.provision.environment import Processor, describe
 from mezzotint.service.provision.fitting import check_fits
 from mezzotint.service.provision.memory_limit import memory_limit
 
@@ -190,7 +186,7 @@ class ModelProvider:
         for entry in self.store.entries():
             try:
                 found.append(self.store.describe(entry.full_name))
-            except mezzotint.MezzotintError as error:
+            except MezzotintError as error:
                 found.append(_broken(entry.name, entry.version, str(entry.path), error))
         return tuple(found)
 
@@ -289,30 +285,14 @@ def _choose_backend(wanted: Backend, device: str) -> Literal["torch", "openvino"
 
 
 def describe_environment(provider: ModelProvider, placement: PlacementConfig) -> dict[str, Any]:
-    """Return what arithmetic depends on: device, type, backend, options, versions, threads."""
-    is_cpu = provider.device == "cpu"
-    found: dict[str, Any] = {
-        "mezzotint": mezzotint.__version__,
-        "device": provider.device if is_cpu else _accelerator(provider.device),
-        "dtype": placement.dtype or ("float32" if is_cpu else "as stored"),
-        "backend": provider.backend,
-        **library_versions(),
-    }
-    if is_cpu:
-        found["cpu"] = torch.backends.cpu.get_cpu_capability()
-        found["threads"] = torch.get_num_threads()
-    usual = PlacementConfig()
-    options = {
-        name: getattr(placement, name)
-        for name in field_names(PlacementConfig)
-        if name not in ("device", "dtype") and getattr(placement, name) != getattr(usual, name)
-    }
-    if options:
-        found["placement"] = options
-    if provider.backend == "openvino":
-        found["openvino"] = metadata.version("openvino")
-        found["streams"] = denoiser_streams()
-    return found
+    """Return what arithmetic depends on in this process.
+
+    See :func:`mezzotint.service.provision.environment.describe`.
+    """
+    if provider.device != "cpu":
+        return describe(_accelerator(provider.device), provider.backend, placement, None)
+    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return describe("cpu", provider.backend, placement, Processor(capability, threads))
 
 
 def _accelerator(device: str) -> str:

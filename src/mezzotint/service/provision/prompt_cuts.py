@@ -9,7 +9,7 @@ from mezzotint.models.prompts import Tokens, load_tokens
 from mezzotint.models.spec import ModelSpec
 from mezzotint.request import GenerationRequest
 
-__all__ = ["cut_notes"]
+__all__ = ["cut_notes", "tokens_of"]
 
 _CHUNKED_FAMILIES = ("sd", "sdxl")  # the others read one window of a CLIP text
 _ONE_WINDOW = ("chroma", "pixart")  # of one tokenizer, shorter than that may say
@@ -37,7 +37,7 @@ def cut_notes(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
     chat = CHAT_FORMATS.get(spec.family)
     is_lowered = spec.family in _LOWERED or (chat is not None and chat.lowers)
     for path in sorted(folder.glob("tokenizer*")):
-        tokens = _tokens(path, _written(path), limit, is_lowered)
+        tokens = tokens_of(path, limit=limit, is_lowered=is_lowered)
         for name in ("prompt", "negative_prompt"):
             text = getattr(request, name)
             is_edited = request.prompt_dialect == "a1111" and steps > 0
@@ -47,6 +47,17 @@ def cut_notes(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
                     about = f"{name} has {tokens.count(stage)} tokens for {path.name}"
                     found += [f"{about}: {note}" for note in notes]
     return tuple(dict.fromkeys(found))
+
+
+def tokens_of(folder: Path, *, limit: int | None = None, is_lowered: bool = False) -> Tokens:
+    """Return the tokenizer of a folder, read once for each state of its files.
+
+    Args:
+        folder: Of the tokenizer.
+        limit: Tokens of a window, None for its own.
+        is_lowered: Whether texts are read in lower case.
+    """
+    return _tokens(folder, _written(folder), limit, is_lowered)
 
 
 @functools.lru_cache(maxsize=8)

@@ -4,16 +4,15 @@ How many tokens the texts have and how many a window takes, which words weigh mo
 less, and the noise levels of the run. Nothing here needs weights.
 """
 
-import functools
 from pathlib import Path
 from typing import Any
 
 from mezzotint.models.prompt_syntax import BREAK, spans
-from mezzotint.models.prompts import Tokens, load_tokens
 from mezzotint.models.spec import ModelSpec
 from mezzotint.planning.plan import Plan
 from mezzotint.request import GenerationRequest
 from mezzotint.schedulers import NATIVE, native_twin
+from mezzotint.service.provision.prompt_cuts import tokens_of
 
 __all__ = ["read_levels", "read_request", "read_texts"]
 
@@ -40,7 +39,7 @@ def read_texts(request: GenerationRequest, spec: ModelSpec) -> dict[str, Any]:
     texts: dict[str, Any] = {}
     if spec.takes_prompt:
         folder = Path(spec.path) / "tokenizer" if spec.path else None
-        tokens = _tokens(folder) if folder is not None and folder.is_dir() else None
+        tokens = tokens_of(folder) if folder is not None and folder.is_dir() else None
         for name in ("prompt", "negative_prompt"):
             found = spans(getattr(request, name), request.prompt_dialect)
             pieces = [piece for piece in found if piece != BREAK]
@@ -50,11 +49,6 @@ def read_texts(request: GenerationRequest, spec: ModelSpec) -> dict[str, Any]:
                 "spans": [[piece.text, round(piece.weight, 4)] for piece in pieces],
             }
     return texts
-
-
-@functools.lru_cache(maxsize=8)
-def _tokens(folder: Path) -> Tokens:
-    return load_tokens(folder)
 
 
 def read_levels(plan: Plan, spec: ModelSpec) -> list[float]:
