@@ -4,7 +4,8 @@
     python -m docs.generate --check    exit 1 if a page is stale
 
 A page holds ``<!-- generated: NAME -->`` and ``<!-- /generated -->``; what stands
-between them is made by the function ``NAME`` below.
+between them is made by the function ``NAME`` below. ``mkdocs.yml`` holds
+``# generated: FOLDER`` and ``# /generated``, with the pages of that folder between them.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from typing import Any
 
 from docs.benchmarks import TABLES
 from docs.doors_table import DOORS, Claims
-from docs.tables import table
+from docs.tables import Rows, table
 
 from mezzotint import errors, plain, request, settings, vocabulary
 from mezzotint.gates.registry import GATES
@@ -31,6 +32,10 @@ ROOT = PAGES.parent
 BLOCK = re.compile(
     r"(<!-- generated: (?P<name>[a-z0-9_]+) -->\n).*?(<!-- /generated -->)", re.DOTALL
 )
+NAVIGATION = re.compile(
+    r"(?P<first> *# generated: (?P<folder>[a-z-]+)\n).*?(?P<last> *# /generated)", re.DOTALL
+)
+COST = re.compile(r"^\*\*(?:Cost in model calls|What it costs)\.\*\* (.+?\.)(?=\s|$)", re.M | re.S)
 
 
 def error_tree() -> str:
@@ -173,6 +178,22 @@ def _value(door: Claims, name: str, *, of: str = "warned") -> str:
     return " (unknown)" if name == "promt" else ""
 
 
+def techniques_table() -> str:
+    """Every page of a technique with its cost: in the order of the index, newer ones last."""
+    folder = PAGES / "techniques"
+    order = re.findall(r"^\| \[[^]]+\]\(([\w-]+\.md)\)", (folder / "index.md").read_text(), re.M)
+    names = {page.name for page in folder.glob("*.md")} - {"index.md"}
+    listed = [name for name in order if name in names]
+    rows: Rows = []
+    for name in (*listed, *sorted(names - {*listed})):
+        text = (folder / name).read_text(encoding="utf-8")
+        title, cost = text.partition("\n")[0].removeprefix("# "), COST.search(text)
+        if cost is None:
+            raise ValueError(f"docs/techniques/{name} does not say what it costs")
+        rows.append((f"[{title}]({name})", " ".join(cost[1].split())))
+    return table(("technique", "cost in model calls"), rows)
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     "error_tree": error_tree,
     "request_fields": request_fields,
@@ -181,6 +202,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "a1111_samplers": a1111_samplers,
     "gates_table": gates_table,
     "doors_table": doors_table,
+    "techniques_table": techniques_table,
     **TABLES,
 }
 
@@ -190,13 +212,25 @@ def refreshed(text: str) -> str:
     return BLOCK.sub(lambda m: m[1] + GENERATORS[m["name"]]() + m[3], text)
 
 
+def navigated(text: str) -> str:
+    """Return the site's navigation with the pages of every folder that is marked, index first."""
+
+    def listed(block: re.Match[str]) -> str:
+        folder, indent = block["folder"], " " * block["first"].index("#")
+        pages = sorted((PAGES / folder).glob("*.md"), key=lambda p: (p.stem != "index", p.name))
+        lines = (f"{indent}- {folder}/{page.name}\n" for page in pages)
+        return block["first"] + "".join(lines) + block["last"]
+
+    return NAVIGATION.sub(listed, text)
+
+
 def main() -> int:
-    """Write or check every page."""
+    """Write or check every page, and the navigation."""
     check = "--check" in sys.argv[1:]
     stale = []
-    for page in sorted([*PAGES.rglob("*.md"), ROOT / "README.md"]):
+    for page in sorted([*PAGES.rglob("*.md"), ROOT / "README.md", ROOT / "mkdocs.yml"]):
         text = page.read_text(encoding="utf-8")
-        fresh = refreshed(text)
+        fresh = navigated(text) if page.suffix == ".yml" else refreshed(text)
         if fresh != text:
             stale.append(page.relative_to(ROOT))
             if not check:

@@ -38,27 +38,6 @@ _HOMES = {
     ),
     "mezzotint.models.base": ("Model",),
     "mezzotint.pipelines": ("Pipeline", "PipelineOutput", "pipeline"),
-    "mezzotint.request": (
-        "Animation",
-        "Control",
-        "Embedding",
-        "EnsembleMember",
-        "GateSettings",
-        "Gates",
-        "GenerationRequest",
-        "GuidanceSchedule",
-        "Hires",
-        "ImagePrompt",
-        "Inpaint",
-        "LatentInput",
-        "Lora",
-        "Outpaint",
-        "Output",
-        "Region",
-        "Upscale",
-        "Variation",
-        "Walk",
-    ),
     "mezzotint.sampling.loop": ("sample",),
     "mezzotint.train.config.config": ("TrainConfig",),
     "mezzotint.train.trainer": ("Trainer",),
@@ -84,14 +63,20 @@ _DELEGATES = {  # what Model's constructors stand for, without an import of thos
     "load_model": "mezzotint.models.store.direct",
 }
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}
+_PARTS = "mezzotint.request"  # every name that it lists is public: a new part needs no row here
 
-__all__ = [  # noqa: PLE0604 - sorted and complete by construction
-    *sorted([*_WHERE, "__version__"])
-]
+
+def _names() -> list[str]:
+    """Return every public name, sorted."""
+    return sorted([*_WHERE, *importlib.import_module(_PARTS).__all__, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return _names()
     home = _WHERE.get(name) or _DELEGATES.get(name)
+    if home is None and name[:1].isupper() and name in _names():
+        home = _PARTS
     if home is None:
         raise AttributeError(f"module 'mezzotint' has no attribute {name!r}")
     value = getattr(importlib.import_module(home), name)
@@ -100,4 +85,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHERE})
+    return sorted({*globals(), *_names()})

@@ -30,25 +30,7 @@ from mezzotint.models.base import Model as Model
 from mezzotint.pipelines import Pipeline as Pipeline
 from mezzotint.pipelines import PipelineOutput as PipelineOutput
 from mezzotint.pipelines import pipeline as pipeline
-from mezzotint.request import Animation as Animation
-from mezzotint.request import Control as Control
-from mezzotint.request import Embedding as Embedding
-from mezzotint.request import EnsembleMember as EnsembleMember
-from mezzotint.request import Gates as Gates
-from mezzotint.request import GateSettings as GateSettings
-from mezzotint.request import GenerationRequest as GenerationRequest
-from mezzotint.request import GuidanceSchedule as GuidanceSchedule
-from mezzotint.request import Hires as Hires
-from mezzotint.request import ImagePrompt as ImagePrompt
-from mezzotint.request import Inpaint as Inpaint
-from mezzotint.request import LatentInput as LatentInput
-from mezzotint.request import Lora as Lora
-from mezzotint.request import Outpaint as Outpaint
-from mezzotint.request import Output as Output
-from mezzotint.request import Region as Region
-from mezzotint.request import Upscale as Upscale
-from mezzotint.request import Variation as Variation
-from mezzotint.request import Walk as Walk
+from mezzotint.request import *  # noqa: F403 - all that it lists is public
 from mezzotint.sampling.loop import sample as sample
 from mezzotint.service.verification import Verification as Verification
 from mezzotint.train.config.config import TrainConfig as TrainConfig

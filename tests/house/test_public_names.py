@@ -1,4 +1,5 @@
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -54,12 +55,13 @@ def test_every_modules_own_list_of_names_is_sorted_and_true(path):
 
 def test_type_checkers_see_the_same_names():
     stub = Path(mezzotint.__file__).with_name("__init__.pyi")
-    seen = {
-        alias.asname: node.module
-        for node in ast.walk(ast.parse(stub.read_text()))
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
+    seen = {}
+    for node in ast.walk(ast.parse(stub.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                whole = importlib.import_module(node.module).__all__ if alias.name == "*" else ()
+                seen |= {name: node.module for name in whole or (alias.asname,)}
     assert {**seen, "__version__": None}.keys() == set(mezzotint.__all__)
-    assert all(mezzotint._WHERE[name] == module for name, module in seen.items())
+    for name, module in seen.items():
+        assert getattr(mezzotint, name) is getattr(importlib.import_module(module), name)
     assert stub.with_name("py.typed").is_file()

@@ -17,6 +17,7 @@ import { blank, brief, kindOf } from "./schema";
 import {
   before, connection, plan, planError, planning, replace, request, schema, set, wrongField,
 } from "./state";
+import { LAST, TECHNIQUES } from "./techniques";
 import { duration, size } from "./text";
 import { nameOf, words } from "./words";
 
@@ -24,13 +25,6 @@ const BASE = new Set([
   "model", "prompt", "negative_prompt", "width", "height", "num_images", "seed", "scheduler", "sigma_schedule",
   "num_inference_steps", "guidance_scale",
 ]);
-
-const LAST = "deliver"; // where a field stands that came later than this list
-const GROUPS: Record<string, string> = {
-  image: "begin", strength: "begin", mask: "begin", inpaint: "begin", outpaint: "begin", image_references: "begin",
-  prompt_dialect: "steer", regions: "steer", controls: "steer", image_prompts: "steer", loras: "steer", embeddings: "steer", ensemble: "steer",
-  variation: "vary", tiling: "vary", walk: "vary", latent: "vary", hires: "vary", upscale: "vary",
-};
 
 export function Create() {
   return (
@@ -127,7 +121,7 @@ function Techniques() {
   return (
     <section class="techniques" aria-label={words.form.techniques}>
       {Object.entries(words.form.groups).map(([group, title]) => {
-        const own = shown.filter((name) => (GROUPS[name] ?? LAST) === group);
+        const own = shown.filter((name) => (TECHNIQUES[name]?.group ?? LAST) === group);
         return own.length ? (
           <div key={group} class="group" role="group" aria-label={title}>
             <h2>{title}</h2>

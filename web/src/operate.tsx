@@ -7,7 +7,7 @@ import { choose, factsOf, Sample } from "./create/basics";
 import { budget, EVERY_MS, level, look as measure, mayOperate, mean, memory, rate } from "./operate/metrics";
 import { capabilities, connect, go, models, notice } from "./state";
 import { duration, size, when } from "./text";
-import { nameOf, words } from "./words";
+import { nameOf, wordFor, words } from "./words";
 
 const health = signal<Fields>({});
 const HEALTH = ["queue", "backlog_s", "device", "restarts", "ready", "draining"];
@@ -105,7 +105,7 @@ function MemoryMap() {
     <figure class="timings" id="memory">
       <figcaption>{words.operate.memoryMap}: {size(all)}{bound ? ` / ${size(bound)}` : ""}</figcaption>
       <div class="bar" aria-hidden="true">{memory.value.map((m, k) => <i key={m.name} data-k={k % 5} style={{ width: `${(100 * m.bytes) / Math.max(all, bound)}%` }} title={m.name} />)}</div>
-      <p>{[...memory.value.map((m) => `${words.fields[m.name] ?? m.name} ${size(m.bytes)}`), bound > all ? words.operate.free(size(bound - all)) : ""].filter(Boolean).join(" · ")}</p>
+      <p>{[...memory.value.map((m) => `${wordFor(m.name) ?? m.name} ${size(m.bytes)}`), bound > all ? words.operate.free(size(bound - all)) : ""].filter(Boolean).join(" · ")}</p>
     </figure>
   );
 }

@@ -8,7 +8,7 @@ import { openDetail } from "./detail";
 import { cancelAll, generate, open, shown } from "./jobs";
 import { recallShown } from "./stage";
 import { go, models, replace, schema, set } from "./state";
-import { LANGUAGES, nameOf, speak, words } from "./words";
+import { LANGUAGES, nameOf, speak, wordFor, words } from "./words";
 
 export const commanding = signal(false);
 
@@ -40,7 +40,7 @@ function commands(more: Command[]): Command[] {
     ] : []),
     { name: words.form.clear, run: () => replace({}) },
     ...models.value.map((m) => ({ name: words.palette.model(m.name), hint: m.description, run: () => { choose(m.name); go("create"); } })),
-    ...Object.keys(schema.value.properties ?? {}).filter((n) => n in words.fields && isOffered(n))
+    ...Object.keys(schema.value.properties ?? {}).filter((n) => wordFor(n) !== undefined && isOffered(n))
       .map((n) => ({ name: words.palette.technique(nameOf(n)), run: () => showTechnique(n) })),
     ...more,
     ...Object.entries(LANGUAGES).map(([code, name]) => ({ name: words.palette.language(name), run: () => void speak(code) })),

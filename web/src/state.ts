@@ -5,6 +5,7 @@ import { computed, effect, signal } from "@preact/signals";
 import { ask, Away, type Capabilities, type Fields, type Json, type Model, type Plan, Refused, send } from "./api";
 import { abilitiesOf } from "./create/abilities";
 import { keep, recall } from "./keep";
+import { TECHNIQUES } from "./techniques";
 
 export type Connection = "connecting" | "ready" | "away" | "warming" | "locked";
 
@@ -56,14 +57,12 @@ export function choices(path: string): string[] | null {
     "ensemble.model": () => models.value.map((m) => m.name),
     scheduler: () => abilitiesOf(model.value, about)?.schedulers ?? list("schedulers"),
     sigma_schedule: () => list("sigma_schedules"),
-    "controls.model": () => list("controls"),
     "controls.preprocess": () => list("preprocessors"),
-    "image_prompts.model": () => list("image_prompts"),
-    "embeddings.name": () => list("embeddings"),
-    "loras.name": () => list("loras"),
     "upscale.model": () => list("upscalers"),
   };
-  return known[path]?.() ?? null;
+  const [technique = "", field] = path.split(".");
+  const isNamed = field !== undefined && TECHNIQUES[technique]?.names === field;
+  return known[path]?.() ?? (isNamed ? list(technique) : null);
 }
 
 /** Set a field, or take it out of the request (undefined). */

@@ -1,6 +1,7 @@
 // Every text that a person reads, in the language that was chosen.
 import { signal } from "@preact/signals";
 
+import { TECHNIQUES } from "./techniques";
 import { english } from "./words/en";
 
 export type Words = typeof english;
@@ -36,7 +37,12 @@ export async function speakAsBefore(): Promise<void> {
   }
 }
 
+/** What a field is called in the language that is spoken, undefined where nobody said. */
+export function wordFor(field: string): string | undefined {
+  return TECHNIQUES[field]?.[language.value as "en" | "de" | "zh"] ?? words.fields[field];
+}
+
 /** What a field of a request is called on the page; by its path where parts mean different things by one word. */
 export function nameOf(field: string, path = field): string {
-  return words.fields[path] ?? words.fields[field] ?? field.replace(/_s$/, " (s)").replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase());
+  return words.fields[path] ?? wordFor(field) ?? field.replace(/_s$/, " (s)").replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase());
 }

@@ -34,7 +34,7 @@ import typer
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.config import PlacementConfig
-from mezzotint.plain import allowed, field_docs, field_hints, field_types
+from mezzotint.plain import allowed, field_docs, field_hints, field_types, json_name
 from mezzotint.request import GenerationRequest
 from mezzotint.techniques.table import FLAGS, TECHNIQUES
 from mezzotint.types import ImageInput
@@ -51,11 +51,11 @@ __all__ = [
     "parse_control",
     "parse_embedding",
     "parse_ensemble",
+    "parse_fields",
     "parse_gates",
     "parse_guidance",
     "parse_hires",
     "parse_image_prompt",
-    "parse_inpaint",
     "parse_lora",
     "parse_outpaint",
     "parse_region",
@@ -342,18 +342,27 @@ def parse_hires(text: str) -> dict[str, Any]:
     return {**found, "strength": _number(rest[1], flag)} if len(rest) == 2 else found
 
 
-def parse_inpaint(text: str) -> dict[str, Any]:
-    """Read ``--inpaint 'KEY[=VALUE],...'``; a key alone is true."""
+def parse_fields(text: str, part: Any, flag: str) -> dict[str, Any]:
+    """Read ``KEY[=VALUE],...`` for a part whose flag has no form of its own, or JSON.
+
+    A key alone is true; the part's fields say which values are whole numbers.
+
+    Example:
+        >>> from mezzotint.request import Inpaint
+        >>> parse_fields("blur=4,padding=8,fill=noise,paste", Inpaint, "--inpaint")
+        {'blur': 4.0, 'padding': 8, 'fill': 'noise', 'paste': True}
+    """
+    if text.lstrip().startswith("{"):
+        return dict(_json(text, flag))
+    kinds = {json_name(name): kind for name, kind in field_types(part).items()}
     found: dict[str, Any] = {}
     for item in text.split(","):
         key, equals, value = item.strip().partition("=")
-        _need(key, "--inpaint", "KEY[=VALUE],...", text)
-        if not equals:
-            found[key] = True
-        else:
-            found[key] = float(value) if _is_number(value) else value
-            if key == "padding" and _is_number(value):
-                found[key] = int(float(value))
+        _need(key, flag, "KEY[=VALUE],...", text)
+        found[key] = float(value) if _is_number(value) else value if equals else True
+        is_whole = int in (kind := kinds.get(key), *typing.get_args(kind))
+        if is_whole and isinstance(found[key], float) and found[key].is_integer():
+            found[key] = int(found[key])
     return found
 
 
@@ -380,14 +389,13 @@ FORMS: Mapping[str, Callable[[str], dict[str, Any]]] = {
     "--ensemble": parse_ensemble,
     "--hires": parse_hires,
     "--image-prompt": parse_image_prompt,
-    "--inpaint": parse_inpaint,
     "--lora": parse_lora,
     "--outpaint": parse_outpaint,
     "--region": parse_region,
     "--upscale": parse_upscale,
     "--variation": parse_variation,
 }
-"""What reads the text of a flag that sets a whole part of a request."""
+"""What reads the text of a flag that has a form of its own; another is read field by field."""
 
 
 def parse_set(text: str) -> tuple[str, Any]:

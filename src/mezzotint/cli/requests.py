@@ -89,6 +89,13 @@ def _kind(field: str) -> Any:
     return hint
 
 
+def _part_of(field: str) -> Any:
+    """Return the part of a request that a flag sets whole, None where it sets one value."""
+    kinds = (_kind(field), *typing.get_args(_kind(field)))
+    parts = (kind for kind in kinds if dataclasses.is_dataclass(kind) and kind is not ImageInput)
+    return next(parts, None)
+
+
 def _is_seed(field: str) -> bool:
     """Whether a field holds numbers that are beyond those of JSON."""
     cls, name = flags.owner_of(field)
@@ -100,7 +107,7 @@ def _parameter(field: str, flag: Flag, panel: str) -> inspect.Parameter:
     """Return the parameter of a flag."""
     kind = _kind(field)
     read: dict[str, Any] = {}
-    if flag.name in flags.FORMS or _is_seed(field):
+    if flag.name in flags.FORMS or _part_of(field) or _is_seed(field):
         kind = str
     elif kind is int:
         read = {"parser": flags.whole_number, "metavar": "INT"}
@@ -125,6 +132,8 @@ def _read(field: str, flag: Flag, value: Any) -> Any:
     """Return what the text of a flag means."""
     if flag.name in flags.FORMS:
         return flags.FORMS[flag.name](value)
+    if part := _part_of(field):
+        return flags.parse_fields(value, part, flag.name)
     if ImageInput in (_kind(field), *typing.get_args(_kind(field))):
         return flags.read_picture(value, flag.name)
     return read_seed(value, flag.name) if _is_seed(field) else value

@@ -8,11 +8,11 @@ import json
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.spec import ModelSpec
-from mezzotint.plain import exchange
+from mezzotint.plain import exchange, field_names
 from mezzotint.planning.abilities import Abilities
 from mezzotint.planning.adapters import read_tags, resolve_adapters
 from mezzotint.planning.ensemble import resolve_ensemble
@@ -37,7 +37,9 @@ from mezzotint.planning.sizing import (
 from mezzotint.planning.steps import count_rows, count_steps, resolve_steps
 from mezzotint.planning.tiers import choose
 from mezzotint.request import GenerationRequest, Output, Variation
-from mezzotint.types import Size
+from mezzotint.techniques.table import ADAPTERS, TECHNIQUES
+from mezzotint.techniques.walking import may_show, pictures_of
+from mezzotint.types import ImageInput, Size
 
 __all__ = ["draw_seed", "plan"]
 
@@ -253,30 +255,40 @@ def _resolve_techniques(
     warnings: list[str],
 ) -> Techniques:
     """Resolve the technique fields; names become content digests."""
-    values: dict[str, Any] = {}
+    values = {name: _carried(getattr(request, name)) for name in _CARRIED}
     if request.image is not None:
-        values.update(image=request.image.digest, strength=request.strength)
-    if request.mask is not None:
-        values["mask"] = request.mask.digest
-    values["image_references"] = tuple(image.digest for image in request.image_references)
+        values["strength"] = request.strength
     if not spec.has_steps:
         values["truncation"] = request.latent.truncation
     values["class_label"] = request.latent.class_label
     digest = abilities.adapter_digest
     values.update(resolve_adapters(request, abilities, warnings))
-    values["regions"] = tuple(
-        Resolved(part=region, pictures=(region.mask.digest,) if region.mask else ())
-        for region in request.regions
-    )
     values["ensemble"] = resolve_ensemble(request, num_steps, digest)
     if request.upscale is not None:
         name, content = abilities.upscaler(request.upscale.model or "lanczos")
         model = None if name == "lanczos" else name
         values["upscale"] = Resolved(part=exchange(request.upscale, model=model), digest=content)
-    if request.outpaint is not None:
-        values["outpaint"] = request.outpaint
-        values.setdefault("mask", OUTSIDE)
-    if "mask" in values:
+    if request.outpaint is not None and request.mask is None:
+        values["mask"] = OUTSIDE
+    if values["mask"] is not None:
         values["inpaint"] = request.inpaint
-    values["tiling"] = request.tiling
     return replace(techniques, **values)
+
+
+def _carried(asked: Any) -> Any:
+    """Return what a plan holds of a technique that needs no resolving: pictures as digests."""
+    if isinstance(asked, ImageInput):
+        return asked.digest
+    if isinstance(asked, tuple):
+        return tuple(_carried(item) for item in cast("tuple[Any, ...]", asked))
+    if may_show(cast("type[Any]", type(asked))):
+        return Resolved(part=asked, pictures=tuple(p.digest for _, p in pictures_of(asked)))
+    return asked
+
+
+_OWN = frozenset((*ADAPTERS, "ensemble", "upscale", "variation", "walk"))
+"""What is resolved by rules of its own."""
+_CARRIED = tuple(
+    t.field for t in TECHNIQUES if t.field in field_names(Techniques) and t.field not in _OWN
+)
+"""The techniques that a plan holds as they were asked for."""

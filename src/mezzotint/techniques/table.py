@@ -37,6 +37,9 @@ class Technique:
         stepwise: Whether it acts within denoising steps that the engine takes one by one;
             a model without them, or that runs whole, is refused.
         adapter: Kind of adapter that it puts on the model, "" for none.
+        folder: Where adapters of that kind lie, below the home folder.
+        suffixes: What their files end in, "" for folders.
+        named_in: Where a request names one, for errors of its files.
         worn_as: What people call it, where only some families of models wear it.
         families: Those families; () for every one that takes steps.
         repaints: Whether it needs a model that repaints a part of a picture, which one
@@ -50,6 +53,9 @@ class Technique:
     field: str
     stepwise: bool = False
     adapter: str = ""
+    folder: str = ""
+    suffixes: tuple[str, ...] = ()
+    named_in: str = ""
     worn_as: str = ""
     families: tuple[str, ...] = ()
     repaints: bool = False
@@ -95,6 +101,9 @@ TECHNIQUES = (
         field="controls",
         stepwise=True,
         adapter="control",
+        folder="controlnets",
+        suffixes=("",),
+        named_in="controls.model",
         worn_as="ControlNets",
         families=("sd", "sdxl", "sd3", "flux", "qwen-image"),
         pads=True,
@@ -108,6 +117,9 @@ TECHNIQUES = (
         field="loras",
         stepwise=True,
         adapter="lora",
+        folder="loras",
+        suffixes=(".safetensors",),
+        named_in="loras",
         pads=True,
         flags=(Flag(name="--lora", about="NAME[:SCALE]; repeatable.", many=True),),
     ),
@@ -115,6 +127,9 @@ TECHNIQUES = (
         field="image_prompts",
         stepwise=True,
         adapter="image_prompt",
+        folder="ip_adapters",
+        suffixes=("", ".safetensors"),
+        named_in="image_prompts.model",
         worn_as="IP-Adapters",
         families=("sd", "sdxl", "sd3", "flux"),
         pads=True,
@@ -124,6 +139,9 @@ TECHNIQUES = (
         field="embeddings",
         stepwise=True,
         adapter="embedding",
+        folder="embeddings",
+        suffixes=(".safetensors", ".pt", ".bin"),
+        named_in="embeddings.name",
         worn_as="textual inversions",
         families=("sd", "sdxl"),
         flags=(

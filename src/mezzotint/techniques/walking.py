@@ -13,7 +13,7 @@ from typing import Any, cast
 from mezzotint.plain import field_hints, field_names, json_name
 from mezzotint.types import ImageInput, PromptText
 
-__all__ = ["Names", "Pass", "names_of", "pictures_of", "texts_of"]
+__all__ = ["Names", "Pass", "may_show", "names_of", "pictures_of", "texts_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,21 @@ def pictures_of(value: Any, path: str = "") -> Iterator[tuple[str, ImageInput]]:
         for name in field_names(type(value)):
             inner = f"{path}.{json_name(name)}" if path else json_name(name)
             yield from pictures_of(getattr(value, name), inner)
+
+
+@functools.cache
+def may_show(part: type) -> bool:
+    """Whether a part of a request may hold pictures, by the types of its fields."""
+    return is_dataclass(part) and any(map(_shows, field_hints(part).values()))
+
+
+def _shows(hint: Any) -> bool:
+    """Whether a type holds pictures."""
+    if hint is ImageInput:
+        return True
+    if isinstance(hint, type) and is_dataclass(hint):
+        return may_show(hint)
+    return any(map(_shows, typing.get_args(hint)))
 
 
 def names_of(value: Any) -> Iterator[tuple[str, str, str]]:

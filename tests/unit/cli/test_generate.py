@@ -183,6 +183,31 @@ def test_flags_of_techniques_reach_the_request(asked, tmp_path):
     assert plain["upscale"] == {"model": "anime-x4"}
 
 
+def test_a_flag_without_a_form_of_its_own_takes_the_fields_of_its_part(asked, tmp_path):
+    (tmp_path / "in.png").write_bytes(PICTURE)
+    pictures = ("--image", "in.png", "--mask", "in.png")
+    fields = {"blur": 4.0, "fill": "noise", "area": "masked", "padding": 8, "paste": True}
+    said = "blur=4,fill=noise,area=masked,padding=8,paste"
+    assert asked(*pictures, "--inpaint", said).to_dict()["inpaint"] == fields
+    assert asked(*pictures, "--inpaint", json.dumps(fields)).to_dict()["inpaint"] == fields
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("=4", "must look like KEY"),
+        ("padding=4.5", "padding must be a whole number"),
+        ("padding=inf", "padding must be a whole number"),
+        ("blurr=4", "blurr"),
+    ],
+)
+def test_what_such_a_flag_cannot_take_is_said(cli, tmp_path, said, told):
+    (tmp_path / "in.png").write_bytes(PICTURE)
+    done = cli("generate", "x", "--image", "in.png", "--mask", "in.png", "--inpaint", said)
+    assert done.code == 2
+    assert told in done.err
+
+
 def test_a_walk_makes_its_frames(cli, service):
     done = cli("generate", "a cat", "--seed", 7, "--walk-to", "a dog", "--frames", 3)
     assert len(done.out.split()) == 3

@@ -1,10 +1,8 @@
 // What the chosen model can do, as the server says it; what it cannot do is not shown.
 import type { Capabilities, Model } from "../api";
 import { capabilities, model, models } from "../state";
+import { TECHNIQUES } from "../techniques";
 
-const NEEDS_LIST: Record<string, string> = {
-  controls: "controls", image_prompts: "image_prompts", embeddings: "embeddings", gates: "gates",
-};
 const HIDDEN_FOR_GAN = new Set(["scheduler", "sigma_schedule", "num_inference_steps", "guidance_scale"]);
 const FOR_GAN = new Set(["latent", "walk", "gates", "upscale", "output", "reproducibility", "priority", "deadline_s"]);
 const TEXTS = new Set(["prompt", "negative_prompt"]);
@@ -30,7 +28,7 @@ export function isShown(name: string): boolean {
 /** Techniques that the chosen model and this server can do. */
 export function isOffered(name: string): boolean {
   const about = model.value;
-  const list = NEEDS_LIST[name];
+  const list = name === "gates" || TECHNIQUES[name]?.needs ? name : "";
   if (list && !((capabilities.value?.[list] as string[] | undefined) ?? []).length) return false;
   if (!about) return true;
   const can = abilitiesOf(about, capabilities.value);

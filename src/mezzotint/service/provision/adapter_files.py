@@ -16,6 +16,7 @@ from types import MappingProxyType
 from mezzotint.errors import InvalidRequest, UnknownName, WeightsError
 from mezzotint.files import atomic_path, expanded, is_there, write_atomically
 from mezzotint.models.reading import refuse_special_below
+from mezzotint.techniques.table import TECHNIQUES, Technique
 
 __all__ = ["KINDS", "LORA_OF_RUN", "AdapterFiles", "KeptAdapter"]
 
@@ -26,23 +27,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _INCOMING = re.compile(r"\.[0-9a-f]{16}\.safetensors")
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """One kind: its folder below home, its request field, file endings ("" for folders)."""
-
-    folder: str
-    field: str
-    suffixes: tuple[str, ...]
-
-
-KINDS: Mapping[str, _Kind] = MappingProxyType(
-    {
-        "lora": _Kind("loras", "loras", (".safetensors",)),
-        "control": _Kind("controlnets", "controls.model", ("",)),
-        "image_prompt": _Kind("ip_adapters", "image_prompts.model", ("", ".safetensors")),
-        "embedding": _Kind("embeddings", "embeddings.name", (".safetensors", ".pt", ".bin")),
-    }
-)
+KINDS: Mapping[str, Technique] = MappingProxyType({t.adapter: t for t in TECHNIQUES if t.adapter})
+"""The technique of each kind of adapter: its row says where they lie and what their files are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +90,7 @@ class AdapterFiles:
         if self._allow_paths and (found := self.at(kind, name)) is not None:
             return found
         shared = [one for one, kept in self.kept(kind).items() if kept.owner == ""]
-        raise UnknownName(kind.replace("_", " "), name, shared, field=KINDS[kind].field)
+        raise UnknownName(kind.replace("_", " "), name, shared, field=KINDS[kind].named_in)
 
     def _file(self, kind: str, name: str) -> Path | None:
         """Return where the adapter of a name lies, None if it is gone meanwhile."""
@@ -245,7 +231,7 @@ class AdapterFiles:
         """
         if name not in self.names(kind):
             label = kind.replace("_", " ")
-            raise UnknownName(label, name, self.names(kind), field=KINDS[kind].field)
+            raise UnknownName(label, name, self.names(kind), field=KINDS[kind].named_in)
         path = self.path(kind, name)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

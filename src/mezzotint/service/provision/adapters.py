@@ -208,4 +208,4 @@ class AdapterProvider:
 
 def _reading(kind: str, name: str) -> AbstractContextManager[None]:
     """Name the kind of adapter and its field in every error of its files."""
-    return reading(f"{kind.replace('_', ' ')} {name}", KINDS[kind].field)
+    return reading(f"{kind.replace('_', ' ')} {name}", KINDS[kind].named_in)
