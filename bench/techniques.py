@@ -13,7 +13,7 @@ import tempfile
 import time
 
 from bench._report import NO_CACHE, write
-from tests.roads.test_passes import disc, photo, png
+from tests.techniques import disc, photo, png
 
 from mezzotint.request import (
     EnsembleMember,

@@ -5,6 +5,7 @@ import typing
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.techniques import EXAMPLES
 from tests.unit.engine.fakes import Bench, make_plan
 
 from mezzotint.engine.config import EngineConfig
@@ -22,6 +23,7 @@ from mezzotint.request import (
     Control,
     Embedding,
     EnsembleMember,
+    GenerationRequest,
     ImagePrompt,
     Inpaint,
     Lora,
@@ -179,8 +181,8 @@ def test_nobody_starves_however_many_short_requests_keep_coming(mix, running):
     assert firsts <= {i.request for i in bench.ended_at}
 
 
-def other(value, hint):
-    """Return a different value of the same kind."""
+def other(value, hint, name):
+    """Return a different value of the same kind for a field of that name."""
     match value:
         case bool():
             return not value
@@ -190,13 +192,23 @@ def other(value, hint):
             return value + "x"
         case Size():
             return Size(value.width + 8, value.height)
-        case None:
-            return next(sample for kind, sample in SAMPLES.items() if kind in str(hint))
-        case ():
-            return next(sample for kind, sample in TUPLES.items() if kind in str(hint))
+        case None | ():
+            samples = SAMPLES if value is None else TUPLES
+            known = (sample for kind, sample in samples.items() if kind in str(hint))
+            return next(known, None) or example_of(name, hint)
         case tuple():
-            return (other(value[0], hint), *value[1:])
+            return (other(value[0], hint, name), *value[1:])
     raise AssertionError(f"no other value for {value!r}")
+
+
+def example_of(name, hint):
+    """Return a technique as a plan holds it, of one that has no sample below."""
+    asked = getattr(GenerationRequest.from_dict(EXAMPLES[name].fields), name)
+    if "Resolved" not in str(hint):
+        return asked
+    several = asked if isinstance(asked, tuple) else (asked,)
+    held = tuple(Resolved(part=part, digest="d", pictures=("i",)) for part in several)
+    return held if isinstance(asked, tuple) else held[0]
 
 
 SAMPLES = {
@@ -257,24 +269,20 @@ def mutations(value, rebuild):
             inner = lambda v, f=field.name: rebuild(exchange(value, **{f: (v,)}))  # noqa: E731
             yield from mutations(now[0], inner)
             continue
-        changed = other(now, hints[field.name])
+        changed = other(now, hints[field.name], field.name)
         yield field.name, rebuild(exchange(value, **{field.name: changed}))
 
 
-FULL = dataclasses.replace(
-    make_plan(),
-    techniques=Techniques(
-        loras=TUPLES["[mezzotint.techniques.parts.Lora]"],
-        controls=TUPLES["[mezzotint.techniques.parts.Control]"],
-        image_prompts=TUPLES["[mezzotint.techniques.parts.ImagePrompt]"],
-        embeddings=TUPLES["[mezzotint.techniques.parts.Embedding]"],
-        regions=TUPLES["[mezzotint.techniques.parts.Region]"],
-        ensemble=TUPLES["[mezzotint.techniques.parts.EnsembleMember]"],
-        walk=SAMPLES["WalkPosition"],
-        variation=SAMPLES["Variation"],
-    ),
-    second=make_plan(),
-)
+def full():
+    """Return a plan in which every technique with a part of a request stands, in two passes."""
+    hints = typing.get_type_hints(Techniques)
+    empty = {f.name: f.default for f in dataclasses.fields(Techniques) if f.default in (None, ())}
+    held = {name: other(value, hints[name], name) for name, value in empty.items()}
+    parts = {n: v for n, v in held.items() if "mezzotint" in str(hints[n])}
+    return dataclasses.replace(make_plan(), techniques=Techniques(**parts), second=make_plan())
+
+
+FULL = full()
 
 
 def test_the_cache_key_changes_when_any_field_of_the_plan_changes():

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from tests import tiny
 from tests.roads.test_exactness import differing, run, storm
-from tests.roads.test_passes import disc, photo, png
+from tests.techniques import disc, photo, png
 
 from mezzotint.models.adapters.lora import read_lora, with_loras
 from mezzotint.models.base import Prompt

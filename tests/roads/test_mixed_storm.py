@@ -6,8 +6,8 @@ import pytest
 import torch
 from tests import adapters_tiny, tiny
 from tests.roads.test_exactness import differing, gan, run, storm
-from tests.roads.test_passes import disc, photo, png
 from tests.roads.test_techniques import write_lora
+from tests.techniques import EXAMPLES, disc, photo, png
 
 from mezzotint.models.formats.components import from_pipeline
 from mezzotint.request import (
@@ -112,6 +112,13 @@ def starts(rng):
     )  # fmt: skip
 
 
+MIXED = {*operators(random.Random(0)), "image", "mask", "outpaint", "hires", "walk"}
+REFUSED = {"image_references"}  # no model here edits pictures
+LATER = {n: GenerationRequest.from_dict(e.fields) for n, e in EXAMPLES.items()
+         if n not in MIXED | REFUSED}  # fmt: skip
+"""A technique that came later is mixed in as its example asks for it."""
+
+
 def mixed(rng):
     if rng.random() < 0.08:
         walk = pick(rng, None, Walk(mode="seed", frames=3))
@@ -123,6 +130,7 @@ def mixed(rng):
                           "LMSDiscreteScheduler"),
     }  # fmt: skip
     fields |= {name: value for name, value in operators(rng).items() if rng.random() < 0.25}
+    fields |= {n: getattr(later, n) for n, later in LATER.items() if rng.random() < 0.25}
     fields |= starts(rng)
     if getattr(fields.get("inpaint"), "area", "") == "masked":
         fields.pop("controls", None)  # a control picture shows the whole picture

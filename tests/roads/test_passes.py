@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from tests import tiny
 from tests.roads.test_exactness import differing, run, storm
+from tests.techniques import disc, photo, png
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.formats.components import from_pipeline
@@ -49,23 +50,6 @@ def ask(**fields):
 
 def pixels(engine, **fields):
     return run(engine, ask(**fields)).images[0].pixels
-
-
-def png(array):
-    stream = io.BytesIO()
-    Image.fromarray(array).save(stream, "PNG")
-    return ImageInput(stream.getvalue())
-
-
-def photo(height=64, width=64):
-    y, x = np.mgrid[:height, :width]
-    return np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], -1).astype(np.uint8)
-
-
-def disc(height=64, width=64, radius=14, level=255):
-    y, x = np.mgrid[:height, :width]
-    inside = (y - height / 2) ** 2 + (x - width / 2) ** 2 < radius**2
-    return (inside * level).astype(np.uint8)
 
 
 def test_hires_by_pixels_is_a_picture_enlarged_and_painted_again(engine):

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 from tests import adapters_tiny, tiny
-from tests.roads.test_passes import disc, photo, png
 from tests.roads.test_techniques import write_lora
 from tests.serving import Door, open_door
+from tests.techniques import DISC, EXAMPLES, PHOTO, TINY, disc, photo, png
 
 from mezzotint.engine.config import EngineConfig
 from mezzotint.images.config import ImageConfig
@@ -24,7 +24,6 @@ from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.request import GenerationRequest
 from mezzotint.service.composition import ServiceConfig
 from mezzotint.service.local import LocalService
-from mezzotint.techniques.table import TECHNIQUES
 
 COMMON = {
     "prompt": "a red apple", "seed": 3, "num_inference_steps": 2, "guidance_scale": 3.0,
@@ -230,23 +229,8 @@ def test_tiles_and_subseeds_in_a1111s_words(door):
     assert np.array_equal(found, expected)
 
 
-PHOTO, DISC = png(photo()).to_base64(), png(disc()).to_base64()
 RESTORED = {
-    "image": {"image": PHOTO, "strength": 0.6},
-    "mask": {"image": PHOTO, "mask": DISC, "strength": 0.8, "inpaint": {"blur": 2, "fill": "noise"}},
-    "outpaint": {"image": PHOTO, "width": None, "height": None, "outpaint": {"left": 16}},
-    "regions": {
-        "regions": [
-            {"prompt": "sky", "box": [0, 0, 1, 0.5], "weight": 2},
-            {"prompt": "sea", "negative_prompt": "boat", "mask": DISC, "feather": 0.1},
-        ]
-    },
-    "ensemble": {"ensemble": [{"model": "plate"}, {"model": "plate-quick", "weight": 0.5}]},
-    "walk": {"walk": {"to": "a leaf", "frames": 2, "mode": "both", "to_seed": 2**64 - 1}},
-    "hires": {"hires": {"scale": 1.5, "strength": 0.5, "upscaler": "lanczos"}},
-    "variation": {"variation": {"seed": 8, "strength": 0.5}},
-    "tiling": {"tiling": True},
-    "upscale": {"upscale": {"factor": 2}},
+    **{name: example.fields for name, example in EXAMPLES.items() if not example.has_files},
     "several": {"num_images": 2, "seed": "18446744073709551615"},
     "curve": {"guidance_scale": {"schedule": "interval", "start": 6, "from": 0.2, "until": 0.8}},
     "gates": {"gates": {"quality": {"threshold": 1}, "max_attempts": 2}},
@@ -259,22 +243,9 @@ RESTORED = {
     },
 }  # fmt: skip
 """Requests whose pictures are dropped on the page: their settings come back as they were."""
-SD1 = {"model": "sd", "width": None, "height": None}
 WITH_FILES = {
-    "controls": SD1 | {"controls": [
-        {"model": "edges", "image": PHOTO, "preprocess": "canny", "scale": 0.7, "end": 0.5},
-        {"model": "edges", "image": DISC, "start": 0.5},
-    ]},
-    "loras": SD1 | {"loras": [{"name": "ink", "scale": 0.5}]},
-    "image_prompts": SD1 | {"image_prompts": [
-        {"model": "style", "images": [PHOTO, DISC], "scale": 0.6}
-    ]},
-    "embeddings": SD1 | {"prompt": "a blot of <ink>", "embeddings": [{"name": "blot", "token": "<ink>"}]},
-    "image_references": {
-        "model": "edit", "image_references": [PHOTO, DISC], "scheduler": None,
-        "guidance_scale": None,
-    },
-    "all": SD1 | {
+    **{name: example.fields for name, example in EXAMPLES.items() if example.has_files},
+    "all": TINY | {
         "prompt": "a blot of <ink>", "embeddings": [{"name": "blot", "token": "<ink>"}], "image": PHOTO, "mask": DISC,
         "strength": 0.7, "loras": [{"name": "ink"}], "controls": [{"model": "edges", "image": DISC}],
         "image_prompts": [{"model": "style", "images": [PHOTO]}], "upscale": {"factor": 2},
@@ -284,12 +255,12 @@ WITH_FILES = {
 """The same of techniques whose weights lie on disk, on models that have such weights."""
 
 
+def pixels_of(image: dict) -> bytes:
+    return opened(base64.b64decode(image["b64"])).tobytes()
+
+
 PLAIN = GenerationRequest(prompt="a")
 """What a request says that says nothing."""
-
-
-def test_every_technique_is_dropped():
-    assert {t.field for t in TECHNIQUES} <= RESTORED.keys() | WITH_FILES.keys()
 
 
 @pytest.fixture(scope="module")
@@ -307,28 +278,34 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
         yield opened
 
 
-LONG = ("ensemble", "walk", "hires", "regions", "tiling")
+def slowly(names):
+    """Return names of requests as parameters; those that take long are drawn with slow tests."""
+    long = {name for name in names if name in EXAMPLES and EXAMPLES[name].is_long}
+    return [pytest.param(n, marks=pytest.mark.slow if n in long else ()) for n in names]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in RESTORED]
-)
+@pytest.mark.parametrize("name", slowly(RESTORED))
 def test_what_a_picture_says_of_itself_draws_its_bytes_again(door, name):
-    draw_what_a_picture_says(door, COMMON | RESTORED[name])
+    draw_what_a_picture_says(door, COMMON | RESTORED[name], name)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == "all" else pytest.mark.slow) for n in WITH_FILES]
-)
+@pytest.mark.parametrize("name", slowly(WITH_FILES))
 def test_what_a_picture_says_of_its_files_draws_its_bytes_again(furnished, name):
-    draw_what_a_picture_says(furnished, COMMON | WITH_FILES[name])
+    draw_what_a_picture_says(furnished, COMMON | WITH_FILES[name], name)
 
 
-def draw_what_a_picture_says(door: Door, fields: dict) -> None:
-    """Draw, read the settings in each picture, draw them afresh: the same bytes."""
+def draw_what_a_picture_says(door: Door, fields: dict, technique: str) -> None:
+    """Draw, read the settings in each picture, draw them afresh: the same bytes.
+
+    A technique changes the picture: without it another one is drawn.
+    """
     asked = {n: v for n, v in fields.items() if v is not None}
     made = door.http.post("/v1/generations", json=asked)
     assert made.status_code == 200, made.text
+    if technique in EXAMPLES:
+        bare = {n: v for n, v in asked.items() if n != technique}
+        plain = door.http.post("/v1/generations", json=bare).json()["images"][0]
+        assert pixels_of(made.json()["images"][-1]) != pixels_of(plain)
     for image in made.json()["images"]:
         data = base64.b64decode(image["b64"])
         kind = {"content-type": "application/octet-stream"}

@@ -70,12 +70,12 @@ def test_a1111_editing_reads_the_published_vectors(text, expected):
     assert [(e.until_step, e.text) for e in edits(text, 10)] == expected
 
 
-def test_a1111_editing_counts_on_in_a_hires_pass():
-    def hires(text):
+def test_a1111_editing_counts_on_in_a_second_pass():
+    def second(text):
         return [(e.until_step, e.text) for e in edits(text, 10, first_pass_steps=10)]
 
-    assert hires("a [b:.5] c") == [(10, "a b c")]
-    assert hires("a [b:1.5] c") == [(5, "a  c"), (10, "a b c")]
+    assert second("a [b:.5] c") == [(10, "a b c")]
+    assert second("a [b:1.5] c") == [(5, "a  c"), (10, "a b c")]
 
 
 @pytest.mark.parametrize(

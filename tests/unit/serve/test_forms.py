@@ -42,7 +42,7 @@ def test_a_form_has_files_texts_and_json():
         ("seed", "18446744073709551615", "18446744073709551615"),
         ("num_images", "7", 7),
         ("tiling", "true", True),
-        ("hires", '{"scale": 2}', {"scale": 2}),
+        ("upscale", '{"factor": 2}', {"factor": 2}),
         ("num_images", "seven", "seven"),
         ("nobody", "7", "7"),
     ],

@@ -550,10 +550,10 @@ def test_capabilities_say_what_each_model_may_be_asked_for(service):
     gan = next(v for k, v in by_model.items() if k.partition("@")[0] == "plate-gan")
     assert {"euler", "PNDMScheduler"} <= set(plate["schedulers"])
     assert "flow_euler" not in plate["schedulers"]
-    assert {"loras", "hires", "mask", "image"} <= set(plate["techniques"])
+    assert {"loras", "regions", "mask", "image"} <= set(plate["techniques"])
     assert {"prompt", "scheduler", "strength"} <= set(plate["fields"])
     assert gan["schedulers"] == []
-    assert {"prompt", "scheduler", "hires", "strength"}.isdisjoint(gan["fields"])
+    assert {"prompt", "scheduler", "regions", "strength"}.isdisjoint(gan["fields"])
     assert {"seed", "walk", "upscale"} <= set(gan["fields"])
     assert gan["limits"]["fixed_size"] is True
 

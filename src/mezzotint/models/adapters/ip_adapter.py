@@ -53,6 +53,7 @@ from mezzotint.models.networks import (
     is_preparing,
     use_row_linears,
 )
+from mezzotint.techniques.parts import ImagePrompt
 
 __all__ = [
     "IMAGE_SCALES",
@@ -232,7 +233,7 @@ def read_ip_adapter(
     projection = _projection(_below(state, "image_proj."), file, family=family)
     uses_hidden = type(projection).__name__ != "ImageProjection"
     encoder = TorchNetwork.of(part, _call_hidden if uses_hidden else _call_vector, placement)
-    encoder.field = "image_prompts.model"
+    encoder.field = f"{ImagePrompt.where}.model"
     return ImagePromptAdapter(
         name=name,
         digest=digest or ip_adapter_digest(path, name),
@@ -398,7 +399,7 @@ def with_ip_adapters(model: Model, adapters: Sequence[ImagePromptAdapter]) -> Mo
         WeightsError: If an adapter does not fit.
     """
     view = copy.deepcopy(model)  # networks share themselves, see TorchNetwork.__deepcopy__
-    source = torch_backed(view.networks["denoiser"], "image_prompts")
+    source = torch_backed(view.networks["denoiser"], ImagePrompt.where)
     view.networks["denoiser"] = ImagePromptNetwork(source, adapters)
     view.networks.update({f"{ENCODER}_{k}": a.encoder for k, a in enumerate(adapters)})
 

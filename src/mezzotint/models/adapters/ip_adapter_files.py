@@ -124,9 +124,7 @@ def side_of(encoder: Part) -> int:
     return int(encoder.config.get("image_size", 224))
 
 
-def check_ip_adapter(
-    path: Path, name: str, model: Model, *, field: str = "image_prompts.model"
-) -> None:
+def check_ip_adapter(path: Path, name: str, model: Model, *, field: str) -> None:
     """Refuse an IP-Adapter that was made for another text width, from its header alone.
 
     Raises:
