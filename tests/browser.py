@@ -148,12 +148,12 @@ class Page:
             and names.get((event["pid"], event["tid"])) == "CrRendererMain"
         )  # fmt: skip
 
-    def press(self, key: str, *, ctrl: bool = False) -> None:
+    def press(self, key: str, *, ctrl: bool = False, shift: bool = False) -> None:
         """Press and release one key."""
         codes = {"Enter": 13, "Escape": 27, "ArrowRight": 39, "ArrowLeft": 37, "ArrowUp": 38,
-                 "ArrowDown": 40, "Tab": 9, "k": 75}  # fmt: skip
+                 "ArrowDown": 40, "Tab": 9, "f": 70, "k": 75}  # fmt: skip
         common = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key],
-                  "modifiers": 2 if ctrl else 0}  # fmt: skip
+                  "modifiers": 2 * ctrl + 8 * shift}  # fmt: skip
         self.call("Input.dispatchKeyEvent", type="rawKeyDown", **common)
         self.call("Input.dispatchKeyEvent", type="keyUp", **common)
 

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from PIL import Image, PngImagePlugin
 from tests.browser import CHROMIUM, Page, open_page
-from tests.pages import DONE, READY, close_dialogs, drop, kept_request, picture
+from tests.pages import AXE, DONE, READY, close_dialogs, drop, kept_request, picture
 from tests.serving import RunningServer, running_server
 
 from mezzotint.service.jobs.results import ResultFiles
@@ -287,6 +287,40 @@ def test_the_strip_is_one_stop_of_tab_and_the_arrows_go_through_it(page):
     page.wait("document.getElementById('picture').alt === 'in the strip, seed 81'")
     assert page.run("document.activeElement.querySelector('img').alt") == "in the strip, seed 81"
     assert page.run(stops).count(0) == 1
+
+
+def test_the_gallery_is_one_stop_of_tab_and_a_key_stars_the_tile(page, server):
+    for seed in (83, 84):
+        make(page, "one stop", seed)
+    page.run("location.hash = '#gallery'")
+    page.wait("document.getElementById('search')")
+    page.type("search", "one stop")
+    page.wait(f"{PICTURES} === 2")
+    inside = "document.querySelector('.tiles').contains(document.activeElement)"
+    page.run("[...document.querySelectorAll('.search button, .search input')].at(-1).focus()")
+    while not page.run(inside):
+        page.press("Tab")
+    assert page.run("document.activeElement.ariaLabel") == "one stop, seed 84"  # the newest first
+    page.press("ArrowRight")
+    page.wait("document.activeElement.ariaLabel === 'one stop, seed 83'")
+    page.press("f")
+    page.wait("document.getElementById('said').textContent === 'Starred'")
+    page.wait("document.activeElement.ariaDescription === 'Starred'")
+    assert page.run("document.activeElement.ariaLabel") == "one stop, seed 83"
+    marks = [p["marks"] for p in httpx.get(f"{server.url}/v1/gallery/pictures").json()["pictures"][:2]]
+    assert [mark.get("star", False) for mark in marks] == [False, True]
+    page.run(AXE.read_text())
+    found = page.run("axe.run(document).then((r) => r.violations.map((v) => v.id))")
+    assert found == []
+    page.press("f")
+    page.wait("document.getElementById('said').textContent === 'Star taken off'")
+    page.press("Tab")
+    assert not page.run(inside)
+    page.press("Tab", shift=True)  # back to the tile that had the focus, in one step
+    assert page.run("document.activeElement.ariaLabel") == "one stop, seed 83"
+    page.press("Tab", shift=True)
+    assert not page.run(inside)
+    page.click(".filters .quiet")
 
 
 def fill(folder, count: int) -> None:

@@ -16,6 +16,7 @@ import { words } from "./words";
 const selected = signal<ReadonlySet<string>>(new Set());
 const selecting = signal(false);
 const packing = signal(false);
+const said = signal(""); // what a key did, for who does not see it
 let anchor = -1; // where a range of a selection begins
 
 const chosen = computed(() => (selected.value.size ? found.value.filter((e) => selected.value.has(idOf(e))) : []));
@@ -34,7 +35,7 @@ export function Gallery() {
       <Search count={list.length} isFiltered={isFiltered} />
       {selecting.value ? <Selection /> : null}
       {list.length ? (
-        <VirtualGrid items={list} least={least.value} keyOf={idOf} label={words.gallery.label} draw={(entry, index) => <Tile entry={entry} index={index} />} />
+        <VirtualGrid items={list} least={least.value} keyOf={idOf} label={words.gallery.label} draw={(entry, index, isStop) => <Tile entry={entry} index={index} isStop={isStop} />} />
       ) : (
         <div class="nothing">
           <p>{isLoading.value && !isLoaded.value ? words.loading : isFiltered ? words.gallery.nothing : words.gallery.empty}</p>
@@ -42,6 +43,7 @@ export function Gallery() {
             : isLoaded.value ? <a class="button" href="#create">{words.gallery.make}</a> : null}
         </div>
       )}
+      <p class="offscreen" role="status" id="said">{said.value}</p>
       {comparing.value ? <Compare pair={comparing.value} /> : null}
     </section>
   );
@@ -158,18 +160,24 @@ function press(event: MouseEvent, entry: PictureEntry, index: number): void {
   selected.value = next;
 }
 
-function Tile({ entry, index }: { entry: PictureEntry; index: number }) {
+function Tile({ entry, index, isStop }: { entry: PictureEntry; index: number; isStop: boolean }) {
   const text = String(entry.asked.prompt ?? entry.asked.model ?? "");
   const isChosen = selected.value.has(idOf(entry));
   const { star, rating } = entry.marks;
   const alt = words.stage.alt(text, entry.seed);
   const isSeen = useRef(false);
   isSeen.current ||= !isHurried.value;
+  const toggleStar = () => {
+    said.value = star ? words.gallery.unstarred : words.gallery.starred;
+    void mark([entry], (marks) => ({ ...marks, star: !star }));
+  };
   return (
     <>
       <button
-        type="button" class="tile" title={text} aria-pressed={selecting.value ? isChosen : undefined} aria-label={alt}
+        type="button" class="tile" title={text} tabIndex={isStop ? 0 : -1} aria-pressed={selecting.value ? isChosen : undefined}
+        aria-label={alt} aria-description={star ? words.gallery.starred : undefined} aria-keyshortcuts="f"
         onClick={(e) => press(e, entry, index)}
+        onKeyDown={(e) => { if (e.key === "f" && !e.ctrlKey && !e.metaKey && !e.altKey) toggleStar(); }}
       >
         {entry.format === "mp4"
           ? <span class="blank film"><Icon name="play" full /></span>
@@ -177,8 +185,8 @@ function Tile({ entry, index }: { entry: PictureEntry; index: number }) {
       </button>
       {rating ? <span class="rating" aria-label={words.gallery.rated(rating)} role="img">{"★".repeat(rating)}</span> : null}
       <button
-        type="button" class={`star ${star ? "on" : ""}`} aria-pressed={star === true} aria-label={`${words.gallery.star}: ${alt}`}
-        onClick={() => void mark([entry], (marks) => ({ ...marks, star: !star }))}
+        type="button" class={`star ${star ? "on" : ""}`} tabIndex={-1} aria-pressed={star === true} aria-label={`${words.gallery.star}: ${alt}`}
+        onClick={toggleStar}
       ><Icon name="star" full={star} /></button>
     </>
   );

@@ -16,13 +16,21 @@ interface Props<T> {
   least: number; // px of a tile, at least
   keyOf: (item: T) => string;
   label: string;
-  draw: (item: T, index: number) => ComponentChild;
+  /** `isStop`: whether Tab comes to this item; the arrows go on from it. */
+  draw: (item: T, index: number, isStop: boolean) => ComponentChild;
 }
 
+function placeOf(inside: EventTarget | null): number | null {
+  const at = (inside as HTMLElement | null)?.closest<HTMLElement>("[data-at]")?.dataset.at;
+  return at === undefined ? null : Number(at);
+}
+
+/** A list that is one stop of Tab: it comes to the item that had the focus last, or the first in sight. */
 export function VirtualGrid<T>({ items, least, keyOf, label, draw }: Props<T>) {
   const box = useRef<HTMLUListElement>(null);
   const [wide, setWide] = useState(0);
   const [seen, setSeen] = useState<[number, number]>([0, 12]);
+  const [latest, setLatest] = useState(0); // the item that had the focus last
   const columns = Math.max(1, Math.floor((wide + GAP) / (least + GAP)));
   const side = wide ? (wide - GAP * (columns - 1)) / columns : least;
   const rows = Math.ceil(items.length / columns);
@@ -69,8 +77,8 @@ export function VirtualGrid<T>({ items, least, keyOf, label, draw }: Props<T>) {
   /** The arrows go from tile to tile, also to those that are not there yet. */
   const press = (event: KeyboardEvent) => {
     const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns, Home: -Infinity, End: Infinity }[event.key];
-    const at = Number((event.target as HTMLElement).closest<HTMLElement>("[data-at]")?.dataset.at ?? NaN);
-    if (by === undefined || Number.isNaN(at) || event.ctrlKey || event.metaKey) return;
+    const at = placeOf(event.target);
+    if (by === undefined || at === null || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     event.stopPropagation();
     const next = Math.max(0, Math.min(items.length - 1, at + by));
@@ -86,8 +94,13 @@ export function VirtualGrid<T>({ items, least, keyOf, label, draw }: Props<T>) {
 
   const from = seen[0] * columns;
   const shown = items.slice(from, seen[1] * columns);
+  const inSight = Math.min(from + (seen[0] ? MORE_ROWS * columns : 0), items.length - 1);
+  const stop = latest >= from && latest < from + shown.length ? latest : inSight;
   return (
-    <ul ref={box} class="tiles virtual" aria-label={label} style={{ height: `${Math.max(0, rows * pitch - GAP)}px` }} onKeyDown={press}>
+    <ul
+      ref={box} class="tiles virtual" aria-label={label} style={{ height: `${Math.max(0, rows * pitch - GAP)}px` }} onKeyDown={press}
+      onFocusIn={(e) => setLatest(placeOf(e.target) ?? latest)}
+    >
       {wide ? shown.map((item, k) => {
         const index = from + k;
         const [row, column] = [Math.floor(index / columns), index % columns];
@@ -95,7 +108,7 @@ export function VirtualGrid<T>({ items, least, keyOf, label, draw }: Props<T>) {
           <li
             key={keyOf(item)} data-at={index} aria-setsize={items.length} aria-posinset={index + 1}
             style={{ width: `${side}px`, height: `${side}px`, transform: `translate(${column * pitch}px, ${row * pitch}px)` }}
-          >{draw(item, index)}</li>
+          >{draw(item, index, index === stop)}</li>
         );
       }) : null}
     </ul>
