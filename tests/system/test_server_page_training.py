@@ -6,7 +6,7 @@ import httpx
 import pytest
 from tests.browser import CHROMIUM, Page, open_page
 from tests.pages import AXE, READY, choose_files, picture
-from tests.serving import running_server
+from tests.serving import running_server, runs_that_give_way_to_nobody
 
 pytestmark = [
     pytest.mark.browser,
@@ -22,6 +22,7 @@ def status(page: Page, name: str, wanted: str) -> None:
 def test_a_tiny_run_is_started_resumed_and_used_from_the_page(tmp_path):
     root = tmp_path / "runs"
     with (
+        runs_that_give_way_to_nobody(tmp_path / "bin"),
         running_server(tmp_path / "jobs", serve={"runs": str(root), "training": True}) as server,
         open_page(server.url, tmp_path) as page,
     ):

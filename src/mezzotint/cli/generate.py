@@ -321,7 +321,7 @@ def _server(wanted: str, settings: Settings, request: GenerationRequest, *, here
 async def _generate(settings: Settings, request: GenerationRequest, delivery: Delivery) -> None:
     """Make the pictures and tell what was changed."""
     if delivery.server and not delivery.quiet:
-        where = f"drawn by the server at {escaped(delivery.server)}; --server none draws here"
+        where = f"the server at {escaped(delivery.server)} draws; --server none draws here"
         print(where, file=sys.stderr)
     result = await deliver(settings, request, delivery)
     warnings = (*result.warnings, *(w for i in result.images for w in i.warnings))
@@ -355,8 +355,15 @@ def _print_branch(title: str, value: Any, indent: str = "") -> None:
         for item in value:
             print(f"{indent}warning: {item}")
     else:
-        shown = json.dumps(value, ensure_ascii=False, default=str)
+        shown = json.dumps(_rounded(value), ensure_ascii=False, default=str)
         print(f"{indent}{title}: {value if isinstance(value, str) else shown}")
+
+
+def _rounded(value: Any) -> Any:
+    """Round numbers to six digits, as people read them; JSON has them whole."""
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 from typer.exceptions import TyperException
@@ -129,6 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _run(arguments: list[str]) -> int:
     """Run one verb and turn every expected error into a line and a code."""
     command = typer.main.get_command(app)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     try:
         answer = command.main(args=arguments, prog_name="mezzotint", standalone_mode=False)
         sys.stdout.flush()
@@ -137,7 +139,7 @@ def _run(arguments: list[str]) -> int:
         return answer if isinstance(answer, int) else DONE
     except TyperException as error:
         code = getattr(error, "exit_code", WRONG)
-        return _say(_typer_message(error), code)
+        return _say(_typer_message(error, arguments), code)
     except (KeyboardInterrupt, Cancelled, typer.Abort):
         return _say("interrupted", INTERRUPTED)
     except InvalidRequest as error:
@@ -167,21 +169,36 @@ def _request_message(error: InvalidRequest, arguments: Sequence[str]) -> str:
     if field.startswith("-") or field.isupper():
         flag = field
     elif _DRAWING & set(arguments) and re.split(r"[.[]", field)[0] in _REQUEST_FIELDS:
-        flag = flag_of(field)
+        flag = _as_typed(flag_of(field), arguments)
     else:
         return message
     return message if message.startswith(flag) else f"{flag}: {message}"
 
 
-def _typer_message(error: TyperException) -> str:
-    """Return typer's message as one line."""
+def _as_typed(flag: str, arguments: Sequence[str]) -> str:
+    """Return a flag of ``generate`` by the one of its names that was typed, if one was."""
+    typed = {argument.partition("=")[0] for argument in arguments}
+    verbs: Any = typer.main.get_command(app)
+    for option in verbs.commands["generate"].params:
+        names = [*option.opts, *option.secondary_opts]
+        if flag in names and flag not in typed:
+            return next((name for name in names if name[:2] == "--" and name in typed), flag)
+    return flag
+
+
+def _typer_message(error: TyperException, arguments: Sequence[str]) -> str:
+    """Return typer's message as one line, with what to do instead where that is plain."""
     text = getattr(error, "format_message", lambda: str(error))()
     named = re.fullmatch(r"Invalid value for (.+?): (.*)", text, re.DOTALL)
     if named:
         names = re.findall(r"'([^']+)'", named[1])
-        return f"{max(names, key=len, default=named[1])}: {named[2]}"
-    context = getattr(error, "ctx", None)
+        return f"{_as_typed(max(names, key=len, default=named[1]), arguments)}: {named[2]}"
+    context: Any = getattr(error, "ctx", None)
     verb = context.command_path.removeprefix("mezzotint").strip() if context else ""
+    if text.startswith("No such command") and "Did you mean" not in text:
+        text += f" There are: {', '.join(context.command.commands)}." if context else ""
+    if text.startswith("Got unexpected extra argument") and verb == "generate":
+        text += '; words of a prompt stand in quotes: mezzotint generate "a red apple"'
     return f"{verb}: {text}" if verb and text else text
 
 

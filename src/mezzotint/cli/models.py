@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from mezzotint.cli.flags import placement_help
+from mezzotint.cli.flags import WrongFlag, placement_help
 from mezzotint.cli.local import completing
 from mezzotint.cli.session import load_settings
 from mezzotint.cli.terminal import columns, escaped
-from mezzotint.errors import InvalidRequest, MezzotintError
+from mezzotint.errors import InvalidRequest, MezzotintError, UnknownName
 
 __all__ = ["archive_app", "models_app"]
 
@@ -138,7 +138,13 @@ def _add(
     from mezzotint.models.store.entries import handler_refusal
 
     store = _store(context)
-    entry = store.add(name, source, version=version, placement=placement)
+    try:
+        entry = store.add(name, source, version=version, placement=placement)
+    except UnknownName as error:
+        if error.field != "source":
+            raise
+        wanted = "a folder, a file, an archive or a Hub id"
+        raise WrongFlag("PATH_OR_ID", f"there is nothing at {source}; give {wanted}") from None
     runs = store.may_run(entry)
     note = str(handler_refusal(entry, is_allowed=runs)) if entry.layout == "handler" else ""
     if as_json:

@@ -20,7 +20,7 @@ BAD = [
     (["--width", "65"], "--width: width must be a multiple of 8 px, got 65"),
     (["--height", "-8"], "--height: height must be 1 to 16384 px, got -8"),
     (["--num-images", "0"], "--num-images: num_images must be 1 to 1024, got 0"),
-    (["--steps", "0"], "--num-inference-steps: num_inference_steps must be 1 to 1000, got 0"),
+    (["--steps", "0"], "mezzotint: --steps: num_inference_steps must be 1 to 1000, got 0"),
     (["--steps", "1000000000"], "must be 1 to 1000, got 1000000000"),
     (["--seed", "-1"], "--seed: seed must be 0 to 18446744073709551615, got -1"),
     (["--seed", "18446744073709551616"], "--seed: seed must be 0 to"),
@@ -67,6 +67,9 @@ BAD = [
     (["--output-dir", "good.png"], "--output-dir: cannot make the folder good.png: it is a file"),
     (["--device", "toaster"], "device must be auto, cpu, mps, cuda or cuda:N, got 'toaster'"),
     (["--gidance-scale", "3"], "No such option: --gidance-scale (Possible options:"),
+    (["--steps", "x"], "mezzotint: --steps: must be a whole number, got 'x'"),
+    (["--num-inference-steps=0"], "mezzotint: --num-inference-steps: num_inference_steps must be 1"),
+    (["red", "apples"], 'words of a prompt stand in quotes: mezzotint generate "a red apple"'),
 ]  # fmt: skip
 
 
@@ -108,7 +111,12 @@ def test_a_wrong_request_is_one_line_and_code_two(cli, service, folder, argument
         (["models", "remove", "nothing"], "unknown model 'nothing'"),
         (["models", "remove", "plate"], "NAME: plate is built in"),
         (["models", "add", "my model", "folder"], "name must be letters, digits"),
-        (["models", "add", "mine", "nowhere"], "unknown model source 'nowhere'"),
+        (
+            ["models", "add", "mine", "nowhere"],
+            "PATH_OR_ID: there is nothing at nowhere; give a folder",
+        ),
+        (["keys", "list"], "keys: No such command 'list'. There are: sign, new"),
+        (["bake"], "No such command 'bake'. There are: generate, replay"),
         (["models", "defaults", "plate", "--version", "9"], "unknown version of model plate '9'"),
         (["archive", "inspect", "none.mzt"], "ARCHIVE: cannot read none.mzt"),
         (["archive", "import", "none.mzt"], "ARCHIVE: cannot read none.mzt"),
@@ -236,3 +244,18 @@ def test_the_help_of_a_flag_states_the_bounds_that_its_field_is_checked_by():
     assert (
         field_help("gates.keep") == "The first that passes, or the best of all: first_pass, best."
     )
+
+
+def test_help_is_a_word_too(cli):
+    done = cli("help", "generate")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == cli("generate", "--help").out
+
+
+def test_a_plan_for_people_is_rounded_and_whole_as_json(cli, service):
+    told = json.loads(cli("generate", "x", "--plan", "--json").out)
+    seconds = told["cost"]["seconds"]
+    lines = cli("generate", "x", "--plan").out.splitlines()
+    shown = next(line for line in lines if line.strip().startswith("seconds:"))
+    assert float(shown.split(":")[1]) == pytest.approx(seconds, rel=1e-5)
+    assert len(shown.split(":")[1].strip().replace(".", "")) <= 6

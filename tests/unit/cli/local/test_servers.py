@@ -64,7 +64,7 @@ def test_a_request_that_names_paths_is_for_this_process(tmp_path, monkeypatch):
 def test_generate_draws_at_the_server_of_its_home_and_says_so(cli, service, server, owned):
     done = cli("generate", "a pear", "--seed", 3, "--width", 64, "--height", 64)
     assert done.code == 0, done.err
-    assert done.err.count(f"drawn by the server at {server.url}; --server none draws here") == 1
+    assert done.err.count(f"the server at {server.url} draws; --server none draws here") == 1
     assert service.made == []
     with mz.Client(server.url) as client:
         made = client.generate("a pear", seed=3, width=64, height=64)
