@@ -28,6 +28,7 @@ UNBINNED = {"guidance_scale": 1.0, **tiny_flows.UNBINNED}
 UNGUIDED = {
     "PixArtAlphaPipeline": UNBINNED,
     "PixArtSigmaPipeline": UNBINNED,
+    "QwenImage21Pipeline": {"true_cfg_scale": 1.0},
     "QwenImagePipeline": {"true_cfg_scale": 1.0},
     "SanaPipeline": UNBINNED,
     "ZImagePipeline": {"guidance_scale": 0.0},

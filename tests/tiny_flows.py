@@ -1,12 +1,14 @@
 """Tiny pipelines of transformers with one text encoder, most of them a language model."""
 
 import warnings
+from unittest import mock
 
 import torch
 from diffusers import (
     AutoencoderDC,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    AutoencoderKLQwenImage21,
     ChromaPipeline,
     ChromaTransformer2DModel,
     DPMSolverMultistepScheduler,
@@ -19,6 +21,8 @@ from diffusers import (
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    QwenImage21Pipeline,
+    QwenImage21Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SanaPipeline,
@@ -38,10 +42,15 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
+    Qwen2VLImageProcessorPil,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
 )
+from transformers.video_processing_utils import VideoProcessorMixin
 
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
@@ -63,14 +72,13 @@ def merges(space="\u0120"):
     return list(dict.fromkeys(found))
 
 
-def qwen_tokenizer():
+def qwen_tokenizer(*marks):
     """A byte-level tokenizer of Qwen's kind: 256 bytes, merges for words, marks of turns."""
     tokens = [*tiny.byte_letters(), *map("".join, merges())]
-    tokens += ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    marks = ["<|im_start|>", "<|im_end|>", *marks]
+    tokens += ["<|endoftext|>", *marks]
     vocab = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Qwen2Tokenizer(
-        vocab=vocab, merges=merges(), additional_special_tokens=["<|im_start|>", "<|im_end|>"]
-    )
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges(), additional_special_tokens=marks)
     tokenizer.chat_template = CHAT
     return tokenizer
 
@@ -151,6 +159,79 @@ def qwen_image(seed=900):
         text_encoder=tiny.stir(Qwen2_5_VLForConditionalGeneration(config), seed + 1),
         tokenizer=tokenizer,
         transformer=tiny.stir(transformer, seed + 2),
+    )
+
+
+class NoVideos(VideoProcessorMixin):
+    """Stands in for Qwen3VLVideoProcessor, which needs torchvision; nothing here is a video."""
+
+    def __init__(self):
+        """Read nothing."""
+
+    def to_dict(self):
+        """Say nothing."""
+        return {}
+
+
+SEEN = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}"
+    "{{ c['text'] }}{% endfor %}<|im_end|>\n{% endfor %}"
+)
+"""What the chat template of Qwen3-VL says for messages of text."""
+
+
+def qwen_image_21(seed=950, *, sample_sigmas=None, causal=True):
+    """Qwen-Image 2.1: a Qwen3-VL that sees pictures, one stream, colours with opacity."""
+    marks = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer = qwen_tokenizer(*marks)
+    start, end, image, video = tokenizer.convert_tokens_to_ids(marks)
+    text = language(tokenizer)
+    text["rope_parameters"] = {
+        "rope_type": "default", "rope_theta": 5000000.0, "mrope_section": [2, 1, 1],
+        "mrope_interleaved": True,
+    }  # fmt: skip
+    config = Qwen3VLConfig(
+        text_config=text,
+        vision_config={
+            "depth": 2, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
+            "out_hidden_size": 32, "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+        },
+        image_token_id=image, video_token_id=video, vision_start_token_id=start,
+        vision_end_token_id=end,
+    )  # fmt: skip
+    colours = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "patch_size": 16}
+    images = Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 1024, "longest_edge": 1 << 24}, **colours
+    )
+    with mock.patch.object(Qwen3VLProcessor, "check_argument_for_proper_class"):
+        processor = Qwen3VLProcessor(
+            image_processor=images,
+            tokenizer=tokenizer,
+            video_processor=NoVideos(),
+            chat_template=SEEN,
+        )
+    transformer = QwenImage21Transformer2DModel(
+        in_channels=8, out_channels=8, num_layers=2, attention_head_dim=16,
+        num_attention_heads=2, context_in_dim=32, axes_dims_rope=(4, 6, 6),
+        causal_condition=causal,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    vae = AutoencoderKLQwenImage21(
+        base_dim=4, decoder_base_dim=4, z_dim=8, dim_mult=[1, 1, 1, 2, 2], num_res_blocks=1,
+        latents_mean=(0.3 * torch.randn(8, generator=generator)).tolist(),
+        latents_std=(0.5 + torch.rand(8, generator=generator)).tolist(),
+    )  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192,
+        shift_terminal=0.02,
+    )  # fmt: skip
+    return QwenImage21Pipeline(
+        scheduler=scheduler,
+        vae=tiny.stir(vae, seed + 3),
+        text_encoder=tiny.stir(Qwen3VLForConditionalGeneration(config), seed + 1),
+        processor=processor,
+        transformer=tiny.stir(transformer, seed + 2),
+        sample_sigmas=sample_sigmas,
     )
 
 
@@ -351,6 +432,7 @@ BUILDERS = {
     "pixart_alpha": pixart_alpha,
     "pixart_sigma": pixart_sigma,
     "qwen_image": qwen_image,
+    "qwen_image_21": qwen_image_21,
     "sana": sana,
     "z_image": z_image,
 }

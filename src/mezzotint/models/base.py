@@ -70,6 +70,8 @@ class Prompt:
         lora_scales: One scale per LoRA of the model view, () for a model without.
         negative_text: The other half's text, for models that run whole.
         num_inference_steps: Steps asked for, for models that run whole.
+        references: Digests of the pictures that are read together with the text, for models
+            that read them so (:attr:`Model.reads_references`).
     """
 
     text: str = ""
@@ -83,6 +85,7 @@ class Prompt:
     lora_scales: tuple[float, ...] = ()
     negative_text: str = ""
     num_inference_steps: int | None = None
+    references: tuple[str, ...] = ()
 
 
 class Conditioning(Mapping[str, Tensor]):
@@ -197,11 +200,14 @@ class Model(ABC):
         control_reads: Tensors of the prompt that a view's ControlNets read for the unconditional
             half too.
         latent_offset: What an autoencoder's shift takes off a clean latent.
+        reads_references: Whether what reads the prompt sees the pictures of
+            ``image_references`` too, see :meth:`encode_seeing`.
     """
 
     certifies_rows = False
     control_reads: tuple[str, ...] = ()
     latent_offset: float = 0.0
+    reads_references = False
     notes: tuple[str, ...] = ()
     spec: ModelSpec
     denoiser: Denoiser | None
@@ -220,6 +226,23 @@ class Model(ABC):
         Raises:
             InvalidRequest: If the model cannot take what the prompt holds.
         """
+
+    def encode_seeing(self, prompt: Prompt, pictures: Sequence[Any]) -> Conditioning:
+        """Turn a prompt and the pictures that are read with it into a conditioning of one row.
+
+        Args:
+            prompt: With a digest for each picture.
+            pictures: Each of shape (H, W, 3), uint8.
+
+        Returns:
+            A function of both alone, bit for bit.
+
+        Raises:
+            InvalidRequest: If the model reads texts alone.
+        """
+        raise InvalidRequest(
+            f"model {self.spec.name} takes no image_references", field="image_references"
+        )
 
     @abstractmethod
     def decode(

@@ -13,7 +13,10 @@ from typing import NamedTuple
 from mezzotint.models.prompt_syntax import BREAK, spans
 from mezzotint.models.prompts import Tokens
 
-__all__ = ["CHAT_FORMATS", "ChatFormat", "ChatIds", "chat_ids"]
+__all__ = ["CHAT_FORMATS", "PICTURE", "ChatFormat", "ChatIds", "chat_ids"]
+
+PICTURE = "<|image_pad|>"
+"""What stands for a picture in a text that a Qwen-VL reads."""
 
 _SHOWN = 200  # characters of a cut text that a note quotes
 
@@ -37,6 +40,11 @@ class ChatFormat:
             what its last one became; ``max_tokens`` then counts what it sees, since how many
             tokens ``before`` has is the tokenizer's affair.
         negative: The frame of negative prompts, where it is another.
+        unseen: What ``before`` begins with and the network does not see; ``max_tokens`` then
+            counts what it sees, since how many tokens that has is the tokenizer's affair.
+        blank: What is read in place of an empty prompt.
+        picture: What stands behind ``before`` for each picture that is read with the prompt,
+            a space between two; ``{}`` is its number, from 1.
     """
 
     before: str
@@ -49,6 +57,9 @@ class ChatFormat:
     lowers: bool = False
     hides_before: bool = False
     negative: "ChatFormat | None" = None
+    unseen: str = ""
+    blank: str = ""
+    picture: str = ""
 
     @property
     def window(self) -> int:
@@ -89,6 +100,7 @@ _ENHANCE = "\n".join(
         "User Prompt: ",
     )
 )
+_ANALYZE = "<|im_start|>system\nComprehend and analyze the provided prompt.<|im_end|>\n"
 _USER, _ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 
 CHAT_FORMATS: Mapping[str, ChatFormat] = {
@@ -109,6 +121,15 @@ CHAT_FORMATS: Mapping[str, ChatFormat] = {
     ),
     "qwen-image": ChatFormat(
         before=_DESCRIBE + _USER, after=_ASSISTANT, max_tokens=1024 + 34, dropped=34
+    ),
+    "qwen-image-2": ChatFormat(
+        before=_ANALYZE + _USER,
+        after=_ASSISTANT,
+        max_tokens=2048,
+        unread=("<|image_pad|>", "<|video_pad|>"),
+        unseen=_ANALYZE,
+        blank=" ",
+        picture=f"<image{{}}><|vision_start|>{PICTURE}<|vision_end|>",
     ),
     "sana": ChatFormat(
         before=_ENHANCE,
@@ -151,6 +172,7 @@ def chat_ids(
     dialect: str = "plain",
     *,
     negative: bool = False,
+    pictures: int = 0,
 ) -> ChatIds:
     """Put a prompt into its frame and read it as tokens.
 
@@ -161,6 +183,7 @@ def chat_ids(
         dialect: How weights in it are read. They are taken out and have no effect: the
             network normalises each token's state, so its length says nothing.
         negative: Whether it is a negative prompt.
+        pictures: Pictures that are read with it, one mark of the frame for each.
 
     Raises:
         InvalidRequest: If the dialect is unknown.
@@ -173,18 +196,23 @@ def chat_ids(
         plain = plain.replace(mark, "")
     if chat.lowers:
         plain = plain.lower().strip()
+    plain = plain or chat.blank
+    before = chat.before + " ".join(chat.picture.format(k + 1) for k in range(pictures))
     first = [(token, -1) for token in tokens.start] if chat.starts else []
-    found = [*first, *tokens.encode_whole(f"{chat.before}{plain}{chat.after}")]
+    found = [*first, *tokens.encode_whole(f"{before}{plain}{chat.after}")]
     hidden, limit = (0, chat.dropped), chat.max_tokens
     if chat.hides_before:
         count = len(first) + len(tokens.encode_whole(chat.before))
         hidden, limit = (1, count - 1), chat.max_tokens + count - 2
+    if chat.unseen:
+        count = len(tokens.encode_whole(chat.unseen))
+        hidden, limit = (0, count), chat.max_tokens + count
     unheard: tuple[str, ...] = ()
     if any(piece.weight != 1 for piece in pieces):
         unheard = (
             "weights of words have no effect: this model's text encoder is a language model",
         )
-    start, end = len(chat.before), len(chat.before) + len(plain)
+    start, end = len(before), len(before) + len(plain)
     cuts: tuple[str, ...] = ()
     behind = [place for _, place in found[limit:] if start <= place < end]
     if behind:

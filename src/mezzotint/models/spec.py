@@ -25,6 +25,7 @@ Family = Literal[
     "sana",
     "z-image",
     "qwen-image",
+    "qwen-image-2",
     "unconditional",
     "dit",
     "gan",

@@ -250,7 +250,9 @@ def _flow_schedule(
         low = 1 / num_steps
     else:
         low = 1 / total if dynamic else shifted(1 / total)
-    sigmas = [shifted(1 + part * (low - 1)) for part in ramp(num_steps)]
+    said = config.get("sample_sigmas") or ()  # Qwen-Image 2.1's pipeline may bring its own
+    spaced = said if len(said) == num_steps else [1 + p * (low - 1) for p in ramp(num_steps)]
+    sigmas = [shifted(level) for level in spaced]
     if (terminal := config.get("shift_terminal")) and sigmas[-1] < 1:  # a lone step ends at 0
         stretch = (1 - sigmas[-1]) / (1 - float(terminal))
         sigmas = [1 - (1 - sigma) / stretch for sigma in sigmas]

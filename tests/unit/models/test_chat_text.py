@@ -39,6 +39,29 @@ def test_a_folder_of_qwens_older_layout_has_the_same_tokens(tmp_path):
     assert found == tokenizer(text).input_ids
 
 
+def test_of_qwen_image_2_the_network_sees_what_stands_behind_the_system_message():
+    processor = tiny_flows.qwen_image_21().processor
+    tokens, chat = tokens_of(processor.tokenizer), CHAT_FORMATS["qwen-image-2"]
+    message = [{"type": "text", "text": "Comprehend and analyze the provided prompt."}]
+    system = processor.apply_chat_template(
+        [{"role": "system", "content": message}], tokenize=True, return_dict=False
+    )[0]
+    found = chat_ids(tokens, chat, "a red apple", pictures=2)
+    assert found.hidden == (0, len(system))
+    seen = (
+        "<|im_start|>user\n<image1><|vision_start|><|image_pad|><|vision_end|> "
+        "<image2><|vision_start|><|image_pad|><|vision_end|>a red apple<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert list(found.ids) == [*system, *processor.tokenizer(seen).input_ids]
+    assert chat_ids(tokens, chat, "").ids == chat_ids(tokens, chat, " ").ids
+    endless = chat_ids(tokens, chat, "big " * 2100)
+    assert endless.num_seen == chat.window == 2048
+    assert "prompt cut at 2048 tokens" in endless.cuts[0]
+    marked = chat_ids(tokens, chat, "a <|image_pad|>red apple")
+    assert marked.ids == chat_ids(tokens, chat, "a red apple").ids
+
+
 def test_of_sanas_instruction_the_network_sees_the_first_token_and_what_the_last_became():
     tokenizer = tiny_flows.gemma_tokenizer()
     tokens, chat = tokens_of(tokenizer), CHAT_FORMATS["sana"]

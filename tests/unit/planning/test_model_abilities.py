@@ -17,6 +17,7 @@ WORN = {
     "loras": set(PROMPTED),
 }
 """Families that wear each kind of adapter."""
+EDITS = ("flux2_dev", "flux2_klein", "qwen_image_21")
 DRAWS = {
     # steps, guidance, scheduler: of the family's pipeline or its authors' model card
     "sd1": (30, 7.5, "plms"),
@@ -27,6 +28,7 @@ DRAWS = {
     "flux2_dev": (50, 4.0, "flow_euler"),
     "flux2_klein": (50, 4.0, "flow_euler"),
     "qwen_image": (50, 4.0, "flow_euler"),
+    "qwen_image_21": (40, 1.0, "flow_euler"),
     "z_image": (50, 5.0, "flow_euler"),
 }
 
@@ -40,7 +42,7 @@ def test_a_model_tells_which_adapters_schedulers_and_fields_it_takes(name):
     assert worn == WORN.keys() & set(told["fields"])
     assert ("flow_euler" in told["schedulers"]) == is_flow
     assert ("dpmpp_2m" in told["schedulers"]) != is_flow
-    assert ("image_references" in told["fields"]) == (name in ("flux2_dev", "flux2_klein"))
+    assert ("image_references" in told["fields"]) == (name in EDITS)
     assert {"prompt", "seed", "image", "mask", "regions", "guidance_scale"} <= set(told["fields"])
 
 

@@ -28,7 +28,7 @@ from mezzotint.models.base import Conditioning, Model
 from mezzotint.models.families.whole_pictures import pack_pictures
 from mezzotint.planning.plan import Plan, control_asset, prompt_asset, reference_asset
 
-__all__ = ["adapt", "under_control", "with_full_scales", "with_pictures"]
+__all__ = ["adapt", "reference_pictures", "under_control", "with_full_scales", "with_pictures"]
 
 
 def adapt(
@@ -56,14 +56,7 @@ def adapt(
         return list(encoded)
     common = _controls(plan, model, assets)
     if _has_references(plan, model):
-        common |= model.encode_references(
-            [
-                np.zeros((64, 64, 3), np.uint8)
-                if assets is None
-                else assets[reference_asset(digest)]
-                for digest in t.image_references
-            ]
-        )
+        common |= model.encode_references(reference_pictures(plan, assets))
     with_picture: dict[str, Tensor] = {}
     without: dict[str, Tensor] = {}
     for k, prompt in enumerate(t.image_prompts):
@@ -123,6 +116,14 @@ def _steered(
 def _has_references(plan: Plan, model: Model) -> bool:
     """Whether pictures to edit are rows' own tensors; a model that runs whole packs them itself."""
     return bool(plan.techniques.image_references) and model.spec.stepwise
+
+
+def reference_pictures(plan: Plan, assets: Mapping[str, Any] | None) -> list[Any]:
+    """Return the pictures to edit, in order; blank ones for a rehearsal. Each (H, W, 3), uint8."""
+    return [
+        np.zeros((64, 64, 3), np.uint8) if assets is None else assets[reference_asset(digest)]
+        for digest in plan.techniques.image_references
+    ]
 
 
 def with_pictures(

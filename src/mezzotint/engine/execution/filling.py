@@ -8,14 +8,19 @@ for others it is not there, since an answer that comes too fast tells what was a
 
 import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mezzotint.engine.cache import ByteCache
-from mezzotint.engine.execution.adapting import adapt, under_control, with_pictures
+from mezzotint.engine.execution.adapting import (
+    adapt,
+    reference_pictures,
+    under_control,
+    with_pictures,
+)
 from mezzotint.engine.execution.operators import ClassifierFree, Ensemble, Operator, Region, Regions
 from mezzotint.engine.execution.prompts import (
     Steered,
@@ -213,7 +218,14 @@ class Filler:
         """
         found = staged_prompts(plan, model)
         prompts = list(dict.fromkeys(prompt for stages in found for _, prompt in stages))
-        encoded = [self._encode(model, p, owner) for p in prompts]
+        pictures = reference_pictures(plan, assets) if model.reads_references else []
+        is_blank = bool(pictures) and assets is None
+        encoded = [
+            model.encode_seeing(p, pictures)
+            if is_blank
+            else self._encode(model, p, owner, pictures)
+            for p in prompts
+        ]
         encoded = adapt(plan, model, assets, encoded, [p.negative for p in prompts])
         known = {p: c.to(device) for p, c in zip(prompts, encoded, strict=True)}
         steered = [staged([(until, known[p]) for until, p in stages]) for stages in found]
@@ -229,8 +241,10 @@ class Filler:
             return 1
         return staged_prompts(plan, model)[0][0][1].num_chunks
 
-    def _encode(self, model: Model, prompt: Prompt, owner: str) -> Conditioning:
-        """Encode one prompt, or find it among those of the same owner."""
+    def _encode(
+        self, model: Model, prompt: Prompt, owner: str, pictures: Sequence[Any] = ()
+    ) -> Conditioning:
+        """Encode one prompt, with the pictures that it names, or find it among its owner's."""
         key = (owner, model.spec.digest, prompt)
         with self._lock:
             found = self._prompts.get(key)
@@ -238,7 +252,10 @@ class Filler:
             "mezzotint_cache_lookups_total", cache="prompts", answer="hit" if found else "miss"
         )
         if found is None:
-            (found,) = model.encode([prompt])
+            if prompt.references:
+                found = model.encode_seeing(prompt, pictures)
+            else:
+                (found,) = model.encode([prompt])
             if model.spec.digest:
                 with self._lock:
                     self._prompts.put(key, found)

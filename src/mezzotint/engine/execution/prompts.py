@@ -112,6 +112,7 @@ def _prompts(plan: Plan, model: Model) -> list[Prompt]:
         truncation=t.truncation,
         dialect=plan.prompt_dialect,
         lora_scales=tuple(lora.part.scale for lora in t.loras),
+        references=t.image_references if model.reads_references else (),
     )
     if not model.spec.stepwise:
         base = replace(

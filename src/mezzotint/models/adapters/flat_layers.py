@@ -14,7 +14,7 @@ from mezzotint.models.adapters.joined_layers import deal_out
 
 __all__ = ["FLAT_FAMILIES", "from_flat"]
 
-FLAT_FAMILIES = ("lumina2", "pixart", "sana")
+FLAT_FAMILIES = ("lumina2", "pixart", "qwen-image-2", "sana")
 """Families whose LoRAs diffusers translates not, or only where every layer has one."""
 
 _FLAT = re.compile(
@@ -57,6 +57,8 @@ def from_flat(state: dict[str, Tensor], family: str) -> dict[str, Tensor]:
         return deal_out(state, _authors_layers, _shared_widths)
     if any(_FLAT.fullmatch(key) for key in state):
         return deal_out(state, _flat_layers)
+    if family == "qwen-image-2":  # others' files diffusers does translate
+        return state
     return {re.sub(r"^diffusion_model\.", "transformer.", key): t for key, t in state.items()}
 
 

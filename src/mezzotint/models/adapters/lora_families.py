@@ -16,12 +16,14 @@ from mezzotint.models.parts import SafetensorsHeader
 __all__ = ["check_lora", "lora_families", "text_width"]
 
 _FLUX = ("chroma", "flux")
+_QWEN = ("qwen-image", "qwen-image-2")
 _FLUX2 = ("flux2", "flux2-dev")
 _UNETS = {768: ("sd",), 1024: ("sd",), 2048: ("sdxl",)}
 """Families of U-Nets by the width of the text that they listen to, in published checkpoints."""
 
 _NAMES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"joint_blocks_\d", ("sd3",)),
+    (r"transformer_blocks_\d+_img_mlp_(proj|gate_layer|gate_up|out)", ("qwen-image-2",)),
     (r"transformer_blocks_\d+_(img|txt)_(mlp|mod)", ("qwen-image",)),
     (r"to_qkv_mlp_proj|double_stream_modulation|single_stream_modulation", _FLUX2),
     (r"distilled_guidance_layer", ("chroma",)),
@@ -34,7 +36,8 @@ _NAMES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"(down|up|input|output)_blocks_\d|mid_block|middle_block", ("sd", "sdxl")),
     (r"transformer_blocks_\d+_attn1", ("dit", "pixart", "sana")),
     (r"transformer_blocks_\d+_attn2", ("pixart", "sana", "sd3")),
-    (r"transformer_blocks_\d+_(attn|ff_context)", ("sd3", "qwen-image", *_FLUX, *_FLUX2)),
+    (r"transformer_blocks_\d+_attn_(add_|to_add_out)", ("sd3", "qwen-image", *_FLUX, *_FLUX2)),
+    (r"transformer_blocks_\d+_(attn|ff_context)", ("sd3", *_QWEN, *_FLUX, *_FLUX2)),
 )
 """What layers are called, points read as underscores, and the families that call them so. The
 first that any layer is called tells."""

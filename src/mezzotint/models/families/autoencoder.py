@@ -59,6 +59,21 @@ def _encode_frame(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ..
     return (output.parameters[:, :, 0],)
 
 
+def _decode_layer(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Decode ``latents`` as the only frame; what is not opaque lies on white (Qwen-Image 2.1)."""
+    (frame,) = _decode_frame(module, inputs)
+    colours, opacity = frame[:, :3], (frame[:, 3:] + 1) / 2
+    return (1 - (1 - colours) * opacity if opacity.shape[1] else colours,)
+
+
+def _encode_layer(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Encode ``images`` as the only frame, opaque: mean and log variance."""
+    images = inputs["images"]
+    rows, channels, height, width = images.shape
+    opaque = images.new_ones(rows, module.config.in_channels - channels, height, width)
+    return _encode_frame(module, {"images": torch.cat([images, opaque], dim=1)})
+
+
 def _decode_patches(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     """Decode normalised 2x2 patches (FLUX.2). (B, 4 C, h, w)."""
     mean, deviation = _statistics(module)
@@ -119,6 +134,7 @@ _KINDS = {
     "AutoencoderDC": _Kind(shape=_of_deep_levels),
     "AutoencoderKLFlux2": _Kind(_decode_patches, _encode_patches, _of_patches),
     "AutoencoderKLQwenImage": _Kind(_decode_frame, _encode_frame, _of_frames),
+    "AutoencoderKLQwenImage21": _Kind(_decode_layer, _encode_layer, _of_frames),
 }
 """By class; any other is of pictures."""
 

@@ -16,6 +16,7 @@ from mezzotint.errors import InvalidRequest, ShapeError
 from mezzotint.models.base import Model
 from mezzotint.models.formats.fit import misfits
 from mezzotint.models.formats.folders import assemble
+from mezzotint.models.formats.processors import image_settings
 from mezzotint.models.networks import Placement
 from mezzotint.models.parts import (
     Part,
@@ -35,6 +36,7 @@ PIPELINES = {
     "FluxTransformer2DModel": "FluxPipeline",
     "Lumina2Transformer2DModel": "Lumina2Pipeline",
     "PixArtTransformer2DModel": "PixArtSigmaPipeline",
+    "QwenImage21Transformer2DModel": "QwenImage21Pipeline",
     "QwenImageTransformer2DModel": "QwenImagePipeline",
     "SD3Transformer2DModel": "StableDiffusion3Pipeline",
     "SanaTransformer2DModel": "SanaPipeline",
@@ -49,11 +51,13 @@ _ONE_ENCODER = (
     "Lumina2Pipeline",
     "PixArtAlphaPipeline",
     "PixArtSigmaPipeline",
+    "QwenImage21Pipeline",
     "QwenImagePipeline",
     "SanaPipeline",
     "StableDiffusionPipeline",
     "ZImagePipeline",
 )
+_SEEING = ("QwenImage21Pipeline",)  # whose text encoder reads pictures too
 NETWORK_ROLES = (
     "unet",
     "transformer",
@@ -62,7 +66,7 @@ NETWORK_ROLES = (
     "text_encoder_2",
     "text_encoder_3",
 )
-TOKENIZER_ROLES = ("tokenizer", "tokenizer_2", "tokenizer_3")
+TOKENIZER_ROLES = ("tokenizer", "tokenizer_2", "tokenizer_3", "processor")
 IGNORED_ROLES = ("safety_checker", "feature_extractor", "image_encoder")
 _NAMES = {torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -84,7 +88,8 @@ def from_components(
         config: The pipeline's own settings, e.g. ``force_zeros_for_empty_prompt``, and its
             ``_class_name`` where two have the same parts.
         components: ``unet`` or ``transformer``, ``vae``, ``scheduler``,
-            ``text_encoder`` with ``tokenizer``, and ``_2``, ``_3`` of both.
+            ``text_encoder`` with ``tokenizer``, and ``_2``, ``_3`` of both, or
+            ``processor`` in place of a tokenizer.
 
     Raises:
         InvalidRequest: If a part is missing, unknown, or not of the right kind.
@@ -97,7 +102,7 @@ def from_components(
             f"unknown component {unknown[0]!r}; known: {', '.join(known)}", field=unknown[0]
         )
     networks = {r: _module_part(r, given[r]) for r in NETWORK_ROLES if r in given}
-    settings = dict(config or {})
+    settings = {**(config or {}), **_image_settings(given.get("processor"))}
     pipeline = _pipeline_of(networks, str(settings.pop("_class_name", "")))
     _check_complete(pipeline, given)
     digests = {role: part.digest for role, part in networks.items()}
@@ -105,7 +110,11 @@ def from_components(
         name=name,
         pipeline=pipeline,
         networks=networks,
-        tokenizers={r: tokens_of(given[r]) for r in TOKENIZER_ROLES if r in given},
+        tokenizers={
+            r: tokens_of(getattr(given[r], "tokenizer", given[r]))
+            for r in TOKENIZER_ROLES
+            if r in given
+        },
         scheduler=_scheduler_config(given["scheduler"]),
         config=settings,
         digest=combine_digests(digests),
@@ -174,13 +183,19 @@ def _check_complete(pipeline: str, given: Mapping[str, Any]) -> None:
     if pipeline != "DDPMPipeline":
         needed.append("vae")
     if pipeline not in ("DDPMPipeline", "DiTPipeline"):
-        needed += ["text_encoder", "tokenizer"]
+        needed += ["text_encoder", "processor" if pipeline in _SEEING else "tokenizer"]
     if pipeline not in ("DDPMPipeline", "DiTPipeline", *_ONE_ENCODER):
         needed += ["text_encoder_2", "tokenizer_2"]
     if missing := [role for role in needed if role not in given]:
         raise InvalidRequest(
             f"{missing[0]} is missing; a {pipeline} needs {', '.join(needed)}", field=missing[0]
         )
+
+
+def _image_settings(processor: Any) -> dict[str, Any]:
+    """Return what a processor says of pictures, as an entry of a pipeline's settings."""
+    said = getattr(processor, "image_processor", None)
+    return image_settings(said.to_dict()) if said is not None else {}
 
 
 def _config_of(part: Any) -> dict[str, Any]:

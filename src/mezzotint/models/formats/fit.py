@@ -72,7 +72,7 @@ def _caption_width(pipeline: str, configs: Mapping[str, Mapping[str, Any]]) -> s
     wanted = transformer.get("cap_feat_dim", transformer.get("caption_channels"))
     made = next((encoder[key] for key in TEXT_WIDTHS if key in encoder), None)
     if wanted is None and "text_config" in encoder:  # of a model that sees pictures too
-        wanted = transformer.get("joint_attention_dim")
+        wanted = transformer.get("joint_attention_dim", transformer.get("context_in_dim"))
         made = encoder["text_config"].get("hidden_size")
         if made is not None and pipeline == "Flux2Pipeline":
             made = LAYERS_READ * int(made)

@@ -25,6 +25,7 @@ from mezzotint.models.formats.packed_files import (
     plain_state,
     read_stored,
 )
+from mezzotint.models.formats.processors import read_image_settings
 from mezzotint.models.networks import Placement, TorchNetwork
 from mezzotint.models.parts import (
     Part,
@@ -52,7 +53,8 @@ __all__ = [
 ]
 
 INDEX = "model_index.json"
-ORIGIN = "_name_or_path"
+ORIGIN, LEVELS = "_name_or_path", "sample_sigmas"
+TOKENS = ("tokenizer", "processor")  # a processor brings a tokenizer along
 UNUSED_ROLES = ("safety_checker", "feature_extractor", "image_encoder")
 KEPT_SUFFIXES = (".json", ".txt", ".model")
 _STORED_AS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -133,6 +135,7 @@ FAMILIES: Registry[Family] = Registry(
         "Lumina2Text2ImgPipeline": _flow,
         "PixArtAlphaPipeline": _pixart,
         "PixArtSigmaPipeline": _pixart,
+        "QwenImage21Pipeline": _flow,
         "QwenImageImg2ImgPipeline": _flow,
         "QwenImageInpaintPipeline": _flow,
         "QwenImagePipeline": _flow,
@@ -274,7 +277,7 @@ def read_parts(
         library, class_name = entry
         _check_library(path, role, library)
         folder = path / role if (path / role).is_dir() else path
-        if folder == path and role.startswith(("text_encoder", "tokenizer")):
+        if folder == path and role.startswith(("text_encoder", *TOKENS)):
             raise CardError(
                 f"{path} is not a whole pipeline: {INDEX} names a {role}, and there is no such "
                 "folder"
@@ -283,7 +286,7 @@ def read_parts(
             file = folder / "scheduler_config.json"
             scheduler = {"_class_name": class_name, **read_json(file)}
             files.add(file)
-        elif role.startswith("tokenizer"):
+        elif role.startswith(TOKENS):
             tokenizers[role] = folder
             files |= {f for f in folder.iterdir() if f.suffix in KEPT_SUFFIXES}
         else:
@@ -302,7 +305,7 @@ def read_parts(
         },
         tokenizers={role: load_tokens(folder) for role, folder in tokenizers.items()},
         scheduler=scheduler,
-        config=_settings(index),
+        config={**_settings(index), **read_image_settings(path / "processor")},
         digest=combine_digests(digests),
         path=str(path),
     )
@@ -340,7 +343,7 @@ def _settings(index: Mapping[str, Any]) -> dict[str, Any]:
     own = {
         k: v
         for k, v in index.items()
-        if (not k.startswith("_") or k == ORIGIN) and not isinstance(v, list)
+        if (not k.startswith("_") or k == ORIGIN) and (not isinstance(v, list) or k == LEVELS)
     }
     return {**own, **unused}
 

@@ -47,6 +47,7 @@ _TRANSFORMERS = {
     "double_stream_modulation_img.": "FLUX.2",
     "double_blocks.": "FLUX",
     "img_mod.": "Qwen-Image",
+    "txt_in.text_norm.": "Qwen-Image 2.1",
     "cap_embedder.": "Z-Image or Lumina",
     "attention_y_norm.": "Sana",
 }

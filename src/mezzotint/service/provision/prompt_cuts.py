@@ -23,7 +23,7 @@ def cut_notes(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
         request: What was asked. Words of textual inversions count as the tokenizer spells
             them, which may be fewer tokens than they become.
         spec: Of the model; only a diffusers folder, with ``tokenizer``, ``tokenizer_2``, ...,
-            has notes.
+            or a ``processor``, has notes.
 
     Returns:
         One sentence for each text and tokenizer.
@@ -36,7 +36,7 @@ def cut_notes(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
     limit = spec.token_limit if spec.family in _ONE_WINDOW else None
     chat = CHAT_FORMATS.get(spec.family)
     is_lowered = spec.family in _LOWERED or (chat is not None and chat.lowers)
-    for path in sorted(folder.glob("tokenizer*")):
+    for path in sorted([*folder.glob("tokenizer*"), *folder.glob("processor")]):
         tokens = tokens_of(path, limit=limit, is_lowered=is_lowered)
         for name in ("prompt", "negative_prompt"):
             text = getattr(request, name)

@@ -22,6 +22,7 @@ from mezzotint.models.families.flows.chroma import CHROMA, T5_TOKENS
 from mezzotint.models.families.flows.flux2 import FLUX2_DEV, FLUX2_KLEIN
 from mezzotint.models.families.flows.lumina2 import LUMINA2
 from mezzotint.models.families.flows.qwen_image import QWEN_IMAGE
+from mezzotint.models.families.flows.qwen_image_2 import QWEN_IMAGE_2
 from mezzotint.models.families.flows.sana import SANA
 from mezzotint.models.families.flows.z_image import Z_IMAGE
 from mezzotint.models.families.pixart import SIGMA_TOKENS, call_pixart
@@ -79,6 +80,12 @@ FULL = {
         3584,
         (16, 128),
     ),
+    "qwen-image-2": (
+        QWEN_IMAGE_2,
+        lambda: diffusers.QwenImage21Transformer2DModel(num_layers=2),
+        4096,
+        (64, 64),
+    ),
     "sana": (SANA, lambda: diffusers.SanaTransformer2DModel(num_layers=2), 2304, (32, 32)),
     "z-image": (Z_IMAGE, lambda: diffusers.ZImageTransformer2DModel(n_layers=2), 2560, (16, 128)),
 }
@@ -106,6 +113,15 @@ TRAINED = {
         "lora_unet_transformer_blocks_1_attn_to_q.lora_down.weight",
         "diffusion_model.transformer_blocks.1.img_mlp.net.0.proj.lora_A.weight",
         "transformer.transformer_blocks.0.attn.to_add_out.lora_A.weight",
+    ],
+    "qwen-image-2": [
+        "lora_unet_transformer_blocks_1_img_mlp_gate_layer.lora_down.weight",
+        "lora_unet_transformer_blocks_0_attn_to_out_0.lora_down.weight",
+        "diffusion_model.transformer_blocks.1.img_mlp.out.lora_A.weight",
+        "diffusion_model.transformer_blocks.1.attn.to_q.lora_down.weight",
+        "transformer.transformer_blocks.0.attn.to_out.0.lora_A.weight",
+        "transformer.txt_in.in_layer.lora_A.weight",
+        "base_model.model.modulation.1.lora_A.weight",
     ],
     "sana": [
         "lora_unet_transformer_blocks_1_attn2_to_v.lora_down.weight",
@@ -172,6 +188,7 @@ def test_layers_that_loras_name_are_there(name, key, tmp_path):
 
 
 PUBLISHED = {
+    "qwen-image-2": [(r"img_mlp\.(gate_layer|proj)", "img_mlp.gate_up")],
     "lumina2": [
         (r"time_caption_embed\.caption_embedder", "cap_embedder"),
         (r"time_caption_embed\.timestep_embedder\.linear_1", "t_embedder.mlp.0"),
@@ -207,7 +224,11 @@ PUBLISHED = {
     ],
 }
 """What the authors of a transformer call its layers; several of diffusers' are one of theirs."""
-UNUSED = {"lumina2": ["norm_final.weight"], "sana": ["pos_embed", "y_embedder.y_embedding"]}
+UNUSED = {
+    "lumina2": ["norm_final.weight"],
+    "qwen-image-2": [],
+    "sana": ["pos_embed", "y_embedder.y_embedding"],
+}
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
@@ -245,3 +266,20 @@ def test_latents_of_sana_are_32_times_smaller_than_its_pictures():
         picture = module.decode(torch.zeros((1, 32, 8, 8), device="meta")).sample
         latents = module.encode(picture).latent
     assert (picture.shape, latents.shape) == ((1, 3, 256, 256), (1, 32, 8, 8))
+
+
+def test_latents_of_qwen_image_2_are_16_times_smaller_than_its_pictures_with_opacity():
+    with torch.device("meta"):
+        module = diffusers.AutoencoderKLQwenImage21().eval()
+    part = Part(
+        role="vae",
+        class_name="AutoencoderKLQwenImage21",
+        config=dict(module.config),
+        build=lambda _: module,
+    )
+    own = Autoencoder(part, {}, Placement())
+    assert (own.channels, own.scale) == (64, 16)
+    with torch.no_grad():
+        picture = module.decode(torch.zeros((1, 64, 1, 8, 8), device="meta")).sample
+        latents = module.encode(picture).latent_dist.mean
+    assert (picture.shape, latents.shape) == ((1, 4, 1, 128, 128), (1, 64, 1, 8, 8))

@@ -38,7 +38,7 @@ def test_a_missing_text_encoder_or_tokenizer_is_named(name, copies, monkeypatch)
     copy = copies(name)
     index = copy / "model_index.json"
     said = json.loads(index.read_text())
-    for role in [r for r in said if r.startswith(("text_encoder", "tokenizer"))]:
+    for role in [r for r in said if r.startswith(("text_encoder", "tokenizer", "processor"))]:
         away = shutil.move(copy / role, copy.parent / "away")
         with pytest.raises(ModelError, match=role) as caught:
             load_pipeline(copy)

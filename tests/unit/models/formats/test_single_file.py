@@ -272,6 +272,7 @@ def test_a_file_of_stable_diffusion_3_equals_its_folder(is_35, tmp_path):
         ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "FLUX"),
         ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3"),
         ("transformer_blocks.0.img_mod.1.weight", "Qwen-Image"),
+        ("model.diffusion_model.txt_in.text_norm.weight", "Qwen-Image 2.1"),
     ],
 )
 def test_a_transformer_alone_is_told_where_it_belongs(name, family, tmp_path):

@@ -40,12 +40,14 @@ class TextStates:
     """States (1, T, D) that the network may see, notes for the result, and where they are text.
 
     ``mask`` has shape (1, T), bool; None where the states are those of text alone, or the
-    network is not told.
+    network is not told. ``places`` are the tokens before each picture that was read with the
+    text.
     """
 
     hidden: Tensor
     notes: tuple[str, ...]
     mask: Tensor | None = None
+    places: tuple[int, ...] = ()
 
 
 class TextReader(Protocol):
@@ -86,6 +88,7 @@ class LanguageEncoder:
         chat: The frame.
         call: How the language model is called.
         is_whole: Whether the network sees all that a call can hold, what fills it up too.
+        tokens_role: What the tokenizer is called among the parts.
 
     Raises:
         WeightsError: If either part is missing.
@@ -100,11 +103,12 @@ class LanguageEncoder:
         chat: ChatFormat,
         call: Call,
         is_whole: bool = False,
+        tokens_role: str = "tokenizer",
     ) -> None:
-        for role, known in (("tokenizer", parts.tokenizers), (ROLE, parts.networks)):
+        for role, known in ((tokens_role, parts.tokenizers), (ROLE, parts.networks)):
             if role not in known:
                 raise WeightsError(f"{parts.name} has no {role}, which {parts.pipeline} needs")
-        self.tokens: Tokens = parts.tokenizers["tokenizer"]
+        self.tokens: Tokens = parts.tokenizers[tokens_role]
         self._networks = networks
         self._chat = chat
         self._is_whole = is_whole
@@ -121,7 +125,7 @@ class LanguageEncoder:
         return self._chat.window
 
     def count(self, prompt: Prompt) -> int:
-        """Count the tokens whose states the network may see."""
+        """Count the tokens whose states the network may see, one for each picture."""
         return self._read(prompt).num_seen
 
     def embed(self, prompt: Prompt) -> TextStates:
@@ -141,11 +145,20 @@ class LanguageEncoder:
         (states,) = self._networks[ROLE](**inputs)
         seen = length if self._is_whole else len(ids)
         hidden = torch.cat([states[:, :first], states[:, last:seen]], dim=1)
+        return self._states(found, hidden)
+
+    def _states(self, found: ChatIds, hidden: Tensor) -> TextStates:
+        """Say beside the states what was not read."""
         return TextStates(hidden, (*found.cuts, *found.unheard))
 
     def _read(self, prompt: Prompt) -> ChatIds:
         return chat_ids(
-            self.tokens, self._chat, prompt.text, prompt.dialect, negative=prompt.negative
+            self.tokens,
+            self._chat,
+            prompt.text,
+            prompt.dialect,
+            negative=prompt.negative,
+            pictures=len(prompt.references),
         )
 
 
