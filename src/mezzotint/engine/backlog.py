@@ -6,7 +6,7 @@ totals of classes and clients, and from one walk along its own client's line at 
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mezzotint.engine.state import ImageId
 
@@ -143,7 +143,7 @@ class Backlog:
     def expect(self, image: ImageId, seconds: float) -> None:
         """Note how many seconds an image that is held still needs."""
         was = self._held[image]
-        held = self._held[image] = replace(was, seconds=seconds)
+        held = self._held[image] = Held(client=was.client, seconds=seconds, rank=was.rank)
         here = self._classes[held.rank[0]]
         here.lines[held.client].change(image, held)
         here.seconds += seconds - was.seconds

@@ -31,7 +31,7 @@ from mezzotint.planning.memory import Footprint
 __all__ = ["World", "next_batch", "next_joiners"]
 
 _WORTH_WAITING = 1.03  # a larger batch must give this many times the rows per second
-_HOPE = 0.5  # share of the proportional time that an untried batch size is hoped to take
+_HOPE = 0.5  # share of its time that a call is hoped to take of which no good one is known
 _RIDE = 1.1  # times its length, for which an image far behind in turn may ride in a call
 _CREDITOR = 1.5  # of its requests, by which a client that is away has to be owed more
 _DELAY = 0.1  # of an absent creditor's request, for which a call may keep it waiting
@@ -248,7 +248,7 @@ def _cut(
         rows += state.rows
         bucket = _bucket(rows, buckets)
         seconds = world.costs.seconds(key, kind, bucket)
-        if bucket not in measured and position > 1:
+        if position > 1 and not world.costs.is_settled(key, kind, bucket):
             seconds *= _HOPE
         if position == 1 or not _comes_after(state, leader, whole_s, world):
             # no call is dearer than a larger one: it was timed beside other work of the machine

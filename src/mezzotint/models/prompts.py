@@ -29,6 +29,7 @@ COMMA_BACKTRACK = 20
 MAX_CHUNKS = 8  # 600 CLIP tokens; attention grows with every further chunk
 Kind = Literal["clip", "t5", "bert"]
 DEFAULT_LENGTH: dict[str, int] = {"clip": 77, "t5": 512, "bert": 512}
+LONG_TEXT = 1000  # characters from which a text is encoded beside other threads, and kept
 MAX_LENGTH = 4096  # files say 10**30 where they mean "no limit"
 
 
@@ -92,6 +93,7 @@ class Tokens:
         self._comma = own.token_to_id(",</w>") if kind == "clip" else None
         self._words: dict[str, tuple[int, ...]] = {}
         self._word_pattern: re.Pattern[str] | None = None
+        self._latest: tuple[str, Any] = "", None  # the long text that was encoded last
 
     @cached_property
     def first_word(self) -> int:
@@ -175,7 +177,14 @@ class Tokens:
 
     def _encoded(self, text: str) -> Any:
         plain = text.lower() if self._lowers else text
-        return self._tokenizer.encode(plain, add_special_tokens=False)
+        if len(plain) < LONG_TEXT:
+            return self._tokenizer.encode(plain, add_special_tokens=False)
+        known, encoding = self._latest
+        if known != plain:
+            # `encode` holds the interpreter, tens of milliseconds for a long text; this does not
+            encoding = self._tokenizer.encode_batch([plain], add_special_tokens=False)[0]
+            self._latest = plain, encoding
+        return encoding
 
     def encode_whole(self, text: str) -> list[tuple[int, int]]:
         """Return a text's tokens as (id, character it starts at), special ones as they stand."""

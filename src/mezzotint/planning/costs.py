@@ -24,7 +24,8 @@ __all__ = ["CostTable", "Prediction", "cost_key", "encode_key", "finish_key"]
 Kind = Literal["encode", "step", "reuse", "decode", "finish"]
 
 _KEEP = 0.7  # weight of the past in the running mean
-_OUTLIER = 8.0  # a time this many times the known one is somebody else's noise
+_OUTLIER = 1.5  # a time more than this many times the known one is somebody else's noise
+_STALE = 256  # calls after which a size that was not among them is worth another trial
 _GUESS_S = {"encode": 0.05, "step": 0.2, "reuse": 0.1, "decode": 0.2, "finish": 0.0}
 
 
@@ -85,6 +86,8 @@ class CostTable:
         self._path = path
         self._seconds: dict[tuple[str, str], dict[int, float]] = {}
         self._counts: dict[tuple[str, str, int], int] = {}
+        self._calls: Counter[tuple[str, str]] = Counter()
+        self._latest: dict[tuple[str, str, int], int] = {}  # which of the calls it was
         self._load()
 
     def record(self, key: str, kind: Kind, rows: int, seconds: float) -> None:
@@ -96,6 +99,8 @@ class CostTable:
         times = self._seconds.get((key, kind), {})
         count = self._counts.get((key, kind, rows), 0)
         self._counts[key, kind, rows] = count + 1
+        self._calls[key, kind] += 1
+        self._latest[key, kind, rows] = self._calls[key, kind]
         known = times.get(rows)
         if known is not None and count == 0 and seconds > known:
             return  # a warm-up beside the time that an earlier process measured
@@ -111,6 +116,23 @@ class CostTable:
     def is_measured(self, key: str, kind: Kind) -> bool:
         """Tell whether there is a measurement for any number of rows."""
         return (key, kind) in self._seconds
+
+    def is_settled(self, key: str, kind: Kind, rows: int) -> bool:
+        """Tell whether the time of such a call can be believed without another trial.
+
+        It cannot if it was timed once and took as long as smaller calls one after the other,
+        as a warm-up does, nor if many calls were made since: it may have been timed beside
+        other work of the machine, and who takes it for dear would never learn better.
+        """
+        times = self._seconds.get((key, kind), {})
+        if rows not in times:
+            return False
+        place = key, kind, rows
+        if self._calls[key, kind] - self._latest.get(place, 0) > _STALE:
+            return False
+        below = max((r for r in times if r < rows), default=None)
+        is_dear = below is not None and times[rows] >= times[below] * rows / below
+        return self._counts.get(place) != 1 or not is_dear
 
     def measured_rows(self, key: str, kind: Kind) -> tuple[int, ...]:
         """Return the numbers of rows that were measured, rising."""
@@ -152,10 +174,17 @@ class CostTable:
         least = min_rows if plan.reproducibility == "exact" else 1
         kinds: tuple[Kind, ...] = tuple("reuse" if r else "step" for r in plan.reused)
         kinds = kinds or ("step",) * len(plan.rows)
-        steps = sum(
-            self._evaluation(plan, key, k, kinds[k], least)
-            for k in range(evaluation, len(plan.rows))
-        )
+        if plan.techniques.ensemble or plan.techniques.controls:
+            steps = sum(
+                self._evaluation(plan, key, k, kinds[k], least)
+                for k in range(evaluation, len(plan.rows))
+            )
+        else:  # evaluations of a kind cost the same, and there are few kinds
+            alike = Counter(zip(kinds[evaluation:], plan.rows[evaluation:], strict=True))
+            steps = sum(
+                count * self._price(key, kind, rows, least)
+                for (kind, rows), count in alike.items()
+            )
         decode = 0.0 if plan.ends_in_latents else self.seconds(key, "decode", 1)
         encode = self._encoding(plan) if evaluation == 0 else 0.0
         if plan.second is not None:

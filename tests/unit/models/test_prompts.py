@@ -135,3 +135,31 @@ def test_broken_tokenizer_is_a_card_error(tmp_path):
         load_tokens(tmp_path)
     with pytest.raises(CardError, match="tokenizers backend"):
         tokens_of(object())
+
+
+class Recorded:
+    """A tokenizer that writes down which of its calls are made."""
+
+    def __init__(self, tokenizer) -> None:
+        self.tokenizer, self.calls = tokenizer, []
+
+    def __getattr__(self, name):
+        self.calls.append(name)
+        return getattr(self.tokenizer, name)
+
+
+def test_long_text_is_encoded_once_and_by_the_call_that_lets_other_threads_run():
+    text = "very " * 6000
+    tokens = Tokens(clip_tokens(*clip_vocabulary()), kind="clip", max_length=77)
+    expected = tokens._tokenizer.encode(text, add_special_tokens=False).ids
+    tokens._tokenizer = recorded = Recorded(tokens._tokenizer)
+    assert tokens.count(text) == len(expected) == 6000
+    chunks, _ = tokens.split(text)
+    assert [id_ for chunk in chunks for id_ in chunk.ids[1:76]] == expected[: 8 * 75]
+    assert recorded.calls == ["encode_batch"]
+
+
+def test_long_texts_that_follow_each_other_are_not_mixed_up():
+    tokens = Tokens(clip_tokens(*clip_vocabulary()), kind="clip", max_length=77)
+    first, second = "very " * 6000, "red, " * 6000
+    assert [tokens.count(text) for text in (first, second, first)] == [6000, 12000, 6000]

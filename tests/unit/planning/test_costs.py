@@ -30,7 +30,37 @@ def test_an_outlier_moves_the_mean_only_so_far():
     table = CostTable()
     for seconds in (1.0, 1.0, 1000.0):
         table.record("m", "step", 2, seconds)
-    assert table.seconds("m", "step", 2) < 4.0
+    assert table.seconds("m", "step", 2) < 1.2
+
+
+def test_a_warm_up_is_not_believed_until_the_size_was_tried_again():
+    table = CostTable()
+    table.record("m", "step", 2, 1.0)
+    table.record("m", "step", 4, 3.0)
+    assert table.is_settled("m", "step", 2)
+    assert not table.is_settled("m", "step", 4)
+    table.record("m", "step", 4, 2.5)
+    assert table.is_settled("m", "step", 4)
+    assert not table.is_settled("m", "step", 6)
+
+
+def test_a_time_that_was_good_at_once_is_believed():
+    table = CostTable()
+    table.record("m", "step", 2, 1.0)
+    table.record("m", "step", 4, 1.5)
+    assert table.is_settled("m", "step", 4)
+
+
+def test_a_size_that_was_not_called_for_long_is_worth_another_trial():
+    table = CostTable()
+    for seconds in (1.9, 1.9):
+        table.record("m", "step", 4, seconds)
+    for _ in range(256):
+        table.record("m", "step", 2, 1.0)
+        assert table.is_settled("m", "step", 4)
+    table.record("m", "step", 2, 1.0)
+    assert not table.is_settled("m", "step", 4)
+    assert table.is_settled("m", "step", 2)
 
 
 def test_a_prediction_counts_calls_exactly_and_seconds_by_measurement():

@@ -6,7 +6,7 @@ else begins at once.
 
 These threads share cores and interpreter with the one that draws. While pictures of somebody
 else are on their way, and shortly after, a client's line does one thing at a time and rests
-after each, so that what it takes stays a fifth of one core; alone, nothing rests.
+after each, so that what it takes stays a tenth of one core; alone, nothing rests.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ __all__ = ["FairThreads"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_REST = 4.0  # seconds of rest for each second of work, while others wait for pictures
-_LONGEST_REST_S = 10.0
+_REST = 9.0  # seconds of rest for each second of work, while others wait for pictures
+_LONGEST_REST_S = 20.0
 _SHORTLY_S = 5.0  # after its last picture a client may come back at any moment
 _FEW_LINES = 64  # below which nobody looks for lines that have rested
 
