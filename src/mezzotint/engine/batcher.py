@@ -85,7 +85,12 @@ def next_batch(world: World) -> StepBatch | None:
     buckets = world.buckets.get((leader.kind, leader.key), world.config.buckets)
     limit_s = min(world.config.quantum_s, _patience_s(leader.claim.client, world))
     ids, bucket = _cut(leader, _share_out(group, leader, world), buckets, limit_s, world)
-    return StepBatch(kind=leader.kind, ids=ids, key=leader.key, bucket=bucket)
+    taken = set(ids)
+    present = {state.claim.client for state in group if state.id in taken}
+    wanted = sum(state.rows for state in group if state.claim.client in present)
+    return StepBatch(
+        kind=leader.kind, ids=ids, key=leader.key, bucket=bucket, wanted=wanted, limit_s=limit_s
+    )
 
 
 def next_joiners(world: World) -> tuple[ImageId, ...]:

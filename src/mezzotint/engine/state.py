@@ -132,12 +132,18 @@ class StepBatch:
         ids: Whose turn it is, in row order.
         key: What is equal among them.
         bucket: Rows of the call, padding included.
+        wanted: Rows of this kind that the clients in the call have running: what a larger
+            call could take.
+        limit_s: Seconds that a call of several images may take here, for the sake of
+            clients who may come back.
     """
 
     kind: Kind
     ids: tuple[ImageId, ...]
     key: Hashable
     bucket: int
+    wanted: int = 0
+    limit_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -289,6 +289,28 @@ def test_a_small_call_that_was_timed_beside_other_work_lets_nobody_ride_in_a_lar
     assert bench.executor.calls[-1].bucket <= 4
 
 
+def test_a_call_tells_of_the_rows_of_those_in_it_and_of_the_time_that_others_can_wait():
+    bench = Bench(call_s=0.0, row_s=0.02)
+    for request in ("first", "earlier"):  # by the second it is known what such pictures take
+        bench.submit(request, make_plan(steps=6), client="tenant")
+        bench.run()
+    bench.submit("flood", make_plan(steps=50), images=4, client="hostile")
+    for _ in range(100):
+        bench.engine.tick()
+    floods = bench.executor.calls[-1]
+    assert {image.request for image in floods.ids} == {"flood"}
+    assert floods.wanted == 8  # two rows of each
+    request_s = bench.alone_s(make_plan(steps=6))
+    assert floods.limit_s == pytest.approx(0.1 * request_s)  # the tenant may come back
+    bench.submit("short", make_plan(steps=6), client="tenant")
+    while not any(i.request == "short" for i in bench.executor.calls[-1].ids):
+        bench.engine.tick()
+    short = bench.executor.calls[-1]
+    assert {image.request for image in short.ids} == {"short"}
+    assert short.wanted == 2
+    assert short.limit_s == EngineConfig().quantum_s
+
+
 def test_many_that_ask_alike_share_calls_where_rows_are_cheap():
     bench = Bench(call_s=0.04, row_s=0.001)
     for turn in range(4):

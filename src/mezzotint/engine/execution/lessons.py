@@ -8,6 +8,7 @@ Trials go on where they were left, and certificates are kept on disk.
 Dimensions: R rows.
 """
 
+import math
 import time
 import weakref
 from collections import OrderedDict
@@ -97,6 +98,7 @@ class Lessons:
         rows: Rows,
         seconds: float | None,
         wanted: int,
+        limit_s: float = math.inf,
     ) -> bool:
         """Hear of a call that was made for somebody, and learn a little if that is paid for.
 
@@ -108,6 +110,7 @@ class Lessons:
             rows: What it was called with.
             seconds: What the call took; None if that is no measure.
             wanted: Rows of that shape that could be taken at once.
+            limit_s: Seconds that whoever comes next may be kept waiting by a trial.
 
         Returns:
             Whether something was tried, so that the time of the step is no measure.
@@ -124,7 +127,7 @@ class Lessons:
         if size is None:  # a little is kept for whoever comes next
             self._credit_s = min(self._credit_s, shape.row_s * REFERENCE)
             return False
-        return self._spend(shape, size)
+        return self._spend(shape, size, limit_s)
 
     def _wanted(self, shape: _Shape, rows: int) -> int | None:
         """Return the smallest untried size that so many rows could use."""
@@ -132,19 +135,21 @@ class Lessons:
         sizes = (1,) if rows == 1 else tuple(s for s in self._config.buckets if 1 < s <= most)
         return next(iter(self._untried(shape, sizes)), None)
 
-    def _spend(self, shape: _Shape, size: int) -> bool:
-        """Make the calls of a trial that are paid for; tell whether there were any."""
-        model, trial, spent = shape.model(), shape.trial_of(size), False
+    def _spend(self, shape: _Shape, size: int, limit_s: float) -> bool:
+        """Make the next call of a trial if it is paid for and short enough; tell if it was made."""
+        model, trial = shape.model(), shape.trial_of(size)
         assert model is not None  # noqa: S101 - it was called just now
+        price_s = trial.next_rows * shape.row_s
+        if not price_s or price_s > min(self._credit_s, limit_s):
+            self._credit_s = min(self._credit_s, price_s)  # no more is saved than is spent at once
+            return False
+        self._credit_s -= price_s
         try:
-            while trial.next_rows and trial.next_rows * shape.row_s <= self._credit_s:
-                self._credit_s -= trial.next_rows * shape.row_s
-                spent = True
-                self._advance(shape, trial, model)
+            self._advance(shape, trial, model)
         except Exception as error:  # a trial that fails is no fault of who is drawn for
             shape.failed.add(size)
             log.error("engine.trial_failed", shape=shape.label, rows=size, error=repr(error))
-        return spent
+        return True
 
     def _remember(self, key: Hashable, label: str, plan: Plan, model: Model, rows: Rows) -> _Shape:
         """Remember a shape of row that was called for the first time."""

@@ -93,7 +93,6 @@ class Runner:
         self._clock = clock
         self._slots: dict[ImageId, Slot] = {}
         self._keys: dict[Hashable, ImageId] = {}
-        self._key_of: dict[ImageId, Hashable] = {}
         self._stacked: tuple[tuple[Conditioning, ...], Conditioning] = ((), Conditioning())
         self._held: dict[ImageId, tuple[int, int]] = {}  # bytes of latents and conditioning
         self._held_bytes = [0, 0]
@@ -125,7 +124,7 @@ class Runner:
             self._slots[image] = slot
             self._tell_held(image, slot)
         key = (plan.batch_key, _shapes(slot))
-        self._keys[key], self._key_of[image] = image, key
+        self._keys[key] = image
         notes = (*slot.conditioning.notes, *_backend_notes(slot.model))
         return Encoded(key=key, warnings=tuple(dict.fromkeys(notes)))
 
@@ -218,7 +217,6 @@ class Runner:
         """Free an image's tensors and let go of its model."""
         slot = self._slots.pop(image, None)
         if slot is not None:
-            self._key_of.pop(image, None)
             self._tell_held(image, None)
             self._stacked = ((), Conditioning())
             slot.pin.close()
@@ -259,19 +257,21 @@ class Runner:
     ) -> tuple[Tensor, Tensor | None, float | None]:
         """Ask every denoiser for its rows; see :meth:`_call`."""
         if len(slot.members) == 1:
-            return self._call(
-                slot.members[0], batch.key, batch.bucket, self._stack(lines), slot.plan
-            )
+            return self._call(slot.members[0], batch, self._stack(lines), slot.plan)
         answers: dict[int, Tensor] = {}
         for member, model in enumerate(slot.members):
             places = [k for k, line in enumerate(lines) if line.member == member]
             if not places:
                 continue
-            key = (batch.key, member)
             own = self._stack([lines[k] for k in places])
             own = replace(own, timestep=None)  # each looks up its own schedule
-            bucket = self._config.bucket(len(places))
-            part, _, _ = self._call(model, key, bucket, own, slot.plan)
+            asked = replace(
+                batch,
+                key=(batch.key, member),
+                bucket=self._config.bucket(len(places)),
+                wanted=batch.wanted * len(places) // len(lines),
+            )
+            part, _, _ = self._call(model, asked, own, slot.plan)
             answers.update(zip(places, torch.split(part, 1), strict=True))
         return torch.cat([answers[k] for k in range(len(lines))]), None, None
 
@@ -295,7 +295,7 @@ class Runner:
         )
 
     def _call(
-        self, model: Model, key: Hashable, bucket: int, rows: Rows, plan: Plan
+        self, model: Model, batch: StepBatch, rows: Rows, plan: Plan
     ) -> tuple[Tensor, Tensor | None, float | None]:
         """Call a network with all rows: in a call size that is certified, or just so many.
 
@@ -304,10 +304,10 @@ class Runner:
             seconds of the calls or None if they measure nothing.
         """
         denoise = _caller(model)
-        size, is_exact = bucket, self._must_certify(key)
+        key, size, is_exact = batch.key, batch.bucket, self._must_certify(batch.key)
         if is_exact:
             self._repair(model, key)
-            size = self._largest_good(key, bucket)
+            size = self._largest_good(key, size)
         network = model.networks.get("denoiser")
         timer = Timer(device_of(model), self._clock)
         parts: list[Tensor] = []
@@ -324,17 +324,10 @@ class Runner:
         deep = torch.cat(features) if features else None
         if is_exact and self._lessons.tell(
             key, _label(key), plan=plan, model=model, rows=rows, seconds=seconds,
-            wanted=self._rows_held(key, len(rows)),
+            wanted=max(batch.wanted, len(rows)), limit_s=batch.limit_s,
         ):  # fmt: skip
             seconds = None
         return answers, deep, seconds
-
-    def _rows_held(self, key: Hashable, rows: int) -> int:
-        """Return how many rows of a kind could be taken at once: those of every image held."""
-        batch = _batch_key(key)
-        held = [image for image, own in self._key_of.items() if own == batch]
-        each = max((max(self._slots[i].plan.rows, default=1) for i in held), default=1)
-        return max(rows, each * len(held))
 
     def _largest_good(self, key: Hashable, bucket: int) -> int:
         """Return the largest certified call size up to a bucket; the reference at least."""

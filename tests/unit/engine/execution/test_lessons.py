@@ -1,5 +1,6 @@
 """Lessons about call sizes: when they are tried, at whose cost, and what is kept."""
 
+import math
 from typing import ClassVar
 
 import pytest
@@ -37,10 +38,10 @@ def rows(count):
     return Rows(torch.ones(count, 4, 8, 8), torch.ones(count), None, Conditioning({}, rows=count))
 
 
-def tell(lessons, model, *, seconds=1.0, wanted, count=2):
+def tell(lessons, model, *, seconds=1.0, wanted, count=2, limit_s=math.inf):
     return lessons.tell(
         KEY, "tiny", plan=make_plan(), model=model, rows=rows(count), seconds=seconds,
-        wanted=wanted,
+        wanted=wanted, limit_s=limit_s,
     )  # fmt: skip
 
 
@@ -70,8 +71,29 @@ def test_nothing_is_tried_that_nobody_could_use():
         assert not tell(lessons, model, wanted=2)
     assert model.called == []
     assert tell(lessons, model, wanted=1, count=1)  # a lone row
+    assert tell(lessons, model, wanted=1, count=1)
     assert is_tried(1)
     assert model.called == [1, 2]
+
+
+def test_a_trial_keeps_nobody_waiting_for_longer_than_a_call_may():
+    model = Thing()
+    lessons, _ = taught(model, learn_share=100)
+    for _ in range(20):
+        assert not tell(lessons, model, wanted=8, limit_s=1.9)  # four rows take two seconds
+    assert model.called == []
+    assert tell(lessons, model, wanted=8, limit_s=2.0)
+    assert model.called == [4]
+
+
+def test_what_could_not_be_spent_on_trials_is_not_saved_for_many_at_once():
+    model = Thing()
+    lessons, _ = taught(model, learn_share=0.1)
+    for _ in range(1000):
+        tell(lessons, model, wanted=8, limit_s=0.0)
+    for _ in range(5):
+        tell(lessons, model, wanted=8)
+    assert model.called == [4]
 
 
 def test_a_trial_that_fails_fails_nobody_and_is_not_begun_again():
