@@ -294,7 +294,7 @@ def test_a_call_tells_of_the_rows_of_those_in_it_and_of_the_time_that_others_can
     for request in ("first", "earlier"):  # by the second it is known what such pictures take
         bench.submit(request, make_plan(steps=6), client="tenant")
         bench.run()
-    bench.submit("flood", make_plan(steps=50), images=4, client="hostile")
+    bench.submit("flood", make_plan(steps=100), images=4, client="hostile")
     for _ in range(100):
         bench.engine.tick()
     floods = bench.executor.calls[-1]
