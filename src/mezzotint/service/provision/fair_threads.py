@@ -6,12 +6,15 @@ else begins at once.
 
 These threads share cores and interpreter with the one that draws. While pictures of somebody
 else are on their way, and shortly after, a client's line does one thing at a time and rests
-after each, so that what it takes stays a tenth of one core; alone, nothing rests.
+after each, so that what it takes stays a tenth of one core; and a line that had to rest goes on
+at a lower priority of the operating system, where threads have one. Alone, nothing rests.
 """
 
 import asyncio
 import contextlib
 import contextvars
+import os
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -30,6 +33,7 @@ T = TypeVar("T")
 _REST = 9.0  # seconds of rest for each second of work, while others wait for pictures
 _LONGEST_REST_S = 20.0
 _SHORTLY_S = 5.0  # after its last picture a client may come back at any moment
+_LOWER = 10  # in the system's steps: about a tenth of a core that somebody else wants
 _FEW_LINES = 64  # below which nobody looks for lines that have rested
 
 
@@ -56,6 +60,9 @@ class FairThreads:
 
     def __init__(self, count: int = 16, per_client: int = 2) -> None:
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="mezzotint-pictures")
+        self._rested = ThreadPoolExecutor(
+            count, thread_name_prefix="mezzotint-rested", initializer=_lower_priority
+        )
         self._per_client = per_client
         self._lock = threading.Lock()
         self._lines: dict[str, _Line] = {}
@@ -112,6 +119,7 @@ class FairThreads:
             if future.set_running_or_notify_cancel():
                 future.set_exception(NotReady("the engine is closed"))
         self._pool.shutdown(wait=False)
+        self._rested.shutdown(wait=False)
 
     def _fill(self, client: str, line: _Line) -> None:
         """Give a line the threads that it may have."""
@@ -125,7 +133,8 @@ class FairThreads:
             future, work = line.waiting.popleft()
             if future.set_running_or_notify_cancel():
                 line.running += 1
-                self._pool.submit(self._do, client, line, future, work)
+                pool = self._rested if others and line.rests_until else self._pool
+                pool.submit(self._do, client, line, future, work)
         if not line.running and not line.waiting and now_s >= line.rests_until:
             self._lines.pop(client, None)
 
@@ -180,3 +189,11 @@ class FairThreads:
             future.set_result(outcome)
         else:
             future.set_exception(fault)
+
+
+def _lower_priority() -> None:
+    """Let the calling thread run after others; only Linux has priorities of threads."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        now = os.getpriority(os.PRIO_PROCESS, thread)
+        os.setpriority(os.PRIO_PROCESS, thread, min(now + _LOWER, 19))
