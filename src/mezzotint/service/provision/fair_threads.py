@@ -6,8 +6,9 @@ else begins at once.
 
 These threads share cores and interpreter with the one that draws. While pictures of somebody
 else are on their way, and shortly after, a client's line does one thing at a time and rests
-after each, so that what it takes stays a tenth of one core; and a line that had to rest goes on
-at a lower priority of the operating system, where threads have one. Alone, nothing rests.
+after each, so that what it takes stays a tenth of one core; a line that had to rest goes on
+between those pictures, as far as there is a between within two seconds, and at a lower priority
+of the operating system, where threads have one. Alone, nothing rests.
 """
 
 import asyncio
@@ -32,6 +33,7 @@ T = TypeVar("T")
 
 _REST = 9.0  # seconds of rest for each second of work, while others wait for pictures
 _LONGEST_REST_S = 20.0
+_GIVES_WAY_S = 2.0  # after its rest, for which a line waits until pictures of others are done
 _SHORTLY_S = 5.0  # after its last picture a client may come back at any moment
 _LOWER = 10  # in the system's steps: about a tenth of a core that somebody else wants
 _FEW_LINES = 64  # below which nobody looks for lines that have rested
@@ -87,6 +89,9 @@ class FairThreads:
                     self._drew_at[client] = time.monotonic()  # the latest last
                     while len(self._drew_at) > 2:
                         del self._drew_at[next(iter(self._drew_at))]
+                    for other, line in list(self._lines.items()):
+                        if line.waiting:  # perhaps for this
+                            self._fill(other, line)
 
     async def run(
         self, client: str, work: Callable[P, T], *arguments: P.args, **named: P.kwargs
@@ -127,8 +132,11 @@ class FairThreads:
         most = 1 if others else self._per_client
         now_s = time.monotonic()
         while line.waiting and line.running < most:
-            if others and now_s < line.rests_until:
-                self._call_later(client, line, line.rests_until - now_s)
+            rests_until = line.rests_until
+            if line.rests_until and any(other != client for other in self._drawing):
+                rests_until += _GIVES_WAY_S
+            if others and now_s < rests_until:
+                self._call_later(client, line, rests_until - now_s)
                 return
             future, work = line.waiting.popleft()
             if future.set_running_or_notify_cancel():
