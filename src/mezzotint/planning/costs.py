@@ -182,8 +182,7 @@ class CostTable:
         else:  # evaluations of a kind cost the same, and there are few kinds
             alike = Counter(zip(kinds[evaluation:], plan.rows[evaluation:], strict=True))
             steps = sum(
-                count * self._price(key, kind, rows, least)
-                for (kind, rows), count in alike.items()
+                count * self._price(key, kind, rows, least) for (kind, rows), count in alike.items()
             )
         decode = 0.0 if plan.ends_in_latents else self.seconds(key, "decode", 1)
         encode = self._encoding(plan) if evaluation == 0 else 0.0
