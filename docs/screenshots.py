@@ -1,6 +1,6 @@
 """Screenshots: every room of the web page, for the docs and for looking at.
 
-    python -m docs.screenshots [FOLDER]
+    python -m docs.screenshots [FOLDER [ROOM ...]]
 
 Starts a server with the built-in models, draws some pictures, trains a LoRA for a
 moment, and photographs each room on a desktop and a phone, light and dark, into
@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.browser import Page, open_page  # noqa: E402 - the tests' own browser
+from tests.serving import runs_that_give_way_to_nobody  # noqa: E402
 
 WANTED = {"create": "#picture", "gallery": ".tile img", "lab": ".plane canvas",
           "train": "#run-grid", "operate": "li.model", "sheet": "#make-sheet"}  # fmt: skip
@@ -147,9 +148,10 @@ def main() -> int:
     """Photograph the rooms; 1 if a picture is larger than the docs should carry."""
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "pictures" / "page"
     target.mkdir(parents=True, exist_ok=True)
-    largest = 0
+    largest, rooms = 0, sys.argv[2:] or list(WANTED)
     with (
         tempfile.TemporaryDirectory() as folder,
+        runs_that_give_way_to_nobody(Path(folder) / "bin"),
         serving(Path(folder) / "home") as url,
         open_page(url, Path(folder)) as page,
     ):
@@ -162,7 +164,7 @@ def main() -> int:
             )
             page.reload()
             for screen, (width, height) in SCREENS.items():
-                for room in WANTED:
+                for room in rooms:
                     path = target / f"{room}-{screen}-{theme}.webp"
                     photograph(page, room, width, height).save(path, quality=80, method=6)
                     largest = max(largest, path.stat().st_size)

@@ -311,7 +311,7 @@ def test_hostile_text_stays_text_in_every_room(page, address):
 
 
 @pytest.mark.slow
-def test_a_tiny_lora_is_trained_on_plate_and_worn(page, address):
+def test_a_tiny_lora_is_trained_on_plate_and_drawn_with(page, address):
     page.run("location.hash = '#train'")
     page.click("#new-run")
     page.click("[data-kind=lora]")
@@ -325,11 +325,12 @@ def test_a_tiny_lora_is_trained_on_plate_and_worn(page, address):
     page.wait("document.querySelector('[data-run=rust]')?.dataset.status === 'finished'", 900)
     page.click("#use-run")
     page.wait("location.hash === '#create'")
-    kept = kept_request(page, lambda r: "loras" in r)
-    assert [lora["name"] for lora in kept["loras"]] == ["rust"]
-    worn = draw(page, prompt="a red apple", seed=7, num_inference_steps=3)
-    page.click("[data-field=loras] .x")
-    assert not np.array_equal(pixels(draw(page)), pixels(worn))
+    page.wait("document.getElementById('model')?.value === 'rust'", LONG_S)
+    assert kept_request(page, lambda r: "model" in r)["model"] == "rust"  # plate and its change
+    learnt = draw(page, prompt="a red apple", seed=7, num_inference_steps=3)
+    page.type("model", "plate")
+    page.wait("document.getElementById('model').value === 'plate'")
+    assert not np.array_equal(pixels(draw(page)), pixels(learnt))
 
 
 @pytest.mark.slow
