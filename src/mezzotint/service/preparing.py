@@ -17,7 +17,8 @@ from mezzotint.images.config import ImageConfig
 from mezzotint.images.resize import fit
 from mezzotint.images.signing import check_can_sign
 from mezzotint.planning.abilities import Abilities
-from mezzotint.planning.plan import Plan, mask_asset
+from mezzotint.planning.assets import mask_asset
+from mezzotint.planning.plan import Plan
 from mezzotint.planning.templates import Templates
 from mezzotint.request import GenerationRequest
 from mezzotint.service.capabilities import abilities

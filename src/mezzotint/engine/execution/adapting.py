@@ -26,7 +26,8 @@ from mezzotint.models.adapters.controlnet import (
 from mezzotint.models.adapters.ip_adapter import IMAGE_SCALES, IMAGE_TOKENS
 from mezzotint.models.base import Conditioning, Model
 from mezzotint.models.families.whole_pictures import pack_pictures
-from mezzotint.planning.plan import Plan, control_asset, prompt_asset, reference_asset
+from mezzotint.planning.assets import control_asset, prompt_asset, reference_asset
+from mezzotint.planning.plan import Plan
 
 __all__ = ["adapt", "reference_pictures", "under_control", "with_full_scales", "with_pictures"]
 
@@ -44,9 +45,9 @@ def adapt(
         plan: What is made.
         model: The view with the plan's adapters.
         assets: Prepared control pictures (3, H, W) in [0, 1] under
-            :func:`~mezzotint.planning.plan.control_asset`; pictures of image prompts
-            (H, W, 3), uint8, under :func:`~mezzotint.planning.plan.prompt_asset`, pictures
-            to edit under :func:`~mezzotint.planning.plan.reference_asset`. None for a
+            :func:`~mezzotint.planning.assets.control_asset`; pictures of image prompts
+            (H, W, 3), uint8, under :func:`~mezzotint.planning.assets.prompt_asset`, pictures
+            to edit under :func:`~mezzotint.planning.assets.reference_asset`. None for a
             rehearsal: blank pictures stand in.
         encoded: One conditioning per prompt.
         negatives: Which of them are of the unconditional half.
@@ -134,7 +135,7 @@ def with_pictures(
     Args:
         plan: What is made.
         assets: Start picture and mask by the plan's names; pictures to edit under
-            :func:`~mezzotint.planning.plan.reference_asset`.
+            :func:`~mezzotint.planning.assets.reference_asset`.
         conditioning: Of the prompt, one row.
     """
     t = plan.techniques

@@ -37,12 +37,12 @@ from mezzotint.models.backends.tiling import tiled
 from mezzotint.models.base import Conditioning, Model, Prompt
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.observe import metrics
+from mezzotint.planning.assets import mask_asset
 from mezzotint.planning.plan import (
     ENLARGED,
     Adapters,
     Plan,
     Resolved,
-    mask_asset,
 )
 from mezzotint.request import EnsembleMember, Variation
 from mezzotint.request import Region as RequestRegion

@@ -24,7 +24,8 @@ from mezzotint.images.resize import fit
 from mezzotint.images.signing import load_signing_key, sign_file
 from mezzotint.models.adapters.ip_adapter import crop_picture
 from mezzotint.models.families.upscalers import load_upscaler
-from mezzotint.planning.plan import Plan, control_asset, prompt_asset, reference_asset
+from mezzotint.planning.assets import control_asset, prompt_asset, reference_asset
+from mezzotint.planning.plan import Plan
 from mezzotint.request import GenerationRequest
 from mezzotint.service.finishing.inpainting import read_inpainting
 from mezzotint.service.finishing.recipes import Recipes
