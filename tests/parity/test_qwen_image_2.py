@@ -214,3 +214,13 @@ def test_a_pipeline_that_begins_from_noised_latents_draws_what_a_start_picture_d
             started_engine, TEXTS[0], 9, image=uploaded(start), strength=2 / STEPS, **fields
         )
     assert np.abs(found - wanted).max() <= 1
+
+
+@pytest.mark.slow
+def test_the_backend_of_a_cpu_draws_from_pictures_to_edit_and_for_several_rows(tmp_path):
+    model = load_pipeline(tiny.folder(NAME), name=NAME)
+    with mezzotint.Engine([model], device="cpu", home=tmp_path) as started_engine:
+        for pictures in ([], some(2)):
+            asked = {"guidance_scale": 3.5, "negative_prompt": "big"}
+            found = ours(started_engine, TEXTS[0], 9, pictures, **asked)
+            assert np.abs(found - theirs(TEXTS[0], 9, pictures, **GUIDED)).max() <= 1

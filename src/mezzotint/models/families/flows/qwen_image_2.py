@@ -64,7 +64,7 @@ class _Sight:
         found, end = [told.transpose(1, 2).flatten(2)], self.counts[0]
         for part, before in zip(parts[1:-1], self.before, strict=True):
             end += part.shape[1]
-            pictures = before.new_ones(len(before), end - before.shape[1])
+            pictures = torch.ones_like(key[:, before.shape[1] : end, 0, 0]).bool()
             shown = torch.cat([before, pictures], dim=1)
             found.append(attend(part, key[:, :end], value[:, :end], shown))
         found.append(attend(parts[-1], key, value, self.shown))
@@ -111,8 +111,7 @@ def call_qwen_image_2(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor
         ],
         dim=1,
     )
-    none = mask.new_zeros((len(mask), 0), dtype=torch.long)
-    read = inputs.get(PICTURE_PLACES, none)  # text tokens before each picture to edit
+    read = inputs.get(PICTURE_PLACES, mask[:, :0].long())  # text tokens before each of them
     places = _places(mask, read, pictures)
     embedder = module.pos_embed
     turns = turns_of(places, theta=float(embedder.theta), widths=tuple(embedder.axes_dim))
@@ -149,8 +148,7 @@ def _places(mask: Tensor, read: Tensor, pictures: Sequence[Tensor]) -> Tensor:
     Returns:
         Shape (R, S, 3).
     """
-    rows, length = mask.shape
-    index = torch.arange(length, device=mask.device).expand(rows, length)
+    index = torch.arange(mask.shape[1], device=mask.device) + torch.zeros_like(mask.long())
     text, passed, found = index, 0, list[Tensor]()
     for k, picture in enumerate(pictures):
         is_drawn = k == len(pictures) - 1
@@ -168,26 +166,28 @@ def _grid(time: Tensor, picture: Tensor) -> Tensor:
     height, width = picture.shape[-2:]
     y = torch.arange(height, device=time.device) - (height - height // 2)
     x = torch.arange(width, device=time.device) - (width - width // 2)
-    rows = y[:, None].expand(height, width).reshape(1, -1).expand(len(time), -1)
-    columns = x.expand(height, width).reshape(1, -1).expand(len(time), -1)
-    return torch.stack([time.expand_as(rows), rows, columns], dim=-1)
+    grid = [torch.zeros_like(y)[:, None] + x * 0, y[:, None] + x * 0, y[:, None] * 0 + x]
+    level, rows, columns = (axis.reshape(1, -1) for axis in grid)
+    none = torch.zeros_like(time)  # of as many rows as there are when it is run
+    return torch.stack([time + level, none + rows, none + columns], dim=-1)
 
 
 def _sight(mask: Tensor, read: Tensor, pictures: Sequence[Tensor]) -> _Sight:
     """Return which tokens see which; what fills a text up is seen by nothing before it."""
-    rows, length = mask.shape
+    length = mask.shape[1]
     counts = [picture.shape[-2] * picture.shape[-1] for picture in pictures]
     index = torch.arange(length, device=mask.device)
-    causal = (index[:, None] >= index).expand(rows, length, length)
+    causal = (index[:, None] >= index) & torch.ones_like(mask)[..., None]
     behind = [
-        (index >= read[:, k : k + 1])[..., None].expand(rows, length, count)
+        (index >= read[:, k : k + 1])[..., None] & torch.ones(count, device=mask.device).bool()
         for k, count in enumerate(counts[:-1])
     ]
+    pictured = [torch.ones_like(picture[:, 0].flatten(1)).bool() for picture in pictures]
     return _Sight(
         counts=(length, *counts),
         text=torch.cat([causal, *behind], dim=-1)[:, None],
         before=tuple(index < read[:, k : k + 1] for k in range(len(counts) - 1)),
-        shown=torch.cat([mask, mask.new_ones(rows, sum(counts))], dim=1),
+        shown=torch.cat([mask, *pictured], dim=1),
     )
 
 
