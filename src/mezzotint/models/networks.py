@@ -15,7 +15,7 @@ import contextlib
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,7 +41,9 @@ __all__ = [
     "copy_layers",
     "is_preparing",
     "linear_by_row",
+    "modules_by_name",
     "preparing",
+    "use_channels_last",
     "use_row_linears",
 ]
 
@@ -86,6 +88,17 @@ def copy_layers(module: nn.Module, *, share_weights: bool = False) -> nn.Module:
     return view
 
 
+def modules_by_name(module: nn.Module) -> dict[str, nn.Module]:
+    """Return a module and all inside it by their dotted names, each once; its own is ""."""
+    walk: Any = module  # its own annotations leave open what is yielded
+    return dict(walk.named_modules())
+
+
+def use_channels_last(module: nn.Module) -> None:
+    """Lay out 4-D weights channels last; others stay."""
+    module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - left out there
+
+
 class NetworkReady(Exception):
     """Raised by a network that was called while :func:`preparing`: it could answer now."""
 
@@ -94,7 +107,7 @@ _rehearsal = threading.local()
 
 
 @contextlib.contextmanager
-def preparing() -> Iterator[None]:
+def preparing() -> Generator[None]:
     """Let the networks this thread calls load and compile, and compute nothing.
 
     A network that knows the shapes of its answer gives zeros, any other raises
@@ -112,13 +125,18 @@ def is_preparing() -> bool:
     return getattr(_rehearsal, "is_on", False)
 
 
+def _look(_module: nn.Module, _inputs: object) -> None:
+    """Raise if this thread's call is to be left."""
+    check()
+
+
 @contextlib.contextmanager
-def _leaving() -> Iterator[None]:
+def _leaving() -> Generator[None]:
     """Let each layer look whether this thread's call is to be left, where it may be."""
     if interruption() is None:
         yield
         return
-    handle = register_module_forward_pre_hook(lambda _module, _inputs: check())
+    handle = register_module_forward_pre_hook(_look)
     try:
         check()
         yield
@@ -214,7 +232,7 @@ class RowLinear(nn.Linear):
             return linear_by_row(input, weight, self.bias)
         if input.shape[0] > 1 and (input.ndim == 2 or self.every_row):
             # A clone starts at an aligned address, as a row alone does.
-            rows = [F.linear(row.clone(), weight, self.bias) for row in input.split(1)]
+            rows = [F.linear(row.clone(), weight, self.bias) for row in torch.split(input, 1)]
             return torch.cat(rows)
         return F.linear(input, weight, self.bias)
 

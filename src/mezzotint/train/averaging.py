@@ -11,7 +11,7 @@ alone as it does in one process.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,20 @@ from torch import Tensor, nn
 __all__ = ["GradientAverager"]
 
 _BUCKET_BYTES = 25 << 20
+
+
+class _Work(Protocol):
+    """A message under way."""
+
+    def wait(self) -> object:
+        """Return once it is here."""
+        ...
+
+
+class _AllReduce(Protocol):
+    """``torch.distributed.all_reduce``, which says nothing of its types."""
+
+    def __call__(self, tensor: Tensor, *, async_op: bool) -> _Work | None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +50,7 @@ class _Bucket:
     parameters: list[nn.Parameter] = field(default_factory=list[nn.Parameter])
     waiting: int = 0
     message: Tensor | None = None
-    work: Any = None
+    work: _Work | None = None
 
 
 class GradientAverager:
@@ -64,7 +78,8 @@ class GradientAverager:
         self._next = 0  # number of the bucket that is sent next
         self._is_open = False
         for parameter in parameters:
-            parameter.register_post_accumulate_grad_hook(self._take)
+            hooked: Any = parameter  # the method says nothing of its types
+            hooked.register_post_accumulate_grad_hook(self._take)
 
     def begin(self) -> None:
         """Say that the next backward pass is the last one of this step."""
@@ -99,17 +114,19 @@ class GradientAverager:
             parts.append((torch.zeros_like(parameter) if gradient is None else gradient).flatten())
         parts.append(parts[0].new_tensor(there))
         bucket.message = torch.cat(parts)
-        bucket.work = torch.distributed.all_reduce(bucket.message, async_op=True)
+        send = cast("_AllReduce", torch.distributed.all_reduce)
+        bucket.work = send(bucket.message, async_op=True)
 
     @torch.no_grad()
     def _receive(self, bucket: _Bucket) -> None:
-        bucket.work.wait()
-        message = bucket.message
-        assert message is not None  # noqa: S101 - every bucket was sent
+        work, message = bucket.work, bucket.message
+        assert work is not None  # noqa: S101 - every bucket was sent
+        assert message is not None  # noqa: S101
+        work.wait()
         count = len(bucket.parameters)
-        gradients, there = message[:-count] / self._processes, message[-count:].tolist()
+        gradients, there = message[:-count] / self._processes, message[-count:].bool().cpu()
         sizes = [parameter.numel() for parameter in bucket.parameters]
-        parts = zip(bucket.parameters, gradients.split(sizes), there, strict=True)
+        parts = zip(bucket.parameters, torch.split(gradients, sizes), there, strict=True)
         for parameter, part, was_there in parts:
             if was_there:
                 parameter.grad = part.view_as(parameter).clone()

@@ -11,10 +11,10 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mezzotint.errors import InvalidRequest, WeightsError
 from mezzotint.files import digest_file, write_atomically
+from mezzotint.plain import is_dict, is_list
 from mezzotint.train.config.config import TrainConfig
 from mezzotint.train.config.model import DataConfig
 
@@ -48,10 +49,10 @@ def pack(tree: Any) -> tuple[Any, dict[str, Tensor]]:
             tensors[name] = kept.clone() if where in seen or where == 0 else kept
             seen.add(where)
             return {"$tensor": name}
-        if isinstance(value, dict):
+        if is_dict(value):
             return {"$items": [[key, walk(item)] for key, item in value.items()]}
         if isinstance(value, list | tuple):
-            return [walk(item) for item in value]
+            return [walk(item) for item in cast("Sequence[Any]", value)]
         return value
 
     return walk(tree), tensors
@@ -59,11 +60,11 @@ def pack(tree: Any) -> tuple[Any, dict[str, Tensor]]:
 
 def unpack(plain: Any, tensors: dict[str, Tensor]) -> Any:
     """Put together what :func:`pack` parted; tuples come back as lists."""
-    if isinstance(plain, dict):
+    if is_dict(plain):
         if "$tensor" in plain:
             return tensors[plain["$tensor"]]
         return {key: unpack(item, tensors) for key, item in plain["$items"]}
-    if isinstance(plain, list):
+    if is_list(plain):
         return [unpack(item, tensors) for item in plain]
     return plain
 
@@ -90,7 +91,7 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Return the steps of all checkpoints, rising."""
-        found = []
+        found: list[int] = []
         for path in self._folder.glob("step-*"):
             with contextlib.suppress(ValueError):
                 found.append(int(path.name.removeprefix("step-")))
@@ -167,7 +168,7 @@ class CheckpointStore:
 
 
 @contextlib.contextmanager
-def _partial_folder(target: Path) -> Iterator[Path]:
+def _partial_folder(target: Path) -> Generator[Path]:
     """Give a folder beside ``target`` that takes its place on success."""
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     partial.mkdir()

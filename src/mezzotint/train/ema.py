@@ -7,7 +7,8 @@ buffers are copied.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class Ema:
                 mean[name].copy_(state[name])
 
     @contextlib.contextmanager
-    def applied(self, module: nn.Module, index: int = 0) -> Iterator[None]:
+    def applied(self, module: nn.Module, index: int = 0) -> Generator[None]:
         """Put the ``index``-th mean into ``module`` for a while; without decays change nothing."""
         if not self.decays:
             yield
@@ -64,14 +65,15 @@ class Ema:
         finally:
             module.load_state_dict(kept)
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
         return {"step": self.step, "means": [dict(mean) for mean in self.means]}
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
-        self.step = int(state["step"])  # type: ignore[call-overload]
-        for mean, saved in zip(self.means, state["means"], strict=True):  # type: ignore[arg-type]
+        self.step = int(state["step"])
+        means: list[dict[str, Tensor]] = state["means"]
+        for mean, saved in zip(self.means, means, strict=True):
             for name, value in mean.items():
                 value.copy_(saved[name])

@@ -44,9 +44,9 @@ def grid_requests(config: SamplesConfig, model: Model) -> list[GenerationRequest
         "scheduler": config.scheduler,
     }
     prompts = config.prompts or ("",) * config.count
-    found = []
+    found: list[GenerationRequest] = []
     for k, prompt in enumerate(prompts):
-        values = {**common, "seed": config.seed + k}
+        values: dict[str, Any] = {**common, "seed": config.seed + k}
         if spec.num_classes:
             values["latent"] = LatentInput(class_label=_label(prompt, k, model))
         elif spec.takes_prompt:
@@ -135,10 +135,8 @@ def terminal_picture(pixels: np.ndarray, *, columns: int = 80) -> str:
     height, width = pixels.shape[:2]
     wide = min(columns, width)
     high = max(2, round(height * wide / width) // 2 * 2)
-    rows = np.linspace(0, height - 1, high).round().astype(int)
-    across = np.linspace(0, width - 1, wide).round().astype(int)
-    small = pixels[rows][:, across]
-    lines = []
+    small = pixels[_spread(height, high)][:, _spread(width, wide)]
+    lines: list[str] = []
     for top, bottom in zip(small[::2], small[1::2], strict=True):
         cells = (
             f"\x1b[38;2;{a[0]};{a[1]};{a[2]}m\x1b[48;2;{b[0]};{b[1]};{b[2]}m▀"
@@ -146,3 +144,8 @@ def terminal_picture(pixels: np.ndarray, *, columns: int = 80) -> str:
         )
         lines.append("".join(cells) + "\x1b[0m")
     return "\n".join(lines)
+
+
+def _spread(side: int, count: int) -> np.ndarray:
+    """Return ``count`` places spread evenly over ``side`` rows or columns. Shape (count,)."""
+    return np.round(np.linspace(0, side - 1, count)).astype(np.intp)

@@ -6,7 +6,7 @@ anywhere; points and series use :mod:`mezzotint.models.families.array_networks`.
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ _FITS = {
 
 
 @contextlib.contextmanager
-def seeded(generator: torch.Generator) -> Iterator[None]:
+def seeded(generator: torch.Generator) -> Generator[None]:
     """Lend the state of ``generator`` to layers that only know the global stream.
 
     Weight initialisation and dropout cannot be given a generator. The global

@@ -72,7 +72,7 @@ class Progress:
         """Take out the lines of steps after ``step``, which will be run again."""
         if self._path is None or not self._path.exists():
             return
-        kept = []
+        kept: list[str] = []
         for line in self._path.read_text("utf-8").splitlines():
             try:
                 event = json.loads(line)

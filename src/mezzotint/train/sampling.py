@@ -172,7 +172,7 @@ def _resolve(request: GenerationRequest, spec: ModelSpec) -> _Resolved:
 
 def _warn(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
     """Say which fields mean nothing to the model."""
-    found = []
+    found: list[str] = []
     if request.prompt.strip() and not spec.takes_prompt:
         found.append(f"prompt has no effect on {spec.name}: it takes no text")
     if request.negative_prompt and not spec.takes_negative_prompt:
@@ -359,7 +359,7 @@ def draw_values(
         spec.scheduler_config,
         num_inference_steps or spec.default_steps,
     )
-    device = next(model.networks["denoiser"].module.parameters()).device  # type: ignore[attr-defined]
+    device = model.device
     parts: list[Tensor] = []
     for start in range(0, count, _ROWS):
         rows = range(start, min(start + _ROWS, count))

@@ -18,6 +18,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from mezzotint.plain import is_dict, is_list
+
 __all__ = ["is_sharded", "local", "shard", "share_of", "whole"]
 
 
@@ -38,9 +40,9 @@ def shard(network: nn.Module) -> bool:
         return False
     # Blocks of FLUX answer views, and nothing after them writes into one.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
-    device: Any = here.device
+    device = here.device
     mesh = init_device_mesh(device.type, (here.num_processes,))
-    names = set(getattr(network, "_no_split_modules", None) or ())
+    names: set[str] = set(getattr(network, "_no_split_modules", None) or ())
     for module in reversed(list(network.modules())):  # the inner ones first
         if module is network or type(module).__name__ in names:
             # Kept together until the backward pass, the outermost would show a later
@@ -70,9 +72,9 @@ def whole(tree: Any) -> Any:
     if isinstance(tree, DTensor):
         cut: Any = tree.detach()
         return cut.full_tensor()
-    if isinstance(tree, dict):
+    if is_dict(tree):
         return {key: whole(value) for key, value in tree.items()}
-    if isinstance(tree, list):
+    if is_list(tree):
         return [whole(value) for value in tree]
     return tree
 

@@ -7,7 +7,7 @@ random streams need no state of their own: every draw is named by its step
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,9 +56,10 @@ def create_accelerator(loop: LoopConfig) -> Accelerator:
             value="fp16",
             allowed="no, bf16",
         )
-    shared = AcceleratorState._shared_state
+    shared = AcceleratorState._shared_state  # pyright: ignore[reportPrivateUsage]
     if shared and str(shared.get("_mixed_precision", loop.precision)) != loop.precision:
-        AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier run in this process
+        # An earlier run in this process left it behind.
+        AcceleratorState._reset_state(reset_partial_state=True)  # pyright: ignore[reportPrivateUsage]
     return Accelerator(mixed_precision=loop.precision, cpu=on_cpu)
 
 
@@ -120,7 +121,7 @@ class RunState:
         self.ema = Ema(task.modules, config.ema.decays, warmup=config.ema.warmup)
         self.networks: dict[str, Any] = {}
         for name, module in task.modules.items():
-            self.networks[name] = torch.compile(module) if config.loop.compile else module
+            self.networks[name] = _compiled(module) if config.loop.compile else module
         self.optimizers = {
             group: accelerator.prepare(self._optimizer(names))
             for group, names in task.groups.items()
@@ -132,7 +133,7 @@ class RunState:
             if not self.is_sharded  # what is cut is averaged where it is put together
         }
 
-    def _optimizer(self, names: Any) -> torch.optim.Optimizer:
+    def _optimizer(self, names: Sequence[str]) -> torch.optim.Optimizer:
         """Build the optimiser of a group of modules."""
         options = self.config.optimizer
         cls = torch.optim.AdamW if options.kind == "adamw" else torch.optim.Adam
@@ -144,7 +145,7 @@ class RunState:
             weight_decay=options.weight_decay,
         )
 
-    def parameters(self, names: Any) -> list[nn.Parameter]:
+    def parameters(self, names: Sequence[str]) -> list[nn.Parameter]:
         """Return the weights of some modules that learn."""
         return [
             parameter
@@ -162,10 +163,8 @@ class RunState:
         """Return the mean of a number over all processes, the same in each."""
         if self.accelerator.num_processes == 1:
             return value
-        mean: Any = self.accelerator.reduce(
-            torch.tensor(value, device=self.accelerator.device), "mean"
-        )
-        return float(mean)
+        own = torch.tensor(value, device=self.accelerator.device)
+        return float(self.accelerator.reduce(own, "mean"))
 
     def anywhere(self, fact: bool) -> bool:
         """Say whether something holds in any process, so that all go the same way."""
@@ -182,8 +181,8 @@ class RunState:
         if not buffers:
             return
         message = torch.cat([buffer.flatten().float() for buffer in buffers])
-        mean: Any = self.accelerator.reduce(message, "mean")
-        parts = mean.split([buffer.numel() for buffer in buffers])
+        mean = self.accelerator.reduce(message, "mean")
+        parts = torch.split(mean, [buffer.numel() for buffer in buffers])
         for buffer, part in zip(buffers, parts, strict=True):
             buffer.copy_(part.view_as(buffer))
 
@@ -263,6 +262,12 @@ class RunState:
         """Say whether every weight is finite; where the state is sharded every process asks."""
         here = all(bool(torch.isfinite(local(p)).all()) for p in self.task.modules.parameters())
         return not self.anywhere(not here) if self.is_sharded else here
+
+
+def _compiled(module: nn.Module) -> nn.Module:
+    """Return the module, compiled at its first call."""
+    compiler: Any = torch  # its overloads leave the backend's answer open
+    return compiler.compile(module)
 
 
 def _shares_of(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -6,9 +6,9 @@ every random draw by the batch it is for.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from mezzotint.errors import WorkFailed
 from mezzotint.train.checkpoint import CheckpointStore
@@ -147,7 +147,7 @@ class Stepper:
         if averager is not None:
             averager.finish()
         limit = loop.clip_norm or math.inf
-        norm: Any = whole(accelerator.clip_grad_norm_(parameters, limit))
+        norm: Tensor = whole(accelerator.clip_grad_norm_(parameters, limit))
         scaled = accelerator.scaler is not None  # fp16: the scaler leaves such a step out itself
         if not math.isfinite(float(norm)) and not scaled:
             optimizer.zero_grad(set_to_none=True)

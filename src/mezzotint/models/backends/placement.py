@@ -19,18 +19,17 @@ A VAE that asks for float32 (``force_upcast``) gets it wherever the rest is floa
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.backends.on_disk import OffloadToDisk, disk_of
 from mezzotint.models.base import Model
 from mezzotint.models.config import PlacementConfig
-from mezzotint.models.networks import Offload, TorchNetwork
+from mezzotint.models.networks import Offload, TorchNetwork, use_channels_last
 
 __all__ = ["OffloadByLayer", "OffloadByModel", "check_offload", "offload_network", "place"]
 
@@ -48,7 +47,7 @@ class OffloadByModel:
         self.on_device: nn.Module | None = None
 
     @contextlib.contextmanager
-    def bring(self, network: TorchNetwork) -> Iterator[nn.Module]:
+    def bring(self, network: TorchNetwork) -> Generator[nn.Module]:
         """Give the module on the network's device, and keep all others away meanwhile."""
         module = network.module
         with self._lock:
@@ -82,7 +81,7 @@ class OffloadByLayer:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def bring(self, network: TorchNetwork) -> Iterator[nn.Module]:
+    def bring(self, network: TorchNetwork) -> Generator[nn.Module]:
         """Give the module, its layers hooked: accelerate moves each in and out."""
         with self._lock:
             module = network.module
@@ -140,7 +139,7 @@ def place(model: Model, config: PlacementConfig) -> Model:
         silent.append(_no_effect("channels_last", model, "weights on disk lie as they lie"))
     elif config.channels_last:
         for network in networks.values():
-            network.change("channels_last", _use_channels_last)
+            network.change("channels_last", use_channels_last)
         if not networks:
             silent.append(_no_effect("channels_last", model, "it runs whole"))
     if config.attention_slicing:
@@ -167,11 +166,6 @@ def place(model: Model, config: PlacementConfig) -> Model:
 
 def _no_effect(option: str, model: Model, reason: str) -> str:
     return f"{option} has no effect on {model.spec.name}: {reason}"
-
-
-def _use_channels_last(module: nn.Module) -> None:
-    """Lay out 4-D weights channels last; others stay."""
-    module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def _slice_attention(module: Any) -> None:

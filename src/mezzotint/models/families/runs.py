@@ -282,6 +282,7 @@ class RunModel(Model):
             num_bytes=size,
             digest=digest,
         )
+        self._network = network
         self.networks = {"denoiser": door if exact else _FastNetwork(network)}
         self.denoiser = NetworkDenoiser(
             self._predict,
@@ -291,6 +292,11 @@ class RunModel(Model):
         self._tokenizer = tokenizer
         self._text_encoder = text_encoder.eval() if text_encoder is not None else None
         self._vae = vae.eval().requires_grad_(False) if vae is not None else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return next(self._network.parameters()).device
 
     def latent_shape(self, size: Size) -> tuple[int, ...]:
         """Return the shape of one sample; it does not depend on ``size``."""
@@ -428,18 +434,13 @@ def _load_parts(about: RunDescription, folder: Path) -> tuple[nn.Module, dict[st
     network = load_network(about.network, folder / "network")
     parts: dict[str, Any] = {}
     if about.conditioning == "text":
-        from transformers import CLIPTextModel, CLIPTokenizer
-
-        parts["tokenizer"] = CLIPTokenizer.from_pretrained(
-            str(folder / "tokenizer"), trust_remote_code=False
-        )
-        parts["text_encoder"] = CLIPTextModel.from_pretrained(
-            str(folder / "text_encoder"), trust_remote_code=False
-        )
+        for role, name in (("tokenizer", "CLIPTokenizer"), ("text_encoder", "CLIPTextModel")):
+            parts[role] = exported_class("transformers", name, where=folder).from_pretrained(
+                str(folder / role), trust_remote_code=False
+            )
     if about.data == "latents":
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-        parts["vae"] = AutoencoderKL.from_pretrained(str(folder / "vae"), trust_remote_code=False)
+        autoencoder = exported_class("diffusers", "AutoencoderKL", where=folder)
+        parts["vae"] = autoencoder.from_pretrained(str(folder / "vae"), trust_remote_code=False)
     return network, parts
 
 

@@ -23,7 +23,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.plain import Checked, check_range, read, write
@@ -167,6 +167,8 @@ def _flatten(value: Any, prefix: str) -> list[tuple[str, Any]]:
         item, name = getattr(value, field.name), f"{prefix}{field.name}"
         if is_dataclass(item):
             found += _flatten(item, f"{name}.")
+        elif isinstance(item, tuple):
+            found.append((name, list(cast("tuple[Any, ...]", item))))
         else:
-            found.append((name, list(item) if isinstance(item, tuple) else item))
+            found.append((name, item))
     return found

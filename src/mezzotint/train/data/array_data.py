@@ -65,7 +65,7 @@ class ArrayData:
             picked = np.asarray(self._array[rows])
         values = np.empty_like(picked)
         values[order] = picked
-        tensor = torch.from_numpy(values.astype(np.float32)).reshape(len(rows), *self.shape)
+        tensor = torch.as_tensor(values.astype(np.float32)).reshape(len(rows), *self.shape)
         return self.normalisation.apply(tensor)
 
     def report(self) -> DataReport:
@@ -73,7 +73,8 @@ class ArrayData:
         seen: dict[bytes, list[str]] = {}
         count = len(self.buckets)
         for start in range(0, count, 4096):
-            for offset, row in enumerate(np.asarray(self._array[start : start + 4096])):
+            part: np.ndarray = np.asarray(self._array[start : start + 4096])
+            for offset, row in enumerate(part):
                 digest = hashlib.blake2b(np.ascontiguousarray(row).tobytes(), digest_size=16)
                 seen.setdefault(digest.digest(), []).append(str(start + offset))
         norm = self.normalisation

@@ -48,7 +48,7 @@ class BatchPlan:
     def __init__(
         self, buckets: Sequence[int], *, batch_size: int, held_out: float, seed: int
     ) -> None:
-        order = torch.randperm(len(buckets), generator=derive(seed, "held out")).tolist()
+        order = _shuffled(len(buckets), derive(seed, "held out"))
         kept = int(len(buckets) * held_out)
         self.held_out: list[int] = sorted(order[:kept])
         self._seed, self._size = seed, batch_size
@@ -79,10 +79,15 @@ class BatchPlan:
         batches: list[list[int]] = []
         for bucket in sorted(self._groups):
             group = self._groups[bucket]
-            order = [group[k] for k in torch.randperm(len(group), generator=generator).tolist()]
+            order = [group[k] for k in _shuffled(len(group), generator)]
             full = len(order) - len(order) % self._size
             batches += [order[k : k + self._size] for k in range(0, full, self._size)]
-        return [batches[k] for k in torch.randperm(len(batches), generator=generator).tolist()]
+        return [batches[k] for k in _shuffled(len(batches), generator)]
+
+
+def _shuffled(count: int, generator: torch.Generator) -> list[int]:
+    """Return the numbers from 0 to ``count`` - 1 in a random order."""
+    return torch.randperm(count, generator=generator).numpy().tolist()
 
 
 def augment(samples: Tensor, config: Any, generator: torch.Generator) -> Tensor:
@@ -114,7 +119,7 @@ def _move(samples: Tensor, fraction: float, generator: torch.Generator) -> Tenso
     rows, _, height, width = samples.shape
     down = (2 * torch.rand(rows, generator=generator) - 1) * fraction * height
     right = (2 * torch.rand(rows, generator=generator) - 1) * fraction * width
-    moved = []
+    moved: list[Tensor] = []
     for sample, dy, dx in zip(samples, down.round().long(), right.round().long(), strict=True):
         y = (torch.arange(height) - dy).clamp(0, height - 1)
         x = (torch.arange(width) - dx).clamp(0, width - 1)

@@ -23,6 +23,7 @@ from torch import Tensor
 from mezzotint.errors import ImageError, InvalidRequest
 from mezzotint.images.codec import decode_image
 from mezzotint.models.families.runs import DataKind, Normalisation
+from mezzotint.plain import is_dict
 from mezzotint.train.config.config import TrainConfig
 from mezzotint.train.config.model import DataConfig
 from mezzotint.train.data.dataset import DataReport
@@ -122,7 +123,7 @@ def _find_in_classes(config: DataConfig, folder: Path) -> Iterator[Picture]:
 def _find_in_parquet(config: DataConfig, path: Path) -> Iterator[Picture]:
     """Find pictures in the rows of Parquet files, as bytes or ``{"bytes": ...}``."""
     try:
-        from pyarrow import parquet
+        from pyarrow import Table, parquet
     except ImportError:
         raise InvalidRequest(
             "data.path is Parquet, which needs the package pyarrow (pip install mezzotint[train])",
@@ -146,11 +147,11 @@ def _find_in_parquet(config: DataConfig, path: Path) -> Iterator[Picture]:
             )
         for row in range(table.num_rows):
 
-            def read(table: Any = table, row: int = row, column: str = column) -> bytes:
+            def read(table: Table = table, row: int = row, column: str = column) -> bytes:
                 value = table[column][row].as_py()
-                return value["bytes"] if isinstance(value, dict) else value
+                return value["bytes"] if is_dict(value) else value
 
-            def text(key: str, table: Any = table, row: int = row) -> str:
+            def text(key: str, table: Table = table, row: int = row) -> str:
                 value = table[key][row].as_py() if key and key in table.column_names else None
                 return "" if value is None else str(value).strip()
 
@@ -299,13 +300,13 @@ class PictureData:
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Return pictures in [-1, 1]. Shape (B, C, H, W), float32."""
-        rows = []
+        rows: list[np.ndarray] = []
         for index in indices:
             pixels = self._cache.get(index)
             if pixels is None:
                 pixels = self.keep(index, decode_image(self._pictures[index].read(), field="data"))
             rows.append(pixels)
-        return torch.from_numpy(np.stack(rows)).float() / 127.5 - 1
+        return torch.as_tensor(np.stack(rows)).float() / 127.5 - 1
 
 
 def _label_order(label: str) -> tuple[int, float, str]:

@@ -68,14 +68,14 @@ def learn_merges(words: Mapping[tuple[str, ...], int], *, count: int) -> list[tu
 
     Source: arXiv:1508.07909, algorithm 1.
     """
-    rows = [[list(word), times] for word, times in sorted(words.items())]
+    rows = [list(word) for word in sorted(words)]
+    counts = [words[word] for word in sorted(words)]
     totals: Counter[tuple[str, str]] = Counter()
     places: dict[tuple[str, str], set[int]] = {}
 
     def book(index: int, sign: int) -> None:
-        symbols, times = rows[index]
-        for pair in itertools.pairwise(symbols):
-            totals[pair] += sign * times
+        for pair in itertools.pairwise(rows[index]):
+            totals[pair] += sign * counts[index]
             places.setdefault(pair, set()).add(index)
 
     for index in range(len(rows)):
@@ -88,7 +88,7 @@ def learn_merges(words: Mapping[tuple[str, ...], int], *, count: int) -> list[tu
         merges.append(best)
         for index in sorted(places.pop(best)):
             book(index, -1)
-            rows[index][0] = _join(rows[index][0], best)
+            rows[index] = _join(rows[index], best)
             book(index, 1)
         del totals[best]
     return merges
@@ -127,7 +127,8 @@ class TextSide:
         else:
             self.tokenizer, self.encoder = _open_encoder(Path(network.text_encoder))
         self.tokens = min(network.text_tokens, int(self.tokenizer.model_max_length))
-        self.width = int(self.encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        config: Any = self.encoder.config
+        self.width = int(config.hidden_size)
 
     def _build(self, hidden: int, layers: int) -> nn.Module:
         """Build a small CLIP text transformer at random weights."""

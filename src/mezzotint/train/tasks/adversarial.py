@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.families.gan import WEIGHTS_FILE, GanConfig, build_generator, write_gan
+from mezzotint.models.networks import use_channels_last
 from mezzotint.train.config.config import TrainConfig
 from mezzotint.train.data.dataset import Dataset
 from mezzotint.train.tasks.base import Batch
@@ -246,7 +247,7 @@ class AdversarialTask:
             start_weights(generator)
             start_weights(judge)
             for network in (generator, judge):  # a sixth less time on a CPU
-                network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+                use_channels_last(network)
         else:
             judge = Discriminator(data.shape[0], side, options.base_channels, self._classes)
         self.modules = nn.ModuleDict({"generator": generator, "discriminator": judge})

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mezzotint.errors import InvalidRequest, MezzotintError
 from mezzotint.models.families.runs import RUN_FILE, RunDescription, load_network
@@ -19,7 +19,7 @@ from mezzotint.train.tasks.served import SERVED_PIPELINES, open_served
 
 __all__ = ["Ground", "fresh_ground", "open_ground"]
 
-_PIPELINES = {
+_PIPELINES: dict[str, tuple[str, Literal["none", "class", "text"]]] = {
     "StableDiffusionPipeline": ("unet", "text"),
     "LatentConsistencyModelPipeline": ("unet", "text"),
     "DDPMPipeline": ("unet", "none"),
@@ -174,7 +174,7 @@ def _open_pipeline(folder: Path, config: TrainConfig, data: Dataset) -> Ground:
         data="latents" if latents is not None else "pixels",
         shape=shape,
         scheduler=scheduler,
-        conditioning=conditioning,  # type: ignore[arg-type]
+        conditioning=conditioning,
         num_classes=classes,
         class_names=tuple(labels.get(str(k), str(k)) for k in range(classes)),
         text_tokens=text.tokens if text else 77,

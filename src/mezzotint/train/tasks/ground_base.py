@@ -64,7 +64,7 @@ class Ground:
         rows, device = len(batch.samples), batch.samples.device
         dropped = torch.rand(rows, generator=generator) < dropout
         if self.text is not None:
-            pairs = zip(batch.captions, dropped.tolist(), strict=True)
+            pairs = zip(batch.captions, dropped, strict=True)
             texts = ["" if gone else text for text, gone in pairs]
             return {"prompt_embeds": self.text.embed(texts, networks, device)}
         about = self.description

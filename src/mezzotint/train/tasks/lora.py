@@ -58,7 +58,7 @@ class LoraTask:
             inject_adapter_in_model(
                 LoraConfig(
                     r=options.rank,
-                    lora_alpha=options.alpha or options.rank,  # type: ignore[arg-type]
+                    lora_alpha=options.alpha or options.rank,  # pyright: ignore[reportArgumentType] - whole there
                     lora_dropout=options.dropout,
                     target_modules=list(options.modules),
                 ),
@@ -151,7 +151,8 @@ class LoraTask:
 
     def _pairs(self, modules: nn.ModuleDict) -> dict[str, tuple[Tensor, Tensor]]:
         """Return the two factors of each changed layer, the scale in the second."""
-        state = {self._names[name]: p.detach().cpu() for name, p in modules["lora"].items()}  # type: ignore[operator]
+        weights = dict(modules["lora"].named_parameters())
+        state = {self._names[name]: p.detach().cpu() for name, p in weights.items()}
         pairs: dict[str, tuple[Tensor, Tensor]] = {}
         for name, down in state.items():
             if ".lora_A." in name:

@@ -76,8 +76,8 @@ class ServedGround(Ground):
         rows, device = len(batch.samples), batch.samples.device
         height, width = batch.samples.shape[-2:]
         dropped = torch.rand(rows, generator=generator) < dropout
-        pairs = zip(batch.captions, dropped.tolist(), strict=True)
-        told = [self._tell(text, Size(width, height), gone) for text, gone in pairs]
+        pairs = zip(batch.captions, dropped, strict=True)
+        told = [self._tell(text, Size(width, height), bool(gone)) for text, gone in pairs]
         return {name: torch.cat([one[name] for one in told]).float().to(device) for name in told[0]}
 
     @torch.no_grad()
