@@ -199,14 +199,12 @@ class Model(ABC):
             have without changing one of them, so that a backend may deal them out.
         control_reads: Tensors of the prompt that a view's ControlNets read for the unconditional
             half too.
-        latent_offset: What an autoencoder's shift takes off a clean latent.
         reads_references: Whether what reads the prompt sees the pictures of
             ``image_references`` too, see :meth:`encode_seeing`.
     """
 
     certifies_rows = False
     control_reads: tuple[str, ...] = ()
-    latent_offset: float = 0.0
     reads_references = False
     notes: tuple[str, ...] = ()
     spec: ModelSpec
@@ -266,6 +264,11 @@ class Model(ABC):
             WorkFailed: If a picture is not finite even in float32. Neighbours
                 are spared by decoding the rows one by one.
         """
+
+    @property
+    def latent_offset(self) -> float:
+        """What an autoencoder's shift takes off a clean latent."""
+        return 0.0
 
     def begin(self, latents: Tensor, conditioning: Conditioning) -> SteppedCall[Tensor]:
         """Return a run that takes its own steps, for models that run whole.

@@ -34,7 +34,7 @@ from mezzotint.files import digest_file, write_atomically
 from mezzotint.models.config import read_placement
 from mezzotint.models.reading import refuse_special
 from mezzotint.models.spec import ModelSpec
-from mezzotint.plain import check_range, convert
+from mezzotint.plain import check_range, convert, is_mapping
 from mezzotint.types import Size
 
 __all__ = [
@@ -161,9 +161,9 @@ def card_from_plain(data: Mapping[str, Any], *, source: str) -> Card:
     digests, placement = values.pop("sha256", {}), values.pop("placement", {})
     hints = {f.name: f.type for f in fields(Card)}
     try:
-        if not isinstance(digests, Mapping):
+        if not is_mapping(digests):
             raise InvalidRequest("sha256 must be a table of file and digest")
-        if not isinstance(placement, Mapping):
+        if not is_mapping(placement):
             raise InvalidRequest("placement must be a table of option and value")
         for key, value in values.items():
             if key not in hints:

@@ -17,6 +17,7 @@ from typing import Any
 from mezzotint.errors import WeightsError
 from mezzotint.files import digest_file, write_atomically
 from mezzotint.models.reading import refuse_special, refuse_special_below
+from mezzotint.plain import is_dict
 
 __all__ = ["DIGESTS", "DigestCache", "own_weights"]
 
@@ -45,7 +46,7 @@ class DigestCache:
             self._path = path
             with contextlib.suppress(OSError, ValueError):
                 stored = json.loads(path.read_text("utf-8"))
-                if isinstance(stored, dict):
+                if is_dict(stored):
                     known = {str(k): str(v) for k, v in stored.items() if len(str(v)) == 64}
                     self._known = {**known, **self._known}
 

@@ -24,4 +24,4 @@ def rows_not_finite(tensor: Tensor) -> list[int]:
         good = np.isfinite(array.min(axis=1)) & np.isfinite(array.max(axis=1))
         return np.flatnonzero(~good).tolist()
     good = torch.isfinite(flat).all(dim=1)
-    return [k for k, is_good in enumerate(good.tolist()) if not is_good]
+    return np.flatnonzero(~good.cpu().numpy()).tolist()

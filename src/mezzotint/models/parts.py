@@ -23,6 +23,7 @@ from mezzotint.errors import CardError, WeightsError
 from mezzotint.models.class_defaults import with_class_defaults, with_scheduler_defaults
 from mezzotint.models.digests import DIGESTS
 from mezzotint.models.reading import refuse_special, refuse_special_below
+from mezzotint.plain import is_dict, is_mapping
 
 __all__ = [
     "LORA_HEADER_BYTES",
@@ -203,7 +204,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CardError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise CardError(f"{path} is not JSON: {error}") from None
-    if not isinstance(data, dict):
+    if not is_dict(data):
         raise CardError(f"{path} must hold a JSON object, got {type(data).__name__}")
     return data
 
@@ -237,7 +238,7 @@ def refuse_missing_quantizer(config: Mapping[str, Any], *, where: object) -> Non
         WeightsError: If the package is missing; names it.
     """
     quantized = config.get("quantization_config")
-    method = quantized.get("quant_method") if isinstance(quantized, Mapping) else None
+    method = quantized.get("quant_method") if is_mapping(quantized) else None
     if not isinstance(method, str) or method not in QUANTIZERS:
         return
     module, package = QUANTIZERS[method]
@@ -389,7 +390,7 @@ def find_weights(folder: Path, *, variant: str | None = None) -> tuple[list[Path
     variants = {kind: name for kind, name in variants.items() if "-of-" not in name}
     chosen = variant if variant is not None or None in variants else next(iter(variants), None)
     if chosen not in variants:
-        pickles = [path for name, path in names.items() if path.suffix in PICKLES]
+        pickles = [path for path in names.values() if path.suffix in PICKLES]
         if pickles and not variants:
             refuse_pickle(pickles[0])
         wanted = f"{variant} weights" if variant else "weights"

@@ -212,7 +212,8 @@ def _comfyui_nested(text: str, weight: float, depth: int) -> list[Span]:
 
 def _top_level_groups(text: str) -> list[str]:
     """Split into outermost ``(...)`` groups and the text between them."""
-    groups, current, depth = [], "", 0
+    groups: list[str] = []
+    current, depth = "", 0
     for char in text:
         if char == "(" and depth == 0:
             groups.append(current)

@@ -22,6 +22,7 @@ from mezzotint.errors import CardError, WeightsError
 from mezzotint.models.exported import refuse_own_code
 from mezzotint.models.parts import read_json
 from mezzotint.models.prompt_syntax import BREAK, Span, spans, word_pattern
+from mezzotint.plain import is_mapping
 
 __all__ = ["Chunk", "Tokens", "clip_tokens", "load_tokens", "tokens_of"]
 
@@ -333,7 +334,7 @@ def _tokens(tokenizer: Tokenizer, named: Mapping[str, Any], *, limit: int | None
     known = isinstance(length, int | float) and 0 < length <= MAX_LENGTH
     max_length = int(length) if known and length else DEFAULT_LENGTH[kind]
     pad_token = named.get("pad_token")
-    if isinstance(pad_token, Mapping):
+    if is_mapping(pad_token):
         pad_token = pad_token.get("content")
     pad = tokenizer.token_to_id(str(pad_token)) if pad_token is not None else None
     if pad is None:
@@ -366,9 +367,10 @@ def _read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
         return _bert_tokens(folder / "vocab.txt", config)
     if any((folder / name).is_file() for name in ("spiece.model", "vocab.json")):
         refuse_own_code(folder)
-        from transformers import AutoTokenizer
+        import transformers
 
-        return AutoTokenizer.from_pretrained(
+        library: Any = transformers  # its own annotations leave open what is read
+        return library.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         ).backend_tokenizer
     raise WeightsError(
@@ -413,8 +415,14 @@ def clip_tokens(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> 
     tokenizer.post_processor = processors.RobertaProcessing(
         (end, vocab[end]), (start, vocab[start]), trim_offsets=False, add_prefix_space=False
     )
-    tokenizer.add_special_tokens([start, end])
+    _add_special(tokenizer, [start, end])
     return tokenizer
+
+
+def _add_special(tokenizer: Tokenizer, tokens: list[str]) -> None:
+    """Say which tokens no text is split into."""
+    library: Any = tokenizer  # its own annotations leave the tokens open
+    library.add_special_tokens(tokens)
 
 
 def _bert_tokens(path: Path, config: Mapping[str, Any]) -> Tokenizer:
@@ -434,5 +442,5 @@ def _bert_tokens(path: Path, config: Mapping[str, Any]) -> Tokenizer:
         single="[CLS] $A [SEP]",
         special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
     )
-    tokenizer.add_special_tokens(["[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"])
+    _add_special(tokenizer, ["[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"])
     return tokenizer

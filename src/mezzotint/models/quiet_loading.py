@@ -13,7 +13,7 @@ What diffusers loads through transformers cannot be told otherwise.
 import contextlib
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 
 __all__ = ["quiet_loading", "sole_building"]
 
@@ -21,14 +21,14 @@ _LOADING = threading.RLock()  # from_pretrained sets the default type of the who
 
 
 @contextlib.contextmanager
-def sole_building() -> Iterator[None]:
+def sole_building() -> Generator[None]:
     """Build a network while no other thread builds one."""
     with _LOADING:
         yield
 
 
 @contextlib.contextmanager
-def quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Generator[None]:
     """Load one network at a time, without the libraries' progress bars and questions."""
     from diffusers.utils import logging as diffusers_logging
     from transformers import dynamic_module_utils

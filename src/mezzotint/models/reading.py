@@ -13,7 +13,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from mezzotint.errors import MezzotintError, ModelError, WeightsError
@@ -65,7 +65,7 @@ def refuse_special_below(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def reading(what: str, field: str) -> Iterator[None]:
+def reading(what: str, field: str) -> Generator[None]:
     """Name the field in every error of files that are read in the block.
 
     Args:

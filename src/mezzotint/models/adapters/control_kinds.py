@@ -12,7 +12,7 @@ of pixels, S picture tokens, D hidden width.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -185,7 +185,8 @@ def residual_shapes(config: Config, rows: int, columns: int) -> tuple[tuple[int,
     """
     widths = config["block_out_channels"]
     layers = config.get("layers_per_block", 2)
-    counts = list(layers) if isinstance(layers, list | tuple) else [layers] * len(widths)
+    is_each = isinstance(layers, list | tuple)
+    counts: list[Any] = list(cast("Sequence[Any]", layers)) if is_each else [layers] * len(widths)
     shapes = [(int(widths[0]), rows, columns)]
     for level, (width, count) in enumerate(zip(widths, counts, strict=True)):
         shapes += [(int(width), rows, columns)] * int(count)

@@ -13,8 +13,9 @@ import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -223,7 +224,7 @@ def denoiser_config(model: Model) -> Mapping[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, list | tuple) else value
+    return list(cast("Sequence[Any]", value)) if isinstance(value, list | tuple) else value
 
 
 class ControlledNetwork:
@@ -269,7 +270,7 @@ class ControlledNetwork:
         residuals = self._residuals(sample)
         totals = [sample.new_zeros((len(sample), *r.shape), dtype=torch.float32) for r in residuals]
         for k, role in enumerate(self._roles):
-            active = [row for row, scale in enumerate(scales[:, k].tolist()) if scale != 0]
+            active: list[int] = np.flatnonzero(scales[:, k].cpu().numpy()).tolist()
             if not active:
                 continue
             try:

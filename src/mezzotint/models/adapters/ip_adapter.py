@@ -178,7 +178,7 @@ def prepare_picture(pixels: np.ndarray, side: int, *, is_cropped: bool = True) -
     """
     array = crop_picture(pixels, side, is_cropped=is_cropped).astype(np.float32) / 255
     array = (array - _MEAN) / _STD if is_cropped else array * 2 - 1
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))[None])
+    return torch.as_tensor(np.ascontiguousarray(array.transpose(2, 0, 1))[None])
 
 
 def crop_picture(pixels: np.ndarray, side: int, *, is_cropped: bool = True) -> np.ndarray:
@@ -362,7 +362,7 @@ class ImagePromptNetwork:
         tokens = [inputs.pop(f"{IMAGE_TOKENS}{k:02d}") for k in range(len(self._adapters))]
         if is_preparing():
             return self.source(**inputs)
-        plain: list[list[float]] = scales.tolist()
+        plain: list[list[float]] = scales.cpu().numpy().tolist()
         states = [
             adapter.states(own, inputs["timestep"], [row[k] for row in plain])
             for k, (adapter, own) in enumerate(zip(self._adapters, tokens, strict=True))

@@ -6,6 +6,7 @@ LoRA's first matrix answers and each take a part of its second.
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from mezzotint.errors import WeightsError
@@ -51,7 +52,7 @@ def deal_out(
         shares = (
             (up * factor).chunk(count)
             if widths is None or count == 1
-            else (up * factor).split(list(widths(down, up, count)))
+            else torch.split(up * factor, list(widths(down, up, count)))
         )
         for name, share in zip(names, shares, strict=True):
             found[f"{name}.lora_A.weight"] = down.clone()

@@ -275,4 +275,4 @@ def _added(hidden: Tensor, asked: tuple[Tensor, ...], heard: Heard) -> Tensor:
 
 def _split(states: Tensor, heads: int) -> Tensor:
     """Split the width over heads: (R, L, W) to (R, H, L, W / H)."""
-    return states.unflatten(2, (heads, -1)).transpose(1, 2)
+    return torch.unflatten(states, 2, (heads, -1)).transpose(1, 2)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -33,6 +33,7 @@ from mezzotint.models.adapters.sd3_layers import from_kohya
 from mezzotint.models.adapters.torch_backed import TorchBacked, torch_backed
 from mezzotint.models.base import Conditioning, Model, Prompt
 from mezzotint.models.digests import DIGESTS
+from mezzotint.models.networks import modules_by_name
 from mezzotint.models.parts import LORA_HEADER_BYTES, combine_digests, read_header
 
 __all__ = [
@@ -164,7 +165,10 @@ def _normalised(state: dict[str, Tensor], family: str, file: Path) -> dict[str, 
         loaded = mixin.lora_state_dict(dict(state), **options)
     except (ValueError, KeyError, RuntimeError, AttributeError) as error:
         raise WeightsError(f"{file} is not a LoRA that diffusers can read: {error}") from None
-    renamed, alphas = loaded if isinstance(loaded, tuple) else (loaded, None)
+    renamed, alphas = cast(
+        "tuple[dict[str, Tensor], dict[str, Any] | None]",
+        loaded if isinstance(loaded, tuple) else (loaded, None),
+    )
     result: dict[str, Tensor] = {}
     for key, value in renamed.items():
         if match := _MATRIX.match(key):
@@ -230,7 +234,7 @@ class LoraNetwork:
         self.source = source
         self.scales: tuple[float, ...] = (1.0,) * len(loras)
         self._lock = threading.Lock()
-        modules = dict(source.module.named_modules())
+        modules = modules_by_name(source.module)
         self._pairs = tuple(by_layer(pairs, modules) for pairs in loras)
         for name, pairs in zip(names, self._pairs, strict=True):
             check_fit(name, pairs, modules)

@@ -9,6 +9,8 @@ import copy
 
 from torch import Tensor, nn
 
+from mezzotint.models.networks import modules_by_name
+
 __all__ = ["ShuffledDoubling", "rearranged"]
 
 _FEW = 4  # output channels of a layer that is worth it
@@ -56,9 +58,9 @@ def rearranged(module: nn.Module) -> nn.Module:
     """
     names = [
         name
-        for name, layer in module.named_modules()
+        for name, layer in modules_by_name(module).items()
         if type(layer) is nn.ConvTranspose2d
-        and not layer._forward_pre_hooks
+        and not layer._forward_pre_hooks  # pyright: ignore - no public name
         and _is_doubling(layer)
         and layer.out_channels <= _FEW
     ]

@@ -89,7 +89,7 @@ class Exporter:
     def open_key(self, key: RowShape) -> RowShape:
         """Return the shape that a call's export has: sizes are left open where they can be."""
         stride = self._stride
-        sized = [shape for name, _, shape in key if len(shape) == 3]
+        sized = [shape for _, _, shape in key if len(shape) == 3]
         is_open = (
             not self._fixed
             and len(sized) == 1
@@ -255,7 +255,7 @@ def _agrees(core: Any, exported: Any, check: _Check | None) -> bool:
             request = core.compile_model(exported, "CPU", settings).create_infer_request()
             request.infer([t.contiguous().numpy() for t in check.inputs])
         found = [
-            torch.from_numpy(request.get_output_tensor(k).data) for k in range(len(check.answers))
+            torch.as_tensor(request.get_output_tensor(k).data) for k in range(len(check.answers))
         ]
     except RuntimeError:  # a size of the traced picture is written into it
         return False

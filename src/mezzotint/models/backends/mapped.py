@@ -12,7 +12,7 @@ import ctypes
 import mmap
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def return_memory() -> None:
 
 
 @contextlib.contextmanager
-def giving_back(path: Path | None) -> Iterator[None]:
+def giving_back(path: Path | None) -> Generator[None]:
     """Give back a file's pages again and again inside the block, and once after it.
 
     Args:

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class OffloadToDisk:
         network.offload, network.num_bytes = self, 0
 
     @contextlib.contextmanager
-    def bring(self, network: TorchNetwork) -> Iterator[nn.Module]:
+    def bring(self, network: TorchNetwork) -> Generator[nn.Module]:
         """Give the module, whose weights come and go by themselves."""
         yield network.module
 

@@ -251,8 +251,7 @@ class OpenVINONetwork:
             for k in range(len(compiled.shapes))
         ]
         return tuple(
-            torch.from_numpy(part[0] if len(part) == 1 else np.concatenate(part))
-            for part in outputs
+            torch.as_tensor(part[0] if len(part) == 1 else np.concatenate(part)) for part in outputs
         )
 
     def _prepare(self, arrays: Mapping[str, Tensor]) -> tuple[_Compiled | None, RowShape]:

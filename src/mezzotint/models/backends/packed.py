@@ -14,7 +14,7 @@ Dimensions: R output features, C input features.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +113,7 @@ def _spread_blocks(
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     quant = GGMLQuantizationType[kind]
-    unpack: Any = utils.dequantize_functions[quant]
+    unpack: Any = cast("Any", utils).dequantize_functions[quant]
     block, size = GGML_QUANT_SIZES[quant]
     blocks = tensors[_BITS].reshape(-1, size)
     return _piece_by_piece(

@@ -36,8 +36,7 @@ def low_precision() -> str:
 def _cuts_sums() -> bool:
     """Tell whether OpenVINO cuts off the sum of two products of large 8-bit numbers."""
     openvino = import_openvino()
-    from openvino import opset13
-
+    opset13 = openvino.opset13
     kernel = np.ones((_CHANNELS, _CHANNELS, 1, 1), np.float32)
     picture = opset13.parameter([1, _CHANNELS, 4, 4], np.float32)
     levels = [np.float32(edge) for edge in (0, 1, 0, 1)]

@@ -107,9 +107,7 @@ def quantize(model: Any, ranges: Ranges, *, is_narrow: bool = False) -> int:
     Returns:
         Layers that compute in int8 now.
     """
-    import_openvino()
-    from openvino import opset13
-
+    opset13 = import_openvino().opset13
     rounded: dict[tuple[str, float, float], Any] = {}
     layers = [layer for layer in _layers(model) if layer.get_friendly_name() in ranges]
     for layer in layers:

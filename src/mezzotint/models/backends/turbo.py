@@ -62,7 +62,7 @@ def turbo_view(
     good = found.get("decibels", 0.0) >= LEAST_DB["turbo"]
     for role in ("denoiser", "decoder"):
         network = model.networks.get(role)
-        ranges = found.get(role, {}) if good else {}
+        ranges: Ranges = found.get(role, {}) if good else {}
         if role == "denoiser" and step_cache and network is not None:
             whole, outer = (_recall(network, call) for call in (call_whole, call_outer))
             parts = [_lowered(n, ranges, precision) for n in (whole, outer)]
@@ -114,7 +114,8 @@ def _lowered(network: Network, ranges: Ranges, precision: str) -> Network:
     """Return a network in lower precision, or as it is."""
     if isinstance(network, OpenVINONetwork):
         if precision == BFLOAT16:
-            return OpenVINONetwork(network.source, **{**network.options, "precision": "bf16"})
+            options: dict[str, Any] = {**network.options, "precision": "bf16"}
+            return OpenVINONetwork(network.source, **options)
         if not ranges:
             return network
         is_narrow = precision == INT8_NARROW

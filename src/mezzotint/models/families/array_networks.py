@@ -163,7 +163,8 @@ class SeriesUNet(nn.Module):
         self.embedding = _Embedding(vector, num_classes)
         self.enter = nn.Conv1d(folded, widths[0], 5, padding=2)
         self.down, self.up, self.shrink, self.grow = (nn.ModuleList() for _ in range(4))
-        width, skips = widths[0], []
+        width = widths[0]
+        skips: list[int] = []
 
         def level(index: int, enters: Sequence[int]) -> nn.ModuleList:
             steps = nn.ModuleList()
@@ -199,7 +200,8 @@ class SeriesUNet(nn.Module):
         vector = self.embedding(timestep, class_labels)
         rows, channels, length = sample.shape
         folded = sample.reshape(rows, channels, -1, self.fold).transpose(2, 3)
-        stream, kept = self.enter(folded.reshape(rows, channels * self.fold, -1)), []
+        stream = self.enter(folded.reshape(rows, channels * self.fold, -1))
+        kept: list[Tensor] = []
         for steps, shrink in zip(self.down, self.shrink, strict=True):
             stream = _walk(steps, stream, vector)
             kept.append(stream)

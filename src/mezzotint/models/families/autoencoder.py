@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -267,7 +267,7 @@ class Autoencoder:
         """Call with all rows at once, or one by one."""
         if not self.is_sliced or len(rows) == 1:
             return call(rows)
-        return torch.cat([call(row) for row in rows.split(1)])
+        return torch.cat([call(row) for row in torch.split(rows, 1)])
 
     def _unscale(self, latents: Tensor) -> Tensor:
         """Undo the scaling that diffusion works in."""
@@ -286,7 +286,8 @@ class Autoencoder:
 
 def _trained_side(sample_size: Any) -> int:
     """Return the side of the pictures an autoencoder was trained at, in pixels."""
-    sides = sample_size if isinstance(sample_size, list | tuple) else (sample_size or 512,)
+    is_each = isinstance(sample_size, list | tuple)
+    sides = cast("Sequence[Any]", sample_size) if is_each else (sample_size or 512,)
     return max(64, *(int(side) for side in sides))
 
 
@@ -358,4 +359,5 @@ def fit_preview(decode: Any, channels: int, *, rows: int = 12, side: int = 16) -
     colours = nn.functional.adaptive_avg_pool2d(images, side).permute(0, 2, 3, 1).reshape(-1, 3)
     inputs = latents.permute(0, 2, 3, 1).reshape(-1, channels)
     inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
-    return torch.linalg.lstsq(inputs.double(), colours.double()).solution.float()
+    linalg: Any = torch.linalg  # says nothing of what it solves with
+    return linalg.lstsq(inputs.double(), colours.double()).solution.float()

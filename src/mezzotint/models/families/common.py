@@ -81,7 +81,8 @@ def drawing_defaults(
         (k for k in ("karras", "exponential", "beta") if said.get(f"use_{k}_sigmas")), None
     )
     few = {"default_steps": 4, "default_guidance_scale": 1.0} if class_name in _FEW_STEPS else {}
-    config = parts.networks[denoiser].config if denoiser in parts.networks else {}
+    network = parts.networks.get(denoiser)
+    config: Mapping[str, Any] = {} if network is None else network.config
     return {
         "default_scheduler": native or class_name or scheduler,
         "default_sigma_schedule": sigmas,

@@ -53,8 +53,8 @@ class DiTModel(LatentModel):
         self.networks = {"denoiser": TorchNetwork.of(transformer, call_dit, placement)}
         self._autoencoder = Autoencoder(part_of(parts, "vae"), self.networks, placement)
         self._null = int(transformer.config.get("num_embeds_ada_norm") or 1000)
-        labels = parts.config.get("id2label") or {}
-        names = {int(key): str(value).split(",")[0] for key, value in dict(labels).items()}
+        labels: dict[Any, Any] = dict(parts.config.get("id2label") or {})
+        names = {int(key): str(value).split(",")[0] for key, value in labels.items()}
         is_whole = sorted(names) == list(range(self._null))
         scale = self._autoencoder.scale
         self.spec = ModelSpec(

@@ -247,7 +247,7 @@ def _join(parts: Sequence[Tensor]) -> Tensor:
         return parts[0]
     if parts[0].device.type != "cpu":
         return torch.cat(list(parts))
-    return torch.from_numpy(np.concatenate([part.numpy() for part in parts]))
+    return torch.as_tensor(np.concatenate([part.numpy() for part in parts]))
 
 
 def gan_spec(config: GanConfig, *, name: str, digest: str = "", path: str = "") -> ModelSpec:

@@ -57,7 +57,7 @@ class LatentModel(Model):
 
     @property
     def latent_offset(self) -> float:
-        """What the autoencoder's shift takes off; see :attr:`Model.latent_offset`."""
+        """What the autoencoder's shift takes off; see :meth:`Model.latent_offset`."""
         return self._autoencoder.offset
 
     def cut_autoencoder(

@@ -111,7 +111,9 @@ class PixelUNetModel(Model):
             )
         return Conditioning({"class_labels": torch.tensor([label])})
 
-    def _predict(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+    def _predict(
+        self, latents: Tensor, timestep: Tensor, conditioning: Conditioning | None
+    ) -> Tensor:
         inputs = dict(conditioning) if conditioning is not None else {}
         return self.networks["denoiser"](sample=latents, timestep=timestep, **inputs)[0]
 

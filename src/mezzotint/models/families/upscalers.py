@@ -123,6 +123,8 @@ def _run(layer: _Layer, inputs: Sequence[Tensor]) -> Tensor:
             return total
         case "Interp":
             return functional.interpolate(x, scale_factor=float(options[1]), mode="nearest")
+        case _:
+            pass
     raise WeightsError(f"the upscaler has a layer {layer.kind}, which is not known here")
 
 
@@ -181,14 +183,14 @@ class _Weights:
         (flag,) = struct.unpack("<I", self._take(4))
         if flag == _HALF:
             raw = self._take((2 * count + 3) // 4 * 4)
-            return torch.from_numpy(np.frombuffer(raw, "<f2", count).astype(np.float32))
+            return torch.as_tensor(np.frombuffer(raw, "<f2", count).astype(np.float32))
         if flag:
             raise WeightsError(f"upscaler weights of kind {flag:#x} are not known here")
         return self.plain(count)
 
     def plain(self, count: int) -> Tensor:
         """Read float32 values."""
-        return torch.from_numpy(np.frombuffer(self._take(4 * count), "<f4").copy())
+        return torch.as_tensor(np.frombuffer(self._take(4 * count), "<f4").copy())
 
     def _take(self, count: int) -> bytes:
         raw = self._data[self._at : self._at + count]
@@ -244,7 +246,7 @@ class Upscaler:
         """Enlarge a part with what lies around it, and cut the surroundings off."""
         y, x = max(top - _OVERLAP_PX, 0), max(left - _OVERLAP_PX, 0)
         seen = pixels[y : bottom + _OVERLAP_PX, x : right + _OVERLAP_PX]
-        picture = torch.from_numpy(np.ascontiguousarray(seen)).permute(2, 0, 1)[None].float() / 255
+        picture = torch.as_tensor(np.ascontiguousarray(seen)).permute(2, 0, 1)[None].float() / 255
         with torch.no_grad():
             drawn = self._network(picture)[0].permute(1, 2, 0).numpy()
         if not np.isfinite(drawn).all():

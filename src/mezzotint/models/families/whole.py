@@ -16,10 +16,10 @@ import contextlib
 import copy
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -50,6 +50,7 @@ from mezzotint.models.quiet_loading import quiet_loading
 from mezzotint.models.recommended import names_of_model, recommend
 from mezzotint.models.spec import ModelSpec
 from mezzotint.models.stepped_call import SteppedCall
+from mezzotint.plain import is_list
 from mezzotint.types import Size
 
 __all__ = ["ForeignModel", "load_foreign"]
@@ -89,12 +90,12 @@ class _WholePipeline:
             if self._pipeline is None:
                 self._pipeline = self._load()
             pipeline = copy.copy(self._pipeline)
-            parts = dict(self._pipeline.components)
+            parts: dict[str, Any] = dict(self._pipeline.components)
             for role, part in parts.items():
                 if role.endswith("scheduler") and part is not None:
-                    setattr(
-                        pipeline, role, type(part).from_config(part.config, trust_remote_code=False)
-                    )
+                    cls = cast("Any", type(part))
+                    own = cls.from_config(part.config, trust_remote_code=False)
+                    setattr(pipeline, role, own)
             with torch.no_grad(), _attention_kept(parts.values()):
                 return pipeline(**arguments)
 
@@ -126,7 +127,7 @@ class _WholePipeline:
 
 
 @contextlib.contextmanager
-def _attention_kept(parts: Iterable[Any]) -> Iterator[None]:
+def _attention_kept(parts: Iterable[Any]) -> Generator[None]:
     """Put attention processors back that a run had exchanged when it was given up."""
     kept = [(p, dict(p.attn_processors)) for p in parts if hasattr(p, "set_attn_processor")]
     try:
@@ -250,9 +251,11 @@ class ForeignModel(Model):
 
     def _arguments(self, digits: Tensor, row: Conditioning) -> dict[str, Any]:
         """Return what the pipeline is called with, the call backs left out."""
-        width, height, steps, scale, label = row["numbers"][0].tolist()
+        numbers: list[float] = row["numbers"][0].cpu().numpy().tolist()
+        width, height, steps, scale, label = numbers
         size = Size(int(width), int(height))
-        seed = sum(int(digit) * _BASE**k for k, digit in enumerate(digits.tolist()))
+        whole: list[float] = digits.cpu().numpy().tolist()
+        seed = sum(int(digit) * _BASE**k for k, digit in enumerate(whole))
         call, negative = self._call, _to_text(row["negative_text"])
         offered = {
             "prompt": _to_text(row["text"]),
@@ -298,7 +301,7 @@ def _to_bytes(text: str) -> Tensor:
 
 
 def _to_text(row: Tensor) -> str:
-    return bytes(row.flatten().tolist()).decode("utf-8", "replace")
+    return row.flatten().cpu().numpy().tobytes().decode("utf-8", "replace")
 
 
 def load_foreign(
@@ -356,7 +359,7 @@ def _pipeline_class(path: Path, index: Mapping[str, Any]) -> Any:
     if cls is DiffusionPipeline:  # it would look up another
         raise CardError(f"{path} must name the pipeline that it is, got {named}")
     for role, entry in index.items():
-        if role.startswith("_") or not isinstance(entry, list) or len(entry) != 2:
+        if role.startswith("_") or not is_list(entry) or len(entry) != 2:
             continue
         library, class_name = entry
         where = f"{path}: {role}"
@@ -374,7 +377,7 @@ def _check_parts(path: Path, index: Mapping[str, Any], variant: str | None) -> t
     num_bytes, kinds = 0, list[str]()
     for role, entry in index.items():
         folder = path / role
-        is_part = isinstance(entry, list) and len(entry) == 2 and entry[0] is not None
+        is_part = is_list(entry) and len(entry) == 2 and entry[0] is not None
         if role.startswith("_") or not is_part or not (folder / "config.json").is_file():
             continue
         refuse_stored(folder, (), where=path)

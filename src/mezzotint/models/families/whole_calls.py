@@ -8,7 +8,7 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from mezzotint.types import MAX_REFERENCES, Size
 
@@ -234,7 +234,7 @@ def _guidance_default(parameters: Mapping[str, inspect.Parameter], name: str | N
     value = _number(parameters, name) if name else None
     if value is None and "guidance_schedule" in parameters:
         schedule = parameters["guidance_schedule"].default
-        value = float(schedule[0]) if isinstance(schedule, tuple) else None
+        value = float(cast("tuple[Any, ...]", schedule)[0]) if isinstance(schedule, tuple) else None
     return 1.0 if value is None else value
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mezzotint.errors import WeightsError
 from mezzotint.models.backends.packed import Packed, four_bits, int8_rows
+from mezzotint.plain import is_dict, is_list
 
 __all__ = ["bitsandbytes_kind", "code_numbers", "pack_bitsandbytes"]
 
@@ -143,16 +144,16 @@ class _FourBits:
     def read_state(self, state: Tensor) -> dict[str, Any]:
         try:
             is_text = state.dtype == torch.uint8 and state.numel() <= _MAX_STATE_BYTES
-            about = json.loads(bytes(state.reshape(-1).tolist())) if is_text else None
+            about = json.loads(state.reshape(-1).cpu().numpy().tobytes()) if is_text else None
         except (ValueError, RecursionError):
             about = None
-        if not isinstance(about, dict):
+        if not is_dict(about):
             raise WeightsError(f"{self.where}: the quant_state of {self.name} is no JSON object")
         return about
 
     def shape(self, about: Mapping[str, Any]) -> tuple[int, ...]:
         shape = about.get("shape")
-        if not isinstance(shape, list) or not 1 <= len(shape) <= _MAX_DIMENSIONS:
+        if not is_list(shape) or not 1 <= len(shape) <= _MAX_DIMENSIONS:
             raise self.refusal("shape", shape, "positive whole numbers")
         if not all(type(size) is int and 0 < size < 1 << 32 for size in shape):
             raise self.refusal("shape", shape, "positive whole numbers")

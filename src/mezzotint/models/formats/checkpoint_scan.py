@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mezzotint.errors import WeightsError
 from mezzotint.models.families.gan import GanConfig, write_gan
+from mezzotint.plain import is_dict, is_mapping
 
 __all__ = ["convert_gan", "import_gan", "read_checkpoint", "scan_pickle"]
 
@@ -108,7 +109,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, *_LOAD_ERRORS) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{path} cannot be read as plain weights: {first[:200]}") from None
-    if not isinstance(data, dict):
+    if not is_dict(data):
         raise WeightsError(f"{path} must hold a mapping of tensors, got {type(data).__name__}")
     return dict(data)
 
@@ -177,7 +178,7 @@ def _find_state(checkpoint: Mapping[str, Any], source: str) -> dict[str, Tensor]
     nested = {
         str(key): value
         for key, value in checkpoint.items()
-        if isinstance(value, Mapping)
+        if is_mapping(value)
         and value
         and all(isinstance(tensor, Tensor) for tensor in value.values())
     }
@@ -248,19 +249,17 @@ def _convert_dcgan(
         )
     batch_norm, bias = len(groups[0]) == 2, "bias" in groups[0][0]
     channels = [shape[1] for shape in shapes[:-1]]
-    found = GanConfig(
-        **{
-            "architecture": "dcgan",
-            "latent_size": shapes[0][0],
-            "image_size": 4 * 2 ** len(channels),
-            "image_channels": shapes[-1][1],
-            "channels": tuple(channels),
-            "batch_norm": batch_norm,
-            "bias": bias,
-            **config,
-        }
-    )
-    return found, _rename(groups, batch_norm=batch_norm, bias=bias)
+    values: dict[str, Any] = {
+        "architecture": "dcgan",
+        "latent_size": shapes[0][0],
+        "image_size": 4 * 2 ** len(channels),
+        "image_channels": shapes[-1][1],
+        "channels": tuple(channels),
+        "batch_norm": batch_norm,
+        "bias": bias,
+        **config,
+    }
+    return GanConfig(**values), _rename(groups, batch_norm=batch_norm, bias=bias)
 
 
 def _convert_mlp(
@@ -275,17 +274,15 @@ def _convert_mlp(
     if not channels:
         raise WeightsError(f"{source}: {pixels} outputs are no square picture")
     batch_norm, bias = len(groups[0]) == 2, "bias" in groups[0][0]
-    found = GanConfig(
-        **{
-            "architecture": "mlp",
-            "latent_size": shapes[0][1],
-            "image_size": round((pixels / channels) ** 0.5),
-            "image_channels": channels,
-            "channels": tuple(shape[0] for shape in shapes[:-1]),
-            "batch_norm": batch_norm,
-            "bias": bias,
-            "activation": "leaky_relu",
-            **config,
-        }
-    )
-    return found, _rename(groups, batch_norm=batch_norm, bias=bias)
+    values: dict[str, Any] = {
+        "architecture": "mlp",
+        "latent_size": shapes[0][1],
+        "image_size": round((pixels / channels) ** 0.5),
+        "image_channels": channels,
+        "channels": tuple(shape[0] for shape in shapes[:-1]),
+        "batch_norm": batch_norm,
+        "bias": bias,
+        "activation": "leaky_relu",
+        **config,
+    }
+    return GanConfig(**values), _rename(groups, batch_norm=batch_norm, bias=bias)

@@ -26,6 +26,7 @@ from mezzotint.models.parts import (
     stored_together,
 )
 from mezzotint.models.prompts import tokens_of
+from mezzotint.plain import is_dict
 
 __all__ = ["from_components", "from_pipeline"]
 
@@ -138,7 +139,7 @@ def from_pipeline(
         ShapeError: If its parts do not fit together.
     """
     parts = getattr(pipeline, "components", None)
-    if not isinstance(parts, dict):
+    if not is_dict(parts):
         raise InvalidRequest(
             f"pipeline must be a diffusers pipeline, got {type(pipeline).__name__}",
             field="pipeline",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -294,10 +294,30 @@ def _special_ids(vocabulary: int) -> dict[str, int]:
     return {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": 1}
 
 
-def _convert_sd3(state: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+class _Converters(Protocol):
+    """Diffusers' renamers of single files; they take what they rename out of ``state``."""
 
-    return convert_sd3_transformer_checkpoint_to_diffusers(state)
+    def convert_sd3_transformer_checkpoint_to_diffusers(
+        self, state: dict[str, Tensor], /
+    ) -> dict[str, Tensor]: ...
+
+    def convert_ldm_unet_checkpoint(
+        self, state: dict[str, Tensor], config: dict[str, Any], /
+    ) -> dict[str, Tensor]: ...
+
+    def convert_ldm_vae_checkpoint(
+        self, state: dict[str, Tensor], config: dict[str, Any], /
+    ) -> dict[str, Tensor]: ...
+
+
+def _converters() -> _Converters:
+    from diffusers.loaders import single_file_utils
+
+    return cast("_Converters", single_file_utils)
+
+
+def _convert_sd3(state: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    return _converters().convert_sd3_transformer_checkpoint_to_diffusers(state)
 
 
 def _convert_projecting(
@@ -310,15 +330,11 @@ def _convert_projecting(
 
 
 def _convert_unet(state: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-
-    return convert_ldm_unet_checkpoint(state, dict(config))
+    return _converters().convert_ldm_unet_checkpoint(state, dict(config))
 
 
 def _convert_vae(state: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-
-    return convert_ldm_vae_checkpoint(state, dict(config))
+    return _converters().convert_ldm_vae_checkpoint(state, dict(config))
 
 
 def _convert_clip(

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -266,9 +266,10 @@ def named_as_class(
     state = {name.removeprefix(_COMFY): tensor for name, tensor in state.items()}
     if wanted <= set(state):
         return state
-    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+    from diffusers.loaders import single_file_model
 
-    known: dict[str, Any] = SINGLE_FILE_LOADABLE_CLASSES.get(class_name, {})
+    loadable: dict[str, Any] = cast("Any", single_file_model).SINGLE_FILE_LOADABLE_CLASSES
+    known: dict[str, Any] = loadable.get(class_name, {})
     if "checkpoint_mapping_fn" not in known:
         return state
     return known["checkpoint_mapping_fn"](checkpoint=dict(state), config=dict(config))
@@ -308,7 +309,7 @@ def _packed_blocks(state: Mapping[str, Any]) -> dict[str, Tensor | Packed]:
         if not kind:
             found[name] = value
         elif kind in _UNPACKED:
-            found[name] = utils.dequantize_gguf_tensor(value)
+            found[name] = cast("Any", utils).dequantize_gguf_tensor(value)
         else:
             data = value.as_tensor().detach().contiguous()
             found[name] = gguf_blocks(kind, data, tuple(value.quant_shape))

@@ -16,7 +16,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
@@ -127,7 +127,7 @@ def _check_all(entries: list[Entry], limits: ArchiveLimits, source: str) -> tupl
 
 
 @contextlib.contextmanager
-def open_zip(path: Path | IO[bytes], limits: ArchiveLimits, *, source: str) -> Iterator[Contents]:
+def open_zip(path: Path | IO[bytes], limits: ArchiveLimits, *, source: str) -> Generator[Contents]:
     """Open a zip and check its table of contents.
 
     Raises:
@@ -161,7 +161,7 @@ def open_zip(path: Path | IO[bytes], limits: ArchiveLimits, *, source: str) -> I
 
 
 @contextlib.contextmanager
-def open_tar(path: Path, limits: ArchiveLimits, *, source: str) -> Iterator[Contents]:
+def open_tar(path: Path, limits: ArchiveLimits, *, source: str) -> Generator[Contents]:
     """Open a tar, plain or gzipped, and check its table of contents.
 
     Raises:

@@ -16,7 +16,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -85,7 +85,7 @@ class _Folder:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[Contents]:
+def _open(path: Path) -> Generator[Contents]:
     """Open a zip, a gzipped tar or a folder; a tar's leading folder stays."""
     source = str(path)
     if path.is_dir():

@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -119,13 +119,13 @@ def fetch(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    wanted = {"repo_id": repo, "revision": revision}
     with _telling(repo, revision):
         try:
-            return _at_commit(snapshot_download(**wanted, local_files_only=True))
+            return _at_commit(snapshot_download(repo, revision=revision, local_files_only=True))
         except LocalEntryNotFoundError:
             _may_fetch(repo, allow)
-        path = snapshot_download(**wanted, allow_patterns=_patterns(repo, revision, variant))
+        patterns = _patterns(repo, revision, variant)
+        path = snapshot_download(repo, revision=revision, allow_patterns=patterns)
     return _at_commit(path)
 
 
@@ -189,19 +189,19 @@ def _only(repo: str, names: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def _telling(repo: str, revision: str | None) -> Iterator[None]:
+def _telling(repo: str, revision: str | None) -> Generator[None]:
     """Tell what the Hub or its library refuses, in one line.
 
     Raises:
         WeightsError: If the model is not on disk and cannot be fetched.
     """
     from huggingface_hub.errors import (
-        EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
+        RemoteEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -217,9 +217,9 @@ def _telling(repo: str, revision: str | None) -> Iterator[None]:
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         at = f" at {revision}" if revision else ""
         raise WeightsError(f"the Hub has no {repo}{at}: {_first_line(error)}") from None
+    except RemoteEntryNotFoundError as error:
+        raise WeightsError(f"{repo} has no such file: {_first_line(error)}") from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-            raise WeightsError(f"{repo} has no such file: {_first_line(error)}") from None
         at = f"@{revision}" if revision else ""
         raise WeightsError(
             f"{repo}{at} is not on this machine and the Hub cannot be reached "

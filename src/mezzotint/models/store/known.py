@@ -26,6 +26,7 @@ from mezzotint.models.config import PlacementConfig
 from mezzotint.models.parts import read_json
 from mezzotint.models.spec import ModelSpec
 from mezzotint.models.store.entries import ModelEntry
+from mezzotint.plain import is_dict
 
 __all__ = ["Facts", "key_of", "recall_spec", "remember_spec", "spec_key"]
 
@@ -72,7 +73,7 @@ class Facts:
             stored = json.loads(self._path.read_bytes())
         except (OSError, ValueError):
             return {}
-        return stored if isinstance(stored, dict) else {}
+        return stored if is_dict(stored) else {}
 
 
 def key_of(*parts: Any) -> str:

@@ -6,7 +6,7 @@ use is never dropped, and however many ask for one that is not there, it is load
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,7 +55,7 @@ class Residency:
         self._clock = 0
 
     @contextlib.contextmanager
-    def use(self, key: _Key, load: "Callable[[], Model]", *, source: object) -> "Iterator[Model]":
+    def use(self, key: _Key, load: "Callable[[], Model]", *, source: object) -> "Generator[Model]":
         """Give a model that stays in memory for the length of the block.
 
         Args:

@@ -15,7 +15,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -391,7 +391,7 @@ class ModelStore:
             return model
 
     @contextlib.contextmanager
-    def use(self, name: str, placement: PlacementConfig | None = None) -> "Iterator[Model]":
+    def use(self, name: str, placement: PlacementConfig | None = None) -> "Generator[Model]":
         """Give a model that stays in memory for the length of the block.
 
         Raises:

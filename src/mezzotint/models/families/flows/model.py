@@ -253,4 +253,4 @@ def _reference(pixels: Any, multiple: int) -> Tensor:
     width, height = (max(side // multiple, 1) * multiple for side in picture.size)
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
     cut = picture.crop((left, top, left + width, top + height))
-    return torch.from_numpy(np.array(cut)).float().movedim(-1, 0)[None] / 255 * 2 - 1
+    return torch.as_tensor(np.array(cut)).float().movedim(-1, 0)[None] / 255 * 2 - 1

@@ -46,7 +46,7 @@ def turn(heads: Tensor, turns: Tensor) -> Tensor:
     Returns:
         Shape (R, S, H, d), in the type of ``heads``.
     """
-    first, second = heads.float().unflatten(-1, (-1, 2)).unbind(-1)
+    first, second = torch.unflatten(heads.float(), -1, (-1, 2)).unbind(-1)
     cosine, sine = turns.unsqueeze(-3).unbind(-1)
     turned = [first * cosine - second * sine, first * sine + second * cosine]
     return torch.stack(turned, dim=-1).flatten(-2).type_as(heads)
