@@ -11,7 +11,7 @@ value or a link ``[id, output]``.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.vocabulary import match_sampler, match_schedule
@@ -157,16 +157,18 @@ def _checked(nodes: object) -> dict[str, dict[str, Any]]:
     """
     if not isinstance(nodes, Mapping) or not nodes:
         raise GraphError("the graph must be an object of nodes by id, in API format")
-    if len(nodes) > _MOST_NODES:
-        raise GraphError(f"the graph must have at most {_MOST_NODES} nodes, got {len(nodes)}")
+    given = cast("Mapping[object, Any]", nodes)
+    if len(given) > _MOST_NODES:
+        raise GraphError(f"the graph must have at most {_MOST_NODES} nodes, got {len(given)}")
     found: dict[str, dict[str, Any]] = {}
     unknown: list[NodeFault] = []
-    for id_, node in nodes.items():
-        if not isinstance(node, Mapping) or not isinstance(node.get("class_type"), str):
+    for id_, entry in given.items():
+        node = cast("Mapping[str, Any]", entry if isinstance(entry, Mapping) else {})
+        name = node.get("class_type")
+        if not isinstance(name, str):
             raise GraphError(f"node {str(id_)[:40]} has no class_type: send the API format")
         if not isinstance(node.get("inputs"), Mapping):
             raise GraphError(f"node {str(id_)[:40]} has no inputs")
-        name = node["class_type"]
         if name not in NODES:
             text = f"Node '{name[:80]}' not found. The custom node may not be installed."
             fault = NodeFault(node=str(id_), kind="missing_node_type", message=text)
@@ -423,10 +425,10 @@ class _Reader:
         Raises:
             GraphError: If it is linked to nothing, or to a node of another class.
         """
-        link = self._nodes[node]["inputs"].get(name)
-        is_link = isinstance(link, list) and len(link) == 2 and str(link[0]) in self._nodes
-        if not is_link:
-            kind = "required_input_missing" if link is None else "bad_linked_input"
+        value = self._nodes[node]["inputs"].get(name)
+        link = cast("list[Any]", value) if isinstance(value, list) else []
+        if len(link) != 2 or str(link[0]) not in self._nodes:
+            kind = "required_input_missing" if value is None else "bad_linked_input"
             raise self._fault(node, f"{name} must be linked to {_either(kinds)}", name, kind=kind)
         other = str(link[0])
         got = self._nodes[other]["class_type"]

@@ -8,7 +8,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from mezzotint.api import Engine, shared_engine
 from mezzotint.calls import read_call
@@ -191,7 +191,8 @@ def _seeds(generator: Any, seed: int | None) -> list[int]:
         return [] if seed is None else [seed]
     if seed is not None:
         raise InvalidRequest("generator and seed say the same, give one", field="generator")
-    given: Sequence[Any] = generator if isinstance(generator, list | tuple) else (generator,)
+    is_each = isinstance(generator, list | tuple)
+    given = cast("Sequence[Any]", generator) if is_each else (generator,)
     for one in given:
         if not hasattr(one, "initial_seed"):
             raise InvalidRequest(

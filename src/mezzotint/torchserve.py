@@ -30,7 +30,7 @@ from mezzotint.errors import InvalidRequest, MezzotintError, ModelError, NotRead
 from mezzotint.images.codec import encode
 from mezzotint.images.sheets import make_sheet
 from mezzotint.models.formats.identify import identify
-from mezzotint.plain import Checked, read
+from mezzotint.plain import Checked, is_dict, is_list, read
 from mezzotint.request import GenerationRequest
 from mezzotint.service.engine import Engine, RequestHandle
 from mezzotint.types import GenerationResult, ImageInput, OutputFormat
@@ -74,7 +74,7 @@ class DiffusersHandler:
             ModelError: If there is no model among the files.
         """
         properties = ctx.system_properties
-        config = getattr(ctx, "model_yaml_config", None) or {}
+        config: Mapping[str, Any] = getattr(ctx, "model_yaml_config", None) or {}
         self.options = read(_Options, config.get("handler") or {}, "handler")
         gpu = properties.get("gpu_id")
         self.model = str(find_model(Path(str(properties["model_dir"])).absolute()))
@@ -240,7 +240,7 @@ def unwrap(row: Mapping[str, Any]) -> dict[str, Any]:
     for _ in range(4):
         inner = next((body[n] for n in ("data", "body") if n in body), None)
         inner = _decode(inner)
-        if not isinstance(inner, dict):
+        if not is_dict(inner):
             break
         body = {k: v for k, v in body.items() if k not in ("data", "body")} | inner
     result: dict[str, Any] = {}
@@ -259,7 +259,7 @@ def unwrap(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _decode(value: Any) -> Any:
     """Read bytes as text, and text that is a JSON object or text as that."""
-    if isinstance(value, list) and len(value) == 1:
+    if is_list(value) and len(value) == 1:
         value = value[0]
     if isinstance(value, bytes | bytearray):
         try:
@@ -269,7 +269,7 @@ def _decode(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip()[:1] in ("{", '"'):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
     return value
 
@@ -285,7 +285,7 @@ def _value(name: str, value: Any) -> Any:
     if isinstance(text, str) and not is_text and re.match(r"^[-\d\[{tf]", text):
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
     return text
 

@@ -132,6 +132,12 @@ def test_parameters_are_found_however_torchserve_delivers_them(row, expected):
     assert unwrap(row) == expected
 
 
+def test_objects_inside_one_another_without_end_are_a_text_and_no_crash():
+    deep = '{"a":' * 100_000
+    assert unwrap({"data": deep}) == {"prompt": deep}
+    assert unwrap({"guidance_scale": "[" * 100_000}) == {"guidance_scale": "[" * 100_000}
+
+
 def test_bytes_that_are_no_text_are_refused():
     with pytest.raises(InvalidRequest, match="text or JSON"):
         unwrap({"data": b"\xff\xfe"})

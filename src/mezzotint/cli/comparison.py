@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from mezzotint.plain import is_mapping
 from mezzotint.types import ImageOutput
 from mezzotint.vocabulary import LEAST_DB
 
@@ -87,7 +88,8 @@ def compare(data: bytes, image: ImageOutput, recipe: Mapping[str, Any]) -> Compa
             differing_pixels=None, pixels=pixels, largest_difference=255, environment=environment
         )
     distance = np.abs(before.astype(np.int16) - now.astype(np.int16))
-    noise = float(np.mean(distance.astype(np.float64) ** 2))
+    squares: np.ndarray = distance.astype(np.float64) ** 2
+    noise = float(squares.mean())
     promised = LEAST_DB.get(str(recipe.get("request", {}).get("reproducibility", "exact")))
     return Comparison(
         differing_pixels=int((distance.max(axis=-1) > 0).sum()),
@@ -177,5 +179,5 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        found |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+        found |= flat(value, f"{name}.") if is_mapping(value) else {name: value}
     return found

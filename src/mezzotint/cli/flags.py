@@ -34,7 +34,7 @@ import typer
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.config import PlacementConfig
-from mezzotint.plain import allowed, field_docs, field_hints, field_types, json_name
+from mezzotint.plain import allowed, field_docs, field_hints, field_types, is_mapping, json_name
 from mezzotint.request import GenerationRequest
 from mezzotint.techniques.table import FLAGS, TECHNIQUES
 from mezzotint.types import ImageInput
@@ -436,7 +436,7 @@ def read_request_file(path: Path) -> dict[str, Any]:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise WrongFlag(flag, f"{path} is not JSON: {error}", "a JSON file") from None
-    if not isinstance(data, Mapping):
+    if not is_mapping(data):
         kind = type(data).__name__
         raise WrongFlag(flag, f"{path} must hold an object, got {kind}", "an object")
     return dict(data)
@@ -448,7 +448,7 @@ def merge(data: dict[str, Any], path: str, value: Any) -> None:
     branch = data
     for name in parents:
         step = branch.get(name)
-        branch[name] = dict(step) if isinstance(step, Mapping) else {}
+        branch[name] = dict(step) if is_mapping(step) else {}
         branch = branch[name]
     branch[last] = value
 
@@ -458,7 +458,7 @@ def _json(text: str, flag: str) -> Any:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise WrongFlag(flag, f"is not JSON: {error}", "JSON") from None
-    if not isinstance(value, Mapping):
+    if not is_mapping(value):
         raise WrongFlag(flag, f"must be a JSON object, got {text[:40]!r}", "a JSON object")
     return value
 

@@ -3,9 +3,9 @@
 import contextlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -25,6 +25,7 @@ from mezzotint.cli.requests import (
 from mezzotint.cli.session import load_settings, open_service, run
 from mezzotint.cli.terminal import escaped
 from mezzotint.errors import MezzotintError
+from mezzotint.plain import is_mapping
 from mezzotint.request import GenerationRequest
 from mezzotint.settings import Settings, terminal_pictures
 
@@ -344,15 +345,17 @@ async def _print_plan(settings: Settings, request: GenerationRequest, *, as_json
 
 def _print_branch(title: str, value: Any, indent: str = "") -> None:
     """Print plain data as an indented list for people."""
-    if isinstance(value, Mapping) and value:
+    if is_mapping(value) and value:
         print(f"{indent}{title}")
         for key, item in value.items():
-            _print_branch(str(key), item, indent + "  ")
-    elif isinstance(value, list | tuple) and any(isinstance(v, Mapping) for v in value):
-        for number, item in enumerate(value):
+            _print_branch(key, item, indent + "  ")
+        return
+    items = list(cast("Sequence[Any]", value)) if isinstance(value, list | tuple) else []
+    if any(is_mapping(item) for item in items):
+        for number, item in enumerate(items):
             _print_branch(f"{title}[{number}]", item, indent)
     elif isinstance(value, list | tuple) and title == "warnings":
-        for item in value:
+        for item in items:
             print(f"{indent}warning: {item}")
     else:
         shown = json.dumps(_rounded(value), ensure_ascii=False, default=str)

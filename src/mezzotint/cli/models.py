@@ -13,6 +13,7 @@ from mezzotint.cli.local import completing
 from mezzotint.cli.session import load_settings
 from mezzotint.cli.terminal import columns, escaped
 from mezzotint.errors import InvalidRequest, MezzotintError, UnknownName
+from mezzotint.plain import is_dict, is_list
 
 __all__ = ["archive_app", "models_app"]
 
@@ -339,10 +340,10 @@ def _brief(entry: Any) -> dict[str, Any]:
 
 def _print_fields(found: dict[str, Any], indent: str = "") -> None:
     for key, value in found.items():
-        if isinstance(value, dict):
+        if is_dict(value):
             print(f"{indent}{escaped(key)}:")
             _print_fields(value, indent + "  ")
-        elif isinstance(value, list):
+        elif is_list(value):
             print(f"{indent}{escaped(key)}: {escaped('; '.join(map(str, value)))}")
         else:
             print(f"{indent}{escaped(key)}: {escaped(value)}")

@@ -16,6 +16,7 @@ from mezzotint.cli.outputs import Destination
 from mezzotint.cli.session import load_settings, run
 from mezzotint.cli.terminal import escaped
 from mezzotint.errors import MezzotintError, WorkFailed
+from mezzotint.plain import is_list
 from mezzotint.request import GenerationRequest
 from mezzotint.settings import Settings
 from mezzotint.types import ImageOutput
@@ -330,7 +331,7 @@ def _json(shown: Any, *, indent: int | None) -> str:
 
 def _print_recipe(shown: Mapping[str, Any]) -> None:
     for key, value in flat(shown).items():
-        if isinstance(value, list):
+        if is_list(value):
             for item in value:
                 text = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
                 print(f"{escaped(key)}: {escaped(text[:200])}")

@@ -9,13 +9,12 @@ activations).
 
 import itertools
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from PIL import Image
-from safetensors import torch as safetensors
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mezzotint.errors import WeightsError
@@ -85,8 +84,7 @@ def read_head(path: Path) -> list[tuple[Tensor, Tensor]]:
         raise WeightsError(f"expected the head of the aesthetic gate at {path}, found none")
     try:
         with DIGESTS.steady(path):
-            read: Mapping[str, Tensor] = cast("Any", safetensors).load_file(path)
-            state = {name: tensor.clone() for name, tensor in read.items()}
+            state = {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (OSError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{path} is no safetensors file: {error}") from None
     layers: list[tuple[int, Tensor, Tensor]] = []

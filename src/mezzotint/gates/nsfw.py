@@ -7,7 +7,7 @@ pictures was not measured by us; treat the gate as one layer of several.
 
 import json
 from importlib import resources
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +23,6 @@ _STRIDED_BLOCKS = (1, 3, 6, 13)
 _RESIDUAL_BLOCKS = (2, 4, 5, 7, 8, 9, 11, 12, 14, 15)
 _INPUT_PX = 224
 
-_open = cast("Any", safe_open)  # the package has no types of its own
-
 
 class NsfwGate:
     """Probability that a picture is explicit: the classes porn and hentai together."""
@@ -39,8 +37,8 @@ class NsfwGate:
 
     def __init__(self) -> None:
         path = resources.files("mezzotint.gates") / "weights" / "nsfw_mobilenet_v2.safetensors"
-        with resources.as_file(path) as file, _open(file, framework="pt") as stored:
-            metadata = stored.metadata()
+        with resources.as_file(path) as file, safe_open(file, framework="pt") as stored:
+            metadata = stored.metadata() or {}
             quantization = json.loads(metadata["quantization"])
             self._classes: list[str] = json.loads(metadata["classes"])
             self._weights: dict[str, Tensor] = {}

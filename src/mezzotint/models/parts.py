@@ -202,7 +202,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CardError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CardError(f"{path} is not JSON: {error}") from None
     if not is_dict(data):
         raise CardError(f"{path} must hold a JSON object, got {type(data).__name__}")

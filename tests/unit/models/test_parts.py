@@ -188,6 +188,9 @@ def test_json_that_cannot_be_read_names_its_file(tmp_path):
         read_json(tmp_path / "list.json")
     with pytest.raises(CardError, match="cannot read"):
         read_json(tmp_path / "none.json")
+    (tmp_path / "deep.json").write_text('{"a":' * 100_000)
+    with pytest.raises(CardError, match=r"deep\.json is not JSON"):
+        read_json(tmp_path / "deep.json")
 
 
 @pytest.mark.parametrize(

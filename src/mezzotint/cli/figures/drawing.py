@@ -71,8 +71,9 @@ def figure(path: Path, *, width: float = 8.0, height: float = 5.0, rows: int = 1
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE):
-        drawn = Figure(figsize=(width, height))
+    library: Any = mpl  # its own annotations leave open what a style may hold
+    with library.rc_context(_STYLE):
+        drawn: Any = Figure(figsize=(width, height))
         FigureCanvasAgg(drawn)
         axes = [drawn.add_subplot(rows, 1, k + 1) for k in range(rows)]
         yield drawn if rows == 0 else axes[0] if rows == 1 else axes

@@ -15,6 +15,7 @@ import typer
 
 from mezzotint.cli.figures.drawing import INK, check_figure_path, figure
 from mezzotint.cli.flags import WrongFlag
+from mezzotint.plain import is_mapping
 
 __all__ = ["plot"]
 
@@ -59,15 +60,15 @@ def _draw_file(target: Path, source: Path) -> str:
         data = json.loads(source.read_bytes())
     except (OSError, ValueError) as error:
         raise WrongFlag("WHAT", f"{source} is neither a run folder nor JSON: {error}") from None
-    if isinstance(data, Mapping) and "traceEvents" in data:
+    if is_mapping(data) and "traceEvents" in data:
         draw_trace(target, data["traceEvents"])
         return "trace"
-    shares = dict(_shares(data))
-    found = dict(_ratios(data))
+    shares, found = dict(_shares(data)), dict(_ratios(data))
+    title = str(data.get("command", "")) if is_mapping(data) else ""
     if shares:
-        draw_shares(target, shares, title=str(data.get("command", "")))
+        draw_shares(target, shares, title=title)
     elif found:
-        draw_ratios(target, found, title=str(data.get("command", "")))
+        draw_ratios(target, found, title=title)
     else:
         raise WrongFlag(
             "WHAT",
@@ -159,21 +160,22 @@ def _running_mean(values: tuple[float, ...]) -> list[float]:
 
 def _ratios(data: Any, path: str = "") -> Iterator[tuple[str, tuple[float, float, float]]]:
     """Give every median with its lowest and highest, by where it stands."""
-    if not isinstance(data, Mapping):
+    if not is_mapping(data):
         return
     if {"median", "lowest", "highest"} <= data.keys():
         yield path, (float(data["median"]), float(data["lowest"]), float(data["highest"]))
         return
     for key, value in data.items():
-        yield from _ratios(value, f"{path}, {key}" if path else str(key))
+        yield from _ratios(value, f"{path}, {key}" if path else key)
 
 
 def _shares(data: Any) -> Iterator[tuple[str, dict[str, float]]]:
     """Give the rows of a result that deal a whole out among stages."""
-    for name, row in data.items() if isinstance(data, Mapping) else ():
-        parts = {s: _percent(row.get(s)) for s in _STAGES} if isinstance(row, Mapping) else {}
+    rows = data.items() if is_mapping(data) else ()
+    for name, row in rows:
+        parts = {s: _percent(row.get(s)) for s in _STAGES} if is_mapping(row) else {}
         if parts and all(parts[stage] is not None for stage in _STAGES[:3]):
-            yield str(name), {stage: part or 0.0 for stage, part in parts.items()}
+            yield name, {stage: part or 0.0 for stage, part in parts.items()}
 
 
 def _percent(text: Any) -> float | None:

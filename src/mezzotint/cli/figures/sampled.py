@@ -144,14 +144,14 @@ def draw_spectrograms(path: Path, values: Any, sample_rate: int) -> None:
     with figure(path, width=8.0, height=1.2 + 2.0 * rows, rows=rows) as found:
         axes: Sequence[Any] = [found] if rows == 1 else found
         for axis, picture in zip(axes, level, strict=True):
-            shown = axis.imshow(
+            axis.imshow(
                 picture.T, origin="lower", aspect="auto", cmap="magma", vmin=-_RANGE_DB, vmax=0,
                 extent=(0, seconds, 0, sample_rate / 2), interpolation="nearest",
             )  # fmt: skip
             axis.grid(visible=False)
             axis.set_ylabel("frequency / Hz")
         axes[-1].set_xlabel("time / s")
-        axes[0].figure.colorbar(shown, ax=list(axes), label="power / dB")
+        axes[0].figure.colorbar(axes[-1].images[0], ax=list(axes), label="power / dB")
 
 
 def _limits(values: Any) -> list[tuple[float, float, str]]:

@@ -6,6 +6,7 @@ model stays in memory, so that a line costs its steps and nothing else.
 
 import contextlib
 import dataclasses
+import importlib
 import secrets
 import sys
 from collections.abc import Callable
@@ -55,7 +56,9 @@ def converse(
     """
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):
-            import readline  # noqa: F401 - lines can be edited and called back once it is there
+            importlib.import_module(
+                "readline"
+            )  # lines can be edited and called back once it is there
         print(_GREETING, file=sys.stderr)
     if request.seed is None:
         request = dataclasses.replace(request, seed=secrets.randbits(32))
