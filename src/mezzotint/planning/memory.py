@@ -6,14 +6,13 @@ shared by all images because calls follow each other.
 """
 
 import dataclasses
-import os
 from dataclasses import dataclass
 
 from mezzotint.models.spec import ModelSpec
 from mezzotint.planning.plan import Plan
 from mezzotint.schedulers import NATIVE
 
-__all__ = ["Footprint", "machine_memory_bytes", "measure"]
+__all__ = ["Footprint", "measure"]
 
 _FLOAT32 = 4
 # Widest feature map of the Stable Diffusion 1.5 U-Net (320 channels) times about twelve
@@ -90,8 +89,3 @@ def _decoded_at_once(plan: Plan, spec: ModelSpec) -> int:
     if not spec.tile_px:
         return plan.size.width * plan.size.height
     return min(plan.size.width, spec.tile_px) * min(plan.size.height, spec.tile_px)
-
-
-def machine_memory_bytes() -> int:
-    """Return the memory of this machine in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

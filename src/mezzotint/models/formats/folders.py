@@ -5,7 +5,7 @@ and a network comes into memory when it is first called.
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,12 @@ from mezzotint.models.parts import (
 )
 from mezzotint.models.prompts import load_tokens
 from mezzotint.models.quiet_loading import quiet_loading
+from mezzotint.plain import is_list
 from mezzotint.registry import Registry
 
 __all__ = [
     "FAMILIES",
     "assemble",
-    "is_pipeline",
     "load_pipeline",
     "native_pipeline",
     "read_part",
@@ -155,11 +155,6 @@ FAMILIES: Registry[Family] = Registry(
 Plug-ins add theirs through the entry-point group ``mezzotint.models``: the name is the
 pipeline's, what it loads a :data:`Family`.
 """
-
-
-def is_pipeline(path: Path) -> bool:
-    """Tell whether a folder is a diffusers pipeline."""
-    return (Path(path) / INDEX).is_file()
 
 
 def native_pipeline(path: Path) -> bool:
@@ -350,7 +345,7 @@ def _settings(index: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_component(entry: Any) -> bool:
     """Tell whether an entry of the index names a class that is there."""
-    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(e, str) for e in entry)
+    return is_list(entry) and len(entry) == 2 and all(isinstance(e, str) for e in entry)
 
 
 def _check_library(path: Path, role: str, library: str) -> None:
@@ -437,7 +432,7 @@ def _build_stored(found: _Folder, dtype: torch.dtype) -> Any:
 @contextlib.contextmanager
 def _mapped(
     found: _Folder, dtype: torch.dtype, pinned: Mapping[Path, str]
-) -> Iterator[torch.nn.Module]:
+) -> Generator[torch.nn.Module]:
     """Give a network whose weights are mapped from its files, watched inside.
 
     Weights of several types cannot all stay where they lie: they are read into memory, in

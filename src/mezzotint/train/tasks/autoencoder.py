@@ -143,14 +143,6 @@ class AutoencoderTask:
         )
 
     @torch.no_grad()
-    def reconstruct(self, modules: nn.ModuleDict, samples: Tensor) -> Tensor:
-        """Return pictures after the way there and back. Shape (B, C, H, W)."""
-        vae: Any = modules["vae"]
-        device = next(vae.parameters()).device
-        mean, _ = _posterior(vae, samples.to(device))
-        return vae.decode(mean).sample.clamp(-1, 1).cpu()
-
-    @torch.no_grad()
     def measure_scale(self, vae: Any) -> float:
         """Return 1 over the deviation of the latents of the first pictures."""
         device = next(vae.parameters()).device

@@ -12,7 +12,7 @@ from tests import tiny
 
 from mezzotint.errors import CardError, InvalidRequest, WeightsError
 from mezzotint.models.base import Prompt
-from mezzotint.models.formats.folders import is_pipeline, load_pipeline, native_pipeline
+from mezzotint.models.formats.folders import load_pipeline, native_pipeline
 from mezzotint.types import Size
 
 ALL = list(tiny.BUILDERS)
@@ -172,9 +172,7 @@ def test_parts_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_folders_are_recognised(tmp_path):
-    assert is_pipeline(tiny.folder("flux"))
     assert native_pipeline(tiny.folder("flux"))
-    assert not is_pipeline(tmp_path)
     with pytest.raises(CardError, match=r"cannot read .*model_index\.json"):
         load_pipeline(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')

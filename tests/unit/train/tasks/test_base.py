@@ -93,12 +93,11 @@ def test_a_text_run_in_latents_is_stable_diffusion_to_everybody(latent):
 def test_the_scaling_factor_makes_latents_of_unit_deviation(latent):
     vae = diffusers.AutoencoderKL.from_pretrained(str(latent / "vae" / "vae"))
     trainer = Trainer.open(latent / "vae")
-    state = trainer._prepare(resume=True)
+    trainer._prepare(resume=True)
     samples = trainer._data[0].read(range(12))
     with torch.no_grad():
         means = vae.encode(samples).latent_dist.mean * vae.config.scaling_factor
     assert float(means.std()) == pytest.approx(1.0, rel=1e-3)
-    assert state.task.reconstruct(state.copies(), samples).shape == samples.shape
     with pytest.raises(InvalidRequest, match=r"name it as network\.vae"):
         trainer.model()
 
