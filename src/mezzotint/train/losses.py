@@ -170,7 +170,11 @@ class Noising:
         return self.at((fractions * self.num_timesteps).long())
 
     def at(self, timesteps: Tensor) -> Mixture:
-        """Return the mixture of whole timesteps of a schedule. Shape (B,), int64."""
+        """Return the mixture at timesteps of a schedule.
+
+        Args:
+            timesteps: Whole numbers. Shape (B,), int64.
+        """
         assert self.alpha_bar is not None  # noqa: S101  (only schedules have timesteps)
         level = self.alpha_bar[timesteps.cpu()]
         return Mixture(timesteps.float(), level.sqrt().float(), (1 - level).sqrt().float())

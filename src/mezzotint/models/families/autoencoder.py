@@ -75,7 +75,7 @@ def _encode_layer(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ..
 
 
 def _decode_patches(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """Decode normalised 2x2 patches (FLUX.2). (B, 4 C, h, w)."""
+    """Decode normalised 2x2 patches (FLUX.2). (B, 4 C, h, w) -> (B, 3, H, W)."""
     mean, deviation = _statistics(module)
     patches = inputs["latents"] * deviation + mean
     rows, channels, height, width = patches.shape

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -30,6 +31,7 @@ from mezzotint.models.digests import own_weights
 from mezzotint.models.exported import exported_class
 from mezzotint.models.families.array_networks import ARRAY_NETWORKS
 from mezzotint.models.networks import TorchNetwork
+from mezzotint.models.parts import find_weights
 from mezzotint.models.quiet_loading import sole_building
 from mezzotint.models.spec import ModelSpec
 from mezzotint.plain import Checked, read
@@ -434,14 +436,25 @@ def _load_parts(about: RunDescription, folder: Path) -> tuple[nn.Module, dict[st
     network = load_network(about.network, folder / "network")
     parts: dict[str, Any] = {}
     if about.conditioning == "text":
-        for role, name in (("tokenizer", "CLIPTokenizer"), ("text_encoder", "CLIPTextModel")):
-            parts[role] = exported_class("transformers", name, where=folder).from_pretrained(
-                str(folder / role), trust_remote_code=False
-            )
+        parts["tokenizer"] = _load_part("transformers", "CLIPTokenizer", folder / "tokenizer")
+        parts["text_encoder"] = _load_part("transformers", "CLIPTextModel", folder / "text_encoder")
     if about.data == "latents":
-        autoencoder = exported_class("diffusers", "AutoencoderKL", where=folder)
-        parts["vae"] = autoencoder.from_pretrained(str(folder / "vae"), trust_remote_code=False)
+        parts["vae"] = _load_part("diffusers", "AutoencoderKL", folder / "vae")
     return network, parts
+
+
+def _load_part(library: str, class_name: str, folder: Path) -> Any:
+    """Load a tokenizer, or a network from its safetensors files and from nothing else."""
+    options: dict[str, Any] = {"trust_remote_code": False}
+    try:
+        if folder.name != "tokenizer":
+            find_weights(folder)  # refuses a pickle
+            options["use_safetensors"] = True
+        cls = exported_class(library, class_name, where=folder)
+        return cls.from_pretrained(str(folder), **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise WeightsError(f"cannot load the {folder.name} in {folder}: {reason}") from None
 
 
 def load_network(kind: str, folder: Path) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tests.unit.train.making import picture_config, points_config, train, weights
 
-from mezzotint.errors import InvalidRequest
+from mezzotint.errors import InvalidRequest, WeightsError
 from mezzotint.models.families.gan import load_gan
 from mezzotint.models.families.runs import load_run
 from mezzotint.models.formats.folders import load_pipeline
@@ -68,6 +68,21 @@ def test_what_fits_no_pipeline_is_a_run_that_loads(tmp_path, changes, network):
     module = model.networks["denoiser"].module
     for name, value in module.state_dict().items():
         assert torch.equal(value, mean[f"network.{name}"])
+
+
+def test_what_steers_a_run_is_never_read_from_a_pickle(tmp_path):
+    train(picture_config(tmp_path, **TEXT, **SOME))
+    encoder = tmp_path / "run" / "text_encoder"
+    torch.save(load_file(encoder / "model.safetensors"), encoder / "pytorch_model.bin")
+    (encoder / "model.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"pytorch_model\.bin is a pickle"):
+        load_run(tmp_path / "run")
+    (encoder / "pytorch_model.bin").unlink()
+    with pytest.raises(WeightsError, match="weights missing"):
+        load_run(tmp_path / "run")
+    (encoder / "model.safetensors").write_bytes(b"\0" * 64)
+    with pytest.raises(WeightsError, match="cannot load the text_encoder"):
+        load_run(tmp_path / "run")
 
 
 def test_array_runs_answer_in_the_units_of_their_data(tmp_path):
