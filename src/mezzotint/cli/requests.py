@@ -92,7 +92,7 @@ def _kind(field: str) -> Any:
 def _part_of(field: str) -> Any:
     """Return the part of a request that a flag sets whole, None where it sets one value."""
     kinds = (_kind(field), *typing.get_args(_kind(field)))
-    parts = (kind for kind in kinds if dataclasses.is_dataclass(kind) and kind is not ImageInput)
+    parts = (kind for kind in kinds if kind is not ImageInput and dataclasses.is_dataclass(kind))
     return next(parts, None)
 
 
