@@ -365,7 +365,7 @@ def _print_branch(title: str, value: Any, indent: str = "") -> None:
 def _rounded(value: Any) -> Any:
     """Round numbers to six digits, as people read them; JSON has them whole."""
     if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
+        return [_rounded(item) for item in cast("Sequence[Any]", value)]
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 

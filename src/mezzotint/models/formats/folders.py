@@ -335,7 +335,7 @@ def read_part(
 def _settings(index: Mapping[str, Any]) -> dict[str, Any]:
     """Return the pipeline's own settings, where it came from, and the unused parts."""
     unused = {role: index[role] for role in UNUSED_ROLES if _is_component(index.get(role))}
-    own = {
+    own: dict[str, Any] = {
         k: v
         for k, v in index.items()
         if (not k.startswith("_") or k == ORIGIN) and (not isinstance(v, list) or k == LEVELS)

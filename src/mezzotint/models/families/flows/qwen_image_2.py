@@ -57,7 +57,7 @@ class _Sight:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Let every token look at what it may. (R, S, H, d) -> (R, S, H d)."""
-        parts = query.split(self.counts, dim=1)
+        parts = torch.split(query, list(self.counts), dim=1)
         end = self.text.shape[-1]
         heads = (x.transpose(1, 2) for x in (parts[0], key[:, :end], value[:, :end]))
         told = scaled_dot_product_attention(*heads, attn_mask=self.text)
@@ -199,7 +199,7 @@ def _bare(module: Any) -> None:
 def _fit(pixels: Any, multiple: int) -> Tensor:
     """Return a picture to edit as the autoencoder reads it. Shape (1, 3, H, W), in [-1, 1]."""
     array = np.array(fit_picture(pixels, multiple))
-    return torch.from_numpy(array).float().movedim(-1, 0)[None] / 255 * 2 - 1
+    return torch.as_tensor(array).float().movedim(-1, 0)[None] / 255 * 2 - 1
 
 
 def _defaults(parts: Parts) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class SeeingEncoder(LanguageEncoder):
         rows, columns = array.shape[0] // patch, array.shape[1] // patch
         cut = array.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
         cut = cut.transpose(0, 3, 1, 4, 6, 2, 5)[..., None, :, :].repeat(self._frames, axis=-3)
-        return torch.from_numpy(cut.reshape(rows * columns, -1)), (1, rows, columns)
+        return torch.as_tensor(cut.reshape(rows * columns, -1)), (1, rows, columns)
 
 
 def fit_picture(pixels: Any, multiple: int) -> Image.Image:
