@@ -445,13 +445,13 @@ def _load_parts(about: RunDescription, folder: Path) -> tuple[nn.Module, dict[st
 
 def _load_part(library: str, class_name: str, folder: Path) -> Any:
     """Load a tokenizer, or a network from its safetensors files and from nothing else."""
-    options: dict[str, Any] = {"trust_remote_code": False}
+    options: dict[str, Any] = {}
     try:
         if folder.name != "tokenizer":
             find_weights(folder)  # refuses a pickle
             options["use_safetensors"] = True
         cls = exported_class(library, class_name, where=folder)
-        return cls.from_pretrained(str(folder), **options)
+        return cls.from_pretrained(str(folder), trust_remote_code=False, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise WeightsError(f"cannot load the {folder.name} in {folder}: {reason}") from None
