@@ -181,8 +181,8 @@ class Generator(nn.Module):
             table = torch.empty(config.num_classes, config.class_embedding_size)
             if not table.is_meta:  # there, drawing would load torch's compiler: seconds
                 nn.init.normal_(table)
-            embedding: Any = nn.Embedding  # its own annotations leave the tensor open
-            self.class_embedding: nn.Embedding = embedding.from_pretrained(table, freeze=False)
+            classes = nn.Embedding.from_pretrained(table, freeze=False)  # pyright: ignore - untyped
+            self.class_embedding = classes
         if config.mapping_layers:
             self.mapping = MappingNetwork(config.latent_size, config.mapping_layers)
         if config.architecture == "residual":
