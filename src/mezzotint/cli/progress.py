@@ -73,6 +73,14 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed:.1f} steps/s" if task.speed else "", style="progress.data.speed")
 
 
+class _Count(MofNCompleteColumn):
+    """Steps done, of all; nothing while what is loaded has no steps."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text of a task."""
+        return Text() if task.total is None else super().render(task)
+
+
 class _Bar:
     """A bar on a terminal, with the picture above it if previews come."""
 
@@ -121,7 +129,7 @@ def reporting(images: int, *, quiet: bool = False) -> Generator[Reporter]:
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        _Count(),
         _Rate(),
         TimeRemainingColumn(),
         console=console,

@@ -128,6 +128,14 @@ def test_a_bar_names_what_goes_on_until_the_first_step():
             assert shown.tasks[0].description == "drawing"
 
 
+def test_a_bar_counts_nothing_until_it_has_steps():
+    shown = Progress(progress._Count(), console=Console(file=io.StringIO()))
+    task = shown.add_task("loading", total=None)
+    assert str(shown.columns[0].render(shown.tasks[0])) == ""
+    shown.update(task, completed=4, total=20)
+    assert str(shown.columns[0].render(shown.tasks[0])).split() == ["4/20"]
+
+
 def test_a_terminal_is_asked_for_sixels_only_where_it_alone_reads_the_answer(monkeypatch):
     assert progress.ask_terminal("kitty") == "kitty"
     assert progress.ask_terminal("ask") == "blocks"  # the tests' output is no terminal
