@@ -66,3 +66,15 @@ def picture(color: str = "red", side: int = 16) -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (side, side), color).save(stream, "PNG")
     return stream.getvalue()
+
+
+def violations(page: Page) -> list[str]:
+    """Return the rules of axe-core that a page breaks.
+
+    None where axe-core is not installed: the tests of ``test_server_page.py`` that are of
+    nothing else are skipped there, and say so.
+    """
+    if not AXE.is_file():
+        return []
+    page.run(AXE.read_text())
+    return page.run("axe.run(document).then((r) => r.violations.map((v) => v.id))")

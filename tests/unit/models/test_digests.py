@@ -161,7 +161,7 @@ def test_a_gate_s_head_written_to_while_it_is_loaded_is_refused(tmp_path, monkey
         overwrite(path)
         return state
 
-    monkeypatch.setattr(aesthetic.safetensors, "load_file", meanwhile)
+    monkeypatch.setattr(aesthetic, "load_file", meanwhile)
     with pytest.raises(WeightsError, match="written to while"):
         aesthetic.read_head(path)
 
