@@ -6,7 +6,7 @@ else begins at once.
 
 These threads share cores and interpreter with the one that draws. While pictures of somebody
 else are on their way, and shortly after, a client's line does one thing at a time and rests
-after each, so that what it takes stays a tenth of one core; a line that had to rest goes on
+after each, so that what it takes stays a tenth of one core; a line that asks for more goes on
 between those pictures, as far as there is a between within two seconds, and at a lower priority
 of the operating system, where threads have one. Alone, nothing rests.
 """
@@ -107,6 +107,8 @@ class FairThreads:
             if self._is_closed:
                 raise NotReady("the engine is closed")
             line = self._lines.setdefault(client, _Line())
+            if not line.running and not line.waiting and time.monotonic() >= line.rests_until:
+                line.rests_until = 0.0  # it asks for less than it may have
             line.waiting.append((future, lambda: context.run(work, *arguments, **named)))
             self._fill(client, line)
         return await asyncio.wrap_future(future)

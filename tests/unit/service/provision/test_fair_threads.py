@@ -106,6 +106,19 @@ def test_beside_pictures_of_others_a_line_does_one_thing_at_a_time_and_rests(mon
     threads.close()
 
 
+def test_who_asks_for_less_than_its_share_waits_for_no_pictures_of_others():
+    threads = FairThreads(4)
+
+    async def main():
+        with threads.drawing("other"):
+            for _ in range(3):
+                await asyncio.wait_for(threads.run("modest", burn, 0.005), 1.0)
+                await asyncio.sleep(0.1)  # longer than its rest
+
+    asyncio.run(main())
+    threads.close()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only there threads have a priority")
 def test_a_line_that_rested_waits_for_pictures_of_others_but_not_for_ever(monkeypatch):
     monkeypatch.setattr(fair_threads, "_GIVES_WAY_S", 0.3)
