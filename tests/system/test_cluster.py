@@ -101,10 +101,16 @@ def test_a_deployment_that_nobody_asks_sleeps_and_the_first_request_wakes_it(hea
             request = GenerationRequest(prompt="a", seed=1, num_inference_steps=3)
             result = await service.generate(request, request_id="wakes")
         assert result.images[0].data == await alone(request)
-        (replica,) = await replicas()
-        text = (await service.health())["metrics_text"]
+        async with asyncio.timeout(60):  # the front is told of replicas once a second
+            while True:
+                health = await service.health()
+                told = [r for r in health["cluster"]["replicas"] if r["deployment"] == "rare"]
+                if any(r["status"] == "ready" for r in told):
+                    break
+                await asyncio.sleep(0.05)
+        (replica,), text = told, health["metrics_text"]
         labels = f'node="{replica["host"]}",replica="{replica["name"]}"'
         assert f"mezzotint_replica_up{{{labels}}} 1" in text
         assert any(labels in line for line in text.splitlines() if "_up" not in line)
 
-    using(head, body, deployment="rare", min_replicas=0, max_replicas=1, idle_s=1.0)
+    using(head, body, deployment="rare", min_replicas=0, max_replicas=1, idle_s=3.0)
