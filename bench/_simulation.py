@@ -14,7 +14,7 @@ from typing import Any
 
 from mezzotint.engine.admission import due_s
 from mezzotint.engine.config import EngineConfig
-from mezzotint.engine.state import Claim, ImageDone, ImageId, StepBatch
+from mezzotint.engine.state import Claim, EngineEvent, ImageDone, ImageFailed, ImageId, StepBatch
 from mezzotint.engine.step_engine import Decoded, Encoded, StepEngine, Submission, Worked
 from mezzotint.planning.costs import CostTable
 from mezzotint.planning.memory import Footprint
@@ -97,7 +97,7 @@ class _Executor:
         self._device = device
         self.busy_s = 0.0
 
-    def encode(self, image: ImageId, plan: Plan, assets: Any) -> Encoded:
+    def encode(self, image: ImageId, plan: Plan, assets: Any, *, client: str = "") -> Encoded:
         return Encoded(key=plan.batch_key)
 
     def _work(self, rows: int) -> float:
@@ -135,11 +135,19 @@ class _Replica:
         self.engine = StepEngine(
             EngineConfig(quantum_s=10.0),
             self.executor,
-            lambda event: done(self, event) if isinstance(event, ImageDone) else None,
+            lambda event: _hear(self, event, done),
             costs=costs,
             budget_bytes=1 << 50,
             clock=self.clock,
         )
+
+
+def _hear(replica: _Replica, event: EngineEvent, done: Any) -> None:
+    """Tell of a picture that is done; one that failed is a fault of the simulation."""
+    if isinstance(event, ImageFailed):
+        raise event.error
+    if isinstance(event, ImageDone):
+        done(replica, event)
 
 
 def _plan(model: str, steps: int) -> Plan:

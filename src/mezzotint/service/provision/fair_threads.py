@@ -49,6 +49,7 @@ class _Line:
     running: int = 0
     rests_until: float = 0.0
     alarm: threading.Timer | None = None
+    alarm_at: float = 0.0
 
 
 class FairThreads:
@@ -168,10 +169,15 @@ class FairThreads:
 
     def _call_later(self, client: str, line: _Line, seconds: float) -> None:
         """Look at a line again once it has rested."""
-        if line.alarm is None:
-            line.alarm = threading.Timer(seconds, self._wake, (client, line))
-            line.alarm.daemon = True
-            line.alarm.start()
+        at = time.monotonic() + seconds
+        if line.alarm is not None:
+            if at >= line.alarm_at:
+                return
+            line.alarm.cancel()  # pictures of others are done earlier than they might have been
+        line.alarm_at = at
+        line.alarm = threading.Timer(seconds, self._wake, (client, line))
+        line.alarm.daemon = True
+        line.alarm.start()
 
     def _wake(self, client: str, line: _Line) -> None:
         with self._lock:
@@ -206,4 +212,5 @@ def _lower_priority() -> None:
     if sys.platform == "linux":
         thread = threading.get_native_id()
         now = os.getpriority(os.PRIO_PROCESS, thread)
-        os.setpriority(os.PRIO_PROCESS, thread, min(now + _LOWER, 19))
+        with contextlib.suppress(OSError):  # a sandbox may forbid it; nothing depends on it
+            os.setpriority(os.PRIO_PROCESS, thread, min(now + _LOWER, 19))

@@ -106,6 +106,39 @@ def test_beside_pictures_of_others_a_line_does_one_thing_at_a_time_and_rests(mon
     threads.close()
 
 
+def test_a_line_goes_on_after_its_rest_when_pictures_of_others_end_within_it():
+    threads = FairThreads(4)
+
+    async def main():
+        with threads.drawing("other"):
+            await threads.run("greedy", burn, 0.03)
+            waits = asyncio.ensure_future(threads.run("greedy", burn, 0.001))
+            await asyncio.sleep(0.05)
+        line = threads._lines["greedy"]
+        assert line.alarm_at == pytest.approx(line.rests_until, abs=0.1)  # not two seconds later
+        await asyncio.wait_for(waits, 20)
+
+    asyncio.run(main())
+    threads.close()
+
+
+def test_a_system_that_forbids_a_lower_priority_is_worked_without_one(monkeypatch):
+    def forbidden(*_):
+        raise PermissionError("operation not permitted")
+
+    monkeypatch.setattr(fair_threads.os, "setpriority", forbidden)
+    monkeypatch.setattr(fair_threads, "_GIVES_WAY_S", 0.0)
+    threads = FairThreads(4)
+
+    async def main():
+        with threads.drawing("other"):
+            answers = [threads.run("greedy", lambda: burn(0.001) or 42) for _ in range(3)]
+            assert await asyncio.wait_for(asyncio.gather(*answers), 20) == [42] * 3
+
+    asyncio.run(main())
+    threads.close()
+
+
 def test_who_asks_for_less_than_its_share_waits_for_no_pictures_of_others():
     threads = FairThreads(4)
 
