@@ -375,6 +375,37 @@ def test_a_mask_is_painted_undone_and_sent(page, server):
     assert httpx.get(f"{server.url}/v1/jobs/{newest}/request").json()["mask"] == one
 
 
+def test_strokes_between_two_frames_are_all_kept_and_undone(page):
+    page.type("prompt", "repainted")
+    drop(page, picture("green", 64), "start.png")
+    page.wait("document.querySelector('.notice button')")
+    page.click(".notice button")
+    page.run("document.getElementById('technique-mask').open = true")
+    page.wait("document.getElementById('mask-canvas')?.width === 64")
+    page.run(
+        """(async () => {
+          const canvas = document.getElementById("mask-canvas");
+          canvas.setPointerCapture = () => {};
+          const box = canvas.getBoundingClientRect();
+          for (const x of [0.2, 0.5, 0.8]) {
+            const at = {clientX: box.left + x * box.width, clientY: box.top + box.height / 2};
+            for (const kind of ["pointerdown", "pointerup"])
+              canvas.dispatchEvent(new PointerEvent(kind, {...at, pointerId: 1}));
+            await null;  // what was said is drawn before the next stroke, no frame is
+          }
+          await new Promise((done) => setTimeout(done, 500));
+        })()"""
+    )
+    painted = kept_request(page, lambda r: "mask" in r)["mask"]
+    shown = page.run("document.getElementById('mask-canvas').toDataURL()")
+    assert shown.endswith(painted)
+    with Image.open(io.BytesIO(base64.b64decode(painted))) as mask:
+        assert [mask.convert("L").getpixel((x, 32)) for x in (13, 32, 51)] == [255] * 3
+    for _ in range(3):
+        page.click("#mask-undo")
+    assert "mask" not in kept_request(page, lambda r: "mask" not in r)
+
+
 def test_a_sheet_becomes_a_table_with_one_noise_and_survives_a_reload(page, server):
     page.type("prompt", "a table")
     page.run("location.hash = '#sheet'")

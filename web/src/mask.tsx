@@ -21,6 +21,8 @@ export function MaskBrush() {
   const past = useRef<ImageData[]>([]);
   const written = useRef("");
   const drawnOn = useRef("");
+  const loads = useRef(0);
+  const isReady = useRef(false); // the board shows the picture that `drawnOn` names
   const [brush, setBrush] = useState(12); // per cent of the shorter side
   const [erases, setErases] = useState(false);
   const [zoom, setZoom] = useState(1);
@@ -31,22 +33,29 @@ export function MaskBrush() {
   const mask = request.value.mask as string | undefined;
 
   useEffect(() => {
-    if (!image) return;
-    if (mask !== undefined && mask === written.current && image === drawnOn.current) return;
-    drawnOn.current = image;
+    // Effects run after the frame: what stands now counts, not what stood when this was rendered.
+    const now = { image: request.peek().image as string | undefined, mask: request.peek().mask as string | undefined };
+    if (!now.image) return;
+    if ((now.mask ?? "") === written.current && now.image === drawnOn.current) return;
+    drawnOn.current = now.image;
+    written.current = now.mask ?? "";
+    const turn = ++loads.current;
+    isReady.current = false;
     void (async () => {
-      const start = await load(dataUrl(image));
+      const start = await load(dataUrl(now.image!));
+      const painted = now.mask ? await load(dataUrl(now.mask)) : undefined;
       const board = canvas.current;
-      if (!board) return;
+      if (!board || turn !== loads.current) return; // a later load draws
       board.width = start.naturalWidth;
       board.height = start.naturalHeight;
       setRatio(start.naturalWidth / start.naturalHeight);
       const context = board.getContext("2d", { willReadFrequently: true })!;
       context.fillStyle = "black";
       context.fillRect(0, 0, board.width, board.height);
-      if (mask) context.drawImage(await load(dataUrl(mask)), 0, 0, board.width, board.height);
+      if (painted) context.drawImage(painted, 0, 0, board.width, board.height);
       past.current = [];
       setCount(0);
+      isReady.current = true;
     })();
   }, [image, mask]);
 
@@ -67,6 +76,7 @@ export function MaskBrush() {
   };
   const paint = (event: PointerEvent) => {
     event.preventDefault();
+    if (!isReady.current) return; // a stroke would be lost when the board is drawn
     const board = event.currentTarget as HTMLCanvasElement;
     board.setPointerCapture(event.pointerId);
     remember();
@@ -106,9 +116,13 @@ export function MaskBrush() {
     if (!before) return;
     context().putImageData(before, 0, 0);
     if (past.current.length || before.data.some((v, k) => k % 4 !== 3 && v)) commit();
-    else set("mask", undefined); // nothing is painted any more
+    else {
+      written.current = "";
+      set("mask", undefined); // nothing is painted any more
+    }
   };
   const whole = (make: (data: ImageData) => void) => {
+    if (!isReady.current) return;
     remember();
     const board = canvas.current!;
     const data = context().getImageData(0, 0, board.width, board.height);

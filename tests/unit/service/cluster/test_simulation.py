@@ -1,4 +1,7 @@
-"""``bench/_simulation.py``: a trace replayed against the real router, engine and autoscaler."""
+"""``bench/_simulation.py``: a trace replayed against the real router, engine and autoscaler.
+
+That is ``mezzotint.engine`` and ``mezzotint.service.cluster`` on simulated devices.
+"""
 
 import pytest
 from bench import _simulation
