@@ -98,6 +98,14 @@ def add(
     ],
     *,
     version: Annotated[str | None, typer.Option(help="Version; 1.0 if not given.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME_OR_PATH",
+            help="Model whose text encoders and autoencoder a denoiser's file (.gguf, "
+            ".safetensors) draws with: a diffusers folder, a name or a Hub id.",
+        ),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help=placement_help("dtype"))] = None,
     offload: Annotated[str | None, typer.Option(help=placement_help("offload"))] = None,
     attention_slicing: Annotated[
@@ -123,7 +131,7 @@ def add(
         "channels_last": channels_last,
     }
     given = {option: value for option, value in options.items() if value is not None}
-    _add(context, name, source, version=version, placement=given, as_json=as_json)
+    _add(context, name, source, version=version, placement=given, base=base, as_json=as_json)
 
 
 def _add(
@@ -133,6 +141,7 @@ def _add(
     *,
     version: str | None,
     placement: dict[str, Any],
+    base: str | None = None,
     as_json: bool,
 ) -> None:
     """Add a model and say what became of it."""
@@ -140,7 +149,7 @@ def _add(
 
     store = _store(context)
     try:
-        entry = store.add(name, source, version=version, placement=placement)
+        entry = store.add(name, source, version=version, placement=placement, base=base)
     except UnknownName as error:
         if error.field != "source":
             raise

@@ -42,6 +42,18 @@ def test_a_model_is_added_with_a_placement_of_its_own(cli, folder):
     assert "placement.dtype must be one of" in refused.err
 
 
+def test_a_denoiser_alone_is_told_to_take_a_base_and_needs_one_that_fits(cli, folder, tmp_path):
+    file = tmp_path / "flux-Q4_0.gguf"
+    file.write_bytes(b"GGUF")
+    alone = cli("models", "add", "small", file)
+    assert alone.code != 0
+    assert "mezzotint models add NAME flux-Q4_0.gguf --base FOLDER" in alone.err
+    broken = cli("models", "add", "small", file, "--base", folder)
+    assert "flux-Q4_0.gguf is no whole GGUF file" in broken.err
+    whole = cli("models", "add", "small", folder, "--base", folder)
+    assert "the source is one .gguf or .safetensors file" in whole.err
+
+
 def test_show_is_readable_for_people(cli):
     done = cli("models", "show", "plate")
     assert "family: sd" in done.out

@@ -74,6 +74,7 @@ def _identify_file(path: Path) -> ModelLayout:
 def _alone(path: Path) -> WeightsError:
     return WeightsError(
         f"{path} holds a denoiser alone, and a model has text encoders and an autoencoder too: "
-        "put it into a diffusers folder of its model, in place of the safetensors beside "
+        f"mezzotint models add NAME {path.name} --base FOLDER takes them from a diffusers folder "
+        "of its model; or put it there yourself, in place of the safetensors beside "
         "transformer/config.json, and name that folder"
     )

@@ -20,24 +20,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mezzotint.errors import (
-    InvalidRequest,
-    ModelNotAllowed,
-    UnknownName,
-    WeightsError,
-)
+from mezzotint.errors import InvalidRequest, ModelNotAllowed, UnknownName, WeightsError
 from mezzotint.files import expanded, is_there, write_atomically
-from mezzotint.models.cards import (
-    Card,
-    describe_spec,
-    write_card,
-)
+from mezzotint.models.cards import Card, describe_spec, write_card
 from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.models.digests import DIGESTS
 from mezzotint.models.formats.identify import identify
 from mezzotint.models.reading import reading
 from mezzotint.models.spec import ModelSpec
 from mezzotint.models.store import hub
+from mezzotint.models.store.combining import combined_entry
 from mezzotint.models.store.entries import (
     ModelEntry,
     builtin_entries,
@@ -211,6 +203,7 @@ class ModelStore:
         version: str | None = None,
         keep: bool = True,
         placement: Mapping[str, Any] | None = None,
+        base: str | None = None,
     ) -> ModelEntry:
         """Add a model from a path, an archive or a Hub id.
 
@@ -223,10 +216,11 @@ class ModelStore:
             version: Version; the archive's own, or ``"1.0"``.
             keep: Whether it is there after a restart.
             placement: Its own placement options, beside those of its card.
+            base: Model whose other parts a denoiser's file draws with; None for whole models.
 
         Raises:
-            InvalidRequest: If the name is no name, name and version are taken, or the
-                placement cannot be.
+            InvalidRequest: If the name is no name, name and version are taken, the
+                placement cannot be, or the base is no diffusers folder.
             UnknownName: If there is nothing at ``source``.
             ModelError: If it is not a model, is unsafe, or is broken.
         """
@@ -237,7 +231,8 @@ class ModelStore:
                     f"got {text!r}",
                     field=kind,
                 )
-        entry = self._inspect_source(name, str(source))
+        text = str(source)
+        entry = self._combined(name, text, base) if base else self._inspect_source(name, text)
         card = replace(entry.card, placement={**entry.card.placement, **(placement or {})})
         entry = replace(entry, version=version or card.version, card=card)
         with self._lock:
@@ -297,11 +292,16 @@ class ModelStore:
         if _HUB_ID.fullmatch(source) and not source.startswith("."):
             repo, _, revision = source.partition("@")
             known = hub.known_card(repo) or card
-            card = replace(known, name=name, repo=repo, revision=revision)
-            path, commit = self._fetch(card)
-            card = replace(card, revision=commit)
+            path, commit = self._fetch(replace(known, repo=repo, revision=revision))
+            card = replace(known, name=name, repo=repo, revision=commit)
             return ModelEntry(name=name, version="", card=card, path=path, layout=identify(path))
         raise UnknownName("model source", source, self.names(), field="source")
+
+    def _combined(self, name: str, denoiser: str, base: str) -> ModelEntry:
+        """Put a denoiser's file among the other parts of a model."""
+        found, cache = self.entry(base), self.config.home_path / "cache" / "archives"
+        path = self._fetch(found.card)[0] if found.card.repo else found.path
+        return combined_entry(name, expanded(denoiser), replace(found, path=path), cache)
 
     def _fetch(self, card: Card) -> tuple[Path, str]:
         """Return where a Hub model is on this machine, and its commit."""

@@ -365,7 +365,7 @@ def test_a_denoiser_alone_is_no_model(tmp_path):
     file = tmp_path / "flux1-dev-Q4_0.gguf"
     file.write_bytes(b"GGUF")
     for path in (file, tmp_path):
-        with pytest.raises(WeightsError, match=r"holds a denoiser alone.*put it into a diffusers"):
+        with pytest.raises(WeightsError, match=r"holds a denoiser alone.*--base FOLDER takes them"):
             identify(path)
 
 
