@@ -9,11 +9,13 @@ emptiest one present by three of the requests that are usual, three minutes at m
 nobody is held back for long by another who takes to asking without end.
 
 Who leaves in debt still has it when it comes back; after a minute away a client is forgotten,
-and new again. One that is new stands where those present do on average, and gets half of its
-first image's cost in advance, divided by them: beside one long request that lets a short one
-pass; among many clients a stream of new ones would otherwise hold those back who came before.
+and new again. Pictures of nobody, such as a warm-up's, are forgotten at once: nobody comes back
+for more. One that is new stands where those present do on average, and gets half of its first
+image's cost in advance, divided by them: beside one long request that lets a short one pass;
+among many clients a stream of new ones would otherwise hold those back who came before.
 """
 
+import math
 from collections.abc import Mapping, Set
 
 __all__ = ["Accounts", "Credits"]
@@ -83,7 +85,7 @@ class Accounts:
             self.credits[client] = 0.0
         for client in self.credits:
             if client not in here:
-                self._left_at.setdefault(client, now_s)
+                self._left_at.setdefault(client, now_s if client else -math.inf)
         self._forget(now_s)
         before = now_s if self._settled_at is None else self._settled_at
         self._settled_at = now_s

@@ -12,7 +12,8 @@ The batch is then filled with images that can share the call, up to the size
 that gives most rows per measured second. Two things bound it for the sake of those who are
 owed more. An image whose turn would come only after all of the first one's rides along only
 where that costs the first next to nothing. And a call of a client that owes to another who is
-away stays short beside what the other's requests take, since it may come back at any moment.
+away stays short, beside what the other's requests take or by itself, since it may come back at
+any moment.
 """
 
 import heapq
@@ -35,6 +36,7 @@ _HOPE = 0.5  # share of its time that a call is hoped to take of which no good o
 _RIDE = 1.1  # times its length, for which an image far behind in turn may ride in a call
 _CREDITOR = 1.5  # of its requests, by which a client that is away has to be owed more
 _DELAY = 0.1  # of an absent creditor's request, for which a call may keep it waiting
+_LEAST_DELAY_S = 0.02  # which it may in any case: nobody notices so little
 _ENCODE_SHARE = 0.125  # of the quantum may go into starting images before the next call
 
 
@@ -208,7 +210,7 @@ def _patience_s(client: str, world: World) -> float:
     """
     owed = world.credits.get(client, 0.0)
     return min(
-        (_DELAY * seconds for other, seconds in world.away.items()
+        (max(_DELAY * seconds, _LEAST_DELAY_S) for other, seconds in world.away.items()
          if world.credits[other] - owed > _CREDITOR * seconds > 0),
         default=math.inf,
     )  # fmt: skip
@@ -255,10 +257,11 @@ def _cut(
         seconds = world.costs.seconds(key, kind, bucket)
         if position > 1 and not world.costs.is_settled(key, kind, bucket):
             seconds *= _HOPE
+        # no call is dearer than a larger one: it was timed beside other work of the machine
+        larger = (world.costs.seconds(key, kind, size) for size in measured if size > bucket)
+        seconds = min((seconds, *larger))
         if position == 1 or not _comes_after(state, leader, whole_s, world):
-            # no call is dearer than a larger one: it was timed beside other work of the machine
-            larger = (world.costs.seconds(key, kind, size) for size in measured if size > bucket)
-            own_s = min((seconds, *larger))
+            own_s = seconds
         if position > 1 and (
             seconds > _RIDE * own_s
             or bucket > buckets[-1]

@@ -94,20 +94,22 @@ class CostTable:
         """Learn from one measurement.
 
         The first call of a shape pays for warm-up (allocation, kernel choice), so the
-        second replaces it; later ones move a running mean, outliers damped.
+        second replaces it; later ones move a running mean, outliers damped. A time that is
+        too old to be believed is replaced by a shorter one.
         """
         times = self._seconds.get((key, kind), {})
         count = self._counts.get((key, kind, rows), 0)
+        is_trial = count == 1 or self._is_stale(key, kind, rows)
         self._counts[key, kind, rows] = count + 1
         self._calls[key, kind] += 1
         self._latest[key, kind, rows] = self._calls[key, kind]
         known = times.get(rows)
         if known is not None and count == 0 and seconds > known:
             return  # a warm-up beside the time that an earlier process measured
-        if known is None:
+        if known is None or (is_trial and seconds < known):
             learnt = seconds
         elif count == 1:
-            learnt = min(seconds, known)
+            learnt = known
         else:
             learnt = _KEEP * known + (1 - _KEEP) * min(seconds, _OUTLIER * known)
         # Replaced, never edited: another thread may be reading.
@@ -127,12 +129,15 @@ class CostTable:
         times = self._seconds.get((key, kind), {})
         if rows not in times:
             return False
-        place = key, kind, rows
-        if self._calls[key, kind] - self._latest.get(place, 0) > _STALE:
+        if self._is_stale(key, kind, rows):
             return False
         below = max((r for r in times if r < rows), default=None)
         is_dear = below is not None and times[rows] >= times[below] * rows / below
-        return self._counts.get(place) != 1 or not is_dear
+        return self._counts.get((key, kind, rows)) != 1 or not is_dear
+
+    def _is_stale(self, key: str, kind: Kind, rows: int) -> bool:
+        """Tell whether many calls of other sizes were made since the latest of this one."""
+        return self._calls[key, kind] - self._latest.get((key, kind, rows), 0) > _STALE
 
     def measured_rows(self, key: str, kind: Kind) -> tuple[int, ...]:
         """Return the numbers of rows that were measured, rising."""

@@ -69,6 +69,18 @@ def test_who_is_away_for_more_than_a_minute_is_new_again():
     assert set(accounts.credits) == {"y"}
 
 
+def test_pictures_of_nobody_are_forgotten_when_they_have_ended():
+    accounts = Accounts()
+    accounts.welcome("", "warm-up", 1.0, 9.0)
+    accounts.settle([""], {"": 1.0}, 1.0)
+    accounts.welcome("x", "a", 1.0, 9.0)
+    accounts.settle(["", "x"], {"x": 1.0}, 2.0)
+    assert set(accounts.credits) == {"", "x"}
+    accounts.settle(["x"], {"x": 1.0}, 3.0)
+    assert set(accounts.credits) == {"x"}
+    assert accounts.away == {}
+
+
 def test_nobody_is_held_back_for_longer_than_three_minutes_and_a_share():
     accounts = known(request_s=1000.0, hog=0.0, light=0.0)
     for now in range(1, 50):

@@ -289,6 +289,21 @@ def test_a_small_call_that_was_timed_beside_other_work_lets_nobody_ride_in_a_lar
     assert bench.executor.calls[-1].bucket <= 4
 
 
+def test_a_middle_size_that_was_timed_beside_other_work_keeps_nobody_out_of_a_larger_one():
+    bench = Bench(call_s=0.004, row_s=0.001)
+    plan = make_plan(steps=0)
+    for turn in range(2):
+        for k in range(8):
+            bench.submit(f"{k}-{turn}", plan)
+        if turn:
+            bench.costs._seconds[cost_key(plan), "decode"] = {
+                1: 0.006, 2: 0.008, 4: 0.015, 8: 0.012
+            }  # fmt: skip
+            bench.executor.calls.clear()
+        bench.run()
+    assert [len(batch.ids) for batch in bench.executor.calls] == [8]
+
+
 def test_a_call_tells_of_the_rows_of_those_in_it_and_of_the_time_that_others_can_wait():
     bench = Bench(call_s=0.0, row_s=0.02)
     for request in ("first", "earlier"):  # by the second it is known what such pictures take
@@ -309,6 +324,23 @@ def test_a_call_tells_of_the_rows_of_those_in_it_and_of_the_time_that_others_can
     assert {image.request for image in short.ids} == {"short"}
     assert short.wanted == 2
     assert short.limit_s == EngineConfig().quantum_s
+
+
+@pytest.mark.parametrize(("earlier", "most"), [("", 8), ("other", 4)])
+def test_calls_of_milliseconds_are_shared_also_where_one_that_is_away_is_owed_something(
+    earlier, most
+):
+    """A call of four takes 16 ms, one of eight 24: nobody is kept waiting for that who has left."""
+    bench = Bench(call_s=0.008, row_s=0.002)
+    for turn in range(3):
+        bench.submit(f"{turn}", make_plan(steps=0), client=earlier)
+        bench.run()
+    for turn in range(4):
+        for k in range(8):
+            bench.submit(f"{k}-{turn}", make_plan(steps=0), client="client")
+        bench.executor.calls.clear()
+        bench.run()
+    assert max(len(batch.ids) for batch in bench.executor.calls) == most
 
 
 def test_many_that_ask_alike_share_calls_where_rows_are_cheap():

@@ -63,6 +63,19 @@ def test_a_size_that_was_not_called_for_long_is_worth_another_trial():
     assert table.is_settled("m", "step", 2)
 
 
+def test_an_old_time_is_replaced_by_a_shorter_one_and_moved_by_a_longer_one():
+    for seconds, expected in ((1.2, 1.2), (2.9, 0.7 * 1.9 + 0.3 * 1.5 * 1.9)):
+        table = CostTable()
+        for first in (1.9, 1.9, 1.9):
+            table.record("m", "step", 4, first)
+        for _ in range(257):
+            table.record("m", "step", 2, 1.0)
+        table.record("m", "step", 4, seconds)
+        assert table.seconds("m", "step", 4) == pytest.approx(expected)
+        table.record("m", "step", 4, expected)  # the next one is a call among others
+        assert table.seconds("m", "step", 4) == pytest.approx(expected)
+
+
 def test_a_prediction_counts_calls_exactly_and_seconds_by_measurement():
     plan, table = make_plan(steps=10), CostTable()
     table.record(cost_key(plan), "encode", 1, 0.5)
