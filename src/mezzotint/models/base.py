@@ -408,6 +408,21 @@ class Model(ABC):
         bias = matrix[-1][:, None, None]
         return torch.einsum("chw,cr->rhw", estimate, matrix[:-1]) + bias
 
+    @property
+    def trial_rows(self) -> int:
+        """Rows of the next call of :meth:`try_rows`; 0 where there is nothing to try."""
+        return 0
+
+    def try_rows(self) -> None:
+        """Make one call that finds out how many rows a call may have.
+
+        One that raises changes nothing.
+
+        Raises:
+            InvalidRequest: If the model does not certify its rows itself.
+        """
+        raise InvalidRequest(f"model {self.spec.name} has no rows to try")
+
     def use_network(self, role: str, network: Network) -> None:
         """Let another backend answer for one of :attr:`networks`."""
         self.networks[role] = network

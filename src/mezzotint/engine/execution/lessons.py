@@ -87,6 +87,7 @@ class Lessons:
         self._budget_bytes = budget_bytes
         self._shapes: OrderedDict[Hashable, _Shape] = OrderedDict()
         self._credit_s = 0.0
+        self._drawn: weakref.WeakSet[Model] = weakref.WeakSet()  # that certify their rows
 
     def tell(
         self,
@@ -128,6 +129,39 @@ class Lessons:
             self._credit_s = min(self._credit_s, shape.row_s * REFERENCE)
             return False
         return self._spend(shape, size, limit_s)
+
+    def tell_drawn(
+        self, model: Model, *, rows: int, seconds: float | None, limit_s: float = math.inf
+    ) -> bool:
+        """Hear of whole pictures that a model drew which certifies its rows itself.
+
+        Args:
+            model: Who drew.
+            rows: Pictures of the call.
+            seconds: What the call took; None if that is no measure.
+            limit_s: Seconds that whoever comes next may be kept waiting by a trial.
+
+        Returns:
+            Whether something was tried, so that the time of the call is no measure.
+        """
+        if self._learner is None or not model.certifies_rows:
+            return False
+        if model not in self._drawn:
+            self._drawn.add(model)
+            known = weakref.ref(model)
+            name = f"rows of {model.spec.name}"
+            self._learner.add(Lesson(name=name, study=lambda: _study_rows(known)))
+        if seconds is None or not model.trial_rows:
+            return False
+        self._credit_s += seconds * self._config.learn_share
+        price_s = model.trial_rows * seconds / rows
+        if price_s > min(self._credit_s, limit_s):
+            return False
+        began = time.perf_counter()
+        with span("learn", rows=model.trial_rows), torch.no_grad():
+            model.try_rows()
+        self._credit_s -= time.perf_counter() - began
+        return True
 
     def _wanted(self, shape: _Shape, rows: int) -> int | None:
         """Return the smallest untried size that so many rows could use."""
@@ -210,3 +244,11 @@ class Lessons:
             began = time.perf_counter()
             call(rows)
             self._costs.record(key, "step", size, time.perf_counter() - began)
+
+
+def _study_rows(known: "weakref.ref[Model]") -> None:
+    """Try every number of rows of a model that is still in memory."""
+    model = known()
+    with span("learn", rows=0), torch.no_grad():
+        while model is not None and model.trial_rows:
+            model.try_rows()

@@ -188,7 +188,12 @@ class Runner:
                     answers[k] = picture
             arrays = [answer.float().cpu().numpy() for answer in answers]
             seconds = self._clock() - began
-        is_measure = bool(drawn) and self._has_decoded(slots[0].model, len(drawn))
+        model, rows = slots[0].model, len(drawn)
+        is_measure = bool(drawn) and self._has_decoded(model, rows)
+        if drawn and self._lessons.tell_drawn(
+            model, rows=rows, seconds=seconds if is_measure else None, limit_s=batch.limit_s
+        ):
+            is_measure = False
         return Worked(
             decoded={
                 image: Decoded(picture=arrays[k], warnings=tuple(notes.get(k, ())))

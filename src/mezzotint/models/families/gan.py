@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from mezzotint.errors import InvalidRequest, ShapeError, WeightsError, WorkFailed
 from mezzotint.files import write_atomically
+from mezzotint.models.backends.row_sizes import RowSizes
 from mezzotint.models.base import Conditioning, Model, Network, Prompt, Report
 from mezzotint.models.digests import DIGESTS
 from mezzotint.models.families.gan_generator import (
@@ -53,7 +54,6 @@ __all__ = [
 ]
 
 WEIGHTS_FILE = "generator.safetensors"
-_BUCKETS = tuple(range(16, 1, -1))
 _MEAN_DRAWS = 1024
 
 
@@ -92,7 +92,7 @@ class GanModel(Model):
         self.networks = {"decoder": network, **({"mapping": mapping} if mapping else {})}
         self._mean_w: Tensor | None = None
         self.spec = gan_spec(config, name=name, digest=digest, path=path)
-        self._certified: dict[tuple[str, int], bool] = {}
+        self._sizes = {role: self._certify(role) for role in self.networks}
 
     def latent_shape(self, size: Size) -> tuple[int, ...]:
         """Return (Z,); a GAN has one size.
@@ -210,35 +210,41 @@ class GanModel(Model):
         answers: list[Tensor] = []
         start = 0
         while start < total:
-            left = total - start
-            sizes = (b for b in _BUCKETS if b <= left)
-            rows = next((b for b in sizes if self._is_certified(role, b)), 1)
+            rows = self._sizes[role].largest(total - start)
             part = {name: tensor[start : start + rows] for name, tensor in inputs.items()}
             answers.append(network(**part)[0])
             start += rows
         return _join(answers)
 
-    def _is_certified(self, role: str, rows: int) -> bool:
-        """Find out once whether ``rows`` rows in one call are the same bits as alone."""
-        if (role, rows) not in self._certified:
+    @property
+    def trial_rows(self) -> int:
+        """Rows of the next call of :meth:`try_rows`."""
+        return next((rows for s in self._sizes.values() if (rows := s.next_rows)), 0)
+
+    def try_rows(self) -> None:
+        """Make one call of a trial; see :class:`~mezzotint.models.backends.row_sizes.RowSizes`."""
+        for sizes in self._sizes.values():
+            if sizes.next_rows:
+                sizes.advance()
+                return
+
+    def _certify(self, role: str) -> RowSizes:
+        """Return the sizes of calls of a network, of which nothing is known yet."""
+        network = self.networks[role]
+
+        def draw(rows: int) -> dict[str, Tensor]:
             generator = torch.Generator().manual_seed(rows)
-            latents = torch.randn(rows, self.config.latent_size, generator=generator)
-            inputs = {"latents": latents}
+            inputs = {"latents": torch.randn(rows, self.config.latent_size, generator=generator)}
             if self.config.num_classes and role == "decoder":
                 inputs["class_labels"] = torch.arange(rows) % self.config.num_classes
-            network = self.networks[role]
-            together = network(**inputs)[0]
-            alone = [
-                network(**{name: tensor[k : k + 1] for name, tensor in inputs.items()})[0]
-                for k in range(rows)
-            ]
-            self._certified[role, rows] = torch.equal(together, torch.cat(alone))
-        return self._certified[role, rows]
+            return inputs
+
+        return RowSizes(lambda inputs: network(**inputs)[0], draw)
 
     def use_network(self, role: str, network: Network) -> None:
         """Let another backend answer, and certify its row counts anew."""
         super().use_network(role, network)
-        self._certified.clear()
+        self._sizes = {**self._sizes, role: self._certify(role)}
 
 
 def _join(parts: Sequence[Tensor]) -> Tensor:

@@ -28,6 +28,7 @@ __all__ = ["WarmUp"]
 
 _STEPS = 4
 _CALIBRATION_SIZES = (1, 2, 4, 8)
+_CALIBRATION_SIZES_WHOLE = (*_CALIBRATION_SIZES, 16)  # of pictures that are drawn in one call
 _CALIBRATION_STEPS = 12
 _LOADING = "is being loaded"
 
@@ -120,7 +121,7 @@ class WarmUp:
                         self._executor(),
                         self._costs,
                         self._resolve(request, spec),
-                        sizes=_CALIBRATION_SIZES,
+                        sizes=_CALIBRATION_SIZES if spec.has_steps else _CALIBRATION_SIZES_WHOLE,
                         limit_s=self._limit_s,
                     )
                 self._costs.save()

@@ -165,3 +165,49 @@ def test_who_does_not_serve_others_learns_only_what_is_urgent():
     learner = Learner(0.0)
     learner.add(Lesson(name="later", study=lambda: None))
     assert learner.wait_s is None
+
+
+class Drawer:
+    """Stands for a model that draws whole pictures and certifies its rows itself."""
+
+    certifies_rows = True
+    spec = ModelSpec(name="drawer", digest="d", family="gan")
+
+    def __init__(self, left):
+        self.left = left
+
+    @property
+    def trial_rows(self):
+        return 4 if self.left else 0
+
+    def try_rows(self):
+        check()
+        self.left -= 1
+
+
+def test_numbers_of_rows_of_whole_pictures_are_tried_for_a_share_of_what_they_took(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now.append(now.pop() + 1.0) or now[0])
+    learner, model = Learner(1.0), Drawer(left=50)
+    lessons, _ = taught(Thing(), learner, learn_share=0.1)
+    tried = [lessons.tell_drawn(model, rows=8, seconds=2.0) for _ in range(40)]
+    # each call pays 0.2 s; a trial, of half a call's rows, is begun at 1 s, and took 1 s
+    assert [k for k, was in enumerate(tried) if was] == [4, 9, 14, 19, 24, 29, 34, 39]
+    assert model.left == 42
+    assert not lessons.tell_drawn(model, rows=8, seconds=None)
+    assert not any(lessons.tell_drawn(model, rows=8, seconds=9.0, limit_s=4.0) for _ in range(9))
+    assert lessons.tell_drawn(model, rows=8, seconds=9.0, limit_s=5.0)
+    learner.study()
+    assert model.left == 0
+    assert not any(lessons.tell_drawn(model, rows=8, seconds=9.0) for _ in range(9))
+
+
+def test_without_a_learner_and_of_other_models_no_numbers_of_rows_are_tried():
+    model = Drawer(left=5)
+    lessons, _ = taught(Thing())
+    assert not any(lessons.tell_drawn(model, rows=1, seconds=9.0) for _ in range(9))
+    learner = Learner(1.0)
+    lessons, _ = taught(Thing(), learner)
+    model.certifies_rows = False
+    assert not any(lessons.tell_drawn(model, rows=1, seconds=9.0) for _ in range(9))
+    assert learner.wait_s is None

@@ -124,6 +124,20 @@ def test_a_batch_size_that_changes_bits_is_never_used():
     assert torch.equal(together, latents[:, :3, None, None].expand(-1, -1, 2, 2))
 
 
+def test_every_number_of_rows_is_tried_one_call_after_the_other_and_keeps_its_bits(folder):
+    model = load_gan(folder)
+    alone = torch.cat([model.decode(noise(CLASSES, 13)[k : k + 1]) for k in range(13)])
+    assert torch.equal(model.decode(noise(CLASSES, 13)), alone)
+    calls = 0
+    while model.trial_rows:
+        model.try_rows()
+        calls += 1
+    assert 0 < calls <= sum(1 + size for size in range(2, 17))
+    assert torch.equal(model.decode(noise(CLASSES, 13)), alone)
+    model.use_network("decoder", model.networks["decoder"])
+    assert model.trial_rows == 2  # another backend's bits have to be looked at anew
+
+
 def test_labels_that_do_not_exist_are_refused_by_their_field(folder, tmp_path):
     with pytest.raises(InvalidRequest, match="0 to 2, got 3") as caught:
         load_gan(folder).encode([Prompt(class_label=3)])
