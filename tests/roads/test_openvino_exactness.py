@@ -7,9 +7,10 @@ import pytest
 import torch
 from tests import tiny
 from tests.roads.test_exactness import differing, gan, run, storm
+from tests.roads.test_techniques import write_lora
 
 from mezzotint.models.formats.components import from_pipeline
-from mezzotint.request import GenerationRequest
+from mezzotint.request import GenerationRequest, Lora
 from mezzotint.service.engine import Engine
 
 pytest.importorskip("openvino")
@@ -51,3 +52,23 @@ def test_openvino_gives_the_same_bytes_alone_and_in_a_storm_and_the_picture_of_t
             torch_pixels = engine.submit(request).result().images[0].pixels.astype(int)
             gap = np.abs(torch_pixels - solo[k].images[0].pixels.astype(int)).max()
             assert gap <= 1, k
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_lora_of_scale_zero_is_no_lora_where_openvino_runs_what_has_none(tmp_path):
+    torch.set_num_threads(1)
+    (tmp_path / "loras").mkdir()
+    pipeline = tiny.build("sd1")
+    write_lora(pipeline.unet, tmp_path / "loras" / "ink.safetensors")
+    asked = {"model": "sd", "prompt": "a red apple", "seed": 3, "num_inference_steps": 3}
+    models = [from_pipeline(pipeline, name="sd")]
+    with Engine(models, device="cpu", home=tmp_path, backend="openvino") as engine:
+
+        def pixels(*scales):
+            loras = tuple(Lora(name="ink", scale=scale) for scale in scales)
+            return run(engine, GenerationRequest(**asked, loras=loras)).images[0].pixels
+
+        plain = pixels()
+        assert np.array_equal(pixels(0.0), plain)
+        assert np.array_equal(pixels(0.0, 0.7), pixels(0.7))
+        assert not np.array_equal(pixels(0.7), plain)

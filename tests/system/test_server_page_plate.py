@@ -325,12 +325,33 @@ def test_a_tiny_lora_is_trained_on_plate_and_drawn_with(page, address):
     page.wait("document.querySelector('[data-run=rust]')?.dataset.status === 'finished'", 900)
     page.click("#use-run")
     page.wait("location.hash === '#create'")
+    asked = kept_request(page, lambda r: "loras" in r)
+    assert (asked["loras"], asked.get("model", "plate")) == ([{"name": "rust"}], "plate")
+    wanted = {"prompt": "a red apple", "seed": 7, "num_inference_steps": 3}
+    worn = pixels(draw(page, **wanted))
+
+    def drawn(**more):
+        body, by = {**wanted, "model": "plate", **more}, {"Accept": "image/png"}
+        answer = httpx.post(address + "/v1/generations", json=body, headers=by, timeout=LONG_S)
+        assert answer.status_code == 200, answer.text
+        return pixels(answer.content)
+
+    plain = drawn()
+    assert np.array_equal(drawn(loras=[{"name": "rust", "scale": 0}]), plain)
+    assert np.array_equal(drawn(loras=[{"name": "rust", "scale": 1}]), worn)
+    assert not np.array_equal(worn, plain)
+
+    page.run("location.hash = '#train'")
+    page.click("#use-run")  # again: nothing is asked, and it stands in the form once
+    page.wait("location.hash === '#create'")
+    assert kept_request(page)["loras"] == [{"name": "rust"}]
+    clear(page)
+    page.run("location.hash = '#train'")
+    page.click("#use-merged")
     page.wait("document.getElementById('model')?.value === 'rust'", LONG_S)
-    assert kept_request(page, lambda r: "model" in r)["model"] == "rust"  # plate and its change
-    learnt = draw(page, prompt="a red apple", seed=7, num_inference_steps=3)
+    assert not np.array_equal(pixels(draw(page, **wanted)), plain)
     page.type("model", "plate")
     page.wait("document.getElementById('model').value === 'plate'")
-    assert not np.array_equal(pixels(draw(page)), pixels(learnt))
 
 
 @pytest.mark.slow

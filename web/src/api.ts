@@ -138,6 +138,7 @@ export interface Run {
   grid: string | null;
   history: number[];
   can_resume: boolean;
+  uses: ("lora" | "model")[];
   error?: string;
 }
 

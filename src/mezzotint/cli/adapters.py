@@ -70,18 +70,24 @@ def _app(kind: str, noun: str, source: str, about: str) -> typer.Typer:
         context: typer.Context,
         name: NewName,
         path: Annotated[Path, typer.Argument(metavar="PATH", help=source)],
+        replace: Annotated[
+            bool, typer.Option("--replace", help="Take the place of one that has the name.")
+        ] = False,
         as_json: AsJson = False,
     ) -> None:
+        from mezzotint.models.reading import refuse_special_below
         from mezzotint.service.provision.adapter_descriptions import describe_adapter
 
         if not path.expanduser().exists():
             raise WrongFlag("PATH", f"cannot read {path}: there is nothing")
+        refuse_special_below(path.expanduser())
         files = _files(context)
-        target = files.add(kind, name, path.expanduser())
+        there = files.at(kind, str(path))
+        error = describe_adapter(kind, name, there)["error"] if there is not None else ""
+        if error:
+            raise WrongFlag("PATH", f"{path} is no {noun}: {error}")
+        target = files.add(kind, name, path.expanduser(), replace=replace)
         found = describe_adapter(kind, name, target)
-        if found["error"]:
-            files.remove(kind, name)
-            raise WrongFlag("PATH", f"{path} is no {noun}: {found['error']}")
         print(json.dumps(found) if as_json else escaped(f"{name}: {target} ({found['about']})"))
 
     @app.command("remove", help=f"Remove a {noun}; what was linked to stays.")

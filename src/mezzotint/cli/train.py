@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from mezzotint.cli.figures.sampled import write_arrays
 from mezzotint.cli.outputs import Destination
 from mezzotint.cli.requests import build_request
 from mezzotint.cli.session import load_settings
+from mezzotint.cli.terminal import escaped
 from mezzotint.models.config import ModelsConfig
 
 __all__ = ["sample", "train"]
@@ -112,6 +114,10 @@ def train(
         raise KeyboardInterrupt
     if not as_json:
         print(result.run_dir)
+        if wanted.kind == "lora":
+            run_dir, base = shlex.quote(str(result.run_dir)), shlex.quote(wanted.base)
+            line = f"mezzotint generate PROMPT --model {base} --lora {run_dir}"
+            print(escaped(f"draw with it: {line}"), file=sys.stderr)
 
 
 def _check_counts(processes: int, cpus: int, gpus: int, restarts: int) -> None:

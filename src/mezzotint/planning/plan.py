@@ -175,12 +175,17 @@ class Techniques:
     first_steps: int = 0
 
     @cached_property
+    def worn_loras(self) -> tuple[Resolved[Lora], ...]:
+        """The LoRAs that change something: one of scale 0 is not there for any network."""
+        return tuple(lora for lora in self.loras if lora.part.scale)
+
+    @cached_property
     def adapters(self) -> Adapters:
         """What has to be put on the model."""
         return Adapters(
             embeddings=tuple((e.part.name, e.digest, e.part.token or "") for e in self.embeddings),
             image_prompts=tuple((p.part.model, p.digest) for p in self.image_prompts),
-            loras=tuple((lora.part.name, lora.digest) for lora in self.loras),
+            loras=tuple((lora.part.name, lora.digest) for lora in self.worn_loras),
             controls=tuple((control.part.model, control.digest) for control in self.controls),
         )
 

@@ -427,12 +427,14 @@ class AdapterKeeper(Protocol):
         """
         ...
 
-    def bring(self, name: str, source: str) -> Mapping[str, Any]:
+    def bring(self, name: str, source: str, *, replace: bool = False) -> Mapping[str, Any]:
         """Copy a LoRA from this machine or the Hub, for everybody; what :meth:`show` says of it.
 
         Args:
             name: One that :meth:`check_name` lets pass.
-            source: A path, ``OWNER/NAME`` or ``OWNER/NAME/FILE.safetensors`` of the Hub.
+            source: A path (of a file, or the folder of the run that learnt it), ``OWNER/NAME``
+                or ``OWNER/NAME/FILE.safetensors`` of the Hub.
+            replace: Whether it may take the place of one that is everybody's.
 
         Raises:
             InvalidRequest: With the field ``name`` if there is one of that name, with
@@ -440,6 +442,10 @@ class AdapterKeeper(Protocol):
             WeightsError: If there is nothing at the source.
             ModelNotAllowed: If it would have to be fetched, and that is not allowed.
         """
+        ...
+
+    def is_same(self, name: str, source: str) -> bool:
+        """Tell whether a name is that of a LoRA for everybody with the bytes at a path."""
         ...
 
     def drop(self, name: str, client: str, *, sees_all: bool) -> None:

@@ -51,6 +51,25 @@ def test_the_folder_of_a_run_is_its_lora(cli, tmp_path):
     assert cli("loras", "add", "none", "runs").err.startswith("mezzotint: runs is no lora")
 
 
+def test_a_lora_takes_the_place_of_another_where_that_is_asked(cli, tmp_path):
+    small = lora(tmp_path / "a.safetensors", rank=2)
+    large = lora(tmp_path / "run" / "pytorch_lora_weights.safetensors", rank=8)
+    cli("loras", "add", "ink", small)
+    assert cli("loras", "add", "ink", "run").code == 2
+    assert cli("loras", "add", "ink", "run", "--replace").code == 0
+    shown = json.loads(cli("loras", "show", "ink", "--json").out)
+    assert shown["ranks"] == [8]
+    assert shown["bytes"] > small.stat().st_size / 2
+    save_file({"w": np.zeros(4, "f4")}, tmp_path / "odd.safetensors")
+    assert "is no LoRA" in cli("loras", "add", "ink", "odd.safetensors", "--replace").err
+    assert json.loads(cli("loras", "show", "ink", "--json").out)["ranks"] == [8]
+    assert large.is_file()
+    cli("controls", "add", "edges", control(tmp_path / "a"))
+    assert cli("controls", "add", "edges", control(tmp_path / "b"), "--replace").code == 0
+    assert json.loads(cli("controls", "show", "edges", "--json").out)["name"] == "edges"
+    assert (tmp_path / "a" / "config.json").is_file()
+
+
 def test_what_is_no_lora_is_refused_and_not_kept(cli, tmp_path):
     save_file({"w": np.zeros(4, "f4")}, tmp_path / "odd.safetensors")
     done = cli("loras", "add", "odd", "odd.safetensors")

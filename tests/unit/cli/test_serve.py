@@ -170,6 +170,29 @@ def test_config_show_has_value_origin_and_meaning(cli, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["serve.port"], ["serve.port"]),
+        (["port"], ["serve.port"]),
+        (["limits.adapters", "PORT"], ["serve.port", "serve.limits.adapters"]),
+        (["log"], ["log.level", "log.format", "log.prompts"]),
+    ],
+)
+def test_config_show_shows_what_is_named(cli, names, shown):
+    rows = json.loads(cli("config", "show", *names, "--json").out)
+    assert sorted(row["name"] for row in rows) == sorted(shown)
+    lines = cli("config", "show", *names).out.splitlines()
+    assert [line.split()[0] for line in lines] == [row["name"] for row in rows]
+
+
+def test_config_show_of_no_setting_names_the_nearest(cli):
+    done = cli("config", "show", "serve.prot")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "NAME: no setting is called 'serve.prot'; did you mean serve.port?" in done.err
+    assert "config show lists all" in cli("config", "show", "zzz").err
+
+
+@pytest.mark.parametrize(
     "rest", ["me:hunter2@db/jobs", "db/jobs?user=me&password=hunter2", "/jobs?sslPassword=hunter2"]
 )
 def test_neither_config_show_nor_the_first_lines_have_a_password(cli, monkeypatch, rest):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mezzotint.cli.train import _keep_to
 from mezzotint.models.config import ModelsConfig, PlacementConfig
@@ -109,3 +110,25 @@ def test_many_points_are_one_scatter(trained, cli, tmp_path, name):
 
         with Image.open(tmp_path / name) as picture:
             assert picture.size == (900, 900)
+
+
+@pytest.mark.slow
+def test_a_run_of_a_lora_ends_with_the_line_that_draws_with_it(cli, tmp_path):
+    (tmp_path / "squares").mkdir()
+    for k, color in enumerate(("red", "blue")):
+        Image.new("RGB", (64, 64), color).save(tmp_path / "squares" / f"{k}.png")
+    (tmp_path / "lora.toml").write_text(
+        "output_dir = 'my run'\nkind = 'lora'\nbase = 'plate'\n[data]\npath = 'squares'\n"
+        "resolution = 64\n[lora]\nrank = 1\n[loop]\nsteps = 1\nbatch_size = 1\n[samples]\nevery = 0\n"
+    )
+    (tmp_path / "squares" / "0.txt").write_text("a square")
+    refused = cli("train", "lora.toml")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)  # and no bar of a library
+    assert "1 of 2 pictures have no caption: put its words beside each picture" in refused.err
+    (tmp_path / "squares" / "1.txt").write_text("a square")
+    done = cli("train", "lora.toml")
+    assert (done.code, done.out.splitlines()[-1]) == (0, "my run"), done.err
+    line = "draw with it: mezzotint generate PROMPT --model plate --lora 'my run'"
+    assert line in done.err.splitlines()
+    plan = cli("generate", "a square", "--model", "plate", "--lora", "my run", "--plan", "--json")
+    assert json.loads(plan.out)["plan"]["techniques"]["loras"][0]["name"] == "my run"

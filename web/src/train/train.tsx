@@ -2,10 +2,10 @@
 import { signal } from "@preact/signals";
 import { useEffect, useState } from "preact/hooks";
 
-import { ask, call, type Fields, type Model, type Run, type RunDetail, send } from "../api";
+import { ask, call, type Fields, Refused, type Run, type RunDetail, send } from "../api";
 import { choose } from "../create/basics";
 import { Icon } from "../icons";
-import { connect, go, models, notice } from "../state";
+import { connect, go, models, notice, request, set } from "../state";
 import { duration } from "../text";
 import { words } from "../words";
 import { Curves } from "./curves";
@@ -125,16 +125,33 @@ function RunRoom({ run }: { run: Run }) {
       notice("bad", (error as Error).message);
     }
   };
-  const use = async () => {
+  const asModel = async () => {
     try {
       if (!models.value.some((m) => m.name === run.name)) {
-        await send<Model>(`/v1/runs/${run.name}/use`, {});
+        await send(`/v1/runs/${run.name}/use`, { as: "model" });
         await connect();
       }
       choose(run.name);
       go("create");
     } catch (error) {
       notice("bad", (error as Error).message);
+    }
+  };
+  const wear = async (isAgain = false): Promise<void> => {
+    try {
+      const { name, base } = await send<{ name: string; base: string }>(`/v1/runs/${run.name}/use`, { as: "lora", replace: isAgain });
+      await connect();
+      if (models.value.some((m) => m.name === base)) choose(base);
+      const worn = Array.isArray(request.value.loras) ? (request.value.loras as Fields[]) : [];
+      if (!worn.some((one) => one.name === name)) set("loras", [...worn, { name }]);
+      go("create");
+      notice("good", words.train.worn(name));
+    } catch (error) {
+      if (error instanceof Refused && error.status === 409 && error.field === "name" && !isAgain) {
+        if (confirm(words.train.exchangeAsk(run.name))) await wear(true);
+      } else {
+        notice("bad", (error as Error).message);
+      }
     }
   };
   const at = run.history.indexOf(past ?? -1);
@@ -147,7 +164,8 @@ function RunRoom({ run }: { run: Run }) {
           {!isRunning && run.can_resume && run.status !== "finished" ? <button type="button" id="resume-run" onClick={() => void act("resume", words.train.resumed(run.name))}>{words.train.resume}</button> : null}
           {mayStart.value && about?.config ? <button type="button" id="like-run" onClick={() => { making.value = { like: about.config }; }}>{words.train.like}</button> : null}
           {!isRunning && run.can_resume ? <button type="button" class="danger" id="remove-run" onClick={() => void remove()}>{words.gallery.delete}</button> : null}
-          {run.status === "finished" ? <button type="button" class="primary" id="use-run" onClick={() => void use()}>{words.train.use}</button> : null}
+          {run.uses.includes("lora") && run.uses.includes("model") ? <button type="button" id="use-merged" title={words.train.mergedWhy} onClick={() => void asModel()}>{words.train.merged}</button> : null}
+          {run.uses.length ? <button type="button" class="primary" id="use-run" onClick={() => void (run.uses[0] === "lora" ? wear() : asModel())}>{words.train.use}</button> : null}
         </div>
       </header>
       <p class="facts" id="run-facts"><i class={`dot ${DOTS[run.status] ?? ""}`} aria-hidden="true" /> {facts(run)}</p>

@@ -12,7 +12,7 @@ import typer
 
 from mezzotint.errors import MezzotintError
 
-__all__ = ["adapters", "gates", "models", "schedulers", "sigma_schedules"]
+__all__ = ["adapters", "gates", "models", "schedulers", "settings", "sigma_schedules"]
 
 Complete = Callable[[typer.Context, str], list[str]]
 
@@ -38,6 +38,12 @@ def _models(ctx: typer.Context) -> Iterable[str]:
     from mezzotint.models.store.store import ModelStore
 
     return ModelStore(_settings(ctx).models).names()
+
+
+def _known_settings(_: typer.Context) -> Iterable[str]:
+    from mezzotint.settings import known_settings
+
+    return known_settings()
 
 
 def _schedulers(_: typer.Context) -> Iterable[str]:
@@ -73,3 +79,4 @@ models = _offering(_models)
 schedulers = _offering(_schedulers)
 sigma_schedules = _offering(_sigma_schedules)
 gates = _offering(_gates)
+settings = _offering(_known_settings)

@@ -111,7 +111,7 @@ def _prompts(plan: Plan, model: Model) -> list[Prompt]:
         distilled_guidance=t.distilled_guidance,
         truncation=t.truncation,
         dialect=plan.prompt_dialect,
-        lora_scales=tuple(lora.part.scale for lora in t.loras),
+        lora_scales=tuple(lora.part.scale for lora in t.worn_loras),
         references=t.image_references if model.reads_references else (),
     )
     if not model.spec.stepwise:

@@ -28,12 +28,23 @@ from mezzotint.serve.front import Front
 from mezzotint.serve.wire import Body, Endpoint, json_response, media_type, read_json, visit
 from mezzotint.service.base import AdapterKeeper
 
-__all__ = ["ENDPOINTS"]
+__all__ = ["ENDPOINTS", "changeable_store"]
 
 _MEDIA = "application/octet-stream"
 _MOST_CHARACTERS = 1000  # of a source
 _UPLOADS = 2  # of one key at once: what is on its way counts for no quota yet, and takes disk
 _BOOLEANS = {"true": True, "false": False}
+
+
+def changeable_store(front: Front) -> AdapterKeeper:
+    """Return the LoRAs of this server, to change what they are.
+
+    Raises:
+        MethodNotAllowed: If adapters cannot be changed on this server.
+        NotFound: If it has no home to keep any in.
+    """
+    _check_changeable(front)
+    return _store(front)
 
 
 def _store(front: Front) -> AdapterKeeper:

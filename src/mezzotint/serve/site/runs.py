@@ -28,7 +28,7 @@ from mezzotint.serve.front import Front
 from mezzotint.serve.wire import Endpoint, json_response
 from mezzotint.service.training import CONFIG, LOG, TrainingRuns
 
-__all__ = ["ENDPOINTS", "RUN_NAME", "describe_run", "run_folder", "runs_root"]
+__all__ = ["ENDPOINTS", "RUN_NAME", "base_of", "describe_run", "run_folder", "runs_root", "uses_of"]
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 _GRID = re.compile(r"grid-(\d{8})\.png", re.ASCII)
@@ -42,6 +42,8 @@ _MAX_METRICS_BYTES = 32 << 20
 _MAX_TEXT_BYTES = 1 << 20
 _LOG_LINES = 30
 _MOST_POINTS = 400  # of a curve: more than it has pixels is drawn for nobody
+_LORA = "pytorch_lora_weights.safetensors"  # what a run of ``kind = "lora"`` leaves
+_MODEL = ("model_index.json", "network")  # what it leaves beside, merged into its base
 _TOLD = "mezzotint: "  # how the command line begins what went wrong
 
 
@@ -121,8 +123,27 @@ def describe_run(path: Path, runs: TrainingRuns | None) -> dict[str, Any]:
         "grid": f"/v1/runs/{path.name}/grid" if has_grid else None,
         "history": history[-_MAX_HISTORY:],
         "can_resume": runs is not None and config is not None,
+        "uses": uses_of(path) if status == "finished" else [],
         **({"error": fault} if status == "failed" else {}),
     }
+
+
+def uses_of(path: Path) -> list[str]:
+    """Return what a run that is over can be: ``"lora"``, ``"model"``; the better one first."""
+    lora = path / _LORA
+    if lora.is_symlink() or not lora.is_file():
+        return ["model"]
+    return ["lora", "model"] if any((path / name).exists() for name in _MODEL) else ["lora"]
+
+
+def base_of(path: Path) -> str:
+    """Return the model that a run changes as its configuration names it, "" if none does."""
+    found = _read(path / "train_config.json", _MAX_TEXT_BYTES)
+    with contextlib.suppress(ValueError, RecursionError):
+        asked = json.loads(found[0]) if found is not None else None
+        if is_dict(asked) and isinstance(base := asked.get("base"), str):
+            return base
+    return ""
 
 
 def _is_run(path: Path) -> bool:
@@ -288,6 +309,7 @@ _RUNS = {
                     "grid",
                     "history",
                     "can_resume",
+                    "uses",
                 ],
                 "properties": {
                     "name": {"type": "string"},
@@ -297,6 +319,7 @@ _RUNS = {
                     "grid": {"type": ["string", "null"]},
                     "history": {"type": "array", "items": {"type": "integer"}},
                     "can_resume": {"type": "boolean"},
+                    "uses": {"type": "array", "items": {"enum": ["lora", "model"]}},
                     "error": {"type": "string"},
                 },
             },

@@ -5,6 +5,7 @@ has set ``serve.training``.
 """
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -13,7 +14,15 @@ from starlette.responses import Response
 from mezzotint.errors import InvalidField, InvalidRequest, NotReady
 from mezzotint.serve.errors import Conflict, MethodNotAllowed
 from mezzotint.serve.front import Front
-from mezzotint.serve.site.runs import RUN_NAME, describe_run, run_folder, runs_root
+from mezzotint.serve.site.adapters import changeable_store
+from mezzotint.serve.site.runs import (
+    RUN_NAME,
+    base_of,
+    describe_run,
+    run_folder,
+    runs_root,
+    uses_of,
+)
 from mezzotint.serve.wire import Body, Endpoint, json_response, read_json
 from mezzotint.service.training import MOST_TEXT, RunConflict, TrainingRuns
 
@@ -62,7 +71,7 @@ async def start_run(front: Front, http: Request) -> Response:
             f"config must be the configuration of a run as TOML, at most {MOST_TEXT} letters",
             field="config",
         )
-    beside = _beside(body)
+    beside = _flag(body, "beside")
     await do(lambda: runs.create(name, text, beside=beside))
     folder = runs.folder / name
     return json_response(await asyncio.to_thread(describe_run, folder, runs), 201)
@@ -79,7 +88,7 @@ async def resume_run(front: Front, http: Request) -> Response:
     front.check_open()
     runs = trainings(front)
     folder = run_folder(runs.folder, http.path_params["name"])
-    beside = _beside(await read_json(http, optional=True))
+    beside = _flag(await read_json(http, optional=True), "beside")
     await do(lambda: runs.resume(folder.name, beside=beside))
     return json_response(await asyncio.to_thread(describe_run, folder, runs))
 
@@ -109,23 +118,57 @@ async def remove_run(front: Front, http: Request) -> Response:
 
 
 async def use_run(front: Front, http: Request) -> Response:
-    """Make a run a model of this server, under its own name.
+    """Make a run a LoRA or a model of this server, under its own name, for everybody.
+
+    What a run can be stands in its ``uses``; the first of them without ``as``.
+
+    A LoRA that has the name and the same bytes already is what is asked for.
 
     Raises:
-        MethodNotAllowed: If models cannot be changed on this server.
-        Conflict: If there is a model of that name.
+        MethodNotAllowed: If LoRAs, or models, cannot be changed on this server.
+        InvalidField: If the run cannot be what is asked.
+        Conflict: If there is a LoRA or a model of that name; with ``replace`` a LoRA that is
+            everybody's is exchanged.
     """
-    if not front.config.model_api:
-        raise MethodNotAllowed("models cannot be changed: serve.model_api is off")
     folder = run_folder(runs_root(front), http.path_params["name"])
+    body = await read_json(http, optional=True)
+    uses = await asyncio.to_thread(uses_of, folder)
+    wanted = body.get("as", uses[0])
+    if wanted not in uses:
+        raise InvalidField(
+            f"run {folder.name} can be used as {' or '.join(uses)}, not as {str(wanted)[:40]!r}",
+            field="as",
+        )
+    replace = _flag(body, "replace")
     try:
-        model = await front.service.register(str(folder), name=folder.name, version=None)
+        if wanted == "lora":
+            told = await _wear(front, folder, replace=replace)
+        else:
+            told = await _register(front, folder)
     except InvalidRequest as error:
         if error.field == "name":
             raise Conflict(str(error), field="name") from None
         raise
     front.forget_models()
-    return json_response(dict(model), 201)
+    return json_response({"as": wanted, **told}, 201)
+
+
+async def _register(front: Front, folder: Path) -> dict[str, Any]:
+    if not front.config.model_api:
+        raise MethodNotAllowed("models cannot be changed: serve.model_api is off")
+    return dict(await front.service.register(str(folder), name=folder.name, version=None))
+
+
+async def _wear(front: Front, folder: Path, *, replace: bool) -> dict[str, Any]:
+    store, name, source = changeable_store(front), folder.name, str(folder)
+    try:
+        if await asyncio.to_thread(store.is_same, name, source):
+            told = await asyncio.to_thread(store.show, name, "", sees_all=True)
+        else:
+            told = await asyncio.to_thread(store.bring, name, source, replace=replace)
+    except OSError as error:
+        raise NotReady(f"the LoRA cannot be kept: {error.strerror or error}") from None
+    return {**told, "base": await asyncio.to_thread(base_of, folder)}
 
 
 async def do(work: Any) -> None:
@@ -143,11 +186,11 @@ async def do(work: Any) -> None:
         raise NotReady(f"the run cannot be kept or started: {error.strerror or error}") from None
 
 
-def _beside(body: dict[str, Any]) -> bool:
-    beside = body.get("beside", False)
-    if not isinstance(beside, bool):
-        raise InvalidField(f"beside must be true or false, got {beside!r}", field="beside")
-    return beside
+def _flag(body: dict[str, Any], name: str) -> bool:
+    value = body.get(name, False)
+    if not isinstance(value, bool):
+        raise InvalidField(f"{name} must be true or false, got {str(value)[:40]!r}", field=name)
+    return value
 
 
 _START: dict[str, Any] = {
@@ -161,6 +204,19 @@ _START: dict[str, Any] = {
 }
 _BESIDE: dict[str, Any] = {"beside": _START["properties"]["beside"]}
 _RESUME: dict[str, Any] = {"type": "object", "properties": _BESIDE}
+_USE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "as": {
+            "enum": ["lora", "model"],
+            "description": "The first of the run's uses if not said.",
+        },
+        "replace": {
+            "type": "boolean",
+            "description": "Take the place of a LoRA that has the name and is everybody's.",
+        },
+    },
+}
 _OBJECT: dict[str, Any] = {"application/json": {"type": "object"}}
 
 
@@ -182,5 +238,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     _endpoint("POST", "/v1/runs/{name}/stop", stop_run, "Stop a training run at a checkpoint"),
     _endpoint("DELETE", "/v1/runs/{name}", remove_run, "Delete a training run"),
-    _endpoint("POST", "/v1/runs/{name}/use", use_run, "Make a run a model of this server"),
+    _endpoint(
+        "POST", "/v1/runs/{name}/use", use_run, "Make a run a LoRA or a model of this server",
+        body=Body("RunUse", lambda _: _USE, required=False), status=201,
+    ),
 )  # fmt: skip

@@ -103,13 +103,14 @@ class AdapterFiles:
         path = expanded(name)
         return _adapter_at(kind, path) if is_there(path) else None
 
-    def add(self, kind: str, name: str, source: Path) -> Path:
+    def add(self, kind: str, name: str, source: Path, *, replace: bool = False) -> Path:
         """Add an adapter under a name.
 
         Args:
             kind: One of :data:`KINDS`.
             name: Letters, digits, ``.``, ``_`` and ``-``.
             source: Its file, its folder, or for a LoRA the folder of the run that learnt it.
+            replace: Whether it may take the place of one that has the name.
 
         Returns:
             Where it is now.
@@ -119,7 +120,8 @@ class AdapterFiles:
             WeightsError: If there is no adapter of that kind at ``source``.
         """
         self.check_name(name, "NAME")
-        if name in self.names(kind):
+        is_taken = name in self.names(kind)
+        if is_taken and not replace:
             raise InvalidRequest(
                 f"{kind.replace('_', ' ')} {name} exists already; remove it first or give another "
                 "name",
@@ -133,6 +135,8 @@ class AdapterFiles:
         folder = self.folder(kind)
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / (name if found.is_dir() else f"{name}{found.suffix}")
+        if is_taken and (found.is_dir() or not target.is_file()):
+            self.remove(kind, name)
         if found.is_dir():
             try:
                 target.symlink_to(found.absolute(), target_is_directory=True)

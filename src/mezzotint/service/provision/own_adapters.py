@@ -6,6 +6,7 @@ and refuses says the port, :class:`~mezzotint.service.base.AdapterKeeper`.
 """
 
 import contextlib
+import filecmp
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -133,18 +134,34 @@ class OwnAdapters:
             self.files.put(KIND, name, upload, owner=owner)
         return told
 
-    def bring(self, name: str, source: str) -> dict[str, Any]:
+    def bring(self, name: str, source: str, *, replace: bool = False) -> dict[str, Any]:
         """Copy a LoRA from this machine or the Hub, for everybody."""
-        self.check_free(name, "", most=0)
+        self._check_place(name, replace=replace)
         file = self.files.at(KIND, source) or fetch_file(source, allow=self._allow_downloads)
         refuse_special(file)
         told = _told(name, file, "")
         if told["error"]:
             raise InvalidRequest(f"{source} is no LoRA: {told['error']}", field="source")
         with self._lock:
-            self.check_free(name, "", most=0)
-            kept = self.files.add(KIND, name, file)
+            self._check_place(name, replace=replace)
+            kept = self.files.add(KIND, name, file, replace=replace)
         return _told(name, kept, "")
+
+    def is_same(self, name: str, source: str) -> bool:
+        """Tell whether a name is that of a LoRA for everybody with the bytes at a path."""
+        one, file = self._kept().get(name), self.files.at(KIND, source)
+        if one is None or one.owner != "" or file is None:
+            return False
+        try:
+            return filecmp.cmp(one.file, file, shallow=False)
+        except OSError:  # gone meanwhile
+            return False
+
+    def _check_place(self, name: str, *, replace: bool) -> None:
+        """Refuse a name that is taken, but by what may be replaced."""
+        one = self._kept().get(name)
+        if not (replace and one is not None and one.owner == ""):
+            self.check_free(name, "", most=0)
 
     def drop(self, name: str, client: str, *, sees_all: bool) -> None:
         """Remove a LoRA."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.models.exported import exported_class
+from mezzotint.models.quiet_loading import quiet_loading
 from mezzotint.train.config.model import NetworkConfig
 
 __all__ = ["TextSide", "learn_tokenizer"]
@@ -189,15 +190,16 @@ def _open_encoder(folder: Path) -> tuple[Any, nn.Module]:
         kind = (config.get("architectures") or [""])[0]
         if kind not in _ENCODERS:
             raise ValueError(f"{kind or 'an unnamed class'} is none of {', '.join(_ENCODERS)}")
-        tokenizer = exported_class("transformers", _ENCODERS[kind], where=folder).from_pretrained(
-            str(folder / "tokenizer"), trust_remote_code=False
-        )
-        encoder = exported_class("transformers", kind, where=folder).from_pretrained(
-            str(folder / "text_encoder"),
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-        )
+        tokens = exported_class("transformers", _ENCODERS[kind], where=folder)
+        texts = exported_class("transformers", kind, where=folder)
+        with quiet_loading():
+            tokenizer = tokens.from_pretrained(str(folder / "tokenizer"), trust_remote_code=False)
+            encoder = texts.from_pretrained(
+                str(folder / "text_encoder"),
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+            )
     except (OSError, ValueError) as error:
         raise InvalidRequest(
             f"network.text_encoder {folder} must hold tokenizer and text_encoder: "

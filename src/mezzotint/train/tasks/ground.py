@@ -19,6 +19,11 @@ from mezzotint.train.tasks.served import SERVED_PIPELINES, open_served
 
 __all__ = ["Ground", "fresh_ground", "open_ground"]
 
+_HOW = {
+    "text": "put its words beside each picture (cat.txt beside cat.jpg)",
+    "class": "put the pictures of each class into a folder of its own",
+}
+"""How pictures come to what steers a base."""
 _PIPELINES: dict[str, tuple[str, Literal["none", "class", "text"]]] = {
     "StableDiffusionPipeline": ("unet", "text"),
     "LatentConsistencyModelPipeline": ("unet", "text"),
@@ -191,9 +196,10 @@ def _check_fit(ground: Ground, config: TrainConfig, data: Dataset) -> None:
     about = ground.description
     wanted = about.conditioning
     has = {"none": True, "text": bool(data.captions), "class": bool(data.labels)}
+    needs = f"base {config.base} is steered by {wanted}"
     if not has[wanted]:
         raise InvalidRequest(
-            f"base {config.base} is steered by {wanted}, which the data does not have",
+            f"{needs}, which the data does not have: {_HOW[wanted]}",
             field="data.path",
         )
     channels = ground.latents.vae.config.in_channels if ground.latents else about.shape[0]
@@ -205,6 +211,7 @@ def _check_fit(ground: Ground, config: TrainConfig, data: Dataset) -> None:
         )
     if wanted == "text" and not all(data.captions):
         raise InvalidRequest(
-            f"base {config.base} is steered by text, and some pictures have no caption",
+            f"{needs}, and {data.captions.count('')} of {len(data.captions)} pictures have no "
+            f"caption: {_HOW['text']}",
             field="data.caption_column",
         )

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tests.pages import picture
 from tests.serving import Door, open_door
 
@@ -27,7 +29,7 @@ def accept(plain):
 @pytest.fixture
 def door(tmp_path: Path) -> Iterator[Door]:
     runs = TrainingRuns(tmp_path / "runs", accept, program=(sys.executable, str(TRAINER)))
-    with open_door(runs=str(runs.folder)) as opened:
+    with open_door(home=tmp_path, runs=str(runs.folder)) as opened:
         opened.front.memory["training"] = runs
         yield opened
     runs.stop_all(5.0)
@@ -222,10 +224,99 @@ def test_a_link_in_place_of_a_data_set_leads_nowhere(door, tmp_path):
 def test_a_run_becomes_a_model_under_its_name(door):
     door.http.post("/v1/runs", json={"name": "mine", "config": "steps = 1\n"})
     until(door, "mine", "finished")
-    assert door.http.post("/v1/runs/mine/use").json()["name"] == "mine"
+    assert run_of(door, "mine")["uses"] == ["model"]
+    used = door.http.post("/v1/runs/mine/use").json()
+    assert (used["as"], used["name"]) == ("model", "mine")
     names = [model["name"] for model in door.http.get("/v1/capabilities").json()["models"]]
     assert "mine" in names
     assert door.http.post("/v1/runs/mine/use").status_code == 409
+
+
+def learned(door: Door, name: str, rank: int, *, base: str = "plate", merged: bool = False) -> Path:
+    """Make a run of a LoRA that is over, as the trainer leaves it."""
+    folder = Path(door.front.config.runs) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {"unet.a.lora_A.weight": torch.zeros(rank, 8)}
+    save_file(
+        {**weights, "unet.a.lora_B.weight": torch.zeros(8, rank)},
+        folder / "pytorch_lora_weights.safetensors",
+    )
+    (folder / "train_config.json").write_text(json.dumps({"kind": "lora", "base": base}))
+    (folder / "metrics.jsonl").write_text('{"event": "finished", "step": 3}\n')
+    if merged:
+        (folder / "model_index.json").write_text("{}")
+    return folder
+
+
+def test_a_run_that_learnt_a_lora_is_worn_at_once(door, tmp_path):
+    folder = learned(door, "ink-9", 2)
+    assert run_of(door, "ink-9")["uses"] == ["lora"]
+    used = door.http.post("/v1/runs/ink-9/use")
+    assert used.status_code == 201
+    told = used.json()
+    assert (told["as"], told["name"], told["ranks"], told["base"], told["owner"]) == (
+        "lora", "ink-9", [2], "plate", "",
+    )  # fmt: skip
+    listed = door.http.get("/v1/adapters").json()["adapters"]
+    assert [one["name"] for one in listed] == ["ink-9"]
+    kept = tmp_path / "loras" / "ink-9.safetensors"
+    assert kept.read_bytes() == (folder / "pytorch_lora_weights.safetensors").read_bytes()
+    assert door.http.post("/v1/runs/ink-9/use", json={}).status_code == 201  # the same again
+    refused = door.http.post("/v1/runs/ink-9/use", json={"as": "model"})
+    assert (refused.status_code, refused.json()["field"]) == (422, "as")
+    assert door.http.post("/v1/runs/ink-9/use", json={"replace": 1}).status_code == 422
+
+
+def test_what_a_run_learnt_further_takes_the_place_of_its_lora_where_that_is_asked(door):
+    learned(door, "style", 2)
+    door.http.post("/v1/runs/style/use")
+    learned(door, "style", 4)
+    taken = door.http.post("/v1/runs/style/use")
+    assert (taken.status_code, taken.json()["field"]) == (409, "name")
+    assert door.http.get("/v1/adapters/loras/style").json()["ranks"] == [2]
+    assert door.http.post("/v1/runs/style/use", json={"replace": True}).json()["ranks"] == [4]
+    assert door.http.get("/v1/adapters/loras/style").json()["ranks"] == [4]
+
+
+def test_a_lora_merged_into_its_base_can_be_a_model_too(door):
+    learned(door, "both", 2, merged=True)
+    assert run_of(door, "both")["uses"] == ["lora", "model"]
+    assert door.http.post("/v1/runs/both/use").json()["as"] == "lora"
+    assert door.http.post("/v1/runs/both/use", json={"as": "model"}).json()["as"] == "model"
+
+
+def test_a_link_in_place_of_a_lora_is_none(door, tmp_path):
+    folder = learned(door, "theirs", 2)
+    (folder / "pytorch_lora_weights.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    (folder / "pytorch_lora_weights.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
+    assert run_of(door, "theirs")["uses"] == ["model"]
+    assert door.http.post("/v1/runs/theirs/use", json={"as": "lora"}).status_code == 422
+    assert door.http.get("/v1/adapters").json()["adapters"] == []
+
+
+@pytest.mark.parametrize(("setting", "asked"), [("adapter_api", "lora"), ("model_api", "model")])
+def test_where_loras_or_models_may_not_change_no_run_is_used(tmp_path, setting, asked):
+    with open_door(home=tmp_path, runs=str(tmp_path / "runs"), **{setting: False}) as door:
+        learned(door, "both", 2, merged=True)
+        answer = door.http.post("/v1/runs/both/use", json={"as": asked})
+        assert (answer.status_code, setting in answer.json()["detail"]) == (405, True)
+
+
+def test_another_clients_lora_is_not_taken_away_by_a_run(tmp_path):
+    alice, ops = "the-key-of-alice-with-16", "the-key-of-ops-with-16"
+    (tmp_path / "keys").write_text(f"{alice} alice generate\n{ops} ops generate,manage\n")
+    with open_door(
+        home=tmp_path, runs=str(tmp_path / "runs"), api_keys=str(tmp_path / "keys")
+    ) as door:
+        folder = learned(door, "style", 2)
+        data = (folder / "pytorch_lora_weights.safetensors").read_bytes()
+        path, by = "/v1/adapters/loras/style", {"x-api-key": alice}
+        assert door.http.put(path, content=data, headers=by).status_code == 201
+        use = "/v1/runs/style/use"
+        assert door.http.post(use, json={}, headers=by).status_code == 403
+        answer = door.http.post(use, json={"replace": True}, headers={"x-api-key": ops})
+        assert answer.status_code == 409
+        assert door.http.get(path, headers=by).json()["owner"] == "alice"
 
 
 def test_where_the_operator_has_not_allowed_it_nothing_starts(tmp_path):
