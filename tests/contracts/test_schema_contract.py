@@ -36,6 +36,7 @@ DOORS = {
     "models": "/v1/operations/models",
     "training runs": "/v1/runs",
     "training runs that go on": "/v1/runs/{name}/resume",
+    "training runs that are used": "/v1/runs/{name}/use",
     "OpenAI generations": "/v1/images/generations",
     "OpenAI edits": "/v1/images/edits",
     "OpenAI variations": "/v1/images/variations",
@@ -89,7 +90,7 @@ NEVER_TAKEN = {
     "/v1/inspect", "/v1/preprocess", "/v1/gallery/archive", "/sdapi/v1/extra-single-image", "/sdapi/v1/interrogate",  # a real picture
     "/v1/predictions",  # a model's name
     "/prompt",  # a graph of nodes
-    "/v1/runs", "/v1/runs/{name}/resume",  # a server that trains
+    "/v1/runs", "/v1/runs/{name}/resume", "/v1/runs/{name}/use",  # a server that trains
     "/v1/adapters/loras",  # an operator who allows paths
     "/mcp",  # a header that says what its client accepts
     "/upload/mask",  # a picture that was uploaded before
