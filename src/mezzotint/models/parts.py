@@ -43,6 +43,7 @@ __all__ = [
     "refuse_missing_quantizer",
     "refuse_pickle",
     "refuse_stored",
+    "refuse_whole_numbers",
     "stored_together",
 ]
 
@@ -280,6 +281,31 @@ def refuse_stored(folder: Path, headers: Sequence[SafetensorsHeader], *, where: 
         )
 
 
+def refuse_whole_numbers(
+    config: Mapping[str, Any], headers: Iterable[SafetensorsHeader], *, where: object
+) -> None:
+    """Refuse weights of 8-bit whole numbers of which nothing says what they stand for.
+
+    Args:
+        config: A network's configuration.
+        headers: Of its files; none of the ways to quantize that are read here was found.
+        where: Its folder, for the message.
+
+    Raises:
+        WeightsError: If there are some; names the first.
+    """
+    if is_mapping(config.get("quantization_config")):
+        return
+    for header in headers:
+        for name, (kind, shape) in header.tensors.items():
+            if kind in ("I8", "U8") and len(shape) > 1:
+                raise WeightsError(
+                    f"{where}: {name[:200]} is stored as whole numbers ({kind}), and neither "
+                    "scales beside it nor a quantization_config in config.json say what they "
+                    "stand for; take the files as their quantizer wrote them, or others"
+                )
+
+
 def read_header(path: Path, *, most_bytes: int = MAX_HEADER_BYTES) -> SafetensorsHeader:
     """Read the header of a safetensors file and check it against the file's size.
 
@@ -374,8 +400,8 @@ def find_weights(folder: Path, *, variant: str | None = None) -> tuple[list[Path
         and the variant they are of.
 
     Raises:
-        WeightsError: If there are none, a shard is missing, or there are only
-            pickles.
+        WeightsError: If there are none, a shard is missing or not the one that its index is
+            of, or there are only pickles.
     """
     refuse_special_below(folder)
     names = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
@@ -401,9 +427,18 @@ def find_weights(folder: Path, *, variant: str | None = None) -> tuple[list[Path
     name = variants[chosen]
     if not name.endswith(".json"):
         return [names[name]], chosen
-    shards = sorted(set(read_json(names[name]).get("weight_map", {}).values()))
+    places = read_json(names[name]).get("weight_map")
+    listed = {str(k): str(v) for k, v in places.items()} if is_mapping(places) else {}
+    shards = sorted(set(listed.values()))
     if missing := [shard for shard in shards if shard not in names]:
         raise WeightsError(f"weights missing: {folder / missing[0]}, which {name} lists")
+    held = {shard: read_header(names[shard]).tensors for shard in shards}
+    for tensor, shard in listed.items():
+        if tensor not in held[shard]:
+            raise WeightsError(
+                f"{names[shard]} does not hold {tensor[:200]}, which {name} says it does; copy or "
+                "download both again"
+            )
     return [names[shard] for shard in shards], chosen
 
 

@@ -145,8 +145,8 @@ def test_plain_weights_win_over_variants_and_a_variant_can_be_insisted_on(tmp_pa
 
 def test_all_shards_of_an_index_are_needed(tmp_path):
     shards = [f"model-0000{k}-of-00002.safetensors" for k in (1, 2)]
-    for shard in shards:
-        save_file({shard: torch.ones(1)}, tmp_path / shard)
+    for name, shard in zip("ab", shards, strict=True):
+        save_file({name: torch.ones(1)}, tmp_path / shard)
     index = {"weight_map": {"a": shards[0], "b": shards[1]}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert find_weights(tmp_path) == ([tmp_path / shard for shard in shards], None)

@@ -135,6 +135,8 @@ def place(model: Model, config: PlacementConfig) -> Model:
     """
     networks = {r: n for r, n in model.networks.items() if isinstance(n, TorchNetwork)}
     silent: list[str] = []
+    if config.dtype == "float16" and any(n.device.type == "cpu" for n in networks.values()):
+        silent.append(_no_effect("dtype float16", model, "a CPU computes it in float32"))
     if config.channels_last and config.offload == "disk":
         silent.append(_no_effect("channels_last", model, "weights on disk lie as they lie"))
     elif config.channels_last:

@@ -1,17 +1,22 @@
-"""Filling: an empty network of a configuration, and the weights that go into it."""
+"""Filling: a network of a configuration, and the weights that go into it."""
 
+import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mezzotint.errors import WeightsError
+from mezzotint.errors import CardError, WeightsError
 from mezzotint.models.backends.packed import Packed, pack_linear
 from mezzotint.models.exported import exported_class
-from mezzotint.models.quiet_loading import sole_building
+from mezzotint.models.parts import read_json
+from mezzotint.models.quiet_loading import quiet_loading, sole_building
 
-__all__ = ["empty_network", "fill"]
+__all__ = ["empty_network", "fill", "from_folder"]
+
+_TOLD = 5
 
 
 def empty_network(class_name: str, config: Mapping[str, Any], *, where: object) -> nn.Module:
@@ -74,3 +79,89 @@ def fill(
             plain[place] = given.numbers(dtype) if isinstance(given, Packed) else given.to(dtype)
     module.load_state_dict(plain, assign=True, strict=False)
     return module
+
+
+def from_folder(
+    path: Path,
+    library: str,
+    class_name: str,
+    dtype: torch.dtype,
+    *,
+    variant: str | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> Any:
+    """Let a library build a network from its folder, with every weight accounted for.
+
+    Args:
+        path: The folder.
+        library: Whose class it is.
+        class_name: Its class.
+        dtype: What weights are given in.
+        variant: Set of weights, None for the plain ones.
+        state: The weights, where they are not read from the folder; for transformers.
+
+    Raises:
+        CardError: If the library has no such class.
+        WeightsError: If weights are missing, or do not fit the configuration.
+    """
+    cls = exported_class(library, class_name, where=path, kind=nn.Module)
+    options: dict[str, Any] = {"dtype": dtype}
+    if variant:
+        options["variant"] = variant
+    if state is not None:
+        config = cls.config_class.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+        config.__dict__.pop("quantization_config", None)
+        options |= {"state_dict": dict(state), "config": config}
+    try:
+        with quiet_loading():
+            module, report = cls.from_pretrained(
+                path if state is None else None,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
+            )
+    except (ValueError, RuntimeError, OSError, LookupError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise WeightsError(
+            f"{path}: weights do not fit {class_name}: {reason}{_taken_for_granted(path, cls)}"
+        ) from error
+    problems = {
+        kind: sorted(map(str, report.get(kind) or ()))
+        for kind in ("missing_keys", "mismatched_keys", "error_msgs")
+    }
+    problems["missing_keys"] += sorted(
+        name for name, weight in module.named_parameters() if weight.is_meta
+    )
+    for kind, names in problems.items():
+        if names:
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+            raise WeightsError(
+                f"{path}: weights do not fit {class_name}: {kind} {shown}"
+                f"{_taken_for_granted(path, cls)}"
+            )
+    return module
+
+
+def _taken_for_granted(path: Path, cls: Any) -> str:
+    """Say which keys a configuration lacks, so that those of the class were taken; "" for none.
+
+    A configuration that is whole but old lacks a few as well, so it is said only of weights
+    that do not fit.
+    """
+    try:
+        given = set(read_json(path / "config.json"))
+        known = inspect.signature(cls.__init__).parameters
+    except (WeightsError, CardError, ValueError, TypeError):
+        return ""
+    lacking = sorted(set(known) - given - {"self", "args", "kwargs", "config"})
+    if not lacking:
+        return ""
+    more = f" and {len(lacking) - _TOLD} more" if len(lacking) > _TOLD else ""
+    return (
+        f"; its config.json lacks {', '.join(lacking[:_TOLD])}{more}, for which the class's "
+        "defaults were taken"
+    )

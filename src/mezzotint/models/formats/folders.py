@@ -16,7 +16,8 @@ from mezzotint.errors import CardError, WeightsError
 from mezzotint.models.backends.mapped import giving_back
 from mezzotint.models.base import Model
 from mezzotint.models.digests import DIGESTS, own_weights
-from mezzotint.models.exported import LIBRARIES, exported_class
+from mezzotint.models.exported import LIBRARIES
+from mezzotint.models.formats.filling import from_folder
 from mezzotint.models.formats.fit import misfits
 from mezzotint.models.formats.packed_files import (
     Stored,
@@ -36,10 +37,10 @@ from mezzotint.models.parts import (
     read_header,
     read_json,
     refuse_missing_quantizer,
+    refuse_whole_numbers,
     stored_together,
 )
 from mezzotint.models.prompts import load_tokens
-from mezzotint.models.quiet_loading import quiet_loading
 from mezzotint.plain import is_list
 from mezzotint.registry import Registry
 
@@ -162,9 +163,14 @@ def native_pipeline(path: Path) -> bool:
 
     A pipeline of a known class with parts its family does not understand (a
     U-Net with further input channels, say) does not.
+
+    Raises:
+        CardError: If its index cannot be read, or names no pipeline.
     """
     index = read_json(Path(path) / INDEX)
-    if str(index.get("_class_name")) not in FAMILIES:
+    if not index.get("_class_name"):
+        raise CardError(f"{Path(path) / INDEX} names no pipeline: it has no _class_name")
+    if str(index["_class_name"]) not in FAMILIES:
         return False
     unet, vae = (_config(Path(path), role) for role in ("unet", "vae"))
     if not unet or not vae:
@@ -288,6 +294,8 @@ def read_parts(
             weights, kind = find_stored(folder, library=library, variant=variant)
             networks[role] = _Folder(library, class_name, folder, tuple(weights), kind)
             files |= {folder / "config.json", *weights}
+    if not scheduler and index.get("_class_name") in FAMILIES:
+        raise CardError(f"{path} is not a whole pipeline: {INDEX} names no scheduler")
     if missing := [str(file) for file in sorted(files) if not file.is_file()]:
         raise CardError(f"{path} is not a whole pipeline: {missing[0]} is missing")
     digests = digest_files(path, files, expected=expected)
@@ -375,6 +383,7 @@ def _folder_part(role: str, found: _Folder, *, digests: Mapping[str, str], root:
     stored = read_stored(found.weights, headers)
     if stored is None or not stored.kind:
         refuse_missing_quantizer(config, where=found.path / "config.json")
+        refuse_whole_numbers(config, headers, where=found.path)
     found = replace(found, stored=stored)
     names = [f.relative_to(root).as_posix() for f in (found.path / "config.json", *found.weights)]
     pinned = {root / name: digests[name] for name in names}
@@ -415,7 +424,7 @@ def _build(found: _Folder, dtype: torch.dtype, pinned: Mapping[Path, str]) -> An
         if found.stored is not None:
             return _build_stored(found, dtype)
         stored = {kind for file in found.weights for kind, _ in read_header(file).tensors.values()}
-        module = _from_pretrained(found, dtype)
+        module = _read(found, dtype)
         own_weights(module, lambda tensor: _STORED_AS.get(tensor.dtype) in {None, *stored})
         return module
 
@@ -426,7 +435,7 @@ def _build_stored(found: _Folder, dtype: torch.dtype) -> Any:
     if found.library == "diffusers":
         return build_packed(found.class_name, config, found.weights, dtype, where=found.path)
     state = plain_state(found.weights, dtype, where=found.path)
-    return _from_pretrained(found, dtype, state)
+    return _read(found, dtype, state)
 
 
 @contextlib.contextmanager
@@ -443,52 +452,13 @@ def _mapped(
         lies_as = [torch_kind for torch_kind, kind in _STORED_AS.items() if {kind} == stored]
         for file in found.weights:
             read.enter_context(giving_back(file))
-        yield _from_pretrained(found, next(iter(lies_as), dtype))
+        yield _read(found, next(iter(lies_as), dtype))
 
 
-def _from_pretrained(
+def _read(
     found: _Folder, dtype: torch.dtype, state: Mapping[str, torch.Tensor] | None = None
 ) -> Any:
-    """Build a network from its folder, with every weight accounted for.
-
-    Args:
-        found: The folder.
-        dtype: What weights are given in.
-        state: The weights, where they are not read from the folder; for transformers.
-    """
-    cls = exported_class(found.library, found.class_name, where=found.path, kind=torch.nn.Module)
-    options: dict[str, Any] = {"dtype": dtype}
-    if found.variant:
-        options["variant"] = found.variant
-    if state is not None:
-        config = cls.config_class.from_pretrained(
-            found.path, local_files_only=True, trust_remote_code=False
-        )
-        config.__dict__.pop("quantization_config", None)
-        options |= {"state_dict": dict(state), "config": config}
-    try:
-        with quiet_loading():
-            module, report = cls.from_pretrained(
-                found.path if state is None else None,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **options,
-            )
-    except (ValueError, RuntimeError, OSError, LookupError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise WeightsError(
-            f"{found.path}: weights do not fit {found.class_name}: {reason}"
-        ) from error
-    problems = {
-        kind: sorted(map(str, report.get(kind) or ()))
-        for kind in ("missing_keys", "mismatched_keys", "error_msgs")
-    }
-    for kind, names in problems.items():
-        if names:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
-            raise WeightsError(
-                f"{found.path}: weights do not fit {found.class_name}: {kind} {shown}"
-            )
-    return module
+    """Build a network from its folder, or from weights that are given."""
+    return from_folder(
+        found.path, found.library, found.class_name, dtype, variant=found.variant, state=state
+    )

@@ -74,13 +74,15 @@ def layout_of(header: SafetensorsHeader, path: Path) -> Layout:
         if has("text_encoders."):
             what = f"a model of {family} without the vocabularies that its text encoders read by"
         raise WeightsError(
-            f"{path} is {what}: take the model as a folder of diffusers, and put this file into "
-            "its folder transformer in place of the weights there"
+            f"{path} is {what}: mezzotint models add NAME {path.name} --base FOLDER takes the "
+            "rest from a diffusers folder of its model; or put it there yourself, into its folder "
+            "transformer in place of the weights"
         )
     if not has(UNET):
         raise WeightsError(
             f"{path} is no SD 1.x, 2.x, XL or 3 checkpoint: no tensor is called {UNET}...; "
-            "a LoRA, ControlNet or VAE alone is no model"
+            "a LoRA, ControlNet or VAE alone is no model, and a denoiser alone needs the rest: "
+            f"mezzotint models add NAME {path.name} --base FOLDER"
         )
     if has("conditioner.embedders.0.model."):
         raise WeightsError(f"{path} is an SDXL refiner, which cannot draw on its own")
