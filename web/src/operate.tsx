@@ -10,7 +10,7 @@ import { duration, size, when } from "./text";
 import { nameOf, wordFor, words } from "./words";
 
 const health = signal<Fields>({});
-const HEALTH = ["queue", "backlog_s", "device", "restarts", "ready", "draining"];
+const HEALTH = ["ready", "draining", "reason", "queue", "backlog_s", "restarts", "device"]; // in this order
 
 async function look(): Promise<void> {
   try {
@@ -34,8 +34,8 @@ export function Operate() {
     <section class="operate" aria-label={words.rooms.operate}>
       <h2>{words.operate.health}</h2>
       <dl class="figures" id="health">
-        {Object.entries(health.value).filter(([name]) => HEALTH.includes(name) || name === "reason").map(([name, value]) => (
-          <div key={name}><dt>{nameOf(name)}</dt><dd>{read(value)}</dd></div>
+        {HEALTH.filter((name) => name in health.value).map((name) => (
+          <div key={name}><dt>{nameOf(name)}</dt><dd>{read(health.value[name])}</dd></div>
         ))}
       </dl>
       {mayOperate.value ? <Charts /> : <p class="hint">{words.operate.forbidden}</p>}
@@ -325,7 +325,7 @@ function Answers() {
           <tbody>
             {(found?.answers ?? []).slice(0, 100).map((a, k) => (
               <tr key={`${a.id}/${k}`} class={a.status >= 500 ? "bad" : a.status >= 400 ? "warn" : ""}>
-                <td>{when(a.time)}</td><td>{a.status}</td><td>{a.method}</td><td><code>{a.path}</code></td><td>{duration(a.seconds)}</td>
+                <td>{when(a.time)}</td><td>{a.status}</td><td>{a.method}</td><td><code>{a.path}</code></td><td>{a.seconds < 0.95 ? `${Math.round(1000 * a.seconds)} ms` : duration(a.seconds)}</td>
                 <td>{a.client}</td><td>{a.model}</td><td><code>{a.id}</code></td>
               </tr>
             ))}

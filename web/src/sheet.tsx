@@ -157,7 +157,7 @@ function Table({ made }: { made: Sheet }) {
       <table class="xy">
         <thead>
           <tr>
-            <td>{nameOf(made.y.field)} ↓ {nameOf(made.x.field)} →</td>
+            <td>{nameOf(made.x.field)} →<br />{nameOf(made.y.field)} ↓</td>
             {made.columns.map((column) => <th scope="col" key={column}>{column}</th>)}
           </tr>
         </thead>

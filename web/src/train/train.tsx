@@ -160,10 +160,10 @@ function RunRoom({ run }: { run: Run }) {
       <header class="row">
         <h2 class="grow">{run.name}</h2>
         <div class="actions">
+          {!isRunning && run.can_resume ? <button type="button" class="danger" id="remove-run" onClick={() => void remove()}>{words.gallery.delete}</button> : null}
           {isRunning && run.can_resume ? <button type="button" id="stop-run" onClick={() => void act("stop", words.train.stopping(run.name))}>{words.train.stop}</button> : null}
           {!isRunning && run.can_resume && run.status !== "finished" ? <button type="button" id="resume-run" onClick={() => void act("resume", words.train.resumed(run.name))}>{words.train.resume}</button> : null}
           {mayStart.value && about?.config ? <button type="button" id="like-run" onClick={() => { making.value = { like: about.config }; }}>{words.train.like}</button> : null}
-          {!isRunning && run.can_resume ? <button type="button" class="danger" id="remove-run" onClick={() => void remove()}>{words.gallery.delete}</button> : null}
           {run.uses.includes("lora") && run.uses.includes("model") ? <button type="button" id="use-merged" title={words.train.mergedWhy} onClick={() => void asModel()}>{words.train.merged}</button> : null}
           {run.uses.length ? <button type="button" class="primary" id="use-run" onClick={() => void (run.uses[0] === "lora" ? wear() : asModel())}>{words.train.use}</button> : null}
         </div>
