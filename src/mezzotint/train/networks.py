@@ -130,6 +130,7 @@ def build_network(
             num_classes=rows,
             dropout=network.dropout,
             fold=network.fold,
+            gated=network.gated,
         )
     if kind == "dit":
         return _build_dit(network, shape, num_classes)

@@ -108,6 +108,27 @@ class _Residual1d(nn.Module):
         return self.skip(stream) + inner
 
 
+class _Gated1d(nn.Module):
+    """A convolution behind gates that the embedding opens. Shape (B, C, L) -> (B, C', L).
+
+    Nothing bends the signal itself, so a wave passes as a wave, and the label chooses which
+    (WaveNet's conditional gates, arXiv:1609.03499, equation 2, without the tanh).
+    """
+
+    def __init__(self, enter: int, leave: int, vector: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(math.gcd(8, enter), enter)
+        self.conv_1 = nn.Conv1d(enter, 2 * leave, 5, padding=2)
+        self.inject = nn.Linear(vector, 2 * leave)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_2 = nn.Conv1d(leave, leave, 1)
+        self.skip = nn.Conv1d(enter, leave, 1) if enter != leave else nn.Identity()
+
+    def forward(self, stream: Tensor, vector: Tensor) -> Tensor:
+        inner = self.conv_1(self.norm(stream)) + self.inject(F.silu(vector))[:, :, None]
+        return self.skip(stream) + self.conv_2(self.dropout(F.glu(inner, 1)))
+
+
 class _Attention1d(nn.Module):
     """Self-attention along the series, added to it. Shape (B, C, L)."""
 
@@ -138,6 +159,8 @@ class SeriesUNet(nn.Module):
         num_classes: Rows of the class table, 0 for none.
         dropout: Dropout inside each block.
         fold: Neighbouring values that are one position of the first level.
+        gated: Blocks pass the signal through gates in place of bending it, and the last
+            layer is linear: for sound, whose label is its frequencies.
     """
 
     def __init__(
@@ -151,15 +174,16 @@ class SeriesUNet(nn.Module):
         num_classes: int = 0,
         dropout: float = 0.0,
         fold: int = 1,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
             "channels": channels, "widths": list(widths), "layers": layers,
             "attention": list(attention), "heads": heads, "num_classes": num_classes,
-            "dropout": dropout, "fold": fold,
+            "dropout": dropout, "fold": fold, "gated": gated,
         }  # fmt: skip
         self.fold, folded = fold, fold * channels
-        vector = 4 * widths[0]
+        vector, block = (2 * widths[0], _Gated1d) if gated else (4 * widths[0], _Residual1d)
         self.embedding = _Embedding(vector, num_classes)
         self.enter = nn.Conv1d(folded, widths[0], 5, padding=2)
         self.down, self.up, self.shrink, self.grow = (nn.ModuleList() for _ in range(4))
@@ -169,7 +193,7 @@ class SeriesUNet(nn.Module):
         def level(index: int, enters: Sequence[int]) -> nn.ModuleList:
             steps = nn.ModuleList()
             for enter in enters:
-                steps.append(_Residual1d(enter, widths[index], vector, dropout))
+                steps.append(block(enter, widths[index], vector, dropout))
                 if index in attention:
                     steps.append(_Attention1d(widths[index], heads))
             return steps
@@ -182,16 +206,16 @@ class SeriesUNet(nn.Module):
             self.shrink.append(
                 nn.Identity() if last else nn.Conv1d(wide, wide, 4, stride=2, padding=1)
             )
-        self.middle = _Residual1d(width, width, vector, dropout)
+        self.middle = block(width, width, vector, dropout)
         for index in reversed(range(len(widths))):
             self.up.append(level(index, [width + skips[index]] + [widths[index]] * (layers - 1)))
             width = widths[index]
             self.grow.append(
                 nn.Identity() if index == 0 else nn.ConvTranspose1d(width, width, 4, 2, 1)
             )
-        self.leave = nn.Sequential(
-            nn.GroupNorm(math.gcd(8, width), width), nn.SiLU(), nn.Conv1d(width, folded, 5, 1, 2)
-        )
+        last = nn.Conv1d(width, folded, 5, 1, 2)
+        bent = (nn.GroupNorm(math.gcd(8, width), width), nn.SiLU())
+        self.leave = nn.Sequential(last) if gated else nn.Sequential(*bent, last)
 
     def forward(
         self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None
@@ -217,7 +241,7 @@ class SeriesUNet(nn.Module):
 def _walk(steps: Any, stream: Tensor, vector: Tensor) -> Tensor:
     """Send a stream through the blocks of one level."""
     for step in steps:
-        stream = step(stream, vector) if isinstance(step, _Residual1d) else step(stream)
+        stream = step(stream) if isinstance(step, _Attention1d) else step(stream, vector)
     return stream
 
 

@@ -110,6 +110,8 @@ class RunDescription:
         channels: Channels of the pictures, 3 or 1.
         default_steps: Steps where a request says nothing.
         default_guidance_scale: Guidance where a request says nothing.
+        default_scheduler: Scheduler where a request says nothing; "" is the first of its
+            frame, ``ddim`` or ``flow_euler``.
         licence: SPDX id or a sentence.
         training: Configuration, steps and versions, for people.
     """
@@ -129,6 +131,7 @@ class RunDescription:
     channels: int = 3
     default_steps: int = 50
     default_guidance_scale: float = 1.0
+    default_scheduler: str = ""
     licence: str = "unknown"
     training: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -181,7 +184,7 @@ class RunDescription:
             fixed_size=True,
             default_steps=self.default_steps,
             default_guidance_scale=self.default_guidance_scale if guided else 1.0,
-            default_scheduler="flow_euler" if is_flow else "ddim",
+            default_scheduler=self.default_scheduler or ("flow_euler" if is_flow else "ddim"),
             takes_prompt=self.conditioning == "text",
             takes_negative_prompt=self.conditioning == "text",
             takes_guidance=guided,

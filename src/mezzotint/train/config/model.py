@@ -115,6 +115,8 @@ class NetworkConfig(Checked):
         patch: Side of a ``dit`` patch.
         fold: Neighbouring values of a series that ``unet1d`` takes for one position of so
             many channels; the first level is as much shorter, and as much cheaper.
+        gated: Let gates choose what passes through ``unet1d`` in place of bending the
+            signal: for sound, whose label is its frequencies.
         dropout: Dropout inside the network, 0 to 0.9.
         vae: Model folder whose ``vae`` gives the latent space; "" is pixel space.
         text_encoder: Model folder whose ``tokenizer`` and ``text_encoder`` are
@@ -134,6 +136,7 @@ class NetworkConfig(Checked):
     heads: int = 4
     patch: int = 2
     fold: int = 1
+    gated: bool = False
     dropout: float = 0.0
     vae: str = ""
     text_encoder: str = ""
