@@ -236,16 +236,10 @@ class OpenVINONetwork:
         working = compiled.requests[: len(parts)] if rows > 1 else (compiled.lone,)
         for request, part in zip(working, parts, strict=True):
             _lend(request, part)
-        for request in working:
-            request.start_async()
-        failures: list[RuntimeError] = []
-        for request in working:  # all of them: the next call must not find one busy
-            try:
-                request.wait()
-            except RuntimeError as error:
-                failures.append(error)
-        if failures:
-            raise failures[0]
+        if len(working) == 1:  # in this thread: another would have to be woken, and wake this one
+            working[0].infer(share_outputs=True)
+        else:
+            _run_side_by_side(working)
         outputs = [
             [np.array(request.get_output_tensor(k).data, dtype=np.float32) for request in working]
             for k in range(len(compiled.shapes))
@@ -298,6 +292,24 @@ class OpenVINONetwork:
     def _exported(self, core: Any, arrays: Mapping[str, Tensor]) -> tuple[Any, RowShape]:
         """Return the exported network, its path if there is a cache, and what shape it is for."""
         return self._exporter.export(core, arrays)
+
+
+def _run_side_by_side(requests: tuple[Any, ...]) -> None:
+    """Run requests on threads of their own, and wait for all.
+
+    Raises:
+        RuntimeError: If one of them failed.
+    """
+    for request in requests:
+        request.start_async()
+    failures: list[RuntimeError] = []
+    for request in requests:  # all of them: the next call must not find one busy
+        try:
+            request.wait()
+        except RuntimeError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 def _deal(arrays: list[np.ndarray], count: int) -> list[list[np.ndarray]]:

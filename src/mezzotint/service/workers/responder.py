@@ -113,7 +113,11 @@ class Responder:
         if service is None or post is None or recorder is None or message.trace:
             return False
 
+        is_over = False
+
         def hear(ending: Event | BaseException) -> None:
+            nonlocal is_over
+            is_over = True
             self._begun.pop(call, None)
             recorder.end(call)
             if isinstance(ending, BaseException):
@@ -121,6 +125,11 @@ class Responder:
             else:
                 _log_failure(ending)
                 post(write_event(call, ending))
+
+        def draw() -> None:  # in the device thread, where an image may begin that was given up
+            recorder.draw(call)
+            if is_over:
+                recorder.end(call)
 
         recorder.plan_here(call)
         try:
@@ -130,7 +139,7 @@ class Responder:
                 request_id=message.request_id,
                 client=message.client,
                 use_cache=message.use_cache,
-                began=lambda: recorder.draw(call),
+                began=draw,
             )
         except Exception as error:  # the border to the other process: sent as it is
             post(_describe_failure(call, error))

@@ -10,13 +10,14 @@ from mezzotint import errors
 from mezzotint.observe import spans
 from mezzotint.request import GenerationRequest
 from mezzotint.service.fake import FakeService
+from mezzotint.service.workers import recorder
 from mezzotint.service.workers.entries import Ending, make_stream
 from mezzotint.service.workers.ledger import Ledger
 from mezzotint.service.workers.messages import ToWorker
 from mezzotint.service.workers.recorder import Recorder, make_memory, read_memory
 from mezzotint.service.workers.responder import Responder
 from mezzotint.service.workers.transport import encode, unpack
-from mezzotint.types import Finished, GenerationResult
+from mezzotint.types import Cancelled, Finished, GenerationResult
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 HEADERS = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
@@ -68,6 +69,7 @@ class AtOnce(FakeService):
     def __init__(self) -> None:
         super().__init__()
         self.heard = {}
+        self.begins = {}
         self.cancelled = []
 
     def begin(self, request, hear, *, request_id, client, use_cache, began):
@@ -75,9 +77,39 @@ class AtOnce(FakeService):
             raise errors.InvalidRequest("no", field="prompt")
         if request.num_images > 1:
             return None
-        began()
+        self.begins[request_id] = began
+        if not request.prompt.startswith("later"):
+            began()
         self.heard[request_id] = hear
         return lambda: self.cancelled.append(request_id)
+
+
+def test_an_image_that_begins_after_its_request_has_ended_keeps_no_place_of_the_recorder(
+    monkeypatch,
+):
+    monkeypatch.setattr(recorder, "_PLACES", 1)
+    service, told = AtOnce(), []
+
+    async def main(memory) -> None:
+        async def hear(message) -> None:
+            told.append(message)
+
+        responder = Responder(service, hear, post=told.append, recorder=Recorder(memory))
+        ledger = Ledger(responder.take, max_crashes=1)
+        ledger.begin()
+        for name in ("later 1", "later 2"):
+            request = GenerationRequest(prompt=name, seed=1)
+            Ending(ledger, request, request_id=name, client="", use_cache=True)
+            service.heard[name](Cancelled(id=name))
+            service.begins[name]()
+            assert read_memory(memory).drawn == set()
+        request = GenerationRequest(prompt="good", seed=1)
+        Ending(ledger, request, request_id="good", client="", use_cache=True)
+        assert read_memory(memory).drawn == {3}
+
+    memory = make_memory()
+    asyncio.run(main(memory))
+    os.close(memory)
 
 
 def test_a_request_whose_ending_is_enough_is_taken_without_a_task_and_written_down():
