@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from tests import tiny
-from tests.roads.test_exactness import differing, run, storm
+from tests.roads.test_exactness import differing, run, storm, submit
 
+from mezzotint.models.backends import step_cache
 from mezzotint.models.backends.openvino_backend import OpenVINONetwork
 from mezzotint.models.backends.processor import BFLOAT16, INT8, INT8_NARROW, low_precision
 from mezzotint.models.backends.quantized import Int8Network, find_ranges
@@ -27,8 +28,8 @@ def decibels(first, second):
 
 def ask(tier, seed, model="sd1", **fields):
     return GenerationRequest(
-        model=model, prompt="a red apple", seed=seed, reproducibility=tier, scheduler="euler",
-        num_inference_steps=fields.pop("steps", 9), **fields,
+        model=model, prompt="a red apple", seed=seed, reproducibility=tier,
+        scheduler=fields.pop("scheduler", "euler"), num_inference_steps=fields.pop("steps", 9), **fields,
     )  # fmt: skip
 
 
@@ -112,3 +113,24 @@ def test_tiers_keep_their_promise_under_load_and_leave_exact_alone(
         calls = [stormy[k].images[0].timings.model_calls for k in (0, 1, 2)]
         assert calls[0] == calls[1] == 18
         assert calls[2] < 18
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("openvino", marks=pytest.mark.slow)])
+def test_a_transformers_rows_decide_by_themselves_what_they_reuse(tmp_path, monkeypatch, backend):
+    torch.set_num_threads(1)
+    models = [from_pipeline(tiny.build("flux"), name="flux")]
+    sides = {"width": 64, "height": 64, "scheduler": "flow_euler"}
+    requests = [ask("turbo", seed, "flux", **sides) for seed in range(3)]
+    with Engine(models, device="cpu", home=tmp_path, backend=backend) as engine:
+        exact = [run(engine, ask("exact", seed, "flux", **sides)) for seed in range(3)]
+        for limit, least, most in ((0.0, 30, math.inf), (10.0, 5, 60)):
+            monkeypatch.setattr(step_cache, "MOST_CHANGE", limit)
+            alone = [run(engine, request) for request in requests]
+            jobs = [submit(engine, request) for request in requests]
+            together = [job.result(120) for job in jobs]
+            for one, other, plain in zip(alone, together, exact, strict=True):
+                first, second, third = (r.images[0].pixels for r in (one, other, plain))
+                assert decibels(first, second) >= 55  # sums of other call sizes
+                assert least <= decibels(first, third) <= most
+    shortcuts = alone[0].images[0].recipe["environment"]["shortcuts"]
+    assert "every second evaluation reuses blocks that changed little" in shortcuts

@@ -3,8 +3,9 @@
 ``exact`` gives up nothing. ``stable`` computes the same numbers in calls of any size,
 certified or not, so pictures differ in the last bits. ``turbo`` also computes in lower
 precision, and lets every second evaluation reuse what the one before found: deep
-features of a U-Net, and the difference that the prompt makes. Each image decides for
-itself, from its plan alone, so the picture does not depend on who else is there.
+features of a U-Net, what the blocks of a transformer added, and the difference that the
+prompt makes. Each image decides for itself, from its plan and its own numbers alone, so
+the picture does not depend on who else is there.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,14 @@ from mezzotint.planning.plan import Techniques
 __all__ = ["Shortcuts", "choose", "has_low_precision", "has_step_cache"]
 
 _INT8_FAMILIES = frozenset({"dit", "flux", "sd", "sd3", "sdxl", "unconditional"})
-_STEP_CACHE_FAMILIES = frozenset({"sd", "sdxl"})
+_DEEP, _BLOCKS = "deep features", "blocks that changed little"
+_STEP_CACHES = {
+    **dict.fromkeys(("sd", "sdxl"), _DEEP),
+    **dict.fromkeys(
+        ("dit", "flux", "flux2", "flux2-dev", "pixart", "qwen-image", "sana", "sd3"), _BLOCKS
+    ),
+}
+"""What the step cache of each family that has one reuses, for the recipe."""
 _FEWEST_STEPS = 8  # below, neighbouring noise levels are too far apart to share
 
 
@@ -37,8 +45,8 @@ class Shortcuts:
 
 
 def has_step_cache(spec: ModelSpec) -> bool:
-    """Tell whether a model's denoiser is a U-Net that can be called in two parts."""
-    return spec.family in _STEP_CACHE_FAMILIES
+    """Tell whether a model's denoiser can be called in two parts."""
+    return spec.family in _STEP_CACHES
 
 
 def has_low_precision(spec: ModelSpec) -> bool:
@@ -79,7 +87,7 @@ def choose(
     if not has_step_cache(spec) and not shares_guidance:
         reused = (False,) * len(rows)
     if any(reused):
-        what = ["deep features"] if has_step_cache(spec) else []
+        what = [_STEP_CACHES[spec.family]] if has_step_cache(spec) else []
         what += ["guidance"] if shares_guidance else []
         names.append(f"every second evaluation reuses {' and '.join(what)}")
     warnings = () if names else (f"turbo has no shortcut for this on {spec.name}: it is stable",)

@@ -52,9 +52,18 @@ def test_where_guidance_sets_in_there_is_nothing_to_reuse():
     assert [k for k, reused in enumerate(found.reused) if reused] == [3, 5, 7]
 
 
-def test_a_transformer_without_guidance_has_nothing_to_reuse():
-    assert shortcuts(family="dit", rows=(1,) * 10).reused == ()
-    assert shortcuts(family="dit").names[-1] == "every second evaluation reuses guidance"
+def test_without_a_step_cache_guidance_alone_is_reused():
+    assert shortcuts(family="z-image", rows=(1,) * 10).reused == ()
+    assert shortcuts(family="z-image").names[-1] == "every second evaluation reuses guidance"
+
+
+def test_a_transformer_reuses_its_blocks_with_guidance_and_without():
+    guided, plain = shortcuts(family="dit"), shortcuts(family="flux", rows=(1,) * 10)
+    assert guided.names[-1] == (
+        "every second evaluation reuses blocks that changed little and guidance"
+    )
+    assert plain.names[-1] == "every second evaluation reuses blocks that changed little"
+    assert plain.reused == guided.reused == (False, True) * 4 + (False, False)
 
 
 def test_a_lora_keeps_full_precision_and_full_steps_and_the_request_is_told():

@@ -3,7 +3,8 @@
 Deep layers of a U-Net change little from one noise level to the next. A full call
 also hands out what enters the outermost upward block; an outer call takes it back
 and computes only the outermost downward and upward blocks. Which evaluations do
-which is decided in the plan, for each image by itself.
+which is decided in the plan, for each image by itself. Transformers have a cache of
+their own, :mod:`mezzotint.models.backends.block_cache`, behind the same network.
 
 Source: Ma et al. 2023 (arXiv:2312.00858), DeepCache.
 
@@ -18,15 +19,14 @@ from torch import Tensor
 
 from mezzotint.models.base import Network
 
-__all__ = ["DEEP", "StepCacheNetwork", "call_outer", "call_whole", "has_step_cache"]
+__all__ = ["DEEP", "MOST_CHANGE", "StepCacheNetwork", "call_outer", "call_whole"]
 
 DEEP = "deep_features"
 """Name of the conditioning tensor that turns a call into an outer call."""
 
-
-def has_step_cache(class_name: str) -> bool:
-    """Tell whether a network's class can be called in two parts."""
-    return class_name == "UNet2DConditionModel"
+MOST_CHANGE = 0.08
+"""Change of what an outer call looks at, as a share of itself, from which on a row is computed
+whole: among the values that first-block cache is used with, 0.05 (diffusers) to 0.12."""
 
 
 def call_whole(module: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -90,11 +90,12 @@ def _words(block: Any, words: Tensor) -> dict[str, Tensor]:
 
 
 class StepCacheNetwork:
-    """A U-Net that answers whole calls and outer calls.
+    """A network that answers whole calls and outer calls.
 
     Args:
         whole: Answers prediction and deep features.
-        outer: Takes the deep features as :data:`DEEP`.
+        outer: Takes the deep features as :data:`DEEP`. Where it answers a second tensor (R, 1),
+            the change of each row, rows above :data:`MOST_CHANGE` are computed whole after all.
     """
 
     def __init__(self, whole: Network, outer: Network) -> None:
@@ -120,13 +121,24 @@ class StepCacheNetwork:
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
         """Run the whole network, or the outer part where deep features are given."""
         if DEEP in inputs:
-            return self.outer(**inputs)
+            prediction, *changes = self.outer(**inputs)
+            return (self._mended(prediction, changes[0], inputs) if changes else prediction,)
         prediction, deep = self.whole(**inputs)
         self._last.deep = deep
         return (prediction,)
 
+    def _mended(self, prediction: Tensor, change: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Compute rows whole that have changed too much; their features are new as well."""
+        rows = (~(change[:, 0] <= MOST_CHANGE)).nonzero()[:, 0]  # what is no number is much
+        if not len(rows):
+            return prediction
+        again = {name: tensor[rows] for name, tensor in inputs.items() if name != DEEP}
+        fresh, deep = self.whole(**again)
+        self._last.deep = inputs[DEEP].index_copy(0, rows, deep.to(inputs[DEEP].dtype))
+        return prediction.index_copy(0, rows, fresh)
+
     def take_deep(self) -> Tensor | None:
-        """Return the deep features of this thread's last whole call, once. Shape (R, C, h, w)."""
+        """Return the features that this thread's last call made, once. Shape (R, ...)."""
         deep = getattr(self._last, "deep", None)
         self._last.deep = None
         return deep

@@ -1,10 +1,10 @@
 """Turbo: a copy of a model that trades bits for speed, weights shared where they can be.
 
 On OpenVINO its denoiser and decoder compute in bfloat16 where the processor multiplies that
-fast, else in int8, if pictures drawn that way stay close enough to float32; the U-Net of a
-latent model can reuse deep features. On CUDA float32 networks compute in bfloat16. Text
-encoders are never touched: they run once per prompt, and their answers are shared with the
-other tiers.
+fast, else in int8, if pictures drawn that way stay close enough to float32; U-Nets and
+transformers over latents can reuse what they found before. On CUDA float32 networks compute in
+bfloat16. Text encoders are never touched: they run once per prompt, and their answers are
+shared with the other tiers.
 
 Dimensions: R rows, C latent channels, h and w latent rows and columns.
 """
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mezzotint.models.backends.block_cache import short_call, whole_call
 from mezzotint.models.backends.openvino_backend import OpenVINONetwork
 from mezzotint.models.backends.processor import BFLOAT16, INT8, INT8_NARROW
 from mezzotint.models.backends.quantized import Int8Network, Ranges, find_ranges, remember
@@ -51,7 +52,7 @@ def turbo_view(
     Args:
         model: The model on its backend; stays as it is.
         cache: Folder of ranges, or None to find them again in every process.
-        step_cache: Whether its denoiser is a U-Net that can be called in two parts.
+        step_cache: Whether its denoiser can be called in two parts.
         precision: What OpenVINO computes in, of :mod:`mezzotint.models.backends.processor`.
     """
     view = copy.deepcopy(model)  # networks share themselves
@@ -64,8 +65,7 @@ def turbo_view(
         network = model.networks.get(role)
         ranges: Ranges = found.get(role, {}) if good else {}
         if role == "denoiser" and step_cache and network is not None:
-            whole, outer = (_recall(network, call) for call in (call_whole, call_outer))
-            parts = [_lowered(n, ranges, precision) for n in (whole, outer)]
+            parts = [_lowered(n, ranges, precision) for n in _in_two(network)]
             view.use_network(role, StepCacheNetwork(*parts))
         elif network is not None:
             view.use_network(role, _lowered(network, ranges, precision))
@@ -94,10 +94,20 @@ class _Noted:
         return self.network(**inputs)
 
 
-def _recall(network: Network, call: Any) -> Network:
-    """Return a network with the same module and another way to call it."""
+def _in_two(network: Network) -> tuple[Network, Network]:
+    """Return a denoiser that hands out what it found, and one that takes it back."""
     source = network.source if isinstance(network, OpenVINONetwork) else network
     assert isinstance(source, TorchNetwork)  # noqa: S101 - step caches are for torch modules
+    if "block_out_channels" in source.config:  # of every U-Net
+        return _recall(network, source, call_whole), _recall(network, source, call_outer)
+    whole, short = whole_call(source.call), short_call(source.call)
+    return _recall(network, source, whole), _recall(network, source, short, fixes_sizes=True)
+
+
+def _recall(
+    network: Network, source: TorchNetwork, call: Any, *, fixes_sizes: bool = False
+) -> Network:
+    """Return a network with the same module and another way to call it."""
     again = source.like(
         lambda dtype: (
             source.module if dtype == source.dtype else copy_layers(source.module).to(dtype)
@@ -105,6 +115,7 @@ def _recall(network: Network, call: Any) -> Network:
         call=call,
         digest=source.digest and f"{source.digest} {call.__name__}",
     )
+    again.fixes_sizes = again.fixes_sizes or fixes_sizes
     if isinstance(network, OpenVINONetwork):
         return OpenVINONetwork(again, **network.options)
     return again
