@@ -1,8 +1,8 @@
 """The commands of the documentation's pages, read as a person reads them.
 
-A ``console`` block is run line by line; a comment before it says how: ``<!-- run: parse -->``
-checks only that the program takes the arguments (a server, somebody's files, a network),
-``<!-- run: slow -->`` is run for real, with the slow tests. What is typed in answer to a prompt
+A ``console`` block is run line by line; a comment before it says how: ``<!-- run: parse, WHY -->``
+checks only that the program takes the arguments and says why no more can be done (a server,
+somebody's files, a network), ``<!-- run: slow -->`` is run for real, with the slow tests. What is typed in answer to a prompt
 stands behind ``>``.
 """
 
@@ -17,7 +17,8 @@ PAGES = ROOT / "docs"
 FOLDERS = ("tutorials", "how-to", "techniques")
 LEVELS = ("run", "parse", "slow")
 _BLOCK = re.compile(
-    r"(?:<!-- run: (?P<level>\w+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```", re.DOTALL
+    r"(?:<!-- run: (?P<level>\w+)(?P<why>, [^>]+)? -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```",
+    re.DOTALL,
 )
 
 
@@ -52,6 +53,7 @@ def commands(page: Path) -> list[Command]:
         if block["language"] == "console":
             level = block["level"] or "run"
             assert level in LEVELS, f"{page.name}: there is no level {level}"
+            assert bool(block["why"]) == (level == "parse"), f"{page.name}: only parse says why"
             lines = block["text"].splitlines()
             for line in lines:
                 if line.startswith("$ "):

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -32,6 +32,7 @@ from mezzotint.settings import Settings, terminal_pictures
 __all__ = ["generate"]
 
 _PICTURE, _TECHNIQUES, _OUTPUT, _RUN = "Picture", "Techniques", "Output", "Run"
+_LONG_S = 90.0  # from there on a plan says minutes
 
 Words = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to draw; - reads stdin.")]
 
@@ -339,8 +340,26 @@ async def _print_plan(settings: Settings, request: GenerationRequest, *, as_json
     if as_json:
         print(json.dumps(dict(answer), ensure_ascii=False, default=str))
         return
+    print("\n".join(_outline(answer, request.num_images)), end="\n\n")
     for title, value in answer.items():
         _print_branch(title, value)
+
+
+def _outline(answer: Mapping[str, Any], num_images: int) -> list[str]:
+    """Return what a plan comes to in two lines: what is drawn, and what that takes."""
+    plan, cost = answer["plan"], answer["cost"]
+    drawn = [f"{num_images} pictures"] if num_images > 1 else []
+    drawn += [f"{escaped(plan['model'])}, {plan['width']} x {plan['height']} px"]
+    if steps := plan["num_inference_steps"]:
+        drawn.append(f"{steps} steps of {escaped(plan['scheduler'])}")
+        drawn.append(f"guidance {plan['guidance_scale']:g}")
+    seconds = cost["seconds"]
+    takes = [f"about {seconds:.1f} s" if seconds < _LONG_S else f"about {seconds / 60:.0f} min"]
+    if calls := cost.get("model_calls"):
+        takes.append(f"{calls} calls of the network")
+    takes.append(f"{cost['bytes'] / 1e6:.0f} MB of memory")
+    how = "measured here" if cost.get("measured") else "guessed: nothing like it was drawn here"
+    return [", ".join(drawn), f"{', '.join(takes)} ({how})"]
 
 
 def _print_branch(title: str, value: Any, indent: str = "") -> None:

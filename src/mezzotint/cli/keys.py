@@ -1,10 +1,14 @@
 """The verb ``keys``: API keys, and keys that sign pictures."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from mezzotint.cli.flags import WrongFlag
+from mezzotint.cli.terminal import escaped
 
 __all__ = ["keys_app"]
 
@@ -41,6 +45,9 @@ def new(
     scopes: Annotated[
         str, typer.Option(help="Any of generate, manage, metrics, with commas between.")
     ] = "generate,manage,metrics",
+    file: Annotated[
+        Path | None, typer.Option(help="Keys file to put the line into; made if it is not there.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print a new key, once, and the line to put into the keys file."""
@@ -48,9 +55,38 @@ def new(
 
     wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
     key, line = new_key(name, wanted)
+    if file is not None:
+        _add(file, line)
     if as_json:
         print(json.dumps({"key": key, "line": line}))
         return
     print(f"key: {key}")
-    print(f"line for the keys file: {line}")
+    if file is None:
+        print(f"line for the keys file: {line}")
+    else:
+        print(escaped(f"its line was put into {file}"))
     print("The key is shown this once; the file holds only its digest.")
+
+
+def _add(file: Path, line: str) -> None:
+    """Put a line at the end of a keys file that stays readable for the server.
+
+    Raises:
+        InvalidRequest: If the file has other lines, a key of that name, or cannot be written.
+    """
+    from mezzotint.serve.auth import read_keys
+    from mezzotint.serve.config import Limits
+
+    path = file.expanduser()
+    try:
+        before = path.read_text("utf-8") if path.exists() else ""
+        text = before if not before or before.endswith("\n") else f"{before}\n"
+        read_keys(f"{text}{line}\n", Limits())
+        with open(path, "a", encoding="utf-8", opener=_private) as stream:
+            stream.write(f"{text[len(before) :]}{line}\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WrongFlag("--file", f"cannot write the keys file {file}: {error}") from None
+
+
+def _private(name: str, flags: int) -> int:
+    return os.open(name, flags, 0o600)

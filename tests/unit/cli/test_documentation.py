@@ -61,6 +61,9 @@ def test_every_command_that_a_page_shows_is_one_that_is_there(page, arguments_on
             arguments_only.main(words[1:], standalone_mode=False)
         else:
             assert words[0] in OUTSIDE, words
+            says = " ".join(words).lower()
+            is_json = words[0] == "curl" and any(word.startswith("{") for word in words)
+            assert not is_json or "content-type: application/json" in says, words
 
 
 @pytest.mark.parametrize("page", every_page(), ids=shown)

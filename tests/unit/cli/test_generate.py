@@ -116,6 +116,14 @@ def test_plan_prints_and_makes_nothing(cli, service, tmp_path):
     assert json.loads(cli("generate", "x", "--plan", "--json").out)["plan"]["width"] == 128
 
 
+def test_a_plan_begins_with_what_it_comes_to(cli, service):
+    first, second, empty, *_ = cli("generate", "x", "--plan", "-n", 3).out.splitlines()
+    assert first == "3 pictures, plate, 128 x 128 px, 4 steps of euler, guidance 5"
+    assert second.startswith("about 0.0 s, ")
+    assert second.endswith(" MB of memory (guessed: nothing like it was drawn here)")
+    assert empty == ""
+
+
 def test_flags_of_the_picture_reach_the_request(asked):
     request = asked(
         "--model", "plate@1.0", "-n", 2, "--width", 64, "--height", 72, "--steps", 3,

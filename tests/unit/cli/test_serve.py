@@ -169,6 +169,26 @@ def test_config_show_has_value_origin_and_meaning(cli, monkeypatch):
     assert all(set(row) == {"name", "value", "origin", "doc", "allowed"} for row in rows)
 
 
+def test_a_new_key_is_put_into_the_keys_file(cli, tmp_path):
+    from mezzotint.serve.auth import read_keys
+    from mezzotint.serve.config import Limits
+
+    (tmp_path / "keys.txt").write_text("# the team")  # without an end of the line
+    first = cli("keys", "new", "--name", "ann", "--scopes", "generate", "--file", "keys.txt")
+    assert "its line was put into keys.txt" in first.out
+    key = json.loads(cli("keys", "new", "--file", "keys.txt", "--json").out)
+    callers = read_keys((tmp_path / "keys.txt").read_text(), Limits())
+    assert next(iter(callers.values())).name == "ann"
+    assert len(callers) == 2
+    assert key["key"] not in (tmp_path / "keys.txt").read_text()
+    again = cli("keys", "new", "--name", "ann", "--file", "keys.txt")
+    assert (again.code, again.out) == (2, "")
+    assert "the name 'ann' stands in line 2 too" in again.err
+    cli("keys", "new", "--file", "own.txt")
+    assert (tmp_path / "own.txt").stat().st_mode & 0o777 == 0o600
+    assert cli("keys", "new", "--file", "no/where.txt").code == 2
+
+
 @pytest.mark.parametrize(
     ("names", "shown"),
     [
