@@ -66,6 +66,50 @@ def test_a_damaged_weather_would_be_found_out(formulas, tmp_path):
     assert not weather_holds(formulas.judge_weather(white))
 
 
+def draw_notes(folder, labels, steps=None):
+    return Trainer.open(folder).draw(
+        len(labels), labels=labels.tolist(), num_inference_steps=steps
+    )[:, 0]
+
+
+def notes_hold(found):
+    """Whether most of 16 notes are those that were asked for."""
+    return (
+        found["right semitone"] >= 10 / 16
+        and found["right instrument"] >= 14 / 16
+        and found["median error, cents"] < 15
+        and found["power between the harmonics, dB"] < -20
+    )
+
+
+def test_the_kept_notes_have_the_pitch_and_the_instrument_of_their_label(formulas):
+    labels = np.arange(16) * 3  # every instrument, twelve pitches
+    found = formulas.judge_notes(draw_notes(ARRAYS / "notes", labels, 20), labels)
+    assert notes_hold(found), found
+
+
+def test_damaged_notes_would_be_found_out(formulas, tmp_path):
+    labels = np.arange(16) * 3
+    shutil.copytree(ARRAYS / "notes", tmp_path / "run")
+    weights = load_file(tmp_path / "run" / WEIGHTS)
+    weights["down.0.0.conv_2.weight"] *= 0
+    save_file(weights, tmp_path / "run" / WEIGHTS)
+    found = formulas.judge_notes(draw_notes(tmp_path / "run", labels, 20), labels)
+    assert not notes_hold(found), found
+    drawn = draw_notes(ARRAYS / "notes", labels, 20)
+    assert not notes_hold(formulas.judge_notes(drawn, (labels + 1) % 48))  # another instrument
+    assert not notes_hold(formulas.judge_notes(drawn, (labels + 4) % 48))  # another pitch
+
+
+@pytest.mark.slow
+def test_the_kept_notes_in_full(formulas):
+    labels = np.tile(np.arange(48), 4)
+    found = formulas.judge_notes(draw_notes(ARRAYS / "notes", labels), labels)
+    assert found["right semitone"] >= 0.78
+    assert found["right instrument"] >= 0.9
+    assert found["power between the harmonics, dB"] <= -22
+
+
 @pytest.mark.slow
 def test_the_kept_weather_in_full(formulas):
     found = formulas.judge_weather(draw_weather(ARRAYS / "weather", 512))
@@ -100,7 +144,7 @@ def test_unipc_keeps_the_variance_of_the_longest_wave_of_which_ddim_loses_a_fift
     assert left("unipc") == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize("name", ["weather"])
+@pytest.mark.parametrize("name", ["notes", "weather"])
 def test_a_kept_model_is_small_half_and_says_how_it_is_sampled(name):
     assert (ARRAYS / name / WEIGHTS).stat().st_size < 3e6
     assert {w.dtype for w in load_file(ARRAYS / name / WEIGHTS).values()} == {torch.float16}
