@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from docs.plots import drawn
 from docs.tables import Rows, table
 
 __all__ = ["TABLES"]
@@ -19,6 +20,10 @@ _PEERS = {
 
 def _read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _is_there(name: str) -> bool:
+    return (RESULTS / f"{name}.json").is_file()
 
 
 def _source(result: Mapping[str, Any], command: str) -> str:
@@ -53,7 +58,12 @@ def _servers(model: str) -> str:
         p99 = level["mezzotint"]["p99_ms"] / min(theirs)
         rows.append((count, *(_spread(level.get(key)) for key in shown), f"{p99:.2f}"))
     header = ("connections", *(f"over {_PEERS[key]}" for key in shown), "p99 over the lowest")
-    return table(header, rows) + _source(result, result["command"])
+    plot = "serve-gan.svg" if model == "plate-gan" else "serve-plate.svg"
+    return (
+        table(header, rows)
+        + drawn(plot, f"Requests a second for {model} against connections")
+        + _source(result, result["command"])
+    )
 
 
 def _ratios(name: str, command: str | None = None) -> str:
@@ -80,7 +90,11 @@ def bench_goodput() -> str:
     """Mixed requests in time."""
     result = _read("goodput")
     rows: Rows = [(peer, _spread(r)) for peer, r in result["times_best_goodput"].items()]
-    return table(("over", "median (lowest to highest)"), rows) + _source(result, result["command"])
+    return (
+        table(("over", "median (lowest to highest)"), rows)
+        + drawn("goodput.svg", "Pictures in time against requests a second")
+        + _source(result, result["command"])
+    )
 
 
 def bench_engine() -> str:
@@ -215,7 +229,41 @@ def bench_waiting() -> str:
         for name in names
     ]  # fmt: skip
     header = ("core-microseconds", *(f"{int(c):,} wait" for c in lengths), "each thousand more")
-    return table(header, rows) + _source(result, result["command"])
+    return (
+        table(header, rows)
+        + drawn("waiting.svg", "What a decision takes against requests that wait")
+        + _source(result, result["command"])
+    )
+
+
+def bench_curves() -> str:
+    """What a picture costs by pixels, steps, pictures at once and regions."""
+    if not _is_there("curves"):
+        return "*`mezzotint bench curves` draws this.*\n"
+    result = _read("curves")
+    powers: Mapping[str, float] = result["grows by the power"]
+    rows: Rows = [
+        (
+            name, f"{powers[name]:.2f}",
+            ", ".join(f"{float(y) / float(next(iter(found.values()))):.2f} at {int(x):,}"
+                      for x, y in found.items()),
+        )
+        for name, found in result["core_s"].items()
+    ]  # fmt: skip
+    return (
+        table(("by", "grows by the power", "core-seconds, times the first"), rows)
+        + drawn("curves.svg", "What a picture costs against what is asked for")
+        + _source(result, result["command"])
+    )
+
+
+def bench_optimum() -> str:
+    """One picture after the other beside optimum-intel on the same weights."""
+    if not _is_there("optimum-intel"):
+        return "*`mezzotint bench optimum-intel --peer PYTHON` measures this.*\n"
+    result = _read("optimum-intel")
+    far = result["the peer's picture from ours, dB"]
+    return f"The peer's picture is {far} dB from ours.\n\n" + _ratios("optimum-intel")
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -224,5 +272,6 @@ TABLES: dict[str, Callable[[], str]] = {
         bench_serve_gan, bench_serve_plate, bench_goodput, bench_engine, bench_cold,
         bench_full_size, bench_packed, bench_placement, bench_budget, bench_tenants,
         bench_cluster_replicas, bench_waiting, bench_families,
+        bench_curves, bench_optimum,
     )
 }  # fmt: skip

@@ -6,12 +6,14 @@
 A page holds ``<!-- generated: NAME -->`` and ``<!-- /generated -->``; what stands
 between them is made by the function ``NAME`` below. ``mkdocs.yml`` holds
 ``# generated: FOLDER`` and ``# /generated``, with the pages of that folder between them.
+Plots of results are drawn anew.
 """
 
 import dataclasses
 import inspect
 import re
 import sys
+import tempfile
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from typing import Any
 
 from docs.benchmarks import TABLES
 from docs.doors_table import DOORS, Claims
+from docs.plots import FIGURES, plots
 from docs.tables import Rows, table
 
 from mezzotint import errors, plain, request, settings, vocabulary
@@ -235,6 +238,15 @@ def main() -> int:
             stale.append(page.relative_to(ROOT))
             if not check:
                 page.write_text(fresh, encoding="utf-8")
+    for name, draw in plots().items():
+        target = FIGURES / name
+        with tempfile.TemporaryDirectory() as folder:
+            fresh_plot = Path(folder) / name
+            draw(fresh_plot)
+            if not target.is_file() or fresh_plot.read_bytes() != target.read_bytes():
+                stale.append(target.relative_to(ROOT))
+                if not check:
+                    target.write_bytes(fresh_plot.read_bytes())
     for page in stale:
         print(f"{'stale' if check else 'wrote'}: {page}")
     return 1 if check and stale else 0
