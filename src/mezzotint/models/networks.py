@@ -311,6 +311,8 @@ class TorchNetwork:
         fixes_sizes: Whether the call reckons with the sides of a picture as plain numbers,
             so that what was traced at one size says nothing of another.
         stays_in_torch: Whether no other backend answers what torch does.
+        lender: The network whose module this one calls in another way; None for one's own.
+            Letting go of one lets go of the other, or its weights would stay for nobody.
     """
 
     def __init__(
@@ -331,6 +333,7 @@ class TorchNetwork:
         self._changes: dict[str, Callable[[nn.Module], Any]] = {}
         self.offload: Offload | None = None
         self.mapped: Mapped | None = None
+        self.lender: TorchNetwork | None = None
         self.field = "model"
         self.fixes_sizes = self.stays_in_torch = False
         self.packed = ""
@@ -394,6 +397,8 @@ class TorchNetwork:
         """
         with self._lock:
             self._module = None
+        if self.lender is not None:
+            self.lender.let_go()
 
     @property
     def changes(self) -> tuple[str, ...]:

@@ -137,6 +137,11 @@ class OpenVINONetwork:
         return max(packed, packed * copies + self.source.num_bytes * self.source.is_built)
 
     @property
+    def is_compiled(self) -> bool:
+        """Whether it has been made ready for a shape, so that its packed weights are there."""
+        return bool(self._compiled)
+
+    @property
     def _num_copies(self) -> int:
         """Copies of the weights that a compiled shape has."""
         return 2 if self._is_generator and self._streams > 1 else 1

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.models.backends.block_cache import short_call, whole_call
+from mezzotint.models.backends.mapped import return_memory
 from mezzotint.models.backends.openvino_backend import OpenVINONetwork
 from mezzotint.models.backends.processor import BFLOAT16, INT8, INT8_NARROW
 from mezzotint.models.backends.quantized import Int8Network, Ranges, find_ranges, remember
@@ -116,9 +117,10 @@ def _recall(
         digest=source.digest and f"{source.digest} {call.__name__}",
     )
     again.fixes_sizes = again.fixes_sizes or fixes_sizes
-    if isinstance(network, OpenVINONetwork):
-        return OpenVINONetwork(again, **network.options)
-    return again
+    if not isinstance(network, OpenVINONetwork):
+        return again
+    again.lender = source  # torch's copy is for tracing alone
+    return OpenVINONetwork(again, **network.options)
 
 
 def _lowered(network: Network, ranges: Ranges, precision: str) -> Network:
@@ -162,16 +164,14 @@ def _ranges(model: Model, cache: Path | None, precision: str) -> dict[str, Any]:
     """Find ranges and measure int8 pictures against float32; remembered by digest."""
 
     def make() -> dict[str, Any]:
-        watched = copy.deepcopy(model)
-        recorders = {r: _Recorder(model.networks[r]) for r in ("denoiser", "decoder")}
-        for role, recorder in recorders.items():
-            watched.use_network(role, recorder)
-        exact = _draw(watched)
-        ranges = {
-            role: find_ranges(network, recorder.calls)
-            for role, recorder in recorders.items()
-            if isinstance(network := model.networks[role], OpenVINONetwork) and not network.notes
-        }
+        exact, calls = _watch(model)
+        return_memory()
+        ranges: dict[str, Ranges] = {}
+        for role, seen in calls.items():
+            network = model.networks[role]
+            assert isinstance(network, OpenVINONetwork)  # noqa: S101 - no other is watched
+            ranges[role] = find_ranges(network, seen)
+            return_memory()
         best: dict[str, Any] = {"decibels": 0.0}
         for edge in _EDGES:
             found = {**ranges, "denoiser": _without_edges(ranges.get("denoiser", {}), edge)}
@@ -179,6 +179,8 @@ def _ranges(model: Model, cache: Path | None, precision: str) -> dict[str, Any]:
             for role in ranges:
                 rounded.use_network(role, _lowered(model.networks[role], found[role], precision))
             decibels = _decibels(_draw(rounded), exact)
+            del rounded
+            return_memory()
             log.info("model.int8", model=model.spec.name, edge=edge, decibels=decibels)
             if decibels > best["decibels"]:
                 best = {**found, "decibels": decibels}
@@ -192,6 +194,34 @@ def _ranges(model: Model, cache: Path | None, precision: str) -> dict[str, Any]:
     if cache is None or not model.spec.digest:
         return make()
     return remember(cache / f"{name}.int8.json", make)
+
+
+def _watch(model: Model) -> tuple[Tensor, dict[str, list[dict[str, Tensor]]]]:
+    """Draw in float32, and note what OpenVINO's networks are called with.
+
+    What nobody else draws with in float32 is compiled for this alone and let go: its packed
+    weights beside those of int8 would be the peak of a first start.
+
+    Returns:
+        The pictures, and the calls of each role that OpenVINO took over.
+    """
+    watched = copy.deepcopy(model)
+    recorders = {role: _Recorder(_apart(model.networks[role])) for role in ("denoiser", "decoder")}
+    for role, recorder in recorders.items():
+        watched.use_network(role, recorder)
+    pictures = _draw(watched)
+    return pictures, {
+        role: recorder.calls
+        for role, recorder in recorders.items()
+        if isinstance(recorder.network, OpenVINONetwork) and not recorder.network.notes
+    }
+
+
+def _apart(network: Network) -> Network:
+    """Return a network of its own that answers the same, where it is not compiled yet."""
+    if isinstance(network, OpenVINONetwork) and not network.is_compiled:
+        return OpenVINONetwork(network.source, **network.options)
+    return network
 
 
 @torch.no_grad()

@@ -1,0 +1,44 @@
+"""The fast copy of a model: what it leaves in memory."""
+
+import pytest
+import torch
+from tests import tiny
+
+from mezzotint.models.backends.openvino_backend import use_openvino
+from mezzotint.models.backends.processor import BFLOAT16, INT8
+from mezzotint.models.backends.step_cache import DEEP
+from mezzotint.models.backends.turbo import turbo_view
+from mezzotint.models.base import Prompt
+from mezzotint.models.formats.folders import load_pipeline
+from mezzotint.models.networks import TorchNetwork
+
+
+@pytest.mark.parametrize("precision", [BFLOAT16, INT8])
+def test_a_first_start_leaves_neither_torchs_weights_nor_those_of_float32(tmp_path, precision):
+    pytest.importorskip("openvino")
+    torch.set_num_threads(1)
+    model = load_pipeline(tiny.folder("sd1"))
+    use_openvino(model, cache=tmp_path)
+    view = turbo_view(model, cache=tmp_path, step_cache=True, precision=precision)
+    size = model.spec.default_size
+    (row,) = model.encode([Prompt(text="a cat", size=size)])
+    latents = torch.zeros((1, *model.latent_shape(size)))
+    sigma = torch.ones(1, dtype=torch.float64)
+    view.denoiser(latents, sigma, row)
+    network = view.networks["denoiser"]
+    deep = network.take_deep()
+    view.denoiser(latents, sigma, row.replace(**{DEEP: deep}))
+    view.decode(latents, row)
+    assert not model.networks["denoiser"].is_compiled
+    for source in (model.networks["denoiser"].source, network.whole.source, network.outer.source):
+        assert not source.is_built
+
+
+def test_letting_go_of_a_network_lets_go_of_the_one_whose_module_it_calls():
+    lender = TorchNetwork(lambda _: torch.nn.Identity(), lambda m, i: (m(i["x"]),))
+    borrower = lender.like(lambda _: lender.module)
+    borrower.lender = lender
+    assert borrower.module is lender.module
+    borrower.let_go()
+    assert not lender.is_built
+    assert torch.equal(borrower(x=torch.ones(1))[0], torch.ones(1))
