@@ -5,8 +5,9 @@
 A Stable Diffusion 1.5 with random weights (nothing is downloaded) draws the same two pictures
 in a fresh process for each row of the table, twice: the first run converts and writes what is
 kept, the second counts. Decibels are of the worse picture to the plain one of the same backend.
-``packed`` is the same model with its U-Net's matrices as 8-bit floats with scales. At 640 px
-the autoencoder cuts its tiles, which it does not at its own 512.
+With `--only` the other rows stay as the result file has them. ``packed`` is the same model with
+its U-Net's matrices as 8-bit floats with scales. At 640 px the autoencoder cuts its tiles, which
+it does not at its own 512.
 """
 
 import argparse
@@ -16,14 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from bench._real_size import MEASURE, PROMPT, SCALE, SEED, decibels, make, rounded, run
-from bench._report import write
+from bench._report import RESULTS, write
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "openvino": ("exact", {}),
     "openvino, turbo": ("turbo", {}),
+    "openvino, dtype bfloat16": ("exact", {"dtype": "bfloat16"}),
+    "openvino, offload disk": ("exact", {"offload": "disk"}),
     "openvino, vae_slicing": ("exact", {"vae_slicing": True}),
     "openvino, vae_tiling": ("exact", {"vae_tiling": True}),
     "torch": ("exact", {"backend": "torch"}),
+    "torch, turbo": ("turbo", {"backend": "torch"}),
     "torch, dtype bfloat16": ("exact", {"backend": "torch", "dtype": "bfloat16"}),
     "torch, channels_last": ("exact", {"backend": "torch", "channels_last": True}),
     "torch, attention_slicing": ("exact", {"backend": "torch", "attention_slicing": True}),
@@ -87,6 +91,10 @@ def main() -> None:
                 worst = min(decibels(one, other) for one, other in pairs)
                 rows[label]["db"] = "same bytes" if worst == float("inf") else worst
             print(label, rounded(rows[label]), flush=True)
+    if options.only:
+        before = json.loads((RESULTS / "placement.json").read_text())["runs"]
+        found = {**before, **rows}
+        rows = {label: found[label] for label in ROWS if label in found}
     write(
         "placement",
         {

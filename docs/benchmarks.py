@@ -152,6 +152,30 @@ def bench_packed() -> str:
     )
 
 
+def bench_large() -> str:
+    """Models of two to three billion weights: memory, and the same bytes in company."""
+    made = [n for n in ("large_sdxl", "large_sd21") if (RESULTS / f"{n}.json").is_file()]
+    told: list[str] = []
+    for name in made:
+        result = _read(name)
+        runs: Rows = [
+            (
+                label, f"{run['clock_s']:.0f}", f"{run['step_s']:.2f}",
+                f"{run['peak_mb'] / 1000:.1f}", f"{run['load']:.1f}",
+            )
+            for label, run in result["runs"].items()
+            if "error" not in run
+        ]  # fmt: skip
+        header = ("run", "seconds", "a step, s", "peak, GB", "load of the machine")
+        predicted = result["a picture of 50 steps, predicted, s"]
+        told.append(
+            f"{result['what']}: {result['equal files']}; fifty steps would take {predicted} s.\n\n"
+            + table(header, runs)
+            + _source(result, result["command"])
+        )
+    return "\n".join(told) or "Not measured yet.\n"
+
+
 def bench_placement() -> str:
     """Each placement option: seconds, memory, and how far the picture is from the plain one."""
     result = _read("placement")
@@ -270,7 +294,7 @@ TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
     for made in (
         bench_serve_gan, bench_serve_plate, bench_goodput, bench_engine, bench_cold,
-        bench_full_size, bench_packed, bench_placement, bench_budget, bench_tenants,
+        bench_full_size, bench_large, bench_packed, bench_placement, bench_budget, bench_tenants,
         bench_cluster_replicas, bench_waiting, bench_families,
         bench_curves, bench_optimum,
     )
