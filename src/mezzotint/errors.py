@@ -65,10 +65,30 @@ _NEAR_SHORT, _SHORT = 0.66, 4  # one letter in three or four
 _BEGINNING = 4  # letters that a shortened name has at least
 
 
+_ELSEWHERE = {
+    "batch_size": "num_images",
+    "cfg": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "denoise": "strength",
+    "denoising_strength": "strength",
+    "init_image": "image",
+    "init_images": "image",
+    "n": "num_images",
+    "num_images_per_prompt": "num_images",
+    "num_outputs": "num_images",
+    "sampler": "scheduler",
+    "sampler_name": "scheduler",
+    "step": "num_inference_steps",
+    "steps": "num_inference_steps",
+}
+"""What diffusers, A1111, ComfyUI and OpenAI call fields of ours that are spelt otherwise."""
+
+
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that ``name`` is likely a slip of, or the beginning of; else None.
 
-    Where the known names have no dots, the last part of a dotted one is looked for.
+    Where the known names have no dots, the last part of a dotted one is looked for. What other
+    programs call a field means ours.
     """
     if not 0 < len(name) <= _SHOWN:
         return None
@@ -81,6 +101,8 @@ def nearest_name(name: str, known: Iterable[str]) -> str | None:
     if not near and len(wanted) >= _BEGINNING:
         begins = [k for k in lower if k.startswith(wanted)]
         near = begins if len(begins) == 1 else []
+    if not near and _ELSEWHERE.get(wanted) in lower:
+        near = [_ELSEWHERE[wanted]]
     return names[lower.index(near[0])] if near else None
 
 

@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -186,6 +187,7 @@ def sample(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="FIELD=JSON, any request field.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.")] = None,
     output_dir: Annotated[Path, typer.Option(help="Folder for pictures without -o.")] = Path(
         "outputs"
@@ -218,13 +220,20 @@ def sample(
     if trainer.draws_arrays:
         paths = write_arrays(trainer, request, output, output_dir)
         if paths:
-            print("\n".join(str(path) for path in paths))
+            _print_paths(paths, as_json=as_json)
             return
     destination = Destination(output, output_dir, several=request.num_images > 1)
     result = trainer.sample(request)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    for image in result.images:
-        path = destination.write(image, request)
-        if path is not None:
-            print(path)
+    written = (destination.write(image, request) for image in result.images)
+    _print_paths([path for path in written if path is not None], as_json=as_json)
+
+
+def _print_paths(paths: Sequence[Path], *, as_json: bool) -> None:
+    """Print the files that were written: a path a line, or one object."""
+    if as_json:
+        print(json.dumps({"paths": [str(path) for path in paths]}))
+        return
+    for path in paths:
+        print(path)

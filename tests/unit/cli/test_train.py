@@ -50,6 +50,8 @@ def test_sample_draws_pictures_of_a_run(trained, cli, tmp_path):
     done = cli("sample", "run", "--seed", 1, "-o", "out.png")
     assert (done.code, done.out) == (0, "out.png\n"), done.err
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    told = cli("sample", "run", "--seed", 1, "-o", "other.png", "--json")
+    assert json.loads(told.out) == {"paths": ["other.png"]}
 
 
 @pytest.mark.parametrize(

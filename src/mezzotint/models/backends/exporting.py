@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import os
 import threading
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from mezzotint.files import atomic_path
 from mezzotint.models.backends.doubling import rearranged
 from mezzotint.models.backends.mapped import giving_back, return_memory
-from mezzotint.models.backends.quiet import import_openvino
+from mezzotint.models.backends.quiet import import_openvino, quiet_tracing
 from mezzotint.models.networks import Call, TorchNetwork
 from mezzotint.observe.stages import stage
 
@@ -163,8 +162,7 @@ class Exporter:
         own = rearranged(own) if self._is_generator else own
         module = _Positional(own, self._source.call, tuple(example))
         doing = stage("converting", self._role, self._source.num_bytes)
-        with doing, _EXPORTING, torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracer warns of every shape it reads
+        with doing, _EXPORTING, torch.no_grad(), quiet_tracing():
             decoder = TorchScriptPythonDecoder(
                 module,
                 example_input=tuple(example.values()),

@@ -1,3 +1,5 @@
+import logging
+
 import openvino
 import pytest
 import torch
@@ -137,3 +139,32 @@ def test_a_network_that_takes_squares_alone_is_made_for_each_size(tmp_path):
     assert torch.allclose(found(latents=x)[0], module(x), atol=1e-5)
     assert found.notes == ()
     assert [key[0][2] for key in found._compiled] == [(3, 16, 16)]
+
+
+class _Talking(nn.Module):
+    """Has a property that logs when it is read, as networks of transformers do."""
+
+    @property
+    def loss_function(self):
+        logging.getLogger("transformers.made_up").warning("unrecognized")
+        return torch.sum
+
+    def forward(self, x):
+        return x + 1
+
+
+def test_what_a_network_says_when_the_tracer_looks_at_it_is_not_heard(tmp_path):
+    heard: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.addHandler(handler)
+    try:
+        _Talking().loss_function  # noqa: B018 - it is heard otherwise
+        x = latents(16, 16)
+        assert torch.equal(network(_Talking(), tmp_path)(latents=x)[0], x + 1)
+    finally:
+        logger.removeHandler(handler)
+    assert heard == ["unrecognized"]
+    assert logger.level == level
