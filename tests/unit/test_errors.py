@@ -15,7 +15,7 @@ MODELS = ("plate", "plate-gan", "plate-quick")
         ("gates.nsfw.treshold", ("threshold", "on_error"), "threshold"),
         ("serve.prot", ("serve.port", "serve.host"), "serve.port"),
         ("steps", ("num_inference_steps", "scheduler"), "num_inference_steps"),
-        ("cfg_scale", ("guidance_scale", "hires"), "guidance_scale"),
+        ("cfg_scale", ("guidance_scale", "seed"), "guidance_scale"),
         ("steps", MODELS, None),
         ("large", MODELS, None),
         ("banana", MODELS, None),

@@ -158,13 +158,15 @@ def test_what_a_network_says_when_the_tracer_looks_at_it_is_not_heard(tmp_path):
     handler = logging.Handler()
     handler.emit = lambda record: heard.append(record.getMessage())
     logger = logging.getLogger("transformers")
-    level = logger.level
+    before = logger.level
+    logger.setLevel(logging.WARNING)
     logger.addHandler(handler)
     try:
         _Talking().loss_function  # noqa: B018 - it is heard otherwise
         x = latents(16, 16)
         assert torch.equal(network(_Talking(), tmp_path)(latents=x)[0], x + 1)
+        assert logger.level == logging.WARNING
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(before)
     assert heard == ["unrecognized"]
-    assert logger.level == level
