@@ -28,6 +28,8 @@ STEPS = (20, 30, 50)
 LOADS = (0.5, 0.8, 0.95, 1.1)
 SECONDS = {8: 600.0, 64: 240.0, 256: 120.0, 1000: 60.0}
 """Devices, and the seconds of arrivals that are simulated for them."""
+WAITING = (100, 10_000)
+"""Requests that wait already when decisions are timed."""
 GOOD = 3.0
 SEED = 14
 
@@ -97,7 +99,7 @@ def curves(sizes: list[int], trace: list[Arrival] | None) -> list[dict[str, Any]
     return points
 
 
-def decisions(places: int, waiting: int = 10_000, count: int = 2_000) -> float:
+def decisions(places: int, waiting: int, count: int = 2_000) -> float:
     """Return the microseconds of one decision and its booking, with so many waiting."""
     router = Router()
     for number in range(places):
@@ -129,7 +131,10 @@ def main() -> None:
         return
     result: dict[str, Any] = {}
     if given.decisions or not given.simulate:
-        result["decision_us"] = {str(n): round(decisions(n), 2) for n in (2, 8, 64, 256, 1000)}
+        result["decision_us"] = {
+            str(places): {str(n): round(decisions(places, waiting=n), 2) for n in WAITING}
+            for places in (2, 8, 64, 256, 1000)
+        }
         print(json.dumps(result["decision_us"]))
     if given.simulate:
         trace = read_trace(given.trace) if given.trace else None

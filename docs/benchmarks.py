@@ -242,6 +242,34 @@ def bench_cluster_replicas() -> str:
     )
 
 
+def bench_cluster_curves() -> str:
+    """Good pictures, median wait and idle devices of simulated clusters."""
+    result = _read("cluster")
+    sizes: dict[int, dict[str, str]] = {}
+    for point in result["points"]:
+        sizes.setdefault(point["devices"], {})[point["run"]] = (
+            f"{point['good']:.0%}, {point['wait_median_s']:.0f} s, {point['idle']:.0%}"
+        )
+    names = [name for name in next(iter(sizes.values())) if name.startswith("load ")]
+    rows: Rows = [(f"{count:,}", *(runs[name] for name in names)) for count, runs in sizes.items()]
+    header = ("devices", f"{names[0]}: good, wait, idle", *(n[len("load ") :] for n in names[1:]))
+    return table(header, rows) + _source(result, "mezzotint bench cluster --simulate")
+
+
+def bench_cluster_decisions() -> str:
+    """What it takes to choose a replica beside a long queue."""
+    result = _read("cluster")
+    timed: Mapping[str, Mapping[str, float]] = result["decision_us"]
+    rows: Rows = [
+        (f"{int(count):,}", *(f"{us:.1f}" if us < 10 else f"{us:.0f}" for us in each.values()))
+        for count, each in timed.items()
+    ]
+    lengths = [f"{int(n):,} wait" for n in next(iter(timed.values()))]
+    return table(("replicas", *(f"microseconds, {n}" for n in lengths)), rows) + _source(
+        result, "mezzotint bench cluster --decisions"
+    )
+
+
 def bench_waiting() -> str:
     """What deciding takes beside a long queue."""
     result = _read("waiting")
@@ -295,7 +323,7 @@ TABLES: dict[str, Callable[[], str]] = {
     for made in (
         bench_serve_gan, bench_serve_plate, bench_goodput, bench_engine, bench_cold,
         bench_full_size, bench_large, bench_packed, bench_placement, bench_budget, bench_tenants,
-        bench_cluster_replicas, bench_waiting, bench_families,
-        bench_curves, bench_optimum,
+        bench_cluster_curves, bench_cluster_decisions, bench_cluster_replicas, bench_waiting,
+        bench_families, bench_curves, bench_optimum,
     )
 }  # fmt: skip

@@ -55,10 +55,14 @@ def test_a_link_shows_its_picture_without_a_key(door, job):
         assert door.http.get(link["url"], headers=etag).status_code == 304
 
 
-def test_a_link_is_for_one_picture_and_as_long_as_it_says(door, job):
+def test_a_link_is_for_one_picture_and_as_long_as_it_says(door, job, monkeypatch):
+    reads = []
+    ask = JobStore._many
+    monkeypatch.setattr(JobStore, "_many", lambda self, ids: reads.append(ids) or ask(self, ids))
     first, second = (image["url"] for image in links(door, job)["images"])
     until = int(re.findall(r"until=(\d+)", first)[0])
     assert 3590 <= until - time.time() <= 3601
+    reads.clear()
     for forged in (
         first.replace(f"until={until}", f"until={until + 9}"),
         first[:-1] + ("0" if first[-1] != "0" else "1"),
@@ -72,6 +76,9 @@ def test_a_link_is_for_one_picture_and_as_long_as_it_says(door, job):
         answer = door.http.get(forged)
         assert answer.status_code == 404, forged
         assert "no picture is at this link" in answer.json()["detail"]
+    assert not reads  # whoever guesses costs no look into the database
+    assert door.http.get(first).status_code == 200
+    assert reads
 
 
 def test_a_link_that_has_ended_says_so(door, job, monkeypatch):
