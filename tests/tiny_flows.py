@@ -23,6 +23,7 @@ from diffusers import (
     PixArtTransformer2DModel,
     QwenImage21Pipeline,
     QwenImage21Transformer2DModel,
+    QwenImageEditPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SanaPipeline,
@@ -41,6 +42,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
     Qwen2Tokenizer,
     Qwen2VLImageProcessorPil,
     Qwen3Config,
@@ -163,7 +165,7 @@ def qwen_image(seed=900):
 
 
 class NoVideos(VideoProcessorMixin):
-    """Stands in for Qwen3VLVideoProcessor, which needs torchvision; nothing here is a video."""
+    """Stands in for the video processors of Qwen, whose class needs torchvision; nothing here is a video."""
 
     def __init__(self):
         """Read nothing."""
@@ -171,6 +173,33 @@ class NoVideos(VideoProcessorMixin):
     def to_dict(self):
         """Say nothing."""
         return {}
+
+
+def qwen_image_edit(cls=QwenImageEditPipeline, seed=980):
+    """Qwen-Image-Edit: Qwen-Image whose Qwen2.5-VL sees the pictures to edit."""
+    plain = qwen_image(seed)
+    marks = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer = qwen_tokenizer(*marks)
+    names = ("vision_start", "vision_end", "image", "video")
+    ids = zip(names, tokenizer.convert_tokens_to_ids(marks), strict=True)
+    config = Qwen2_5_VLConfig(
+        text_config=language(tokenizer)
+        | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
+        vision_config=plain.text_encoder.config.vision_config.to_dict(),
+        **{f"{name}_token_id": id_ for name, id_ in ids},
+    )
+    with mock.patch.object(Qwen2_5_VLProcessor, "check_argument_for_proper_class"):
+        processor = Qwen2_5_VLProcessor(
+            image_processor=Qwen2VLImageProcessorPil(),
+            tokenizer=tokenizer,
+            video_processor=NoVideos(),
+            chat_template=CHAT,
+        )
+    text_encoder = tiny.stir(Qwen2_5_VLForConditionalGeneration(config), seed + 1)
+    return cls(
+        scheduler=plain.scheduler, vae=plain.vae, text_encoder=text_encoder,
+        tokenizer=tokenizer, processor=processor, transformer=plain.transformer,
+    )  # fmt: skip
 
 
 SEEN = (

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.flux import pipeline_flux_kontext
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from PIL import Image
-from tests import tiny
+from tests import tiny, tiny_flows
 
 from mezzotint.models.families.whole import load_foreign
 from mezzotint.request import GenerationRequest
@@ -76,8 +77,13 @@ def pix2pix():
     return diffusers.StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
 
 
+def qwen_edit_plus():
+    return tiny_flows.qwen_image_edit(diffusers.QwenImageEditPlusPipeline)
+
+
 SIDES = {"width": 64, "height": 64}
 MASKED = {"image": photo(), "mask": half(), "strength": 0.5}
+TRUE_CFG = {"true_cfg_scale": 4.0, "negative_prompt": " ", **SIDES}
 REFERENCE = {"image_references": (photo(1),), **SIDES}
 CASES = {
     "inpainting": (inpainting, MASKED, {"image": photo(), "mask_image": half(), **SIDES}),
@@ -86,8 +92,14 @@ CASES = {
     "flux start": (flux_start, {"image": photo(), "strength": 0.5}, {"image": photo(), **SIDES}),
     "kontext": (kontext, REFERENCE, {"image": photo(1), "max_area": 64 * 64, **SIDES}),
     "pix2pix": (pix2pix, REFERENCE, {"image": photo(1)}),
+    "qwen edit": (tiny_flows.qwen_image_edit, REFERENCE, {"image": photo(1), **TRUE_CFG}),
+    "qwen edit plus": (
+        qwen_edit_plus,
+        {"image_references": (photo(1), photo(2)), **SIDES},
+        {"image": [photo(1), photo(2)], **TRUE_CFG},
+    ),
 }
-QUICK = ("inpainting", "kontext")
+QUICK = ("inpainting", "kontext", "qwen edit")
 
 
 def encoded(fields):
@@ -105,6 +117,9 @@ def encoded(fields):
 )
 def test_a_pipeline_that_takes_pictures_draws_what_diffusers_draws(name, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [SIZE])
+    edits, plus = pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus  # read a megapixel
+    monkeypatch.setattr(edits, "calculate_dimensions", lambda *_: (*SIZE, None))
+    monkeypatch.setattr(plus, "calculate_dimensions", lambda *_: SIZE)
     make, fields, options = CASES[name]
     with tiny.seeded(0):
         oracle = make()
@@ -133,6 +148,9 @@ def test_a_pipeline_that_takes_pictures_draws_what_diffusers_draws(name, tmp_pat
 @pytest.mark.slow
 def test_a_picture_to_edit_changes_what_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [SIZE])
+    edits, plus = pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus  # read a megapixel
+    monkeypatch.setattr(edits, "calculate_dimensions", lambda *_: (*SIZE, None))
+    monkeypatch.setattr(plus, "calculate_dimensions", lambda *_: SIZE)
     with tiny.seeded(0):
         kontext().save_pretrained(tmp_path)
     model = load_foreign(tmp_path)

@@ -1,11 +1,9 @@
 """The way from one machine to three in docs/cluster.md, as it is written.
 
-Each machine is a name space of Linux: its own address, processes, home and token. The engine
-is the fake one, so that two cores manage three machines; all else is as the page has it.
+Each machine is a name space of Linux: its own address, processes, home and token; all else is as
+the page has it. What a machine alone draws is the oracle.
 """
 
-import asyncio
-import hashlib
 import importlib.util
 import json
 import re
@@ -17,9 +15,6 @@ from pathlib import Path
 import pytest
 from tests.machines import Machine, can_have_machines, machines
 
-from mezzotint.request import GenerationRequest
-from mezzotint.service.fake import FakeService
-
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
@@ -27,6 +22,7 @@ pytestmark = [
 ]
 PAGE = Path(__file__).parents[2] / "docs" / "cluster.md"
 FAKE = "mezzotint.service.fake:create_fake"
+"""An engine whose pictures are made from the request alone, within moments."""
 PATIENCE_S = 600.0
 ASK = """
 import base64, hashlib, json, sys, urllib.request
@@ -52,25 +48,25 @@ def commands() -> list[str]:
     return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
 
 
-def config() -> str:
+def config(factory: str) -> str:
     """The configuration of the section, for machines of one core without a GPU."""
     text = re.search(r"^```toml\n(.*?)^```", section(), re.MULTILINE | re.DOTALL)[1]
     for name, value in (("min_replicas", 3), ("cpus", 1), ("gpus", 0)):
         text, count = re.subn(rf"^{name} = \d+", f"{name} = {value}", text, flags=re.MULTILINE)
         assert count == 1, name
-    return text.replace("[worker]\n", f"[worker]\nfactory = {FAKE!r}\n", 1)
+    return text.replace("[worker]\n", f"[worker]\n{factory}", 1)
 
 
-async def alone(count: int) -> list[str]:
-    """Digests of the same pictures from one service with nobody else in it."""
-    made = []
-    for number in range(count):
-        request = GenerationRequest(
-            model="plate", prompt="a red apple", seed=number, num_inference_steps=4
-        )
-        result = await FakeService().generate(request, request_id=str(number))
-        made.append(hashlib.sha256(result.images[0].data).hexdigest())
-    return made
+def alone(machine: Machine, count: int, factory: str) -> list[str]:
+    """Digests of the same pictures from one server with nobody else in it, on as many cores."""
+    text = f"[worker]\ncount = 1\n{factory}"
+    serving = serve(machine, "taskset -c 0 mezzotint serve --config config.toml", text)
+    try:
+        return ask(machine, 0, count)
+    finally:
+        machine.run("pkill -TERM -f '[m]ezzotint serve'")
+        serving.wait(PATIENCE_S)
+        wait(lambda: machine.start("pgrep -f '[m]ezzotint serve'").wait() == 1, "it goes on")
 
 
 def ask(machine: Machine, first: int, last: int) -> list[str]:
@@ -103,8 +99,8 @@ def wait(done, what: str) -> None:
         time.sleep(1.0)
 
 
-def serve(machine: Machine, command: str) -> "subprocess.Popen[str]":
-    (machine.home / "config.toml").write_text(config())
+def serve(machine: Machine, command: str, text: str) -> "subprocess.Popen[str]":
+    (machine.home / "config.toml").write_text(text)
     with (machine.home / "log").open("w") as log:
         served = machine.start(command, stdout=log, stderr=subprocess.STDOUT)
     probe = "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/health/ready')"
@@ -118,12 +114,15 @@ def serve(machine: Machine, command: str) -> "subprocess.Popen[str]":
     return served
 
 
-def test_the_page_takes_a_user_from_one_machine_to_three(tmp_path):
+@pytest.mark.parametrize("factory", [f"factory = {FAKE!r}\n", ""], ids=["fake", "plate"])
+def test_the_page_takes_a_user_from_one_machine_to_three(tmp_path, factory):
     install, up, copy, join, server, watch = commands()
     assert install.startswith("pip install")
     assert watch == "mezzotint cluster status --watch"
-    expected = asyncio.run(alone(6))
+    text = config(factory)
     with machines(tmp_path, "10.0.0.1", "10.0.0.2", "10.0.0.3") as (first, second, third):
+        expected = alone(first, 6, factory)
+        assert len(set(expected)) == 6
         said = first.run(up)
         assert f"join        {join}" in said
         for machine in (second, third):
@@ -135,10 +134,10 @@ def test_the_page_takes_a_user_from_one_machine_to_three(tmp_path):
             assert "token" in refused
             machine.run(copy)
             machine.run(join)
-        serve(first, server)
+        serve(first, server, text)
         wait(lambda: len(ready(first)) == 3, str(status(first)))
         assert sorted(ready(second)) == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
-        serve(second, server)  # a second front with the same settings, over the same replicas
+        serve(second, server, text)  # a second front with the same settings, over the same replicas
         assert status(third)["fronts"] == 2
         assert ask(first, 0, 3) + ask(second, 3, 6) == expected
         third.lose()

@@ -34,7 +34,11 @@ from mezzotint.models.exported import (
     refuse_own_code,
 )
 from mezzotint.models.families.whole_calls import WholeCall, read_call, why_refused
-from mezzotint.models.families.whole_pictures import picture_arguments, strength_of
+from mezzotint.models.families.whole_pictures import (
+    picture_arguments,
+    picture_processors,
+    strength_of,
+)
 from mezzotint.models.networks import Placement
 from mezzotint.models.parts import (
     combine_digests,
@@ -109,11 +113,14 @@ class _WholePipeline:
                     local_files_only=True,
                     trust_remote_code=False,
                     dtype=self._placement.dtype,
+                    **picture_processors(self._path, read_json(self._path / "model_index.json")),
                 )
                 for part in pipeline.components.values():
                     if isinstance(part, torch.nn.Module):
                         own_weights(part)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        except (
+            OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError
+        ) as error:  # fmt: skip
             raise WeightsError(
                 f"{self._path} cannot be loaded as {self._cls.__name__}: "
                 f"{' '.join(str(error).split())[:300]}"

@@ -6,18 +6,22 @@ the pipeline is to see them; it is called with PIL pictures, as people call it.
 Dimensions: H and W picture rows and columns.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
 
 from mezzotint.models.base import Conditioning
+from mezzotint.models.exported import exported_class
 from mezzotint.models.families.whole_calls import WholeCall
+from mezzotint.plain import is_list
 from mezzotint.types import Size
 
-__all__ = ["pack_pictures", "picture_arguments", "strength_of"]
+__all__ = ["pack_pictures", "picture_arguments", "picture_processors", "strength_of"]
 
 _START, _MASK, _STRENGTH, _REFERENCE = "start_image", "start_mask", "strength", "reference"
 
@@ -82,3 +86,47 @@ def picture_arguments(call: WholeCall, row: Conditioning, size: Size) -> dict[st
 def _to_picture(row: Tensor) -> Image.Image:
     """Return a picture or a mask as PIL has it. Shape (1, H, W, 3) or (1, H, W), uint8."""
     return Image.fromarray(row[0].cpu().numpy())
+
+
+def picture_processors(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:
+    """Load the processors of text and pictures of a pipeline, without what they do with videos.
+
+    transformers reads videos with torchvision alone, and loads no such processor where that is
+    missing, though no pipeline that answers pictures gives it one. Pictures are read with PIL
+    everywhere, so that a machine with torchvision draws what others draw.
+
+    Args:
+        path: The pipeline's folder.
+        index: Its ``model_index.json``.
+
+    Returns:
+        Arguments of ``from_pretrained``, by role; empty where no part is of this kind.
+    """
+    images, texts = cast("Any", AutoImageProcessor), cast("Any", AutoTokenizer)
+    found: dict[str, Any] = {}
+    for role, entry in index.items():
+        if not is_list(entry) or len(entry) != 2 or entry[0] != "transformers":
+            continue
+        cls = exported_class("transformers", entry[1], where=path / "model_index.json")
+        if not issubclass(cls, ProcessorMixin) or "video_processor" not in cls.get_attributes():
+            continue
+        folder = str(path / role)
+        tokenizer = texts.from_pretrained(folder, local_files_only=True)
+        found[role] = _without_videos(cls)(
+            image_processor=images.from_pretrained(folder, backend="pil", local_files_only=True),
+            tokenizer=tokenizer,
+            video_processor=None,
+            chat_template=tokenizer.chat_template,
+        )
+    return found
+
+
+def _without_videos(cls: type[ProcessorMixin]) -> Any:
+    """Return a kind of processor that needs no processor of videos."""
+    usual = cast("Any", cls).check_argument_for_proper_class
+
+    def check(self: Any, argument_name: str, argument: object) -> Any:
+        is_for_videos = argument_name == "video_processor"
+        return type(argument) if is_for_videos else usual(self, argument_name, argument)
+
+    return type(cls.__name__, (cls,), {"check_argument_for_proper_class": check})

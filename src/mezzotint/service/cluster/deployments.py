@@ -1,9 +1,13 @@
 """Deployments: what replicas are made of, and which of them may be used. Pure."""
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import mezzotint
+from mezzotint.files import user_home
+from mezzotint.plain import is_mapping
 from mezzotint.service.cluster.messages import DeploymentSpec, ReplicaGreeting
 from mezzotint.service.config import WorkerConfig, on_device
 
@@ -11,9 +15,13 @@ __all__ = ["fault_of", "note_of", "spec_of"]
 
 
 def spec_of(config: WorkerConfig, log_config: Mapping[str, Any] | None = None) -> DeploymentSpec:
-    """Return the deployment that a server's settings ask for."""
+    """Return the deployment that a server's settings ask for.
+
+    A home folder that was not chosen is each node's own: users and their folders may be called
+    otherwise on every machine. One that was is the same path everywhere.
+    """
     cluster = config.cluster
-    options = dict(config.options)
+    options = _for_any_node(config.options)
     if cluster.gpus:
         options = on_device(options, "cuda")  # Ray shows a replica its own GPU and no other
     return DeploymentSpec(
@@ -30,6 +38,20 @@ def spec_of(config: WorkerConfig, log_config: Mapping[str, Any] | None = None) -
         gpus=cluster.gpus,
         start_s=config.start_s,
     )
+
+
+def _for_any_node(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of a service without what only this machine calls so."""
+    models, home = options.get("models"), user_home()
+    if os.environ.get("MEZZOTINT_HOME") or not is_mapping(models):
+        return dict(options)
+    if models.get("home") != str(home.absolute()):
+        return dict(options)
+    found = {**options, "models": {**models, "home": ""}}
+    runs, own = Path(str(options.get("runs") or "")), Path.home()
+    if runs.is_relative_to(home) and runs.is_relative_to(own):
+        found["runs"] = f"~/{runs.relative_to(own).as_posix()}"
+    return found
 
 
 def fault_of(greeting: ReplicaGreeting, first: ReplicaGreeting | None, version: str) -> str:

@@ -1,8 +1,11 @@
 """Deployments: what is asked of a cluster, and which replicas may be used."""
 
+from dataclasses import replace
+
 import pytest
 
 import mezzotint
+from mezzotint.cli.serve import worker_of
 from mezzotint.errors import InvalidRequest
 from mezzotint.service.cluster.config import ClusterConfig
 from mezzotint.service.cluster.deployments import fault_of, note_of, spec_of
@@ -21,6 +24,7 @@ from mezzotint.service.cluster.views import describe
 from mezzotint.service.config import WorkerConfig
 from mezzotint.service.workers.local_pool import create_workers
 from mezzotint.service.workers.messages import CallMethod, Cancel
+from mezzotint.settings import load
 
 
 def greeting(**fields) -> ReplicaGreeting:
@@ -114,3 +118,26 @@ def test_a_state_is_shown_as_plain_data():
     assert told["deployments"][0]["wanted"] == 2
     assert told["replicas"][0]["backlog_s"] == 1.235
     assert told["fronts"] == 1
+
+
+def spec_at(monkeypatch, user, text=""):
+    """What a server asks of a cluster whose user's folder is ``user``."""
+    (user / "mezzotint.toml").write_text(text)
+    for name in ("XDG_DATA_HOME", "MEZZOTINT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(user))
+    settings = load(file=user / "mezzotint.toml").settings
+    runs = replace(settings.serve, runs=str(settings.home_path / "runs"))
+    return spec_of(worker_of(replace(settings, serve=runs), ["plate"]))
+
+
+def test_servers_of_users_with_other_home_folders_ask_for_one_deployment(tmp_path, monkeypatch):
+    ann, bob = tmp_path / "ann", tmp_path / "bob"
+    for user in (ann, bob):
+        user.mkdir()
+    first, second = (spec_at(monkeypatch, user) for user in (ann, bob))
+    assert first == second
+    assert first.options["runs"] == "~/.local/share/mezzotint/runs"
+    chosen = spec_at(monkeypatch, bob, f"home = '{tmp_path}/common'")
+    assert chosen.options["models"]["home"] == f"{tmp_path}/common"
+    assert chosen.options["runs"] == f"{tmp_path}/common/runs"
