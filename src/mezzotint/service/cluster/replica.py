@@ -5,6 +5,7 @@ that has not been heard of for a while is gone, and so is what it asked for.
 """
 
 import asyncio
+import contextlib
 import os
 import tempfile
 import time
@@ -30,7 +31,7 @@ from mezzotint.service.cluster.ray_link import where_this_is
 from mezzotint.service.descriptions import describe_error
 from mezzotint.service.workers.responder import Responder, build
 
-__all__ = ["Replica", "take_cores"]
+__all__ = ["Replica", "keep_to", "take_cores"]
 
 _SILENT_S = 20.0
 """A front that says nothing for so long is gone; it asks for health every second."""
@@ -71,6 +72,17 @@ def take_cores(count: int, folder: Path, cores: list[int]) -> list[int]:
     for file in opened:
         os.close(file)
     return cores[:count]
+
+
+def keep_to(cores: list[int]) -> None:
+    """Keep all threads of this process to cores, and with them those that they start.
+
+    An actor's methods run beside the thread that Ray began with, and libraries ask that one how
+    many cores there are.
+    """
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(int(thread), cores)
 
 
 class _Front:
@@ -126,7 +138,7 @@ class Replica:
         if hasattr(os, "sched_setaffinity"):  # before any library counts them
             here = sorted(os.sched_getaffinity(0))
             folder = Path(tempfile.gettempdir()) / f"mezzotint-cores-{os.getuid()}"
-            os.sched_setaffinity(0, take_cores(min(spec.cpus, len(here)), folder, here))
+            keep_to(take_cores(min(spec.cpus, len(here)), folder, here))
         service = self._service = await build(spec.factory, spec.options)
         until = time.monotonic() + spec.start_s
         while not (health := dict(await service.health()))["ready"]:

@@ -1,10 +1,11 @@
 """Environment: what arithmetic depends on, told after torch is loaded, or foreseen before.
 
-Pictures are exact for an environment: device, type, backend, versions, threads, and the
-instructions of the processor. Two of these are what torch says of itself. On a Linux machine
-with an x86 processor and no accelerator they follow from the processor and the process alone,
-so that a plan can name its environment without loading torch for it; where anything could make
-them others, nothing is foreseen.
+Pictures are exact for an environment: device, type, backend, versions, threads (and cores, where
+torch was told to take fewer: one or two are seen by the streams), and the instructions of the
+processor. Threads and instructions are what torch says of itself. On a Linux machine with an
+x86 processor and no accelerator they follow from the processor and the process alone, so that
+a plan can name its environment without loading torch for it; where anything could make them
+others, nothing is foreseen.
 """
 
 import os
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import mezzotint
 from mezzotint.images.metadata import library_versions
-from mezzotint.models.backends.streams import denoiser_streams
+from mezzotint.models.backends.streams import count_cores, denoiser_streams
 from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.models.store.shipped import computes_on_processor
 from mezzotint.plain import field_names
@@ -68,6 +69,9 @@ def describe(
     if backend == "openvino":
         found["openvino"] = metadata.version("openvino")
         found["streams"] = denoiser_streams()
+        told, cores = "OMP_NUM_THREADS" in os.environ, count_cores()
+        if told and processor is not None and cores not in (1, 2, processor.threads):
+            found["cores"] = cores  # OpenVINO takes all, whatever torch was told
     return found
 
 

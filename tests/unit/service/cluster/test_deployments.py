@@ -1,5 +1,8 @@
 """Deployments: what is asked of a cluster, and which replicas may be used."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -141,3 +144,20 @@ def test_servers_of_users_with_other_home_folders_ask_for_one_deployment(tmp_pat
     chosen = spec_at(monkeypatch, bob, f"home = '{tmp_path}/common'")
     assert chosen.options["models"]["home"] == f"{tmp_path}/common"
     assert chosen.options["runs"] == f"{tmp_path}/common/runs"
+
+
+KEPT = """
+import os, threading
+from mezzotint.service.cluster.replica import keep_to
+core = min(os.sched_getaffinity(0))
+beside = threading.Thread(target=keep_to, args=([core],))
+beside.start()
+beside.join()
+assert os.sched_getaffinity(0) == {core}
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no cores to keep to here")
+def test_all_threads_of_a_replica_are_kept_to_its_cores():
+    # what is asked in an actor is asked beside the thread whose cores OpenVINO counts
+    subprocess.run([sys.executable, "-c", KEPT], check=True)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from mezzotint.models.backends import streams
 from mezzotint.models.config import ModelsConfig, PlacementConfig
 from mezzotint.service.provision import environment
 from mezzotint.service.provision.environment import Processor, foresee, foresee_processor
@@ -88,3 +89,24 @@ def test_a_part_of_a_core_and_another_kind_of_machine_leave_it_open(machine):
 
 def test_nothing_is_foreseen_for_a_gpu():
     assert foresee(ModelsConfig(placement=PlacementConfig(device="cuda")), {}) is None
+
+
+@pytest.mark.parametrize(
+    ("cores", "variables", "told"),
+    [
+        (1, {"OMP_NUM_THREADS": "1"}, {"streams": 1}),
+        (2, {"OMP_NUM_THREADS": "1"}, {"streams": 2}),
+        (8, {"OMP_NUM_THREADS": "1"}, {"streams": 2, "cores": 8}),
+        (1, {}, {"streams": 1}),
+    ],
+)
+def test_machines_on_which_openvino_has_other_cores_are_other_environments(
+    monkeypatch, cores, variables, told
+):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    seen = {0: {0}, os.getpid(): set(range(cores))}  # of this thread, and of the first one
+    monkeypatch.setattr(streams.os, "sched_getaffinity", seen.__getitem__, raising=False)
+    said = environment.describe("cpu", "openvino", PlacementConfig(), Processor("AVX2", 1))
+    assert {k: said[k] for k in ("streams", "cores") if k in said} == told
