@@ -13,7 +13,6 @@ from typing import Any, cast
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
 
 from mezzotint.models.base import Conditioning
 from mezzotint.models.exported import exported_class
@@ -102,6 +101,8 @@ def picture_processors(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         Arguments of ``from_pretrained``, by role; empty where no part is of this kind.
     """
+    from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
+
     images, texts = cast("Any", AutoImageProcessor), cast("Any", AutoTokenizer)
     found: dict[str, Any] = {}
     for role, entry in index.items():
@@ -111,9 +112,11 @@ def picture_processors(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:
         if not issubclass(cls, ProcessorMixin) or "video_processor" not in cls.get_attributes():
             continue
         folder = str(path / role)
-        tokenizer = texts.from_pretrained(folder, local_files_only=True)
+        tokenizer = texts.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         found[role] = _without_videos(cls)(
-            image_processor=images.from_pretrained(folder, backend="pil", local_files_only=True),
+            image_processor=images.from_pretrained(
+                folder, backend="pil", local_files_only=True, trust_remote_code=False
+            ),
             tokenizer=tokenizer,
             video_processor=None,
             chat_template=tokenizer.chat_template,
@@ -121,9 +124,9 @@ def picture_processors(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _without_videos(cls: type[ProcessorMixin]) -> Any:
+def _without_videos(cls: Any) -> Any:
     """Return a kind of processor that needs no processor of videos."""
-    usual = cast("Any", cls).check_argument_for_proper_class
+    usual = cls.check_argument_for_proper_class
 
     def check(self: Any, argument_name: str, argument: object) -> Any:
         is_for_videos = argument_name == "video_processor"
