@@ -19,7 +19,9 @@ from mezzotint.service.objects import FolderObjects, ObjectStore
 __all__ = ["BucketObjects", "open_objects"]
 
 _CONNECT_S, _ANSWER_S, _RETRY_S = 5, 30, 20
-_FULL = re.compile(r"\w*StorageFull|\w*QuotaExceeded|Insufficient(?:Capacity|Storage)|\b507\b")
+_FULL = re.compile(
+    r"\w*StorageFull|\w*QuotaExceeded|Insufficient(?:Capacity|Storage)|(?<=status code: )507\b"
+)
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 
 
@@ -145,7 +147,7 @@ class BucketObjects:
 
     def _away(self, what: str, error: Exception) -> OSError:
         line = _line(error)
-        full = _FULL.search(line)
+        full = _FULL.search(line.rpartition(" - ")[2])  # before it stand address and milliseconds
         if full:
             log.error("bucket.full", bucket=self._where, reason=line)
             return OSError(errno.EDQUOT, f"the bucket is full ({full[0]})")

@@ -155,4 +155,9 @@ def test_rows_of_a_batch_are_mapped_in_one_call(folder):
     assert torch.equal(model.map_latents(noise(7)), noise(7) * 2)
     mapping.rows.clear()
     model.map_latents(noise(7))
+    assert mapping.rows == [4, 2, 1]  # what lies between is tried while nobody waits
+    while model.trial_rows:
+        model.try_rows()
+    mapping.rows.clear()
+    model.map_latents(noise(7))
     assert mapping.rows == [7]

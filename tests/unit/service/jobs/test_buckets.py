@@ -10,7 +10,9 @@ import threading
 from pathlib import Path
 from typing import ClassVar
 
+import obstore
 import pytest
+from obstore.exceptions import BaseError
 
 from mezzotint import errors
 from mezzotint.request import GenerationRequest
@@ -71,6 +73,22 @@ def test_a_bucket_that_is_away_is_no_room_for_a_while_and_no_lost_picture(bucket
         files.get("ab" * 32)
     for caught in (kept, read):
         assert "127.0.0.1" not in str(caught.value)  # where it is, is no client's business
+
+
+def test_a_bucket_that_is_away_for_507_milliseconds_is_not_full(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    files = ResultFiles(open_objects("s3://StorageFull/QuotaExceeded", "jobs.results_url"))
+
+    def get(*_):
+        raise BaseError(
+            "Generic S3 error: Error performing GET http://127.0.0.1:9/StorageFull/x in 507.9ms, "
+            "after 3 retries, max_retries: 3, retry_timeout: 20s  - HTTP error: error sending "
+            "request\n\nDebug source:"
+        )
+
+    monkeypatch.setattr(obstore, "get", get)
+    with pytest.raises(errors.NotReady, match="cannot be reached"):
+        files.get("ab" * 32)
 
 
 class SmallBucket(http.server.BaseHTTPRequestHandler):
