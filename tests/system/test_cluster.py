@@ -26,12 +26,12 @@ FAKE = "mezzotint.service.fake:create_fake"
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[str]:
-    """A Ray of one node with two CPUs."""
+    """A Ray of one node with room for two replicas of a deployment, which stay, and another."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+        initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False}
     )
     yield cluster.address
     cluster.shutdown()
