@@ -47,6 +47,9 @@ __all__ = ["RayService", "create_service"]
 _SYNC_S = 0.5
 _HEAD_AWAY_S = 10.0
 """Seconds without an answer of the head after which it counts as lost."""
+_CONTROLLER_AWAY_S = 30.0
+"""Seconds without the controller after which this process is of another head than answers now:
+one that was started anew at once, at the same address. Ray starts a controller again sooner."""
 _NODES_S = 5.0  # between looks at which nodes there are
 _ASK_S = 5.0  # in which a replica that broke has to answer
 _STRANDED_S = 30.0
@@ -150,16 +153,21 @@ class RayService(Pool):
     # What the controller says
 
     async def _follow(self) -> None:
-        """Report and learn, again and again."""
+        """Report and learn, again and again; leave the process where that is no use any more."""
         listed = -_NODES_S
+        heard = time.monotonic()
         while True:
             try:
                 await self._sync_once(_SYNC_S)
+                heard = time.monotonic()
                 if time.monotonic() - listed > _NODES_S:
                     listed = time.monotonic()
                     self._nodes = await asyncio.to_thread(ray_link.list_nodes)
             except NotReady as error:
                 log.warning("cluster.controller_away", reason=str(error))
+                if time.monotonic() - heard > _CONTROLLER_AWAY_S:
+                    log.error("cluster.controller_lost", head=self._head)
+                    os._exit(LEFT)
                 await asyncio.sleep(_SYNC_S)
                 with contextlib.suppress(MezzotintError, TimeoutError):
                     async with asyncio.timeout(_HEAD_AWAY_S):
