@@ -106,7 +106,6 @@ def test_a_picture_is_that_of_diffusers_within_a_level(engine, name):
         assert np.ptp(wanted) > 60
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_backend_of_a_cpu_draws_the_picture_of_diffusers_too(name, tmp_path):
     model = load_pipeline(tiny.folder(name), name=name)

@@ -80,7 +80,8 @@ def rounded_length(mask: Tensor) -> Tensor:
 
 def _picture_turns(module: Any, places: Tensor, filling: int) -> Tensor:
     """Return the rotary positions of a picture's tokens and of those that fill them up."""
-    return _turns(module, torch.cat([places, places.new_zeros(len(places), filling, 3)], dim=1))
+    filled = places.new_zeros(places.shape[0], filling, 3)  # a tracer takes len() for a constant
+    return _turns(module, torch.cat([places, filled], dim=1))
 
 
 def _turns(module: Any, places: Tensor) -> Tensor:
