@@ -117,7 +117,11 @@ class Plain:
 _LITSERVE = """
 import sys
 import litserve
+import litserve.server
 from fastapi import Response
+
+# It looks for the package "mcp" and then uses what only "fastmcp" brings.
+litserve.server._MCP_AVAILABLE = False
 
 
 class Api(litserve.LitAPI):
