@@ -4,6 +4,8 @@ import asyncio
 import importlib.util
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -50,6 +52,25 @@ def using(head: str, body: Callable[[WorkerSupervisor], Awaitable[None]], **clus
             await service.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("mode", ["token", "disabled"])
+def test_a_head_without_a_token_is_refused_by_a_machine_that_has_one(head, tmp_path, mode):
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray/auth_token").write_text("a" * 64)
+    program = "from mezzotint.cli.main import main; main()"
+    environment = {**os.environ, "HOME": str(tmp_path), "MEZZOTINT_HOME": str(tmp_path / "home")}
+    environment |= {"RAY_AUTH_MODE": "disabled"} if mode == "disabled" else {}
+    done = subprocess.run(
+        [sys.executable, "-c", program, "cluster", "status", "--address", head],
+        env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    if mode == "disabled":
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert done.returncode == 1
+        assert "was started without a token, and this machine has one" in done.stderr
+        assert "RAY_AUTH_MODE=disabled" in done.stderr
 
 
 async def ready_pids(service: WorkerSupervisor) -> list[int]:

@@ -20,7 +20,7 @@ import typer
 from mezzotint.cli import flags
 from mezzotint.cli.flags import WrongFlag
 from mezzotint.cli.session import load_settings
-from mezzotint.errors import InvalidRequest, MezzotintError, WorkFailed
+from mezzotint.errors import InvalidRequest, MezzotintError, NotReady, WorkFailed
 
 __all__ = ["cluster_app"]
 
@@ -72,6 +72,8 @@ def up(
     if done.returncode:
         said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         raise WorkFailed(f"Ray did not start: {said[-1] if said else 'it said nothing'}")
+    if join is not None:
+        _check_joined(join, token)
     where = join or f"{host or _own_address()}:{port}"
     print(f"head        {where}")
     print(f"token       {token}")
@@ -194,6 +196,21 @@ def _ready_token(token: Path, *, is_head: bool) -> None:
     file = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(file, "w") as stream:
         stream.write(secrets.token_hex(32))
+
+
+def _check_joined(head: str, token: Path) -> None:
+    """Ask the head for its state with the token in force, as a server here will.
+
+    Raises:
+        NotReady: If this node and the head cannot work together, and why.
+    """
+    program = "from mezzotint.cli.main import main; main()"
+    command = [sys.executable, "-c", program, "cluster", "status", "--json", "--address", head]
+    done = _ray(command, token)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        why = said[-1].removeprefix("mezzotint: ") if said else "it did not say why"
+        raise NotReady(f"{why}; this node has joined: `mezzotint cluster down --ray` ends it")
 
 
 def _ray(command: list[str], token: Path | None) -> subprocess.CompletedProcess[str]:

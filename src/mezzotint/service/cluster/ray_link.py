@@ -33,6 +33,7 @@ NAMESPACE = "mezzotint"
 CONTROLLER = "mezzotint-controller"
 _REPLICA = "mezzotint-replica-"
 _PROBE_S = 3.0
+_HEAD_ANSWERS_S = 60.0
 INSTALL = "Ray is not installed: pip install 'mezzotint[cluster]'"
 
 
@@ -116,7 +117,7 @@ def connect(address: str) -> str:
 
     Raises:
         NotReady: If no head answers, this machine is no node of the cluster, versions
-            differ, or the token is wrong.
+            differ, the token is wrong, or the head asks for none where this process has one.
     """
     ray = ray_module()
     head = find_head(address)
@@ -146,7 +147,39 @@ def connect(address: str) -> str:
             f"this machine cannot work with the Ray at {head}: {told[:300]}; every front is a "
             f"node of its cluster: `mezzotint cluster up --join {head}`"
         ) from None
+    _refuse_unlike_tokens(head)
     return head
+
+
+def _refuse_unlike_tokens(head: str) -> None:
+    """Refuse a head that knows no token where this process asks its callers for one.
+
+    Ray connects the two; what the replicas then say is turned away at this end, unheard, and
+    requests would wait for ever. The other way round Ray itself refuses.
+    """
+    ray = ray_module()
+    if not _asks_for_a_token():
+        return
+    try:
+        asks = ray.remote(_asks_for_a_token)
+        on_head = asks.options(num_cpus=0, resources={"node:__internal_head__": 0.001})
+        is_alike = ray.get(on_head.remote(), timeout=_HEAD_ANSWERS_S)
+        told = "was started without a token, and this machine has one"
+    except Exception as error:  # Ray's own are of many kinds
+        is_alike, told = False, f"gives no answer: {' '.join(str(error).split())[:200]}"
+    if not is_alike:
+        ray.shutdown()
+        raise NotReady(
+            f"the Ray at {head} {told}: start it again with `mezzotint cluster up`, which makes "
+            "and asks for a token, or set RAY_AUTH_MODE=disabled here"
+        )
+
+
+def _asks_for_a_token() -> bool:
+    """Tell whether this process turns away who shows no token."""
+    from ray._private.authentication import authentication_utils
+
+    return bool(authentication_utils.is_token_auth_enabled())
 
 
 def get_actor(name: str) -> Any:
