@@ -1,5 +1,6 @@
 """The verb ``serve``: the server, from flags and settings."""
 
+import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -54,6 +55,9 @@ def serve(
     config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
     api_keys: Annotated[Path | None, typer.Option(help="Keys file, see `keys new`.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Say what is ready as JSON, an object a line.")
+    ] = False,
 ) -> int:
     """Serve over HTTP on loopback until Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, _leave)  # until the server listens to it itself
@@ -88,7 +92,7 @@ def serve(
         adapters=OwnAdapters(settings.home_path, allow_downloads=settings.models.allow_downloads),
         log_config=settings.log,
         version=mezzotint.__version__,
-        announce=_announce,
+        announce=_announce_json if as_json else _announce,
         training=_training_of(settings),
         model_store=model_store.absolute() if model_store else None,
     )
@@ -190,3 +194,9 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
 
 def _announce(line: str) -> None:
     print(line, flush=True)
+
+
+def _announce_json(line: str) -> None:
+    """Print a line of the announcement as JSON: its first word names the rest, without notes."""
+    name, _, rest = line.partition(" ")
+    print(json.dumps({name: rest.strip().partition("  (")[0]}), flush=True)

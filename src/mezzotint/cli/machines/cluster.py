@@ -33,6 +33,7 @@ _START_S = 120.0
 _Address = Annotated[
     str, typer.Option("--address", help="HOST:PORT of the head, or auto for this machine's.")
 ]
+_AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @cluster_app.command("up")
@@ -51,6 +52,7 @@ def up(
         Path | None,
         typer.Option(help="File with the cluster's token; made by the head if it is missing."),
     ] = None,
+    as_json: _AsJson = False,
 ) -> None:
     """Start Ray on this machine, as a head or as one more node."""
     from mezzotint.service.cluster import ray_link
@@ -75,6 +77,9 @@ def up(
     if join is not None:
         _check_joined(join, token)
     where = join or f"{host or _own_address()}:{port}"
+    if as_json:
+        print(json.dumps({"head": where, "token": str(token), "joined": join is not None}))
+        return
     print(f"head        {where}")
     print(f"token       {token}")
     if join is None:
@@ -98,6 +103,7 @@ def deploy(
     cpus: Annotated[int | None, typer.Option(help="CPU cores of a replica.")] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs of a replica, 0 or 1.")] = None,
     address: _Address = "auto",
+    as_json: _AsJson = False,
 ) -> None:
     """Make a deployment, or replace one, from the settings and these flags."""
     import msgspec
@@ -119,6 +125,9 @@ def deploy(
     ).settings
     spec = spec_of(worker_of(settings, wanted), write(settings.log))
     calls.deploy(address, msgspec.structs.replace(spec, models=wanted))
+    if as_json:
+        print(json.dumps({"deployed": name, "models": wanted}))
+        return
     print(f"deployed    {name}: {', '.join(wanted) or 'every model that no other serves'}")
 
 
@@ -126,7 +135,7 @@ def deploy(
 def status(
     *,
     address: _Address = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, once.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, once.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Again every second.")] = False,
 ) -> None:
     """Show nodes, deployments and replicas."""
@@ -160,15 +169,19 @@ def down(
     ray: Annotated[
         bool, typer.Option("--ray", help="Stop every Ray process of this machine, too.")
     ] = False,
+    as_json: _AsJson = False,
 ) -> None:
     """End a deployment, or all; what its replicas are drawing is finished first."""
     if name is not None and ray:
         raise WrongFlag("--ray", "stops all of Ray here: give no deployment beside it")
     from mezzotint.service.cluster import calls
 
+    told: dict[str, Any] = {"ended": None, "ray_stopped": False}
     try:
         calls.remove(address, name or "")
-        print(f"ended       {name or 'all deployments'}")
+        told["ended"] = name or "all"
+        if not as_json:
+            print(f"ended       {name or 'all deployments'}")
     except MezzotintError as error:
         if not ray:
             raise
@@ -177,7 +190,11 @@ def down(
         done = _ray([sys.executable, "-m", "ray.scripts.scripts", "stop"], None)
         if done.returncode:
             raise WorkFailed("Ray did not stop: see `ray stop --force`")
-        print("stopped     Ray on this machine")
+        told["ray_stopped"] = True
+        if not as_json:
+            print("stopped     Ray on this machine")
+    if as_json:
+        print(json.dumps(told))
 
 
 def _ready_token(token: Path, *, is_head: bool) -> None:
