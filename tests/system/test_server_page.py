@@ -89,6 +89,29 @@ def test_a_large_picture_in_the_form_survives_a_reload(page):
     assert page.run("document.getElementById('prompt').value") == "large"
 
 
+def test_the_slider_of_the_variation_has_a_name_of_its_own_and_keeps_the_size_of_the_noise(page):
+    page.type("prompt", "a boat")
+    page.type("seed", 7)
+    page.click("#technique-variation summary")
+    named = page.run(
+        "[...document.querySelectorAll('label, summary')].map((e) => e.textContent.trim())"
+    )
+    assert named.count("Variation") == 1
+    assert named.count("Variation strength") == 1
+    page.click("#technique-variation button")
+    for label, value in (("Noise width", 64), ("Noise height", 64)):
+        id_ = page.run(
+            f"""[...document.querySelectorAll('#technique-variation label')]
+            .find((l) => l.textContent === {label!r}).htmlFor"""
+        )
+        page.type(id_, value)
+    size = {"noise_width": 64, "noise_height": 64}
+    for strength, wanted in ((0.25, {**size, "strength": 0.25}), (0, size)):
+        page.type("variation", strength)
+        kept = kept_request(page, lambda r, wanted=wanted: r.get("variation") == wanted)
+        assert kept["variation"] == wanted
+
+
 def test_a_dropped_picture_brings_every_field_and_chips_for_what_has_no_widget(page, server):
     image = base64.b64encode(picture()).decode()
     asked = {

@@ -162,11 +162,12 @@ export function drawSeed(): string {
 
 export function SeedField() {
   const seed = request.value.seed;
-  const variation = (request.value.variation ?? {}) as Fields;
-  const amount = Number(variation.strength ?? 0);
+  const { strength, ...others } = (request.value.variation ?? {}) as Fields;
+  const amount = Number(strength ?? 0);
+  // at 0 its other fields stay: the size of the noise holds without another seed
   const vary = (value: number) => {
-    if (value > 0) set("variation", { ...variation, strength: value });
-    else set("variation", undefined);
+    const next = value > 0 ? { ...others, strength: value } : others;
+    set("variation", Object.keys(next).length ? next : undefined);
   };
   return (
     <>
@@ -194,7 +195,7 @@ export function SeedField() {
       </div>
       {isShown("variation") && seed !== undefined ? (
         <div class="field vary">
-          <div class="label"><label for="variation">{nameOf("variation")}</label><output>{amount.toFixed(2)}</output></div>
+          <div class="label"><label for="variation">{words.form.variationStrength}</label><output>{amount.toFixed(2)}</output></div>
           <input id="variation" type="range" min={0} max={1} step={0.01} value={amount} title={words.form.variation} onInput={(e) => vary(Number(e.currentTarget.value))} />
         </div>
       ) : null}

@@ -47,6 +47,7 @@ export const words: Words = {
     larger: "Größer, gleiches Verhältnis",
     browse: "Ansehen",
     variation: "Wie weit zum Rauschen eines anderen Seeds",
+    variationStrength: "Stärke der Variation",
     seedChooses: "der Seed entscheidet",
     generate: "Erzeugen",
     generating: "In die Warteschlange",

@@ -46,6 +46,7 @@ export const english = {
     larger: "Larger, same ratio",
     browse: "Browse",
     variation: "How far towards another seed's noise",
+    variationStrength: "Variation strength",
     seedChooses: "the seed chooses",
     generate: "Generate",
     generating: "Add to the queue",

@@ -47,6 +47,7 @@ export const words: Words = {
     larger: "按比例放大",
     browse: "浏览",
     variation: "向另一个种子的噪声靠近多少",
+    variationStrength: "变化强度",
     seedChooses: "由种子决定",
     generate: "生成",
     generating: "加入队列",
