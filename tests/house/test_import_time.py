@@ -4,12 +4,15 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "scipy", "fastapi", "openvino")
+HEAVY = (
+    "torch", "diffusers", "transformers", "numpy", "PIL", "scipy", "fastapi", "openvino",
+    "prometheus_client",
+)  # fmt: skip
 
 
-def loaded_by(code):
+def loaded_by(code, heavy=HEAVY):
     """Return which heavy libraries a fresh interpreter has after running ``code``."""
-    program = f"{code}\nimport sys\nprint(*[m for m in {HEAVY!r} if m in sys.modules])"
+    program = f"{code}\nimport sys\nprint(*[m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1].split()
@@ -37,6 +40,10 @@ def test_help_loads_nothing_heavy(arguments):
         f"try:\n    main.main({arguments!r})\nexcept SystemExit:\n    pass"
     )
     assert loaded_by(code) == []
+
+
+def test_a_verb_begins_without_what_only_some_wait_or_ask_with():
+    assert loaded_by("import mezzotint.cli.main", ("asyncio", "ssl", "urllib.request")) == []
 
 
 def test_the_service_of_the_command_line_imports_neither_diffusers_nor_transformers(tmp_path):

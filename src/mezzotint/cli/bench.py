@@ -48,8 +48,8 @@ def bench(
     with contextlib.redirect_stdout(sys.stderr):
         runpy.run_path(str(known[name]), run_name="__main__")
     written = [path for path, stamp in _stamps(results).items() if before.get(path) != stamp]
-    found: dict[str, Any] = {path.stem: json.loads(path.read_bytes()) for path in written}
-    print(json.dumps(found, indent=2))
+    measured: dict[str, Any] = {path.stem: json.loads(path.read_bytes()) for path in written}
+    print(json.dumps(measured, indent=2))
 
 
 def _stamps(folder: Path) -> dict[Path, int]:

@@ -5,14 +5,13 @@ fake. Settings come from the root command's flags, the verb's own, the
 environment and the file.
 """
 
-import asyncio
 import contextlib
 import os
 import signal
 import sys
 import threading
 import uuid
-from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from types import FrameType
 from typing import Any, TypeVar, cast
 
@@ -69,9 +68,11 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     Raises:
         KeyboardInterrupt: If it was interrupted.
     """
+    import asyncio  # for verbs that wait for something: reading a recipe does not
 
     async def interruptible() -> T:
-        with _interrupts(asyncio.get_running_loop(), asyncio.ensure_future(work)) as task:
+        loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+        with _interrupts(lambda: loop.call_soon_threadsafe(task.cancel)):
             return await task
 
     try:
@@ -81,12 +82,10 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 @contextlib.contextmanager
-def _interrupts(
-    loop: asyncio.AbstractEventLoop, task: "asyncio.Future[T]"
-) -> Generator["asyncio.Future[T]"]:
-    """Let Ctrl-C cancel ``task`` while the block runs."""
+def _interrupts(cancel: Callable[[], object]) -> Generator[None]:
+    """Let Ctrl-C call ``cancel`` while the block runs."""
     if threading.current_thread() is not threading.main_thread():
-        yield task  # signals belong to the main thread
+        yield  # signals belong to the main thread
         return
     grace = threading.Timer(GRACE_S, _leave_now)
     grace.daemon = True
@@ -95,11 +94,11 @@ def _interrupts(
         if grace.is_alive():
             _leave_now()
         grace.start()
-        loop.call_soon_threadsafe(task.cancel)
+        cancel()
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        yield task
+        yield
     finally:
         signal.signal(signal.SIGINT, before)
         grace.cancel()

@@ -3,13 +3,13 @@
 A metric exists because it stands in :data:`CATALOGUE`; counting under another
 name is a mistake in our code and raises at once. Numbers live in a registry of
 our own, so that a program which embeds Mezzotint keeps its own apart.
+
+The library behind them is imported by the first number: a command that counts
+nothing does without.
 """
 
 import threading
 from typing import Any, Literal, NamedTuple
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.metrics import MetricWrapperBase
 
 __all__ = ["CATALOGUE", "CONTENT_TYPE", "Metric", "Metrics", "count", "measure", "render", "set_to"]
 
@@ -94,38 +94,38 @@ class Metrics:
 
     def __init__(self, catalogue: dict[str, Metric] | None = None) -> None:
         self._catalogue = CATALOGUE if catalogue is None else catalogue
-        self._registry = CollectorRegistry()
-        self._made: dict[str, MetricWrapperBase] = {}
-        self._found: dict[tuple[Any, ...], MetricWrapperBase] = {}
+        self._registry: Any = None  # prometheus_client's, from the first number on
+        self._made: dict[str, Any] = {}
+        self._found: dict[tuple[Any, ...], Any] = {}
         self._lock = threading.Lock()
 
     def count(self, name: str, amount: float = 1, **labels: str) -> None:
         """Add to a counter."""
-        metric = self._metric(name, labels)
-        if not isinstance(metric, Counter):
-            raise TypeError(f"{name} is no counter")
-        metric.inc(amount)
+        self._metric("counter", name, labels).inc(amount)
 
     def set_to(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""
-        metric = self._metric(name, labels)
-        if not isinstance(metric, Gauge):
-            raise TypeError(f"{name} is no gauge")
-        metric.set(value)
+        self._metric("gauge", name, labels).set(value)
 
     def measure(self, name: str, value: float, **labels: str) -> None:
         """Add an observation to a histogram."""
-        metric = self._metric(name, labels)
-        if not isinstance(metric, Histogram):
-            raise TypeError(f"{name} is no histogram")
-        metric.observe(value)
+        self._metric("histogram", name, labels).observe(value)
 
     def render(self) -> bytes:
         """Return everything in Prometheus' text format, UTF-8; see :data:`CONTENT_TYPE`."""
-        return generate_latest(self._registry)
+        from prometheus_client import generate_latest
 
-    def _metric(self, name: str, labels: dict[str, str]) -> MetricWrapperBase:
-        """Return the metric for one set of labels, made on first use."""
+        return generate_latest(self._registry) if self._registry is not None else b""
+
+    def _metric(self, kind: str, name: str, labels: dict[str, str]) -> Any:
+        """Return the metric for one set of labels, made on first use.
+
+        Raises:
+            KeyError: If it is not in the catalogue.
+            TypeError: If it is of another kind there.
+        """
+        if self._catalogue[name].kind != kind:
+            raise TypeError(f"{name} is no {kind}")
         key = (name, *labels.items())
         found = self._found.get(key)
         if found is not None:
@@ -139,7 +139,11 @@ class Metrics:
             self._found[key] = metric
         return metric
 
-    def _make(self, name: str, entry: Metric) -> MetricWrapperBase:
+    def _make(self, name: str, entry: Metric) -> Any:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        if self._registry is None:
+            self._registry = CollectorRegistry()
         if entry.kind == "histogram":
             return Histogram(
                 name, entry.help, entry.labels, registry=self._registry, buckets=entry.buckets

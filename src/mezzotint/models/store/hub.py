@@ -8,13 +8,11 @@ stands in its card, so that a name means the same bytes tomorrow.
 import contextlib
 import os
 import re
-import socket
 from collections.abc import Generator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from mezzotint.errors import ModelNotAllowed, WeightsError
 from mezzotint.models.cards import CARDS_FOLDER, Card, read_card
@@ -245,6 +243,9 @@ def _look_up_hub() -> None:
     Raises:
         OSError: If its name cannot be resolved.
     """
+    import socket
+    from urllib.request import getproxies
+
     from huggingface_hub import constants
 
     if getproxies():  # then the proxy resolves names
