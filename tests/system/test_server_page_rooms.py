@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import time
 import zipfile
 
@@ -222,6 +223,33 @@ def test_a_model_is_unloaded_and_loaded_by_hand(page, server):
     page.click(f"{card} [data-memory=load]")
     page.wait(f'document.querySelector("{card} [data-memory=unload]")')
     assert page.text(f"{card} .ready") == "loaded"
+
+
+OPEN_JOB = {
+    "id": "job-of-nobody", "status": "running", "position": 0, "eta_s": 5.0, "warnings": [],
+    "progress": {"step": 0, "steps": 20}, "request": {"prompt": "a boat"}, "images": [],
+}  # fmt: skip
+
+
+def test_a_model_that_is_read_for_its_first_picture_is_said_to_be_and_no_time_is_promised(
+    page, server
+):
+    httpx.post(f"{server.url}/v1/operations/models/plate@1.0/unload").raise_for_status()
+    page.run("location.hash = '#operate'")  # which asks anew what is loaded
+    page.wait("document.querySelector('li[data-model=plate] [data-memory=load]')")
+    page.run("location.hash = '#create'")
+    page.run(
+        f"""window.realFetch ??= window.fetch;
+        const began = Date.now() / 1000 - 12;
+        const job = {{...{json.dumps(OPEN_JOB)}, created: began, started: began, finished: null}};
+        window.fetch = (path, more) => path.includes("which=open")
+          ? Promise.resolve(new Response(JSON.stringify({{jobs: [job], next: null}})))
+          : path.includes(job.id) ? new Promise(() => {{}}) : window.realFetch(path, more);"""
+    )
+    page.wait("document.getElementById('about')?.textContent.startsWith('loading the model, 1')")
+    assert re.fullmatch(r"loading the model, 1\d s so far", page.text("#about"))
+    page.run("window.fetch = window.realFetch")
+    page.wait(READY)
 
 
 def test_everything_is_a_command_and_found_by_some_of_its_letters(page):

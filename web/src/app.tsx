@@ -89,7 +89,7 @@ export function App() {
 function Top({ now }: { now: string }) {
   const state = connection.value;
   const running = open.value.length + sending.value;
-  const kind = state === "ready" ? (running ? "busy" : "ready") : state === "connecting" ? "" : "bad";
+  const kind = state === "ready" ? (running ? "busy" : "ready") : state === "connecting" ? "" : state === "warming" ? "busy" : "bad";
   const text = state === "ready" && running ? words.state.working(running) : words.state[state];
   return (
     <header class="top">

@@ -13,7 +13,7 @@ import { Field } from "./fields";
 import { cancelAll, generate, open } from "./jobs";
 import { MaskBrush } from "./mask";
 import { RegionBoxes } from "./regions";
-import { blank, brief, kindOf } from "./schema";
+import { blank, brief, hintOf, kindOf } from "./schema";
 import {
   before, connection, plan, planError, planning, replace, request, schema, set, wrongField,
 } from "./state";
@@ -144,7 +144,7 @@ function Technique({ name }: { name: string }) {
       <summary>
         {nameOf(name)} {isSet && brief(value) ? <small>{brief(value)}</small> : null}
       </summary>
-      <p class="hint">{(own.description ?? "").replaceAll("``", "")}</p>
+      <p class="hint">{hintOf(own)}</p>
       {complex && !isSet ? (
         <button type="button" onClick={() => set(name, blank(own, name))}>{words.form.set}</button>
       ) : (

@@ -207,14 +207,15 @@ function Timings({ timings }: { timings: Record<string, number> }) {
   const parts = Object.entries(timings).filter(([name, seconds]) => name.endsWith("_s") && seconds > 0);
   const all = parts.reduce((sum, [, seconds]) => sum + seconds, 0);
   if (!all) return null;
-  const read = (name: string) => name.replace(/_s$/, "");
+  const key = (name: string) => name.replace(/_s$/, "");
+  const read = (name: string) => words.detail.stages[key(name)] ?? key(name);
   return (
     <figure class="timings">
       <figcaption>{words.detail.timings}</figcaption>
       <div class="bar" aria-hidden="true">
-        {parts.map(([name, seconds]) => <i key={name} data-stage={read(name)} style={{ width: `${(100 * seconds) / all}%` }} title={read(name)} />)}
+        {parts.map(([name, seconds]) => <i key={name} data-stage={key(name)} style={{ width: `${(100 * seconds) / all}%` }} title={read(name)} />)}
       </div>
-      <p>{parts.map(([name, seconds]) => `${read(name)} ${(1000 * seconds).toFixed(0)} ms`).join(" · ")}</p>
+      <p>{parts.map(([name, seconds]) => `${read(name)} ${seconds < 1 ? `${(1000 * seconds).toFixed(0)} ms` : words.time.seconds(seconds.toFixed(1))}`).join(" · ")}</p>
     </figure>
   );
 }

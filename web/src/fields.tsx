@@ -3,7 +3,7 @@ import { useId, useState } from "preact/hooks";
 
 import type { Fields, Json, Schema } from "./api";
 import { dataUrl } from "./jobs";
-import { blank, kindOf, numberIn, objectIn, options } from "./schema";
+import { blank, hintOf, kindOf, numberIn, objectIn, options } from "./schema";
 import { capabilities, choices, model } from "./state";
 import { nameOf, words } from "./words";
 
@@ -45,10 +45,6 @@ export function PictureInput({ label, value, onChange }: { label: string; value:
         : <span class="hint">{words.form.dropHere}</span>}
     </div>
   );
-}
-
-function tell(schema: Schema): string {
-  return (schema.description ?? "").replaceAll("``", "");
 }
 
 export function NumberInput({ id, schema, value, onChange, placeholder, step: own_step }: {
@@ -116,14 +112,14 @@ export function Field({ name, path, schema, value, onChange, label }: FieldProps
   }
   if (kind === "boolean") {
     return (
-      <label class="check" title={tell(schema)}>
+      <label class="check" title={hintOf(schema)}>
         <input type="checkbox" checked={value === true} onChange={(e) => onChange(e.currentTarget.checked)} />
         {text}
       </label>
     );
   }
   return (
-    <div class="field" title={tell(schema)}>
+    <div class="field" title={hintOf(schema)}>
       <label id={`${id}-label`} for={id}>{text}</label>
       {kind === "choice" ? (
         <select id={id} value={value === undefined ? "" : String(value)} onChange={(e) => onChange(e.currentTarget.value || undefined)}>
@@ -198,7 +194,7 @@ function ListField({ name, path, schema, value, onChange, label }: FieldProps) {
   const kind = kindOf(items);
   const at = (index: number, next: Json | undefined) =>
     onChange(next === undefined ? list.filter((_, i) => i !== index) : list.map((old, i) => (i === index ? next : old)));
-  if (kind === "number") return <Numbers name={name} label={label} list={list as number[]} onChange={onChange} hint={tell(schema)} />;
+  if (kind === "number") return <Numbers name={name} label={label} list={list as number[]} onChange={onChange} hint={hintOf(schema)} />;
   const single = (label ?? nameOf(name)).replace(/s$/, "");
   return (
     <fieldset>

@@ -5,20 +5,21 @@ import { batch, computed, signal } from "@preact/signals";
 
 import { ask, Away, call, type Fields, follow, type Job, Refused, send } from "./api";
 import { filled } from "./create/wild";
-import { capabilities, connect, connection, notice, rememberPrompt, request, verdict } from "./state";
+import { capabilities, connect, connection, modelOf, notice, rememberPrompt, request, verdict } from "./state";
 import { words } from "./words";
 
 const EVERY_MS = 1000;
 const IDLE_MS = 2500;
 const HIDDEN_MS = 10_000;
 const NARROW_PX = 860; // as in style.css
+const REPLAY_MS = 250;
 
 export const open = signal<Job[]>([]); // newest first
 export const recent = signal<Job[]>([]);
 export const recentNext = signal<string | null>(null);
 export const watched = signal<string | null>(null); // id of the job on the stage
 export const shown = signal<{ job: string; index: number } | null>(null);
-export const live = signal<Record<string, { image: number; step: number; steps: number; preview: string; began: number; done: Record<number, number> }>>({}); // done: steps by picture
+export const live = signal<Record<string, { image: number; step: number; steps: number; preview: string; began: number; first: number; done: Record<number, number> }>>({}); // done: steps by picture; first: of all, when it began
 export const notifyWhenDone = signal(localStorage.getItem("mezzotint-notify") === "yes");
 
 export const queue = computed(() => [...open.value].reverse());
@@ -66,6 +67,7 @@ async function look(): Promise<void> {
     if (page) take(page);
     for (const job of ended) settle(job.id);
   });
+  if (ended.some((j) => modelOf(j.request)?.ready === false)) void connect(); // it is loaded now
   const running = found.filter((j) => j.status === "running");
   if (watched.value === null || (!known.has(watched.value) && running.length)) {
     const oldest = running.at(-1);
@@ -149,7 +151,11 @@ async function listen(id: string, signal: AbortSignal): Promise<void> {
         const data = event.data as { image: number; step: number; steps: number; preview: string | null };
         const past = live.value[id];
         const preview = data.preview ? dataUrl(data.preview) : (past?.preview ?? "");
-        live.value = { ...live.value, [id]: { ...data, preview, began: past?.began ?? Date.now(), done: { ...past?.done, [data.image]: data.step } } };
+        const began = past?.began ?? Date.now();
+        const done = { ...past?.done, [data.image]: data.step };
+        // events of the past come at once after a reload: none of them is a step that was waited for
+        const first = past && Date.now() - began > REPLAY_MS ? past.first : Object.values(done).reduce((sum, at) => sum + at, 0);
+        live.value = { ...live.value, [id]: { ...data, preview, began, first, done } };
       } else if (["image", "finished", "failed", "cancelled"].includes(event.kind)) {
         await sooner();
       }

@@ -25,6 +25,7 @@ export function Operate() {
   useEffect(() => {
     mayOperate.value = true;
     void look();
+    void connect(); // which models are loaded may have changed
     const timer = setInterval(() => { if (!document.hidden) void look(); }, EVERY_MS);
     return () => clearInterval(timer);
   }, []);

@@ -71,3 +71,8 @@ function briefly(value: Json): string {
     .slice(0, 3);
   return parts.map(([name, inner]) => `${name} ${String(inner)}`).join(", ");
 }
+
+/** What a field is for, as the form says it: a field that is not given is empty there. */
+export function hintOf(schema: Schema): string {
+  return (schema.description ?? "").replaceAll("``", "").replace(/(^|[.] )None\b/g, "$1Empty").replace(/\bNone\b/g, "empty");
+}

@@ -9,7 +9,7 @@ import { Picture, pictureAsText, useAddress } from "./image";
 import {
   cancel, cancelAll, generate, live, notifyWhenDone, pictures, queue, requestOf, shown, shownImage, shownJob, watched, watchedJob,
 } from "./jobs";
-import { connection, model, notice, replace, request, set } from "./state";
+import { connection, model, modelOf, notice, replace, request, set } from "./state";
 import { duration } from "./text";
 import { nameOf, words } from "./words";
 
@@ -63,10 +63,14 @@ function Making({ job }: { job: Job }) {
   const taken = [...by.values()].reduce((sum, at) => sum + at, 0);
   const done = steps ? Math.min(1, taken / (steps * count)) : 0;
   const spent = job.started ? clock.value / 1000 - job.started : 0;
-  const left = done > 0.05 ? Math.max(0, spent / done - spent) : job.eta_s;
+  // A model that is loaded for its first picture takes its time before the first step.
+  const isLoading = job.status === "running" && !taken && modelOf(job.request)?.ready === false;
+  const pace = now && taken > now.first ? Math.max(0, clock.value - now.began) / 1000 / (taken - now.first) : 0;
+  const left = isLoading ? 0 : pace ? pace * (steps * count - taken) : job.eta_s;
   const last = job.images.at(-1);
   const text = job.status === "queued"
     ? words.stage.queued(job.position)
+    : isLoading ? words.stage.loading(duration(Math.max(0, spent)))
     : steps ? words.stage.step(job.images.length, count, count > 1 ? taken : step, count > 1 ? steps * count : steps) : words.queue.status.running!;
   return (
     <>

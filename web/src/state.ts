@@ -40,10 +40,11 @@ export const models = computed<Model[]>(() =>
 );
 export const DEFAULT_MODEL = "plate";
 /** The model that the request means: its own, else the server's default, else one that takes text. */
-export const model = computed<Model | undefined>(() => {
-  const named = request.value.model as string | undefined;
+export const model = computed<Model | undefined>(() => modelOf(request.value));
+export function modelOf(wanted: Fields): Model | undefined {
+  const named = wanted.model as string | undefined;
   return models.value.find((m) => m.name === (named ?? DEFAULT_MODEL));
-});
+}
 export const limits = computed(() => capabilities.value?.limits ?? {});
 export const schema = computed(() => capabilities.value?.request ?? { properties: {} });
 

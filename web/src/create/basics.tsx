@@ -124,11 +124,11 @@ export function SizeFields() {
   const bounds = { type: "integer", minimum: about?.min_size_px, maximum: about?.max_size_px };
   const ratio = (width ?? base) / (height ?? tall);
   return (
-    <fieldset class={wrongField.value === "width" || wrongField.value === "height" ? "wrong" : ""}>
+    <fieldset>
       <legend>{words.form.size}</legend>
       <div class="row">
         {(["width", "height"] as const).map((side) => (
-          <div class="field" key={side}>
+          <div class={`field ${wrongField.value === side ? "wrong" : ""}`} key={side}>
             <label for={side}>{nameOf(side)}</label>
             <NumberInput id={side} schema={bounds} step={multiple} value={request.value[side]} placeholder={String(about?.defaults[side] ?? "")} onChange={(v) => change(side, v)} />
           </div>

@@ -128,6 +128,7 @@ export const words: Words = {
     begin: "Mit diesem Bild beginnen",
     details: "Einzelheiten",
     queued: (n) => (n ? `wartet hinter ${n}` : "als Nächstes dran"),
+    loading: (s) => `das Modell wird geladen, seit ${s}`,
     step: (done, count, step, steps) => (count > 1 ? `${done} von ${count} Bildern, ` : "") + `Schritt ${step} von ${steps}`,
     left: (s) => `noch etwa ${s}`,
     cancelled: "abgebrochen",
@@ -193,6 +194,9 @@ export const words: Words = {
     next: "Nächstes Bild",
     request: "Anfrage",
     timings: "Wohin die Zeit ging",
+    stages: {
+      queue: "warten und laden", encode: "Text", denoise: "Schritte", decode: "Dekodieren", gate: "Gates", write: "Schreiben",
+    },
     attempts: "Versuche",
     attemptHeads: ["Versuch", "Seed", "Was die Gates sagten"],
     warnings: "Warnungen",

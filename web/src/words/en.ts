@@ -127,6 +127,7 @@ export const english = {
     begin: "Begin from this picture",
     details: "Details",
     queued: (n: number) => (n ? `waiting behind ${n}` : "next in line"),
+    loading: (s: string) => `loading the model, ${s} so far`,
     step: (done: number, count: number, step: number, steps: number) =>
       (count > 1 ? `${done} of ${count} pictures, ` : "") + `step ${step} of ${steps}`,
     left: (s: string) => `about ${s} left`,
@@ -193,6 +194,9 @@ export const english = {
     next: "Next picture",
     request: "Request",
     timings: "Where the time went",
+    stages: {
+      queue: "waiting and loading", encode: "text", denoise: "steps", decode: "decoding", gate: "gates", write: "writing",
+    } as Record<string, string>,
     attempts: "Attempts",
     attemptHeads: ["Try", "Seed", "What the gates said"],
     warnings: "Warnings",

@@ -128,6 +128,7 @@ export const words: Words = {
     begin: "从这张图片开始",
     details: "详情",
     queued: (n) => (n ? `前面还有 ${n} 个` : "下一个就是"),
+    loading: (s) => `正在加载模型，已用 ${s}`,
     step: (done, count, step, steps) => (count > 1 ? `${count} 张中的 ${done} 张，` : "") + `第 ${step} 步，共 ${steps} 步`,
     left: (s) => `还需约 ${s}`,
     cancelled: "已取消",
@@ -193,6 +194,9 @@ export const words: Words = {
     next: "下一张",
     request: "请求",
     timings: "时间花在哪里",
+    stages: {
+      queue: "等待与加载", encode: "文本", denoise: "步骤", decode: "解码", gate: "审查", write: "写入",
+    },
     attempts: "尝试",
     attemptHeads: ["次数", "种子", "审查结果"],
     warnings: "警告",
