@@ -6,6 +6,7 @@ error is one line on standard error that names the flag, what came and what is
 allowed; nobody sees a traceback unless the log level is debug.
 """
 
+import atexit
 import dataclasses
 import os
 import re
@@ -123,7 +124,27 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code."""
     sys.excepthook = _report_fault
     signal.signal(signal.SIGTERM, _leave)
-    sys.exit(_run(sys.argv[1:] if arguments is None else list(arguments)))
+    if arguments is not None:
+        sys.exit(_run(list(arguments)))
+    ended: list[int] = []
+    atexit.register(_end, ended)  # the first to be registered is the last to run
+    ended.append(_run(sys.argv[1:]))
+    sys.exit(ended[0])
+
+
+def _end(ended: Sequence[int]) -> None:
+    """End a process that has torch in it, once all others have been told of the end.
+
+    Taking a tensor library's modules apart, one object after the other, costs half a second,
+    for which whoever waits for a picture would wait too.
+    """
+    if ended and "torch" in sys.modules:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):  # Python itself says what became of it
+                return
+        os._exit(ended[0])
 
 
 def _run(arguments: list[str]) -> int:

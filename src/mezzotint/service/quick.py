@@ -21,6 +21,7 @@ from typing import Any
 
 import mezzotint
 from mezzotint.engine.cache import ResultCache
+from mezzotint.models.backends import ahead
 from mezzotint.models.config import ModelsConfig
 from mezzotint.models.spec import ModelSpec
 from mezzotint.models.store.known import Facts, key_of, program
@@ -104,6 +105,10 @@ class QuickService:
             for event in _told(request_id, *kept, quiet=quiet):
                 yield event
             return
+        kind = _kind(request) if self._made is None else ""
+        known = self._facts.get(kind) if kind else None
+        if known:
+            ahead.start(self._config.models.home_path / "cache" / "openvino", known)
         events: Any = self._service().stream(
             request,
             request_id=request_id,
@@ -112,9 +117,20 @@ class QuickService:
             preview_every=preview_every,
             quiet=quiet,
         )
-        async with contextlib.aclosing(events):
-            async for event in events:
-                yield event
+        try:
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    if kind and isinstance(event, Finished):
+                        self._learn_networks(kind, known)
+                    yield event
+        finally:
+            ahead.drop()
+
+    def _learn_networks(self, kind: str, known: Any) -> None:
+        """Keep what this first request had compiled, for another process."""
+        compiled = [list(one) for one in ahead.compiled()]
+        if compiled and compiled != known:
+            self._facts.put(kind, compiled)
 
     async def plan(self, request: GenerationRequest, *, client: str = "") -> Mapping[str, Any]:
         """Resolve a request without running it: plan, warnings, predicted cost."""
@@ -241,6 +257,13 @@ class QuickService:
         first: Plan = planned.plans[0]
         asked = (first.scheduler, first.sigma_schedule, first.num_inference_steps, first.steps)
         return key_of("levels", spec.digest, spec.scheduler_config, asked, program())
+
+
+def _kind(request: GenerationRequest) -> str:
+    """Return under what the networks are known that such a request had compiled."""
+    heavy = [t.field for t in TECHNIQUES if not t.is_light and t.is_asked(request)]
+    size = (request.width, request.height)
+    return key_of("ahead", request.model, size, request.reproducibility, heavy, program())
 
 
 def _is_native(plan: Plan) -> bool:

@@ -193,3 +193,22 @@ def test_closing_builds_nothing(home):
     found, made = service(home)
     asyncio.run(found.close())
     assert made == []
+
+
+def test_what_a_first_request_had_compiled_is_begun_before_the_next_service(home, monkeypatch):
+    compiled, begun = [["a.xml", {"NUM_STREAMS": 2}, True]], []
+    monkeypatch.setattr(quick.ahead, "compiled", lambda: [tuple(one) for one in compiled])
+    monkeypatch.setattr(quick.ahead, "start", lambda folder, known: begun.append((folder, known)))
+    found, _ = service(home)
+    events(found)  # learns it
+    compiled.append(["b.xml", {}, True])
+    events(found)  # no first one any more
+    assert begun == []
+    again, made = service(home)
+    monkeypatch.setattr(again, "_make", lambda make=again._make: (begun.append("made"), make())[1])
+    events(again)
+    assert begun == [(home / "cache" / "openvino", [["a.xml", {"NUM_STREAMS": 2}, True]]), "made"]
+    other, _ = service(home)
+    events(other, GenerationRequest(prompt="a red apple", seed=3, width=64))
+    assert len(begun) == 2
+    assert len(made) == 1

@@ -130,7 +130,9 @@ class Exporter:
             if agrees:
                 return exported, opened
             self._forget(opened)
-        return self._keep(self._trace(_two_rows(arrays), key), key), key
+        exported = self._keep(self._trace(_two_rows(arrays), key), key)
+        return_memory()
+        return exported, key
 
     def _answer_elsewhere(self, arrays: Mapping[str, Tensor]) -> _Check | None:
         """Ask torch at another size than the traced one; None where it takes no such size."""

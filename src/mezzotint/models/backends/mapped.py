@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mezzotint.observe import garbage
 
-__all__ = ["give_back", "give_back_pages", "giving_back", "return_memory"]
+__all__ = ["give_back", "give_back_pages", "giving_back", "return_memory", "trim"]
 
 _EVERY_S = 0.1
 _LEAST_BYTES = 64 << 20  # of a file that is worth a thread
@@ -68,8 +68,13 @@ def _library() -> ctypes.CDLL:
 
 
 def return_memory() -> None:
-    """Give freed memory back to the system, which the allocator of Linux keeps otherwise."""
+    """Collect garbage, and give all that is free back to the system."""
     garbage.collect()
+    trim()
+
+
+def trim() -> None:
+    """Give freed memory back to the system, which the allocator of Linux keeps otherwise."""
     if sys.platform == "linux":
         trim = getattr(_library(), "malloc_trim", None)
         if trim is not None:

@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mezzotint.models.backends.ahead import compile_network
 from mezzotint.models.backends.exporting import Exporter, RowShape, row_key
-from mezzotint.models.backends.flattening import flatten_planes
-from mezzotint.models.backends.mapped import giving_back, return_memory
+from mezzotint.models.backends.mapped import giving_back, return_memory, trim
 from mezzotint.models.backends.quiet import conversion_failures, import_openvino
 from mezzotint.models.backends.streams import denoiser_streams
 from mezzotint.models.base import Model, Network
@@ -270,14 +270,13 @@ class OpenVINONetwork:
             path, made_for = self._exported(core, arrays)
             weights = path.with_suffix(".bin") if isinstance(path, Path) else None
             with stage("compiling", self.role, self.source.num_bytes), giving_back(weights):
-                graph = self._graph(core, path)
-                model = core.compile_model(graph, "CPU", settings)
+                model = compile_network(core, path, settings, is_flat=self._is_flat)
                 requests = tuple(model.create_infer_request() for _ in range(self._streams))
                 lone = requests[0]
                 if self._num_copies > 1:
                     settings["NUM_STREAMS"] = 1
-                    lone = core.compile_model(graph, "CPU", settings).create_infer_request()
-                del graph
+                    lone = compile_network(core, path, settings, is_flat=self._is_flat)
+                    lone = lone.create_infer_request()
         except (
             *conversion_failures(),
             RuntimeError,
@@ -292,18 +291,18 @@ class OpenVINONetwork:
                 f"({type(error).__name__}: {reason})",
             )
             return None, row_key(arrays)
-        return_memory()  # what tracing and packing the weights took
+        if isinstance(path, Path):
+            trim()  # what packing the weights took; who traced has collected its garbage
+        else:
+            return_memory()
         shapes = tuple(map(_row_shape, model.outputs))
         kinds = tuple(np.dtype(port.get_element_type().to_dtype()) for port in model.inputs)
         return _Compiled(requests, lone, shapes, kinds, weights), made_for
 
-    def _graph(self, core: Any, exported: Any) -> Any:
-        """Return what is compiled: an export, arranged for the kernels where bits stay the same."""
-        if self._precision != "f32":
-            return exported
-        graph = core.read_model(exported) if isinstance(exported, Path) else exported.clone()
-        flatten_planes(graph)
-        return graph
+    @property
+    def _is_flat(self) -> bool:
+        """Whether its graph is arranged for the kernels, where bits stay the same."""
+        return self._precision == "f32"
 
     def _exported(self, core: Any, arrays: Mapping[str, Tensor]) -> tuple[Any, RowShape]:
         """Return the exported network, its path if there is a cache, and what shape it is for."""

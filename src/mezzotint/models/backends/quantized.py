@@ -60,9 +60,10 @@ class Int8Network(OpenVINONetwork):
         quantize(model, self._ranges, is_narrow=self._is_narrow)
         return model, made_for
 
-    def _graph(self, core: Any, exported: Any) -> Any:
-        """Return the export as it is: its layers are joined with the rounding behind them."""
-        return exported
+    @property
+    def _is_flat(self) -> bool:
+        """No: its layers are joined with the rounding behind them."""
+        return False
 
 
 def find_ranges(network: OpenVINONetwork, calls: Calls) -> dict[str, tuple[float, float]]:
