@@ -225,6 +225,36 @@ def test_a_model_is_unloaded_and_loaded_by_hand(page, server):
     assert page.text(f"{card} .ready") == "loaded"
 
 
+def test_an_address_that_changes_while_the_page_begins_is_followed(page):
+    early = page.call(
+        "Page.addScriptToEvaluateOnNewDocument",
+        source="""const real = window.requestAnimationFrame;
+        window.requestAnimationFrame = (then) => { // asked for when the page stands, before its effects
+          if (!window.isMoved) { window.isMoved = true; location.hash = "#gallery"; }
+          return real(then);
+        };""",
+    )
+    page.reload()
+    page.wait("document.getElementById('search')")
+    page.call("Page.removeScriptToEvaluateOnNewDocument", identifier=early["identifier"])
+    page.reload()
+
+
+def test_a_gallery_opened_while_the_server_is_away_fills_when_it_is_back(page):
+    make(page, "kept meanwhile", 72)
+    page.reload()
+    page.wait(READY)
+    page.run(
+        """window.realFetch ??= window.fetch;
+        window.fetch = () => Promise.reject(new TypeError("away"));
+        location.hash = "#gallery";"""
+    )
+    page.wait("document.getElementById('dot').className === 'dot bad'")
+    assert page.run(PICTURES) == 0
+    page.run("window.fetch = window.realFetch")
+    page.wait(f"{PICTURES} > 0")
+
+
 OPEN_JOB = {
     "id": "job-of-nobody", "status": "running", "position": 0, "eta_s": 5.0, "warnings": [],
     "progress": {"step": 0, "steps": 20}, "request": {"prompt": "a boat"}, "images": [],

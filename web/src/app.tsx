@@ -36,7 +36,7 @@ const arrived = signal<Record<string, FunctionComponent>>({});
 function LaterRoom({ name }: { name: string }) {
   useEffect(() => {
     if (!arrived.value[name]) void LATER[name]!().then((found) => { arrived.value = { ...arrived.value, [name]: found }; }, () => undefined);
-  }, [name]);
+  }, [name, connection.value]);
   const Room = arrived.value[name];
   return Room ? <Room /> : <p class="empty">{words.loading}</p>;
 }
@@ -44,7 +44,6 @@ function LaterRoom({ name }: { name: string }) {
 export function App() {
   useEffect(() => {
     wear(theme.value);
-    addEventListener("hashchange", () => { room.value = location.hash.slice(1) || "create"; });
     addEventListener("online", () => void watch());
     document.addEventListener("visibilitychange", () => { if (!document.hidden) void watch(); });
     document.addEventListener("keydown", press);

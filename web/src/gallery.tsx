@@ -10,7 +10,7 @@ import { isHurried, VirtualGrid } from "./gallery/virtual";
 import { Icon } from "./icons";
 import { Picture, small } from "./image";
 import { remove } from "./jobs";
-import { notice } from "./state";
+import { connection, notice } from "./state";
 import { words } from "./words";
 
 const selected = signal<ReadonlySet<string>>(new Set());
@@ -27,7 +27,8 @@ function filter(change: Partial<Filters>): void {
 }
 
 export function Gallery() {
-  useEffect(() => { void load(); }, []);
+  const isThere = connection.value === "ready";
+  useEffect(() => { if (isThere || !isLoaded.value) void load(); }, [isThere]); // again when a lost server is back
   const list = found.value;
   const isFiltered = filters.value !== NO_FILTERS && JSON.stringify(filters.value) !== JSON.stringify(NO_FILTERS);
   return (
