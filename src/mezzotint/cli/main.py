@@ -33,7 +33,7 @@ from mezzotint.cli.local.greeting import completion, greet
 from mezzotint.cli.machines.cluster import cluster_app
 from mezzotint.cli.models import archive_app, models_app
 from mezzotint.cli.terminal import escaped
-from mezzotint.errors import Cancelled, InvalidRequest, MezzotintError
+from mezzotint.errors import Cancelled, InvalidRequest, MezzotintError, nearest_name
 from mezzotint.observe import log
 from mezzotint.request import GenerationRequest
 
@@ -207,6 +207,11 @@ def _as_typed(flag: str, arguments: Sequence[str]) -> str:
     return flag
 
 
+def _plain(flag: str) -> str:
+    """Return a flag as a field is written."""
+    return flag.lstrip("-").replace("-", "_")
+
+
 def _typer_message(error: TyperException, arguments: Sequence[str]) -> str:
     """Return typer's message as one line, with what to do instead where that is plain."""
     text = getattr(error, "format_message", lambda: str(error))()
@@ -216,8 +221,22 @@ def _typer_message(error: TyperException, arguments: Sequence[str]) -> str:
         return f"{_as_typed(max(names, key=len, default=named[1]), arguments)}: {named[2]}"
     context: Any = getattr(error, "ctx", None)
     verb = context.command_path.removeprefix("mezzotint").strip() if context else ""
-    if text.startswith("No such command") and "Did you mean" not in text:
-        text += f" There are: {', '.join(context.command.commands)}." if context else ""
+    unknown = re.match(r"No such command '(.*?)'\.", text, re.DOTALL)
+    if unknown and context:  # typer's own guesses go far off
+        near = nearest_name(unknown[1], context.command.commands)
+        rest = (
+            f"Did you mean {near!r}?"
+            if near
+            else "There are: " + ", ".join(context.command.commands) + "."
+        )
+        text = f"{unknown[0]} {rest}"
+    unknown = re.match(r"No such option: (--\S+)", text)
+    if unknown and context:
+        flags = {_plain(name): name for p in context.command.params for name in p.opts}
+        near = nearest_name(_plain(unknown[1]), flags)
+        help_ = " ".join(filter(None, ("mezzotint", verb, "--help")))
+        rest = f"Did you mean {flags[near]}?" if near else f"See {help_}."
+        text = f"{unknown[0]}. {rest}"
     if text.startswith("Got unexpected extra argument") and verb == "generate":
         text += '; words of a prompt stand in quotes: mezzotint generate "a red apple"'
     return f"{verb}: {text}" if verb and text else text
