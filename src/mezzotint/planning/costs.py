@@ -31,7 +31,7 @@ _GUESS_S = {"encode": 0.05, "step": 0.2, "reuse": 0.1, "decode": 0.2, "finish": 
 
 def cost_key(plan: Plan) -> str:
     """Return the name under which a plan's times are kept: model, adapters, size."""
-    return _key(plan, plan.model_digest)
+    return plan.cost_name
 
 
 def encode_key(plan: Plan) -> str:
@@ -47,13 +47,6 @@ def finish_key(plan: Plan) -> str | None:
     upscale = plan.techniques.upscale.part
     factor, name = upscale.factor, upscale.model or "lanczos"
     return f"upscale {name} {factor:g} {plan.size}"
-
-
-def _key(plan: Plan, digest: str) -> str:
-    t = plan.techniques
-    worn = "".join(f"+{digest[:8]}" for digest in t.adapters.networks)
-    tiled = " tiled" if t.tiling else ""  # another way through the network
-    return f"{digest[:16]}{worn} {plan.size} {plan.reproducibility}{tiled}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,7 +242,7 @@ class CostTable:
         if not members:
             return self._price(self._key_at(plan, key, place), kind, rows, least)
         asked = [m for m in members if m.part.weights[plan.steps[place] - 1]]
-        keys = [_key(plan, member.digest) for member in asked]
+        keys = [plan.cost_name_of(member.digest) for member in asked]
         known = [k if self.is_measured(k, kind) else key for k in keys]
         return sum(self._price(k, kind, rows // len(asked), least) for k in known)
 

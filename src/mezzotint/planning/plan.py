@@ -251,6 +251,18 @@ class Plan:
     second: "Plan | None" = None
 
     @cached_property
+    def cost_name(self) -> str:
+        """Under what times of such plans are kept: model, adapters, size."""
+        return self.cost_name_of(self.model_digest)
+
+    def cost_name_of(self, digest: str) -> str:
+        """Return under what times are kept of another model that takes part."""
+        t = self.techniques
+        worn = "".join(f"+{adapter[:8]}" for adapter in t.adapters.networks)
+        tiled = " tiled" if t.tiling else ""  # another way through the network
+        return f"{digest[:16]}{worn} {self.size} {self.reproducibility}{tiled}"
+
+    @cached_property
     def batch_key(self) -> BatchKey:
         """What changes the forward pass; the conditioning's shape joins it after encoding."""
         t = self.techniques

@@ -86,7 +86,8 @@ class Templates:
         if known is None or known.spec is not spec or known.abilities != abilities:
             planned, footprints = self._whole(request, spec, abilities, image_size)
             for one in planned.plans:
-                _ = one.spelling, one.batch_key, one.description  # from here on with every seed
+                # From here on with every seed:
+                _ = one.spelling, one.batch_key, one.cost_name, one.description
             with self._lock:
                 self._known[kind] = _Template(spec, abilities, planned, footprints)
                 while len(self._known) > self._most:

@@ -41,6 +41,7 @@ MAX_SHAPES = 4
 """Shapes of rows that one network keeps compiled; the one used longest ago goes first."""
 
 _MAX_PACKED = 1024  # shapes of calls that are remembered
+_MAX_COPIED_BYTES = 1 << 16  # of the inputs of a call that are copied to where others lay
 
 _IGNORED = {
     "attention_slicing": "OpenVINO computes attention in its own blocks",
@@ -60,6 +61,7 @@ class _Compiled:
         kinds: Types of the inputs' elements, as numpy has them.
         weights: The file that its constants are mapped from, if they are.
         packed: Shapes of calls that its weights have been packed for.
+        lent: Where the inputs of each request's latest call lie, if they are small.
         lock: Held while it runs.
     """
 
@@ -71,7 +73,30 @@ class _Compiled:
     packed: set[tuple[tuple[int, ...], ...]] = field(
         default_factory=set[tuple[tuple[int, ...], ...]]
     )
+    lent: dict[Any, list[np.ndarray]] = field(default_factory=dict[Any, list[np.ndarray]])
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def lend(self, request: Any, arrays: list[np.ndarray]) -> None:
+        """Let a request read its inputs where they lie, until it has run.
+
+        OpenVINO's own way of taking arrays finds out anew for each what it is, which takes
+        longer than a small network. Small ones of the shapes of the latest call are copied to
+        where those lay: telling a request of a place takes longer than that.
+        """
+        known = self.lent.get(request)
+        if known is not None and [a.shape for a in known] == [a.shape for a in arrays]:
+            for place, array in zip(known, arrays, strict=True):
+                np.copyto(place, array)
+            return
+        openvino = import_openvino()
+        is_small = sum(array.nbytes for array in arrays) <= _MAX_COPIED_BYTES
+        kept = [array.copy() for array in arrays] if is_small else arrays
+        for place, array in enumerate(kept):
+            request.set_input_tensor(place, openvino.Tensor(array, shared_memory=True))
+        if is_small:
+            self.lent[request] = kept
+        else:
+            self.lent.pop(request, None)
 
 
 class OpenVINONetwork:
@@ -241,7 +266,7 @@ class OpenVINONetwork:
         parts = _deal(whole, min(len(compiled.requests), rows))
         working = compiled.requests[: len(parts)] if rows > 1 else (compiled.lone,)
         for request, part in zip(working, parts, strict=True):
-            _lend(request, part)
+            compiled.lend(request, part)
         if len(working) == 1:  # in this thread: another would have to be woken, and wake this one
             working[0].infer(share_outputs=True)
         else:
@@ -334,17 +359,6 @@ def _deal(arrays: list[np.ndarray], count: int) -> list[list[np.ndarray]]:
     return [[a[start:end] for a in arrays] for start, end in itertools.pairwise(edges)]
 
 
-def _lend(request: Any, arrays: list[np.ndarray]) -> None:
-    """Let a request read its inputs where they lie, until it has run.
-
-    OpenVINO's own way of taking arrays finds out anew for each what it is, which takes
-    longer than a small network.
-    """
-    openvino = import_openvino()
-    for place, array in enumerate(arrays):
-        request.set_input_tensor(place, openvino.Tensor(array, shared_memory=True))
-
-
 def _row_shape(output: Any) -> tuple[int, ...] | None:
     """Return the shape of one row of an answer, None where it is not fixed."""
     dimensions = list(output.get_partial_shape())[1:]
@@ -356,6 +370,8 @@ def _row_shape(output: Any) -> tuple[int, ...] | None:
 def _plain(tensor: Tensor) -> Tensor:
     """Return a contiguous CPU tensor, float32 where it holds fractions."""
     kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    if tensor.is_cpu and tensor.dtype == kind and tensor.is_contiguous():
+        return tensor.detach() if tensor.requires_grad else tensor
     return tensor.detach().to(device="cpu", dtype=kind).contiguous()
 
 

@@ -55,6 +55,7 @@ __all__ = [
 
 WEIGHTS_FILE = "generator.safetensors"
 _MEAN_DRAWS = 1024
+_NEAR = 1e-9  # to the border of two classes, counted in classes
 
 
 class GanModel(Model):
@@ -170,12 +171,12 @@ class GanModel(Model):
             return latents if psi is None else latents * psi[:, None]
         is_w = None if conditioning is None else conditioning.get("is_w")
         mapped = latents
-        if is_w is None or not bool(is_w.any()):
+        if is_w is None or not any(_plain(is_w)):
             mapped = self._mapped(latents)
         elif not bool(is_w.all()):
             places = torch.nonzero(is_w == 0)[:, 0]
             mapped = latents.index_put((places,), self._mapped(latents[places]))
-        if psi is None or bool((psi == 1).all()):
+        if psi is None or all(share == 1 for share in _plain(psi)):
             return mapped
         mean, share = self._mean().to(mapped.device), psi[:, None]
         return torch.where(share == 1, mapped, mean + share * (mapped - mean))
@@ -197,12 +198,36 @@ class GanModel(Model):
 
     def _choose_classes(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         """Fill in missing labels: the mean of a latent vector, made uniform, picks one."""
+        if latents.device.type == "cpu":
+            chosen = self._choose_at_once(latents, labels)
+            if chosen is not None:
+                return chosen
         mean = latents.double().sum(dim=1) / math.sqrt(latents.shape[1])
         uniform = 0.5 * (1 + torch.erf(mean / math.sqrt(2)))
         drawn = (uniform * self.config.num_classes).long().clamp(0, self.config.num_classes - 1)
         if labels is None:
             return drawn
         return torch.where(labels.to(drawn.device) < 0, drawn, labels.to(drawn.device))
+
+    def _choose_at_once(self, latents: Tensor, labels: Tensor | None) -> Tensor | None:
+        """Choose classes with plain numbers, which takes a tenth of a millisecond less.
+
+        Returns:
+            None where a number is so near the border of two classes that its last digits, which
+            are not those of torch, might decide.
+        """
+        count = self.config.num_classes
+        asked = [-1] * len(latents) if labels is None else [int(label) for label in _plain(labels)]
+        sums = latents.detach().numpy().sum(axis=1, dtype=np.float64).tolist()
+        for row, label in enumerate(asked):
+            if label >= 0:
+                continue
+            mean = sums[row] / math.sqrt(latents.shape[1])
+            place = 0.5 * (1 + math.erf(mean / math.sqrt(2))) * count
+            if not abs(place - round(place)) > _NEAR:
+                return None
+            asked[row] = int(place)
+        return torch.tensor(asked)
 
     def _call(self, role: str, inputs: Mapping[str, Tensor]) -> Tensor:
         """Call a network with as many rows at once as leave each row's bits alone."""
@@ -245,6 +270,11 @@ class GanModel(Model):
         """Let another backend answer, and certify its row counts anew."""
         super().use_network(role, network)
         self._sizes = {**self._sizes, role: self._certify(role)}
+
+
+def _plain(numbers: Tensor) -> list[float]:
+    """Return a line of numbers as plain ones, quicker to look through when they are few."""
+    return numbers.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def _join(parts: Sequence[Tensor]) -> Tensor:

@@ -170,3 +170,17 @@ def test_what_a_network_says_when_the_tracer_looks_at_it_is_not_heard(tmp_path):
         logger.removeHandler(handler)
         logger.setLevel(before)
     assert heard == ["unrecognized"]
+
+
+def test_inputs_are_read_anew_by_every_call_whatever_their_size(tmp_path):
+    module = _Convolution()
+    found = network(module, tmp_path)
+    small, large = latents(16, 16), latents(96, 96)  # the latter are read where they lie
+    expected = {small: module(small), large: module(large)}
+    for x in (small, large, small, large, small):
+        assert torch.allclose(found(latents=x)[0], expected[x], atol=1e-5)
+    other = small + 1
+    assert torch.allclose(found(latents=other)[0], module(other), atol=1e-5)
+    before = other.clone()
+    assert torch.allclose(found(latents=small)[0], expected[small], atol=1e-5)
+    assert torch.equal(other, before)

@@ -334,3 +334,13 @@ def test_loading_does_not_load_torchs_compiler():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ["False", "False"]
+
+
+def test_classes_are_those_of_torch_also_at_the_border_of_two(folder, monkeypatch):
+    model = load_gan(folder)
+    latents = torch.cat([noise(CLASSES, 200), torch.full((1, CLASSES.latent_size), 100.0)])
+    labels = torch.arange(201) % 4 - 1
+    found = model._choose_classes(latents, labels)
+    assert found[-1] == 2 and model._choose_at_once(latents[-1:], None) is None
+    monkeypatch.setattr(model, "_choose_at_once", lambda *_: None)
+    assert torch.equal(found, model._choose_classes(latents, labels))
