@@ -59,7 +59,7 @@ READERS = {
     "planning/adapters.py": ("checks and resolves adapters", "controls embeddings loras"),
     "planning/costs.py": (
         "seconds of what is done beside a call",
-        "controls ensemble image tiling upscale",
+        "controls ensemble image upscale",
     ),
     "planning/ensemble.py": ("weights of the members", "ensemble"),
     "planning/guidance.py": ("guess mode steers without a prompt", "controls"),

@@ -2,7 +2,8 @@
 
 Until a size is certified it is not used: two rows a call are always right. Trying one costs
 calls of that size, so it is done while nobody waits; while somebody does, only as far as a
-small share of the time that their pictures took, and only where a larger call could be used.
+small share of the time that their pictures took, and only where a larger call could be used and
+would be quicker, row by row, as the sizes before it are.
 Trials go on where they were left, and certificates are kept on disk.
 
 Dimensions: R rows.
@@ -32,6 +33,7 @@ __all__ = ["Lessons"]
 _SIZES = (1, 2, 4, 6, 8)
 """Sizes that are learnt while nobody waits; larger ones are learnt where they are wanted."""
 
+_WORTH = 1.03  # times the rows a second of a size before, or the one after it is not tried
 _MOST_SHAPES = 32  # of rows that are remembered, to be learnt about
 _TIMINGS = 2  # the first pays for what only a first call does
 
@@ -167,7 +169,27 @@ class Lessons:
         """Return the smallest untried size that so many rows could use."""
         most = self._config.bucket(rows)
         sizes = (1,) if rows == 1 else tuple(s for s in self._config.buckets if 1 < s <= most)
-        return next(iter(self._untried(shape, sizes)), None)
+        size = next(iter(self._untried(shape, sizes)), None)
+        return size if size is None or self._may_pay(shape, size) else None
+
+    def _may_pay(self, shape: _Shape, size: int) -> bool:
+        """Tell whether a size may give more rows a second than those below it.
+
+        Where the largest of them gives hardly more than the one before it, larger ones do not
+        either: trying them would keep who waits for nothing.
+        """
+        may = [
+            s
+            for s in self._config.buckets
+            if s < size and self._certificates.passed(shape.key, shape.label, s)
+        ]
+        if self._costs is None or size <= _SIZES[-1] or len(may) < 2:
+            return True
+        key = cost_key(shape.plan)
+        if not self._costs.is_settled(key, "step", may[-1]):
+            return True
+        small, large = (s / max(self._costs.seconds(key, "step", s), 1e-9) for s in may[-2:])
+        return large >= _WORTH * small
 
     def _spend(self, shape: _Shape, size: int, limit_s: float) -> bool:
         """Make the next call of a trial if it is paid for and short enough; tell if it was made."""

@@ -3,7 +3,7 @@
 Where each channel has a number of its own (the scale and shift of a group norm, the embedding
 of a time), OpenVINO's kernels step along the last dimension alone. In a small U-Net that is a
 row of 4, 8 or 16 numbers, while a vector of the processor holds 16, so that an activation takes
-five times as long as it need. The same sums over (N, C, H * W) have rows long enough: a sixth of
+four times as long as it need. The same sums over (N, C, H * W) have rows long enough: a seventh of
 a small U-Net's time, and no bit of an answer changes.
 
 Dimensions: N rows of a call, C channels in G groups, H and W rows and columns.

@@ -211,3 +211,21 @@ def test_without_a_learner_and_of_other_models_no_numbers_of_rows_are_tried():
     model.certifies_rows = False
     assert not any(lessons.tell_drawn(model, rows=1, seconds=9.0) for _ in range(9))
     assert learner.wait_s is None
+
+
+@pytest.mark.parametrize(
+    ("twelve_s", "is_wanted"), [(1.18, False), (1.1, True)], ids=["hardly quicker", "quicker"]
+)
+def test_sizes_are_not_tried_above_one_that_is_hardly_quicker(twelve_s, is_wanted):
+    model, costs = Thing(), CostTable()
+    lessons, is_tried = taught(model, costs=costs, learn_share=100)
+    for _ in range(60):
+        tell(lessons, model, wanted=12)
+    assert is_tried(12)
+    key = cost_key(make_plan())
+    for _ in range(2):  # the first is a warm-up
+        costs.record(key, "step", 8, 0.8)
+        costs.record(key, "step", 12, twelve_s)
+    for _ in range(60):
+        tell(lessons, model, wanted=64)
+    assert is_tried(16) is is_wanted
