@@ -14,6 +14,7 @@ Dimensions: R rows, F features.
 import contextlib
 import copy
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
@@ -329,6 +330,7 @@ class TorchNetwork:
         self.config: Mapping[str, Any] = config or {}
         self._build = build
         self._module: nn.Module | None = None
+        self._held: Callable[[], nn.Module | None] = lambda: None  # the last, if it is anywhere
         self._lock = threading.Lock()
         self._changes: dict[str, Callable[[nn.Module], Any]] = {}
         self.offload: Offload | None = None
@@ -370,12 +372,14 @@ class TorchNetwork:
     def build_from(self, build: Callable[[torch.dtype], nn.Module]) -> None:
         """Let something else build the module; before its first use."""
         with self._lock:
-            self._build = build
+            self._build, self._held = build, lambda: None
 
     @property
     def module(self) -> nn.Module:
         """The module, built and moved to its device on first use."""
         with self._lock:
+            if self._module is None:
+                self._module = self._held()
             if self._module is None:
                 with (
                     stage("reading", "weights", self.num_bytes),
@@ -387,13 +391,14 @@ class TorchNetwork:
                 use_row_linears(module)
                 for change in self._changes.values():
                     change(module)
-                self._module = module
+                self._module, self._held = module, weakref.ref(module)
             return self._module
 
     def let_go(self) -> None:
         """Forget the module, whose weights another backend has now; a later use builds it again.
 
-        Who holds the module keeps it.
+        Who holds the module keeps it, and it is then the one of a later use too: what adapters
+        hang on its layers stays on the layers that run.
         """
         with self._lock:
             self._module = None
@@ -414,8 +419,8 @@ class TorchNetwork:
         """
         with self._lock:
             self._changes[name] = how
-            if self._module is not None:
-                how(self._module)
+            if (module := self._held()) is not None:
+                how(module)
 
     def like(
         self,

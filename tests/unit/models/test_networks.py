@@ -1,3 +1,5 @@
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -68,6 +70,25 @@ def test_network_is_built_once_on_first_call_in_eval_without_gradients():
     assert torch.equal(first, second)
     assert not network.module.training
     assert not any(p.requires_grad for p in network.module.parameters())
+
+
+def test_a_network_that_was_let_go_has_the_module_that_somebody_holds_or_a_new_one():
+    network = TorchNetwork(
+        lambda dtype: nn.Linear(4, 4).to(dtype), lambda module, x: (module(x["sample"]),)
+    )
+    held = network.module
+    network.let_go()
+    assert not network.is_built
+    network.change("zero", lambda module: nn.init.zeros_(module.weight))
+    assert not held.weight.any()
+    assert network.module is held
+    network.let_go()
+    del held
+    gc.collect()
+    made = []
+    network.build_from(lambda dtype: made.append(1) or nn.Linear(4, 4).to(dtype))
+    assert not network.module.weight.any()  # changed, as the one before
+    assert made == [1]
 
 
 def test_timesteps_stay_float32_and_ids_whole_in_half_precision():

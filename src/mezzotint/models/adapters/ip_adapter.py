@@ -328,7 +328,8 @@ class ImagePromptNetwork:
         self.source = source
         self._adapters = tuple(adapters)
         self._lock = threading.Lock()
-        self._layers: list[Listener] = listeners(source.module)
+        self._held = source.module  # held, or a network that is let go builds other layers
+        self._layers: list[Listener] = listeners(self._held)
         for adapter in adapters:
             inner = [layer.inner for layer in self._layers]
             if [voice.inner for voice in adapter.voices] != inner:

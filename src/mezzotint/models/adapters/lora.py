@@ -234,7 +234,8 @@ class LoraNetwork:
         self.source = source
         self.scales: tuple[float, ...] = (1.0,) * len(loras)
         self._lock = threading.Lock()
-        modules = modules_by_name(source.module)
+        self._held = source.module  # held, or a network that is let go builds other layers
+        modules = modules_by_name(self._held)
         self._pairs = tuple(by_layer(pairs, modules) for pairs in loras)
         for name, pairs in zip(names, self._pairs, strict=True):
             check_fit(name, pairs, modules)

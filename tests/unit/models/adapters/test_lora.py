@@ -141,6 +141,18 @@ def test_kohya_text_layers_mean_the_same_as_in_a_peft_file(base, tmp_path):
     assert torch.equal(denoised(kohya, scales=(0.8,)), denoised(peft, scales=(0.8,)))
 
 
+def test_a_lora_is_worn_still_when_its_network_was_let_go(folder, base, tmp_path):
+    """What OpenVINO's copy of the weights does, a moment after a new home's first request."""
+    file = peft_file(tmp_path / "a.safetensors", random_lora(base, seed=1))
+    model = load_pipeline(folder)
+    view = with_loras(model, [read_lora(file)])
+    before = denoised(view, scales=(1.0,))
+    model.networks["denoiser"].let_go()
+    model.networks["text_encoder"].let_go()
+    assert torch.equal(denoised(view, scales=(1.0,)), before)
+    assert float((denoised(model) - before).abs().max()) > 0.05
+
+
 def test_two_loras_with_their_scales_add_up_as_in_diffusers(folder, base, tmp_path):
     files = [
         peft_file(tmp_path / f"{k}.safetensors", random_lora(base, seed=k, rank=k)) for k in (2, 3)

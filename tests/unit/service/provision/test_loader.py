@@ -32,7 +32,8 @@ def slow_model(name):
     model = from_pipeline(tiny.build("ddpm"), name=name)
     network = model.networks["denoiser"]
     build = SlowBuild(network.module)
-    network._module, network._build = None, build
+    network.let_go()
+    network.build_from(build)
     return model, build
 
 
@@ -100,7 +101,8 @@ def test_a_rehearsal_builds_and_computes_nothing():
     model = from_pipeline(tiny.build("ddpm"), name="m")
     network = model.networks["denoiser"]
     module = network.module
-    network._module, network._build = None, lambda dtype: module
+    network.let_go()
+    network.build_from(lambda dtype: module)
     called = []
     network.call = lambda *a: called.append(a)
     with preparing():
@@ -117,7 +119,8 @@ def test_a_prompt_that_cannot_be_read_fails_alone_while_its_model_loads(tmp_path
     model = from_pipeline(tiny.sd1(), name="slow")
     network = model.networks["denoiser"]
     build = SlowBuild(network.module)
-    network._module, network._build = None, build
+    network.let_go()
+    network.build_from(build)
     with Engine([model], device="cpu", home=tmp_path, backend="torch") as engine:
         ask_for = {"prompt_dialect": "compel", "width": 64, "height": 64}
         first = engine.submit(ask("slow", prompt="a cat", **ask_for))
