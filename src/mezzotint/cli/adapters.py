@@ -33,7 +33,9 @@ def _app(kind: str, noun: str, source: str, about: str) -> typer.Typer:
         from mezzotint.service.provision.adapter_descriptions import describe_adapter
 
         files = _files(context)
-        found = [describe_adapter(kind, name, files.path(kind, name)) for name in files.names(kind)]
+        found = [
+            describe_adapter(kind, name, files.path(kind, name)) for name in files.usable(kind)
+        ]
         if as_json:
             print(json.dumps(found, ensure_ascii=False))
             return

@@ -70,7 +70,7 @@ def adapters(kind: str) -> Complete:
     def names(ctx: typer.Context) -> Iterable[str]:
         from mezzotint.service.provision.adapter_files import AdapterFiles
 
-        return AdapterFiles(_settings(ctx).home_path, allow_paths=False).names(kind)
+        return AdapterFiles(_settings(ctx).home_path, allow_paths=False).usable(kind)
 
     return _offering(names)
 

@@ -1,7 +1,8 @@
 """Adapter files: where LoRAs, ControlNets, IP-Adapters and textual inversions lie. Torch-free.
 
 Each kind has a folder of its own below the home folder. A file that is added is copied there,
-a folder stays where it is and is linked to.
+a folder stays where it is and is linked to. A few come with the package: they are everybody's,
+an adapter of the home folder with such a name takes their place, and none removes them.
 """
 
 import contextlib
@@ -13,15 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import mezzotint.models
 from mezzotint.errors import InvalidRequest, UnknownName, WeightsError
 from mezzotint.files import atomic_path, expanded, is_there, write_atomically
 from mezzotint.models.reading import refuse_special_below
 from mezzotint.techniques.table import TECHNIQUES, Technique
 
-__all__ = ["KINDS", "LORA_OF_RUN", "AdapterFiles", "KeptAdapter"]
+__all__ = ["KINDS", "LORA_OF_RUN", "AdapterFiles", "KeptAdapter", "shipped"]
 
 LORA_OF_RUN = "pytorch_lora_weights.safetensors"
 """The file that a run of ``kind = "lora"`` leaves, and diffusers saves a LoRA under."""
+_SHIPPED = Path(mezzotint.models.__file__).parent / "builtin"
 _OWNERS = ".owners"  # folder of notes below that of a kind
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _INCOMING = re.compile(r"\.[0-9a-f]{16}\.safetensors")
@@ -77,6 +80,10 @@ class AdapterFiles:
             )
         )
 
+    def usable(self, kind: str) -> tuple[str, ...]:
+        """Return the names of one kind that mean something here, those that ship too, sorted."""
+        return tuple(sorted({*self.names(kind), *shipped(kind)}))
+
     def path(self, kind: str, name: str) -> Path:
         """Return where an adapter lies, by name or, where allowed, by path.
 
@@ -87,10 +94,13 @@ class AdapterFiles:
         """
         if name in self.names(kind) and (found := self._file(kind, name)) is not None:
             return found
+        if (found := shipped(kind).get(name)) is not None:
+            return found
         if self._allow_paths and (found := self.at(kind, name)) is not None:
             return found
-        shared = [one for one, kept in self.kept(kind).items() if kept.owner == ""]
-        raise UnknownName(kind.replace("_", " "), name, shared, field=KINDS[kind].named_in)
+        shared = {one for one, kept in self.kept(kind).items() if kept.owner == ""}
+        shared |= shipped(kind).keys()
+        raise UnknownName(kind.replace("_", " "), name, sorted(shared), field=KINDS[kind].named_in)
 
     def _file(self, kind: str, name: str) -> Path | None:
         """Return where the adapter of a name lies, None if it is gone meanwhile."""
@@ -235,8 +245,12 @@ class AdapterFiles:
         """
         if name not in self.names(kind):
             label = kind.replace("_", " ")
+            if name in shipped(kind):
+                raise InvalidRequest(f"{name} comes with the package and stays", field="name")
             raise UnknownName(label, name, self.names(kind), field=KINDS[kind].named_in)
-        path = self.path(kind, name)
+        path = self._file(kind, name)
+        if path is None:  # gone meanwhile
+            return self.folder(kind) / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -244,6 +258,14 @@ class AdapterFiles:
                 path.unlink()
         self._note(kind, name, "")
         return path
+
+
+def shipped(kind: str) -> dict[str, Path]:
+    """Return the adapters of one kind that come with the package, by name."""
+    technique = KINDS[kind]
+    folder = _SHIPPED / technique.folder
+    found = sorted(folder.iterdir()) if folder.is_dir() else ()
+    return {path.stem: path for path in found if path.suffix in technique.suffixes and path.suffix}
 
 
 def _state(path: Path | None) -> tuple[int, ...] | None:

@@ -69,8 +69,8 @@ class AdapterProvider:
         self._lock = threading.RLock()
 
     def names(self, kind: str) -> tuple[str, ...]:
-        """Return the names of one kind, sorted."""
-        return self._files.names(kind)
+        """Return the names of one kind, those that ship too, sorted."""
+        return self._files.usable(kind)
 
     def path(self, kind: str, name: str) -> Path:
         """Return where an adapter lies, by name or, where allowed, by path.

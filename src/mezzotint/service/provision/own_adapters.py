@@ -20,7 +20,7 @@ from mezzotint.models.reading import refuse_special
 from mezzotint.models.store.hub import fetch_file
 from mezzotint.request import GenerationRequest
 from mezzotint.service.provision.adapter_descriptions import describe_adapter
-from mezzotint.service.provision.adapter_files import AdapterFiles, KeptAdapter
+from mezzotint.service.provision.adapter_files import AdapterFiles, KeptAdapter, shipped
 from mezzotint.techniques.tags import named_by
 
 __all__ = ["OwnAdapters"]
@@ -82,10 +82,14 @@ class OwnAdapters:
             if one.owner is not None
         }
         now = self._kept()  # what was exchanged while it was described is left out
-        return [one for name, one in told.items() if now.get(name) == seen[name]]
+        told = {name: one for name, one in told.items() if now.get(name) == seen[name]}
+        told |= {n: _told(n, path, "") for n, path in shipped(KIND).items() if n not in now}
+        return [told[name] for name in sorted(told)]
 
     def show(self, name: str, client: str, *, sees_all: bool) -> dict[str, Any]:
         """Describe one LoRA."""
+        if name in (packed := shipped(KIND)) and name not in self._kept():
+            return _told(name, packed[name], "")
         one = self._find(name, client, sees_all=sees_all)
         if one.owner is not None:
             told = _told(name, one.file, one.owner)
@@ -100,7 +104,7 @@ class OwnAdapters:
     def check_free(self, name: str, owner: str, *, most: int) -> None:
         """Refuse an upload that could not be taken, before any of it comes."""
         kept = self._kept()
-        if name in kept:
+        if name in kept or name in shipped(KIND):
             raise InvalidRequest(f"LoRA {name} exists already; give another name", field="name")
         whose, since = self._given_up.get(name, (owner, 0.0))
         if owner and whose != owner and time.monotonic() < since + HELD_S:
@@ -166,6 +170,8 @@ class OwnAdapters:
     def drop(self, name: str, client: str, *, sees_all: bool) -> None:
         """Remove a LoRA."""
         with self._lock:
+            if name in shipped(KIND) and name not in self._kept():
+                raise Refused(f"LoRA {name} comes with the package and stays")
             one = self._find(name, client, sees_all=sees_all)
             if not sees_all and not one.owner:
                 raise Refused(f"LoRA {name} is everybody's: a key that may manage drops it")

@@ -30,6 +30,12 @@ def by(key):
     return {"x-api-key": key}
 
 
+@pytest.fixture(autouse=True)
+def nothing_ships(monkeypatch):
+    """LoRAs of the package are looked at in test_shipped_loras.py."""
+    monkeypatch.setattr(own_adapters, "shipped", lambda kind: {})
+
+
 @pytest.fixture
 def door(tmp_path):
     (tmp_path / "keys").write_text(KEYS)

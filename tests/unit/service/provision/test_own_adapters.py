@@ -20,6 +20,12 @@ def lora(**metadata):
     return struct.pack("<Q", len(text)) + text
 
 
+@pytest.fixture(autouse=True)
+def nothing_ships(monkeypatch):
+    """LoRAs of the package are looked at in test_shipped_loras.py."""
+    monkeypatch.setattr(own_adapters, "shipped", lambda kind: {})
+
+
 @pytest.fixture
 def own(tmp_path):
     kept = OwnAdapters(tmp_path)
