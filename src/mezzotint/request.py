@@ -247,7 +247,7 @@ class GenerationRequest(Checked):
         output: Encoding of the pictures.
         reproducibility: What may differ between two runs.
         priority: Greater goes first.
-        deadline_s: Seconds after which nobody waits any more; None is no deadline.
+        deadline_s: Seconds after which nobody waits any more; no deadline if None.
 
     In Python ``guidance_scale`` may also be a function of progress (0 at the first step,
     1 at the last, see :class:`GuidanceSchedule`). It stays in this process: the recipe

@@ -20,8 +20,8 @@ class PlacementConfig(Checked):
     Args:
         device: ``"auto"`` takes CUDA, then MPS, then the CPU; or ``"cpu"``,
             ``"cuda"``, ``"cuda:1"``, ``"mps"``.
-        dtype: ``"float32"``, ``"float16"``, ``"bfloat16"``; None follows the model
-            and device.
+        dtype: ``"float32"``, ``"float16"``, ``"bfloat16"``; as the model
+            and device have it if None.
         offload: ``"model"`` keeps one network at a time on the device,
             ``"sequential"`` one layer at a time; both need a device that is not
             the CPU. There ``"disk"`` computes with weights mapped from a file, written once:
