@@ -18,6 +18,7 @@ Dimensions: B rows, C latent channels, h and w latent rows and columns, T tokens
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -194,6 +195,7 @@ class Model(ABC):
         networks: The model's networks by role (``"denoiser"``, ``"decoder"``,
             ``"encoder"``, ``"text_encoder"``, ...). A backend replaces an entry
             with :meth:`use_network`.
+        fast_networks: Those of its fast copy, by role, once there is one.
         notes: What every picture's warnings say of how the model computes here.
         certifies_rows: Whether it finds out itself how many rows a call of its decoder may
             have without changing one of them, so that a backend may deal them out.
@@ -207,6 +209,7 @@ class Model(ABC):
     control_reads: tuple[str, ...] = ()
     reads_references = False
     notes: tuple[str, ...] = ()
+    fast_networks: Mapping[str, Network] = MappingProxyType({})
     spec: ModelSpec
     denoiser: Denoiser | None
     networks: dict[str, Network]
@@ -448,8 +451,19 @@ class Model(ABC):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of weights, for the store's budget."""
-        return sum(int(getattr(network, "num_bytes", 0)) for network in self.networks.values())
+        """Bytes of weights, for the store's budget; with those of its fast copy.
+
+        A network whose fast copy draws, and that has not drawn itself, holds nothing.
+        """
+        return sum(self._role_bytes(role) for role in self.networks)
+
+    def _role_bytes(self, role: str) -> int:
+        """Return the bytes of a network and of its fast copy."""
+        own = self.networks[role]
+        both = {id(n): n for n in (own, self.fast_networks.get(role, own))}
+        if len(both) > 1 and not getattr(own, "is_held", True):
+            del both[id(own)]
+        return sum(int(getattr(network, "num_bytes", 0)) for network in both.values())
 
     @staticmethod
     def load(source: Any, **options: Any) -> "Model":

@@ -59,6 +59,7 @@ class _Compiled:
         lone: Runs a single row, on all threads.
         shapes: Of one row of each answer; None where a shape is known only afterwards.
         kinds: Types of the inputs' elements, as numpy has them.
+        num_bytes: Bytes that its weights are packed into.
         weights: The file that its constants are mapped from, if they are.
         packed: Shapes of calls that its weights have been packed for.
         lent: Where the inputs of each request's latest call lie, if they are small.
@@ -69,6 +70,7 @@ class _Compiled:
     lone: Any
     shapes: tuple[tuple[int, ...] | None, ...]
     kinds: tuple[np.dtype[Any], ...]
+    num_bytes: int
     weights: Path | None = None
     packed: set[tuple[tuple[int, ...], ...]] = field(
         default_factory=set[tuple[tuple[int, ...], ...]]
@@ -156,15 +158,27 @@ class OpenVINONetwork:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of weights, once for each row shape that was compiled."""
-        copies = sum(c is not None for c in list(self._compiled.values())) * self._num_copies
-        packed = self.source.num_bytes // (2 if self._precision == "bf16" else 1)
-        return max(packed, packed * copies + self.source.num_bytes * self.source.is_built)
+        """Bytes of weights, once for each row shape that was compiled; before, what one takes."""
+        packed = sum(c.num_bytes for c in list(self._compiled.values()) if c is not None)
+        is_own = self.source.is_built and self.source.lender is None
+        in_torch = self.source.num_bytes if is_own else 0
+        expected = int(self.source.num_bytes * self._share)
+        return packed * self._num_copies + in_torch if packed or in_torch else expected
 
     @property
     def is_compiled(self) -> bool:
         """Whether it has been made ready for a shape, so that its packed weights are there."""
         return bool(self._compiled)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether weights of it are in memory."""
+        return self.is_compiled or self.source.is_built
+
+    @property
+    def _share(self) -> float:
+        """How much of its bytes in float32 a network takes once its weights are packed."""
+        return 0.5 if self._precision == "bf16" else 1.0
 
     @property
     def _num_copies(self) -> int:
@@ -179,7 +193,7 @@ class OpenVINONetwork:
     def exported(self, core: Any, inputs: Mapping[str, Tensor]) -> Any:
         """Return the float32 export for inputs: the path of a file, or the network itself."""
         arrays = {name: _plain(tensor) for name, tensor in sorted(inputs.items())}
-        return OpenVINONetwork._exported(self, core, arrays)[0]
+        return self._exporter.export(core, arrays)[0]
 
     def __deepcopy__(self, memo: object) -> "OpenVINONetwork":
         """Return itself: a copy of a model shares its weights."""
@@ -291,15 +305,16 @@ class OpenVINONetwork:
         if self._num_threads:
             settings["INFERENCE_NUM_THREADS"] = self._num_threads
         try:
-            path, made_for = self._exported(core, arrays)
-            weights = path.with_suffix(".bin") if isinstance(path, Path) else None
+            exported, made_for = self._exporter.export(core, arrays)
+            weights = weights_of(exported)
             with stage("compiling", self.role, self.source.num_bytes), giving_back(weights):
-                model = compile_network(core, path, settings, is_flat=self._is_flat)
+                exported, num_bytes = self._lower(core, exported)
+                model = compile_network(core, exported, settings, is_flat=self._is_flat)
                 requests = tuple(model.create_infer_request() for _ in range(self._streams))
                 lone = requests[0]
                 if self._num_copies > 1:
                     settings["NUM_STREAMS"] = 1
-                    lone = compile_network(core, path, settings, is_flat=self._is_flat)
+                    lone = compile_network(core, exported, settings, is_flat=self._is_flat)
                     lone = lone.create_infer_request()
         except (
             *conversion_failures(),
@@ -315,22 +330,37 @@ class OpenVINONetwork:
                 f"({type(error).__name__}: {reason})",
             )
             return None, row_key(arrays)
-        if isinstance(path, Path):
+        if isinstance(exported, Path):
             trim()  # what packing the weights took; who traced has collected its garbage
         else:
             return_memory()
         shapes = tuple(map(_row_shape, model.outputs))
         kinds = tuple(np.dtype(port.get_element_type().to_dtype()) for port in model.inputs)
-        return _Compiled(requests, lone, shapes, kinds, weights), made_for
+        return _Compiled(requests, lone, shapes, kinds, num_bytes, weights), made_for
 
     @property
     def _is_flat(self) -> bool:
         """Whether its graph is arranged for the kernels, where bits stay the same."""
         return self._precision == "f32"
 
-    def _exported(self, core: Any, arrays: Mapping[str, Tensor]) -> tuple[Any, RowShape]:
-        """Return the exported network, its path if there is a cache, and what shape it is for."""
-        return self._exporter.export(core, arrays)
+    def _lower(self, core: Any, exported: Any) -> tuple[Any, int]:
+        """Return what is compiled of an export, and the bytes that its weights are packed into."""
+        weights = weights_of(exported)
+        if weights is not None:
+            num_bytes = weights.stat().st_size
+        else:
+            num_bytes = sum(constant.get_byte_size() for constant in constants(exported))
+        return exported, int(num_bytes * self._share)
+
+
+def weights_of(exported: Any) -> Path | None:
+    """Return the file that an export's constants are mapped from, if there is one."""
+    return exported.with_suffix(".bin") if isinstance(exported, Path) else None
+
+
+def constants(model: Any) -> list[Any]:
+    """Return the constants of a network of OpenVINO's."""
+    return [node for node in model.get_ordered_ops() if node.get_type_name() == "Constant"]
 
 
 def _run_side_by_side(requests: tuple[Any, ...]) -> None:

@@ -18,12 +18,11 @@ import numpy as np
 from torch import Tensor
 
 from mezzotint.files import write_atomically
-from mezzotint.models.backends.exporting import RowShape
-from mezzotint.models.backends.openvino_backend import OpenVINONetwork
+from mezzotint.models.backends.openvino_backend import OpenVINONetwork, constants
 from mezzotint.models.backends.quiet import import_openvino
 from mezzotint.models.networks import TorchNetwork
 
-__all__ = ["Calls", "Int8Network", "Ranges", "find_ranges", "quantize"]
+__all__ = ["Calls", "Int8Network", "Ranges", "WatchedNetwork", "find_ranges", "quantize"]
 
 Ranges = Mapping[str, tuple[float, float]]
 """Lowest and highest value that flows into a layer, by the layer's name."""
@@ -31,6 +30,7 @@ Ranges = Mapping[str, tuple[float, float]]
 Calls = Sequence[Mapping[str, Tensor]]
 """Inputs of recorded network calls."""
 
+_INT8_SHARE = 0.25  # of float32
 _LAYERS = ("Convolution", "MatMul")
 _SMALLEST = 1e-8
 _LEVELS, _NARROW = 127, 64  # to either side of zero
@@ -53,51 +53,107 @@ class Int8Network(OpenVINONetwork):
         self._ranges = ranges
         self._is_narrow = is_narrow
 
-    def _exported(self, core: Any, arrays: Mapping[str, Tensor]) -> tuple[Any, RowShape]:
-        """Return the exported network with its rounding nodes."""
-        exported, made_for = super()._exported(core, arrays)
-        model = core.read_model(exported) if isinstance(exported, Path) else exported.clone()
-        quantize(model, self._ranges, is_narrow=self._is_narrow)
-        return model, made_for
+    @property
+    def _share(self) -> float:
+        """Nearly all weights are products', of one byte each."""
+        return _INT8_SHARE
 
     @property
     def _is_flat(self) -> bool:
         """No: its layers are joined with the rounding behind them."""
         return False
 
+    def _lower(self, core: Any, exported: Any) -> tuple[Any, int]:
+        """Return the exported network with its rounding nodes, and the bytes of its weights."""
+        model = _copied(core, exported)
+        quantize(model, self._ranges, is_narrow=self._is_narrow)
+        return model, sum(_packed_bytes(constant) for constant in constants(model))
+
+
+def _packed_bytes(constant: Any) -> int:
+    """Return the bytes that a constant is packed into: one a number where it is rounded."""
+    users = [user.get_node() for user in constant.output(0).get_target_inputs()]
+    is_rounded = any(
+        user.get_type_name() == "FakeQuantize" and user.input_value(0).get_node() == constant
+        for user in users
+    )
+    size = int(constant.get_byte_size())
+    return int(size * _INT8_SHARE) if is_rounded else size
+
+
+class WatchedNetwork(OpenVINONetwork):
+    """A network that OpenVINO runs in float32, and that notes what flows into each layer.
+
+    Of each tensor only its lowest and its highest value are answered: all that flows through
+    an autoencoder would be gigabytes.
+
+    Args:
+        source: The torch network; built only if an export is needed.
+        options: As of :class:`~mezzotint.models.backends.openvino_backend.OpenVINONetwork`.
+    """
+
+    def __init__(self, source: TorchNetwork, **options: Any) -> None:
+        super().__init__(source, **options)
+        self._num_answers = 0
+        self._sources: dict[str, str] = {}  # what flows into a layer, by the layer's name
+        self._seen: dict[str, tuple[float, float]] = {}
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Lowest and highest value of all calls that flowed into each layer; finite ones."""
+        return {
+            layer: self._seen[source]
+            for layer, source in self._sources.items()
+            if source in self._seen and all(map(math.isfinite, self._seen[source]))
+        }
+
+    def _lower(self, core: Any, exported: Any) -> tuple[Any, int]:
+        """Return the exported network that answers ranges too, and the bytes of its weights."""
+        opset13 = import_openvino().opset13
+        model, num_bytes = _copied(core, exported), super()._lower(core, exported)[1]
+        self._num_answers = len(model.outputs)
+        flows = {layer.get_friendly_name(): layer.input_value(0) for layer in _layers(model)}
+        self._sources = {layer: _name(flow) for layer, flow in flows.items()}
+        for source in {_name(flow): flow for flow in flows.values()}.values():
+            axes = opset13.constant(np.arange(source.get_partial_shape().rank.get_length()))
+            edges = (opset13.reduce_min, opset13.reduce_max)
+            model.add_outputs([edge(source, axes, keep_dims=True).output(0) for edge in edges])
+        return model, num_bytes
+
+    @property
+    def _is_flat(self) -> bool:
+        """No: what flows into its layers is what they are called with elsewhere."""
+        return False
+
+    def _infer(self, compiled: Any, arrays: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Run it, and keep the ranges."""
+        answers = super()._infer(compiled, arrays)
+        edges = answers[self._num_answers :]
+        for k, source in enumerate(dict.fromkeys(self._sources.values())):
+            low, high = self._seen.get(source, (math.inf, -math.inf))
+            self._seen[source] = (
+                min(low, float(edges[2 * k].min())),
+                max(high, float(edges[2 * k + 1].max())),
+            )
+        return answers[: self._num_answers]
+
 
 def find_ranges(network: OpenVINONetwork, calls: Calls) -> dict[str, tuple[float, float]]:
-    """Run recorded calls in float32 and note what flows into each layer.
+    """Run calls in float32 and note what flows into each layer.
 
     Args:
         network: The float32 network.
-        calls: Recorded inputs, all of one row shape.
+        calls: Inputs, all of one row shape.
     """
-    openvino = import_openvino()
-
-    core = openvino.Core()
-    arrays = {name: tensor for name, tensor in sorted(calls[0].items())}
-    exported = network.exported(core, arrays)
-    model = core.read_model(exported) if isinstance(exported, Path) else exported.clone()
-    first = len(model.outputs)
-    layers = list(_layers(model))
-    sources = {_name(layer.input_value(0)): layer.input_value(0) for layer in layers}
-    for output in sources.values():
-        model.add_outputs([output])
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
-    low, high = dict.fromkeys(sources, math.inf), dict.fromkeys(sources, -math.inf)
+    watched = WatchedNetwork(network.source, **network.options)
     for call in calls:
-        answers = request.infer([t.contiguous().numpy() for _, t in sorted(call.items())])
-        for k, name in enumerate(sources):
-            values = answers[first + k]
-            low[name] = min(low[name], float(values.min()))
-            high[name] = max(high[name], float(values.max()))
-    return {
-        layer.get_friendly_name(): (low[source], high[source])
-        for layer in layers
-        if math.isfinite(low[source := _name(layer.input_value(0))] + high[source])
-    }
+        watched(**call)
+    return watched.ranges
+
+
+def _copied(core: Any, exported: Any) -> Any:
+    """Return an export as a network that may be changed."""
+    return core.read_model(exported) if isinstance(exported, Path) else exported.clone()
 
 
 def quantize(model: Any, ranges: Ranges, *, is_narrow: bool = False) -> int:

@@ -12,6 +12,7 @@ Dimensions: R rows, C latent channels, h and w latent rows and columns.
 import copy
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from mezzotint.models.backends.block_cache import short_call, whole_call
 from mezzotint.models.backends.mapped import return_memory
 from mezzotint.models.backends.openvino_backend import OpenVINONetwork
 from mezzotint.models.backends.processor import BFLOAT16, INT8, INT8_NARROW
-from mezzotint.models.backends.quantized import Int8Network, Ranges, find_ranges, remember
+from mezzotint.models.backends.quantized import Int8Network, Ranges, WatchedNetwork, remember
 from mezzotint.models.backends.step_cache import (
     StepCacheNetwork,
     call_outer,
@@ -70,6 +71,7 @@ def turbo_view(
             view.use_network(role, StepCacheNetwork(*parts))
         elif network is not None:
             view.use_network(role, _lowered(network, ranges, precision))
+    model.fast_networks = {role: view.networks[role] for role in view.networks}
     if found and not good:
         note = f"{FULL_PRECISION}: int8 came only within {found['decibels']:.1f} dB"
         view.use_network("decoder", _Noted(view.networks["decoder"], note))
@@ -100,15 +102,33 @@ def _in_two(network: Network) -> tuple[Network, Network]:
     source = network.source if isinstance(network, OpenVINONetwork) else network
     assert isinstance(source, TorchNetwork)  # noqa: S101 - step caches are for torch modules
     if "block_out_channels" in source.config:  # of every U-Net
-        return _recall(network, source, call_whole), _recall(network, source, call_outer)
+        whole = _recall(network, source, call_whole, num_bytes=source.num_bytes)
+        return whole, _recall(network, source, call_outer)
     whole, short = whole_call(source.call), short_call(source.call)
-    return _recall(network, source, whole), _recall(network, source, short, fixes_sizes=True)
+    return (
+        _recall(network, source, whole, num_bytes=source.num_bytes),
+        _recall(network, source, short, fixes_sizes=True),
+    )
 
 
 def _recall(
-    network: Network, source: TorchNetwork, call: Any, *, fixes_sizes: bool = False
+    network: Network,
+    source: TorchNetwork,
+    call: Any,
+    *,
+    fixes_sizes: bool = False,
+    num_bytes: int = 0,
 ) -> Network:
-    """Return a network with the same module and another way to call it."""
+    """Return a network with the same module and another way to call it.
+
+    Args:
+        network: On its backend.
+        source: The torch network behind it.
+        call: The other way.
+        fixes_sizes: Whether what is traced holds for one size.
+        num_bytes: Bytes in float32 of the weights that it is likely to use where OpenVINO
+            packs them anew; 0 where they are few.
+    """
     again = source.like(
         lambda dtype: (
             source.module if dtype == source.dtype else copy_layers(source.module).to(dtype)
@@ -119,7 +139,7 @@ def _recall(
     again.fixes_sizes = again.fixes_sizes or fixes_sizes
     if not isinstance(network, OpenVINONetwork):
         return again
-    again.lender = source  # torch's copy is for tracing alone
+    again.lender, again.num_bytes = source, num_bytes  # torch's copy is for tracing alone
     return OpenVINONetwork(again, **network.options)
 
 
@@ -145,40 +165,21 @@ def _lowered(network: Network, ranges: Ranges, precision: str) -> Network:
     )
 
 
-class _Recorder:
-    """Notes what a network is called with."""
-
-    def __init__(self, network: Network) -> None:
-        self.network = network
-        self.calls: list[dict[str, Tensor]] = []
-
-    def __deepcopy__(self, memo: object) -> "_Recorder":
-        return self
-
-    def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        self.calls.append({name: tensor.clone() for name, tensor in inputs.items()})
-        return self.network(**inputs)
-
-
 def _ranges(model: Model, cache: Path | None, precision: str) -> dict[str, Any]:
     """Find ranges and measure int8 pictures against float32; remembered by digest."""
 
     def make() -> dict[str, Any]:
-        exact, calls = _watch(model)
+        words = _encode(model)
         return_memory()
-        ranges: dict[str, Ranges] = {}
-        for role, seen in calls.items():
-            network = model.networks[role]
-            assert isinstance(network, OpenVINONetwork)  # noqa: S101 - no other is watched
-            ranges[role] = find_ranges(network, seen)
-            return_memory()
+        exact, ranges = _watch(model, words)
+        return_memory()
         best: dict[str, Any] = {"decibels": 0.0}
         for edge in _EDGES:
             found = {**ranges, "denoiser": _without_edges(ranges.get("denoiser", {}), edge)}
             rounded = copy.deepcopy(model)
             for role in ranges:
                 rounded.use_network(role, _lowered(model.networks[role], found[role], precision))
-            decibels = _decibels(_draw(rounded), exact)
+            decibels = _decibels(_draw(rounded, words), exact)
             del rounded
             return_memory()
             log.info("model.int8", model=model.spec.name, edge=edge, decibels=decibels)
@@ -196,42 +197,37 @@ def _ranges(model: Model, cache: Path | None, precision: str) -> dict[str, Any]:
     return remember(cache / f"{name}.int8.json", make)
 
 
-def _watch(model: Model) -> tuple[Tensor, dict[str, list[dict[str, Tensor]]]]:
-    """Draw in float32, and note what OpenVINO's networks are called with.
+def _watch(model: Model, words: Sequence[Conditioning]) -> tuple[Tensor, dict[str, Ranges]]:
+    """Draw in float32, and note what flows into the layers of OpenVINO's networks.
 
-    What nobody else draws with in float32 is compiled for this alone and let go: its packed
-    weights beside those of int8 would be the peak of a first start.
+    The networks are compiled for this alone and let go.
 
     Returns:
-        The pictures, and the calls of each role that OpenVINO took over.
+        The pictures, and the ranges of each role that OpenVINO took over.
     """
-    watched = copy.deepcopy(model)
-    recorders = {role: _Recorder(_apart(model.networks[role])) for role in ("denoiser", "decoder")}
-    for role, recorder in recorders.items():
-        watched.use_network(role, recorder)
-    pictures = _draw(watched)
-    return pictures, {
-        role: recorder.calls
-        for role, recorder in recorders.items()
-        if isinstance(recorder.network, OpenVINONetwork) and not recorder.network.notes
-    }
+    watched, ranges = copy.deepcopy(model), dict[str, Ranges]()
+    for role in ("denoiser", "decoder"):
+        network = model.networks.get(role)
+        if isinstance(network, OpenVINONetwork):
+            watched.use_network(role, WatchedNetwork(network.source, **network.options))
 
+    def note(role: str) -> None:
+        network = watched.networks.get(role)
+        if isinstance(network, WatchedNetwork) and not network.notes:
+            ranges[role] = network.ranges
 
-def _apart(network: Network) -> Network:
-    """Return a network of its own that answers the same, where it is not compiled yet."""
-    if isinstance(network, OpenVINONetwork) and not network.is_compiled:
-        return OpenVINONetwork(network.source, **network.options)
-    return network
+    pictures = _draw(watched, words, after=note)
+    return pictures, ranges
 
 
 @torch.no_grad()
-def _draw(model: Model) -> Tensor:
-    """Draw a few pictures at the model's own size, guided. Shape (B, 3, H, W)."""
-    spec = model.spec
-    is_flow = spec.prediction_type == "flow"
-    table = plan_table("flow_euler" if is_flow else "euler", spec.scheduler_config, _STEPS)
-    assert model.denoiser is not None  # noqa: S101 - only models with steps have views
-    pictures: list[Tensor] = []
+def _encode(model: Model) -> list[Conditioning]:
+    """Encode a few prompts, each beside none, with text encoders that are let go after."""
+    spec, encoding = model.spec, copy.deepcopy(model)
+    for role, network in model.networks.items():
+        if isinstance(network, OpenVINONetwork) and not network.is_compiled:
+            encoding.use_network(role, OpenVINONetwork(network.source, **network.options))
+    words: list[Conditioning] = []
     for seed, text in enumerate(_PROMPTS):
         label = seed % spec.num_classes if spec.num_classes else None
         base = Prompt(text=text if spec.takes_prompt else "", size=spec.default_size)
@@ -239,23 +235,55 @@ def _draw(model: Model) -> Tensor:
             Prompt(text=base.text, size=base.size, class_label=label),
             Prompt(size=base.size, negative=True),
         ]
-        both = Conditioning.stack(model.encode(model.align(prompts)))
-        noise = model.draw_latents(base.size, make_generator(seed))
-        registers = noise.new_zeros((1, REGISTERS, *noise.shape[1:]))
-        registers[:, 0] = noise * table.init_noise_sigma
-        for e in table.evaluations:
-            sigma = torch.full((2,), e.sigma, dtype=torch.float64)
-            answers = model.denoiser(
-                torch.cat([registers[:, 0]] * 2),
-                sigma,
-                both,
-                timestep=torch.full((2,), e.timestep),
-            )
-            scale = spec.default_guidance_scale if spec.takes_guidance else 1.0
-            guided = answers[1:] + scale * (answers[:1] - answers[1:])
-            registers = advance(registers, guided, e.tensor()[None], raw=guided, noise=None)
-        pictures.append(model.decode(registers[:, 0], both.row(0)))
+        words.append(Conditioning.stack(encoding.encode(encoding.align(prompts))))
+    return words
+
+
+def _draw(
+    model: Model, words: Sequence[Conditioning], after: Callable[[str], object] = len
+) -> Tensor:
+    """Draw a few pictures at the model's own size, guided, with a model that is let go after.
+
+    All are denoised before one is decoded, and the denoiser is let go between: its weights
+    beside what flows through a decoder would be the peak of a first start.
+
+    Args:
+        model: One of whom nobody else needs the networks.
+        words: A prompt and none for each picture.
+        after: Told the role of a network that has done its part; by itself nothing happens.
+
+    Returns:
+        Shape (B, 3, H, W).
+    """
+    latents = [_denoise(model, both, seed) for seed, both in enumerate(words)]
+    after("denoiser")
+    del model.networks["denoiser"]
+    return_memory()
+    with torch.no_grad():
+        pictures = [model.decode(x, both.row(0)) for x, both in zip(latents, words, strict=True)]
+    after("decoder")
     return torch.cat(pictures)
+
+
+@torch.no_grad()
+def _denoise(model: Model, both: Conditioning, seed: int) -> Tensor:
+    """Draw the latents of a picture. Shape (1, C, h, w)."""
+    spec = model.spec
+    is_flow = spec.prediction_type == "flow"
+    table = plan_table("flow_euler" if is_flow else "euler", spec.scheduler_config, _STEPS)
+    assert model.denoiser is not None  # noqa: S101 - only models with steps have views
+    noise = model.draw_latents(spec.default_size, make_generator(seed))
+    registers = noise.new_zeros((1, REGISTERS, *noise.shape[1:]))
+    registers[:, 0] = noise * table.init_noise_sigma
+    for e in table.evaluations:
+        sigma = torch.full((2,), e.sigma, dtype=torch.float64)
+        answers = model.denoiser(
+            torch.cat([registers[:, 0]] * 2), sigma, both, timestep=torch.full((2,), e.timestep)
+        )
+        scale = spec.default_guidance_scale if spec.takes_guidance else 1.0
+        guided = answers[1:] + scale * (answers[:1] - answers[1:])
+        registers = advance(registers, guided, e.tensor()[None], raw=guided, noise=None)
+    return registers[:, 0]
 
 
 def _without_edges(ranges: Ranges, share: float) -> dict[str, tuple[float, float]]:
