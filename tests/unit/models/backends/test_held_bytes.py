@@ -1,4 +1,8 @@
-"""Bytes of weights: what a network says it holds is what its weights come to."""
+"""Bytes of weights: what a network says it holds is what its weights come to.
+
+Tests ``num_bytes`` of mezzotint.models.backends.openvino_backend, of
+mezzotint.models.backends.quantized and of mezzotint.models.base.
+"""
 
 import numpy as np
 import pytest
