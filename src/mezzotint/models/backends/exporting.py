@@ -3,7 +3,10 @@
 A network over pictures or latents is traced on a small one and left open in height and
 width, so that one file and one compiled network serve every size: measured on U-Nets and
 autoencoders, bits and speed are those of a network made for one size. Whether a network
-can be left open is not taken on trust: its answer at another size is compared with torch's.
+can be left open is not taken on trust: its answer at another size, and to another number of
+rows, is compared with torch's. One that is made for one size is compared at another number of
+rows unless it is large or an autoencoder: a call of torch at that size would delay the first
+picture.
 
 The files lie in a folder whose bytes are bounded; who was used longest ago goes first.
 
@@ -34,6 +37,9 @@ __all__ = ["Exporter", "RowShape", "row_key"]
 
 FORMAT = 2  # raise when an exported network of before can no longer be used
 EXPORT_ROWS = 2  # a batch of one may be folded into the graph as a constant
+_CHECK_ROWS = 3  # another number of rows, to compare at
+_LARGE = 1 << 29  # bytes of a network that is not compared at one size
+_PICTURES = ("decoder", "encoder")  # have much to compute however small they are
 
 RowShape = tuple[tuple[str, str, tuple[int, ...]], ...]
 """Name, type and shape of one row of each input, in the order of names; -1 is open."""
@@ -52,7 +58,7 @@ def row_key(arrays: Mapping[str, Tensor]) -> RowShape:
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """Inputs of another size than the traced one, and what torch answers to them."""
+    """Inputs of another size or number than the traced ones, and what torch answers to them."""
 
     inputs: Sequence[Tensor]
     answers: Sequence[Tensor]
@@ -130,13 +136,28 @@ class Exporter:
             if agrees:
                 return exported, opened
             self._forget(opened)
+        is_quick = self._source.num_bytes < _LARGE and self._role not in _PICTURES
+        rows = self._answer_rows(arrays) if is_quick else None
         exported = self._keep(self._trace(_two_rows(arrays), key), key)
         return_memory()
+        if rows is not None and not _agrees(core, exported, rows):
+            self._forget(key)
+            raise ValueError("what was traced with two rows answers others otherwise")
         return exported, key
+
+    def _answer_rows(self, arrays: Mapping[str, Tensor]) -> _Check | None:
+        """Ask torch for another number of rows; None where it has no answer either."""
+        other = _first_rows(arrays, _CHECK_ROWS)
+        try:
+            with torch.no_grad():
+                answers = self._source.call(self._source.module, other)
+        except (RuntimeError, ValueError):
+            return None
+        return _Check(tuple(other.values()), tuple(a.float() for a in answers))
 
     def _answer_elsewhere(self, arrays: Mapping[str, Tensor]) -> _Check | None:
         """Ask torch at another size than the traced one; None where it takes no such size."""
-        other = _resized(_two_rows(arrays), 2 * self._stride, 3 * self._stride)
+        other = _resized(_first_rows(arrays, _CHECK_ROWS), 2 * self._stride, 3 * self._stride)
         try:
             with torch.no_grad():
                 answers = self._source.call(self._source.module, other)
@@ -228,8 +249,13 @@ class _Positional(nn.Module):
 
 def _two_rows(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the first rows of a call; one alone is doubled."""
+    return _first_rows(arrays, EXPORT_ROWS)
+
+
+def _first_rows(arrays: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Return so many first rows of a call; the first is repeated where there are fewer."""
     return {
-        name: torch.cat([t[:1]] * EXPORT_ROWS) if len(t) < EXPORT_ROWS else t[:EXPORT_ROWS]
+        name: t[:count] if len(t) >= count else torch.cat([*[t[:1]] * (count - len(t)), t])
         for name, t in arrays.items()
     }
 

@@ -75,6 +75,25 @@ def test_a_network_that_holds_its_size_is_made_for_each_size_also_in_the_next_pr
     assert len(list(tmp_path.glob("*.fixed"))) == 1
 
 
+class _Counted(_Convolution):
+    """Writes the number of the traced rows into its answer."""
+
+    def forward(self, x):
+        return super().forward(x) * len(x)
+
+
+@pytest.mark.parametrize("side", [16, 9], ids=["open", "of one size"])
+def test_a_network_that_holds_its_number_of_rows_runs_in_torch(tmp_path, side):
+    module = _Counted()
+    source = TorchNetwork(lambda _: module, lambda m, i: (m(i["latents"]),), digest="d")
+    found = OpenVINONetwork(source, role="denoiser", cache=tmp_path)
+    for rows in (1, 2, 4):
+        x = latents(side, side, rows)
+        assert torch.allclose(found(latents=x)[0], module(x), atol=1e-6)
+    assert "answers others otherwise" in found.notes[0]
+    assert not list(tmp_path.glob("*.xml"))
+
+
 def test_sizes_that_the_levels_do_not_divide_are_made_for_themselves(tmp_path):
     source = TorchNetwork(
         lambda dtype: _Convolution(),
@@ -93,7 +112,7 @@ def test_shapes_used_longest_ago_are_dropped_and_come_back_with_the_same_bits(tm
     sizes = [(h, 9) for h in range(9, 9 + MAX_SHAPES + 2)]  # odd sides: one network each
     first = {size: found(latents=latents(*size))[0] for size in sizes}
     assert len(found._compiled) == MAX_SHAPES
-    assert found.num_bytes == MAX_SHAPES * 4 * (3 * 3 * 9 + 3)  # float32
+    assert found.num_bytes == pytest.approx(MAX_SHAPES * 4 * (3 * 3 * 9 + 3), rel=0.1)
     assert all(torch.equal(found(latents=latents(*size))[0], first[size]) for size in sizes)
     assert len(found._compiled) == MAX_SHAPES
 
