@@ -232,5 +232,13 @@ def a1111_schedule(sigma_schedule: str | None) -> str:
 LEAST_DB = {"stable": 60.0, "turbo": 30.0}
 """How close pictures of a tier stay to ``exact``: decibels of peak to noise."""
 
+EIGHT_BITS = {
+    "int8": "int8 (torchao)",
+    "float8": "float8 (torchao)",
+    "int8_weights": "weights of int8 (torchao)",
+    "float8_weights": "weights of float8 (torchao)",
+}
+"""What a recipe says of linear layers, by the placement option ``quantize``."""
+
 FULL_PRECISION = "turbo computed in float32"
 """How the note of a model begins that is too sensitive for low precision."""

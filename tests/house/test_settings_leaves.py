@@ -415,6 +415,10 @@ LEAVES = {
         True, PLACEMENT + "test_vae_tiling_decodes_a_large_picture_in_tiles_of_one_shape",
     ),
     "models.placement.channels_last": (True, PLACEMENT + "test_options_reach_the_modules"),
+    "models.placement.quantize": (
+        "int8_weights", "unit/models/backends/test_eight_bits.py::"
+        "test_what_cannot_be_had_is_refused_in_a_sentence",
+    ),
     "serve.host": ("127.0.0.2", listeners_bind),
     "serve.port": (9000, listeners_bind),
     "serve.management_host": ("127.0.0.3", listeners_bind),

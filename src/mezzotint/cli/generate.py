@@ -187,6 +187,9 @@ def generate(
     vae_tiling: Annotated[
         bool | None, _option(_RUN, "--vae-tiling", about=flags.placement_help("vae_tiling"))
     ] = None,
+    quantize: Annotated[
+        str | None, _option(_RUN, "--quantize", about=flags.placement_help("quantize"))
+    ] = None,
     server: Annotated[
         str,
         _option(
@@ -254,11 +257,12 @@ def generate(
         models__placement__dtype=dtype,
         models__placement__offload=offload,
         models__placement__vae_tiling=vae_tiling,
+        models__placement__quantize=quantize,
     ).settings
     if plan:
         run(_print_plan(settings, wanted, as_json=as_json))
         return
-    is_placed = any(value is not None for value in (device, dtype, offload, vae_tiling))
+    is_placed = any(value is not None for value in (device, dtype, offload, vae_tiling, quantize))
     url = _server(server, settings, wanted, here=is_placed or profile or interactive)
     if interactive:
         from mezzotint.cli.local.interactive import converse

@@ -116,6 +116,7 @@ def add(
     channels_last: Annotated[
         bool | None, typer.Option(help=placement_help("channels_last"))
     ] = None,
+    quantize: Annotated[str | None, typer.Option(help=placement_help("quantize"))] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add a model; a folder or file stays where it is.
@@ -129,6 +130,7 @@ def add(
         "vae_slicing": vae_slicing,
         "vae_tiling": vae_tiling,
         "channels_last": channels_last,
+        "quantize": quantize,
     }
     given = {option: value for option, value in options.items() if value is not None}
     _add(context, name, source, version=version, placement=given, base=base, as_json=as_json)

@@ -460,9 +460,10 @@ class Model(ABC):
     def _role_bytes(self, role: str) -> int:
         """Return the bytes of a network and of its fast copy."""
         own = self.networks[role]
-        both = {id(n): n for n in (own, self.fast_networks.get(role, own))}
-        if len(both) > 1 and not getattr(own, "is_held", True):
-            del both[id(own)]
+        fast = self.fast_networks.get(role, own)
+        both = {id(n): n for n in (own, fast)}
+        if len(both) > 1 and getattr(fast, "num_bytes", 0) and not getattr(own, "is_held", True):
+            del both[id(own)]  # what adds nothing calls this one's module
         return sum(int(getattr(network, "num_bytes", 0)) for network in both.values())
 
     @staticmethod

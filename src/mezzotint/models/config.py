@@ -32,6 +32,10 @@ class PlacementConfig(Checked):
         vae_tiling: Decode large pictures in overlapping tiles; changes the picture
             a little, so it is never ``exact``.
         channels_last: Lay out convolution weights for faster kernels.
+        quantize: What linear layers of the denoiser compute in where ``turbo`` draws in torch,
+            through torchao: ``"int8"`` and ``"float8"`` products, the second on GPUs of
+            compute capability 8.9 or later, or their weights alone, ``"int8_weights"`` and
+            ``"float8_weights"``.
     """
 
     device: Annotated[
@@ -43,6 +47,7 @@ class PlacementConfig(Checked):
     vae_slicing: bool = False
     vae_tiling: bool = False
     channels_last: bool = False
+    quantize: Literal["none", "int8", "float8", "int8_weights", "float8_weights"] = "none"
 
 
 def read_placement(options: Mapping[str, Any]) -> dict[str, Any]:

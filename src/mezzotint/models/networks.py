@@ -469,6 +469,11 @@ class TorchNetwork:
         """Whether the weights are in memory."""
         return self._module is not None
 
+    @property
+    def is_held(self) -> bool:
+        """The same, by the name that all networks have for it."""
+        return self.is_built
+
     def __deepcopy__(self, memo: object) -> "TorchNetwork":
         """Return itself: a copy of a model shares its weights."""
         return self

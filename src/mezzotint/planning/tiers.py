@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from mezzotint.models.spec import ModelSpec
 from mezzotint.planning.plan import Techniques
+from mezzotint.vocabulary import EIGHT_BITS
 
 __all__ = ["Shortcuts", "choose", "has_low_precision", "has_step_cache"]
 
@@ -79,7 +80,9 @@ def choose(
     t = techniques
     is_whole = not (t.adapters or t.ensemble or t.tiling)  # the model as it is
     if precision and has_low_precision(spec) and rows and is_whole:
-        names.append(f"denoiser and decoder in {precision}")
+        is_linear = precision in EIGHT_BITS.values()
+        what = "linear layers of the denoiser" if is_linear else "denoiser and decoder"
+        names.append(f"{what} in {precision}")
     is_plain = not (t.adapters or t.ensemble or t.regions or t.tiling)
     is_single = len(set(steps)) == len(steps)  # one evaluation per step
     reused = _alternate(rows) if is_plain and is_single else (False,) * len(rows)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.models.backends.block_cache import short_call, whole_call
+from mezzotint.models.backends.eight_bits import eight_bit_network
 from mezzotint.models.backends.mapped import return_memory
 from mezzotint.models.backends.openvino_backend import OpenVINONetwork
 from mezzotint.models.backends.processor import BFLOAT16, INT8, INT8_NARROW
@@ -35,7 +36,7 @@ from mezzotint.models.networks import TorchNetwork, copy_layers
 from mezzotint.observe import log
 from mezzotint.sampling.latents import make_generator
 from mezzotint.sampling.solvers import REGISTERS, advance, plan_table
-from mezzotint.vocabulary import FULL_PRECISION, LEAST_DB
+from mezzotint.vocabulary import EIGHT_BITS, FULL_PRECISION, LEAST_DB
 
 __all__ = ["turbo_view"]
 
@@ -47,7 +48,12 @@ _STEPS = 8
 
 
 def turbo_view(
-    model: Model, *, cache: Path | None, step_cache: bool, precision: str = INT8
+    model: Model,
+    *,
+    cache: Path | None,
+    step_cache: bool,
+    precision: str = INT8,
+    quantize: str = "none",
 ) -> Model:
     """Return the fast copy of a model with steps.
 
@@ -56,19 +62,25 @@ def turbo_view(
         cache: Folder of ranges, or None to find them again in every process.
         step_cache: Whether its denoiser can be called in two parts.
         precision: What OpenVINO computes in, of :mod:`mezzotint.models.backends.processor`.
+        quantize: What linear layers of a denoiser in torch compute in, see
+            :mod:`mezzotint.models.backends.eight_bits`.
     """
     view = copy.deepcopy(model)  # networks share themselves
+    if quantize != "none":
+        view.notes += _use_eight_bits(model, view, quantize, cache, can_draw=bool(precision))
     found: dict[str, Any] = {}
     needs_ranges = precision != BFLOAT16
     if needs_ranges and isinstance(model.networks.get("denoiser"), OpenVINONetwork):
         found = _ranges(model, cache, precision)
     good = found.get("decibels", 0.0) >= LEAST_DB["turbo"]
     for role in ("denoiser", "decoder"):
-        network = model.networks.get(role)
+        network = view.networks.get(role)
         ranges: Ranges = found.get(role, {}) if good else {}
         if role == "denoiser" and step_cache and network is not None:
             parts = [_lowered(n, ranges, precision) for n in _in_two(network)]
             view.use_network(role, StepCacheNetwork(*parts))
+            if network is not model.networks[role] and isinstance(parts[0], TorchNetwork):
+                parts[0].num_bytes = getattr(network, "num_bytes", 0)  # its module is of no other
         elif network is not None:
             view.use_network(role, _lowered(network, ranges, precision))
     model.fast_networks = {role: view.networks[role] for role in view.networks}
@@ -76,6 +88,51 @@ def turbo_view(
         note = f"{FULL_PRECISION}: int8 came only within {found['decibels']:.1f} dB"
         view.use_network("decoder", _Noted(view.networks["decoder"], note))
     return view
+
+
+def _use_eight_bits(
+    model: Model, view: Model, kind: str, cache: Path | None, *, can_draw: bool
+) -> tuple[str, ...]:
+    """Let a fast copy's linear layers compute in eight bits if its pictures stay close enough.
+
+    Returns:
+        Why they do not, if so.
+    """
+    network = model.networks.get("denoiser")
+    if isinstance(network, OpenVINONetwork):
+        reason = "OpenVINO computes in int8 of its own; to have it, set models.backend to torch"
+    elif not isinstance(network, TorchNetwork) or network.packed or not can_draw:
+        reason = "its denoiser stays as it is"
+    else:
+        eight = eight_bit_network(network, kind)
+        was_built = network.is_built
+
+        def measure() -> dict[str, Any]:
+            words, rounded = _encode(model), copy.deepcopy(model)
+            exact = _draw(copy.deepcopy(model), words)
+            rounded.use_network("denoiser", eight)
+            return {"decibels": _decibels(_draw(rounded, words), exact)}
+
+        decibels = float(_remembered(model, cache, [kind, metadata.version("torchao")], measure))
+        log.info("model.eight_bits", model=model.spec.name, kind=kind, decibels=decibels)
+        if decibels >= LEAST_DB["turbo"]:
+            if not was_built:
+                network.let_go()
+            view.use_network("denoiser", eight)
+            return ()
+        return (f"{FULL_PRECISION}: {EIGHT_BITS[kind]} came only within {decibels:.1f} dB",)
+    return (f"quantize {kind} has no effect on {model.spec.name}: {reason}",)
+
+
+def _remembered(
+    model: Model, cache: Path | None, words: list[str], measure: Callable[[], dict[str, Any]]
+) -> float:
+    """Return decibels that were measured, now or in an earlier process."""
+    if cache is None or not model.spec.digest:
+        return float(measure()["decibels"])
+    text = json.dumps([_FORMAT, model.spec.digest, *words, metadata.version("torch")])
+    name = hashlib.sha256(text.encode()).hexdigest()[:40]
+    return float(remember(cache / f"{name}.eight_bits.json", measure)["decibels"])
 
 
 class _Noted:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mezzotint.errors import WeightsError
+from mezzotint.models.backends.eight_bits import check_quantize
 from mezzotint.models.backends.placement import check_offload, place
 from mezzotint.models.base import Model
 from mezzotint.models.cards import Card, apply_card
@@ -63,7 +64,9 @@ def load_with_card(path: Path, card: Card, *, name: str, placement: PlacementCon
         ModelError: If it is no model, or is broken or unsafe.
     """
     placed = replace(placement, **card.placement)
-    check_offload(placed, choose_device(placed.device))
+    device = choose_device(placed.device)
+    check_offload(placed, device)
+    check_quantize(placed, device)
     model = load_path(
         path,
         name=name,

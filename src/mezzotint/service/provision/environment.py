@@ -66,6 +66,8 @@ def describe(
     }
     if options:
         found["placement"] = options
+    if "quantize" in options:
+        found["torchao"] = metadata.version("torchao")
     if backend == "openvino":
         found["openvino"] = metadata.version("openvino")
         found["streams"] = denoiser_streams()

@@ -17,6 +17,7 @@ import torch
 
 from mezzotint.errors import InvalidRequest, MezzotintError
 from mezzotint.models.adapters.controlnet import ControlNet
+from mezzotint.models.backends.eight_bits import check_quantize
 from mezzotint.models.backends.mapped import return_memory
 from mezzotint.models.backends.on_disk import disk_of
 from mezzotint.models.backends.placement import check_offload, offload_network, place
@@ -37,6 +38,7 @@ from mezzotint.service.provision.adapters import AdapterProvider
 from mezzotint.service.provision.environment import Processor, describe
 from mezzotint.service.provision.fitting import check_fits
 from mezzotint.service.provision.memory_limit import memory_limit
+from mezzotint.vocabulary import EIGHT_BITS
 
 __all__ = ["Backend", "ModelProvider", "describe_environment"]
 
@@ -56,6 +58,7 @@ class ModelProvider:
         self.store = ModelStore(config)
         self.device = choose_device(config.placement.device)
         check_offload(config.placement, self.device)
+        check_quantize(config.placement, self.device)
         self.backend: Literal["torch", "openvino"] = _choose_backend(config.backend, self.device)
         self._placement = config.placement
         self._cache = config.home_path / "cache" / "openvino"
@@ -113,7 +116,16 @@ class ModelProvider:
             return ""
         if self.backend == "openvino":
             return low_precision()
+        if (kind := self._quantize(name)) != "none":
+            return EIGHT_BITS[kind]
         return "bfloat16" if self.device.startswith("cuda") else ""
+
+    def _quantize(self, name: str) -> str:
+        """Return what linear layers of a model are asked to compute in, "none" for nothing."""
+        usual = self._placement.quantize
+        if name in self._extra:
+            return usual
+        return str(self.store.entry(name).card.placement.get("quantize", usual))
 
     def _faster(self, model: Model) -> Model:
         """Return the turbo copy of a model, made once."""
@@ -126,6 +138,7 @@ class ModelProvider:
                     cache=self._cache,
                     step_cache=has_step_cache(model.spec),
                     precision=self.precision(model.spec.name),
+                    quantize=self._quantize(model.spec.name),
                 )
             return self._fast[model]
 
