@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mezzotint.files import write_atomically
@@ -85,7 +86,8 @@ class WatchedNetwork(OpenVINONetwork):
     """A network that OpenVINO runs in float32, and that notes what flows into each layer.
 
     Of each tensor only its lowest and its highest value are answered: all that flows through
-    an autoencoder would be gigabytes.
+    an autoencoder would be gigabytes. It is compiled for one row of one shape, row after row is
+    computed: where shapes are known, tensors share their memory.
 
     Args:
         source: The torch network; built only if an export is needed.
@@ -93,7 +95,9 @@ class WatchedNetwork(OpenVINONetwork):
     """
 
     def __init__(self, source: TorchNetwork, **options: Any) -> None:
-        super().__init__(source, **options)
+        alone: dict[str, Any] = {**options, "streams": 1}
+        super().__init__(source, **alone)
+        self._row_shapes: list[list[int]] = []
         self._num_answers = 0
         self._sources: dict[str, str] = {}  # what flows into a layer, by the layer's name
         self._seen: dict[str, tuple[float, float]] = {}
@@ -107,10 +111,21 @@ class WatchedNetwork(OpenVINONetwork):
             if source in self._seen and all(map(math.isfinite, self._seen[source]))
         }
 
+    def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run the network row by row; rows of all calls have one shape."""
+        count = len(next(iter(inputs.values())))
+        self._row_shapes = [[1, *tensor.shape[1:]] for _, tensor in sorted(inputs.items())]
+        rows = [
+            super(WatchedNetwork, self).__call__(**{n: t[k : k + 1] for n, t in inputs.items()})
+            for k in range(count)
+        ]
+        return tuple(map(torch.cat, zip(*rows, strict=True)))
+
     def _lower(self, core: Any, exported: Any) -> tuple[Any, int]:
         """Return the exported network that answers ranges too, and the bytes of its weights."""
         opset13 = import_openvino().opset13
         model, num_bytes = _copied(core, exported), super()._lower(core, exported)[1]
+        model.reshape(dict(zip(model.inputs, self._row_shapes, strict=True)))
         self._num_answers = len(model.outputs)
         flows = {layer.get_friendly_name(): layer.input_value(0) for layer in _layers(model)}
         self._sources = {layer: _name(flow) for layer, flow in flows.items()}
