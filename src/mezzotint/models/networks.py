@@ -58,11 +58,8 @@ KEPT_FLOAT32 = frozenset({"timestep"})
 """Inputs that lose their meaning in half precision (999.5 has no float16)."""
 
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
+_HOOKS = tuple(
+    f"_forward_{when}hooks{more}" for when in ("", "pre_") for more in ("", "_with_kwargs")
 )
 
 
@@ -397,8 +394,7 @@ class TorchNetwork:
     def let_go(self) -> None:
         """Forget the module, whose weights another backend has now; a later use builds it again.
 
-        Who holds the module keeps it, and it is then the one of a later use too: what adapters
-        hang on its layers stays on the layers that run.
+        Who holds the module keeps it; a later use then takes that one, adapters and all.
         """
         with self._lock:
             self._module = None
@@ -469,10 +465,7 @@ class TorchNetwork:
         """Whether the weights are in memory."""
         return self._module is not None
 
-    @property
-    def is_held(self) -> bool:
-        """The same, by the name that all networks have for it."""
-        return self.is_built
+    is_held = is_built  # by the name that all networks have for it
 
     def __deepcopy__(self, memo: object) -> "TorchNetwork":
         """Return itself: a copy of a model shares its weights."""
