@@ -92,6 +92,7 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     },
     "FluxTransformer2DModel": {
         "attention_head_dim": 128,
+        "axes_dims_rope": (16, 56, 56),
         "guidance_embeds": False,
         "in_channels": 64,
         "joint_attention_dim": 4096,

@@ -1,6 +1,6 @@
 """Fit: whether the parts of a model belong together, said before anything is drawn."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mezzotint.models.parts import Parts
@@ -27,6 +27,8 @@ def misfits(parts: Parts) -> list[str]:
         _caption_width(parts.pipeline, configs),
         _added_text(parts.pipeline, configs),
         _pooled_width(configs),
+        _joint_width(configs),
+        _rotation(configs),
         *(_vocabulary(parts, role) for role in parts.tokenizers),
     ]
     return [sentence for sentence in found if sentence]
@@ -97,6 +99,8 @@ def _pooled_width(configs: Mapping[str, Mapping[str, Any]]) -> str | None:
         unet.get("addition_time_embed_dim"),
     )
     pooled = configs.get("text_encoder_2", {}).get("projection_dim")
+    if unet.get("addition_embed_type") == "text_time" and each is None:
+        return "unet reads time ids and must have addition_time_embed_dim, got none"
     if unet.get("addition_embed_type") != "text_time" or None in (wanted, each, pooled):
         return None
     if int(wanted or 0) == 6 * int(each or 0) + int(pooled or 0):
@@ -104,6 +108,29 @@ def _pooled_width(configs: Mapping[str, Mapping[str, Any]]) -> str | None:
     return (
         f"unet adds a vector of {wanted} numbers, text_encoder_2 and 6 time ids make "
         f"{6 * int(each or 0) + int(pooled or 0)}"
+    )
+
+
+def _joint_width(configs: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Compare the width of T5's states with what a transformer of SD 3 or FLUX reads."""
+    wanted = configs.get("transformer", {}).get("joint_attention_dim")
+    for role in ("text_encoder_3", "text_encoder_2"):
+        made = configs.get(role, {}).get("d_model")
+        if wanted is not None and made is not None and int(wanted) != int(made):
+            return f"transformer reads text states of width {wanted}, {role} makes {made}"
+    return None
+
+
+def _rotation(configs: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Compare the widths that positions turn with the width of an attention head."""
+    transformer = configs.get("transformer", {})
+    axes: Sequence[int] = transformer.get("axes_dims_rope") or ()
+    head = transformer.get("attention_head_dim")
+    if not axes or head is None or sum(axes) == int(head):
+        return None
+    return (
+        f"transformer turns {' + '.join(map(str, axes))} numbers of a head by position "
+        f"(axes_dims_rope), and a head has {head} (attention_head_dim)"
     )
 
 
