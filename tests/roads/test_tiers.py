@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from tests import tiny
+from tests.ranges import find_ranges
 from tests.roads.test_exactness import differing, run, storm, submit
 
 from mezzotint.models.backends import step_cache
 from mezzotint.models.backends.openvino_backend import OpenVINONetwork
 from mezzotint.models.backends.processor import BFLOAT16, INT8, INT8_NARROW, low_precision
-from mezzotint.models.backends.quantized import Int8Network, find_ranges
+from mezzotint.models.backends.quantized import Int8Network
 from mezzotint.models.backends.step_cache import DEEP, call_outer, call_whole
 from mezzotint.models.formats.components import from_pipeline
 from mezzotint.models.networks import TorchNetwork

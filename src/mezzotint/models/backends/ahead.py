@@ -68,7 +68,7 @@ def start(folder: Path, networks: Sequence[_Known]) -> None:
     """
     found = [folder / name for name, _, _ in networks]
     try:
-        sizes = [path.with_suffix(".bin").stat().st_size for path in found if path.stat()]
+        sizes = [path.with_suffix(".bin").stat().st_size for path in found]
     except OSError:  # deleted meanwhile: they are exported anew
         return
     if not found or sum(sizes) > _MAX_BYTES:

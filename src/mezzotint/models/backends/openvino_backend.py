@@ -190,11 +190,6 @@ class OpenVINONetwork:
         """The digest of the weights."""
         return self.source.digest
 
-    def exported(self, core: Any, inputs: Mapping[str, Tensor]) -> Any:
-        """Return the float32 export for inputs: the path of a file, or the network itself."""
-        arrays = {name: _plain(tensor) for name, tensor in sorted(inputs.items())}
-        return self._exporter.export(core, arrays)[0]
-
     def __deepcopy__(self, memo: object) -> "OpenVINONetwork":
         """Return itself: a copy of a model shares its weights."""
         return self

@@ -10,7 +10,7 @@ Nothing about a row depends on the rows beside it: ranges are constants.
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,10 @@ from mezzotint.models.backends.openvino_backend import OpenVINONetwork, constant
 from mezzotint.models.backends.quiet import import_openvino
 from mezzotint.models.networks import TorchNetwork
 
-__all__ = ["Calls", "Int8Network", "Ranges", "WatchedNetwork", "find_ranges", "quantize"]
+__all__ = ["Int8Network", "Ranges", "WatchedNetwork", "quantize"]
 
 Ranges = Mapping[str, tuple[float, float]]
 """Lowest and highest value that flows into a layer, by the layer's name."""
-
-Calls = Sequence[Mapping[str, Tensor]]
-"""Inputs of recorded network calls."""
 
 _INT8_SHARE = 0.25  # of float32
 _LAYERS = ("Convolution", "MatMul")
@@ -151,19 +148,6 @@ class WatchedNetwork(OpenVINONetwork):
                 max(high, float(edges[2 * k + 1].max())),
             )
         return answers[: self._num_answers]
-
-
-def find_ranges(network: OpenVINONetwork, calls: Calls) -> dict[str, tuple[float, float]]:
-    """Run calls in float32 and note what flows into each layer.
-
-    Args:
-        network: The float32 network.
-        calls: Inputs, all of one row shape.
-    """
-    watched = WatchedNetwork(network.source, **network.options)
-    for call in calls:
-        watched(**call)
-    return watched.ranges
 
 
 def _copied(core: Any, exported: Any) -> Any:

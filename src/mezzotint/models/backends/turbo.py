@@ -83,7 +83,7 @@ def turbo_view(
                 parts[0].num_bytes = getattr(network, "num_bytes", 0)  # its module is of no other
         elif network is not None:
             view.use_network(role, _lowered(network, ranges, precision))
-    model.fast_networks = {role: view.networks[role] for role in view.networks}
+    model.fast_networks = dict(view.networks)
     if found and not good:
         note = f"{FULL_PRECISION}: int8 came only within {found['decibels']:.1f} dB"
         view.use_network("decoder", _Noted(view.networks["decoder"], note))

@@ -223,6 +223,8 @@ class GanModel(Model):
             if label >= 0:
                 continue
             mean = sums[row] / math.sqrt(latents.shape[1])
+            if math.isnan(mean):
+                return None
             place = 0.5 * (1 + math.erf(mean / math.sqrt(2))) * count
             if not abs(place - round(place)) > _NEAR:
                 return None

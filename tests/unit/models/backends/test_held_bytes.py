@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from tests import tiny
+from tests.ranges import find_ranges
 from torch import nn
 
 from mezzotint.models.backends.openvino_backend import OpenVINONetwork, use_openvino
 from mezzotint.models.backends.processor import INT8
-from mezzotint.models.backends.quantized import Int8Network, find_ranges
+from mezzotint.models.backends.quantized import Int8Network
 from mezzotint.models.backends.step_cache import DEEP
 from mezzotint.models.backends.turbo import turbo_view
 from mezzotint.models.base import Prompt

@@ -7,11 +7,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tests.ranges import find_ranges
 
 from mezzotint.models.backends import processor
 from mezzotint.models.backends.exporting import EXPORT_ROWS
 from mezzotint.models.backends.openvino_backend import OpenVINONetwork
-from mezzotint.models.backends.quantized import Int8Network, find_ranges, quantize
+from mezzotint.models.backends.quantized import Int8Network, quantize
 from mezzotint.models.networks import TorchNetwork
 
 INT16 = np.iinfo(np.int16).max
@@ -59,7 +60,7 @@ def test_narrow_weights_leave_room_for_two_products_in_16_bits(largest, tmp_path
     ranges = find_ranges(exact, [ones])
     for is_narrow in (True, False):
         core = openvino.Core()
-        model = core.read_model(exact.exported(core, ones))
+        model = core.read_model(exact._exporter.export(core, ones)[0])
         assert quantize(model, ranges, is_narrow=is_narrow) == 1
         (layer,) = (n for n in model.get_ops() if n.get_type_name() == "Convolution")
         rounding = layer.input_value(1).get_node()

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from tests import tiny
+from tests.ranges import find_ranges
 from torch import nn
 
 from mezzotint.models.backends.openvino_backend import OpenVINONetwork
-from mezzotint.models.backends.quantized import find_ranges
 from mezzotint.models.networks import TorchNetwork
 
 pytest.importorskip("openvino")

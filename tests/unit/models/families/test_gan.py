@@ -342,5 +342,6 @@ def test_classes_are_those_of_torch_also_at_the_border_of_two(folder, monkeypatc
     labels = torch.arange(201) % 4 - 1
     found = model._choose_classes(latents, labels)
     assert found[-1] == 2 and model._choose_at_once(latents[-1:], None) is None
+    assert model._choose_at_once(torch.full_like(latents[:1], math.nan), None) is None
     monkeypatch.setattr(model, "_choose_at_once", lambda *_: None)
     assert torch.equal(found, model._choose_classes(latents, labels))

@@ -76,6 +76,40 @@ def test_weights_that_do_not_fit_name_the_keys_that_the_configuration_lacks(tmp_
         _ = network.module
 
 
+@pytest.mark.parametrize(
+    ("family", "file", "key", "network"),
+    [
+        ("sd1", "vae/config.json", "up_block_types", "decoder"),
+        ("flux", "transformer/config.json", "guidance_embeds", "denoiser"),
+    ],
+)
+def test_weights_without_a_place_in_what_the_class_makes_of_a_lacking_key_are_refused(
+    tmp_path, family, file, key, network
+):
+    folder = tiny.copy_of(family, tmp_path / "model")
+    drop(folder / file, key)
+    with pytest.raises(WeightsError, match=rf"unexpected_keys .*config\.json lacks .*{key}"):
+        _ = load_pipeline(folder).networks[network].module
+
+
+@pytest.mark.parametrize(
+    ("family", "file", "key", "told"),
+    [
+        ("flux", "transformer/config.json", "axes_dims_rope", r"16 \+ 56 \+ 56 numbers"),
+        ("sd3", "transformer/config.json", "joint_attention_dim", "text states of width 4096"),
+        ("sdxl", "unet/config.json", "addition_time_embed_dim", "must have addition_time_embed"),
+    ],
+)
+def test_parts_that_do_not_fit_for_want_of_a_key_are_refused_when_the_folder_is_read(
+    tmp_path, family, file, key, told
+):
+    folder = tiny.copy_of(family, tmp_path / "model")
+    load_pipeline(folder)
+    drop(folder / file, key)
+    with pytest.raises(WeightsError, match=told):
+        load_pipeline(folder)
+
+
 def test_weights_that_do_not_fit_a_whole_configuration_blame_no_key(tmp_path):
     folder = tiny.copy_of("sd1", tmp_path / "model")
     state = load_file(folder / WEIGHTS)
