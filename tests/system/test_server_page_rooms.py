@@ -299,6 +299,20 @@ def test_everything_is_a_command_and_found_by_some_of_its_letters(page):
     page.wait("document.getElementById('technique-regions')?.open")
 
 
+def test_a_dialog_that_was_closed_a_moment_ago_opens_again(page):
+    """Its "close" event comes as a task of its own; the keys came before it."""
+    for key, box in (("{key: 'k', ctrlKey: true}", "palette"), ("{key: '?'}", "help-box")):
+        press = f"document.body.dispatchEvent(new KeyboardEvent('keydown', {{...{key}, bubbles: true}}))"
+        is_open = f"document.getElementById('{box}')?.open"
+        page.run(press)
+        page.wait(is_open)
+        page.run(f"document.getElementById('{box}').close(); {press}")
+        page.run("new Promise((done) => setTimeout(done, 100))")
+        assert page.run(is_open) is True, box
+        close_dialogs(page)
+        page.wait(f"!({is_open})")
+
+
 def test_the_page_speaks_german_and_chinese_and_keeps_what_was_chosen(page):
     page.type("prompt", "bleibt")
     for code, word in (("de", "Erzeugen"), ("zh", "生成")):

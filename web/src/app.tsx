@@ -6,6 +6,7 @@ import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { apiKey, useKey } from "./api";
 import { Create } from "./create";
 import { detail, Detail, stepDetail } from "./detail";
+import { closed, show } from "./dialogs";
 import { Gallery } from "./gallery";
 import { cancel, generate, open, sending, step, watch, watchedJob } from "./jobs";
 import { Operate } from "./operate";
@@ -76,7 +77,7 @@ export function App() {
       <Palette
         more={[
           ...THEMES.map((name) => ({ name: words.palette.theme(words.theme[name]!), run: () => wear(name) })),
-          { name: words.help.label, hint: "?", run: () => { helping.value = true; } },
+          { name: words.help.label, hint: "?", run: () => show(helping, "help-box") },
           { name: words.key.change, run: () => { keying.value = true; } },
         ]}
       />
@@ -106,7 +107,7 @@ function Top({ now }: { now: string }) {
         type="button" class="icon" id="theme" title={words.theme[theme.value]} aria-label={words.theme[theme.value]}
         onClick={() => wear(THEMES[(THEMES.indexOf(theme.value) + 1) % THEMES.length]!)}
       >{theme.value === "dark" ? "☾" : theme.value === "light" ? "☀" : "◐"}</button>
-      <button type="button" class="icon" id="help" title={words.help.label} aria-label={words.help.label} onClick={() => { helping.value = true; }}>?</button>
+      <button type="button" class="icon" id="help" title={words.help.label} aria-label={words.help.label} onClick={() => show(helping, "help-box")}>?</button>
     </header>
   );
 }
@@ -129,12 +130,11 @@ function Notices() {
 }
 
 function Help() {
-  const box = useRef<HTMLDialogElement>(null);
   useLayoutEffect(() => { // with the drawing: a new language draws it anew, open
-    if (helping.value) box.current?.showModal();
+    if (helping.value) show(helping, "help-box");
   }, [helping.value]);
   return (
-    <dialog ref={box} class="small" aria-label={words.help.label} onClose={() => { helping.value = false; }}>
+    <dialog id="help-box" class="small" aria-label={words.help.label} onClose={closed(helping)}>
       <h2>{words.help.label}</h2>
       <table>
         <tbody>{words.help.keys.map(([key, does]) => <tr key={key}><th scope="row"><kbd>{key}</kbd></th><td>{does}</td></tr>)}</tbody>
@@ -201,7 +201,7 @@ function press(event: KeyboardEvent): void {
     void generate();
   } else if (event.key === "k" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
-    if (!inDialog) commanding.value = true;
+    if (!inDialog) show(commanding, "palette");
   } else if (event.key === "Escape" && !inDialog && watchedJob.value && ["queued", "running"].includes(watchedJob.value.status)) {
     event.preventDefault();
     void cancel(watchedJob.value.id);
@@ -214,7 +214,7 @@ function press(event: KeyboardEvent): void {
   } else if (inDialog) {
     return;
   } else if (event.key === "?") {
-    helping.value = true;
+    show(helping, "help-box");
   } else if (event.key === "c") {
     go("create");
   } else if (event.key === "g") {

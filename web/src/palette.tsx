@@ -5,6 +5,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { choose, drawSeed } from "./create/basics";
 import { isOffered } from "./create/abilities";
 import { openDetail } from "./detail";
+import { closed, show } from "./dialogs";
 import { cancelAll, generate, open, shown } from "./jobs";
 import { recallShown } from "./stage";
 import { go, models, replace, schema, set } from "./state";
@@ -67,7 +68,7 @@ export function Palette({ more }: { more: Command[] }) {
   useEffect(() => {
     setWord("");
     setAt(0);
-    if (commanding.value) box.current?.showModal();
+    if (commanding.value) show(commanding, "palette");
   }, [commanding.value]);
   if (!commanding.value) return null;
   const all = commands(more);
@@ -78,6 +79,8 @@ export function Palette({ more }: { more: Command[] }) {
   const run = (command: Command | undefined) => {
     if (!command) return;
     box.current?.close();
+    setWord(""); // it may be opened again before its "close" event
+    setAt(0);
     command.run();
   };
   const press = (event: KeyboardEvent) => {
@@ -94,7 +97,7 @@ export function Palette({ more }: { more: Command[] }) {
     }
   };
   return (
-    <dialog ref={box} class="palette" id="palette" aria-label={words.palette.label} onClose={() => { commanding.value = false; }}>
+    <dialog ref={box} class="palette" id="palette" aria-label={words.palette.label} onClose={closed(commanding)}>
       <input
         id="command" role="combobox" aria-expanded="true" aria-controls="commands" aria-activedescendant={list.length ? `command-${now}` : undefined}
         aria-label={words.palette.search} placeholder={words.palette.search} autoComplete="off" value={word}

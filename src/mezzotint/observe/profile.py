@@ -27,7 +27,8 @@ class StageRow(NamedTuple):
 
     ``share`` is the part of the wall time, 0 to 1 (more with threads). ``peak_bytes`` is
     the most memory of the process, and of CUDA where torch uses it, seen while a span of
-    this name was open; it is looked at every few milliseconds, so a shorter peak is missed.
+    this name was open; it is looked at every few milliseconds and at each span's end, so
+    a shorter peak is missed.
     """
 
     name: str
@@ -122,7 +123,7 @@ class Profile:
 
     def _peaks(self, records: list[SpanRecord]) -> tuple[int, int]:
         """Return the most memory that was seen while any of some spans was open."""
-        seen = list(self._memory)
+        seen = sorted(self._memory)
         moments = [m.at_s for m in seen]
         inside: list[_Memory] = []
         for record in records:
@@ -135,9 +136,11 @@ class Profile:
         )
 
     def add(self, record: SpanRecord) -> None:
-        """Take one finished span."""
+        """Take one finished span, with the memory at its end: the watcher may have been late."""
+        end = record.start_s + record.duration_s
         with self._lock:
             self._records.append(record)
+            self._memory.append(_look()._replace(at_s=end))
 
     def table(self) -> list[StageRow]:
         """Return one row per span name, the most expensive first."""
