@@ -16,6 +16,7 @@ Dimensions: R rows, h and w rows and columns of a picture or of latents.
 import contextlib
 import hashlib
 import os
+import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ RowShape = tuple[tuple[str, str, tuple[int, ...]], ...]
 
 _SIZED = ("images", "latents", "sample")  # inputs of whose last two dimensions nothing else knows
 _LEAST_STRIDE = 8
+_SPARE_BYTES = 1 << 22  # of a disk that an export leaves, beside the export's description
 _AGREES = 1e-3  # of the largest value; float32 in another order of sums is at 1e-5
 
 _EXPORTING = threading.Lock()  # the exporter patches modules while it traces them
@@ -73,6 +75,9 @@ class Exporter:
         folder: Folder of exported networks, or None to keep them in memory only.
         max_bytes: Bytes that the folder may take; 0 is no bound.
         is_generator: Whether layers are rearranged for drawing whole pictures in one call.
+
+    Attributes:
+        notes: Why exports are not kept in the folder, if they are not.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class Exporter:
         self._role = role
         self._folder = folder if source.digest else None
         self._max_bytes = max_bytes
+        self.notes: tuple[str, ...] = ()
         self._is_generator = is_generator
         self._fixed = is_generator or source.fixes_sizes
 
@@ -204,13 +210,27 @@ class Exporter:
         openvino = import_openvino()
 
         path = self._path(key)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as partial:
-            # OpenVINO names the weights after the description; both move in whole.
-            description = partial.with_suffix(".xml")
-            openvino.save_model(model, description, compress_to_fp16=False)
-            description.with_suffix(".bin").replace(path.with_suffix(".bin"))
-            description.replace(partial)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _check_room(self._folder, self._source.num_bytes)
+            with atomic_path(path) as partial:
+                # OpenVINO names the weights after the description; both move in whole.
+                description = partial.with_suffix(".xml")
+                try:
+                    openvino.save_model(model, description, compress_to_fp16=False)
+                    description.with_suffix(".bin").replace(path.with_suffix(".bin"))
+                    description.replace(partial)
+                finally:
+                    for suffix in (".xml", ".bin"):
+                        description.with_suffix(suffix).unlink(missing_ok=True)
+        except (OSError, RuntimeError) as error:  # the latter is OpenVINO's, of a full disk
+            reason = " ".join(str(error).split())[:200]
+            self.notes = (
+                f"the {self._role} network cannot be kept in {self._folder}: {reason}; "
+                "it stays in memory, and the next start converts it again",
+            )
+            self._folder = None
+            return model
         self._source.let_go()
         _bound(self._folder, self._max_bytes, spare=path)
         return path
@@ -293,6 +313,17 @@ def _agrees(core: Any, exported: Any, check: _Check | None) -> bool:
 
 def _is_whole(path: Path) -> bool:
     return path.is_file() and path.with_suffix(".bin").is_file()
+
+
+def _check_room(folder: Path, num_bytes: int) -> None:
+    """Refuse to begin a file that its disk has no room for.
+
+    Raises:
+        OSError: If so.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes + _SPARE_BYTES:
+        raise OSError(f"it takes {num_bytes >> 20} MB and the disk has {free >> 20} MB left")
 
 
 def _bound(folder: Path, max_bytes: int, *, spare: Path) -> None:

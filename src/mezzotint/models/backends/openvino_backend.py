@@ -16,7 +16,7 @@ Dimensions: R rows, then a fixed shape.
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -35,12 +35,13 @@ from mezzotint.models.networks import NetworkReady, TorchNetwork, is_preparing
 from mezzotint.observe.interruption import check
 from mezzotint.observe.stages import stage
 
-__all__ = ["OpenVINONetwork", "use_openvino"]
+__all__ = ["OpenVINONetwork", "room_for", "use_openvino"]
 
 MAX_SHAPES = 4
 """Shapes of rows that one network keeps compiled; the one used longest ago goes first."""
 
 _MAX_PACKED = 1024  # shapes of calls that are remembered
+_DESCRIPTION_BYTES = 16 << 20  # of an export on disk, at the most, beside its weights
 _MAX_COPIED_BYTES = 1 << 16  # of the inputs of a call that are copied to where others lay
 
 _IGNORED = {
@@ -121,7 +122,7 @@ class OpenVINONetwork:
 
     Attributes:
         options: Role, cache and threads, to make a network like this one.
-        notes: Why torch answers in this network's place, if it does.
+        notes: Why torch answers in this network's place, or why no file is kept of it, if so.
     """
 
     def __init__(
@@ -301,6 +302,7 @@ class OpenVINONetwork:
             settings["INFERENCE_NUM_THREADS"] = self._num_threads
         try:
             exported, made_for = self._exporter.export(core, arrays)
+            self.notes = self._exporter.notes
             weights = weights_of(exported)
             with stage("compiling", self.role, self.source.num_bytes), giving_back(weights):
                 exported, num_bytes = self._lower(core, exported)
@@ -401,7 +403,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def use_openvino(
     model: Model, *, cache: Path | None, cache_bytes: int = 0, num_threads: int | None = None
-) -> None:
+) -> int:
     """Let OpenVINO answer for every network of a model that computes on the CPU in float32.
 
     Changes of torch modules that mean nothing to OpenVINO are left out of what it runs, and
@@ -410,9 +412,14 @@ def use_openvino(
     Args:
         model: The model; its networks are replaced in place, before its first request.
         cache: Folder of exported networks, or None for memory only.
-        cache_bytes: Bytes that the folder may take; 0 is no bound.
+        cache_bytes: Bytes that the folder may take; 0 is no bound. The networks of one model
+            may always stay there: else it would be exported anew at every start.
         num_threads: CPU threads per call.
+
+    Returns:
+        Bytes that the folder may take with this model.
     """
+    cache_bytes = room_for([n for _, n in _torch_networks(model)], cache_bytes)
     ignored = [
         note for note in _IGNORED if any(note in n.changes for _, n in _torch_networks(model))
     ]
@@ -437,6 +444,19 @@ def use_openvino(
                 is_generator=draws,
             ),
         )
+    return cache_bytes
+
+
+def room_for(networks: Sequence[TorchNetwork], cache_bytes: int, *, beside: int = 0) -> int:
+    """Return what a folder of exports may take, so that those of some networks fit at once.
+
+    Args:
+        networks: The networks.
+        cache_bytes: Bytes that the folder may take in any case; 0 is no bound.
+        beside: Bytes of other exports that stay with them.
+    """
+    least = sum(network.num_bytes + _DESCRIPTION_BYTES for network in networks) + beside
+    return max(cache_bytes, least) if cache_bytes else 0
 
 
 def _leave(module: nn.Module) -> None:

@@ -63,6 +63,7 @@ class ModelProvider:
         self._placement = config.placement
         self._cache = config.home_path / "cache" / "openvino"
         self._cache_bytes = config.max_bytes
+        self._largest_bytes = 0  # of exports that a model placed here may keep
         self._extra = {m.spec.name: place(m, config.placement) for m in extra}
         self.adapters = AdapterProvider(
             config.home_path, allow_paths=config.allow_paths, place_control=self._place_control
@@ -219,7 +220,8 @@ class ModelProvider:
                 if self.backend == "openvino":
                     from mezzotint.models.backends.openvino_backend import use_openvino
 
-                    use_openvino(model, cache=self._cache, cache_bytes=self._cache_bytes)
+                    room = use_openvino(model, cache=self._cache, cache_bytes=self._cache_bytes)
+                    self._largest_bytes = max(self._largest_bytes, room)
         return model
 
     def _check_fits(self, model: Model) -> None:
@@ -243,11 +245,10 @@ class ModelProvider:
             return control
         if network.device.type != "cpu" or network.dtype != torch.float32:
             return control
-        from mezzotint.models.backends.openvino_backend import OpenVINONetwork
+        from mezzotint.models.backends.openvino_backend import OpenVINONetwork, room_for
 
-        placed = OpenVINONetwork(
-            network, role="controlnet", cache=self._cache, cache_bytes=self._cache_bytes
-        )
+        room = room_for([network], self._cache_bytes, beside=self._largest_bytes)
+        placed = OpenVINONetwork(network, role="controlnet", cache=self._cache, cache_bytes=room)
         return replace(control, network=placed)
 
 

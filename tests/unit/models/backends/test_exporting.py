@@ -203,3 +203,31 @@ def test_inputs_are_read_anew_by_every_call_whatever_their_size(tmp_path):
     before = other.clone()
     assert torch.allclose(found(latents=small)[0], expected[small], atol=1e-5)
     assert torch.equal(other, before)
+
+
+def test_a_disk_without_room_keeps_the_network_in_memory_and_says_so(tmp_path, monkeypatch):
+    module = _Convolution()
+    usage = type("Usage", (), {"free": 1 << 20})
+    monkeypatch.setattr("mezzotint.models.backends.exporting.shutil.disk_usage", lambda _: usage)
+    found = network(module, tmp_path)
+    for width in (16, 24, 9):
+        x = latents(16, width)
+        assert torch.allclose(found(latents=x)[0], module(x), atol=1e-6)
+    assert "the disk has 1 MB left; it stays in memory" in found.notes[0]
+    assert "torch" not in found.notes[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_while_a_network_is_written_leaves_no_part_of_it(tmp_path, monkeypatch):
+    import openvino
+
+    def save(model, path, **options):
+        path.with_suffix(".bin").write_bytes(b"half")
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr(openvino, "save_model", save)
+    module, x = _Convolution(), latents(16, 16)
+    found = network(module, tmp_path)
+    assert torch.allclose(found(latents=x)[0], module(x), atol=1e-6)
+    assert "iostream error; it stays in memory" in found.notes[0]
+    assert not list(tmp_path.iterdir())

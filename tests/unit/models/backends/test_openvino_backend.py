@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import textwrap
@@ -90,6 +91,22 @@ def test_every_network_is_within_1e5_of_torch_and_independent_of_its_batch(folde
             float((pictures - oracle.decode(latents[:3])).abs().max()) <= 4e-4
         )  # a twentieth of a level
         assert torch.equal(model.decode(latents[1:2]), pictures[1:2])
+
+
+def test_a_model_larger_than_its_bound_is_kept_whole_and_what_was_there_goes(tmp_path):
+    """It would else be converted at every start."""
+    older = tmp_path / "older.xml"
+    older.touch()
+    with older.with_suffix(".bin").open("wb") as file:
+        file.truncate(1 << 30)  # takes no room
+    os.utime(older, (0, 0))
+    model = load_pipeline(tiny.folder("sd1"))
+    use_openvino(model, cache=tmp_path, cache_bytes=1)
+    latents, sigma, conditioning = rows(model, 1)
+    model.denoiser(latents, sigma, conditioning)
+    model.decode(latents)
+    assert len(list(tmp_path.glob("*.xml"))) == len(list(tmp_path.glob("*.bin"))) == 3
+    assert not older.exists()
 
 
 def test_a_call_that_has_begun_is_not_stopped_and_the_next_one_is_left(tmp_path):
