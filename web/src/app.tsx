@@ -6,7 +6,7 @@ import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { apiKey, useKey } from "./api";
 import { Create } from "./create";
 import { detail, Detail, stepDetail } from "./detail";
-import { closed, show } from "./dialogs";
+import { closed, ended, show } from "./dialogs";
 import { Gallery } from "./gallery";
 import { cancel, generate, open, sending, step, watch, watchedJob } from "./jobs";
 import { Operate } from "./operate";
@@ -78,7 +78,7 @@ export function App() {
         more={[
           ...THEMES.map((name) => ({ name: words.palette.theme(words.theme[name]!), run: () => wear(name) })),
           { name: words.help.label, hint: "?", run: () => show(helping, "help-box") },
-          { name: words.key.change, run: () => { keying.value = true; } },
+          { name: words.key.change, run: () => show(keying, "key-box") },
         ]}
       />
       <div class="drop-here" aria-hidden="true">{words.drop.here}</div>
@@ -101,7 +101,7 @@ function Top({ now }: { now: string }) {
       </nav>
       <span class="state" role="status"><i id="dot" class={`dot ${kind}`} aria-hidden="true" /><span id="state">{text}</span></span>
       {apiKey.value || state === "locked" ? (
-        <button type="button" class="quiet" onClick={() => { keying.value = true; }}>{words.key.change}</button>
+        <button type="button" class="quiet" onClick={() => show(keying, "key-box")}>{words.key.change}</button>
       ) : null}
       <button
         type="button" class="icon" id="theme" title={words.theme[theme.value]} aria-label={words.theme[theme.value]}
@@ -166,6 +166,10 @@ function KeyBox() {
     if (wants && !box.current?.open) box.current?.showModal();
     if (!wants && box.current?.open) box.current.close();
   }, [wants]);
+  const leave = () => {
+    keying.value = false;
+    if (isLocked) box.current?.showModal(); // browsers let a second Escape close it
+  };
   const use = (key: string) => {
     useKey(key.trim());
     keying.value = false;
@@ -173,7 +177,7 @@ function KeyBox() {
     void watch();
   };
   return (
-    <dialog ref={box} class="small" id="key-box" aria-label={words.key.title} onCancel={(e) => { if (isLocked) e.preventDefault(); }} onClose={() => { keying.value = false; }}>
+    <dialog ref={box} class="small" id="key-box" aria-label={words.key.title} onCancel={(e) => { if (isLocked) e.preventDefault(); }} onClose={ended(leave)}>
       <form onSubmit={(e) => { e.preventDefault(); use(field.current!.value); }}>
         <h2>{words.key.title}</h2>
         <p class={isLocked && apiKey.value ? "notice bad" : ""} id="key-state">{isLocked && apiKey.value ? words.key.wrong : words.key.needed}</p>

@@ -1,9 +1,10 @@
 // One picture with everything known of it, and what can be done with it.
 import { signal } from "@preact/signals";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 
 import { ask, call, type Fields, type Job, type MadeImage } from "./api";
 import { COPIES } from "./copies";
+import { ended } from "./dialogs";
 import { boards, entries, entryOf, found, load, mark } from "./gallery/collection";
 import { Icon } from "./icons";
 import { bytesOf, Picture, pixels, useAddress } from "./image";
@@ -32,12 +33,12 @@ export function Detail() {
   const at = detail.value;
   const job = at ? [...recent.value, ...open.value].find((j) => j.id === at.job) ?? beside.value : undefined;
   const image = job?.images.find((i) => i.index === at?.index);
-  useEffect(() => {
+  useLayoutEffect(() => { // before the "close" event of one that was just closed
     if (image && !box.current?.open) box.current?.showModal();
     if (!image && box.current?.open) box.current.close();
-  }, [image]);
+  }, [at, image !== undefined]); // not with each new list of jobs: that would open one that was just closed
   return (
-    <dialog ref={box} class="detail" aria-label={words.detail.label} onClose={() => { if (!box.current?.open) detail.value = null; }}>
+    <dialog ref={box} class="detail" aria-label={words.detail.label} onClose={ended(() => { detail.value = null; })}>
       {job && image ? <Inside key={`${job.id}/${image.index}`} job={job} image={image} /> : null}
     </dialog>
   );

@@ -9,6 +9,9 @@ export function show(wanted: Signal<boolean>, id: string): void {
 }
 
 /** Answer a dialog's "close" event; one that was opened again meanwhile stays. */
-export const closed = (wanted: Signal<boolean>) => (event: Event): void => {
-  if (!(event.currentTarget as HTMLDialogElement).open) wanted.value = false;
+export const closed = (wanted: Signal<boolean>) => ended(() => { wanted.value = false; });
+
+/** The same for a dialog that something else keeps drawn: `end` lets go of it. */
+export const ended = (end: () => void) => (event: Event): void => {
+  if (!(event.currentTarget as HTMLDialogElement).open) end();
 };

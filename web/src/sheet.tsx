@@ -1,4 +1,4 @@
-// The same request along two fields: a table of pictures.
+// The same request along two fields, or three: a table of pictures, or one for each value of the third.
 import { computed, signal } from "@preact/signals";
 import { useEffect, useId } from "preact/hooks";
 
@@ -11,7 +11,8 @@ import { choices, model, notice, request, set } from "./state";
 import { nameOf, words } from "./words";
 
 interface Axis { field: string; text: string }
-interface Sheet { x: Axis; y: Axis; cells: (string | null)[][]; columns: string[]; rows: string[] }
+type Cells = (string | null)[][];
+interface Sheet { x: Axis; y: Axis; z: Axis; columns: string[]; rows: string[]; layers: string[]; cells: Cells[] } // without a third field one layer, ""
 
 const FIELDS = [
   "num_inference_steps", "guidance_scale", "scheduler", "sigma_schedule", "seed", "model", "prompt", "negative_prompt", "strength", "width", "height",
@@ -22,11 +23,13 @@ const MOST = 100;
 let isLoaded = false;
 const x = signal<Axis>({ field: "num_inference_steps", text: "5, 10, 20" });
 const y = signal<Axis>({ field: "guidance_scale", text: "1, 4, 8" });
+const z = signal<Axis>({ field: "", text: "" });
 /** Set both axes; the room draws when its button is pressed. */
 export function beginSheet(columns: Axis, rows: Axis): void {
   isLoaded = true; // what was kept does not come in between
   x.value = columns;
   y.value = rows;
+  z.value = { field: "", text: "" };
 }
 
 const sheet = signal<Sheet | null>(null);
@@ -45,32 +48,35 @@ export function values(axis: Axis): string[] {
   });
 }
 
-const planned = computed(() => ({ columns: values(x.value), rows: values(y.value) }));
+const planned = computed(() => ({ columns: values(x.value), rows: values(y.value), layers: z.value.field ? values(z.value) : [""] }));
 
-function cell(base: Fields, column: string, row: string): Fields {
+function cell(base: Fields, chosen: [Axis, string][]): Fields {
   // What is no number goes as it was typed, so that the server says what it expects.
   const put = (field: string, text: string): Json => (NUMBERS.has(field) && Number.isFinite(Number(text)) ? Number(text) : text);
-  return { ...base, [y.value.field]: put(y.value.field, row), [x.value.field]: put(x.value.field, column) };
+  return { ...base, ...Object.fromEntries(chosen.filter(([axis]) => axis.field).map(([axis, text]) => [axis.field, put(axis.field, text)])) };
 }
 
 async function make(): Promise<void> {
-  const { columns, rows } = planned.value;
+  const { columns, rows, layers } = planned.value;
   const { num_images: _, ...base } = request.value;
-  if (base.seed === undefined && x.value.field !== "seed" && y.value.field !== "seed") {
+  if (base.seed === undefined && ![x, y, z].some((axis) => axis.value.field === "seed")) {
     base.seed = String(crypto.getRandomValues(new Uint32Array(1))[0]); // one noise for the whole table
     set("seed", base.seed);
   }
-  const cells: (string | null)[][] = rows.map(() => columns.map(() => null));
-  sheet.value = { x: x.value, y: y.value, cells, columns, rows };
-  for (const [r, row] of rows.entries()) {
-    for (const [c, column] of columns.entries()) {
-      try {
-        const job = await send<Job>("/v1/jobs", cell(base, column, row));
-        cells[r]![c] = job.id;
-        sheet.value = { ...sheet.value, cells: cells.map((line) => [...line]) };
-      } catch (error) {
-        notice("bad", `${column} / ${row}: ${(error as Error).message}`);
-        if (c === 0 && r === 0) return;
+  const cells: Cells[] = layers.map(() => rows.map(() => columns.map(() => null)));
+  const axes = { x: x.value, y: y.value, z: z.value }; // what is typed meanwhile is of the next sheet
+  sheet.value = { ...axes, cells, columns, rows, layers };
+  for (const [l, layer] of layers.entries()) {
+    for (const [r, row] of rows.entries()) {
+      for (const [c, column] of columns.entries()) {
+        try {
+          const job = await send<Job>("/v1/jobs", cell(base, [[axes.z, layer], [axes.y, row], [axes.x, column]]));
+          cells[l]![r]![c] = job.id;
+          sheet.value = { ...sheet.value, cells: cells.map((table) => table.map((line) => [...line])) };
+        } catch (error) {
+          notice("bad", `${[column, row, layer].filter(Boolean).join(" / ")}: ${(error as Error).message}`);
+          if (c === 0 && r === 0 && l === 0) return;
+        }
       }
     }
   }
@@ -79,7 +85,7 @@ async function make(): Promise<void> {
 
 /** Look at the jobs of the table until all have ended. */
 async function look(): Promise<void> {
-  const ids = (sheet.value?.cells ?? []).flat().filter((id): id is string => id !== null);
+  const ids = (sheet.value?.cells ?? []).flat(2).filter((id): id is string => id !== null);
   const known = new Map([...recent.value, ...open.value].map((j) => [j.id, j]));
   const next = { ...jobs.value };
   for (const id of ids) {
@@ -95,17 +101,19 @@ export function SheetRoom() {
     if (!isLoaded) {
       isLoaded = true;
       void recall<Sheet>("sheet").then((kept) => {
-        if (!kept || sheet.value) return;
+        if (!kept?.layers || sheet.value) return; // an older page kept another form
         x.value = kept.x;
         y.value = kept.y;
+        z.value = kept.z;
         sheet.value = kept;
       });
     }
     const timer = setInterval(() => void look(), 1000);
     return () => clearInterval(timer);
   }, []);
-  const { columns, rows } = planned.value;
-  const count = columns.length * rows.length;
+  const { columns, rows, layers } = planned.value;
+  const count = columns.length * rows.length * layers.length;
+  const fields = [x, y, z].map((axis) => axis.value.field).filter(Boolean);
   return (
     <section class="sheet" aria-label={words.sheet.label}>
       <form class="axes" onSubmit={(e) => { e.preventDefault(); void make(); }}>
@@ -113,16 +121,18 @@ export function SheetRoom() {
         <p class="base">{String(request.value.prompt ?? "") || model.value?.name}</p>
         <AxisFields label={words.sheet.x} axis={x.value} onChange={(axis) => { x.value = axis; }} />
         <AxisFields label={words.sheet.y} axis={y.value} onChange={(axis) => { y.value = axis; }} />
-        <button class="primary" id="make-sheet" type="submit" disabled={count === 0 || count > MOST || x.value.field === y.value.field}>
+        <AxisFields label={words.sheet.z} axis={z.value} onChange={(axis) => { z.value = axis; }} mayLack />
+        <button class="primary" id="make-sheet" type="submit" disabled={count === 0 || count > MOST || new Set(fields).size < fields.length}>
           {count > MOST ? words.sheet.tooMany(count, MOST) : words.sheet.make(count)}
         </button>
       </form>
-      {sheet.value ? <Table made={sheet.value} /> : count && count <= MOST ? <Table made={{ x: x.value, y: y.value, columns, rows, cells: [] }} /> : null}
+      {sheet.value ? <Tables made={sheet.value} />
+        : count && count <= MOST ? <Tables made={{ x: x.value, y: y.value, z: z.value, columns, rows, layers, cells: [] }} /> : null}
     </section>
   );
 }
 
-function AxisFields({ label, axis, onChange }: { label: string; axis: Axis; onChange: (axis: Axis) => void }) {
+function AxisFields({ label, axis, onChange, mayLack }: { label: string; axis: Axis; onChange: (axis: Axis) => void; mayLack?: boolean }) {
   const id = useId();
   const known = choices(axis.field);
   return (
@@ -132,13 +142,16 @@ function AxisFields({ label, axis, onChange }: { label: string; axis: Axis; onCh
         <div class="field">
           <label for={`${id}-field`}>{words.sheet.field}</label>
           <select id={`${id}-field`} value={axis.field} onChange={(e) => onChange({ field: e.currentTarget.value, text: "" })}>
+            {mayLack ? <option value="">{words.form.none}</option> : null}
             {FIELDS.map((name) => <option value={name}>{nameOf(name)}</option>)}
           </select>
         </div>
-        <div class="field grow">
-          <label for={`${id}-values`}>{/prompt/.test(axis.field) ? words.sheet.lines : words.sheet.values}</label>
-          <textarea id={`${id}-values`} rows={/prompt/.test(axis.field) ? 3 : 1} value={axis.text} onInput={(e) => onChange({ ...axis, text: e.currentTarget.value })} />
-        </div>
+        {axis.field ? (
+          <div class="field grow">
+            <label for={`${id}-values`}>{/prompt/.test(axis.field) ? words.sheet.lines : words.sheet.values}</label>
+            <textarea id={`${id}-values`} rows={/prompt/.test(axis.field) ? 3 : 1} value={axis.text} onInput={(e) => onChange({ ...axis, text: e.currentTarget.value })} />
+          </div>
+        ) : null}
       </div>
       {known?.length ? (
         <div class="chips">
@@ -151,10 +164,19 @@ function AxisFields({ label, axis, onChange }: { label: string; axis: Axis; onCh
   );
 }
 
-function Table({ made }: { made: Sheet }) {
+function Tables({ made }: { made: Sheet }) {
+  return (
+    <div class="layers">
+      {made.layers.map((layer, l) => <Table key={layer} made={made} cells={made.cells[l] ?? []} layer={layer} />)}
+    </div>
+  );
+}
+
+function Table({ made, cells, layer }: { made: Sheet; cells: Cells; layer: string }) {
   return (
     <div class="table-scroll">
       <table class="xy">
+        {layer ? <caption>{nameOf(made.z.field)}: {layer}</caption> : null}
         <thead>
           <tr>
             <td>{nameOf(made.x.field)} →<br />{nameOf(made.y.field)} ↓</td>
@@ -165,7 +187,7 @@ function Table({ made }: { made: Sheet }) {
           {made.rows.map((row, r) => (
             <tr key={row}>
               <th scope="row">{row}</th>
-              {made.columns.map((column, c) => <td key={column}><Cell id={made.cells[r]?.[c] ?? null} text={`${column}, ${row}`} /></td>)}
+              {made.columns.map((column, c) => <td key={column}><Cell id={cells[r]?.[c] ?? null} text={[column, row, layer].filter(Boolean).join(", ")} /></td>)}
             </tr>
           ))}
         </tbody>

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mezzotint.cli.terminal import fitted
 from mezzotint.errors import UnknownName, WorkFailed
 
 __all__ = ["bench"]
@@ -32,7 +33,7 @@ def bench(
     known = {path.stem.replace("_", "-"): path for path in found}
     if name is None:
         about = {stem: _summary(path) for stem, path in known.items()}
-        lines = [f"{stem:20} {text}" for stem, text in about.items()]
+        lines = [fitted(f"{stem:20} {text}", sys.stdout, 21) for stem, text in about.items()]
         print(json.dumps(about, indent=2) if as_json else "\n".join(lines))
         return
     name = name.replace("_", "-")

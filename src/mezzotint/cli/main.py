@@ -32,7 +32,7 @@ from mezzotint.cli.local.doctor import doctor
 from mezzotint.cli.local.greeting import completion, greet
 from mezzotint.cli.machines.cluster import cluster_app
 from mezzotint.cli.models import archive_app, models_app
-from mezzotint.cli.terminal import escaped
+from mezzotint.cli.terminal import escaped, fitted
 from mezzotint.errors import Cancelled, InvalidRequest, MezzotintError, nearest_name
 from mezzotint.observe import log
 from mezzotint.request import GenerationRequest
@@ -180,7 +180,8 @@ def _say(message: str, code: int) -> int:
     """Print one line on standard error, if there is anything to say."""
     if not message:
         return code
-    print(f"mezzotint: {escaped(' '.join(message.split()))}", file=sys.stderr, flush=True)
+    line = f"mezzotint: {escaped(' '.join(message.split()))}"
+    print(fitted(line, sys.stderr), file=sys.stderr, flush=True)
     return code
 
 

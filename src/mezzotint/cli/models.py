@@ -11,7 +11,7 @@ import typer
 from mezzotint.cli.flags import WrongFlag, placement_help
 from mezzotint.cli.local import completing
 from mezzotint.cli.session import load_settings
-from mezzotint.cli.terminal import columns, escaped
+from mezzotint.cli.terminal import columns, escaped, fitted
 from mezzotint.errors import InvalidRequest, MezzotintError, UnknownName
 from mezzotint.plain import is_dict, is_list
 
@@ -282,7 +282,8 @@ def inspect(
     from mezzotint.models.formats.torchserve_archive import inspect_mar
 
     if not archive.is_file():
-        raise WrongFlag("ARCHIVE", f"cannot read {archive}: it is no file")
+        why = "it is a folder" if archive.is_dir() else "No such file or directory"
+        raise WrongFlag("ARCHIVE", f"cannot read {archive}: {why}")
     if identify(archive) == "mar":
         found: dict[str, Any] = dataclasses.asdict(inspect_mar(archive))
     else:
@@ -355,6 +356,7 @@ def _print_fields(found: dict[str, Any], indent: str = "") -> None:
             print(f"{indent}{escaped(key)}:")
             _print_fields(value, indent + "  ")
         elif is_list(value):
-            print(f"{indent}{escaped(key)}: {escaped('; '.join(map(str, value)))}")
+            line = f"{indent}{escaped(key)}: {escaped('; '.join(map(str, value)))}"
+            print(fitted(line, sys.stdout, len(indent) + 2))
         else:
             print(f"{indent}{escaped(key)}: {escaped(value)}")

@@ -5,10 +5,13 @@ retitle or overwrite a terminal, line breaks that forge further lines, and marks
 the direction of reading. Each becomes visible as an escape of Python's.
 """
 
+import os
+import textwrap
 import unicodedata
 from collections.abc import Sequence
+from typing import TextIO
 
-__all__ = ["columns", "escaped"]
+__all__ = ["columns", "escaped", "fitted"]
 
 # Cc control, Cf format (bidirectional marks, zero width), Cs lone surrogates, Zl and Zp breaks.
 _UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -39,6 +42,28 @@ def _visible(character: str) -> str:
     if character == _JOINER or unicodedata.category(character) not in _UNSAFE:
         return character
     return character.encode("unicode_escape").decode("ascii")
+
+
+def fitted(line: str, stream: TextIO, indent: int = 2) -> str:
+    """Return a line broken between words where the terminal that shows it ends.
+
+    Where nobody looks (a file, a pipe) the line stays whole, so that scripts read one line.
+
+    Args:
+        line: One line of text, escaped.
+        stream: Where it will be written.
+        indent: Columns before each line but the first.
+    """
+    try:
+        width = os.get_terminal_size(stream.fileno()).columns if stream.isatty() else 0
+    except (OSError, ValueError):  # closed, or no terminal after all
+        width = 0
+    if width < 2 * indent + 20 or len(line) <= width:
+        return line
+    return textwrap.fill(
+        line, width, subsequent_indent=" " * indent, break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,8 +1,9 @@
 // Model, size, seed: what every request has.
 import { signal } from "@preact/signals";
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect } from "preact/hooks";
 
 import type { Fields, Model } from "../api";
+import { closed, show } from "../dialogs";
 import { NumberInput } from "../fields";
 import { Icon } from "../icons";
 import { Picture, small } from "../image";
@@ -24,7 +25,7 @@ export function ModelPicker() {
   const about = model.value;
   return (
     <div class={`model-now ${wrongField.value === "model" ? "wrong" : ""}`}>
-      <button type="button" class="bare" id="models" aria-label={words.form.browse} title={words.form.browse} onClick={() => { picking.value = true; }}>
+      <button type="button" class="bare" id="models" aria-label={words.form.browse} title={words.form.browse} onClick={() => show(picking, "model-picker")}>
         <Sample about={about} name={chosen} />
       </button>
       <div class="field">
@@ -64,12 +65,11 @@ export function factsOf(about: Model): string[] {
 }
 
 function Models() {
-  const box = useRef<HTMLDialogElement>(null);
-  useEffect(() => { box.current?.showModal(); }, []);
+  useEffect(() => show(picking, "model-picker"), []);
   const close = () => { picking.value = false; };
   const take = (name: string) => { choose(name); close(); };
   return (
-    <dialog ref={box} class="picker" aria-label={words.form.model} onClose={close}>
+    <dialog id="model-picker" class="picker" aria-label={words.form.model} onClose={closed(picking)}>
       <header class="row">
         <h2 class="grow">{words.form.model}</h2>
         <button type="button" class="icon" aria-label={words.detail.close} onClick={close}>×</button>

@@ -1,8 +1,9 @@
 // Two pictures over each other: a slider, a flicker, their difference, and how their requests differ.
 import { signal } from "@preact/signals";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 
 import { ask, type Fields, type PictureEntry } from "../api";
+import { ended } from "../dialogs";
 import { Picture } from "../image";
 import { notice } from "../state";
 import { nameOf, words } from "../words";
@@ -19,11 +20,12 @@ export function Compare({ pair }: { pair: [PictureEntry, PictureEntry] }) {
   const [mode, setMode] = useState<(typeof MODES)[number]>("slider");
   const [isSecond, setSecond] = useState(false);
   const [asked, setAsked] = useState<[Fields, Fields] | null>(null);
-  useEffect(() => {
-    box.current?.showModal();
+  useLayoutEffect(() => { // before the "close" event of one that was just closed
+    if (!box.current?.open) box.current?.showModal();
+    setAsked(null);
     Promise.all(pair.map((e) => ask<Fields>(`/v1/jobs/${e.job}/request`).then((r) => ({ ...r, seed: String(e.seed) }))))
       .then((both) => setAsked(both as unknown as [Fields, Fields]), (error: Error) => notice("bad", error.message));
-  }, []);
+  }, [pair]);
   useEffect(() => {
     if (mode !== "flicker") return;
     const timer = setInterval(() => setSecond((s) => !s), FLICKER_MS);
@@ -45,7 +47,7 @@ export function Compare({ pair }: { pair: [PictureEntry, PictureEntry] }) {
     setCut(Math.round(Math.max(0, Math.min(100, ((event.clientX - frame.left) / frame.width) * 100))));
   };
   return (
-    <dialog ref={box} class="detail" aria-label={words.compare.label} onClose={close}>
+    <dialog ref={box} class="detail" aria-label={words.compare.label} onClose={ended(close)}>
       <header>
         <h2>{words.compare.label}</h2>
         <button type="button" class="icon" aria-label={words.detail.close} onClick={close}>×</button>

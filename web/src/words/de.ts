@@ -245,10 +245,11 @@ export const words: Words = {
     clear: "Leeren",
   },
   sheet: {
-    label: "Bilder entlang zweier Felder",
-    how: "Die Anfrage des Formulars, einmal für jedes Paar von Werten.",
+    label: "Bilder entlang zweier oder dreier Felder",
+    how: "Die Anfrage des Formulars, einmal für jede Kombination von Werten.",
     x: "Spalten",
     y: "Zeilen",
+    z: "Tabellen, eine je Wert",
     field: "Feld",
     values: "Werte: 1, 2, 5 oder 1-5",
     lines: "Werte, je Zeile einer",

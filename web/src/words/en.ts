@@ -245,10 +245,11 @@ export const english = {
     clear: "Clear",
   },
   sheet: {
-    label: "Pictures along two fields",
-    how: "The request of the form, drawn once for every pair of values.",
+    label: "Pictures along two or three fields",
+    how: "The request of the form, drawn once for every combination of values.",
     x: "Columns",
     y: "Rows",
+    z: "Tables, one for each value",
     field: "Field",
     values: "Values: 1, 2, 5 or 1-5",
     lines: "Values, a line each",

@@ -20,7 +20,7 @@ import typer
 
 import mezzotint
 from mezzotint.cli.session import load_settings
-from mezzotint.cli.terminal import escaped
+from mezzotint.cli.terminal import escaped, fitted
 from mezzotint.settings import Settings
 
 __all__ = ["Finding", "doctor", "examine"]
@@ -71,9 +71,10 @@ def doctor(
     width = max(len(finding.about) for finding in found)
     for finding in found:
         line = f"{_MARKS[finding.status]} {finding.about:{width}}  {finding.told}"
-        print(escaped(line))
+        print(fitted(escaped(line), sys.stdout, width + 4))
         if finding.advice:
-            print(escaped(f"  {'':{width}}  -> {finding.advice}"))
+            advice = escaped(f"  {'':{width}}  -> {finding.advice}")
+            print(fitted(advice, sys.stdout, width + 7))
     advised = sum(finding.status == "advice" for finding in found)
     wrong = sum(finding.status == "wrong" for finding in found)
     print()
