@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -151,13 +150,12 @@ def a_long_body_is_refused():
 
 
 def a_slow_body_is_refused():
-    from mezzotint.serve.app import _Body
+    from mezzotint.serve.streaming import BoundedBody
 
     async def silent():
         await asyncio.sleep(30)
 
-    front = SimpleNamespace(config=ServeConfig(limits=Limits(body_s=0.1)))
-    body = _Body(silent, front, {"content-length": "5"})
+    body = BoundedBody(silent, Limits(body_s=0.1), {"content-length": "5"})
     with pytest.raises(Exception, match="did not arrive within") as caught:
         asyncio.run(body())
     assert type(caught.value).__name__ == "BodyTooSlow"

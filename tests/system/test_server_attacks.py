@@ -183,7 +183,7 @@ def test_a_websocket_upgrade_is_refused_plainly(server):
     )
     answer = exchange(server, head)
     assert b"101" not in answer[:20]
-    assert statuses(answer)[0] == 403  # a web socket is at /ws alone
+    assert statuses(answer)[0] == 404  # a web socket is at /ws alone
 
 
 def test_grpc_and_tokens_are_refused_plainly(server):

@@ -6,7 +6,6 @@ headers, metrics and one access line. Dialects behind it never see an exception
 of the transport.
 """
 
-import asyncio
 import re
 import secrets
 import time
@@ -30,13 +29,10 @@ from mezzotint.serve.dialects.comfyui import dialect as comfyui
 from mezzotint.serve.dialects.comfyui.events import serve_socket
 from mezzotint.serve.dialects.hosted import fal, replicate
 from mezzotint.serve.errors import (
-    BodyTooSlow,
     ClientGone,
-    Malformed,
     MethodNotAllowed,
     NotFound,
     NothingHere,
-    TooLarge,
     describe,
 )
 from mezzotint.serve.front import Front
@@ -44,11 +40,13 @@ from mezzotint.serve.mcp import door as mcp
 from mezzotint.serve.metrics import ServerMetrics
 from mezzotint.serve.schema import document
 from mezzotint.serve.site import page
+from mezzotint.serve.streaming import BoundedBody
 from mezzotint.serve.wire import Dialect, Endpoint, Listener, Visit, json_response
 
 __all__ = ["DIALECTS", "Doorway", "create_app", "endpoints"]
 
 _REQUEST_ID = re.compile(r"^[\w.:/+=-]{1,128}$", re.ASCII)
+_ABSOLUTE = re.compile(r"https?://([^/]*)(/.*)?", re.IGNORECASE | re.DOTALL)
 _STAGES = ("queue", "encode", "denoise", "decode", "gate", "write")
 _NO_TIMING = ", ".join(f"{stage};dur=0.000" for stage in _STAGES).encode()
 _SECURE = {
@@ -161,6 +159,7 @@ class Doorway:
             await _lifespan(scope, receive, send)
             return
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        _take_origin_form(scope, headers)
         offered = headers.get("x-request-id", "")
         request_id = offered if _REQUEST_ID.match(offered) else f"req-{secrets.token_hex(12)}"
         here = Visit(request_id=request_id, listener=self._listener)
@@ -188,11 +187,10 @@ class Doorway:
             scope["path"] = scope["path"].rstrip("/") or "/"
         scope["path"] = _below(dialect, scope["path"])
         here.dialect = dialect.name
-        body = scope["bounds"] = _Body(receive, self._front, headers)
+        body = scope["bounds"] = BoundedBody(receive, self._front.config.limits, headers)
         answer = _Answer(send, here, body, self._cors(headers), self._front)
         try:
-            if body.is_ambiguous:
-                raise Malformed("Content-Length and Transfer-Encoding cannot both be given")
+            body.check()
             check_caller(
                 headers,
                 method=scope["method"],
@@ -224,14 +222,14 @@ class Doorway:
             _write_access(self._front.memory["access"], scope, here, answer.status, seconds)
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one web socket as one of the caller's event streams; refused ones get 403."""
+        """Serve one web socket as one of the caller's event streams; refusals are HTTP answers."""
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         limits, meter, caller = self._front.config.limits, self._front.meter, None
+        path = _below(comfyui.DIALECT, scope["path"])
         await receive()
         try:
-            path = _below(comfyui.DIALECT, scope["path"])
             if self._listener != "generation" or path != "/ws":
-                raise NotFound("no web socket is here")
+                raise NothingHere("no web socket is here")
             check_caller(
                 headers,
                 method="GET",
@@ -249,7 +247,9 @@ class Doorway:
         except (MezzotintError, OSError) as error:  # OSError: the client left while we sent
             log.info("socket.closed", reason=type(error).__name__)
             if caller is None:
-                await send({"type": "websocket.close", "code": 1008})
+                owner = comfyui.DIALECT if path == "/ws" else _NOBODYS
+                refusal = owner.render(describe(error), f"req-{secrets.token_hex(12)}")
+                await refusal(scope, receive, send)
         finally:
             if caller is not None:
                 meter.give(caller, "event streams")
@@ -363,6 +363,13 @@ async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
     raise NothingHere(f"nothing is at {scope['path'][:200]!r}")
 
 
+def _take_origin_form(scope: Scope, headers: dict[str, str]) -> None:
+    """Take a target in absolute form for its path; its host counts (RFC 9112, section 3.2.2)."""
+    target = _ABSOLUTE.match(scope["path"])
+    if target is not None:
+        headers["host"], scope["path"] = target[1], target[2] or "/"
+
+
 def _below(dialect: Dialect, path: str) -> str:
     """Return a path without the prefix that the dialect's paths may stand below."""
     lead = f"{dialect.prefix}/"
@@ -374,63 +381,11 @@ def _is_ours(scope: Scope) -> bool:
     return scope["path"].startswith(("/v1/", "/health/", "/runs"))
 
 
-class _Body:
-    """Bounds the bytes and the seconds of a request body."""
-
-    def __init__(self, receive: Receive, front: Front, headers: Mapping[str, str]) -> None:
-        limits = front.config.limits
-        self._receive = receive
-        self._most = limits.body_bytes
-        self._seconds = limits.body_s
-        self._until = time.monotonic() + limits.body_s
-        self._bytes = 0
-        length = headers.get("content-length", "")
-        self._declared = int(length) if length.isdecimal() else 0
-        has_body = self._declared > 0 or "transfer-encoding" in headers
-        self.is_ambiguous = "content-length" in headers and "transfer-encoding" in headers
-        self.is_complete = not has_body
-
-    def allow(self, most: int) -> None:
-        """Let the body have up to ``most`` bytes, in as much more time; nothing of it came yet."""
-        factor = max(1.0, most / self._most)
-        self._most = most
-        self._until += self._seconds * (factor - 1)
-        self._seconds *= factor
-
-    async def __call__(self) -> Message:
-        """Receive the next message.
-
-        Raises:
-            TooLarge: If the body is longer than allowed, or says it will be.
-            BodyTooSlow: If the client takes too long to send it.
-        """
-        if max(self._declared, self._bytes) > self._most:
-            raise TooLarge(
-                f"the body is too large: at most {self._most} bytes",
-                field="body",
-                value=max(self._declared, self._bytes),
-                allowed=f"at most {self._most} bytes",
-            )
-        if self.is_complete:
-            return await self._receive()
-        try:
-            async with asyncio.timeout(max(0.0, self._until - time.monotonic())):
-                message = await self._receive()
-        except TimeoutError:
-            raise BodyTooSlow(f"the body did not arrive within {self._seconds:g} s") from None
-        self._bytes += len(message.get("body", b""))
-        if self._bytes > self._most:
-            return await self()
-        if not message.get("more_body", False):
-            self.is_complete = True
-        return message
-
-
 class _Answer:
     """Adds the headers every answer has, and remembers how it went."""
 
     def __init__(
-        self, send: Send, here: Visit, body: _Body, cors: dict[bytes, bytes], front: Front
+        self, send: Send, here: Visit, body: BoundedBody, cors: dict[bytes, bytes], front: Front
     ) -> None:
         self._send = send
         self._here = here
@@ -446,6 +401,10 @@ class _Answer:
             self.started = True
             self.status = message["status"]
             message = {**message, "headers": self._headers(list(message.get("headers", [])))}
+        elif not self._body.is_complete and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            await self._body.discard()
+            message = {"type": "http.response.body", "body": b""}
         await self._send(message)
 
     def _headers(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -473,7 +432,7 @@ class _Answer:
         return ", ".join(f"{stage};dur={ms:.3f}" for stage, ms in totals.items()).encode()
 
     async def error(
-        self, dialect: Dialect, error: BaseException, scope: Scope, body: _Body
+        self, dialect: Dialect, error: BaseException, scope: Scope, body: BoundedBody
     ) -> None:
         """Answer with an error in the dialect's words, if nothing was sent yet."""
         if self.started:

@@ -26,6 +26,7 @@ __all__ = ["Crowd", "Protocol", "Socket", "raise_file_limit"]
 _SPARE = 64  # connections beyond the limit that are heard, so that probes are answered
 _FILES = 512  # files of everything but connections
 _LAST_LOOK_S = 0.02
+_LINGER_S = 1.0  # between a refusal and the end of its connection
 _NO_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 """Bytes that no head of a request holds: TLS at a plain port, or rubbish."""
 _MOST_LINES = 256
@@ -91,6 +92,23 @@ class Socket(WebSocketsSansIOProtocol):
             self.left()
         super().connection_lost(exc)
 
+    async def send(self, message: Any) -> None:
+        """Send a message; after a refusal nothing is left of the handshake."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
+            self.handshake_complete = True
+
+    def send_receive_event_to_app(self) -> None:
+        """Hand a message on; text that is no UTF-8 ends the socket with 1007, and no more."""
+        if self.curr_msg_data_type == "text" and not self.close_sent:
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:
+                self.conn.send_close(1007)
+                self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
+
 
 class Protocol(H11Protocol):
     """HTTP/1.1 on one connection, counted, with a deadline for slow heads.
@@ -105,6 +123,7 @@ class Protocol(H11Protocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._is_socket = False
         self._lines = 0  # of the head that is arriving
+        self._is_refused = False  # what still comes is not read
         self.is_gone = False
 
     def connection_made(self, transport: Any) -> None:
@@ -121,6 +140,8 @@ class Protocol(H11Protocol):
         A head that cannot become one is refused at its first wrong byte, not when its
         time is over.
         """
+        if self._is_refused:
+            return
         self._watch()
         if self._is_idle():
             head = data.partition(b"\r\n\r\n")[0]
@@ -156,8 +177,11 @@ class Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP; whoever was about to answer its head has nobody to tell."""
-        super().send_400_response(msg)
         cycle = self._current()
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
+            self.transport.close()
+        else:
+            self._refuse()
         if cycle is not None:
             cycle.disconnected = True
             cycle.message_event.set()
@@ -186,10 +210,17 @@ class Protocol(H11Protocol):
             self._head_timer = None
 
     def _refuse(self) -> None:
-        """Answer what is no HTTP with 400, and close."""
+        """Answer what is no HTTP with 400, and close.
+
+        Not before the client has had time to read it: closing beside bytes that nobody read
+        resets the connection, and takes the answer from it.
+        """
         self._rest()
+        self._is_refused = True
         self.transport.write(_BAD_REQUEST)
-        self.transport.close()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(_LINGER_S, self.transport.close)
 
     def _give_up(self) -> None:
         """Look once more at what has arrived, then close.

@@ -1,4 +1,4 @@
-"""Streaming: server-sent events, and watching for clients that go away.
+"""Streaming: bodies as they come, server-sent events, and clients that go away.
 
 Events follow the WHATWG text/event-stream format: ``id``, ``event`` and one
 ``data`` line of JSON. A comment every few seconds keeps proxies from closing a
@@ -7,18 +7,21 @@ quiet connection.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import orjson
 from starlette.requests import Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from mezzotint.serve.errors import ClientGone, Malformed
+from mezzotint.serve.config import Limits
+from mezzotint.serve.errors import BodyTooSlow, ClientGone, Malformed, TooLarge, UnsupportedMedia
 
-__all__ = ["EventStream", "last_event_id", "sse", "until_gone"]
+__all__ = ["BoundedBody", "EventStream", "last_event_id", "sse", "until_gone"]
 
 _KEEP_ALIVE_S = 10.0
+_LINGER_S = 5.0  # in which a client may finish sending what is not read any more
 
 
 def sse(data: Any, *, event: str | None = None, id_: int | None = None) -> bytes:
@@ -121,3 +124,89 @@ class EventStream:
             close = getattr(self._events, "aclose", None)
             if close is not None:
                 await close()
+
+
+class BoundedBody:
+    """Bounds the bytes and the seconds of a request body.
+
+    Args:
+        receive: Where the body comes from.
+        limits: How large it may be, and how long it may take.
+        headers: Of the request, names in lower case.
+    """
+
+    def __init__(self, receive: Receive, limits: Limits, headers: Mapping[str, str]) -> None:
+        self._receive = receive
+        self._most = limits.body_bytes
+        self._seconds = limits.body_s
+        self._until = time.monotonic() + limits.body_s
+        self._bytes = 0
+        length = headers.get("content-length", "")
+        self._declared = int(length) if length.isdecimal() else 0
+        self._coding = headers.get("content-encoding", "").strip().lower()
+        self._waits_to_be_asked = "expect" in headers
+        has_body = self._declared > 0 or "transfer-encoding" in headers
+        self.is_ambiguous = "content-length" in headers and "transfer-encoding" in headers
+        self.is_complete = not has_body
+
+    def check(self) -> None:
+        """Refuse what cannot be read, or where its end is unsure.
+
+        Raises:
+            Malformed: If its length is told in two ways.
+            UnsupportedMedia: If it is compressed.
+        """
+        if self.is_ambiguous:
+            raise Malformed("Content-Length and Transfer-Encoding cannot both be given")
+        if not self.is_complete and self._coding not in ("", "identity"):
+            raise UnsupportedMedia(
+                f"the body must come as it is, got Content-Encoding {self._coding[:40]}"
+            )
+
+    async def discard(self) -> None:
+        """Read on for a while without keeping anything.
+
+        A connection that is closed while bytes of a body are on their way is reset, which
+        takes the answer from a client that has not read it yet.
+        """
+        if self.is_complete or self.is_ambiguous or (self._waits_to_be_asked and not self._bytes):
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while (await self._receive()).get("more_body", False):
+                    pass
+
+    def allow(self, most: int) -> None:
+        """Let the body have up to ``most`` bytes, in as much more time; nothing of it came yet."""
+        factor = max(1.0, most / self._most)
+        self._most = most
+        self._until += self._seconds * (factor - 1)
+        self._seconds *= factor
+
+    async def __call__(self) -> Message:
+        """Receive the next message.
+
+        Raises:
+            TooLarge: If the body is longer than allowed, or says it will be.
+            BodyTooSlow: If the client takes too long to send it.
+        """
+        if max(self._declared, self._bytes) > self._most:
+            raise TooLarge(
+                f"the body is too large: at most {self._most} bytes",
+                field="body",
+                value=max(self._declared, self._bytes),
+                allowed=f"at most {self._most} bytes",
+            )
+        if self.is_complete:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(max(0.0, self._until - time.monotonic())):
+                message = await self._receive()
+        except TimeoutError:
+            raise BodyTooSlow(f"the body did not arrive within {self._seconds:g} s") from None
+        self._bytes += len(message.get("body", b""))
+        if self._bytes > self._most:
+            return await self()
+        if not message.get("more_body", False):
+            self.is_complete = True
+        return message

@@ -169,3 +169,79 @@ def test_a_head_of_many_lines_is_refused_and_one_of_two_hundred_is_not(server):
         with connected(server, 1, head) as [raw]:
             raw.settimeout(2.0)
             assert raw.recv(4096).startswith(b"HTTP/1.1 " + status)
+
+
+def sent_and_answered(server: RunningServer, head: bytes, body: bytes) -> tuple[int, bytes]:
+    """Send all of a request before reading, as http.client does; return status and body."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+        raw.sendall(head)
+        time.sleep(0.2)  # the answer is there before the body begins
+        for start in range(0, len(body), 1 << 20):
+            raw.sendall(body[start : start + (1 << 20)])
+        received = b""
+        while piece := raw.recv(65536):
+            received += piece
+    lines, _, text = received.partition(b"\r\n\r\n")
+    return int(lines.split()[1]), text
+
+
+@pytest.mark.parametrize(
+    ("path", "host", "more", "status", "word"),
+    [
+        ("/v1/generations", "x:8080", "", 403, b'"title":"forbidden"'),
+        ("/v1/images/edits", "x", "", 403, b'"type":"permission_error"'),
+        ("/predictions/plate", "x", "", 403, b'"type": "IllegalArgumentException"'),
+        ("/v1/generations", "127.0.0.1", "content-encoding: gzip\r\n", 415, b"Content-Encoding"),
+        ("/nowhere", "127.0.0.1", "", 404, b"ResourceNotFoundException"),
+        ("/v1/generations", "127.0.0.1", "bad name: 1\r\n", 400, b"Invalid HTTP request"),
+    ],
+)
+def test_who_is_refused_can_send_the_whole_body_and_read_why(
+    server, path, host, more, status, word
+):
+    body = b"x" * (8 << 20)
+    head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n{more}"
+    head += f"content-length: {len(body)}\r\n\r\n"
+    found, text = sent_and_answered(server, head.encode(), body)
+    assert (found, word in text) == (status, True), text
+
+
+def test_a_head_that_is_too_long_is_answered(server):
+    head = b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nx: " + b"y" * (4 << 20)
+    assert sent_and_answered(server, head, b"")[0] == 400
+
+
+def test_a_body_that_never_ends_is_not_read_for_ever(server):
+    began = time.monotonic()
+    head = b"POST /v1/generations HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n"
+    assert sent_and_answered(server, head, b"")[0] == 403
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize(
+    ("path", "host", "status", "word"),
+    [
+        ("/ws", "x:8080", 403, b"loopback names only"),
+        ("/nowhere", "127.0.0.1", 404, b"ResourceNotFoundException"),
+    ],
+)
+def test_a_web_socket_is_refused_in_the_words_of_its_dialect(server, path, host, status, word):
+    head = (
+        f"GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: Upgrade\r\nupgrade: websocket\r\n"
+        "sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    found, text = sent_and_answered(server, head.encode(), b"")
+    assert (found, word in text) == (status, True), text
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        ("http://127.0.0.1/health/live", "127.0.0.1", 200),
+        ("http://localhost/v1/models", "x", 200),  # RFC 9112: the target's host counts
+        ("http://x/health/live", "127.0.0.1", 403),
+    ],
+)
+def test_a_target_in_absolute_form_is_its_path(server, target, host, status):
+    head = f"GET {target} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"
+    assert sent_and_answered(server, head.encode(), b"")[0] == status

@@ -110,7 +110,7 @@ def test_a_socket_needs_a_key_and_another_keys_socket_hears_nothing(server, http
     url = server.url.replace("http", "ws", 1) + "/ws?clientId=shared"
     with pytest.raises(InvalidStatus) as caught, connect(url):
         pass
-    assert caught.value.response.status_code == 403
+    assert caught.value.response.status_code == 401
     with (
         pytest.raises(InvalidStatus),
         connect(url.replace("/ws", "/other"), additional_headers=ALICE),
