@@ -8,13 +8,16 @@ rows, is compared with torch's. One that is made for one size is compared at ano
 rows unless it is large or an autoencoder: a call of torch at that size would delay the first
 picture.
 
-The files lie in a folder whose bytes are bounded; who was used longest ago goes first.
+The files lie in a folder whose bytes are bounded; who was used longest ago goes first. What a
+backend makes of an export, an int8 network say, lies there too, under a seal: a file beside it
+with the digests of both.
 
 Dimensions: R rows, h and w rows and columns of a picture or of latents.
 """
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import threading
@@ -27,17 +30,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mezzotint.files import atomic_path
+from mezzotint.errors import WeightsError
+from mezzotint.files import atomic_path, digest_file, write_atomically
 from mezzotint.models.backends.doubling import rearranged
 from mezzotint.models.backends.mapped import giving_back, return_memory
 from mezzotint.models.backends.quiet import import_openvino, quiet_tracing
+from mezzotint.models.digests import DIGESTS
 from mezzotint.models.networks import Call, TorchNetwork
+from mezzotint.observe import log
 from mezzotint.observe.stages import stage
 
 __all__ = ["Exporter", "RowShape", "row_key"]
 
 FORMAT = 2  # raise when an exported network of before can no longer be used
 EXPORT_ROWS = 2  # a batch of one may be folded into the graph as a constant
+_SEAL = ".seal"
+_SUFFIXES = (".xml", ".bin", _SEAL)
 _CHECK_ROWS = 3  # another number of rows, to compare at
 _LARGE = 1 << 29  # bytes of a network that is not compared at one size
 _PICTURES = ("decoder", "encoder")  # have much to compute however small they are
@@ -207,33 +215,73 @@ class Exporter:
         """Write an export to the folder; then torch's copy of the weights can go."""
         if self._folder is None:
             return model
-        openvino = import_openvino()
-
         path = self._path(key)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            _check_room(self._folder, self._source.num_bytes)
-            with atomic_path(path) as partial:
-                # OpenVINO names the weights after the description; both move in whole.
-                description = partial.with_suffix(".xml")
-                try:
-                    openvino.save_model(model, description, compress_to_fp16=False)
-                    description.with_suffix(".bin").replace(path.with_suffix(".bin"))
-                    description.replace(partial)
-                finally:
-                    for suffix in (".xml", ".bin"):
-                        description.with_suffix(suffix).unlink(missing_ok=True)
+            _write(model, path, self._source.num_bytes)
         except (OSError, RuntimeError) as error:  # the latter is OpenVINO's, of a full disk
-            reason = " ".join(str(error).split())[:200]
-            self.notes = (
-                f"the {self._role} network cannot be kept in {self._folder}: {reason}; "
-                "it stays in memory, and the next start converts it again",
-            )
+            self._tell_no_room(error)
             self._folder = None
             return model
         self._source.let_go()
-        _bound(self._folder, self._max_bytes, spare=path)
+        _bound(self._folder, self._max_bytes, spare=(path,))
         return path
+
+    def find_made(self, key: RowShape, words: str) -> Path | None:
+        """Return the file of what was made of an export, None if there is none that is whole.
+
+        One that is not what was written is deleted, with a warning.
+
+        Args:
+            key: The shape that the export is for.
+            words: What was made of it.
+        """
+        if self._folder is None:
+            return None
+        path = self._path(key, words)
+        if not path.is_file():
+            return None
+        if not _is_sealed(path):
+            log.warning("network.damaged", what=self._role, file=path.name)
+            _delete(path)
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return path
+
+    def keep_made(self, model: Any, key: RowShape, words: str, *, num_bytes: int) -> Any:
+        """Write what was made of an export to the folder, under a seal.
+
+        Args:
+            model: What was made of it.
+            key: The shape that the export is for.
+            words: What was made of it.
+            num_bytes: Bytes of its weights.
+
+        Returns:
+            Its file; the network itself where there is no folder, or no room on the disk.
+        """
+        if self._folder is None:
+            return model
+        path = self._path(key, words)
+        try:
+            _write(model, path, num_bytes)
+            digests = {suffix: digest_file(path.with_suffix(suffix)) for suffix in (".xml", ".bin")}
+            sealed = {"name": path.stem, **digests}
+            write_atomically(path.with_suffix(_SEAL), json.dumps(sealed).encode())
+        except (OSError, RuntimeError) as error:
+            _delete(path)
+            self._tell_no_room(error)
+            return model
+        _bound(self._folder, self._max_bytes, spare=(path, self._path(key)))
+        return path
+
+    def _tell_no_room(self, error: Exception) -> None:
+        """Note why a network is not kept in the folder."""
+        reason = " ".join(str(error).split())[:200]
+        self.notes = (
+            f"the {self._role} network cannot be kept in {self._folder}: {reason}; "
+            "it stays in memory, and the next start converts it again",
+        )
 
     def _forget(self, key: RowShape) -> None:
         """Remember that this network cannot be left open in height and width."""
@@ -241,16 +289,16 @@ class Exporter:
         if self._folder is not None:
             path = self._path(key)
             path.with_suffix(".fixed").touch()
-            for suffix in (".xml", ".bin"):
-                path.with_suffix(suffix).unlink(missing_ok=True)
+            _delete(path)
 
-    def _path(self, key: RowShape) -> Path:
-        """Name an export by all that decides what is in it."""
+    def _path(self, key: RowShape, *made: str) -> Path:
+        """Name an export, or what was made of it, by all that decides what is in it."""
         assert self._folder is not None  # noqa: S101 - asked only where there is one
         versions = [metadata.version(name) for name in ("openvino", "torch")]
         words = [str(FORMAT), self._role, self._source.digest, repr(key), *versions]
         if self._is_generator:
             words.append("rearranged")
+        words += made
         return self._folder / (hashlib.sha256("\0".join(words).encode()).hexdigest()[:40] + ".xml")
 
 
@@ -326,7 +374,49 @@ def _check_room(folder: Path, num_bytes: int) -> None:
         raise OSError(f"it takes {num_bytes >> 20} MB and the disk has {free >> 20} MB left")
 
 
-def _bound(folder: Path, max_bytes: int, *, spare: Path) -> None:
+def _is_sealed(path: Path) -> bool:
+    """Tell whether a description and its weights are those that were written under this name."""
+    try:
+        sealed: Any = json.loads(path.with_suffix(_SEAL).read_bytes())
+        found = {suffix: DIGESTS.digest(path.with_suffix(suffix)) for suffix in (".xml", ".bin")}
+    except (OSError, ValueError, WeightsError):
+        return False
+    return bool(sealed == {"name": path.stem, **found})
+
+
+def _write(model: Any, path: Path, num_bytes: int) -> None:
+    """Write a network of OpenVINO's, whole or not at all.
+
+    Raises:
+        OSError, RuntimeError: If it cannot be; the disk may be full.
+    """
+    openvino = import_openvino()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _check_room(path.parent, num_bytes)
+    with atomic_path(path) as partial:
+        # OpenVINO names the weights after the description; both move in whole.
+        description = partial.with_suffix(".xml")
+        try:
+            openvino.save_model(model, description, compress_to_fp16=False)
+            description.with_suffix(".bin").replace(path.with_suffix(".bin"))
+            description.replace(partial)
+        finally:
+            for left in (description, description.with_suffix(".bin")):
+                left.unlink(missing_ok=True)
+
+
+def _delete(path: Path) -> int:
+    """Delete a network's files; return the bytes that they took."""
+    freed = 0
+    for suffix in _SUFFIXES:
+        part = path.with_suffix(suffix)
+        with contextlib.suppress(OSError):
+            freed += part.stat().st_size
+            part.unlink(missing_ok=True)
+    return freed
+
+
+def _bound(folder: Path, max_bytes: int, *, spare: Sequence[Path]) -> None:
     """Delete exports used longest ago until the folder takes no more than its bytes.
 
     Who has a deleted file open, or mapped, keeps what is in it.
@@ -334,12 +424,9 @@ def _bound(folder: Path, max_bytes: int, *, spare: Path) -> None:
     if not max_bytes:
         return
     with contextlib.suppress(OSError):
-        found = [(p.stat().st_mtime_ns, p) for p in folder.glob("*.xml") if p != spare]
+        found = [(p.stat().st_mtime_ns, p) for p in folder.glob("*.xml") if p not in spare]
         total = sum(p.stat().st_size for p in folder.iterdir())
         for _, path in sorted(found):
             if total <= max_bytes:
                 return
-            for suffix in (".xml", ".bin"):
-                part = path.with_suffix(suffix)
-                total -= part.stat().st_size
-                part.unlink(missing_ok=True)
+            total -= _delete(path)

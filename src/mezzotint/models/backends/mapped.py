@@ -9,6 +9,7 @@ fault, and no reading from disk as long as there is room.
 
 import contextlib
 import ctypes
+import itertools
 import mmap
 import sys
 import threading
@@ -25,14 +26,16 @@ _LEAST_BYTES = 64 << 20  # of a file that is worth a thread
 _DONTNEED = 4  # madvise of Linux: for a file that is mapped, its pages can go
 
 
-def give_back(path: Path) -> int:
+def give_back(path: Path, *, is_untouched: bool = False) -> int:
     """Take the pages of a mapped file out of this process's memory; what they hold stays.
 
-    Only mappings that nobody can write to are touched: what is written to a private one
+    Mappings that somebody could write to are left alone: what is written to a private one
     would be lost.
 
     Args:
         path: The file.
+        is_untouched: Whether nobody writes to a private mapping of it though he could, as where
+            torch reads weights: those that nothing was written to so far are touched too.
 
     Returns:
         Bytes of the mappings found; 0 where the system is not Linux.
@@ -41,7 +44,8 @@ def give_back(path: Path) -> int:
         return 0
     advise = _library().madvise
     total = 0
-    for start, end in _mappings(path):
+    found = itertools.chain(_mappings(path), _untouched(path) if is_untouched else ())
+    for start, end in found:
         if advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED) == 0:
             total += end - start
     return total
@@ -82,11 +86,12 @@ def trim() -> None:
 
 
 @contextlib.contextmanager
-def giving_back(path: Path | None) -> Generator[None]:
+def giving_back(path: Path | None, *, is_untouched: bool = False) -> Generator[None]:
     """Give back a file's pages again and again inside the block, and once after it.
 
     Args:
         path: The file; None does nothing, and neither does a small one.
+        is_untouched: See :func:`give_back`.
     """
     if path is None or sys.platform != "linux" or not _is_large(path):
         yield
@@ -95,7 +100,7 @@ def giving_back(path: Path | None) -> Generator[None]:
 
     def repeat() -> None:
         while not is_over.wait(_EVERY_S):
-            give_back(path)
+            give_back(path, is_untouched=is_untouched)
 
     thread = threading.Thread(target=repeat, name="mezzotint-mapped", daemon=True)
     thread.start()
@@ -104,7 +109,7 @@ def giving_back(path: Path | None) -> Generator[None]:
     finally:
         is_over.set()
         thread.join()
-        give_back(path)
+        give_back(path, is_untouched=is_untouched)
 
 
 def _is_large(path: Path) -> bool:
@@ -123,3 +128,18 @@ def _mappings(path: Path) -> Iterator[tuple[int, int]]:
             if len(fields) == 6 and fields[5] == name and "w" not in fields[1]:
                 start, _, end = fields[0].partition("-")
                 yield int(start, 16), int(end, 16)
+
+
+def _untouched(path: Path) -> Iterator[tuple[int, int]]:
+    """Yield first and last address of each private mapping that nothing was written to."""
+    with contextlib.suppress(OSError):
+        name, place = str(path.resolve()), ""
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            key, _, value = line.partition(" ")
+            if key == "Anonymous:" and place and value.split()[0] == "0":
+                start, _, end = place.partition("-")
+                yield int(start, 16), int(end, 16)
+            elif not key.endswith(":"):
+                fields = line.split(maxsplit=5)
+                is_ours = len(fields) == 6 and fields[5] == name and fields[1] == "rw-p"
+                place = fields[0] if is_ours else ""

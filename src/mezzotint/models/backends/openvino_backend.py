@@ -301,7 +301,7 @@ class OpenVINONetwork:
         if self._num_threads:
             settings["INFERENCE_NUM_THREADS"] = self._num_threads
         try:
-            exported, made_for = self._exporter.export(core, arrays)
+            exported, made_for = self._export(core, arrays)
             self.notes = self._exporter.notes
             weights = weights_of(exported)
             with stage("compiling", self.role, self.source.num_bytes), giving_back(weights):
@@ -340,14 +340,21 @@ class OpenVINONetwork:
         """Whether its graph is arranged for the kernels, where bits stay the same."""
         return self._precision == "f32"
 
+    def _export(self, core: Any, arrays: Mapping[str, Tensor]) -> tuple[Any, RowShape]:
+        """Return the export for a call, see :meth:`Exporter.export`."""
+        return self._exporter.export(core, arrays)
+
     def _lower(self, core: Any, exported: Any) -> tuple[Any, int]:
         """Return what is compiled of an export, and the bytes that its weights are packed into."""
-        weights = weights_of(exported)
-        if weights is not None:
-            num_bytes = weights.stat().st_size
-        else:
-            num_bytes = sum(constant.get_byte_size() for constant in constants(exported))
-        return exported, int(num_bytes * self._share)
+        return exported, int(stored_bytes(exported) * self._share)
+
+
+def stored_bytes(exported: Any) -> int:
+    """Return the bytes of an export's constants."""
+    weights = weights_of(exported)
+    if weights is not None:
+        return weights.stat().st_size
+    return sum(int(constant.get_byte_size()) for constant in constants(exported))
 
 
 def weights_of(exported: Any) -> Path | None:

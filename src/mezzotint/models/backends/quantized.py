@@ -1,9 +1,9 @@
 """Int8: networks whose matrix products and convolutions compute in 8 bits.
 
 Weights are rounded per output channel, what flows into a layer per tensor, within
-the range it was seen in while a few pictures were drawn in float32. Both are written
-into the exported network as rounding nodes, which OpenVINO turns into int8 kernels.
-Attention scores, norms and sums stay in float32.
+the range it was seen in while a few pictures were drawn in float32. Weights are written
+into the exported network as int8 numbers and scales, the rest as rounding nodes, and
+OpenVINO makes int8 kernels of both. Attention scores, norms and sums stay in float32.
 
 Nothing about a row depends on the rows beside it: ranges are constants.
 """
@@ -19,18 +19,23 @@ import torch
 from torch import Tensor
 
 from mezzotint.files import write_atomically
-from mezzotint.models.backends.openvino_backend import OpenVINONetwork, constants
+from mezzotint.models.backends.exporting import RowShape, row_key
+from mezzotint.models.backends.mapped import give_back_pages, giving_back
+from mezzotint.models.backends.openvino_backend import OpenVINONetwork, stored_bytes, weights_of
 from mezzotint.models.backends.quiet import import_openvino
 from mezzotint.models.networks import TorchNetwork
+from mezzotint.observe.stages import stage
 
 __all__ = ["Int8Network", "Ranges", "WatchedNetwork", "quantize"]
 
 Ranges = Mapping[str, tuple[float, float]]
 """Lowest and highest value that flows into a layer, by the layer's name."""
 
+_FORMAT = 1  # raise when an int8 network of before can no longer be used
 _INT8_SHARE = 0.25  # of float32
 _LAYERS = ("Convolution", "MatMul")
 _SMALLEST = 1e-8
+_AT_ONCE = 1 << 20  # weights that are rounded at once
 _LEVELS, _NARROW = 127, 64  # to either side of zero
 
 
@@ -61,22 +66,33 @@ class Int8Network(OpenVINONetwork):
         """No: its layers are joined with the rounding behind them."""
         return False
 
+    def _export(self, core: Any, arrays: Mapping[str, Tensor]) -> tuple[Any, RowShape]:
+        """Return the int8 network for a call: its file if there is a folder.
+
+        Once it is written, neither torch's weights nor those in float32 are read again.
+        """
+        shape = self._exporter.open_key(row_key(arrays))
+        known = self._exporter.find_made(shape, self._words)
+        if known is not None:
+            return known, shape
+        exported, shape = super()._export(core, arrays)
+        doing = stage("converting", f"{self.role} to int8", self.source.num_bytes)
+        with doing, giving_back(weights_of(exported)):
+            model, is_mapped = _copied(core, exported), isinstance(exported, Path)
+            quantize(model, self._ranges, is_narrow=self._is_narrow, is_mapped=is_mapped)
+            kept = self._exporter.keep_made(
+                model, shape, self._words, num_bytes=stored_bytes(model)
+            )
+            return kept, shape
+
+    @property
+    def _words(self) -> str:
+        """What decides how an export is rounded."""
+        return json.dumps([_FORMAT, self._is_narrow, sorted(self._ranges.items())])
+
     def _lower(self, core: Any, exported: Any) -> tuple[Any, int]:
-        """Return the exported network with its rounding nodes, and the bytes of its weights."""
-        model = _copied(core, exported)
-        quantize(model, self._ranges, is_narrow=self._is_narrow)
-        return model, sum(_packed_bytes(constant) for constant in constants(model))
-
-
-def _packed_bytes(constant: Any) -> int:
-    """Return the bytes that a constant is packed into: one a number where it is rounded."""
-    users = [user.get_node() for user in constant.output(0).get_target_inputs()]
-    is_rounded = any(
-        user.get_type_name() == "FakeQuantize" and user.input_value(0).get_node() == constant
-        for user in users
-    )
-    size = int(constant.get_byte_size())
-    return int(size * _INT8_SHARE) if is_rounded else size
+        """Return the network as it is, and the bytes of its weights: one a number in int8."""
+        return exported, stored_bytes(exported)
 
 
 class WatchedNetwork(OpenVINONetwork):
@@ -95,7 +111,6 @@ class WatchedNetwork(OpenVINONetwork):
         alone: dict[str, Any] = {**options, "streams": 1}
         super().__init__(source, **alone)
         self._row_shapes: list[list[int]] = []
-        self._num_answers = 0
         self._sources: dict[str, str] = {}  # what flows into a layer, by the layer's name
         self._seen: dict[str, tuple[float, float]] = {}
 
@@ -119,18 +134,24 @@ class WatchedNetwork(OpenVINONetwork):
         return tuple(map(torch.cat, zip(*rows, strict=True)))
 
     def _lower(self, core: Any, exported: Any) -> tuple[Any, int]:
-        """Return the exported network that answers ranges too, and the bytes of its weights."""
-        opset13 = import_openvino().opset13
+        """Return the exported network that answers ranges too, and the bytes of its weights.
+
+        Ranges are answered first: OpenVINO computes in the order of its answers, and what
+        flows would be kept until its range is wanted.
+        """
+        openvino = import_openvino()
+        opset13 = openvino.opset13
         model, num_bytes = _copied(core, exported), super()._lower(core, exported)[1]
         model.reshape(dict(zip(model.inputs, self._row_shapes, strict=True)))
-        self._num_answers = len(model.outputs)
         flows = {layer.get_friendly_name(): layer.input_value(0) for layer in _layers(model)}
         self._sources = {layer: _name(flow) for layer, flow in flows.items()}
+        edges: list[Any] = []
         for source in {_name(flow): flow for flow in flows.values()}.values():
             axes = opset13.constant(np.arange(source.get_partial_shape().rank.get_length()))
-            edges = (opset13.reduce_min, opset13.reduce_max)
-            model.add_outputs([edge(source, axes, keep_dims=True).output(0) for edge in edges])
-        return model, num_bytes
+            for edge in (opset13.reduce_min, opset13.reduce_max):
+                edges.append(edge(source, axes, keep_dims=True).output(0))
+        answers = [result.input_value(0) for result in model.get_results()]
+        return openvino.Model([*edges, *answers], model.get_parameters()), num_bytes
 
     @property
     def _is_flat(self) -> bool:
@@ -140,14 +161,14 @@ class WatchedNetwork(OpenVINONetwork):
     def _infer(self, compiled: Any, arrays: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Run it, and keep the ranges."""
         answers = super()._infer(compiled, arrays)
-        edges = answers[self._num_answers :]
-        for k, source in enumerate(dict.fromkeys(self._sources.values())):
+        sources = list(dict.fromkeys(self._sources.values()))
+        for k, source in enumerate(sources):
             low, high = self._seen.get(source, (math.inf, -math.inf))
             self._seen[source] = (
-                min(low, float(edges[2 * k].min())),
-                max(high, float(edges[2 * k + 1].max())),
+                min(low, float(answers[2 * k].min())),
+                max(high, float(answers[2 * k + 1].max())),
             )
-        return answers[: self._num_answers]
+        return answers[2 * len(sources) :]
 
 
 def _copied(core: Any, exported: Any) -> Any:
@@ -155,14 +176,18 @@ def _copied(core: Any, exported: Any) -> Any:
     return core.read_model(exported) if isinstance(exported, Path) else exported.clone()
 
 
-def quantize(model: Any, ranges: Ranges, *, is_narrow: bool = False) -> int:
-    """Write rounding nodes into an exported network, in place.
+def quantize(
+    model: Any, ranges: Ranges, *, is_narrow: bool = False, is_mapped: bool = False
+) -> int:
+    """Round an exported network, in place: weights to int8 numbers and their scales.
 
     Args:
         model: An OpenVINO model in float32.
         ranges: See :data:`Ranges`.
         is_narrow: Whether weights take 129 levels in place of 255: where sums of two products
             have 16 bits, see :mod:`mezzotint.models.backends.processor`.
+        is_mapped: Whether its constants are mapped from a file; what was read of them is
+            given back.
 
     Returns:
         Layers that compute in int8 now.
@@ -180,14 +205,26 @@ def quantize(model: Any, ranges: Ranges, *, is_narrow: bool = False) -> int:
             edges = [np.float32(edge) for edge in (low, high, low, high)]
             rounded[key] = opset13.fake_quantize(source, *edges, 256)
         layer.input(0).replace_source_output(rounded[key].output(0))
-        weights = layer.input_value(1)
-        scale = _weight_scale(layer, weights.get_node().data)
-        if is_narrow:  # the same 255 levels over twice the range: only the inner ones are met
-            scale = scale * np.float32(_LEVELS / _NARROW)
-        exact = opset13.fake_quantize(weights, -scale, scale, -scale, scale, 255)
-        layer.input(1).replace_source_output(exact.output(0))
+        weights = layer.input_value(1).get_node().data
+        step = _weight_scale(layer, weights) / np.float32(_NARROW if is_narrow else _LEVELS)
+        numbers = opset13.constant(_whole_numbers(weights, step))
+        if is_mapped:
+            give_back_pages(weights.ctypes.data, weights.nbytes)
+        spread = opset13.multiply(opset13.convert(numbers, np.float32), opset13.constant(step))
+        layer.input(1).replace_source_output(spread.output(0))
     model.validate_nodes_and_infer_types()
     return len(layers)
+
+
+def _whole_numbers(weights: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """Return how many steps each weight is nearest to, a part at a time; int8, same shape."""
+    numbers = np.empty(weights.shape, np.int8)
+    count = max(_AT_ONCE * len(weights) // max(weights.size, 1), 1)
+    for start in range(0, len(weights), count):
+        part = slice(start, start + count)
+        steps = step[part] if len(step) > 1 else step
+        numbers[part] = np.rint(weights[part] / steps)
+    return numbers
 
 
 def _layers(model: Any) -> Iterator[Any]:

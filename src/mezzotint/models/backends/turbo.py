@@ -40,7 +40,7 @@ from mezzotint.vocabulary import EIGHT_BITS, FULL_PRECISION, LEAST_DB
 
 __all__ = ["turbo_view"]
 
-_FORMAT = 3
+_FORMAT = 4
 _ENOUGH_DB = 38.0  # room for what other shortcuts add
 _EDGES = (0.0, 0.12, 0.25)  # share of the layers at either end that stay in float32
 _PROMPTS = ("a photo of a cat", "two red houses under a blue sky")
@@ -68,16 +68,20 @@ def turbo_view(
     view = copy.deepcopy(model)  # networks share themselves
     if quantize != "none":
         view.notes += _use_eight_bits(model, view, quantize, cache, can_draw=bool(precision))
+    network = view.networks.get("denoiser")
+    in_two = _in_two(network) if step_cache and network is not None else ()
     found: dict[str, Any] = {}
-    needs_ranges = precision != BFLOAT16
-    if needs_ranges and isinstance(model.networks.get("denoiser"), OpenVINONetwork):
-        found = _ranges(model, cache, precision)
+    if precision != BFLOAT16 and isinstance(network, OpenVINONetwork):
+        drawing = copy.deepcopy(model)
+        if in_two:  # one export serves to find the ranges and to draw
+            drawing.use_network("denoiser", in_two[0])
+        found = _ranges(drawing, cache, precision)
     good = found.get("decibels", 0.0) >= LEAST_DB["turbo"]
     for role in ("denoiser", "decoder"):
         network = view.networks.get(role)
         ranges: Ranges = found.get(role, {}) if good else {}
-        if role == "denoiser" and step_cache and network is not None:
-            parts = [_lowered(n, ranges, precision) for n in _in_two(network)]
+        if role == "denoiser" and in_two:
+            parts = [_lowered(n, ranges, precision) for n in in_two]
             view.use_network(role, StepCacheNetwork(*parts))
             if network is not model.networks[role] and isinstance(parts[0], TorchNetwork):
                 parts[0].num_bytes = getattr(network, "num_bytes", 0)  # its module is of no other
@@ -154,6 +158,19 @@ class _Noted:
         return self.network(**inputs)
 
 
+class _Prediction:
+    """A network of several answers of which the first is the prediction."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+
+    def __deepcopy__(self, memo: object) -> "_Prediction":
+        return self
+
+    def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
+        return self.network(**inputs)[:1]
+
+
 def _in_two(network: Network) -> tuple[Network, Network]:
     """Return a denoiser that hands out what it found, and one that takes it back."""
     source = network.source if isinstance(network, OpenVINONetwork) else network
@@ -223,7 +240,13 @@ def _lowered(network: Network, ranges: Ranges, precision: str) -> Network:
 
 
 def _ranges(model: Model, cache: Path | None, precision: str) -> dict[str, Any]:
-    """Find ranges and measure int8 pictures against float32; remembered by digest."""
+    """Find ranges and measure int8 pictures against float32; remembered by digest.
+
+    Args:
+        model: Its networks in float32; the denoiser may answer more than its prediction.
+        cache: See :func:`turbo_view`.
+        precision: Of int8.
+    """
 
     def make() -> dict[str, Any]:
         words = _encode(model)
@@ -270,6 +293,7 @@ def _watch(model: Model, words: Sequence[Conditioning]) -> tuple[Tensor, dict[st
 
     def note(role: str) -> None:
         network = watched.networks.get(role)
+        network = network.network if isinstance(network, _Prediction) else network
         if isinstance(network, WatchedNetwork) and not network.notes:
             ranges[role] = network.ranges
 
@@ -312,6 +336,7 @@ def _draw(
     Returns:
         Shape (B, 3, H, W).
     """
+    model.use_network("denoiser", _Prediction(model.networks["denoiser"]))
     latents = [_denoise(model, both, seed) for seed, both in enumerate(words)]
     after("denoiser")
     del model.networks["denoiser"]

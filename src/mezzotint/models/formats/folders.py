@@ -424,7 +424,11 @@ def _build(found: _Folder, dtype: torch.dtype, pinned: Mapping[Path, str]) -> An
         if found.stored is not None:
             return _build_stored(found, dtype)
         stored = {kind for file in found.weights for kind, _ in read_header(file).tensors.values()}
-        module = _read(found, dtype)
+        with contextlib.ExitStack() as read:
+            if _STORED_AS.get(dtype) not in stored:  # each is converted into memory of its own
+                for file in found.weights:
+                    read.enter_context(giving_back(file, is_untouched=True))
+            module = _read(found, dtype)
         own_weights(module, lambda tensor: _STORED_AS.get(tensor.dtype) in {None, *stored})
         return module
 

@@ -51,6 +51,18 @@ def test_a_mapping_that_can_be_written_to_is_left_alone(file):
         assert view[:4] == b"ours"
 
 
+def test_a_private_mapping_is_touched_where_nobody_writes_and_nothing_was_written(file):
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) as view:
+        first = bytes(view)
+        assert resident_kb(file) == SIZE // 1024
+        assert give_back(file, is_untouched=True) == SIZE
+        assert resident_kb(file) == 0
+        assert bytes(view) == first
+        view[:4] = b"ours"
+        assert give_back(file, is_untouched=True) == 0
+        assert view[:4] == b"ours"
+
+
 @pytest.mark.parametrize(("least", "left_kb"), [(0, 0), (2 * SIZE, SIZE // 1024)])
 def test_pages_of_a_large_file_are_given_back_when_the_block_ends(
     file, monkeypatch, least, left_kb
