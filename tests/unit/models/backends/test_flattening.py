@@ -41,10 +41,10 @@ def answers(model, calls):
 
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("shape", [(-1, -1), (8, 8), (16, 24)])
-@pytest.mark.parametrize(("channels", "groups"), [(32, 8), (96, 16)])
+@pytest.mark.parametrize(("channels", "groups"), [(16, 4), (32, 8), (64, 8), (96, 16)])
 def test_planes_keep_every_bit_of_openvinos_own_norm(channels, groups, shape, silu):
     random = np.random.default_rng(0)
-    sizes = [(4, 4), (8, 8), (16, 24), (5, 7)] if shape == (-1, -1) else [shape]
+    sizes = [(4, 4), (8, 8), (16, 24), (5, 7), (96, 80)] if shape == (-1, -1) else [shape]
     calls = [
         [
             3 * random.standard_normal((rows, channels, *size), dtype=np.float32) + 1,
