@@ -6,12 +6,13 @@
 import dataclasses
 import inspect
 import io
+import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from mezzotint.errors import InvalidRequest
+from mezzotint.errors import ImageError, InvalidField, InvalidRequest
 from mezzotint.plain import allowed, field_docs, field_hints, field_types, read
 from mezzotint.request import GenerationRequest
 from mezzotint.types import ImageInput
@@ -21,6 +22,16 @@ __all__ = ["read_call", "read_picture", "with_fields"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PICTURES = ("image", "mask")
+_LONGEST_PATH = 4096
+_COLOURS = {
+    "CMYK": "RGB",
+    "YCbCr": "RGB",
+    "HSV": "RGB",
+    "RGBX": "RGB",
+    "PA": "RGBA",
+    "RGBa": "RGBA",
+}
+"""What PIL turns a mode into that no PNG has, and nothing of the picture is lost."""
 
 
 def with_fields(call: F) -> F:
@@ -78,6 +89,15 @@ def read_call(
     for name in _PICTURES:
         if given.get(name) is not None:
             given[name] = read_picture(given[name], name)
+    for name, parts in fields.items():
+        if isinstance(parts, list | tuple):
+            given[name] = [
+                _with_pictures(part, f"{name}[{k}]")
+                for k, part in enumerate(cast("Sequence[Any]", parts))
+            ]
+    if isinstance(model := given.get("model"), os.PathLike):
+        path = os.fspath(cast("os.PathLike[str]", model))
+        given["model"] = path if os.path.dirname(path) else os.path.join(os.curdir, path)
     references = given.get("image_references")
     if isinstance(references, list | tuple):
         given["image_references"] = tuple(
@@ -93,19 +113,65 @@ def read_call(
     return read(GenerationRequest, given)
 
 
+def _with_pictures(part: Any, where: str) -> Any:
+    """Read the pictures of a part of a request that came as a mapping."""
+    if not isinstance(part, Mapping):
+        return part
+    given = dict(cast("Mapping[Any, Any]", part))
+    for name in _PICTURES:
+        if given.get(name) is not None:
+            given[name] = read_picture(given[name], f"{where}.{name}")
+    return given
+
+
 def read_picture(value: Any, field: str) -> Any:
-    """Turn a path, encoded bytes or a PIL picture into an encoded picture.
+    """Turn a path, encoded bytes, an open file or a PIL picture into an encoded picture.
 
     Raises:
-        ImageError: If a file cannot be read.
+        ImageError: If a file cannot be read, or a picture has a mode that no PNG has.
+        InvalidField: If it is none of these.
     """
-    if isinstance(value, Path):
+    if isinstance(value, ImageInput | bytes):
+        return value
+    if isinstance(value, Path) or (isinstance(value, str) and _is_path(value)):
         return ImageInput.from_file(value, field=field)
     if isinstance(value, str):
-        is_path = len(value) < 4096 and Path(value).is_file()
-        return ImageInput.from_file(value, field=field) if is_path else value
+        return value
     if hasattr(value, "save") and hasattr(value, "mode"):
-        stream = io.BytesIO()
-        value.save(stream, "PNG")
-        return ImageInput(stream.getvalue())
-    return value
+        return ImageInput(_encoded(value, field))
+    data = value.read() if callable(getattr(value, "read", None)) else None
+    if isinstance(data, bytes):
+        return ImageInput(data)
+    raise InvalidField(
+        f"{field} must be a picture: a path, encoded bytes or a PIL picture, "
+        f"got {type(value).__name__}",
+        field=field,
+        value=type(value).__name__,
+        allowed="a path, encoded bytes or a PIL picture",
+    )
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text is a file, or could be the name of one that is not there, and no base64."""
+    if len(text) >= _LONGEST_PATH:
+        return False
+    return os.path.isfile(text) or ("." in text and ":" not in text)
+
+
+def _encoded(picture: Any, field: str) -> bytes:
+    """Write a PIL picture as PNG.
+
+    Raises:
+        ImageError: If it was closed, or holds numbers without a range (modes I and F).
+    """
+    stream, mode = io.BytesIO(), picture.mode
+    try:
+        written = picture.convert(_COLOURS[mode]) if mode in _COLOURS else picture
+        written.save(stream, "PNG")
+    except (OSError, ValueError) as error:
+        raise ImageError(
+            f"{field} must be a picture that can be written, of mode RGB, RGBA, L or the like: "
+            f"mode {mode}: {error}",
+            field=field,
+        ) from None
+    return stream.getvalue()

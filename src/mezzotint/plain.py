@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import numbers
 import re
 import types
 import typing
@@ -332,11 +333,11 @@ def _convert_scalar(value: Any, hint: Any, path: str) -> Any:
     if hint is int:
         if isinstance(value, float) and value.is_integer() and abs(value) < 2**64:
             return int(value)
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise _wrong_type(path, value, "a whole number")
-        return value
+        return int(value)  # numpy's too
     if hint is float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise _wrong_type(path, value, "a number")
         try:
             return float(value)
