@@ -82,7 +82,7 @@ def _find_in_folder(config: DataConfig, folder: Path) -> Iterator[Picture]:
         caption = str(about.get(config.caption_column, "")).strip()
         sidecar = path.with_suffix(".txt")
         if not caption and sidecar.is_file():
-            caption = sidecar.read_text("utf-8").strip()
+            caption = _as_text(sidecar.read_bytes(), sidecar.name).strip()
         label = str(about.get(config.label_column, "")) if config.label_column else ""
         yield Picture(name, path.read_bytes, caption, label)
     missing = [name for name in described if not (folder / name).is_file()]
@@ -93,12 +93,28 @@ def _find_in_folder(config: DataConfig, folder: Path) -> Iterator[Picture]:
         )
 
 
+def _as_text(data: bytes, name: str) -> str:
+    """Read a caption or a description, with or without a byte order mark.
+
+    Raises:
+        InvalidRequest: If it is no UTF-8; names the file.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"data.path holds a text that is no UTF-8: {name}, byte {error.start}",
+            field="data.path",
+        ) from None
+
+
 def _read_metadata(path: Path) -> dict[str, dict[str, Any]]:
     """Read ``metadata.jsonl``: one object a line with ``file_name``."""
     described: dict[str, dict[str, Any]] = {}
     if not path.is_file():
         return described
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    # Lines of JSON end at "\n" alone: a caption may hold what else Python takes for an end.
+    for number, line in enumerate(_as_text(path.read_bytes(), path.name).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -204,7 +220,7 @@ def _tar_picture(
             about = {}
     caption = slice_of("txt").decode("utf-8", "replace") if "txt" in parts else ""
     caption = caption or str(about.get(config.caption_column, ""))
-    label = slice_of("cls").decode().strip() if "cls" in parts else ""
+    label = _as_text(slice_of("cls"), f"{shard.name}:{key}.cls").strip() if "cls" in parts else ""
     if config.label_column:
         label = str(about.get(config.label_column, label))
     return Picture(f"{shard.name}:{key}", lambda: slice_of(suffix), caption.strip(), label)

@@ -41,6 +41,25 @@ def test_metadata_wins_over_sidecars_and_gives_labels(tmp_path):
     assert report.classes == {"0": 6, "1": 6}
 
 
+def test_captions_may_hold_any_line_separator_and_a_byte_order_mark(tmp_path):
+    folder = save_pictures(tmp_path / "p", count=2, captions=False)
+    line = json.dumps({"file_name": "000.png", "text": "red\u2028apple"}, ensure_ascii=False)
+    (folder / "metadata.jsonl").write_bytes(line.encode("utf-8-sig") + b"\r\n")
+    (folder / "001.txt").write_bytes("grün".encode("utf-8-sig"))
+    data, _ = load_data(
+        picture_config(tmp_path, data={"path": str(folder)}, loop={"batch_size": 2})
+    )
+    assert data.captions == ["red\u2028apple", "grün"]
+
+
+@pytest.mark.parametrize("name", ["001.txt", "metadata.jsonl"])
+def test_a_text_that_is_no_utf_8_is_named(tmp_path, name):
+    folder = save_pictures(tmp_path / "p", count=2, captions=False)
+    (folder / name).write_bytes("grün".encode("latin-1"))
+    with pytest.raises(InvalidRequest, match=rf"no UTF-8: {name}, byte 2"):
+        load_data(picture_config(tmp_path, data={"path": str(folder)}))
+
+
 def test_class_folders_name_the_classes(tmp_path):
     for name in ("cat", "dog"):
         save_pictures(tmp_path / "by_class" / name, count=4, captions=False)
