@@ -269,6 +269,13 @@ def test_on_a_phone_the_picture_is_in_sight_and_nothing_is_cut_off(page, tmp_pat
     assert page.run("document.documentElement.scrollWidth") <= 390
     make = page.run("document.getElementById('make').getBoundingClientRect().bottom")
     assert make <= 844
+    for room in ("create", "sheet", "gallery", "lab", "train", "operate"):
+        page.run(f"location.hash = '#{room}'")
+        page.wait(f"document.querySelector('main.{room} :is(#make, .tile, .plane, section)')")
+        page.run("document.querySelectorAll('main details').forEach((d) => { d.open = true; })")
+        if room == "operate":
+            page.wait("document.querySelector('.answers tbody td')")
+        assert page.run("document.documentElement.scrollWidth") <= 390, room
     page.screenshot(tmp_path / "desktop.png")
 
 
@@ -322,7 +329,7 @@ def test_weights_wildcards_styles_and_the_ratio(page):
     page.click("#lock")
 
 
-def test_loras_have_sliders_and_control_pictures_show_what_is_seen(page):
+def test_loras_have_sliders_and_control_pictures_show_what_is_seen(page, server):
     page.type("prompt", "worn")
     page.run("document.getElementById('technique-loras').open = true")
     page.click("#technique-loras .presets button")
@@ -334,6 +341,13 @@ def test_loras_have_sliders_and_control_pictures_show_what_is_seen(page):
     assert kept_request(page, lambda r: r.get("loras", [{}])[0].get("scale"))["loras"] == [
         {"name": "ink", "scale": 0.5}
     ]
+    assert page.run("document.querySelector('.strength img')") is None  # nothing was drawn with it
+    page.type("seed", 8)
+    page.click("#make")
+    page.wait("document.querySelector('.strength img.sample')?.naturalWidth > 0")
+    source = page.run("new URL(document.querySelector('.strength img').src).pathname")
+    job = httpx.get(f"{server.url}/v1/jobs/{source.split('/')[3]}/request").json()
+    assert (job["prompt"], job["loras"]) == ("worn", [{"name": "ink", "scale": 0.5}])
     image = base64.b64encode(picture()).decode()
     control = [{"model": "canny", "image": image, "preprocess": "canny"}]
     page.run(

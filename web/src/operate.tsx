@@ -72,7 +72,7 @@ function Charts() {
         <Spark name={words.operate.waiting} values={jobs} read={(n) => n.toFixed(0)} />
         <Spark name={words.operate.latency} values={mean("mezzotint_http_seconds_sum", "mezzotint_http_seconds_count")} read={(n) => `${(n * 1000).toFixed(0)} ms`} />
         <Spark name={words.operate.cache} values={hits.map((h, k) => (lookups[k] ? (100 * h) / lookups[k] : 0))} read={(n) => `${n.toFixed(0)} %`} />
-        <Spark name={words.operate.memory} values={level("process_resident_memory_bytes")} read={size} />
+        <Spark name={words.operate.memory} values={level("mezzotint_resident_bytes")} read={size} />
       </div>
       {memory.value.length ? <MemoryMap /> : null}
     </>

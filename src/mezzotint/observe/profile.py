@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mezzotint.files import write_atomically
+from mezzotint.observe.processes import resident_bytes
 from mezzotint.observe.spans import SpanRecord, recording
 
 __all__ = ["Profile", "StageRow"]
@@ -52,21 +53,12 @@ class _Memory(NamedTuple):
     cuda_bytes: int
 
 
-def _resident_bytes() -> int:
-    """Return the memory this process has in RAM; 0 where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
 def _look() -> _Memory:
     """Return the memory that is in use; CUDA's only where torch has begun to use it."""
     device = getattr(sys.modules.get("torch"), "cuda", None)  # torch may be half imported
     is_in_use = getattr(device, "is_initialized", None)
     cuda = int(device.memory_allocated()) if device and is_in_use and is_in_use() else 0
-    return _Memory(time.perf_counter(), _resident_bytes(), cuda)
+    return _Memory(time.perf_counter(), resident_bytes(), cuda)
 
 
 class Profile:

@@ -15,6 +15,7 @@ from prometheus_client import generate_latest as render_registry
 
 from mezzotint.observe import metrics
 from mezzotint.observe.metrics import Metric, Metrics
+from mezzotint.observe.processes import tree_bytes
 from mezzotint.serve.torchserve_metrics import TorchServeMetrics
 from mezzotint.serve.wire import Visit
 
@@ -31,6 +32,9 @@ CATALOGUE: dict[str, Metric] = {
     ),
     "mezzotint_http_running": Metric("gauge", "Generations that somebody waits for."),
     "mezzotint_jobs": Metric("gauge", "Durable jobs by status.", ("status",)),
+    "mezzotint_resident_bytes": Metric(
+        "gauge", "Memory of the server and of the processes that it started."
+    ),
     "ts_inference_requests_total": Metric("counter", "Inferences.", _MODEL),
     "ts_inference_latency_microseconds": Metric("counter", "Seconds * 1e6 of inferences.", _MODEL),
     "ts_queue_latency_microseconds": Metric("counter", "Seconds * 1e6 in the queue.", _MODEL),
@@ -88,6 +92,8 @@ class ServerMetrics:
             health: The service's health; ``metrics_text`` and ``metrics`` are used.
         """
         self._metrics.set_to("mezzotint_http_running", running)
+        if resident := tree_bytes():
+            self._metrics.set_to("mezzotint_resident_bytes", resident)
         for status, count in jobs.items():
             self._metrics.set_to("mezzotint_jobs", count, status=status)
         numbers: Mapping[str, Any] = health.get("metrics") or {}

@@ -2,8 +2,11 @@
 import { useId, useState } from "preact/hooks";
 
 import { call, type Fields, type Json } from "../api";
-import { choices, connect, model, notice, request, set } from "../state";
+import { Picture, small } from "../image";
+import { pictures } from "../jobs";
+import { choices, connect, model, models, notice, request, set } from "../state";
 import { nameOf, words } from "../words";
+import { Sample } from "./basics";
 
 interface Kind { field: "loras" | "ensemble"; name: "name" | "model"; strength: "scale" | "weight"; from: number; to: number }
 
@@ -39,7 +42,7 @@ export function StrengthList({ field }: { field: string }) {
         />
       ))}
       <div class="row presets" role="group" aria-label={words.form.add}>
-        {left.map((name) => <button type="button" key={name} onClick={() => add(name)}>+ {name}</button>)}
+        {left.map((name) => <button type="button" key={name} onClick={() => add(name)}><Preview kind={kind} name={name} />+ {name}</button>)}
       </div>
       {field === "loras" ? <Bring onKept={add} /> : null}
     </div>
@@ -72,6 +75,15 @@ function Bring({ onKept }: { onKept: (name: string) => void }) {
   );
 }
 
+/** The newest picture that was drawn here with it; a model shows its own until then. */
+function Preview({ kind, name }: { kind: Kind; name: string }) {
+  if (kind.field === "ensemble") return <Sample about={models.value.find((m) => m.name === name)} name={name} />;
+  const wears = (asked: Fields) => Array.isArray(asked.loras) && (asked.loras as Fields[]).some((lora) => lora.name === name);
+  const made = pictures.value.find(({ job, image }) => image.format !== "mp4" && wears(job.request));
+  if (made) return <Picture path={small(made.image.url)} alt="" lazy class="sample" />;
+  return <span class="blank sample" aria-hidden="true">{name.slice(0, 1).toUpperCase()}</span>;
+}
+
 function Strength({ kind, entry, known, share, onChange, onRemove }: {
   kind: Kind; entry: Fields; known: string[]; share: number | null; onChange: (part: Fields) => void; onRemove: () => void;
 }) {
@@ -81,6 +93,7 @@ function Strength({ kind, entry, known, share, onChange, onRemove }: {
   const names = known.includes(name) ? known : [name, ...known];
   return (
     <div class="strength">
+      <Preview kind={kind} name={name} />
       <select aria-label={nameOf(kind.name)} value={name} onChange={(e) => onChange({ [kind.name]: e.currentTarget.value })}>
         {names.map((n) => <option value={n}>{n}</option>)}
       </select>

@@ -442,7 +442,7 @@ export const words: Words = {
     num_images: "Bilder", num_inference_steps: "Schritte", guidance_scale: "Guidance", scheduler: "Scheduler",
     sigma_schedule: "Rauschpegel", negative_prompt: "Negativer Prompt", prompt: "Prompt", model: "Modell", seed: "Seed",
     queue: "Wartend", backlog_s: "Rückstand (s)", device: "Gerät", width: "Breite", height: "Höhe",
-    scale: "Stärke", weight: "Gewicht", preprocess: "Vorverarbeitung", frames: "Bilder", "walk.mode": "Was sich bewegt", "controls.mode": "Art des Bildes", "controls.guess": "Rate-Modus", space: "Wo", factor: "Faktor",
+    scale: "Stärke", weight: "Gewicht", preprocess: "Vorverarbeitung", frames: "Bilder", "walk.mode": "Was sich bewegt", "controls.mode": "Art des Bildes", "controls.guess": "Rate-Modus", space: "Wo", factor: "Faktor", "hires.scale": "Faktor",
     truncation: "Truncation", class_label: "Art", format: "Format", quality: "Qualität", metadata: "Rezept in der Datei", threshold: "Schwelle",
     to_seed: "Seed am Ende", name: "Name", images: "Bilder", from: "Von", to: "Bis", box: "Kasten", fps: "Bilder je Sekunde",
     ready: "Bereit", draining: "Schließt", restarts: "Neustarts", reason: "Grund",

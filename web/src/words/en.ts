@@ -442,7 +442,7 @@ export const english = {
     num_images: "Pictures", num_inference_steps: "Steps", guidance_scale: "Guidance", scheduler: "Scheduler",
     sigma_schedule: "Noise levels", negative_prompt: "Negative prompt", prompt: "Prompt", model: "Model", seed: "Seed",
     queue: "Waiting", backlog_s: "Backlog (s)", device: "Device", width: "Width", height: "Height",
-    scale: "Strength", weight: "Weight", preprocess: "Preprocessor", frames: "Pictures", "walk.mode": "What moves", "controls.mode": "Kind of picture", "controls.guess": "Guess mode", space: "Where", factor: "Factor",
+    scale: "Strength", weight: "Weight", preprocess: "Preprocessor", frames: "Pictures", "walk.mode": "What moves", "controls.mode": "Kind of picture", "controls.guess": "Guess mode", space: "Where", factor: "Factor", "hires.scale": "Factor",
     truncation: "Truncation", class_label: "Kind", format: "Format", quality: "Quality", metadata: "Recipe in the file", threshold: "Threshold",
     to_seed: "Seed to end at", name: "Name", images: "Pictures", from: "From", to: "To", box: "Box", fps: "Pictures a second",
   } as Record<string, string>,

@@ -442,7 +442,7 @@ export const words: Words = {
     num_images: "图片数", num_inference_steps: "步数", guidance_scale: "引导", scheduler: "调度器",
     sigma_schedule: "噪声水平", negative_prompt: "反向提示词", prompt: "提示词", model: "模型", seed: "种子",
     queue: "等待", backlog_s: "积压（秒）", device: "设备", width: "宽", height: "高",
-    scale: "强度", weight: "权重", preprocess: "预处理", frames: "图片数", "walk.mode": "变化的是", "controls.mode": "图片类型", "controls.guess": "猜测模式", space: "空间", factor: "倍数",
+    scale: "强度", weight: "权重", preprocess: "预处理", frames: "图片数", "walk.mode": "变化的是", "controls.mode": "图片类型", "controls.guess": "猜测模式", space: "空间", factor: "倍数", "hires.scale": "倍数",
     truncation: "截断", class_label: "类别", format: "格式", quality: "质量", metadata: "文件中写入配方", threshold: "阈值",
     to_seed: "终点种子", name: "名称", images: "图片", from: "从", to: "到", box: "框", fps: "每秒图片数",
     ready: "就绪", draining: "正在关闭", restarts: "重启次数", reason: "原因",
