@@ -341,9 +341,9 @@ def test_loras_have_sliders_and_control_pictures_show_what_is_seen(page, server)
     assert kept_request(page, lambda r: r.get("loras", [{}])[0].get("scale"))["loras"] == [
         {"name": "ink", "scale": 0.5}
     ]
-    assert page.run("document.querySelector('.strength img')") is None  # nothing was drawn with it
     page.type("seed", 8)
     page.click("#make")
+    page.wait(f"{DONE} && document.getElementById('picture')?.alt === 'worn, seed 8'")
     page.wait("document.querySelector('.strength img.sample')?.naturalWidth > 0")
     source = page.run("new URL(document.querySelector('.strength img').src).pathname")
     job = httpx.get(f"{server.url}/v1/jobs/{source.split('/')[3]}/request").json()

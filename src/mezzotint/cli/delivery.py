@@ -96,7 +96,8 @@ async def deliver(
             def observe(event: Event) -> None:
                 report(event)
                 if isinstance(event, ImageFinished):
-                    delivery.take(event.image, request)
+                    with report.aside() if shows else contextlib.nullcontext():
+                        delivery.take(event.image, request)
 
             result = await follow(events, observe)
     for image in result.images:

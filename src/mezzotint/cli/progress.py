@@ -10,7 +10,7 @@ import contextlib
 import io
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
 from rich.console import Console, Group
@@ -43,6 +43,21 @@ class Reporter(Protocol):
         """Show one event."""
         ...
 
+    def aside(self) -> contextlib.AbstractContextManager[None]:
+        """Leave the terminal to somebody else while the block runs."""
+        ...
+
+
+class _Nothing:
+    """Shows nothing."""
+
+    def __call__(self, event: Event) -> None:
+        """Take one event."""
+
+    def aside(self) -> contextlib.AbstractContextManager[None]:
+        """Leave the terminal to somebody else while the block runs."""
+        return contextlib.nullcontext()
+
 
 class _Lines:
     """Plain lines for pipes and log files."""
@@ -57,6 +72,10 @@ class _Lines:
         if isinstance(event, Stepped) and now - self._last >= _LINE_EVERY_S:
             self._last = now
             print(self._counter.describe(), file=sys.stderr, flush=True)
+
+    def aside(self) -> contextlib.AbstractContextManager[None]:
+        """Leave the terminal to somebody else while the block runs."""
+        return contextlib.nullcontext()
 
     def hear(self, stage: stages.Stage) -> None:
         """Say what goes on before the first step."""
@@ -84,8 +103,9 @@ class _Count(MofNCompleteColumn):
 class _Bar:
     """A bar on a terminal, with the picture above it if previews come."""
 
-    def __init__(self, counter: Counter, live: Live, progress: Progress) -> None:
-        self._counter, self._live, self._progress = counter, live, progress
+    def __init__(self, counter: Counter, begin: Callable[[], Live], progress: Progress) -> None:
+        self._counter, self._begin, self._progress = counter, begin, progress
+        self._live = begin()
         self._task = progress.add_task("loading", total=None)
         self._pictures: dict[int, Text] = {}
 
@@ -99,6 +119,25 @@ class _Bar:
         if isinstance(event, Stepped) and event.preview and event.image == 0:
             picture = half_blocks(event.preview)
             self._live.update(Group(picture, self._progress))
+
+    @contextlib.contextmanager
+    def running(self) -> Generator[None]:
+        """Stand on the terminal while the block runs."""
+        self._live.start()
+        try:
+            yield
+        finally:
+            self._live.stop()
+
+    @contextlib.contextmanager
+    def aside(self) -> Generator[None]:
+        """Take the bar away while the block runs: a picture's escapes must not pass through it."""
+        self._live.stop()
+        try:
+            yield
+        finally:
+            self._live = self._begin()  # the one before would clear as many lines as it had
+            self._live.start()
 
     def hear(self, stage: stages.Stage) -> None:
         """Show what goes on before the first step."""
@@ -116,10 +155,10 @@ def reporting(images: int, *, quiet: bool = False) -> Generator[Reporter]:
         images: Pictures that the request makes.
         quiet: Show nothing.
     """
-    counter = Counter(images)
     if quiet:
-        yield counter.take
+        yield _Nothing()
         return
+    counter = Counter(images)
     if not sys.stderr.isatty():
         lines = _Lines(counter)
         with stages.listening(lines.hear):
@@ -134,15 +173,18 @@ def reporting(images: int, *, quiet: bool = False) -> Generator[Reporter]:
         TimeRemainingColumn(),
         console=console,
     )
-    live = Live(
-        progress,
-        console=console,
-        transient=True,
-        refresh_per_second=8,
-        redirect_stdout=sys.stdout.isatty(),  # a pipe must get the paths themselves
-    )
-    bar = _Bar(counter, live, progress)
-    with live, stages.listening(bar.hear):
+
+    def begin() -> Live:
+        return Live(
+            progress,
+            console=console,
+            transient=True,
+            refresh_per_second=8,
+            redirect_stdout=sys.stdout.isatty(),  # a pipe must get the paths themselves
+        )
+
+    bar = _Bar(counter, begin, progress)
+    with bar.running(), stages.listening(bar.hear):
         yield bar
 
 

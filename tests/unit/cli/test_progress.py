@@ -1,6 +1,9 @@
+import base64
+import contextlib
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -100,6 +103,56 @@ def test_a_terminal_shows_a_bar_and_previews_and_a_clean_path(tmp_path):
     assert "▀" in text
 
 
+def test_a_finished_picture_stands_on_lines_of_its_own_where_the_bar_was(tmp_path):
+    code = (
+        "import io, sys\n"
+        "from PIL import Image\n"
+        "from mezzotint.cli import progress\n"
+        "from mezzotint.types import Stepped\n"
+        "stream = io.BytesIO(); Image.new('RGB', (4, 4), 'red').save(stream, 'PNG')\n"
+        "with progress.reporting(1) as report:\n"
+        "    report(Stepped(id='a', image=0, step=1, steps=4, preview=stream.getvalue()))\n"
+        "    with report.aside():\n"
+        "        print('a-path.png')\n"
+        "        progress.show_picture(stream.getvalue(), sys.argv[1])\n"
+        "    report(Stepped(id='a', image=0, step=2, steps=4))\n"
+    )
+    for how, begins in (("kitty", "\033_Ga=T,f=100,m=0;"), ("blocks", "\033[38;2;255;0;0")):
+        shown = on_a_terminal(code, how, tmp_path)
+        before, path, after = shown.partition("a-path.png\r\n")
+        assert path and after.startswith(begins)  # nothing of the bar comes between
+        # nor stands on the line of the path: that was cleared after the bar was drawn last
+        assert not re.search("[━╸╺▀]", before.rpartition("\033[2K")[2])
+        # and nothing that comes later goes up to them again
+        after = after.rpartition("\033\\" if how == "kitty" else "▀")[2]
+        row = 0
+        for step in re.findall("\n|\033\\[1A", after):
+            row += 1 if step == "\n" else -1
+            assert row >= 0
+        if how == "kitty":
+            body = shown.partition(begins)[2].partition("\033\\")[0]
+            assert Image.open(io.BytesIO(base64.b64decode(body))).size == (4, 4)
+
+
+def on_a_terminal(code: str, argument: str, folder) -> str:
+    master, slave = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor",
+                   "COLUMNS": "100", "LINES": "40"}  # fmt: skip
+    environment.pop("NO_COLOR", None)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, argument], stdout=slave, stderr=slave, stdin=slave,
+        cwd=folder, env=environment,
+    )  # fmt: skip
+    os.close(slave)
+    shown = b""
+    with contextlib.suppress(OSError):  # how the end of a terminal reads
+        while piece := os.read(master, 65536):
+            shown += piece
+    os.close(master)
+    assert process.wait(60) == 0
+    return shown.decode()
+
+
 def test_a_pipe_is_told_what_goes_on_before_the_first_step_and_no_more_after(capsys, monkeypatch):
     monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
     with progress.reporting(1) as report:
@@ -118,7 +171,7 @@ def test_a_pipe_is_told_what_goes_on_before_the_first_step_and_no_more_after(cap
 def test_a_bar_names_what_goes_on_until_the_first_step():
     counter = Counter(1)
     shown = Progress(TextColumn("{task.description}"), console=Console(file=io.StringIO()))
-    bar = progress._Bar(counter, Live(shown), shown)
+    bar = progress._Bar(counter, lambda: Live(shown), shown)
     with stages.listening(bar.hear):
         with stages.stage("converting", "decoder", 3_000_000):
             assert shown.tasks[0].description == "converting decoder, 3 MB"

@@ -17,7 +17,7 @@ from mezzotint.cli import flags, session
 from mezzotint.cli.delivery import Delivery, deliver
 from mezzotint.cli.outputs import Destination
 from mezzotint.cli.session import run
-from mezzotint.cli.terminal import escaped
+from mezzotint.cli.terminal import escaped, fitted
 from mezzotint.errors import MezzotintError
 from mezzotint.request import GenerationRequest
 from mezzotint.settings import Settings
@@ -108,7 +108,8 @@ class _Talk:
         except MezzotintError as error:
             field = getattr(error, "field", None) or ""
             told = f"{field}: {error}" if field.startswith((":", "-")) else str(error)
-            print(f"mezzotint: {escaped(' '.join(told.split()))}", file=sys.stderr)
+            line = f"mezzotint: {escaped(' '.join(told.split()))}"
+            print(fitted(line, sys.stderr), file=sys.stderr)
         except KeyboardInterrupt:
             print("mezzotint: cancelled", file=sys.stderr)
         return False
@@ -211,7 +212,10 @@ def _read_change(verb: str, rest: str) -> list[tuple[str, Any]]:
     if verb == "set":
         return [flags.parse_set(rest)]
     if verb == "guidance":
-        return [("guidance_scale", flags.parse_guidance(rest))]
+        try:
+            return [("guidance_scale", flags.parse_guidance(rest))]
+        except flags.WrongFlag as error:  # it speaks of the flag
+            raise flags.WrongFlag(":guidance", str(error)) from None
     if verb == "seed":
         chosen = secrets.randbits(32) if rest == "random" else _whole(":seed", rest)
         return [("seed", chosen)]
