@@ -160,6 +160,7 @@ SAID = {
         "tests/unit/cli/test_generate.py": "its flag",
         "tests/unit/planning/test_model_abilities.py": "which families wear it",
         "tests/unit/planning/test_planner.py": "is refused with tiling",
+        "tests/unit/service/provision/test_adapters.py": "counts under the bound on weights",
     },
 }
 """Where else two techniques are named at all, whose names nothing else bears, and why."""

@@ -80,10 +80,10 @@ class ModelsConfig(Checked):
 
     Args:
         home: Folder of the installation; "" is :func:`mezzotint.files.user_home`.
-        max_bytes: Weights kept in memory at once; 0 is no bound. One model may
-            always be loaded; images of another that does not fit beside those under way
-            wait until there is room. Networks compiled for the CPU may take as much of the
-            disk, or what the largest model takes.
+        max_bytes: Weights kept in memory at once, with those of adapters and upscalers; 0 is no
+            bound. One model, and the adapters asked for with it, may always be loaded; images of
+            another that does not fit beside those under way wait until there is room. Networks
+            compiled for the CPU may take as much of the disk, or what the largest model takes.
         allow_paths: Whether a request may name a model by path or Hub id. Only for
             the command line, Python, and servers that listen on loopback.
         allow_downloads: Whether Hub ids may be fetched over the network.

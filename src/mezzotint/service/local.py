@@ -141,6 +141,7 @@ class LocalService:
                 environment=self.environment,
                 program=f"mezzotint {mezzotint.__version__}",
                 limits=self.config.images,
+                upscalers=self.provider.use_upscaler,
             ),
             results=self._results,
             costs=self.costs,
@@ -402,6 +403,7 @@ class LocalService:
         return await self._threads.run(
             client, tools.upscale, data, factor=factor, model=model, output=output,
             limits=self.config.images, cover=cover, crop=crop,
+            upscalers=self.provider.use_upscaler,
         )  # fmt: skip
 
     async def grid(

@@ -354,8 +354,9 @@ class ImagePromptNetwork:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the keys and values alone; the base network counts for itself."""
-        return sum(voice.num_bytes for adapter in self._adapters for voice in adapter.voices)
+        """Bytes of the adapters alone; the base network counts for itself."""
+        voices = sum(voice.num_bytes for adapter in self._adapters for voice in adapter.voices)
+        return voices + sum(p.nbytes for a in self._adapters for p in a.projection.parameters())
 
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
         """Run the network once; ``image_prompt_scales`` (R, K) and tokens may differ per row."""

@@ -76,6 +76,11 @@ class NcnnNetwork:
         if reader.left:
             raise WeightsError(f"{reader.left} bytes of upscaler weights belong to no layer")
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights."""
+        return sum(weight.nbytes for layer in self._layers for weight in layer.weights)
+
     def __call__(self, pictures: Tensor) -> Tensor:
         """Run the graph. Shape (B, 3, H, W), 0 to 1, to (B, 3, 4 H, 4 W)."""
         blobs: dict[str, Tensor] = {}
@@ -221,6 +226,11 @@ class Upscaler:
     def __init__(self, network: NcnnNetwork) -> None:
         self._network = network
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights."""
+        return self._network.num_bytes
+
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Enlarge a picture.
 
@@ -267,7 +277,7 @@ def upscaler_digest(name: str) -> str:
 
 
 def load_upscaler(name: str) -> Upscaler:
-    """Return an upscaler, loaded once per process.
+    """Return an upscaler, loaded anew; whoever keeps it bounds what it takes.
 
     Raises:
         UnknownName: If there is none of that name.
@@ -297,7 +307,6 @@ def _digest(param: Path, weights: Path) -> str:
     return hashlib.sha256(param.read_bytes() + weights.read_bytes()).hexdigest()
 
 
-@functools.cache
 def _load(param: Path, weights: Path) -> Upscaler:
     """Make an upscaler of the very bytes that its digest is of, or refuse."""
     described, values = param.read_bytes(), weights.read_bytes()

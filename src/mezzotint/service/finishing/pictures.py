@@ -23,13 +23,12 @@ from mezzotint.images.preprocess import preprocess
 from mezzotint.images.resize import fit
 from mezzotint.images.signing import load_signing_key, sign_file
 from mezzotint.models.adapters.ip_adapter import crop_picture
-from mezzotint.models.families.upscalers import load_upscaler
 from mezzotint.planning.assets import control_asset, prompt_asset, reference_asset
 from mezzotint.planning.plan import Plan
 from mezzotint.request import GenerationRequest
 from mezzotint.service.finishing.inpainting import read_inpainting
 from mezzotint.service.finishing.recipes import Recipes
-from mezzotint.service.finishing.tools import enlarge
+from mezzotint.service.finishing.tools import Upscalers, enlarge, loaded_anew
 from mezzotint.service.requests import RequestSubmission, standalone
 from mezzotint.techniques.walking import pictures_of
 from mezzotint.types import ImageOutput, StageTimings
@@ -45,11 +44,13 @@ class Finisher:
         environment: Device, dtype and versions, for the recipe.
         program: Name and version of this program.
         limits: On the picture that an inpainting goes back into.
+        upscalers: Gives upscalers by name.
     """
 
     environment: Mapping[str, Any]
     program: str
     limits: ImageConfig = field(default_factory=ImageConfig)
+    upscalers: Upscalers = loaded_anew
 
     @cached_property
     def recipes(self) -> Recipes:
@@ -91,7 +92,7 @@ class Finisher:
             pixels = inpainting.paste(pixels, plan)
         if plan.techniques.upscale is not None:
             upscale = plan.techniques.upscale.part
-            pixels = enlarge(pixels, upscale.factor, upscale.model or "lanczos")
+            pixels = enlarge(pixels, upscale.factor, upscale.model or "lanczos", self.upscalers)
         spelt = self.recipes.write(request, plan, warnings)
         output = plan.output
         data = encode(
@@ -141,7 +142,8 @@ class Finisher:
         pixels = to_pixels(picture)
         name = plan.second.techniques.upscaler[0]
         if name != "lanczos":
-            pixels = load_upscaler(name)(pixels)
+            with self.upscalers(name) as network:
+                pixels = network(pixels)
         return to_images(fit(pixels, size))
 
     def animate(self, submission: RequestSubmission, frames: Sequence[ImageOutput]) -> ImageOutput:

@@ -1,7 +1,8 @@
 """Tools: what doors need done to encoded pictures; doors themselves decode nothing."""
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,31 @@ from mezzotint.request import Output
 from mezzotint.textchunks import PARAMETERS, read_texts
 from mezzotint.types import ImageOutput, Size
 
-__all__ = ["enlarge", "grid", "inspect", "installed_upscalers", "prepare", "upscale"]
+__all__ = [
+    "Upscalers",
+    "enlarge",
+    "grid",
+    "inspect",
+    "installed_upscalers",
+    "loaded_anew",
+    "prepare",
+    "upscale",
+]
+
+Upscalers = Callable[[str], AbstractContextManager[Callable[[np.ndarray], np.ndarray]]]
+"""Gives an upscaler by name, in memory for the length of a block."""
+
+
+def loaded_anew(name: str) -> AbstractContextManager[Callable[[np.ndarray], np.ndarray]]:
+    """Give an upscaler that nobody else has.
+
+    Raises:
+        UnknownName: If there is none of that name.
+        NotReady: If its weights are not installed.
+    """
+    from mezzotint.models.families.upscalers import load_upscaler
+
+    return contextlib.nullcontext(load_upscaler(name))
 
 
 def inspect(data: bytes, known_models: Collection[str] = ()) -> Mapping[str, Any]:
@@ -68,6 +93,7 @@ def upscale(
     limits: ImageConfig,
     cover: tuple[int, int] | None = None,
     crop: bool = False,
+    upscalers: Upscalers = loaded_anew,
 ) -> ImageOutput:
     """Enlarge a picture, or bring it to cover a size, with or without what overhangs.
 
@@ -89,7 +115,7 @@ def upscale(
             allowed=f"at most {most} pixels",
         )
     pixels = decode_image(data, config=limits)
-    pixels = enlarge(pixels, factor, model or "lanczos")
+    pixels = enlarge(pixels, factor, model or "lanczos", upscalers)
     if cover is not None and crop:
         top, left = (pixels.shape[0] - cover[1]) // 2, (pixels.shape[1] - cover[0]) // 2
         pixels = pixels[top : top + cover[1], left : left + cover[0]]
@@ -104,13 +130,16 @@ def upscale(
     )
 
 
-def enlarge(pixels: np.ndarray, factor: float, name: str) -> np.ndarray:
+def enlarge(
+    pixels: np.ndarray, factor: float, name: str, upscalers: Upscalers = loaded_anew
+) -> np.ndarray:
     """Enlarge pixels with Lanczos, or with a network and Lanczos for what is left.
 
     Args:
         pixels: Shape (H, W, 3), uint8.
         factor: Above 0; at 1 and below a network is not asked.
         name: ``lanczos`` or one of :data:`~mezzotint.models.families.upscalers.UPSCALERS`.
+        upscalers: Gives the network.
 
     Returns:
         Shape (round(H * factor), round(W * factor), 3), uint8.
@@ -121,10 +150,9 @@ def enlarge(pixels: np.ndarray, factor: float, name: str) -> np.ndarray:
     """
     if name == "lanczos" or factor <= 1:
         return upscale_lanczos(pixels, factor)
-    from mezzotint.models.families.upscalers import load_upscaler
-
     height, width = pixels.shape[:2]
-    larger = load_upscaler(name)(pixels)
+    with upscalers(name) as network:
+        larger = network(pixels)
     return fit(larger, Size(round(width * factor), round(height * factor)))
 
 

@@ -1,14 +1,18 @@
 """Adapters: LoRAs, ControlNets, IP-Adapters and textual inversions by name, put on models.
 
 Each kind lies in a folder of its own below the home folder. What is put on a model is a
-view that shares the model's weights, kept for the next request with the same adapters.
+view that shares the model's weights, kept for the next request with the same adapters as
+long as there is room beside the models.
 """
 
+import contextlib
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mezzotint.models.adapters.controlnet import (
     ControlNet,
@@ -30,11 +34,12 @@ from mezzotint.models.adapters.textual_inversion import (
     read_embedding,
     with_embeddings,
 )
-from mezzotint.models.base import Model
+from mezzotint.models.base import Model, Network
 from mezzotint.models.digests import DIGESTS
 from mezzotint.models.networks import Placement
 from mezzotint.models.parts import LORA_HEADER_BYTES, read_header
 from mezzotint.models.reading import reading
+from mezzotint.models.store.residency import Residency
 from mezzotint.planning.plan import Adapters, Plan
 from mezzotint.service.provision.adapter_files import KINDS, AdapterFiles
 
@@ -43,6 +48,25 @@ __all__ = ["AdapterProvider"]
 _MAX_VIEWS = 8
 """Models with adapters kept at once; each holds the adapters' own weights only."""
 
+_NAME = "(adapters)"  # of all of them among what is in memory
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """A model with adapters, and the networks that are theirs."""
+
+    model: Model
+    own: tuple[Network, ...]
+
+    def parts(self) -> Mapping[int, int]:
+        """Return the bytes of each network that the model has not; a ControlNet may be shared."""
+        return {id(network): int(getattr(network, "num_bytes", 0)) for network in self.own}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of what the adapters add."""
+        return sum(self.parts().values())
+
 
 class AdapterProvider:
     """The adapters of one installation; safe to use from any thread.
@@ -50,6 +74,7 @@ class AdapterProvider:
     Args:
         home: Folder of the installation.
         allow_paths: Whether a name may be a path.
+        residency: What is in memory, and the bound on it; None bounds nothing.
         place_control: Puts a ControlNet on the backend of the models; torch runs it if None.
     """
 
@@ -58,15 +83,17 @@ class AdapterProvider:
         home: Path,
         *,
         allow_paths: bool,
+        residency: Residency | None = None,
         place_control: Callable[[ControlNet], ControlNet] | None = None,
     ) -> None:
         self._files = AdapterFiles(home, allow_paths=allow_paths)
+        self._residency = residency or Residency(0)
         self._place_control = place_control
-        self._views: weakref.WeakKeyDictionary[Model, dict[Adapters, Model]] = (
-            weakref.WeakKeyDictionary()  # a model that leaves memory takes its views along
+        # Those that a view has: views with the same ControlNet share it.
+        self._controls: weakref.WeakValueDictionary[tuple[str, Placement], Any] = (
+            weakref.WeakValueDictionary()
         )
-        self._controls: dict[tuple[str, Placement], ControlNet] = {}
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
 
     def names(self, kind: str) -> tuple[str, ...]:
         """Return the names of one kind, those that ship too, sorted."""
@@ -90,7 +117,7 @@ class AdapterProvider:
         path = self.path(kind, name)
         with _reading(kind, name):
             if kind == "control":
-                return self._control(name, Placement()).digest
+                return read_controlnet(path, name=name, placement=Placement()).digest
             if kind == "image_prompt":
                 return ip_adapter_digest(path, name)
             return DIGESTS.digest(path)
@@ -120,7 +147,8 @@ class AdapterProvider:
         sizes = [one.size for one in passes if one.techniques.controls]
         for k, control in enumerate(t.controls):
             with _reading("control", control.part.model):
-                found = self._control(control.part.model, Placement())
+                path = self.path("control", control.part.model)
+                found = read_controlnet(path, name=control.part.model, placement=Placement())
             for size in sizes:
                 check_controlnet(
                     found, model, mode=control.part.mode, size=size, field=f"controls[{k}]"
@@ -134,27 +162,36 @@ class AdapterProvider:
             weights = self._embedding(embedding.part.name)
             check_embedding(weights, model, field=f"embeddings[{k}].name")
 
-    def apply(self, model: Model, adapters: Adapters, placement: Placement) -> Model:
-        """Return a view of a model with adapters.
+    @contextlib.contextmanager
+    def use(
+        self, model: Model, adapters: Adapters, placement: Placement, *, is_ours: bool = False
+    ) -> Generator[Model]:
+        """Give a view of a model with adapters, in memory for the length of the block.
+
+        Args:
+            model: The model; its weights stay in memory meanwhile.
+            adapters: What is put on it.
+            placement: Where and in which type ControlNets and encoders of pictures compute.
+            is_ours: Whether the model is among what :class:`Residency` knows, so that the view
+                goes when the model does.
 
         Raises:
             InvalidRequest: If the model takes none, or one does not fit.
             WeightsError: If a file is broken or does not fit.
         """
-        if not adapters:
-            return model
-        with self._lock:
-            if adapters not in self._views.get(model, {}):
-                made = self._make(model, adapters, placement)
-                self._forget_views()
-                self._views.setdefault(model, {})[adapters] = made
-            return self._views[model][adapters]
 
-    def _forget_views(self) -> None:
-        """Make room for one more view: the oldest of the model with most goes first."""
-        while sum(map(len, self._views.values())) >= _MAX_VIEWS:
-            views = max(self._views.values(), key=len)
-            del views[next(iter(views))]
+        def make() -> _View:
+            made = self._make(model, adapters, placement)
+            return _View(made, _added(made, model))
+
+        with self._residency.use(
+            (_NAME, (weakref.ref(model), adapters)),
+            make,
+            source=None,
+            owner=model if is_ours else None,
+        ) as view:
+            self._residency.bound(_NAME, _MAX_VIEWS)
+            yield view.model
 
     def _make(self, model: Model, adapters: Adapters, placement: Placement) -> Model:
         """Put adapters on a model, those that act inside its layers first."""
@@ -190,20 +227,34 @@ class AdapterProvider:
 
     def _control(self, name: str, placement: Placement) -> ControlNet:
         """Return a ControlNet; its weights come into memory at its first call."""
+        read = read_controlnet(self.path("control", name), name=name, placement=placement)
+        key = (read.digest, placement)
         with self._lock:
-            path = self.path("control", name)
-            read = read_controlnet(path, name=name, placement=placement)
-            key = (read.digest, placement)
-            if key not in self._controls:
-                while len(self._controls) >= _MAX_VIEWS:
-                    del self._controls[next(iter(self._controls))]
-                self._controls[key] = self._place_control(read) if self._place_control else read
-            return self._controls[key]
+            known = self._controls.get(key)
+            if known is None:
+                placed = self._place_control(read) if self._place_control else read
+                known = self._controls[key] = placed.network
+            return replace(read, network=known)
 
     def _embedding(self, name: str) -> EmbeddingWeights:
         path = self.path("embedding", name)
         with _reading("embedding", name):
             return read_embedding(path, name=Path(name).stem)
+
+
+def _added(view: Model, model: Model) -> tuple[Network, ...]:
+    """Return the networks of a view that the model has not, those inside others too."""
+    known = {id(network) for network in model.networks.values()}
+    known |= {id(getattr(network, "source", None)) for network in model.networks.values()}
+    added: dict[int, Network] = {}
+    for role, found in view.networks.items():
+        network: Any = found
+        while network is not None and id(network) not in known:
+            added[id(network)] = network
+            # A ControlNet's own source is what its backend compiled.
+            is_whole = role not in model.networks
+            network = None if is_whole else getattr(network, "source", None)
+    return tuple(added.values())
 
 
 def _reading(kind: str, name: str) -> AbstractContextManager[None]:

@@ -25,7 +25,7 @@ from mezzotint.models.backends.processor import low_precision
 from mezzotint.models.backends.turbo import turbo_view
 from mezzotint.models.base import Model
 from mezzotint.models.config import ModelsConfig, PlacementConfig
-from mezzotint.models.families.upscalers import upscaler_digest
+from mezzotint.models.families.upscalers import Upscaler, load_upscaler, upscaler_digest
 from mezzotint.models.networks import Placement, TorchNetwork
 from mezzotint.models.spec import ModelSpec
 from mezzotint.models.store.entries import name_in_memory
@@ -66,7 +66,10 @@ class ModelProvider:
         self._largest_bytes = 0  # of exports that a model placed here may keep
         self._extra = {m.spec.name: place(m, config.placement) for m in extra}
         self.adapters = AdapterProvider(
-            config.home_path, allow_paths=config.allow_paths, place_control=self._place_control
+            config.home_path,
+            allow_paths=config.allow_paths,
+            residency=self.store.residency,
+            place_control=self._place_control,
         )
         self._placed: weakref.WeakSet[Model] = weakref.WeakSet()
         self._fast: weakref.WeakKeyDictionary[Model, Model] = weakref.WeakKeyDictionary()
@@ -89,15 +92,27 @@ class ModelProvider:
             model = self._on_backend(
                 own if own is not None else pin.enter_context(self.store.use(name))
             )
-            yield (
-                self._faster(model)
-                if turbo and not adapters
-                else self._with_adapters(model, adapters)
-            )
+            if adapters:
+                view = self.adapters.use(model, adapters, placement_of(model), is_ours=own is None)
+                yield pin.enter_context(view)
+            else:
+                yield self._faster(model) if turbo else model
 
-    def _with_adapters(self, model: Model, adapters: Adapters) -> Model:
-        """Return a view of a model with adapters, kept for the next request with the same."""
-        return self.adapters.apply(model, adapters, placement_of(model)) if adapters else model
+    @contextlib.contextmanager
+    def use_upscaler(self, name: str) -> Generator[Upscaler]:
+        """Give an upscaler, in memory for the length of the block.
+
+        Raises:
+            UnknownName: If there is none of that name.
+            NotReady: If its weights are not installed.
+            WeightsError: If they are broken.
+        """
+        with self.store.residency.use(
+            (f"(upscaler {name})", None),
+            lambda: load_upscaler(name),
+            source=upscaler_digest(name),
+        ) as upscaler:
+            yield upscaler
 
     def check_adapters(self, plan: Plan) -> None:
         """Refuse adapters that do not fit a plan's model or the members of its ensemble.

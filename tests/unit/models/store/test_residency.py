@@ -57,3 +57,41 @@ def test_what_a_dropped_model_took_goes_back_before_the_next_one_is_used(monkeyp
     with residency.use(("b", HERE), lambda: model(8), source=source):
         assert returned == [{"b"}]
     assert returned == [{"b"}]
+
+
+def test_what_belongs_to_a_model_goes_with_it_and_not_before_what_is_older():
+    residency, source = Residency(20), Source("a")
+    with (
+        residency.use(("old", HERE), lambda: model(8), source=source) as old,
+        residency.use(("(x)", 1), lambda: model(4), source=None, owner=old),
+    ):
+        pass
+    with residency.use(("other", HERE), lambda: model(8), source=source):
+        pass
+    assert residency.num_bytes == 20
+    with residency.use(("new", HERE), lambda: model(4), source=source):
+        pass
+    assert residency.sizes() == {"other": 8, "new": 4}
+
+
+def test_the_newest_of_what_belongs_to_a_model_in_use_stays_beside_it():
+    residency, source = Residency(10), Source("a")
+    with residency.use(("m", HERE), lambda: model(8), source=source) as found:
+        for k in range(2):
+            with residency.use(("(x)", k), lambda: model(4), source=None, owner=found):
+                pass
+    assert residency.sizes() == {"m": 8, "(x)": 4}
+    assert residency.find(("(x)", 1), None) is not None
+
+
+def test_parts_that_are_shared_are_counted_once():
+    class Parts:
+        def __init__(self, parts):
+            self.parts = lambda: parts
+
+    residency = Residency(0)
+    for k, parts in enumerate(({1: 5, 2: 7}, {1: 5, 3: 1})):
+        with residency.use(("(x)", k), lambda parts=parts: Parts(parts), source=None):
+            pass
+    assert residency.num_bytes == 13
+    assert residency.sizes() == {"(x)": 13}
