@@ -98,15 +98,18 @@ def advance(
     gap = registers[:, 0] - denoised
     raw_gap = gap if raw is None else registers[:, 0] - raw
     inputs = [*registers.unbind(1), denoised, gap, raw_gap, noise]
-    shape = (batch, *([1] * (denoised.ndim - 1)))
+    weights = coefficients.reshape(*coefficients.shape, *([1] * (denoised.ndim - 1)))
+    counts = (coefficients != 0).sum(0).cpu().numpy().tolist()  # of images, for each coefficient
     rows: list[Tensor] = []
     for k in range(count):
         total = torch.zeros_like(denoised)
         for column, value in enumerate(inputs):
-            weight = coefficients[:, k, column]
-            if value is None or not bool(weight.any()):
+            if value is None or not counts[k][column]:
                 continue
-            product = value * weight.reshape(shape)
-            total = total + torch.where(weight.reshape(shape) != 0, product, 0.0)
+            weight = weights[:, k, column]
+            product = value * weight
+            if counts[k][column] < batch:  # where it is 0 even what is not finite counts nothing
+                product = torch.where(weight != 0, product, 0.0)
+            total = total + product
         rows.append(total)
     return torch.stack(rows, dim=1)

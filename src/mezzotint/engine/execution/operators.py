@@ -91,6 +91,8 @@ class ClassifierFree:
     ) -> Tensor:
         """Combine an estimate with the prompt and one without. Each of shape (1, ...)."""
         guided = guide(positive, negative, torch.tensor([self.scales[step - 1]]))
+        if self.norm_block is None and self.rescale == 0:
+            return guided
         level = torch.tensor([sigma], dtype=torch.float64, device=latents.device)
         if self.norm_block is not None and self.scales[step - 1] != 1:
             guided = normalised(

@@ -52,10 +52,12 @@ def estimate(slot: Slot, operator: Operator, step: int, denoised: Tensor) -> Ten
     """
     assert slot.solver is not None  # noqa: S101 - only images with steps are stepped
     latents, sigma = slot.solver.latents, slot.solver.sigma
-    is_guided = isinstance(operator, ClassifierFree) and len(operator.rows(step)) > 1
-    if not is_reusing(slot) or not is_guided:
+    if (
+        not is_reusing(slot)
+        or not isinstance(operator, ClassifierFree)
+        or len(operator.rows(step)) < 2
+    ):
         return operator.combine(step, denoised, latents, sigma)
-    assert isinstance(operator, ClassifierFree)  # noqa: S101 - see is_guided
     if slot.change is None:
         raise WorkFailed("guidance was to be reused before it was computed")
     change = slot.change * _scale(slot, sigma)
