@@ -47,6 +47,7 @@ __all__ = ["DIALECTS", "Doorway", "create_app", "endpoints"]
 
 _REQUEST_ID = re.compile(r"^[\w.:/+=-]{1,128}$", re.ASCII)
 _ABSOLUTE = re.compile(r"https?://([^/]*)(/.*)?", re.IGNORECASE | re.DOTALL)
+_METHODS = "GET, POST, PUT, DELETE, OPTIONS"
 _STAGES = ("queue", "encode", "denoise", "decode", "gate", "write")
 _NO_TIMING = ", ".join(f"{stage};dur=0.000" for stage in _STAGES).encode()
 _SECURE = {
@@ -200,6 +201,8 @@ class Doorway:
             )
             if self._preflight(scope, headers):
                 await Response(status_code=204)(scope, body, answer)
+            elif scope["method"] == "OPTIONS" and scope["path"] == "*":  # RFC 9110: about all of it
+                await Response(status_code=204, headers={"allow": _METHODS})(scope, body, answer)
             else:
                 here.caller = self._keys_or_open(headers, scope)
                 await self._router(scope, body, answer)
@@ -310,7 +313,7 @@ class Doorway:
         return {
             b"access-control-allow-origin": origin.encode("latin-1"),
             b"vary": b"Origin",
-            b"access-control-allow-methods": b"GET, POST, PUT, DELETE, OPTIONS",
+            b"access-control-allow-methods": _METHODS.encode(),
             b"access-control-allow-headers": b"authorization, content-type, idempotency-key, "
             b"last-event-id, x-api-key, x-request-id, cache-control",
             b"access-control-expose-headers": b"x-request-id, server-timing, x-cache, retry-after",

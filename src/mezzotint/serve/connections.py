@@ -12,9 +12,10 @@ import functools
 import math
 import re
 import resource
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -33,10 +34,11 @@ _MOST_LINES = 256
 """Lines of a head; more are no client's, and take the time of others to read."""
 _NO_VERSION = re.compile(rb"[^\r\n]* HTTP/(?!1\.[01]\r?\n)[^\s]*\r?\n")
 """A first line of another version of HTTP than those that are spoken here."""
-_BAD_REQUEST = (
-    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\n"
-    b"content-length: 31\r\nconnection: close\r\n\r\nInvalid HTTP request received.\n"
-)
+_REFUSALS = {
+    400: (b"Bad Request", b"Invalid HTTP request received.\n"),
+    431: (b"Request Header Fields Too Large", b"The head of the request is too long.\n"),
+}
+"""Reason and text of what is answered to a head that is not taken, by status."""
 
 
 class Crowd:
@@ -146,8 +148,11 @@ class Protocol(H11Protocol):
         if self._is_idle():
             head = data.partition(b"\r\n\r\n")[0]
             self._lines += head.count(b"\n")
-            if self._lines > _MOST_LINES or _NO_HEAD.search(head) or _NO_VERSION.match(data):
-                self._refuse()
+            if _NO_HEAD.search(head) or _NO_VERSION.match(data):
+                self._refuse(400)
+                return
+            if self._lines > _MOST_LINES:
+                self._refuse(431)
                 return
         super().data_received(data)
         if not self._is_idle():
@@ -180,8 +185,9 @@ class Protocol(H11Protocol):
         cycle = self._current()
         if cycle is not None and cycle.response_started and not cycle.response_complete:
             self.transport.close()
-        else:
-            self._refuse()
+        else:  # h11 says of an error which status it stands for
+            is_long = getattr(sys.exc_info()[1], "error_status_hint", 400) == 431
+            self._refuse(431 if is_long else 400)
         if cycle is not None:
             cycle.disconnected = True
             cycle.message_event.set()
@@ -209,15 +215,19 @@ class Protocol(H11Protocol):
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _refuse(self) -> None:
-        """Answer what is no HTTP with 400, and close.
+    def _refuse(self, status: Literal[400, 431]) -> None:
+        """Answer what is no HTTP with 400, a head that is too long with 431, and close.
 
         Not before the client has had time to read it: closing beside bytes that nobody read
         resets the connection, and takes the answer from it.
         """
         self._rest()
         self._is_refused = True
-        self.transport.write(_BAD_REQUEST)
+        reason, text = _REFUSALS[status]
+        self.transport.write(
+            b"HTTP/1.1 %d %s\r\ncontent-type: text/plain; charset=utf-8\r\n"
+            b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (status, reason, len(text), text)
+        )
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(_LINGER_S, self.transport.close)

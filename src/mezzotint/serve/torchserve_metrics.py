@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mezzotint.serve.wire import Visit
 
-__all__ = ["TorchServeMetrics"]
+__all__ = ["TorchServeMetrics", "machine_memory"]
 
 _COUNTERS: Mapping[str, str] = {
     "Requests2XX": "Answers with 2xx.",
@@ -103,7 +103,7 @@ class TorchServeMetrics:
         yield "DiskAvailable", disk.free / _GIGABYTE
         yield "DiskUsage", disk.used / _GIGABYTE
         yield "DiskUtilization", 100.0 * disk.used / max(1, disk.total)
-        memory = _memory()
+        memory = machine_memory()
         if memory is not None:
             available, total = memory
             yield "MemoryAvailable", available / _MEGABYTE
@@ -132,7 +132,7 @@ def _processor_times() -> tuple[float, float]:
     return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
 
 
-def _memory() -> tuple[float, float] | None:
+def machine_memory() -> tuple[float, float] | None:
     """Return bytes of memory that are free to use, and all; None where it is not told."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()

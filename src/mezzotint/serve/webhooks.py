@@ -8,12 +8,16 @@ over ``id.timestamp.body`` with a secret that each caller may read.
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import http.client
 import secrets
+import socket
+import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 from mezzotint.observe import log
@@ -23,6 +27,8 @@ from mezzotint.serve.errors import WrongField
 __all__ = ["check_webhook", "secret_of", "send", "signed_headers"]
 
 _TIMEOUT_S = 5.0
+_MOST_S = 10.0  # for one call, however slowly its answer comes in
+_CALLERS = ThreadPoolExecutor(8, "webhook")  # so that slow addresses hold up nothing else
 _TRIES = 4
 _PAUSE_S = 0.5
 _PORTS = {"http": 80, "https": 443}
@@ -51,7 +57,7 @@ def check_webhook(url: object, config: ServeConfig, field: str) -> str:
         )
     known = {name.lower() for name in config.webhook_hosts}
     shown = f"[{host}]" if ":" in host else host
-    number = port or _PORTS[parts.scheme]
+    number = _PORTS[parts.scheme] if port is None else port
     if f"{shown}:{number}" in known or (port is None and shown in known):
         return text
     raise WrongField(
@@ -101,7 +107,9 @@ async def send(url: str, body: bytes, secret: str, *, id_: str | None = None) ->
         if number:
             await asyncio.sleep(_PAUSE_S * 4 ** (number - 1))
         try:
-            status = await asyncio.to_thread(_post, url, body, signed_headers(secret, id_, body))
+            status = await asyncio.get_running_loop().run_in_executor(
+                _CALLERS, _post, url, body, signed_headers(secret, id_, body)
+            )
         except (OSError, http.client.HTTPException, ValueError) as error:
             log.warning("webhook.failed", host=urlsplit(url).netloc, reason=type(error).__name__)
             continue
@@ -119,9 +127,19 @@ def _post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
     is_secure = parts.scheme == "https"
     connect = http.client.HTTPSConnection if is_secure else http.client.HTTPConnection
     connection = connect(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
+    clock = threading.Timer(_MOST_S, _cut, [connection])
+    clock.daemon = True
+    clock.start()
     try:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         connection.request("POST", target, body, dict(headers))
         return connection.getresponse().status
     finally:
+        clock.cancel()
         connection.close()
+
+
+def _cut(connection: http.client.HTTPConnection) -> None:
+    """End what is under way on a connection; whoever waits for it is told that it has ended."""
+    with contextlib.suppress(OSError, AttributeError):  # not connected yet, or closed by now
+        connection.sock.shutdown(socket.SHUT_RDWR)

@@ -171,7 +171,7 @@ def media_type(http: Request) -> str:
 
 
 async def read_json(
-    http: Request, *, optional: bool = False, untyped: bool = False
+    http: Request, *, optional: bool = False, untyped: bool = False, any_type: bool = False
 ) -> dict[str, Any]:
     """Read a JSON object.
 
@@ -180,12 +180,15 @@ async def read_json(
         optional: Whether no body at all means an empty object.
         untyped: Whether a body without a content type is taken for JSON, as clients of
             the open inference protocol send it.
+        any_type: Whether the body is JSON whatever its content type says.
 
     Raises:
         UnsupportedMedia: If the content type is something else, or is missing.
         Malformed: If it is not JSON or not an object.
     """
     kind = media_type(http)
+    if any_type:
+        kind = "application/json"
     if kind and kind != "application/json" and not kind.endswith("+json"):
         raise UnsupportedMedia(f"expected application/json, got {kind}")
     body = await http.body()

@@ -6,6 +6,7 @@ dispatcher hears of it.
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from mezzotint.engine.cache import ResultCache
@@ -122,6 +123,8 @@ class Preparer:
         planned, footprints = self._templates.plan(
             request, spec, self.abilities(), image_size=size, owner=owner
         )
+        if inpainting is not None and inpainting.warnings:
+            planned = replace(planned, warnings=(*planned.warnings, *inpainting.warnings))
         first = planned.plans[0]
         if first.steps and first.scheduler:
             prepare(first, spec.scheduler_config)  # what does not go together is refused here

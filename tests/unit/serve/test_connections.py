@@ -164,7 +164,7 @@ def test_another_version_of_http_is_refused(server, version):
 
 def test_a_head_of_many_lines_is_refused_and_one_of_two_hundred_is_not(server):
     lines = b"x: y\r\n"
-    for count, status in ((200, b"200"), (300, b"400"), (20_000, b"400")):
+    for count, status in ((200, b"200"), (300, b"431"), (20_000, b"431")):
         head = b"GET /health/live HTTP/1.1\r\nhost: 127.0.0.1\r\n" + lines * count + b"\r\n"
         with connected(server, 1, head) as [raw]:
             raw.settimeout(2.0)
@@ -208,7 +208,12 @@ def test_who_is_refused_can_send_the_whole_body_and_read_why(
 
 def test_a_head_that_is_too_long_is_answered(server):
     head = b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nx: " + b"y" * (4 << 20)
-    assert sent_and_answered(server, head, b"")[0] == 400
+    assert sent_and_answered(server, head, b"")[0] == 431  # RFC 6585, section 5
+
+
+def test_options_of_the_server_as_a_whole_are_answered(server):
+    head = b"OPTIONS * HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n"
+    assert sent_and_answered(server, head, b"") == (204, b"")  # RFC 9110, section 9.3.7
 
 
 def test_a_body_that_never_ends_is_not_read_for_ever(server):

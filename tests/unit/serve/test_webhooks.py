@@ -2,8 +2,12 @@
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
+import socket
+import threading
+import time
 
 import pytest
 from tests.serving import open_door
@@ -49,6 +53,31 @@ def test_only_listed_hosts_may_be_called(url, hosts):
 def test_no_spelling_leads_elsewhere(url):
     with pytest.raises(WrongField):
         check_webhook(url, ServeConfig(webhook_hosts=("hooks.example",)), "webhook")
+
+
+def test_an_address_that_answers_a_byte_now_and_then_is_cut_off(monkeypatch):
+    monkeypatch.setattr(webhooks, "_MOST_S", 0.5)
+    monkeypatch.setattr(webhooks, "_TRIES", 1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip():
+            taken, _ = listener.accept()
+            with taken, contextlib.suppress(OSError):
+                while True:
+                    taken.sendall(b"H")
+                    time.sleep(0.05)
+
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        secret = secret_of(b"k" * 32, "alice")
+
+        async def told():
+            return await asyncio.wait_for(send(url, b"{}", secret), 20)
+
+        assert asyncio.run(told()) is False
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_each_client_has_a_secret_that_stays():

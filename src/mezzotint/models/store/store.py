@@ -367,10 +367,10 @@ class ModelStore:
         """
         with self._lock:
             self.look_again()
-            entry = self.entry(f"{name}@{version}")
+            entry, before = self.entry(f"{name}@{version}"), self.entry(name)
             self._defaults[name] = entry.version
             self.look_again()
-            for other in [e.full_name for e in self.entries() if e.name == name]:
+            for other in {before.full_name, entry.full_name} if before != entry else ():
                 self.residency.drop(other)  # a spec's name says which version is the default
             if keep:
                 path = self.config.models_path / name / "default.txt"

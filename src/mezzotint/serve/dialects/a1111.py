@@ -68,6 +68,7 @@ _NAMES = {
     "image": "init_images",
     "model": "sd_model_checkpoint",
     "upscale": "upscaling_resize",
+    "upscale.model": "upscaler_1",
     "hires": "enable_hr",
     "variation": "subseed_strength",
     "inpaint": "mask",

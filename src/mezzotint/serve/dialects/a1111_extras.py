@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mezzotint.bounds import SPACE
+from mezzotint.errors import UnknownName
 from mezzotint.serve.dialects.a1111_bodies import (
     BODIES,
     Enlargement,
@@ -14,6 +15,7 @@ from mezzotint.serve.dialects.a1111_bodies import (
     ExtraBatch,
     ExtraEntry,
 )
+from mezzotint.serve.dialects.a1111_lists import upscaler_names
 from mezzotint.serve.errors import NotFound, TooLarge
 from mezzotint.serve.front import Front
 from mezzotint.serve.wire import Endpoint, json_response, read_fields, read_json, visit
@@ -70,15 +72,20 @@ async def enlarge(
 
 async def _upscale(front: Front, http: Request, fields: Enlargement, picture: ImageInput) -> str:
     cover = (fields.upscaling_resize_w, fields.upscaling_resize_h)
-    image = await enlarge(
-        front,
-        http,
-        picture.data,
-        fields.upscaling_resize,
-        fields.upscaler_1,
-        cover=cover if fields.resize_mode else None,
-        crop=fields.upscaling_crop,
-    )
+    try:
+        image = await enlarge(
+            front,
+            http,
+            picture.data,
+            fields.upscaling_resize,
+            fields.upscaler_1,
+            cover=cover if fields.resize_mode else None,
+            crop=fields.upscaling_crop,
+        )
+    except UnknownName as error:
+        known = ("None", *(await upscaler_names(front)))
+        name = fields.upscaler_1[:200]
+        raise UnknownName(error.kind, name, known, field="upscaler_1") from None
     return base64.b64encode(image.data).decode("ascii")
 
 

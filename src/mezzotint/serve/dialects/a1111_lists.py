@@ -15,6 +15,7 @@ from mezzotint.serve.dialects.webui.scripts import SCRIPTS, script_infos
 from mezzotint.serve.errors import Unsupported
 from mezzotint.serve.front import Front
 from mezzotint.serve.schema import ANY_OBJECT
+from mezzotint.serve.torchserve_metrics import machine_memory
 from mezzotint.serve.wire import Body, Endpoint, json_response, read_json, visit
 from mezzotint.vocabulary import (
     A1111_SAMPLERS,
@@ -223,6 +224,11 @@ async def controlnet_models(front: Front, http: Request) -> Response:
     return json_response({"model_list": list((await front.capabilities(http))["controls"])})
 
 
+async def controlnet_version(front: Front, http: Request) -> Response:
+    """Tell the version of the ControlNet API that is spoken here."""
+    return json_response({"version": _CONTROLNET_API})
+
+
 async def controlnet_modules(front: Front, http: Request) -> Response:
     """List the preprocessors of control pictures."""
     return json_response({"module_list": list(A1111_MODULES), "module_detail": {}})
@@ -246,9 +252,11 @@ async def cmd_flags(front: Front, http: Request) -> Response:
 
 
 async def memory(front: Front, http: Request) -> Response:
-    """Show memory, as far as the engine tells."""
-    numbers = (await front.service.health()).get("memory", {})
-    ram = {"free": 0, "used": 0, "total": 0, **dict(numbers)}
+    """Show the machine's memory in bytes, to keys that manage."""
+    ram: dict[str, Any] = {"error": "the memory of the machine is for keys that manage"}
+    if visit(http).caller.manages:
+        free, total = machine_memory() or (0.0, 0.0)
+        ram = {"free": int(free), "used": int(total - free), "total": int(total)}
     return json_response({"ram": ram, "cuda": {"error": "no cuda device"}})
 
 
@@ -309,6 +317,7 @@ async def sysinfo(front: Front, http: Request) -> Response:
     )
 
 
+_CONTROLNET_API = 3
 _NOT_YOURS = "which models stay in memory is for keys that manage: nothing was done"
 _ELSEWHERE = {
     "create": "embeddings and LoRAs are trained by `mezzotint train`",
@@ -353,6 +362,12 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     _get("cmd-flags", cmd_flags, "flags"),
     _get("memory", memory, "memory"),
     _get("sysinfo", sysinfo, "platform"),
+    Endpoint(
+        method="GET",
+        path="/controlnet/version",
+        handler=controlnet_version,
+        summary="A1111: version of the ControlNet API",
+    ),
     Endpoint(
         method="GET",
         path="/controlnet/model_list",

@@ -33,11 +33,13 @@ class Inpainting:
         mask: Where to repaint, turned round and blurred as asked. Shape (H, W),
             float32, 0 to 1; None without a mask.
         box: The part to work on, ``(left, top, right, bottom)`` in pixels, or None for all.
+        warnings: What the caller may not have meant.
     """
 
     image: np.ndarray
     mask: np.ndarray | None
     box: tuple[int, int, int, int] | None
+    warnings: tuple[str, ...] = ()
 
     @property
     def size(self) -> Size | None:
@@ -82,15 +84,18 @@ def read_inpainting(
     limits = limits or ImageConfig()
     _check_worked_on(request, request.image, limits)
     image = decode_image(request.image.data, config=limits)
-    mask = _read_mask(request, image, limits)
+    warnings: list[str] = []
+    mask = _read_mask(request, image, limits, warnings)
     if request.outpaint is not None:
         image, mask = _extend(request, image, mask)
     if mask is None:
         return Inpainting(image, None, None)
     asked = request.inpaint
     box = None
+    rows, columns = np.nonzero(mask > 0.5 / 255)
+    if not rows.size and asked.area != "masked":
+        warnings.append("mask repaints nothing: no pixel of it is white")
     if asked.area == "masked":
-        rows, columns = np.nonzero(mask > 0.5 / 255)
         if not rows.size:
             raise ImageError("mask repaints nothing: no pixel of it is white", field="mask")
         pad = asked.padding
@@ -100,7 +105,7 @@ def read_inpainting(
             min(int(columns.max()) + 1 + pad, image.shape[1]),
             min(int(rows.max()) + 1 + pad, image.shape[0]),
         )
-    return Inpainting(image, mask, box)
+    return Inpainting(image, mask, box, tuple(warnings))
 
 
 def reference_size(request: GenerationRequest, limits: ImageConfig) -> Size | None:
@@ -115,12 +120,18 @@ def reference_size(request: GenerationRequest, limits: ImageConfig) -> Size | No
 
 
 def _read_mask(
-    request: GenerationRequest, image: np.ndarray, limits: ImageConfig | None
+    request: GenerationRequest, image: np.ndarray, limits: ImageConfig | None, warnings: list[str]
 ) -> np.ndarray | None:
-    """Decode, resize, turn round and blur the mask."""
+    """Decode, resize, turn round and blur the mask; warn where it is of another size."""
     if request.mask is None:
         return None
     mask = decode_mask(request.mask.data, config=limits)
+    height, width = mask.shape
+    if (height, width) != image.shape[:2]:
+        warnings.append(
+            f"mask is {width}x{height} and was resized to the size of image, "
+            f"{image.shape[1]}x{image.shape[0]}"
+        )
     mask = fit(mask, Size(image.shape[1], image.shape[0]))
     if request.inpaint.invert:
         mask = np.float32(1) - mask

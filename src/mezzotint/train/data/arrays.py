@@ -204,12 +204,13 @@ def shape_of(array: Any, layout: ArrayLayout) -> tuple[int, ...]:
 def measure(
     array: Any, layout: ArrayLayout, kind: Literal["standard", "range", "none"]
 ) -> Normalisation:
-    """Measure the statistics of every channel and refuse values that are not finite.
+    """Measure the statistics of every channel and refuse values that are not finite in float32.
 
     Two passes in float64 over pieces, so that large files need little memory.
 
     Raises:
-        InvalidRequest: If a value is NaN or infinite; names the first sample.
+        InvalidRequest: If a value is NaN, infinite, or larger than float32 holds; names the
+            first sample.
     """
     shape = shape_of(array, layout)
     total = np.zeros(shape[0])
@@ -217,10 +218,11 @@ def measure(
     low, high = np.full(shape[0], np.inf), np.full(shape[0], -np.inf)
     count = 0
     for piece in _pieces(array, shape):
-        bad = ~np.isfinite(piece).reshape(len(piece), -1).all(1)
+        bad = _is_bad(piece)
         if bad.any():
+            what = "beyond float32" if np.isfinite(piece[bad]).all() else "not finite"
             raise InvalidRequest(
-                f"data.path holds values that are not finite: sample "
+                f"data.path holds values that are {what}: sample "
                 f"{count + int(bad.argmax())} is the first of {_count_bad(array, shape)}; "
                 "leave such samples out or fill them in",
                 field="data.path",
@@ -251,9 +253,16 @@ def measure(
 
 
 def _count_bad(array: Any, shape: tuple[int, ...]) -> int:
-    """Count the samples with a value that is not finite."""
-    pieces = _pieces(array, shape)
-    return sum(int((~np.isfinite(p).reshape(len(p), -1).all(1)).sum()) for p in pieces)
+    """Count the samples with a value that is not finite in float32."""
+    return sum(int(_is_bad(piece).sum()) for piece in _pieces(array, shape))
+
+
+def _is_bad(piece: np.ndarray) -> np.ndarray:
+    """Tell which samples hold a value that is not finite in float32, which networks read. (n,)."""
+    largest: np.ndarray = (
+        np.abs(piece).reshape(len(piece), -1).max(1, initial=0.0)
+    )  # NaN where there is one
+    return np.logical_not(largest <= np.finfo(np.float32).max)
 
 
 def _pieces(array: Any, shape: tuple[int, ...]) -> Any:

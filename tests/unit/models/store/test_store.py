@@ -84,6 +84,14 @@ def test_versions_live_beside_each_other(home, folder, tmp_path):
         store.load("tiny@3.0")
 
 
+def test_the_default_version_set_again_stays_in_memory(home, folder):
+    store = open_store(home)
+    store.add("tiny", folder, version="1.0")
+    store.load("tiny")
+    store.set_default("tiny", "1.0")
+    assert store.residency.sizes() == {"tiny@1.0": BYTES}
+
+
 def test_removing_leaves_files_outside_the_store_alone(home, folder):
     store = open_store(home)
     store.add("tiny", folder)

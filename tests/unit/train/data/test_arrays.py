@@ -87,6 +87,17 @@ def test_a_constant_channel_is_reported_and_divides_by_nothing(tmp_path):
     assert data.read([0])[0, 1] == 0
 
 
+@pytest.mark.parametrize("value", [1e300, -1e39])
+def test_a_value_beyond_float32_is_refused_by_its_sample(tmp_path, value):
+    array = np.zeros((10, 2))
+    array[3:, 1] = np.arange(7)
+    array[6, 1] = value
+    np.save(tmp_path / "a.npy", array)
+    message = "values that are beyond float32: sample 6 is the first of 1;"
+    with pytest.raises(InvalidRequest, match=message):
+        load_data(config_for(tmp_path, tmp_path / "a.npy", "mlp"))
+
+
 def test_equal_samples_and_classes_are_counted(tmp_path):
     array = field((10, 2))
     array[7] = array[2]

@@ -122,9 +122,18 @@ def _render(problem: Problem, request_id: str) -> Response:
     return json_response({"error": body, "node_errors": {}}, status)
 
 
+async def _read(http: Request, *, optional: bool = False) -> dict[str, Any]:
+    """Read a JSON object, whatever its content type says.
+
+    ComfyUI never looks at it, and its own examples send what urllib fills in for a form. Pages
+    of other origins are refused before (:mod:`mezzotint.serve.browsers`).
+    """
+    return await read_json(http, optional=optional, any_type=True)
+
+
 async def prompt(front: Front, http: Request) -> Response:
     """Queue a graph."""
-    body = await read_json(http)
+    body = await _read(http)
     nodes = body.get("prompt")
     if nodes is None:
         visit(http).problem = "invalid_request"
@@ -199,7 +208,7 @@ async def queue(front: Front, http: Request) -> Response:
 
 async def change_queue(front: Front, http: Request) -> Response:
     """Take graphs that wait off the caller's queue: all (``clear``) or by id (``delete``)."""
-    body = await read_json(http)
+    body = await _read(http)
     ids = _ids(body)
     pending, _ = await own_jobs(front, http, DOOR, status="queued")
     for job in pending:
@@ -210,7 +219,7 @@ async def change_queue(front: Front, http: Request) -> Response:
 
 async def interrupt(front: Front, http: Request) -> Response:
     """End the caller's graphs that run, or the one that ``prompt_id`` names."""
-    body = await read_json(http, optional=True)
+    body = await _read(http, optional=True)
     wanted = body.get("prompt_id")
     running, _ = await own_jobs(front, http, DOOR, status="running")
     for job in running:
@@ -259,7 +268,7 @@ async def _ended(front: Front, http: Request) -> list[Job]:
 
 async def change_history(front: Front, http: Request) -> Response:
     """Forget graphs that are done, and their pictures: all (``clear``) or by id (``delete``)."""
-    body = await read_json(http)
+    body = await _read(http)
     ids = _ids(body)
     for job in await _ended(front, http):
         if body.get("clear") is True or job.id in ids:
@@ -368,7 +377,7 @@ async def show_folders(front: Front, http: Request) -> Response:
 
 async def free(front: Front, http: Request) -> Response:
     """Let every model go from memory that nobody uses, for keys that manage."""
-    body = await read_json(http, optional=True)
+    body = await _read(http, optional=True)
     is_meant = bool(body.get("unload_models") or body.get("free_memory"))
     if is_meant and visit(http).caller.manages:
         await front.free_models()

@@ -60,6 +60,21 @@ def pictures(http, entry):
     return [http.get("/view", params=file).content for file in files]
 
 
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", None])
+def test_a_graph_is_read_whatever_its_content_type_says(http, kind):
+    """ComfyUI's own examples hand bytes to urllib, which calls them a form, or to requests."""
+    headers = {"content-type": kind} if kind else {}
+    body = json.dumps({"prompt": TEXT_TO_IMAGE}).encode()
+    answer = http.post("/prompt", content=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    done(http, answer.json()["prompt_id"])
+    for path in ("/queue", "/history", "/interrupt"):
+        answer = http.post(path, content=b'{"delete": []}', headers=headers)
+        assert answer.status_code == 200, answer.text
+    foreign = {**headers, "origin": "https://evil.example"}
+    assert http.post("/prompt", content=body, headers=foreign).status_code == 403
+
+
 def test_a_graph_makes_the_pictures_of_the_native_door(http):
     answer = http.post("/prompt", json={"prompt": TEXT_TO_IMAGE, "client_id": "me"}).json()
     assert answer["node_errors"] == {}
