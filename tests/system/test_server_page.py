@@ -341,6 +341,8 @@ def test_loras_have_sliders_and_control_pictures_show_what_is_seen(page, server)
     assert kept_request(page, lambda r: r.get("loras", [{}])[0].get("scale"))["loras"] == [
         {"name": "ink", "scale": 0.5}
     ]
+    editors = "#technique-loras :is(select, input[type=number])"
+    assert page.run(f"document.querySelectorAll({json.dumps(editors)}).length") == 2
     page.type("seed", 8)
     page.click("#make")
     page.wait(f"{DONE} && document.getElementById('picture')?.alt === 'worn, seed 8'")
@@ -381,6 +383,64 @@ def test_two_regions_are_drawn_as_boxes_and_moved_by_keyboard(page):
     page.wait("document.querySelector('#plan p') && !document.querySelector('.plan.bad')")
     page.click("#make")
     page.wait(DONE)
+
+
+def test_a_region_is_painted_undone_kept_and_sent(page, server):
+    page.type("prompt", "a field")
+    page.run("document.getElementById('technique-regions').open = true")
+    page.drag("#boxes", (0.55, 0.1), (0.95, 0.9))
+    page.wait("document.querySelectorAll('.box').length === 1")
+    boxed = kept_request(page, lambda r: len(r.get("regions", ())) == 1)["regions"]
+    page.click("#technique-regions [role=group] button")  # the box, with the brush
+    page.wait("document.getElementById('region-canvas')?.width > 300")
+    page.drag("#region-canvas", (0.1, 0.1), (0.1, 0.3))
+    both = kept_request(page, lambda r: "mask" in r["regions"][0])["regions"][0]
+    assert both.keys() == {"prompt", "mask"}
+    assert [grey(both["mask"], at) for at in ((0.1, 0.2), (0.8, 0.5), (0.3, 0.8))] == [255, 255, 0]
+    page.click("#region-undo")  # and it is a box again
+    assert kept_request(page, lambda r: r["regions"] == boxed)["regions"] == boxed
+    page.click("#region-done")
+    page.wait("document.getElementById('region-new')")
+    page.click("#region-new")
+    page.wait("document.getElementById('region-canvas')?.width > 300")
+    time.sleep(0.3)
+    page.drag("#region-canvas", (0.25, 0.25), (0.25, 0.75))
+    one = kept_request(page, lambda r: len(r["regions"]) == 2)["regions"]
+    page.click("#region-undo")  # of a new one nothing is left
+    assert kept_request(page, lambda r: len(r["regions"]) == 1)["regions"] == boxed
+    page.drag("#region-canvas", (0.25, 0.25), (0.25, 0.75))
+    kept = kept_request(page, lambda r: len(r["regions"]) == 2)
+    assert kept["regions"] == one
+    assert one[1].keys() == {"prompt", "mask"}
+    asked = httpx.get(f"{server.url}/v1/capabilities").json()
+    plate = next(m["defaults"] for m in asked["models"] if m["name"] == "plate")
+    with Image.open(io.BytesIO(base64.b64decode(one[1]["mask"]))) as mask:
+        assert mask.width / mask.height == plate.get("width", 1) / plate.get("height", 1)
+    places = ((0.25, 0.5), (0.25, 0.3), (0.75, 0.5), (0.25, 0.95))
+    assert [grey(one[1]["mask"], at) for at in places] == [255, 255, 0, 0]
+    page.click("#region-done")
+    page.wait("document.querySelector('#boxes img.area')?.naturalWidth > 300")
+    page.run(
+        """[...document.querySelectorAll('#technique-regions textarea')].forEach((t, k) => {
+          if (t.previousElementSibling.textContent !== "Prompt") return;
+          t.value = "part " + k; t.dispatchEvent(new Event("input", {bubbles: true})); })"""
+    )
+    full = kept_request(page, lambda r: all(x["prompt"] for x in r["regions"]))
+    page.reload()
+    page.wait(READY)
+    assert kept_request(page) == full
+    page.click("#make")
+    page.wait(DONE)
+    newest = httpx.get(f"{server.url}/v1/gallery?limit=1").json()["jobs"][0]["id"]
+    sent = httpx.get(f"{server.url}/v1/jobs/{newest}/request").json()["regions"]
+    assert [region.get("mask") for region in sent] == [None, one[1]["mask"]]
+
+
+def grey(mask: str, at: tuple[float, float]) -> int:
+    """Return the brightness of a mask at a fraction of its width and height."""
+    with Image.open(io.BytesIO(base64.b64decode(mask))) as opened:
+        place = (int(at[0] * opened.width), int(at[1] * opened.height))
+        return opened.convert("L").getpixel(place)
 
 
 def test_a_mask_is_painted_undone_and_sent(page, server):

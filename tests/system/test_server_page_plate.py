@@ -168,6 +168,30 @@ def test_two_regions_are_painted_and_each_shows_its_own(page):
 
 
 @pytest.mark.slow
+def test_a_painted_region_acts_where_the_brush_was_and_survives_a_drop(page):
+    common = {"prompt": "a plain", "seed": 3, "num_inference_steps": 8, "width": 128, "height": 128}
+    plain = pixels(draw(page, **common))
+    page.run("document.getElementById('technique-regions').open = true")
+    page.click("#region-new")
+    page.wait("document.getElementById('region-canvas')?.width === 512")
+    time.sleep(0.3)
+    page.drag("#region-canvas", (0.15, 0.1), (0.15, 0.9))
+    kept = kept_request(page, lambda r: "regions" in r)
+    page.click("#region-done")
+    page.wait("document.querySelector('#technique-regions textarea')")
+    page.type(page.run("document.querySelector('#technique-regions textarea').id"), "a red apple")
+    kept = kept_request(page, lambda r: r["regions"][0]["prompt"] == "a red apple")
+    drawn = draw(page)
+    gap = np.abs(pixels(drawn) - plain).sum(2)
+    assert gap[:, :40].mean() > 2 * gap[:, 64:].mean()
+    clear(page)
+    drop(page, drawn)
+    page.wait("document.querySelector('[data-field=regions]')")
+    assert kept_request(page, lambda r: "regions" in r)["regions"] == kept["regions"]
+    assert np.array_equal(pixels(draw(page)), pixels(drawn))
+
+
+@pytest.mark.slow
 def test_a_brush_repaints_what_it_touched_and_nothing_else(page):
     start = pixels(draw(page, prompt="a red apple", seed=7, num_inference_steps=8))
     page.click("#vary")

@@ -12,7 +12,7 @@ import { Wild } from "./create/wild";
 import { Field } from "./fields";
 import { cancelAll, generate, open } from "./jobs";
 import { MaskBrush } from "./mask";
-import { RegionBoxes } from "./regions";
+import { RegionPanel } from "./regions";
 import { blank, brief, hintOf, kindOf } from "./schema";
 import {
   before, connection, plan, planError, planning, replace, request, schema, set, wrongField,
@@ -149,9 +149,8 @@ function Technique({ name }: { name: string }) {
         <button type="button" onClick={() => set(name, blank(own, name))}>{words.form.set}</button>
       ) : (
         <>
-        {name === "regions" ? <RegionBoxes /> : name === "mask" ? <MaskBrush /> : name === "controls" ? <ControlViews /> : null}
-        {HAS_LIST.has(name) ? <StrengthList field={name} /> : null}
-        {HAS_LIST.has(name) && !isSet ? null : <Field name={name} path={name} schema={own} value={value} onChange={(v) => set(name, Array.isArray(v) && !v.length ? undefined : v)} />}
+        {name === "regions" ? <RegionPanel /> : name === "mask" ? <MaskBrush /> : name === "controls" ? <ControlViews /> : null}
+        {HAS_LIST.has(name) ? <StrengthList field={name} /> : <Field name={name} path={name} schema={own} value={value} onChange={(v) => set(name, Array.isArray(v) && !v.length ? undefined : v)} />}
         </>
       )}
       {isSet && kind !== "picture" ? <button type="button" class="quiet" onClick={() => set(name, undefined)}>{words.form.unset}</button> : null}

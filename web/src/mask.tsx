@@ -1,4 +1,5 @@
-// The mask painted on the start picture: white is what is repainted.
+// Masks painted with a brush: the one of the start picture, and those of regions.
+import type { ComponentChildren } from "preact";
 import { useEffect, useId, useRef, useState } from "preact/hooks";
 
 import { dataUrl } from "./jobs";
@@ -16,50 +17,84 @@ function load(address: string): Promise<HTMLImageElement> {
   });
 }
 
+/** The mask of the start picture: white is what is repainted. */
 export function MaskBrush() {
+  const image = request.value.image as string | undefined;
+  if (!image) return <p class="hint">{words.mask.needs}</p>;
+  const write = (text: string, isUndone: boolean) => {
+    if (isUndone) return set("mask", undefined); // nothing is painted any more
+    // Who paints a part expects the rest to stay: it stands in the form, where it can be undone.
+    const anew = request.value.mask === undefined && request.value.inpaint === undefined;
+    request.value = { ...request.value, mask: text, ...(anew ? { inpaint: { paste: true } } : {}) };
+  };
+  return (
+    <Brush
+      id="mask" how={words.mask.how} label={words.mask.canvas} board={image} mask={request.value.mask as string | undefined}
+      begin={() => ({ board: request.peek().image as string | undefined, mask: request.peek().mask as string | undefined })}
+      size={async (board) => { const start = await load(dataUrl(board)); return [start.naturalWidth, start.naturalHeight]; }}
+      onPaint={write} below={<img src={dataUrl(image)} alt={words.mask.below} />}
+    />
+  );
+}
+
+interface BrushProps {
+  id: string; // of the canvas, with "-canvas", and of the button that undoes
+  how: string;
+  label: string;
+  board: string; // what is painted on: another one is another canvas
+  mask: string | undefined; // PNG or another format, base64
+  begin: () => { board: string | undefined; mask: string | undefined }; // both as they are now
+  size: (board: string) => Promise<[number, number]>; // pixels, width and height
+  first?: (context: CanvasRenderingContext2D) => void; // what is white before the first stroke
+  onPaint: (mask: string, isUndone: boolean) => void; // isUndone: every stroke since there was no mask
+  below: ComponentChildren;
+}
+
+/** A brush with undo and zoom. What is painted is handed on after each stroke. */
+export function Brush({ id: name, how, label, board: drawnUpon, mask, begin, size, first, onPaint, below }: BrushProps) {
   const canvas = useRef<HTMLCanvasElement>(null);
   const past = useRef<ImageData[]>([]);
   const written = useRef("");
   const drawnOn = useRef("");
+  const unpainted = useRef(""); // the canvas before the first stroke, where there was no mask
   const loads = useRef(0);
-  const isReady = useRef(false); // the board shows the picture that `drawnOn` names
+  const isReady = useRef(false); // the canvas is the one of the board that `drawnOn` names
   const [brush, setBrush] = useState(12); // per cent of the shorter side
   const [erases, setErases] = useState(false);
   const [zoom, setZoom] = useState(1);
   const [count, setCount] = useState(0);
   const [ratio, setRatio] = useState(1); // width to height
   const id = useId();
-  const image = request.value.image as string | undefined;
-  const mask = request.value.mask as string | undefined;
+  const text = () => canvas.current!.toDataURL("image/png").split(",", 2)[1]!;
 
   useEffect(() => {
     // Effects run after the frame: what stands now counts, not what stood when this was rendered.
-    const now = { image: request.peek().image as string | undefined, mask: request.peek().mask as string | undefined };
-    if (!now.image) return;
-    if ((now.mask ?? "") === written.current && now.image === drawnOn.current) return;
-    drawnOn.current = now.image;
+    const now = begin();
+    if (now.board === undefined) return;
+    if ((now.mask ?? "") === written.current && now.board === drawnOn.current) return;
+    drawnOn.current = now.board;
     written.current = now.mask ?? "";
     const turn = ++loads.current;
     isReady.current = false;
     void (async () => {
-      const start = await load(dataUrl(now.image!));
+      const [width, height] = await size(now.board!);
       const painted = now.mask ? await load(dataUrl(now.mask)) : undefined;
       const board = canvas.current;
       if (!board || turn !== loads.current) return; // a later load draws
-      board.width = start.naturalWidth;
-      board.height = start.naturalHeight;
-      setRatio(start.naturalWidth / start.naturalHeight);
+      board.width = width;
+      board.height = height;
+      setRatio(width / height);
       const context = board.getContext("2d", { willReadFrequently: true })!;
       context.fillStyle = "black";
       context.fillRect(0, 0, board.width, board.height);
       if (painted) context.drawImage(painted, 0, 0, board.width, board.height);
+      else first?.(context);
+      unpainted.current = painted ? "" : text();
       past.current = [];
       setCount(0);
       isReady.current = true;
     })();
-  }, [image, mask]);
-
-  if (!image) return <p class="hint">{words.mask.needs}</p>;
+  }, [drawnUpon, mask]);
 
   const context = () => canvas.current!.getContext("2d", { willReadFrequently: true })!;
   const remember = () => {
@@ -68,11 +103,8 @@ export function MaskBrush() {
     setCount(past.current.length);
   };
   const commit = () => {
-    const text = canvas.current!.toDataURL("image/png").split(",", 2)[1]!;
-    written.current = text;
-    // Who paints a part expects the rest to stay: it stands in the form, where it can be undone.
-    const anew = request.value.mask === undefined && request.value.inpaint === undefined;
-    request.value = { ...request.value, mask: text, ...(anew ? { inpaint: { paste: true } } : {}) };
+    written.current = text();
+    onPaint(written.current, false);
   };
   const paint = (event: PointerEvent) => {
     event.preventDefault();
@@ -115,11 +147,9 @@ export function MaskBrush() {
     setCount(past.current.length);
     if (!before) return;
     context().putImageData(before, 0, 0);
-    if (past.current.length || before.data.some((v, k) => k % 4 !== 3 && v)) commit();
-    else {
-      written.current = "";
-      set("mask", undefined); // nothing is painted any more
-    }
+    if (past.current.length || text() !== unpainted.current) return commit();
+    written.current = "";
+    onPaint(unpainted.current, true);
   };
   const whole = (make: (data: ImageData) => void) => {
     if (!isReady.current) return;
@@ -132,11 +162,11 @@ export function MaskBrush() {
   };
   return (
     <div class="mask">
-      <p class="hint">{words.mask.how}</p>
+      <p class="hint">{how}</p>
       <div class="mask-scroll">
         <div class="mask-board" style={{ width: `${zoom * 100}%`, maxWidth: `${zoom * 68 * ratio}dvh` }}>
-          <img src={dataUrl(image)} alt={words.mask.below} />
-          <canvas ref={canvas} id="mask-canvas" aria-label={words.mask.canvas} role="img" onPointerDown={paint} />
+          {below}
+          <canvas ref={canvas} id={`${name}-canvas`} aria-label={label} role="img" onPointerDown={paint} />
         </div>
       </div>
       <div class="row">
@@ -151,7 +181,7 @@ export function MaskBrush() {
       </div>
       <div class="row">
         <button type="button" aria-pressed={erases} onClick={() => setErases(!erases)}>{words.mask.erase}</button>
-        <button type="button" id="mask-undo" disabled={!count} onClick={undo}>{words.mask.undo}</button>
+        <button type="button" id={`${name}-undo`} disabled={!count} onClick={undo}>{words.mask.undo}</button>
         <button type="button" onClick={() => whole((d) => { for (let i = 0; i < d.data.length; i += 4) for (const k of [0, 1, 2]) d.data[i + k] = 255 - d.data[i + k]!; })}>{words.mask.invert}</button>
         <button type="button" onClick={() => whole((d) => { for (let i = 0; i < d.data.length; i += 4) for (const k of [0, 1, 2]) d.data[i + k] = 0; })}>{words.mask.clear}</button>
       </div>

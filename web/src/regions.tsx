@@ -1,15 +1,17 @@
-// Regions drawn as boxes. Each box can be moved with the arrow keys too, and sized with Shift.
+// Regions drawn as boxes or painted. A box can be moved with the arrow keys too, and sized with Shift.
 import { useRef, useState } from "preact/hooks";
 
 import type { Fields, Json } from "./api";
 import { Picture } from "./image";
-import { shownImage } from "./jobs";
+import { dataUrl, shownImage } from "./jobs";
+import { Brush } from "./mask";
 import { model, request, set } from "./state";
 import { words } from "./words";
 
 type Box = [number, number, number, number];
 
 const LEAST = 0.02;
+const LONGEST = 512; // pixels of the longer side of a painted region
 
 function clean(box: Box): Box {
   const at = (v: number) => Math.round(Math.min(1, Math.max(0, v)) * 1000) / 1000;
@@ -24,13 +26,81 @@ function moved(box: Box, dx: number, dy: number): Box {
   return [x0 + right, y0 + down, x1 + right, y1 + down];
 }
 
-export function RegionBoxes() {
+const listed = (value: Json | undefined) => (Array.isArray(value) ? value : []) as Fields[];
+
+/** The regions as boxes, or one of them under the brush. */
+export function RegionPanel() {
+  const [painted, paint] = useState<number | null>(null);
+  const regions = listed(request.value.regions);
+  if (painted !== null) return <Painted key={painted} index={painted} onDone={() => paint(null)} />;
+  return (
+    <>
+      <RegionBoxes />
+      <div class="row" role="group" aria-label={words.regions.brush}>
+        {regions.map((region, index) => (
+          <button type="button" key={index} onClick={() => paint(index)}>{words.regions.paint(index + 1, String(region.prompt ?? ""))}</button>
+        ))}
+        <button type="button" id="region-new" onClick={() => paint(regions.length)}>{words.regions.paintNew}</button>
+      </div>
+    </>
+  );
+}
+
+function frame(): [number, number] {
+  const own = model.value?.defaults ?? {};
+  return [Number(request.value.width ?? own.width ?? 1), Number(request.value.height ?? own.height ?? 1)];
+}
+
+/** One region under the brush. Its box is white at first; the first stroke puts a mask in its place. */
+function Painted({ index, onDone }: { index: number; onDone: () => void }) {
+  const regions = listed(request.value.regions);
+  const box = useRef<Box | undefined>(undefined);
+  const region = regions[index];
+  if (!region || region.box) box.current = region?.box as Box | undefined; // with a mask: the one before it
+  const [width, height] = frame();
+  const mask = (of: Json | undefined) => listed(of)[index]?.mask as string | undefined;
+  const board = `${width} x ${height}`;
+  const write = (text: string, isUndone: boolean) => {
+    const now = listed(request.value.regions);
+    const { box: _, mask: __, ...rest } = now[index] ?? { prompt: "" };
+    const isEmpty = Object.values(rest).every((value) => value === "");
+    if (isUndone && !box.current && isEmpty) {
+      const left = now.filter((___, i) => i !== index);
+      return set("regions", left.length ? (left as Json) : undefined);
+    }
+    const next: Fields = isUndone && box.current ? { ...rest, box: box.current } : { ...rest, mask: text };
+    set("regions", (index < now.length ? now.map((r, i) => (i === index ? next : r)) : [...now, next]) as Json);
+  };
+  return (
+    <div class="painted">
+      <Brush
+        id="region" how={words.regions.howPaint} label={words.regions.box(index + 1, String(region?.prompt ?? ""))}
+        board={board} mask={mask(request.value.regions)} begin={() => ({ board, mask: mask(request.peek().regions) })}
+        size={async () => [width, height].map((side) => Math.max(1, Math.round((side * LONGEST) / Math.max(width, height)))) as [number, number]}
+        first={(context) => {
+          if (!box.current) return;
+          const { width: across, height: down } = context.canvas;
+          const [x0, y0, x1, y1] = box.current;
+          context.fillStyle = "white";
+          context.fillRect(x0 * across, y0 * down, (x1 - x0) * across, (y1 - y0) * down);
+        }}
+        onPaint={write}
+        below={(
+          <div class="boxes" style={{ aspectRatio: `${width} / ${height}` }}>
+            {shownImage.value ? <Picture path={shownImage.value.url} alt="" /> : null}
+          </div>
+        )}
+      />
+      <button type="button" id="region-done" onClick={onDone}>{words.regions.done}</button>
+    </div>
+  );
+}
+
+function RegionBoxes() {
   const area = useRef<HTMLDivElement>(null);
   const [drawn, draw] = useState<Box | null>(null);
-  const regions = (Array.isArray(request.value.regions) ? request.value.regions : []) as Fields[];
-  const own = model.value?.defaults ?? {};
-  const width = Number(request.value.width ?? own.width ?? 1);
-  const height = Number(request.value.height ?? own.height ?? 1);
+  const regions = listed(request.value.regions);
+  const [width, height] = frame();
   const change = (index: number, box: Box) =>
     set("regions", regions.map((r, i) => (i === index ? { ...r, box: clean(box) } : r)) as Json);
   const place = (event: PointerEvent): [number, number] => {
@@ -81,6 +151,9 @@ export function RegionBoxes() {
         {shownImage.value ? <Picture path={shownImage.value.url} alt="" /> : null}
         {regions.map((region, index) => {
           const box = region.box as Box | undefined;
+          if (typeof region.mask === "string") {
+            return <img key={index} class="area" src={dataUrl(region.mask)} alt={words.regions.box(index + 1, String(region.prompt ?? ""))} />;
+          }
           if (!box) return null;
           return (
             <div

@@ -2,9 +2,11 @@
 import { useId, useState } from "preact/hooks";
 
 import { call, type Fields, type Json } from "../api";
+import { Field } from "../fields";
 import { Picture, small } from "../image";
 import { pictures } from "../jobs";
-import { choices, connect, model, models, notice, request, set } from "../state";
+import { objectIn, options } from "../schema";
+import { choices, connect, model, models, notice, request, schema, set } from "../state";
 import { nameOf, words } from "../words";
 import { Sample } from "./basics";
 
@@ -17,13 +19,13 @@ const KINDS: Record<string, Kind> = {
 
 export const HAS_LIST = new Set(Object.keys(KINDS));
 
-/** Names with a slider each; further fields of an entry stay as they are. */
+/** Names with a slider each, and under each the further fields that the schema has. */
 export function StrengthList({ field }: { field: string }) {
   const kind = KINDS[field]!;
   const list = (Array.isArray(request.value[field]) ? request.value[field] : []) as Fields[];
   const known = choices(`${field}.${kind.name}`) ?? [];
   const write = (next: Fields[]) => set(field, next.length ? (next as Json) : undefined);
-  const change = (index: number, part: Fields) => write(list.map((old, k) => (k === index ? { ...old, ...part } : old)));
+  const change = (index: number, part: Fields) => write(list.map((old, k) => (k === index ? given({ ...old, ...part }) : old)));
   const add = (name: string) => write(
     // an ensemble of one is nothing: the model of the request is its first member
     field === "ensemble" && !list.length && model.value && name !== model.value.name
@@ -47,6 +49,11 @@ export function StrengthList({ field }: { field: string }) {
       {field === "loras" ? <Bring onKept={add} /> : null}
     </div>
   );
+}
+
+/** The fields that are given. */
+function given(entry: Fields): Fields {
+  return Object.fromEntries(Object.entries(entry).filter(([, value]) => value !== undefined));
 }
 
 /** A LoRA from one's own disk, kept by the server. */
@@ -84,6 +91,22 @@ function Preview({ kind, name }: { kind: Kind; name: string }) {
   return <span class="blank sample" aria-hidden="true">{name.slice(0, 1).toUpperCase()}</span>;
 }
 
+/** The fields of an entry that have no widget of their own here. */
+function More({ kind, entry, onChange }: { kind: Kind; entry: Fields; onChange: (part: Fields) => void }) {
+  const list = options(schema.value.properties?.[kind.field] ?? {}).find((option) => option.items);
+  const all = Object.entries(objectIn(list?.items ?? {})?.properties ?? {});
+  const further = all.filter(([key]) => key !== kind.name && key !== kind.strength);
+  if (!further.length) return null;
+  return (
+    <details class="more" open={further.some(([key]) => key in entry)}>
+      <summary>{words.form.more}</summary>
+      {further.map(([key, own]) => (
+        <Field key={key} name={key} path={`${kind.field}.${key}`} schema={own} value={entry[key]} onChange={(value) => onChange({ [key]: value } as Fields)} />
+      ))}
+    </details>
+  );
+}
+
 function Strength({ kind, entry, known, share, onChange, onRemove }: {
   kind: Kind; entry: Fields; known: string[]; share: number | null; onChange: (part: Fields) => void; onRemove: () => void;
 }) {
@@ -106,6 +129,7 @@ function Strength({ kind, entry, known, share, onChange, onRemove }: {
         id={id} type="number" aria-label={`${nameOf(kind.strength)}: ${name}`} step={0.05} value={value}
         onInput={(e) => { if (e.currentTarget.value !== "") onChange({ [kind.strength]: Number(e.currentTarget.value) }); }}
       />
+      <More kind={kind} entry={entry} onChange={onChange} />
       {share === null ? null : <i class="share" style={{ width: `${share * 100}%` }} title={`${Math.round(share * 100)} %`} />}
     </div>
   );

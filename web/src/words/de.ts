@@ -29,6 +29,7 @@ export const words: Words = {
   },
   theme: { auto: "Farben: wie im System", light: "Farben: hell", dark: "Farben: dunkel" },
   form: {
+    more: "Mehr",
     label: "Was gezeichnet werden soll",
     model: "Modell",
     prompt: "Prompt",
@@ -231,6 +232,11 @@ export const words: Words = {
   regions: {
     how: "Auf dem Bild ziehen zeichnet einen Kasten; einen Kasten ziehen verschiebt ihn, seine Ecke ändert die Größe. Mit der Tastatur: Pfeile verschieben, Umschalt und Pfeile ändern die Größe.",
     box: (n, prompt) => `Region ${n}${prompt ? `: ${prompt}` : ""}`,
+    brush: "Mit dem Pinsel malen",
+    paint: (n, prompt) => `Region ${n} malen${prompt ? `: ${prompt}` : ""}`,
+    paintNew: "Neue Region malen",
+    howPaint: "Malen, wo die Region ist; Rückgängig nimmt Striche zurück. Aus dem Kasten einer Region wird das, was gemalt ist.",
+    done: "Fertig: zurück zu den Regionen",
   },
   mask: {
     needs: "Zuerst ein Startbild wählen; dann lässt sich die Maske darauf malen.",

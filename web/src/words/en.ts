@@ -28,6 +28,7 @@ export const english = {
   },
   theme: { auto: "Theme: as the system has it", light: "Theme: light", dark: "Theme: dark" } as Record<string, string>,
   form: {
+    more: "More",
     label: "What to draw",
     model: "Model",
     prompt: "Prompt",
@@ -231,6 +232,11 @@ export const english = {
   regions: {
     how: "Drag on the picture to draw a box; drag a box to move it, its corner to size it. With the keyboard: arrows move, Shift and arrows size.",
     box: (n: number, prompt: string) => `Region ${n}${prompt ? `: ${prompt}` : ""}`,
+    brush: "Paint with the brush",
+    paint: (n: number, prompt: string) => `Paint region ${n}${prompt ? `: ${prompt}` : ""}`,
+    paintNew: "Paint a new region",
+    howPaint: "Paint where the region is; undo takes strokes back. A region that was a box becomes what is painted.",
+    done: "Done: back to the regions",
   },
   mask: {
     needs: "Choose a start picture first; then the mask can be painted on it.",

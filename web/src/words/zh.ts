@@ -29,6 +29,7 @@ export const words: Words = {
   },
   theme: { auto: "主题：跟随系统", light: "主题：浅色", dark: "主题：深色" },
   form: {
+    more: "更多",
     label: "要画什么",
     model: "模型",
     prompt: "提示词",
@@ -231,6 +232,11 @@ export const words: Words = {
   regions: {
     how: "在图片上拖动可画框；拖动框可移动，拖动角可改变大小。键盘：方向键移动，Shift 加方向键改变大小。",
     box: (n, prompt) => `区域 ${n}${prompt ? `：${prompt}` : ""}`,
+    brush: "用画笔涂绘",
+    paint: (n, prompt) => `涂绘区域 ${n}${prompt ? `：${prompt}` : ""}`,
+    paintNew: "涂绘新区域",
+    howPaint: "涂出区域所在之处；撤销可收回笔画。原为方框的区域将变为所涂的形状。",
+    done: "完成：返回区域",
   },
   mask: {
     needs: "请先选择起始图片，然后可以在上面绘制蒙版。",
