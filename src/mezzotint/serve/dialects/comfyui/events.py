@@ -47,11 +47,11 @@ def picture_files(job: Job, node: str) -> list[dict[str, str]]:
 
 async def remaining(front: Front, client: str) -> int:
     """Count a client's graphs that wait or run."""
-    count = 0
+    found: set[str] = set()  # one that begins between the two looks is one
     for status in ("queued", "running"):
         jobs = await queue_of(front).page(client=client, status=status, limit=1000)
-        count += sum(job.note.get("door") == "comfyui" for job in jobs)
-    return count
+        found |= {job.id for job in jobs if job.note.get("door") == "comfyui"}
+    return len(found)
 
 
 def _sockets(front: Front) -> Sockets:

@@ -1,11 +1,13 @@
 """The door :mod:`mezzotint.serve.dialects.comfyui`, over HTTP and its web socket."""
 
+import asyncio
 import base64
 import copy
 import io
 import json
 import time
 import uuid
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -15,6 +17,7 @@ from tests.unit.test_comfyui import TEXT_TO_IMAGE, graph, image_to_image
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from mezzotint.serve.dialects.comfyui import events
 from mezzotint.serve.dialects.comfyui.lists import SAMPLERS, SCHEDULES
 from mezzotint.service.fake import FakeConfig
 from mezzotint.vocabulary import match_sampler, match_schedule
@@ -364,3 +367,12 @@ def test_a_picture_that_was_made_is_loaded_by_its_name(http):
     nodes["10"]["inputs"]["image"] = f"{file['filename']} [output]"
     id_ = http.post("/prompt", json={"prompt": nodes}).json()["prompt_id"]
     assert done(http, id_)["status"]["status_str"] == "success"
+
+
+def test_a_graph_that_begins_while_the_queue_is_counted_counts_once(monkeypatch):
+    class Queue:
+        async def page(self, *, client, status, limit):
+            return [SimpleNamespace(id="one", note={"door": "comfyui"})]
+
+    monkeypatch.setattr(events, "queue_of", lambda front: Queue())
+    assert asyncio.run(events.remaining(None, "somebody")) == 1
