@@ -63,9 +63,9 @@ def test_narrow_weights_leave_room_for_two_products_in_16_bits(largest, tmp_path
         model = core.read_model(exact._exporter.export(core, ones)[0])
         assert quantize(model, ranges, is_narrow=is_narrow) == 1
         (layer,) = (n for n in model.get_ops() if n.get_type_name() == "Convolution")
-        rounding = layer.input_value(1).get_node()
-        high = float(rounding.input_value(2).get_node().data.max())
-        level = 0.5 / (high / 127)  # of the largest weight
-        assert (2 * 255 * round(level) <= INT16) == is_narrow
+        spread = layer.input_value(1).get_node()  # whole numbers times their scale
+        numbers = spread.input_value(0).get_node().input_value(0).get_node().data
+        level = int(abs(numbers.astype(int)).max())
+        assert (level, 2 * 255 * level <= INT16) == ((64, True) if is_narrow else (127, False))
     found = Int8Network(largest, ranges=ranges, is_narrow=True, role="denoiser", cache=tmp_path)
     assert found(**ones)[0].numpy() == pytest.approx(32.0, rel=1e-2)

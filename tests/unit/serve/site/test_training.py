@@ -39,7 +39,7 @@ def run_of(door: Door, name: str) -> dict:
     return door.http.get(f"/v1/runs/{name}").json()
 
 
-def until(door: Door, name: str, status: str, seconds: float = 20.0) -> dict:
+def until(door: Door, name: str, status: str, seconds: float = 60.0) -> dict:
     end = time.monotonic() + seconds
     while (found := run_of(door, name))["status"] != status:
         assert time.monotonic() < end, found
