@@ -13,6 +13,8 @@ import threading
 import time
 from pathlib import Path
 
+from mezzotint.observe.processes import resident_bytes
+
 __all__ = ["ProcessGroup"]
 
 _PROC = Path("/proc")
@@ -50,7 +52,7 @@ class ProcessGroup:
             members = self._members()
             if len(members) > children + 1:
                 return True
-            resident = {pid: _resident_bytes(pid) for pid in members}
+            resident = {pid: resident_bytes(pid) for pid in members}
             if sum(resident.values()) <= memory_bytes:  # shared memory counted once is not more
                 return False
             return sum(_shared_once(pid, most) for pid, most in resident.items()) > memory_bytes
@@ -110,14 +112,6 @@ def _processes() -> dict[int, tuple[int, str]]:
                 if fields[0] not in "ZX":
                     found[int(name)] = (int(fields[1]), fields[19])
     return found
-
-
-def _resident_bytes(pid: int) -> int:
-    """Return a process's resident memory, 0 where nobody tells."""
-    with contextlib.suppress(OSError, IndexError, ValueError):
-        pages = int((_PROC / str(pid) / "statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    return 0
 
 
 def _shared_once(pid: int, otherwise: int) -> int:

@@ -259,9 +259,8 @@ def _count_bad(array: Any, shape: tuple[int, ...]) -> int:
 
 def _is_bad(piece: np.ndarray) -> np.ndarray:
     """Tell which samples hold a value that is not finite in float32, which networks read. (n,)."""
-    largest: np.ndarray = (
-        np.abs(piece).reshape(len(piece), -1).max(1, initial=0.0)
-    )  # NaN where there is one
+    # The largest of a sample is NaN where one of its values is.
+    largest: np.ndarray = np.abs(piece).reshape(len(piece), -1).max(1, initial=0.0)
     return np.logical_not(largest <= np.finfo(np.float32).max)
 
 
