@@ -41,6 +41,7 @@ DOORS = {
     "OpenAI edits": "/v1/images/edits",
     "OpenAI variations": "/v1/images/variations",
     "Hugging Face": "/hf/{model}",
+    "Hugging Face, default model": "/",
     "A1111 text to image": "/sdapi/v1/txt2img",
     "A1111 image to image": "/sdapi/v1/img2img",
     "A1111 extras": "/sdapi/v1/extra-single-image",
@@ -77,7 +78,7 @@ FORMS = (
 )  # fmt: skip
 AS_FORMS = [*((MULTIPART, path) for path in FORMS), (URLENCODED, "/predictions/{model_name}")]
 BYTES = {
-    "image/*": {"/v1/inspect", "/hf/{model}", "/predictions/{model_name}"},
+    "image/*": {"/v1/inspect", "/hf/{model}", "/", "/predictions/{model_name}"},
     "application/octet-stream": {
         "/v1/inspect",
         "/v1/datasets/{name}/{file}",

@@ -169,6 +169,12 @@ class TestHuggingFace:
         assert image.size == (64, 64)
         assert image.tobytes() == Image.open(io.BytesIO(expected)).convert("RGB").tobytes()
 
+    def test_the_address_alone_is_the_default_model(self, server):
+        expected = native(server, prompt="a red apple", seed=5, num_inference_steps=3)
+        for client in (InferenceClient(model=server.url), InferenceClient(base_url=server.url)):
+            image = client.text_to_image("a red apple", seed=5, num_inference_steps=3)
+            assert image.tobytes() == Image.open(io.BytesIO(expected)).convert("RGB").tobytes()
+
     def test_image_to_image_takes_the_picture_as_inputs(self, server, picture):
         _, data, _ = as_png(picture)
         client = self.inference(server)

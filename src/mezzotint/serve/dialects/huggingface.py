@@ -2,7 +2,8 @@
 
 ``POST /hf/{model}`` takes ``{"inputs", "parameters"}`` and answers the bytes of
 one picture. With a picture as ``inputs`` (base64, or raw bytes as the body) it is
-image to image, and the prompt is a parameter.
+image to image, and the prompt is a parameter. ``POST /`` takes the same for the default model,
+as an Inference Endpoint does, whose address alone a client is given.
 """
 
 import re
@@ -78,8 +79,12 @@ class _Parameters(Checked):
     num_images_per_prompt: NumImages | None = None
 
 
-def to_request(model: str, body: Mapping[str, Any]) -> GenerationRequest:
+def to_request(model: str | None, body: Mapping[str, Any]) -> GenerationRequest:
     """Translate a body.
+
+    Args:
+        model: Name in the store, None for the default one.
+        body: ``inputs``, ``parameters``, ``options``.
 
     Raises:
         InvalidRequest: If a field is wrong; parameters are named ``parameters.x``.
@@ -106,7 +111,7 @@ def to_request(model: str, body: Mapping[str, Any]) -> GenerationRequest:
             raise InvalidRequest(f"with parameters.prompt, {error}", field="inputs") from None
     else:
         native["prompt"] = inputs
-    request = GenerationRequest.from_dict({**native, "model": model})
+    request = GenerationRequest.from_dict(native | _named(model))
     if request.num_files != 1:
         raise InvalidRequest(
             "num_images must be 1: this API answers one picture",
@@ -115,6 +120,11 @@ def to_request(model: str, body: Mapping[str, Any]) -> GenerationRequest:
             allowed="1",
         )
     return request
+
+
+def _named(model: str | None) -> dict[str, Any]:
+    """Return the field of a model that was named."""
+    return {} if model is None else {"model": model}
 
 
 def _native(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,11 +185,11 @@ def _render(problem: Problem, request_id: str) -> Response:
 
 async def infer(front: Front, http: Request) -> Response:
     """Make one picture."""
-    model = http.path_params["model"]
+    model = http.path_params.get("model")
     kind = media_type(http)
     body = await http.body()
     if kind.startswith("image/") or body.startswith(_PICTURE_STARTS):
-        request = GenerationRequest(model=model, image=ImageInput(body))
+        request = GenerationRequest(**_named(model), image=ImageInput(body))
     else:
         request = to_request(model, await read_json(http))
     return from_result(await front.generate(http, _in_format(http, request)))
@@ -225,18 +235,24 @@ def _schema(limits: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
+def _inference(path: str, summary: str) -> Endpoint:
+    """Return the endpoint that makes one picture."""
+    return Endpoint(
+        method="POST",
+        path=path,
+        handler=infer,
+        summary=summary,
+        body=Body("HuggingFace", _schema, also=(("image/*", lambda _: {}),)),
+        answers={kind: {} for kind in CONTENT_TYPES.values()},
+    )
+
+
 DIALECT = Dialect(
     name="huggingface",
-    pattern=re.compile(r"^/hf(/|$)"),
+    pattern=re.compile(r"^/(hf(/|$)|$)"),
     endpoints=(
-        Endpoint(
-            method="POST",
-            path="/hf/{model:path}",
-            handler=infer,
-            summary="Hugging Face: make one picture",
-            body=Body("HuggingFace", _schema, also=(("image/*", lambda _: {}),)),
-            answers={kind: {} for kind in CONTENT_TYPES.values()},
-        ),
+        _inference("/hf/{model:path}", "Hugging Face: make one picture"),
+        _inference("/", "Hugging Face: make one picture with the default model"),
         Endpoint(
             method="GET",
             path="/hf/{model:path}",
