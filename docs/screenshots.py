@@ -3,13 +3,14 @@
     python -m docs.screenshots [FOLDER [ROOM ...]]
 
 Starts a server with the built-in models, draws some pictures, trains a LoRA for a
-moment, and photographs each room on a desktop and a phone, light and dark, into
-``docs/pictures/page``. Needs Chromium; pictures are WebP, so that they stay small.
+moment, and photographs each room, and the panels that are painted and dragged in, on a
+desktop and a phone, light and dark, into ``docs/pictures/page``. Needs Chromium; pictures are WebP, so that they stay small.
 """
 
 import base64
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -31,10 +32,14 @@ from tests.serving import runs_that_give_way_to_nobody  # noqa: E402
 WANTED = {"create": "#picture", "gallery": ".tile img", "lab": ".plane canvas",
           "train": "#run-grid", "operate": "li.model", "sheet": "#make-sheet"}  # fmt: skip
 """Each room, and what has to be there before it is photographed."""
+PANELS = {"regions": "#technique-regions [role=group] button:nth-child(2)", "outpaint": ""}
+"""Panels of the form by technique, and what is pressed before each is photographed."""
 SCREENS = {"desktop": (1440, 900), "phone": (390, 844)}
 PROMPTS = ("a sailing boat", "a green tree", "a blue fish", "a red apple", "a yellow star",
            "a house with a red roof")  # fmt: skip
 """What is drawn; the last is what the form then asks for, and stands beside it."""
+FORM = {"prompt": "a house with a (red:1.3) roof", "prompt_dialect": "a1111", "seed": 9}
+"""What the form holds in the rooms."""
 RUN = """\
 kind = "lora"
 base = "plate"
@@ -130,43 +135,92 @@ def train(url: str, pictures: list[bytes]) -> None:
         raise SystemExit(f"the run is {run['status']}: {run['log']}")
 
 
-def photograph(page: Page, room: str, width: int, height: int) -> Image.Image:
-    """Return a picture of a room once it shows what it has."""
+def as_text(data: bytes) -> str:
+    """Return bytes as a request holds them."""
+    return base64.b64encode(data).decode()
+
+
+def requests_of_panels(made: list[bytes]) -> dict[str, dict[str, Any]]:
+    """Return what the form holds for each panel: a box and a painted region, and a frame."""
+    mask, stream = Image.new("L", (512, 512)), io.BytesIO()
+    ImageDraw.Draw(mask).ellipse((290, 150, 470, 420), fill=255)
+    mask.save(stream, "PNG")
+    regions = [{"prompt": "a green tree", "box": [0.06, 0.12, 0.46, 0.9]},
+               {"prompt": "a red apple", "mask": as_text(stream.getvalue())}]  # fmt: skip
+    frame = {"image": as_text(made[0]), "outpaint": {"left": 96, "right": 32, "top": 32}}
+    return {"regions": {"prompt": "a meadow", "regions": regions},
+            "outpaint": {"prompt": "a sailing boat on a wide sea"} | frame}  # fmt: skip
+
+
+def resize(page: Page, width: int, height: int) -> None:
+    """Show the page on a screen of a size in px."""
     page.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
               deviceScaleFactor=1, mobile=width < 600)  # fmt: skip
+
+
+def fill_form(page: Page, request: dict[str, Any]) -> None:
+    """Open the form with a request in it."""
+    page.run("location.hash = '#create'")
+    page.run(f"localStorage.setItem('mezzotint-request', {json.dumps(json.dumps(request))})")
+    page.reload()
+
+
+def photograph_panel(page: Page, name: str, request: dict[str, Any]) -> Image.Image:
+    """Return a picture of the form with one technique open."""
+    fill_form(page, request)
+    page.wait(f"document.querySelector('#technique-{name} summary')", seconds=60)
+    page.wait("document.getElementById('picture')?.naturalWidth", seconds=60)
+    page.run(f"document.getElementById('technique-{name}').open = true")
+    if PANELS[name]:
+        page.click(PANELS[name])
+    time.sleep(1)
+    page.run(f"document.getElementById('technique-{name}').scrollIntoView({{block: 'center'}})")
+    time.sleep(2)
+    return captured(page)
+
+
+def captured(page: Page) -> Image.Image:
+    """Return what the browser shows."""
+    data = page.call("Page.captureScreenshot", format="png")["data"]
+    return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+
+
+def photograph(page: Page, room: str) -> Image.Image:
+    """Return a picture of a room once it shows what it has."""
     page.run(f"scrollTo(0, 0); location.hash = '#{room}'")
     page.wait(f"document.querySelector('{WANTED[room]}')", seconds=60)
     if room == "sheet" and not page.run("document.querySelector('.xy img') !== null"):
         page.click("#make-sheet")
         page.wait("document.querySelectorAll('.xy img').length === 9", seconds=300)
     time.sleep(8 if room == "operate" else 2)
-    data = page.call("Page.captureScreenshot", format="png")["data"]
-    return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+    return captured(page)
 
 
 def main() -> int:
     """Photograph the rooms; 1 if a picture is larger than the docs should carry."""
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "pictures" / "page"
     target.mkdir(parents=True, exist_ok=True)
-    largest, rooms = 0, sys.argv[2:] or list(WANTED)
+    largest, wanted = 0, sys.argv[2:] or [*WANTED, *PANELS]
     with (
         tempfile.TemporaryDirectory() as folder,
         runs_that_give_way_to_nobody(Path(folder) / "bin"),
         serving(Path(folder) / "home") as url,
         open_page(url, Path(folder)) as page,
     ):
-        train(url, draw_some(url))
+        made = draw_some(url)
+        if set(wanted) & set(WANTED):
+            train(url, made)
+        requests = requests_of_panels(made)
         for theme in ("light", "dark"):
-            page.run(
-                f"localStorage.setItem('mezzotint-theme', '{theme}'); localStorage.setItem("
-                "'mezzotint-request', JSON.stringify({prompt: 'a house with a (red:1.3) roof', "
-                "prompt_dialect: 'a1111', seed: 9}))"
-            )
-            page.reload()
-            for screen, (width, height) in SCREENS.items():
-                for room in rooms:
-                    path = target / f"{room}-{screen}-{theme}.webp"
-                    photograph(page, room, width, height).save(path, quality=80, method=6)
+            page.run(f"localStorage.setItem('mezzotint-theme', '{theme}')")
+            for screen, size in SCREENS.items():
+                resize(page, *size)
+                fill_form(page, FORM)
+                for name in wanted:
+                    path = target / f"{name}-{screen}-{theme}.webp"
+                    image = (photograph_panel(page, name, requests[name]) if name in PANELS
+                             else photograph(page, name))  # fmt: skip
+                    image.save(path, quality=80, method=6)
                     largest = max(largest, path.stat().st_size)
                     print(path, path.stat().st_size, flush=True)
     return 0 if largest <= MOST_BYTES else 1

@@ -150,3 +150,23 @@ def test_every_language_says_everything():
     assert len(chinese) > 0.8 * len(texts[2])  # the rest are names: LoRA, TOML, Ctrl + K
     alike = set(texts[0]) & set(texts[1])
     assert len(alike) < 0.25 * len(set(texts[0]))
+
+
+def names_in(schema: object) -> set[str]:
+    """Return the name of every field in a schema, however deep."""
+    if isinstance(schema, list):
+        return {name for one in schema for name in names_in(one)}
+    if not isinstance(schema, dict):
+        return set()
+    own = set(schema.get("properties", {}))
+    return own.union(*(names_in(inner) for inner in schema.values()))
+
+
+@pytest.mark.parametrize("language", ["de", "zh"])
+def test_every_field_of_a_request_has_a_name_in_every_language(door, language):
+    wanted = names_in(door.http.get("/v1/capabilities").json()["request"])
+    assert len(wanted) > 60
+    fields = (WEB / "src" / "words" / f"{language}.ts").read_text().partition("\n  fields: {")[2]
+    named = set(re.findall(r'"?(?:\w+\.)?(\w+)"?: "', fields))
+    named |= set(re.findall(r"^  (\w+): \{", (WEB / "src" / "techniques.ts").read_text(), re.M))
+    assert wanted - named == set()

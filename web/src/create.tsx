@@ -1,5 +1,6 @@
 // The form: the request's common fields, its techniques, and what it will cost.
 import { useComputed } from "@preact/signals";
+import type { JSX } from "preact";
 
 import type { Fields, Json } from "./api";
 import { isOffered, isShown } from "./create/abilities";
@@ -9,10 +10,11 @@ import { ControlViews } from "./create/controls";
 import { Prompt } from "./create/prompt";
 import { Sampling } from "./create/sampling";
 import { Wild } from "./create/wild";
-import { Field } from "./fields";
+import { Fault, Field } from "./fields";
 import { cancelAll, generate, open } from "./jobs";
 import { MaskBrush } from "./mask";
-import { RegionPanel } from "./regions";
+import { OutpaintFrame } from "./outpaint";
+import { placed, RegionPanel } from "./regions";
 import { blank, brief, hintOf, kindOf } from "./schema";
 import {
   before, connection, plan, planError, planning, replace, request, schema, set, wrongField,
@@ -133,26 +135,31 @@ function Techniques() {
   );
 }
 
+/** What stands above the fields of a technique: where it is drawn, painted or looked at. */
+const PANELS: Record<string, () => JSX.Element | null> = { regions: RegionPanel, mask: MaskBrush, controls: ControlViews, outpaint: OutpaintFrame };
+
 function Technique({ name }: { name: string }) {
   const own = schema.value.properties![name]!;
   const value = request.value[name];
   const isSet = value !== undefined;
   const kind = kindOf(own);
   const complex = kind === "object" || kind === "either";
+  const Panel = PANELS[name];
+  const change = (v: Json | undefined) => {
+    const next = name === "regions" ? placed(v, request.value.regions) : v;
+    set(name, Array.isArray(next) && !next.length ? undefined : next);
+  };
   return (
     <details id={`technique-${name}`} class={`technique ${isSet ? "set" : ""} ${wrongField.value === name ? "wrong" : ""}`}>
       <summary>
         {nameOf(name)} {isSet && brief(value) ? <small>{brief(value)}</small> : null}
       </summary>
       <p class="hint">{hintOf(own)}</p>
+      <Fault names={[name]} />
+      {Panel ? <Panel /> : null}
       {complex && !isSet ? (
-        <button type="button" onClick={() => set(name, blank(own, name))}>{words.form.set}</button>
-      ) : (
-        <>
-        {name === "regions" ? <RegionPanel /> : name === "mask" ? <MaskBrush /> : name === "controls" ? <ControlViews /> : null}
-        {HAS_LIST.has(name) ? <StrengthList field={name} /> : <Field name={name} path={name} schema={own} value={value} onChange={(v) => set(name, Array.isArray(v) && !v.length ? undefined : v)} />}
-        </>
-      )}
+        Panel ? null : <button type="button" onClick={() => set(name, blank(own, name))}>{words.form.set}</button>
+      ) : HAS_LIST.has(name) ? <StrengthList field={name} /> : <Field name={name} path={name} schema={own} value={value} onChange={change} />}
       {isSet && kind !== "picture" ? <button type="button" class="quiet" onClick={() => set(name, undefined)}>{words.form.unset}</button> : null}
     </details>
   );

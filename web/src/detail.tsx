@@ -92,7 +92,7 @@ function Inside({ job, image }: { job: Job; image: MadeImage }) {
             <button type="button" class="danger" id="delete" onClick={() => { detail.value = null; remove([job.id]); }}>{words.gallery.delete}</button>
           </div>
           <Opinion job={job.id} index={image.index} />
-          <Verify image={image} asked={asked} />
+          <Verify bytes={() => bytesOf(image.url)} at={asked?.walk ? image.index : 0} asked={asked} />
           <Copy asked={asked} />
           <dl>
             <dt>{words.detail.model}</dt><dd>{String(job.request.model ?? "plate")}</dd>
@@ -221,8 +221,8 @@ function Timings({ timings }: { timings: Record<string, number> }) {
   );
 }
 
-/** Draw the picture again, without the cache, and compare bytes and pixels. */
-function Verify({ image, asked }: { image: MadeImage; asked: Fields | null }) {
+/** Draw a picture again, without the cache, and compare bytes and pixels. `at`: its index among those of the request. */
+export function Verify({ bytes, at, asked }: { bytes: () => Promise<ArrayBuffer>; at: number; asked: Fields | null }) {
   const [said, say] = useState<Verdict | null>(null);
   const verify = async () => {
     say({ kind: "", text: words.detail.verifying });
@@ -231,9 +231,9 @@ function Verify({ image, asked }: { image: MadeImage; asked: Fields | null }) {
         method: "POST", body: JSON.stringify(asked), headers: { "Content-Type": "application/json", "Cache-Control": "no-cache" },
       });
       const result = (await answer.json()) as { images: { index: number; b64: string }[] };
-      const drawn = result.images.find((i) => i.index === (asked!.walk ? image.index : 0))!;
+      const drawn = result.images.find((i) => i.index === at)!;
       const fresh = Uint8Array.from(atob(drawn.b64), (c) => c.charCodeAt(0)).buffer;
-      say(await compare(await bytesOf(image.url), fresh));
+      say(await compare(await bytes(), fresh));
     } catch (error) {
       say({ kind: "bad", text: (error as Error).message });
     }
@@ -285,7 +285,7 @@ async function compare(first: ArrayBuffer, second: ArrayBuffer): Promise<Verdict
   return differ ? { kind: "bad", text: words.detail.differ(differ, all, most), difference } : { kind: "good", text: words.detail.samePixels };
 }
 
-function Copy({ asked }: { asked: Fields | null }) {
+export function Copy({ asked }: { asked: Fields | null }) {
   const [text, setText] = useState("");
   const [told, tell] = useState("");
   const copy = async (kind: string) => {

@@ -20,9 +20,14 @@ export async function inspect(file: File): Promise<void> {
     });
     return;
   }
+  useSettings(found, file.name);
+}
+
+/** Put the settings that were read in a picture into the form, and say what was lost. */
+export function useSettings(found: Inspected, name: string): void {
   replace(found.request as Fields);
   const lost = found.not_honoured;
-  notice(lost.length ? "warn" : "good", words.drop.restored(file.name), {
+  notice(lost.length ? "warn" : "good", words.drop.restored(name), {
     lines: lost.length ? [words.drop.lost, ...lost] : [],
     undo: () => { if (before.value) request.value = before.value; before.value = null; },
     undoText: words.drop.undo,

@@ -4,7 +4,7 @@ import { useId, useState } from "preact/hooks";
 import type { Fields, Json, Schema } from "./api";
 import { dataUrl } from "./jobs";
 import { blank, hintOf, kindOf, numberIn, objectIn, options } from "./schema";
-import { capabilities, choices, model } from "./state";
+import { capabilities, choices, model, planError, wrongField } from "./state";
 import { nameOf, words } from "./words";
 
 interface FieldProps {
@@ -14,6 +14,17 @@ interface FieldProps {
   value: Json | undefined;
   onChange: (value: Json | undefined) => void;
   label?: string;
+}
+
+/** What the server says of a field, in its words, where the field stands. */
+export function Fault({ names }: { names: string[] }) {
+  const wrong = names.find((name) => name === wrongField.value);
+  return wrong ? <p class="fault" id={`fault-${wrong}`}>{planError.value?.message}</p> : null;
+}
+
+/** What tells a screen reader that the field of the request by this name is refused. */
+export function faulty(name: string) {
+  return wrongField.value === name ? { "aria-invalid": true, "aria-describedby": `fault-${name}` } as const : {};
 }
 
 export function readPicture(file: Blob): Promise<string> {
@@ -60,7 +71,7 @@ export function NumberInput({ id, schema, value, onChange, placeholder, step: ow
     <input
       id={id} type="number" min={minimum} max={maximum} step={step} placeholder={placeholder}
       value={value === undefined || value === null ? "" : String(value)}
-      onInput={(e) => read(e.currentTarget.value)}
+      onInput={(e) => read(e.currentTarget.value)} {...faulty(id)}
     />
   );
   if (!hasSlider) return input;

@@ -6,6 +6,7 @@ import { call, type PictureEntry } from "./api";
 import { openDetail } from "./detail";
 import { boards, entries, filters, type Filters, found, idOf, isLoaded, isLoading, load, mark, modelsMade, NO_FILTERS, urlOf } from "./gallery/collection";
 import { Compare, comparing } from "./gallery/compare";
+import { folder, FolderButton, FolderView } from "./gallery/folder";
 import { isHurried, VirtualGrid } from "./gallery/virtual";
 import { Icon } from "./icons";
 import { Picture, small } from "./image";
@@ -30,6 +31,7 @@ export function Gallery() {
   const isThere = connection.value === "ready";
   useEffect(() => { if (isThere || !isLoaded.value) void load(); }, [isThere]); // again when a lost server is back
   const list = found.value;
+  if (folder.value) return <FolderView of={folder.value} />;
   const isFiltered = filters.value !== NO_FILTERS && JSON.stringify(filters.value) !== JSON.stringify(NO_FILTERS);
   return (
     <section class="gallery" aria-label={words.gallery.label}>
@@ -60,6 +62,7 @@ function Search({ count, isFiltered }: { count: number; isFiltered: boolean }) {
           onInput={(e) => filter({ words: e.currentTarget.value })}
         />
         <button type="button" aria-pressed={selecting.value} id="select" onClick={() => { selecting.value = !selecting.value; selected.value = new Set(); anchor = -1; }}>{words.gallery.select}</button>
+        <FolderButton />
       </div>
       <div class="row filters">
         <button type="button" id="starred" aria-pressed={by.star} onClick={() => filter({ star: !by.star })}><Icon name="star" full={by.star} /> {words.gallery.starred}</button>

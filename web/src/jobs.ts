@@ -124,23 +124,26 @@ function settle(id: string): void {
   }
 }
 
-let attended: { id: string; stop: AbortController } | null = null;
+const AT_ONCE = 3; // streams: a browser opens six connections to a host
+const attended = new Map<string, AbortController>(); // by job
 const seen = new Map<string, number>(); // last event of each job, to resume after
 
-/** Hold one stream: that of the job on the stage while it runs. */
+/** Hold the streams of the job on the stage and of the oldest others that run. */
 function attend(): void {
-  const id = watched.value;
-  const job = open.value.find((j) => j.id === id);
-  if (attended && attended.id !== id) {
-    attended.stop.abort();
-    attended = null;
+  const running = queue.value.filter((j) => j.status === "running").map((j) => j.id);
+  const first = open.value.filter((j) => j.id === watched.value).map((j) => j.id);
+  const wanted = [...new Set([...first, ...running])].slice(0, AT_ONCE);
+  for (const [id, stop] of attended) {
+    if (wanted.includes(id)) continue;
+    stop.abort();
+    attended.delete(id);
   }
-  if (!id || !job || attended) return;
-  const stop = new AbortController();
-  attended = { id, stop };
-  void listen(id, stop.signal).finally(() => {
-    if (attended?.id === id) attended = null;
-  });
+  for (const id of wanted) {
+    if (attended.has(id)) continue;
+    const stop = new AbortController();
+    attended.set(id, stop);
+    void listen(id, stop.signal).finally(() => { if (attended.get(id) === stop) attended.delete(id); });
+  }
 }
 
 async function listen(id: string, signal: AbortSignal): Promise<void> {

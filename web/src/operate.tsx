@@ -113,6 +113,14 @@ function MemoryMap() {
 
 // --- models -----------------------------------------------------------------------------------
 
+/** How much memory a loaded model takes, and where and in which type it computes. */
+function placement(about: Model): string[] {
+  const held = memory.value.find((m) => m.name === about.name || m.name === `${about.name}@${about.version}`);
+  const { device, dtype, backend, placement: options } = capabilities.value?.environment ?? {};
+  const rest = Object.entries((options ?? {}) as Fields).map(([name, value]) => `${name} ${String(value)}`);
+  return [held ? size(held.bytes) : "", ...[device, dtype, backend].map((part) => String(part ?? "")), ...rest].filter(Boolean);
+}
+
 function Card({ about }: { about: Model }) {
   const use = () => {
     choose(about.default ? about.name : `${about.name}@${about.version}`);
@@ -144,7 +152,7 @@ function Card({ about }: { about: Model }) {
         {about.description ? <p>{about.description}</p> : null}
         <p class="hint">{factsOf(about).join(" · ")}</p>
         {about.limits?.length ? <p class="hint">{about.limits.join("; ")}</p> : null}
-        <p class="ready"><span class={`dot ${about.ready ? "ready" : ""}`} aria-hidden="true" />{about.ready ? words.operate.loaded : words.operate.unloaded}</p>
+        <p class="ready"><span class={`dot ${about.ready ? "ready" : ""}`} aria-hidden="true" />{about.ready ? [words.operate.loaded, ...placement(about)].join(" · ") : words.operate.unloaded}</p>
         <div class="actions">
           {about.family === "handler" ? null : <button type="button" aria-label={`${words.operate.use}: ${about.name}`} onClick={use}>{words.operate.use}</button>}
           {mayOperate.value && about.family !== "handler" ? (

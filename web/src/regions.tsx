@@ -11,6 +11,7 @@ import { words } from "./words";
 type Box = [number, number, number, number];
 
 const LEAST = 0.02;
+const WHOLE: Box = [0, 0, 1, 1];
 const LONGEST = 512; // pixels of the longer side of a painted region
 
 function clean(box: Box): Box {
@@ -44,6 +45,30 @@ export function RegionPanel() {
       </div>
     </>
   );
+}
+
+/** A region as a share of the picture: left, top, width and height. */
+function shares([x0, y0, x1, y1]: Box) {
+  return { left: `${x0 * 100}%`, top: `${y0 * 100}%`, width: `${(x1 - x0) * 100}%`, height: `${(y1 - y0) * 100}%` };
+}
+
+/** A region that is looked at while another one is painted. */
+function Still({ region, number }: { region: Fields; number: number }) {
+  const text = String(region.prompt ?? "");
+  if (typeof region.mask === "string") return <img class="area" src={dataUrl(region.mask)} alt={words.regions.box(number, text)} />;
+  if (!Array.isArray(region.box)) return null;
+  return <div class="box still" style={shares(region.box as Box)}><span>{number} {text}</span></div>;
+}
+
+/** Regions with one place each: what was given last, box or mask, takes the place of the other. */
+export function placed(next: Json | undefined, before: Json | undefined): Json | undefined {
+  if (!Array.isArray(next) || !next.length) return undefined;
+  const old = listed(before);
+  return listed(next).map((region, k) => {
+    const { box, mask, ...rest } = region;
+    if (box && mask) return old[k]?.mask === mask ? { ...rest, box } : { ...rest, mask };
+    return !box && !mask && old[k]?.mask ? { ...rest, box: WHOLE } : region;
+  }) as Json;
 }
 
 function frame(): [number, number] {
@@ -88,6 +113,7 @@ function Painted({ index, onDone }: { index: number; onDone: () => void }) {
         below={(
           <div class="boxes" style={{ aspectRatio: `${width} / ${height}` }}>
             {shownImage.value ? <Picture path={shownImage.value.url} alt="" /> : null}
+            {regions.map((other, k) => (k === index ? null : <Still key={k} region={other} number={k + 1} />))}
           </div>
         )}
       />
@@ -158,7 +184,7 @@ function RegionBoxes() {
           return (
             <div
               key={index} class="box" tabIndex={0} role="group" aria-label={words.regions.box(index + 1, String(region.prompt ?? ""))}
-              style={{ left: `${box[0] * 100}%`, top: `${box[1] * 100}%`, width: `${(box[2] - box[0]) * 100}%`, height: `${(box[3] - box[1]) * 100}%` }}
+              style={shares(box)}
               onKeyDown={(e) => press(e, index, box)}
               onPointerDown={(event) => {
                 event.stopPropagation();
@@ -178,7 +204,7 @@ function RegionBoxes() {
           );
         })}
         {drawn ? (
-          <div class="box new" style={{ left: `${drawn[0] * 100}%`, top: `${drawn[1] * 100}%`, width: `${(drawn[2] - drawn[0]) * 100}%`, height: `${(drawn[3] - drawn[1]) * 100}%` }} />
+          <div class="box new" style={shares(drawn)} />
         ) : null}
       </div>
     </div>

@@ -129,7 +129,7 @@ function Shown({ job, image }: { job: Job; image: MadeImage }) {
         </button>
       </div>
       <div class="under">
-        <p id="about">{image.width} × {image.height} · seed {String(image.seed)}{took ? ` · ${took}` : ""}</p>
+        <p id="about">{image.width} × {image.height} · {nameOf("seed")} {String(image.seed)}{took ? ` · ${took}` : ""}</p>
         <div class="actions">
           <button type="button" id="recall" onClick={() => void recallShown()}>{words.stage.recall}</button>
           <button type="button" onClick={() => set("seed", String(image.seed))}>{words.stage.seed}</button>
@@ -165,11 +165,12 @@ export function Queue() {
       <ol>
         {jobs.map((job) => (
           <li key={job.id} data-job={job.id} data-status={job.status} class={watched.value === job.id ? "current" : ""}>
+            <QueuePreview job={job} />
             <button type="button" class="bare grow" onClick={() => { watched.value = job.id; }}>
               <b>{String(job.request.prompt ?? job.request.model ?? nameOf("model"))}</b>
               <small>
                 {job.status === "running"
-                  ? job.progress.steps ? `${job.progress.step} / ${job.progress.steps}` : words.queue.status.running
+                  ? stepOf(job) || words.queue.status.running
                   : `${words.stage.queued(job.position)}${job.eta_s > 0.5 ? `, ${words.stage.left(duration(job.eta_s))}` : ""}`}
               </small>
             </button>
@@ -179,6 +180,17 @@ export function Queue() {
       </ol>
     </section>
   );
+}
+
+function stepOf(job: Job): string {
+  const at = live.value[job.id] ?? job.progress;
+  return at.steps ? `${at.step} / ${at.steps}` : "";
+}
+
+/** How far a picture of the queue has come, small. */
+function QueuePreview({ job }: { job: Job }) {
+  const preview = live.value[job.id]?.preview;
+  return preview ? <img class="mini" src={preview} alt="" /> : <span class="blank mini" />;
 }
 
 /** The newest pictures: one stop of Tab, within it the arrows go on. */

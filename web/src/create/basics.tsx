@@ -4,7 +4,7 @@ import { useEffect } from "preact/hooks";
 
 import type { Fields, Model } from "../api";
 import { closed, show } from "../dialogs";
-import { NumberInput } from "../fields";
+import { Fault, faulty, NumberInput } from "../fields";
 import { Icon } from "../icons";
 import { Picture, small } from "../image";
 import { pictures, shownImage } from "../jobs";
@@ -30,10 +30,11 @@ export function ModelPicker() {
       </button>
       <div class="field">
         <label for="model">{words.form.model}</label>
-        <select id="model" value={chosen} onChange={(e) => choose(e.currentTarget.value)}>
+        <select id="model" value={chosen} {...faulty("model")} onChange={(e) => choose(e.currentTarget.value)}>
           {(names.includes(chosen) ? names : [chosen, ...names]).map((name) => <option value={name}>{name}</option>)}
         </select>
         {about ? <p class="hint" title={about.description}>{factsOf(about).join(" · ")}</p> : null}
+        <Fault names={["model"]} />
       </div>
       {about?.limits?.length ? <p class="hint limits">{words.form.limits}: {about.limits.join("; ")}.</p> : null}
       {picking.value ? <Models /> : null}
@@ -93,7 +94,7 @@ export function ModelCard({ about, onTake }: { about: Model; onTake: () => void 
   );
 }
 
-const RATIOS: [string, number][] = [["1:1", 1], ["4:3", 4 / 3], ["3:4", 3 / 4], ["16:9", 16 / 9], ["9:16", 9 / 16]];
+export const RATIOS: [string, number][] = [["1:1", 1], ["4:3", 4 / 3], ["3:4", 3 / 4], ["16:9", 16 / 9], ["9:16", 9 / 16]];
 const locked = signal(localStorage.getItem("mezzotint-lock") === "yes");
 
 export function SizeFields() {
@@ -142,6 +143,7 @@ export function SizeFields() {
           onClick={() => { request.value = { ...request.value, width: height ?? tall, height: width ?? base }; }}
         >⇄</button>
       </div>
+      <Fault names={["width", "height"]} />
       <div class="row presets">
         {RATIOS.map(([name, wanted]) => (
           <button type="button" key={name} title={words.form.ratios[name]} aria-pressed={Math.abs(ratio / wanted - 1) < 0.06} onClick={() => preset(wanted)}>
@@ -176,7 +178,7 @@ export function SeedField() {
           <label for="seed">{words.form.seed}</label>
           <input
             id="seed" inputMode="numeric" placeholder={words.form.seedDrawn} value={seed === undefined || seed === null ? "" : String(seed)}
-            onInput={(e) => set("seed", e.currentTarget.value.trim() || undefined)}
+            onInput={(e) => set("seed", e.currentTarget.value.trim() || undefined)} {...faulty("seed")}
           />
         </div>
         <button type="button" class="icon" id="dice" title={words.form.dice} aria-label={words.form.dice} onClick={() => set("seed", drawSeed())}>⚄</button>
@@ -193,6 +195,7 @@ export function SeedField() {
           />
         </div>
       </div>
+      <Fault names={["seed", "num_images"]} />
       {isShown("variation") && seed !== undefined ? (
         <div class="field vary">
           <div class="label"><label for="variation">{words.form.variationStrength}</label><output>{amount.toFixed(2)}</output></div>

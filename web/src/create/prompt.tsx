@@ -2,6 +2,7 @@
 import { useRef } from "preact/hooks";
 
 import type { Reading } from "../api";
+import { Fault } from "../fields";
 import { plan, prompts, request, set, wrongField } from "../state";
 import { words } from "../words";
 import { isShown } from "./abilities";
@@ -18,11 +19,11 @@ export function Prompt({ name, label, rows }: { name: "prompt" | "negative_promp
         <Tokens reading={reading} text={text} />
       </div>
       <textarea
-        ref={area} id={name} rows={rows} value={text} title={words.form.weight} aria-describedby={`${name}-read`}
+        ref={area} id={name} rows={rows} value={text} title={words.form.weight} aria-invalid={wrongField.value === name || undefined} aria-describedby={`${name}-read`}
         onInput={(e) => set(name, e.currentTarget.value || undefined)}
         onKeyDown={(e) => weigh(e, name)}
       />
-      <div id={`${name}-read`}><Weights reading={reading} text={text} /></div>
+      <div id={`${name}-read`}><Fault names={[name]} /><Weights reading={reading} text={text} /></div>
       {name === "prompt" && prompts.value.length ? (
         <select
           class="earlier" aria-label={words.form.history} value=""

@@ -1,6 +1,6 @@
 // How a picture is drawn out of noise: steps, guidance, scheduler and noise levels.
 import type { Fields, Json } from "../api";
-import { Field, NumberInput } from "../fields";
+import { Fault, faulty, Field, NumberInput } from "../fields";
 import { choices, limits, model, request, schema, set, wrongField } from "../state";
 import { nameOf, words } from "../words";
 import { isShown } from "./abilities";
@@ -36,6 +36,7 @@ export function Sampling() {
           </div>
         )}
       </div>
+      <Fault names={["num_inference_steps", "guidance_scale"]} />
       <div class="row">
         {(["scheduler", "sigma_schedule"] as const).map((name) => (
           <div class={`field ${wrong(name)}`} key={name}>
@@ -44,6 +45,7 @@ export function Sampling() {
           </div>
         ))}
       </div>
+      <Fault names={["scheduler", "sigma_schedule"]} />
       {properties.guidance_scale ? (
         <details id="technique-guidance_scale" open={curve}>
           <summary>{words.form.curve}</summary>
@@ -68,7 +70,7 @@ function Choice({ id, name, own }: { id: string; name: string; own: Json | undef
   const plain = all.filter((n) => !/^[A-Z]/.test(n));
   const classes = all.filter((n) => /^[A-Z]/.test(n));
   return (
-    <select id={id} value={value} onChange={(e) => set(name, e.currentTarget.value || undefined)}>
+    <select id={id} value={value} {...faulty(name)} onChange={(e) => set(name, e.currentTarget.value || undefined)}>
       <option value="">{own ? words.form.own(own) : words.form.ownPlain}</option>
       {plain.map((n) => <option value={n}>{n}</option>)}
       {classes.length ? <optgroup label="diffusers">{classes.map((n) => <option value={n}>{n}</option>)}</optgroup> : null}
