@@ -163,6 +163,7 @@ def fill_form(page: Page, request: dict[str, Any]) -> None:
     page.run("location.hash = '#create'")
     page.run(f"localStorage.setItem('mezzotint-request', {json.dumps(json.dumps(request))})")
     page.reload()
+    page.wait("document.getElementById('prompt')", seconds=60)  # what was kept is read by then
 
 
 def photograph_panel(page: Page, name: str, request: dict[str, Any]) -> Image.Image:
@@ -174,7 +175,8 @@ def photograph_panel(page: Page, name: str, request: dict[str, Any]) -> Image.Im
     if PANELS[name]:
         page.click(PANELS[name])
     time.sleep(1)
-    page.run(f"document.getElementById('technique-{name}').scrollIntoView({{block: 'center'}})")
+    place = f"#technique-{name} :is(.painted, .outpaint)"
+    page.run(f"document.querySelector('{place}').scrollIntoView({{block: 'center'}})")
     time.sleep(2)
     return captured(page)
 

@@ -206,7 +206,7 @@ function ListField({ name, path, schema, value, onChange, label }: FieldProps) {
   const at = (index: number, next: Json | undefined) =>
     onChange(next === undefined ? list.filter((_, i) => i !== index) : list.map((old, i) => (i === index ? next : old)));
   if (kind === "number") return <Numbers name={name} label={label} list={list as number[]} onChange={onChange} hint={hintOf(schema)} />;
-  const single = (label ?? nameOf(name)).replace(/s$/, "");
+  const single = words.form.single(label ?? nameOf(name));
   return (
     <fieldset>
       <legend>{label ?? nameOf(name)}</legend>

@@ -68,6 +68,7 @@ export const words: Words = {
     none: "keine",
     advanced: "Sampling",
     output: "Ausgabe",
+    single: (many) => ({ Regionen: "Region", Bildvorlagen: "Bildvorlage", Bilder: "Bild", "Zu ändernde Bilder": "Zu änderndes Bild", "Gelernte Wörter": "Gelerntes Wort" }[many] ?? many.replace(/s$/, "")),
     history: "Frühere Prompts",
     weight: "Strg+Auf und Strg+Ab ändern das Gewicht der gewählten Wörter",
     noList: "davon ist auf dem Server nichts eingerichtet",

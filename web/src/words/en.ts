@@ -67,6 +67,7 @@ export const english = {
     none: "none",
     advanced: "Sampling",
     output: "Output",
+    single: (many: string) => many.replace(/s$|s(?= to )/, ""),
     history: "Earlier prompts",
     weight: "Ctrl+Up and Ctrl+Down change the weight of the selected words",
     noList: "nothing of this kind is installed on the server",

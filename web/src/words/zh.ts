@@ -68,6 +68,7 @@ export const words: Words = {
     none: "无",
     advanced: "采样",
     output: "输出",
+    single: (many) => many,
     history: "以前的提示词",
     weight: "Ctrl+上 和 Ctrl+下 调整所选词的权重",
     noList: "服务器上没有安装此类内容",
