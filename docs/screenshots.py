@@ -4,7 +4,8 @@
 
 Starts a server with the built-in models, draws some pictures, trains a LoRA for a
 moment, and photographs each room, and the panels that are painted and dragged in, on a
-desktop and a phone, light and dark, into ``docs/pictures/page``. Needs Chromium; pictures are WebP, so that they stay small.
+desktop and a phone, light and dark, into ``docs/pictures/page``. Needs Chromium;
+pictures are WebP, so that they stay small.
 """
 
 import base64

@@ -42,7 +42,10 @@ def test_an_edge_is_dragged_out_of_the_picture_and_a_ratio_is_framed(page, serve
     assert "80 × 64" in page.text("#outpaint-size")
     page.run("document.querySelector('.edge[data-side=top]').focus()")
     page.press("ArrowUp")
-    assert kept_request(page, lambda r: "top" in r["outpaint"])["outpaint"] == {"top": 8, "right": 16}
+    assert kept_request(page, lambda r: "top" in r["outpaint"])["outpaint"] == {
+        "top": 8,
+        "right": 16,
+    }
     for key in ("ArrowDown", "ArrowDown"):
         page.press(key)
     assert kept_request(page, lambda r: "top" not in r["outpaint"])["outpaint"] == {"right": 16}
@@ -66,7 +69,9 @@ def test_other_regions_are_seen_under_the_brush_and_a_region_has_one_place(page)
     page.wait("document.querySelectorAll('.box').length === 1")
     page.click("#region-new")
     page.wait("document.getElementById('region-canvas')?.width > 300")
-    seen = page.run("(({left, width}) => [left, width])(document.querySelector('.painted .still').style)")
+    seen = page.run(
+        "(({left, width}) => [left, width])(document.querySelector('.painted .still').style)"
+    )
     assert [float(text.rstrip("%")) for text in seen] == pytest.approx([10, 30], abs=2)
     page.drag("#region-canvas", (0.7, 0.3), (0.7, 0.7))
     kept_request(page, lambda r: len(r["regions"]) == 2)
@@ -132,7 +137,11 @@ def with_recipe(prompt: str) -> bytes:
 
 def test_a_folder_of_this_machine_is_looked_through_and_used(page):
     hostile = "<img src=x onerror=alert(1)>"
-    files = {"a/one.png": with_recipe(hostile), "a/two.png": picture("blue", 32), "a/note.txt": b"no"}
+    files = {
+        "a/one.png": with_recipe(hostile),
+        "a/two.png": picture("blue", 32),
+        "a/note.txt": b"no",
+    }
     encoded = {name: base64.b64encode(data).decode() for name, data in files.items()}
     page.run("location.hash = '#gallery'")
     page.wait("document.querySelector('[data-folder]')")
