@@ -99,7 +99,7 @@ def test_the_slider_of_the_variation_has_a_name_of_its_own_and_keeps_the_size_of
     assert named.count("Variation") == 1
     assert named.count("Variation strength") == 1
     page.click("#technique-variation button")
-    for label, value in (("Noise width", 64), ("Noise height", 64)):
+    for label, value in (("Noise as for this width", 64), ("Noise as for this height", 64)):
         id_ = page.run(
             f"""[...document.querySelectorAll('#technique-variation label')]
             .find((l) => l.textContent === {label!r}).htmlFor"""
