@@ -63,9 +63,9 @@ export function FolderView({ of: { name, files } }: { of: Folder }) {
         </div>
         <div class="row filters">
           <h2>{words.gallery.folderOf(name)}</h2>
-          <span class="hint">{words.gallery.folderHint}</span>
           <span class="count" role="status" id="count">{found.length < files.length ? words.gallery.of(found.length, files.length) : words.gallery.count(files.length)}</span>
         </div>
+        <p class="hint">{words.gallery.folderHint}</p>
       </header>
       {found.length ? (
         <VirtualGrid
