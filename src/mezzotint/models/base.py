@@ -197,6 +197,9 @@ class Model(ABC):
             with :meth:`use_network`.
         fast_networks: Those of its fast copy, by role, once there is one.
         notes: What every picture's warnings say of how the model computes here.
+        study: Learns, while nobody waits, what a later copy will draw faster with; may raise
+            :class:`~mezzotint.observe.interruption.Interrupted`, and is called again then. None
+            where there is nothing to learn.
         certifies_rows: Whether it finds out itself how many rows a call of its decoder may
             have without changing one of them, so that a backend may deal them out.
         control_reads: Tensors of the prompt that a view's ControlNets read for the unconditional
@@ -209,6 +212,7 @@ class Model(ABC):
     control_reads: tuple[str, ...] = ()
     reads_references = False
     notes: tuple[str, ...] = ()
+    study: Callable[[], None] | None = None
     fast_networks: Mapping[str, Network] = MappingProxyType({})
     spec: ModelSpec
     denoiser: Denoiser | None

@@ -7,9 +7,15 @@ left raises :class:`Interrupted` and has changed nothing.
 
 import contextlib
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, wait
+from functools import partial
+from typing import Any, Generic, TypeVar
 
-__all__ = ["Interrupted", "check", "interruptible", "interruption"]
+__all__ = ["Interrupted", "Study", "check", "interruptible", "interruption"]
+
+T = TypeVar("T")
+_LOOKS_S = 0.05  # how often who studies looks whether somebody came
 
 
 class Interrupted(Exception):
@@ -44,3 +50,58 @@ def check() -> None:
     event = interruption()
     if event is not None and event.is_set():
         raise Interrupted
+
+
+class Study(Generic[T]):
+    """Work that goes on, piece by piece, while nobody waits.
+
+    Each piece has a thread of its own: who studies is free at once when somebody comes, and the
+    piece, which may be one that nothing can stop, ends beside them.
+
+    Args:
+        work: Does a piece at a time.
+        then: Told what it returns.
+    """
+
+    def __init__(self, work: Generator[Any, None, T], then: Callable[[T], object]) -> None:
+        self._work = work
+        self._then = then
+        self._piece: Future[bool] | None = None
+
+    def __deepcopy__(self, memo: object) -> "Study[T]":
+        return self
+
+    def study(self) -> None:
+        """Go on where it was left.
+
+        Raises:
+            Interrupted: If somebody came; it is called again then.
+        """
+        is_over = False
+        while not is_over:
+            check()
+            piece = self._piece or self._begin()
+            while not wait((piece,), _LOOKS_S).done:
+                check()
+            self._piece = None
+            is_over = piece.result()
+
+    def _begin(self) -> "Future[bool]":
+        """Begin the next piece; it answers whether it was the last."""
+        piece: Future[bool] = Future()
+        self._piece = piece
+        work = partial(self._advance, piece)
+        threading.Thread(target=work, name="mezzotint-study").start()
+        return piece
+
+    def _advance(self, piece: "Future[bool]") -> None:
+        """Do a piece; tell whether it was the last."""
+        try:
+            next(self._work)
+        except StopIteration as end:
+            self._then(end.value)
+            piece.set_result(True)
+        except Exception as error:  # whoever studies is told
+            piece.set_exception(error)
+        else:
+            piece.set_result(False)

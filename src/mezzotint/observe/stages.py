@@ -17,7 +17,7 @@ from mezzotint.observe import log
 
 __all__ = ["Doing", "Stage", "current", "listening", "stage"]
 
-Doing = Literal["starting", "reading", "converting", "comparing", "compiling", "timing"]
+Doing = Literal["starting", "reading", "converting", "comparing", "compiling", "timing", "learning"]
 
 _MEGABYTE = 1_000_000
 

@@ -91,7 +91,8 @@ class LocalService:
         self._is_interruptible = interruptible
         self._sizes: dict[str, int] = {}
         store = self.config.models
-        self.provider = ModelProvider(store, extra=models)
+        learns = learns and self.config.engine.learn_after_s > 0
+        self.provider = ModelProvider(store, extra=models, learns=learns)
         self._registration = ModelRegistration(
             self.provider,
             model_store=self.config.model_store,

@@ -33,7 +33,7 @@ from mezzotint.engine.execution.prompts import (
 )
 from mezzotint.engine.execution.slots import KeptPart, Slot
 from mezzotint.engine.execution.solving import make_solver
-from mezzotint.models.backends.tiling import tiled
+from mezzotint.models.adapters.tiling import tiled
 from mezzotint.models.base import Conditioning, Model, Prompt
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.observe import metrics

@@ -89,7 +89,7 @@ class Lessons:
         self._budget_bytes = budget_bytes
         self._shapes: OrderedDict[Hashable, _Shape] = OrderedDict()
         self._credit_s = 0.0
-        self._drawn: weakref.WeakSet[Model] = weakref.WeakSet()  # that certify their rows
+        self._drawn: weakref.WeakSet[Model] = weakref.WeakSet()  # whose lessons are known
 
     def tell(
         self,
@@ -135,7 +135,7 @@ class Lessons:
     def tell_drawn(
         self, model: Model, *, rows: int, seconds: float | None, limit_s: float = math.inf
     ) -> bool:
-        """Hear of whole pictures that a model drew which certifies its rows itself.
+        """Hear of pictures that a model drew: with what it has to learn, or rows to certify itself.
 
         Args:
             model: Who drew.
@@ -146,13 +146,19 @@ class Lessons:
         Returns:
             Whether something was tried, so that the time of the call is no measure.
         """
-        if self._learner is None or not model.certifies_rows:
+        if self._learner is None:
             return False
         if model not in self._drawn:
             self._drawn.add(model)
-            known = weakref.ref(model)
-            name = f"rows of {model.spec.name}"
-            self._learner.add(Lesson(name=name, study=lambda: _study_rows(known)))
+            known, name = weakref.ref(model), model.spec.name
+            if model.certifies_rows:
+                lesson = Lesson(name=f"rows of {name}", study=lambda: _study_rows(known))
+                self._learner.add(lesson)
+            if model.study is not None:
+                lesson = Lesson(name=f"arithmetic of {name}", study=lambda: _study(known))
+                self._learner.add(lesson)
+        if not model.certifies_rows:
+            return False
         if seconds is None or not model.trial_rows:
             return False
         self._credit_s += seconds * self._config.learn_share
@@ -274,3 +280,11 @@ def _study_rows(known: "weakref.ref[Model]") -> None:
     with span("learn", rows=0), torch.no_grad():
         while model is not None and model.trial_rows:
             model.try_rows()
+
+
+def _study(known: "weakref.ref[Model]") -> None:
+    """Learn what a model has to learn, if it is still in memory."""
+    model = known()
+    if model is not None and model.study is not None:
+        with span("learn", rows=0):
+            model.study()

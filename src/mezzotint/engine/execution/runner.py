@@ -123,7 +123,9 @@ class Runner:
                 raise
             self._slots[image] = slot
             self._tell_held(image, slot)
-        key = (plan.batch_key, _shapes(slot))
+        # A fast copy that has learnt more draws other pictures than the one before it.
+        arithmetic = slot.model.notes if plan.is_turbo else ()
+        key = ((*plan.batch_key, *arithmetic), _shapes(slot))
         self._keys[key] = image
         notes = (*slot.conditioning.notes, *_backend_notes(slot.model))
         return Encoded(key=key, warnings=tuple(dict.fromkeys(notes)))

@@ -8,6 +8,7 @@ OpenVINO makes int8 kernels of both. Attention scores, norms and sums stay in fl
 Nothing about a row depends on the rows beside it: ranges are constants.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +27,15 @@ from mezzotint.models.backends.quiet import import_openvino
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.observe.stages import stage
 
-__all__ = ["Int8Network", "Ranges", "WatchedNetwork", "quantize"]
+__all__ = [
+    "Int8Network",
+    "Ranges",
+    "WatchedNetwork",
+    "keep",
+    "quantize",
+    "recall",
+    "remember",
+]
 
 Ranges = Mapping[str, tuple[float, float]]
 """Lowest and highest value that flows into a layer, by the layer's name."""
@@ -46,14 +55,22 @@ class Int8Network(OpenVINONetwork):
         source: The torch network; built only if an export is needed.
         ranges: Ranges of what flows into each layer; layers without one stay float32.
         is_narrow: Whether weights have half their levels; see :func:`quantize`.
+        is_kept: Whether it is written to the folder; not where it is only tried.
         options: As of :class:`~mezzotint.models.backends.openvino_backend.OpenVINONetwork`.
     """
 
     def __init__(
-        self, source: TorchNetwork, *, ranges: Ranges, is_narrow: bool = False, **options: Any
+        self,
+        source: TorchNetwork,
+        *,
+        ranges: Ranges,
+        is_narrow: bool = False,
+        is_kept: bool = True,
+        **options: Any,
     ) -> None:
         super().__init__(source, **options)
         self._ranges = ranges
+        self._is_kept = is_kept
         self._is_narrow = is_narrow
 
     @property
@@ -72,7 +89,7 @@ class Int8Network(OpenVINONetwork):
         Once it is written, neither torch's weights nor those in float32 are read again.
         """
         shape = self._exporter.open_key(row_key(arrays))
-        known = self._exporter.find_made(shape, self._words)
+        known = self._exporter.find_made(shape, self._words) if self._is_kept else None
         if known is not None:
             return known, shape
         exported, shape = super()._export(core, arrays)
@@ -80,6 +97,8 @@ class Int8Network(OpenVINONetwork):
         with doing, giving_back(weights_of(exported)):
             model, is_mapped = _copied(core, exported), isinstance(exported, Path)
             quantize(model, self._ranges, is_narrow=self._is_narrow, is_mapped=is_mapped)
+            if not self._is_kept:
+                return model, shape
             kept = self._exporter.keep_made(
                 model, shape, self._words, num_bytes=stored_bytes(model)
             )
@@ -252,14 +271,22 @@ def _weight_scale(layer: Any, weights: np.ndarray) -> np.ndarray:
 
 def remember(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return what a file of plain data holds, made and written the first time."""
+    known = recall(path)
+    return known if known is not None else keep(path, make())
+
+
+def recall(path: Path) -> dict[str, Any] | None:
+    """Return what a file of plain data holds, None if there is none that can be read."""
     try:
         return dict(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):
-        pass
-    made = make()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(made).encode())
-    except OSError:
-        return made
+        return None
+
+
+def keep(path: Path | None, made: dict[str, Any]) -> dict[str, Any]:
+    """Write plain data to a file if there is one and the disk takes it; return it."""
+    if path is not None:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(made).encode())
     return made

@@ -9,42 +9,45 @@ shared with the other tiers.
 Dimensions: R rows, C latent channels, h and w latent rows and columns.
 """
 
+import contextlib
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mezzotint.models.backends.block_cache import short_call, whole_call
 from mezzotint.models.backends.eight_bits import eight_bit_network
-from mezzotint.models.backends.mapped import return_memory
+from mezzotint.models.backends.int8_trial import (
+    decibels,
+    draw,
+    encode,
+    finish,
+    is_large,
+    try_int8,
+)
 from mezzotint.models.backends.openvino_backend import OpenVINONetwork
 from mezzotint.models.backends.processor import BFLOAT16, INT8, INT8_NARROW
-from mezzotint.models.backends.quantized import Int8Network, Ranges, WatchedNetwork, remember
+from mezzotint.models.backends.quantized import Int8Network, Ranges, keep, recall, remember
 from mezzotint.models.backends.step_cache import (
     StepCacheNetwork,
     call_outer,
     call_whole,
 )
-from mezzotint.models.base import Conditioning, Model, Network, Prompt
+from mezzotint.models.base import Model, Network
 from mezzotint.models.networks import TorchNetwork, copy_layers
 from mezzotint.observe import log
-from mezzotint.sampling.latents import make_generator
-from mezzotint.sampling.solvers import REGISTERS, advance, plan_table
+from mezzotint.observe.interruption import Study
 from mezzotint.vocabulary import EIGHT_BITS, FULL_PRECISION, LEAST_DB
 
 __all__ = ["turbo_view"]
 
 _FORMAT = 4
-_ENOUGH_DB = 38.0  # room for what other shortcuts add
-_EDGES = (0.0, 0.12, 0.25)  # share of the layers at either end that stay in float32
-_PROMPTS = ("a photo of a cat", "two red houses under a blue sky")
-_STEPS = 8
 
 
 def turbo_view(
@@ -54,8 +57,13 @@ def turbo_view(
     step_cache: bool,
     precision: str = INT8,
     quantize: str = "none",
+    learns: bool = False,
 ) -> Model:
     """Return the fast copy of a model with steps.
+
+    Whether a large network may compute in int8 takes minutes to find out, and nobody waits for
+    that at the first picture: until it is known the copy computes in float32, and its notes say
+    so. Where nobody learns, the start after the first finds it out before it draws.
 
     Args:
         model: The model on its backend; stays as it is.
@@ -64,6 +72,8 @@ def turbo_view(
         precision: What OpenVINO computes in, of :mod:`mezzotint.models.backends.processor`.
         quantize: What linear layers of a denoiser in torch compute in, see
             :mod:`mezzotint.models.backends.eight_bits`.
+        learns: Whether somebody calls :attr:`Model.study` of the copy while nobody waits; what
+            comes of it is used by the copy that is made after that.
     """
     view = copy.deepcopy(model)  # networks share themselves
     if quantize != "none":
@@ -75,7 +85,7 @@ def turbo_view(
         drawing = copy.deepcopy(model)
         if in_two:  # one export serves to find the ranges and to draw
             drawing.use_network("denoiser", in_two[0])
-        found = _ranges(drawing, cache, precision)
+        found = _find(view, drawing, _place(model, cache, precision), precision, learns=learns)
     good = found.get("decibels", 0.0) >= LEAST_DB["turbo"]
     for role in ("denoiser", "decoder"):
         network = view.networks.get(role)
@@ -89,9 +99,54 @@ def turbo_view(
             view.use_network(role, _lowered(network, ranges, precision))
     model.fast_networks = dict(view.networks)
     if found and not good:
-        note = f"{FULL_PRECISION}: int8 came only within {found['decibels']:.1f} dB"
-        view.use_network("decoder", _Noted(view.networks["decoder"], note))
+        view.notes += (f"{FULL_PRECISION}: int8 came only within {found['decibels']:.1f} dB",)
     return view
+
+
+def _place(model: Model, cache: Path | None, precision: str) -> Path | None:
+    """Return the file of a model's ranges; None where there is no place for one."""
+    if cache is None or not model.spec.digest:
+        return None
+    versions = [metadata.version(name) for name in ("openvino", "torch")]
+    words = json.dumps([_FORMAT, model.spec.digest, precision, *versions])
+    return cache / f"{hashlib.sha256(words.encode()).hexdigest()[:40]}.int8.json"
+
+
+def _find(
+    view: Model, drawing: Model, path: Path | None, precision: str, *, learns: bool
+) -> dict[str, Any]:
+    """Return what is known of int8, found out now where that is quick or was put off before.
+
+    Args:
+        view: The copy; told what it does without, and how to learn it.
+        drawing: One of whom nobody else needs the networks, to draw with.
+        path: See :func:`_place`.
+        precision: Of int8.
+        learns: See :func:`turbo_view`.
+
+    Returns:
+        Ranges by role and decibels; nothing where they are not known yet.
+    """
+    found = recall(path) if path is not None else None
+    if found is not None:
+        return found
+    work = try_int8(drawing, precision)
+    if path is None or not is_large(drawing):
+        return keep(path, finish(work, f"int8 of {drawing.spec.name}"))
+    asked = path.with_suffix(".asked")
+    if learns:
+        view.notes += (f"{FULL_PRECISION}: whether int8 will do is learnt while nobody waits",)
+        view.study = Study(work, partial(keep, path)).study
+        return {}
+    if asked.is_file():
+        found = keep(path, finish(work, f"int8 of {drawing.spec.name}"))
+        asked.unlink(missing_ok=True)
+        return found
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        asked.touch()
+    view.notes += (f"{FULL_PRECISION}: whether int8 will do is found out at the next start",)
+    return {}
 
 
 def _use_eight_bits(
@@ -112,19 +167,21 @@ def _use_eight_bits(
         was_built = network.is_built
 
         def measure() -> dict[str, Any]:
-            words, rounded = _encode(model), copy.deepcopy(model)
-            exact = _draw(copy.deepcopy(model), words)
+            words, rounded = encode(model), copy.deepcopy(model)
+            what = f"{EIGHT_BITS[kind]} of {model.spec.name}"
+            exact = finish(draw(copy.deepcopy(model), words), what)
             rounded.use_network("denoiser", eight)
-            return {"decibels": _decibels(_draw(rounded, words), exact)}
+            near = finish(draw(rounded, words, done=0.5), what)
+            return {"decibels": decibels(near, exact)}
 
-        decibels = float(_remembered(model, cache, [kind, metadata.version("torchao")], measure))
-        log.info("model.eight_bits", model=model.spec.name, kind=kind, decibels=decibels)
-        if decibels >= LEAST_DB["turbo"]:
+        found = float(_remembered(model, cache, [kind, metadata.version("torchao")], measure))
+        log.info("model.eight_bits", model=model.spec.name, kind=kind, decibels=found)
+        if found >= LEAST_DB["turbo"]:
             if not was_built:
                 network.let_go()
             view.use_network("denoiser", eight)
             return ()
-        return (f"{FULL_PRECISION}: {EIGHT_BITS[kind]} came only within {decibels:.1f} dB",)
+        return (f"{FULL_PRECISION}: {EIGHT_BITS[kind]} came only within {found:.1f} dB",)
     return (f"quantize {kind} has no effect on {model.spec.name}: {reason}",)
 
 
@@ -137,38 +194,6 @@ def _remembered(
     text = json.dumps([_FORMAT, model.spec.digest, *words, metadata.version("torch")])
     name = hashlib.sha256(text.encode()).hexdigest()[:40]
     return float(remember(cache / f"{name}.eight_bits.json", measure)["decibels"])
-
-
-class _Noted:
-    """A network with something to say about itself."""
-
-    def __init__(self, network: Network, note: str) -> None:
-        self.network = network
-        self.notes = (note,)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of weights."""
-        return int(getattr(self.network, "num_bytes", 0))
-
-    def __deepcopy__(self, memo: object) -> "_Noted":
-        return self
-
-    def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        return self.network(**inputs)
-
-
-class _Prediction:
-    """A network of several answers of which the first is the prediction."""
-
-    def __init__(self, network: Network) -> None:
-        self.network = network
-
-    def __deepcopy__(self, memo: object) -> "_Prediction":
-        return self
-
-    def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        return self.network(**inputs)[:1]
 
 
 def _in_two(network: Network) -> tuple[Network, Network]:
@@ -237,146 +262,3 @@ def _lowered(network: Network, ranges: Ranges, precision: str) -> Network:
         num_bytes=network.num_bytes // 2,
         digest=network.digest,
     )
-
-
-def _ranges(model: Model, cache: Path | None, precision: str) -> dict[str, Any]:
-    """Find ranges and measure int8 pictures against float32; remembered by digest.
-
-    Args:
-        model: Its networks in float32; the denoiser may answer more than its prediction.
-        cache: See :func:`turbo_view`.
-        precision: Of int8.
-    """
-
-    def make() -> dict[str, Any]:
-        words = _encode(model)
-        return_memory()
-        exact, ranges = _watch(model, words)
-        return_memory()
-        best: dict[str, Any] = {"decibels": 0.0}
-        for edge in _EDGES:
-            found = {**ranges, "denoiser": _without_edges(ranges.get("denoiser", {}), edge)}
-            rounded = copy.deepcopy(model)
-            for role in ranges:
-                rounded.use_network(role, _lowered(model.networks[role], found[role], precision))
-            decibels = _decibels(_draw(rounded, words), exact)
-            del rounded
-            return_memory()
-            log.info("model.int8", model=model.spec.name, edge=edge, decibels=decibels)
-            if decibels > best["decibels"]:
-                best = {**found, "decibels": decibels}
-            if decibels >= _ENOUGH_DB:
-                break
-        return best
-
-    versions = [metadata.version(name) for name in ("openvino", "torch")]
-    words = json.dumps([_FORMAT, model.spec.digest, precision, *versions])
-    name = hashlib.sha256(words.encode()).hexdigest()[:40]
-    if cache is None or not model.spec.digest:
-        return make()
-    return remember(cache / f"{name}.int8.json", make)
-
-
-def _watch(model: Model, words: Sequence[Conditioning]) -> tuple[Tensor, dict[str, Ranges]]:
-    """Draw in float32, and note what flows into the layers of OpenVINO's networks.
-
-    The networks are compiled for this alone and let go.
-
-    Returns:
-        The pictures, and the ranges of each role that OpenVINO took over.
-    """
-    watched, ranges = copy.deepcopy(model), dict[str, Ranges]()
-    for role in ("denoiser", "decoder"):
-        network = model.networks.get(role)
-        if isinstance(network, OpenVINONetwork):
-            watched.use_network(role, WatchedNetwork(network.source, **network.options))
-
-    def note(role: str) -> None:
-        network = watched.networks.get(role)
-        network = network.network if isinstance(network, _Prediction) else network
-        if isinstance(network, WatchedNetwork) and not network.notes:
-            ranges[role] = network.ranges
-
-    pictures = _draw(watched, words, after=note)
-    return pictures, ranges
-
-
-@torch.no_grad()
-def _encode(model: Model) -> list[Conditioning]:
-    """Encode a few prompts, each beside none, with text encoders that are let go after."""
-    spec, encoding = model.spec, copy.deepcopy(model)
-    for role, network in model.networks.items():
-        if isinstance(network, OpenVINONetwork) and not network.is_compiled:
-            encoding.use_network(role, OpenVINONetwork(network.source, **network.options))
-    words: list[Conditioning] = []
-    for seed, text in enumerate(_PROMPTS):
-        label = seed % spec.num_classes if spec.num_classes else None
-        base = Prompt(text=text if spec.takes_prompt else "", size=spec.default_size)
-        prompts = [
-            Prompt(text=base.text, size=base.size, class_label=label),
-            Prompt(size=base.size, negative=True),
-        ]
-        words.append(Conditioning.stack(encoding.encode(encoding.align(prompts))))
-    return words
-
-
-def _draw(
-    model: Model, words: Sequence[Conditioning], after: Callable[[str], object] = len
-) -> Tensor:
-    """Draw a few pictures at the model's own size, guided, with a model that is let go after.
-
-    All are denoised before one is decoded, and the denoiser is let go between: its weights
-    beside what flows through a decoder would be the peak of a first start.
-
-    Args:
-        model: One of whom nobody else needs the networks.
-        words: A prompt and none for each picture.
-        after: Told the role of a network that has done its part; by itself nothing happens.
-
-    Returns:
-        Shape (B, 3, H, W).
-    """
-    model.use_network("denoiser", _Prediction(model.networks["denoiser"]))
-    latents = [_denoise(model, both, seed) for seed, both in enumerate(words)]
-    after("denoiser")
-    del model.networks["denoiser"]
-    return_memory()
-    with torch.no_grad():
-        pictures = [model.decode(x, both.row(0)) for x, both in zip(latents, words, strict=True)]
-    after("decoder")
-    return torch.cat(pictures)
-
-
-@torch.no_grad()
-def _denoise(model: Model, both: Conditioning, seed: int) -> Tensor:
-    """Draw the latents of a picture. Shape (1, C, h, w)."""
-    spec = model.spec
-    is_flow = spec.prediction_type == "flow"
-    table = plan_table("flow_euler" if is_flow else "euler", spec.scheduler_config, _STEPS)
-    assert model.denoiser is not None  # noqa: S101 - only models with steps have views
-    noise = model.draw_latents(spec.default_size, make_generator(seed))
-    registers = noise.new_zeros((1, REGISTERS, *noise.shape[1:]))
-    registers[:, 0] = noise * table.init_noise_sigma
-    for e in table.evaluations:
-        sigma = torch.full((2,), e.sigma, dtype=torch.float64)
-        answers = model.denoiser(
-            torch.cat([registers[:, 0]] * 2), sigma, both, timestep=torch.full((2,), e.timestep)
-        )
-        scale = spec.default_guidance_scale if spec.takes_guidance else 1.0
-        guided = answers[1:] + scale * (answers[:1] - answers[1:])
-        registers = advance(registers, guided, e.tensor()[None], raw=guided, noise=None)
-    return registers[:, 0]
-
-
-def _without_edges(ranges: Ranges, share: float) -> dict[str, tuple[float, float]]:
-    """Leave the first and last layers out: what they round is felt most."""
-    count = round(share * len(ranges))
-    kept = list(ranges.items())[count : len(ranges) - count]
-    return dict(kept)
-
-
-def _decibels(pictures: Tensor, exact: Tensor) -> float:
-    """Return the worst picture's ratio of peak to noise, in decibels."""
-    noise = (pictures - exact).double().square().flatten(1).mean(dim=1)
-    worst = float(noise.max())
-    return 10 * float(torch.tensor(4.0 / max(worst, 1e-12)).log10())

@@ -8,7 +8,7 @@ that goes into every plan and recipe.
 import contextlib
 import threading
 import weakref
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -52,15 +52,19 @@ class ModelProvider:
     Args:
         config: Where models are and who computes them.
         extra: Models that are in memory already; their names hide the store's.
+        learns: Whether fast copies are told to learn while nobody waits.
     """
 
-    def __init__(self, config: ModelsConfig, *, extra: Sequence[Model] = ()) -> None:
+    def __init__(
+        self, config: ModelsConfig, *, extra: Sequence[Model] = (), learns: bool = False
+    ) -> None:
         self.store = ModelStore(config)
         self.device = choose_device(config.placement.device)
         check_offload(config.placement, self.device)
         check_quantize(config.placement, self.device)
         self.backend: Literal["torch", "openvino"] = _choose_backend(config.backend, self.device)
         self._placement = config.placement
+        self._learns = learns
         self._cache = config.home_path / "cache" / "openvino"
         self._cache_bytes = config.max_bytes
         self._largest_bytes = 0  # of exports that a model placed here may keep
@@ -144,19 +148,36 @@ class ModelProvider:
         return str(self.store.entry(name).card.placement.get("quantize", usual))
 
     def _faster(self, model: Model) -> Model:
-        """Return the turbo copy of a model, made once."""
+        """Return the turbo copy of a model, made once, and again when it has learnt something."""
         with self._lock:
             turn = self._making.setdefault(model, threading.Lock())
         with turn:
             if model not in self._fast:
-                self._fast[model] = turbo_view(
+                view = self._fast[model] = turbo_view(
                     model,
                     cache=self._cache,
                     step_cache=has_step_cache(model.spec),
                     precision=self.precision(model.spec.name),
                     quantize=self._quantize(model.spec.name),
+                    learns=self._learns,
                 )
+                if view.study is not None:
+                    view.study = self._dropping(weakref.ref(model), view.study)
             return self._fast[model]
+
+    def _dropping(
+        self, known: "weakref.ref[Model]", study: Callable[[], None]
+    ) -> Callable[[], None]:
+        """Return a lesson after which a model's fast copy is made anew."""
+
+        def learn() -> None:
+            study()
+            model = known()
+            if model is not None:
+                with self._lock:
+                    self._fast.pop(model, None)
+
+        return learn
 
     def adapter_digest(self, kind: str, name: str) -> str:
         """Return the content digest of an adapter or of another model.

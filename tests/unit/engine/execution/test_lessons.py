@@ -170,6 +170,7 @@ def test_who_does_not_serve_others_learns_only_what_is_urgent():
 class Drawer:
     """Stands for a model that draws whole pictures and certifies its rows itself."""
 
+    study = None
     certifies_rows = True
     spec = ModelSpec(name="drawer", digest="d", family="gan")
 
@@ -229,3 +230,20 @@ def test_sizes_are_not_tried_above_one_that_is_hardly_quicker(twelve_s, is_wante
     for _ in range(60):
         tell(lessons, model, wanted=64)
     assert is_tried(16) is is_wanted
+
+
+def test_what_a_model_has_to_learn_is_learnt_once_after_its_first_picture():
+    learner, model, learnt = Learner(1.0), Drawer(left=0), []
+    model.certifies_rows, model.study = False, lambda: learnt.append("learnt")
+    lessons, _ = taught(Thing(), learner)
+    assert not any(lessons.tell_drawn(model, rows=1, seconds=9.0) for _ in range(3))
+    assert not learnt
+    learner.study()
+    assert learnt == ["learnt"]
+    assert learner.wait_s is None
+    gone = Drawer(left=0)
+    gone.certifies_rows, gone.study = False, model.study
+    lessons.tell_drawn(gone, rows=1, seconds=9.0)
+    del gone
+    learner.study()
+    assert learnt == ["learnt"]

@@ -3,9 +3,9 @@ import torch
 from tests import tiny
 
 from mezzotint.errors import InvalidRequest
+from mezzotint.models.adapters.tiling import tiled
 from mezzotint.models.backends.openvino_backend import use_openvino
 from mezzotint.models.backends.placement import check_offload, place
-from mezzotint.models.backends.tiling import tiled
 from mezzotint.models.base import Conditioning, Prompt
 from mezzotint.models.config import PlacementConfig
 from mezzotint.models.families.gan import GanConfig, build_generator, load_gan, write_gan

@@ -4,15 +4,17 @@ import pytest
 import torch
 from tests import tiny
 
-from mezzotint.models.backends import turbo
+from mezzotint.models.backends import int8_trial, turbo
 from mezzotint.models.backends.exporting import Exporter
-from mezzotint.models.backends.openvino_backend import use_openvino
+from mezzotint.models.backends.openvino_backend import OpenVINONetwork, use_openvino
 from mezzotint.models.backends.processor import BFLOAT16, INT8
+from mezzotint.models.backends.quantized import Int8Network
 from mezzotint.models.backends.step_cache import DEEP
 from mezzotint.models.backends.turbo import turbo_view
 from mezzotint.models.base import Prompt
 from mezzotint.models.formats.folders import load_pipeline
 from mezzotint.models.networks import TorchNetwork
+from mezzotint.vocabulary import FULL_PRECISION
 
 
 @pytest.mark.parametrize("precision", [BFLOAT16, INT8])
@@ -50,7 +52,7 @@ def test_a_second_start_draws_the_same_bytes_from_int8_alone(tmp_path, monkeypat
     pytest.importorskip("openvino")
     torch.set_num_threads(1)
     monkeypatch.setattr(turbo, "LEAST_DB", {"turbo": -99.0})
-    monkeypatch.setattr(turbo, "_EDGES", (0.0,))
+    monkeypatch.setattr(int8_trial, "_EDGES", (0.0,))
     traced: list[str] = []
     trace = Exporter._trace
 
@@ -79,3 +81,97 @@ def test_a_second_start_draws_the_same_bytes_from_int8_alone(tmp_path, monkeypat
     assert torch.equal(draw(tmp_path), first)
     assert traced == ["text_encoder"]
     assert torch.equal(draw(None), first)
+
+
+def _fast(folder, **options):
+    """A turbo copy of a small network that counts as a large one, as a new process makes it."""
+    model = load_pipeline(tiny.folder("sd1"))
+    use_openvino(model, cache=folder)
+    return turbo_view(model, cache=folder, step_cache=False, precision=INT8, **options)
+
+
+def _notes(view):
+    return [note for note in view.notes if note.startswith(FULL_PRECISION)]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Count calls by role, of networks that count as large and come as near as can be."""
+    pytest.importorskip("openvino")
+    torch.set_num_threads(1)
+    monkeypatch.setattr(int8_trial, "_AT_ONCE_BYTES", 0)
+    monkeypatch.setattr(int8_trial, "_HOPELESS_ANSWER_DB", -99.0)
+    monkeypatch.setattr(int8_trial, "_EDGES", (0.0,))
+    monkeypatch.setattr(turbo, "LEAST_DB", {"turbo": -99.0})
+    made: list[str] = []
+    call = OpenVINONetwork.__call__
+
+    def note(self, **inputs):
+        if self.role != "text_encoder":
+            made.append(f"{type(self).__name__} {self.role}")
+        return call(self, **inputs)
+
+    monkeypatch.setattr(OpenVINONetwork, "__call__", note)
+    return made
+
+
+def test_the_first_start_of_a_large_model_draws_at_once_and_the_second_tries_int8(tmp_path, calls):
+    first = _fast(tmp_path)
+    assert calls == []
+    assert first.study is None
+    assert _notes(first) == [
+        "turbo computed in float32: whether int8 will do is found out at the next start"
+    ]
+    assert type(first.networks["denoiser"]) is OpenVINONetwork
+    second = _fast(tmp_path)
+    assert calls.count("Int8Network decoder") == 2
+    assert isinstance(second.networks["denoiser"], Int8Network)
+    assert not _notes(second)
+    calls.clear()
+    assert isinstance(_fast(tmp_path).networks["denoiser"], Int8Network)
+    assert calls == []
+
+
+def test_int8_that_is_far_off_is_given_up_after_one_answer_and_never_tried_again(
+    tmp_path, calls, monkeypatch
+):
+    monkeypatch.setattr(int8_trial, "_HOPELESS_ANSWER_DB", 200.0)
+    monkeypatch.setattr(turbo, "LEAST_DB", {"turbo": 199.0})
+    _fast(tmp_path)
+    second = _fast(tmp_path)
+    # A watched network calls itself once for each row: for a prompt, and for none.
+    assert calls == ["WatchedNetwork denoiser"] * 2 + ["Int8Network denoiser"]
+    assert not list(tmp_path.glob("*.seal"))  # nothing in int8 is left on the disk
+    (note,) = _notes(second)
+    calls.clear()
+    third = _fast(tmp_path)
+    assert calls == []
+    assert _notes(third) == [note]
+
+
+def test_int8_whose_first_pictures_are_far_off_is_not_tried_with_fewer_layers(
+    tmp_path, calls, monkeypatch
+):
+    monkeypatch.setattr(int8_trial, "_ENOUGH_DB", 200.0)
+    monkeypatch.setattr(int8_trial, "_EDGES", (0.0, 0.12, 0.25))
+    monkeypatch.setattr(int8_trial, "_HOPELESS_DB", 199.0)
+    _fast(tmp_path)
+    _fast(tmp_path)
+    assert calls.count("Int8Network decoder") == 2  # two pictures, drawn once
+
+
+def test_what_is_learnt_while_nobody_waits_is_what_a_start_finds_out(tmp_path, calls):
+    learning = _fast(tmp_path / "learnt", learns=True)
+    assert calls == []
+    assert _notes(learning) == [
+        "turbo computed in float32: whether int8 will do is learnt while nobody waits"
+    ]
+    learning.study()
+    learnt = _fast(tmp_path / "learnt", learns=True)
+    assert isinstance(learnt.networks["denoiser"], Int8Network)
+    assert learnt.study is None
+    _fast(tmp_path / "found")
+    _fast(tmp_path / "found")
+    (one,) = (tmp_path / "learnt").glob("*.int8.json")
+    (other,) = (tmp_path / "found").glob("*.int8.json")
+    assert one.read_bytes() == other.read_bytes()
