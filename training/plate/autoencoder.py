@@ -32,6 +32,7 @@ from compose import compose, random_composition
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from parallel import Clock, average_gradients, run_workers, save_checkpoint
+from precision import fast_floats
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -161,7 +162,7 @@ def train(rank: int, workers: int, data: Path, run: Path, options: dict[str, flo
         for group in optimizer.param_groups:
             group["lr"] = options["learning_rate"] * min(1, step / 100) * fall
         pixels = draw_crops(bank, batch_size, side, rng).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with fast_floats():
             posterior = model.encode(pixels).latent_dist
             output = model.decode(posterior.sample()).sample
         mean, logvar = posterior.mean.float(), posterior.logvar.float()

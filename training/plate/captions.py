@@ -3,8 +3,9 @@
 Every caption is true: what it says of background, number, size and place comes
 from the `Composition`, what it says of colours is counted in the pixels, and the
 rest is the emoji's own label and tags, a hand-written alias or a hand-written
-sentence in `RICH_CAPTIONS`. The plain style that most pictures have goes without
-saying; the flat style is named.
+sentence in `RICH_CAPTIONS`. Whether it names the picture set is the law's choice
+(``laws.py``). Aliases and sentences were written for the Fluent pictures: of another set a
+sentence is never said, and an alias only if its colours are in the picture.
 """
 
 import colorsys
@@ -13,6 +14,7 @@ import re
 import numpy as np
 from compose import Composition
 from data import Entry
+from laws import ONE, Law
 from numpy.typing import NDArray
 
 ALIASES = {
@@ -202,9 +204,18 @@ def colour_phrases(name: str, shares: dict[str, float]) -> list[str]:
     return phrases
 
 
-def names_of(entry: Entry) -> list[str]:
-    """Return the label and its aliases, each in singular form."""
-    return [entry["label"], *ALIASES.get(entry["label"], [])]
+def is_fluent(entry: Entry) -> bool:
+    """Whether the picture is one that aliases and sentences were written for."""
+    return entry["style"].startswith("fluent")
+
+
+def names_of(entry: Entry, shares: dict[str, float]) -> list[str]:
+    """Return the label and those aliases that are true of the picture, each in singular form."""
+    aliases = ALIASES.get(entry["label"], [])
+    if not is_fluent(entry):
+        seen = {colour for colour, share in shares.items() if share > 0.12}
+        aliases = [a for a in aliases if seen.issuperset(set(a.split()) & set(COLOUR_WORDS))]
+    return [entry["label"], *aliases]
 
 
 def usable_tags(entry: Entry) -> list[str]:
@@ -225,16 +236,15 @@ def describe(
     composition: Composition,
     shares: dict[str, float],
     rng: np.random.Generator,
+    *,
+    law: Law = ONE,
 ) -> str:
     """Draw one true caption of the entry's picture composed this way."""
-    name = str(rng.choice(names_of(entry)))
+    name = str(rng.choice(names_of(entry, shares)))
     if rng.random() < 0.5:
         name = entry["label"]
-    style = ""
-    if entry["style"] == "fluent-flat":
-        style = "flat"
-    elif rng.random() < 0.08:
-        style = "3d"
+    share = law.sets[entry["style"]]
+    style = share.word if share.said == 1 or rng.random() < share.said else ""
     size = "" if composition.size == "normal" or composition.count > 1 else composition.size
     adjectives = " ".join(word for word in (size, style) if word)
     text = " ".join((adjectives, name)).strip()
@@ -274,7 +284,7 @@ def plain_phrase(
         options += [(0.1, f"{name}, {rng.choice(tags)}"), (0.05, f"{rng.choice(tags)}, {name}")]
     if colours := colour_phrases(name, shares):
         options.append((0.13, str(rng.choice(colours))))
-    if rich := RICH_CAPTIONS.get(entry["label"]):
+    if is_fluent(entry) and (rich := RICH_CAPTIONS.get(entry["label"])):
         options.append((0.5, str(rng.choice(rich))))
     weights = np.array([weight for weight, _ in options])
     return options[int(rng.choice(len(options), p=weights / weights.sum()))][1]

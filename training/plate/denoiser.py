@@ -7,7 +7,8 @@ same RUN; ``--minutes`` counts time spent training, over all starts. ``--base`` 
 folder of finished weights (``unet`` of an exported model) that the first start takes,
 and ``--hold`` keeps the learning rate where it is, so that such a run has no end to plan
 for: the mean of the weights (``--ema``) stands in for the rate's fall at any moment.
-``--balance`` draws what is rare more often: items by their weight to that power.
+``--balance`` draws what is rare more often: things by the weight of all their pictures to that
+power, whose shares of one thing stay. ``--precision`` follows the processor unless it is told.
 
 The network predicts v (Salimans and Ho 2022, arXiv:2202.00512) under the linear
 schedule 1e-4 ... 0.02, whose last step keeps 0.6 % of the signal: sampling starts
@@ -32,6 +33,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 from parallel import Clock, average_gradients, run_workers, save_checkpoint
+from precision import fast_floats
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -77,12 +79,12 @@ class Batches:
         Args:
             run: Folder that ``dataset.py`` filled.
             seed: Seed of the draws.
-            balance: Power of the pictures' weights: 1 draws by weight, 0 all alike.
+            balance: Power of the things' weights: 1 draws by weight, 0 all things alike.
         """
         items = json.loads((run / "items.json").read_text("utf-8"))
         weights = np.array([item["weight"] for item in items])
-        pictures = np.array([item["picture"] for item in items])
-        masses = np.bincount(pictures, weights)[pictures]
+        things = np.unique([item["label"] for item in items], return_inverse=True)[1]
+        masses = np.bincount(things, weights)[things]
         weights = weights / masses * masses**balance
         self._captions = [np.array(item["captions"]) for item in items]
         self._cumulative = np.cumsum(weights / weights.sum())
@@ -91,14 +93,14 @@ class Batches:
         self._rng = np.random.default_rng(seed)
 
     def draw(self, size: int) -> tuple[Tensor, Tensor]:
-        """Draw latents (B, 8, 16, 16) float32 and caption states (B, T, 384) bfloat16."""
+        """Draw latents (B, 8, 16, 16) and caption states (B, T, 384), float32."""
         drawn = np.searchsorted(self._cumulative, self._rng.random(size)).clip(
             max=len(self._captions) - 1
         )
         captions = np.array([self._rng.choice(self._captions[i]) for i in drawn])
         captions[self._rng.random(size) < CAPTION_DROPOUT] = 0
         latents = torch.from_numpy(self._latents[drawn]).float()
-        return latents, torch.from_numpy(self._states[captions]).bfloat16()
+        return latents, torch.from_numpy(self._states[captions]).float()
 
 
 def learning_rate_factor(progress: float, step: int, *, hold: bool = False) -> float:
@@ -171,7 +173,7 @@ def train(rank: int, workers: int, run: Path, options: dict[str, Any]) -> None:
         a, b = signal[timesteps].view(-1, 1, 1, 1), noise_level[timesteps].view(-1, 1, 1, 1)
         noise = torch.randn(latents.shape, generator=generator)
         noisy = (a * latents + b * noise).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with fast_floats(options["precision"]):
             predicted = model(noisy, timesteps, encoder_hidden_states=states).sample
         loss = F.mse_loss(predicted.float(), a * noise - b * latents)
         optimizer.zero_grad()
@@ -219,6 +221,7 @@ def main() -> None:
     parser.add_argument("--hold", action="store_true", help="keep the learning rate")
     parser.add_argument("--ema", type=float, default=EMA_DECAY, help="decay of the mean")
     parser.add_argument("--balance", type=float, default=1.0, help="power of the weights")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--centre", type=float, help="median timestep, as a share; evenly without")
     options = vars(parser.parse_args())
     run_workers(train, options.pop("workers"), options.pop("run"), options)

@@ -4,7 +4,9 @@
 that ``mezzotint bench plate`` does without DATA: the embeddings of the real pictures of a
 thousand captions that the benchmark has not, drawn as its own were; and for some of the
 benchmark's captions how far the pictures of the asked thing are from one another, one for each
-of the four sets that have it, all composed as the caption says.
+of the four sets that have it, all composed as the caption says. Under ``--law several``
+(``laws.py``) these are captions that name no set, and the figure is what two pictures drawn
+as the training draws them are apart in the mean. ``--out`` names the folder of that law's judge.
 
 Dimensions: N and M pictures, E = 96 numbers of an embedding of length 1.
 """
@@ -13,12 +15,16 @@ import argparse
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from laws import LAWS, Law
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
+
+if TYPE_CHECKING:
+    from judge import Judge
 
 WEIGHTS = Path(__file__).resolve().parent / "distances.safetensors"
 REFERENCE_COUNT, REFERENCE_SEED = 1000, 501
@@ -31,6 +37,17 @@ def pair_distance(embeddings: Floats) -> float:
     count = len(embeddings)
     together = np.square(embeddings.sum(axis=0, dtype=np.float64)).sum()
     return float(1 - (together - count) / (count * (count - 1)))
+
+
+def drawn_distance(embeddings: Floats, shares: Floats) -> float:
+    """Return the mean of 1 - cosine between two independent draws.
+
+    Args:
+        embeddings: Of length 1. Shape (N, E).
+        shares: How often each is drawn. Shape (N,), sums to 1.
+    """
+    mean = shares.astype(np.float64) @ embeddings.astype(np.float64)
+    return float(1 - mean @ mean)
 
 
 def frechet(ours: Floats, mean: NDArray[np.float64], covariance: NDArray[np.float64]) -> float:
@@ -74,16 +91,20 @@ class Reference:
     def __init__(self, path: Path = WEIGHTS) -> None:
         """Load it.
 
+        Args:
+            path: What ``main`` wrote, beside the judge that it belongs to.
+
         Raises:
             ValueError: If it was measured by another judge.
         """
         from judge import WEIGHTS as EYES
 
+        eyes = path.with_name(EYES.name)
         with safe_open(path, "np") as archive:
             about = archive.metadata()
             self._seen = archive.get_tensor("seen").astype(np.float32)
-        if about["eyes"] != hashlib.sha256(EYES.read_bytes()).hexdigest():
-            raise ValueError(f"{path.name} belongs to another {EYES.name}; run distances.py again")
+        if about["eyes"] != hashlib.sha256(eyes.read_bytes()).hexdigest():
+            raise ValueError(f"{path.name} belongs to another {eyes.name}; run distances.py again")
         self.varied: dict[str, float] = json.loads(about["varied"])
         """Captions, and how far real pictures of each are from one another."""
 
@@ -116,15 +137,15 @@ class Reference:
         }
 
 
-def real_pictures(data: Path) -> NDArray[np.uint8]:
-    """Compose the pictures of captions that the benchmark has not. Shape (N, 128, 128, 3)."""
+def real_pictures(data: Path, asked: list[dict[str, Any]], law: Law) -> NDArray[np.uint8]:
+    """Compose the pictures of captions that are not asked. Shape (N, 128, 128, 3)."""
     from compose import Composition, compose
     from dataset import build_items
-    from evaluator import CAPTIONS, read_data
+    from evaluator import read_data
 
     sources, _ = read_data(data)
-    seen = {row["caption"] for row in json.loads(CAPTIONS.read_text("utf-8"))}
-    items, captions = build_items(data, seed=REFERENCE_SEED)
+    seen = {row["caption"] for row in asked}
+    items, captions = build_items(data, seed=REFERENCE_SEED, law=law)
     weights = np.array([item["weight"] for item in items])
     rng = np.random.default_rng(REFERENCE_SEED)
     drawn: list[NDArray[np.uint8]] = []
@@ -138,40 +159,61 @@ def real_pictures(data: Path) -> NDArray[np.uint8]:
     return np.stack(drawn)
 
 
-def main() -> None:
-    """Look at real pictures and write."""
+def measure_varied(
+    data: Path, judge: "Judge", asked: list[dict[str, Any]], law: Law
+) -> dict[str, float]:
+    """Return how far real pictures of each of the first captions that mean several are apart."""
     from compose import Composition, compose
     from data import STYLES
-    from evaluator import CAPTIONS, read_data
-    from judge import WEIGHTS as EYES
-    from judge import Judge
+    from evaluator import read_data
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="folder with pictures.npy")
-    data = parser.parse_args().data
-    judge = Judge()
-    seen = judge.see(real_pictures(data))[0]
     sources, entries = read_data(data)
     numbers = {(e["label"], e["style"]): k for k, e in enumerate(entries)}
+    shares = law.unsaid()
+    sets = list(shares) if law.together else STYLES
     varied: dict[str, float] = {}
-    for row in json.loads(CAPTIONS.read_text("utf-8")):
-        found = [
-            numbers[row["label"], style] for style in STYLES if (row["label"], style) in numbers
-        ]
-        if row["style"] != "fluent-3d" or len(found) < len(STYLES):
+    for row in asked:
+        found = [numbers[row["label"], name] for name in sets if (row["label"], name) in numbers]
+        named = row["said"] if law.together else row["style"] != "fluent-3d"
+        if named or len(found) < len(sets):
             continue
         composition = Composition(
             **{key: row[key] for key in ("background", "count", "size", "position")}
         )
         some = np.stack([compose(np.asarray(sources[k]), composition) for k in found])
-        varied[row["caption"]] = round(pair_distance(judge.see(some)[0]), 5)
+        seen = judge.see(some)[0]
+        apart = (
+            drawn_distance(seen, np.array(list(shares.values())))
+            if law.together
+            else pair_distance(seen)
+        )
+        varied[row["caption"]] = round(apart, 5)
         if len(varied) == VARIED_CAPTIONS:
             break
+    return varied
+
+
+def main() -> None:
+    """Look at real pictures and write."""
+    from evaluator import CAPTIONS_FILE
+    from judge import WEIGHTS as EYES
+    from judge import Judge
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="folder with pictures.npy")
+    parser.add_argument("--law", choices=LAWS, default="one", help="how real pictures are drawn")
+    parser.add_argument("--out", type=Path, default=WEIGHTS.parent, help="the judge's folder")
+    arguments = parser.parse_args()
+    law, eyes = LAWS[arguments.law], arguments.out / EYES.name
+    judge = Judge(eyes)
+    asked = json.loads((arguments.out / CAPTIONS_FILE).read_text("utf-8"))
+    seen = judge.see(real_pictures(arguments.data, asked, law))[0]
+    varied = measure_varied(arguments.data, judge, asked, law)
     about = {
-        "eyes": hashlib.sha256(EYES.read_bytes()).hexdigest(),
+        "eyes": hashlib.sha256(eyes.read_bytes()).hexdigest(),
         "varied": json.dumps(varied),
     }
-    save_file({"seen": seen.astype(np.float16)}, WEIGHTS, metadata=about)
+    save_file({"seen": seen.astype(np.float16)}, arguments.out / WEIGHTS.name, metadata=about)
     print(len(seen), np.mean(list(varied.values())))
 
 

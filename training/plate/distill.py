@@ -44,6 +44,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditio
 from export import build_scheduler
 from parallel import Clock, average_gradients, run_workers, save_checkpoint
 from peft import LoraConfig, inject_adapter_in_model
+from precision import fast_floats
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -97,7 +98,7 @@ def draw_ways(
     for k, time in enumerate(solver.timesteps):
         if k % (TEACHER_STEPS // STEPS) == 0:
             kept.append(x)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with fast_floats():
             twice = torch.cat([x, x])
             said = model(twice, time, encoder_hidden_states=both).sample.float()
         asked, free = said.chunk(2)
@@ -111,7 +112,7 @@ def draw(rank: int, workers: int, run: Path, options: dict[str, float]) -> None:
     folder = run / "ways" / digest[:12]
     folder.mkdir(parents=True, exist_ok=True)
     states = np.load(run / "embeddings.npy", mmap_mode="r")
-    nothing = torch.from_numpy(np.array(states[:1])).bfloat16()
+    nothing = torch.from_numpy(np.array(states[:1])).float()
     items = json.loads((run / "items.json").read_text("utf-8"))
     weights = np.array([item["weight"] for item in items])
     clock, number = Clock(), rank
@@ -123,7 +124,7 @@ def draw(rank: int, workers: int, run: Path, options: dict[str, float]) -> None:
             captions = np.array([rng.choice(items[i]["captions"]) for i in drawn])
             generator = torch.Generator().manual_seed(10_000 + number)
             noise = torch.randn(DRAW_BATCH, 8, 16, 16, generator=generator)
-            told = torch.from_numpy(np.array(states[captions])).bfloat16()
+            told = torch.from_numpy(np.array(states[captions])).float()
             ways = draw_ways(model, noise, told, nothing)
             part = path.with_suffix(".part")
             with part.open("wb") as file:
@@ -160,7 +161,7 @@ class Ways:
 
     def get(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return ways (B, STEPS + 1, 8, 16, 16) and caption states (B, T, 384)."""
-        states = torch.from_numpy(np.array(self._states[self._captions[rows]])).bfloat16()
+        states = torch.from_numpy(np.array(self._states[self._captions[rows]])).float()
         return torch.from_numpy(self._ways[rows]).float(), states
 
     def held_out(self) -> tuple[Tensor, Tensor]:
@@ -193,7 +194,7 @@ def step_on(here: Tensor, v: Tensor, stop: Tensor) -> Tensor:
 def answer(model: nn.Module, here: Tensor, stop: Tensor, states: Tensor) -> Tensor:
     """Return what the student says at its stops."""
     times = torch.tensor(STOPS)[stop]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with fast_floats():
         x = here.to(memory_format=torch.channels_last)
         return model(x, times, encoder_hidden_states=states).sample.float()
 

@@ -1,8 +1,9 @@
 """Train the judge of the text-to-picture model: a small retrieval network of its own.
 
 Usage: ``python evaluator.py DATA --minutes 14`` (of one core). Writes ``evaluator.safetensors`` and
-``bench_captions.json`` beside this file; ``mezzotint bench plate`` reads both. The network
-itself is in ``judge.py``.
+``bench_captions.json`` beside this file, or into the folder ``--out`` names;
+``mezzotint bench plate`` reads both. The network itself is in ``judge.py``. ``--law`` says which
+picture sets it knows and what captions say of them (``laws.py``): those that the model learns.
 
 Its towers learn, contrastively, which caption belongs to which composition. It shares
 nothing with the model that it judges: not the autoencoder, not the text encoder, not
@@ -39,14 +40,17 @@ from judge import (
     split_words,
     to_pixels,
 )
+from laws import LAWS, ONE, Law
 from numpy.typing import NDArray
+from precision import fast_floats
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CAPTIONS = Path(__file__).resolve().parent / "bench_captions.json"
+HERE = Path(__file__).resolve().parent
+CAPTIONS_FILE = "bench_captions.json"
+CAPTIONS = HERE / CAPTIONS_FILE
 BANK_SIZE, CAPTIONS_EACH, HELD_OUT = 48_000, 3, 10
-STYLES = ("fluent-3d", "fluent-flat")
 LEARNING_RATE, BATCH = 2e-3, 192
 SEED, CAPTION_SEED, CAPTION_COUNT = 77, 500, 500
 
@@ -95,13 +99,15 @@ def read_data(data: Path) -> tuple[NDArray[np.uint8], list[Entry]]:
     return np.load(data / "pictures.npy", mmap_mode="r"), entries
 
 
-def build_bank(data: Path, size: int, rng: np.random.Generator, *, held_out: bool) -> Bank:
+def build_bank(
+    data: Path, size: int, rng: np.random.Generator, *, held_out: bool, law: Law = ONE
+) -> Bank:
     """Compose pictures: two fifths as `plate` is asked for, the rest evenly."""
     from dataset import weight_of
 
     pictures, entries = read_data(data)
-    ours = [i for i, e in enumerate(entries) if e["style"] in STYLES]
-    learnt = np.array([weight_of(entries[i]) * is_depictable(entries[i]) for i in ours])
+    ours = [i for i, e in enumerate(entries) if e["style"] in law.sets]
+    learnt = np.array([weight_of(entries[i], law) * is_depictable(entries[i]) for i in ours])
     evenly = np.ones(len(ours)) + 2 * (learnt > 0)
     odds = learnt / learnt.sum() if held_out else 0.4 * learnt / learnt.sum()
     if not held_out:
@@ -128,13 +134,17 @@ def build_bank(data: Path, size: int, rng: np.random.Generator, *, held_out: boo
             shares[index] = colour_shares(np.asarray(pictures[index]))
         drawn.append(shrink(compose(np.asarray(pictures[index]), composition)[None])[0])
         captions.append(
-            [describe(entry, composition, shares[index], rng) for _ in range(CAPTIONS_EACH)]
+            [
+                describe(entry, composition, shares[index], rng, law=law)
+                for _ in range(CAPTIONS_EACH)
+            ]
         )
         background = COLOURS.index(composition.background)
         rows.append(
             (entry["group"], composition.count - 1, background, labels[entry["code_points"]])
         )
-        keys.append(zlib.crc32(f"{index} {composition}".encode()))
+        thing = entry["code_points"] if law.together else index
+        keys.append(zlib.crc32(f"{thing} {composition}".encode()))
     table = torch.tensor(rows)
     names = ("group", "count", "background", "label")
     truths = {name: table[:, k] for k, name in enumerate(names)}
@@ -172,11 +182,11 @@ def contrast(ours: Tensor, theirs: Tensor, keys: Tensor, scale: Tensor) -> Tenso
     return (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
 
 
-def train(data: Path, minutes: float) -> None:
-    """Train for the given time and write the weights in half precision."""
+def train(data: Path, minutes: float, out: Path, law: Law) -> None:
+    """Train for the given time and write the weights in half precision to a file."""
     rng = np.random.default_rng(SEED)
     started = time.process_time()
-    bank = build_bank(data, BANK_SIZE, rng, held_out=False)
+    bank = build_bank(data, BANK_SIZE, rng, held_out=False, law=law)
     print(f"{len(bank.keys)} compositions in {time.process_time() - started:.0f} s", flush=True)
     found = sorted(
         {word for texts in bank.captions for text in texts for word in split_words(text)}
@@ -203,7 +213,7 @@ def train(data: Path, minutes: float) -> None:
         words = numbers[rows, rng.integers(CAPTIONS_EACH, size=BATCH)]
         forget = torch.rand(words.shape, generator=generator) < 0.04
         words = torch.where(forget & (words > 0), 1, words)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with fast_floats():
             seen, said = model.see(pixels.to(memory_format=torch.channels_last))
             read = model.read(words)
             labels = label_head(said["features"])
@@ -229,8 +239,8 @@ def train(data: Path, minutes: float) -> None:
         for ours, mean in zip(model.parameters(), average, strict=True):
             ours.copy_(mean)
     learn_group(model, bank, rng)
-    save(model, found)
-    print(f"{step * BATCH} pictures, {WEIGHTS.stat().st_size / 1e6:.2f} MB", flush=True)
+    save(model, found, out)
+    print(f"{step * BATCH} pictures, {out.stat().st_size / 1e6:.2f} MB", flush=True)
 
 
 def learn_group(model: Evaluator, bank: Bank, rng: np.random.Generator) -> None:
@@ -241,7 +251,7 @@ def learn_group(model: Evaluator, bank: Bank, rng: np.random.Generator) -> None:
     """
     generator = torch.Generator().manual_seed(SEED + 2)
     seen, truth = [], []
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.no_grad(), fast_floats():
         for rows in np.array_split(rng.permutation(len(bank.keys)), len(bank.keys) // 256):
             pixels = augment(to_pixels(bank.pictures[rows]), generator)
             pixels = pixels.to(memory_format=torch.channels_last)
@@ -264,7 +274,7 @@ def learn_group(model: Evaluator, bank: Bank, rng: np.random.Generator) -> None:
     print(f"group loss {loss.item():.3f}", flush=True)
 
 
-def save(model: Evaluator, words: list[str]) -> None:
+def save(model: Evaluator, words: list[str], out: Path) -> None:
     """Write the weights: convolutions in 8 bits with a scale a channel, the rest in 16."""
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
@@ -274,12 +284,12 @@ def save(model: Evaluator, words: list[str]) -> None:
             state[f"{name}.scale"] = scale.contiguous()
         else:
             state[name] = tensor.half().contiguous()
-    part = WEIGHTS.with_suffix(".part")
+    part = out.with_suffix(".part")
     save_file(state, part, metadata={"format": "pt", "words": json.dumps(words)})
-    os.replace(part, WEIGHTS)
+    os.replace(part, out)
 
 
-def write_captions(data: Path) -> list[dict[str, Any]]:
+def write_captions(data: Path, out: Path, law: Law) -> list[dict[str, Any]]:
     """Draw the captions of the benchmark as `plate` meets them in training, and write them.
 
     ``dataset.build_items``, the very code that made the training set, is run with another
@@ -289,7 +299,7 @@ def write_captions(data: Path) -> list[dict[str, Any]]:
     from dataset import build_items
 
     _, entries = read_data(data)
-    items, captions = build_items(data, seed=CAPTION_SEED)
+    items, captions = build_items(data, seed=CAPTION_SEED, law=law)
     rng = np.random.default_rng(CAPTION_SEED)
     weights = np.array([item["weight"] for item in items])
     drawn: dict[str, dict[str, Any]] = {}
@@ -305,11 +315,12 @@ def write_captions(data: Path) -> list[dict[str, Any]]:
                 "group": GROUPS[entry["group"]],
                 "style": entry["style"],
                 **item["composition"],
+                **({"said": law.named_in(caption, entry["label"])} if law.together else {}),
             },
         )
     rows = list(drawn.values())
     lines = ",\n".join(json.dumps(row) for row in rows)
-    CAPTIONS.write_text(f"[\n{lines}\n]\n", "utf-8")
+    out.write_text(f"[\n{lines}\n]\n", "utf-8")
     return rows
 
 
@@ -326,11 +337,11 @@ def real_pictures(data: Path, asked: list[dict[str, Any]]) -> NDArray[np.uint8]:
     return np.stack(drawn)
 
 
-def check(data: Path) -> dict[str, Any]:
+def check(data: Path, folder: Path = HERE, law: Law = ONE) -> dict[str, Any]:
     """Measure the judge on real pictures: the captions' own, and compositions it never saw."""
-    judge = Judge()
-    asked = json.loads(CAPTIONS.read_text("utf-8"))
-    bank = build_bank(data, CAPTION_COUNT, np.random.default_rng(SEED + 1), held_out=True)
+    judge = Judge(folder / WEIGHTS.name)
+    asked = json.loads((folder / CAPTIONS_FILE).read_text("utf-8"))
+    bank = build_bank(data, CAPTION_COUNT, np.random.default_rng(SEED + 1), held_out=True, law=law)
     rows = [
         {
             "caption": texts[0],
@@ -351,13 +362,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder with pictures.npy")
     parser.add_argument("--minutes", type=float, default=14, help="of one core")
+    parser.add_argument("--law", choices=LAWS, default="one", help="which sets it knows")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for what is written")
     parser.add_argument("--check", action="store_true", help="only measure what is there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    law, out = LAWS[arguments.law], arguments.out
     if not arguments.check:
-        write_captions(arguments.data)
-        train(arguments.data, arguments.minutes)
-    print(json.dumps(check(arguments.data), indent=2))
+        write_captions(arguments.data, out / CAPTIONS_FILE, law)
+        train(arguments.data, arguments.minutes, out / WEIGHTS.name, law)
+    print(json.dumps(check(arguments.data, out, law), indent=2))
 
 
 if __name__ == "__main__":

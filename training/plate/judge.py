@@ -261,7 +261,7 @@ class Judge:
 def name_plainly(row: dict[str, Any], label: str) -> str:
     """Put a name into the composition of a row of ``evaluator.write_captions``."""
     size = row["size"] if row["size"] != "normal" and row["count"] == 1 else ""
-    style = "flat" if row["style"] == "fluent-flat" else ""
+    style = row.get("said", "flat" if row["style"] == "fluent-flat" else "")
     text = " ".join(word for word in (size, style, label) if word)
     several = row["count"] > 1
     text = f"{NUMBER_WORDS[row['count']]} {plural(text)}" if several else with_article(text)

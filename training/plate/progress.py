@@ -2,12 +2,15 @@
 
 Usage: ``python progress.py DATA RUN [--captions 100] [--scale 4] [--weights plate]``. Takes
 the mean of the weights in ``RUN/denoiser.pt`` (with ``--weights``, those of a model by name or
-folder) and prints one line of JSON, so that runs can be compared while they go on:
+folder) and prints one line of JSON, so that runs can be compared while they go on. The judge,
+its captions and its distances are those of the folder ``--judge``, this one unless told:
 
 - the squared error of v on the real pictures of the benchmark's captions, with noise that is
   always the same, at five timesteps: differences of a percent mean something;
 - the judge's figures on the first captions of the benchmark, caption k from seed k, in
-  bfloat16 batches: quick, and to a few percent.
+  batches: quick, and to a few percent;
+- with ``--varied 8``, how far `SEEDS` pictures of each of that many captions are apart, beside
+  real ones (``distances.py``).
 """
 
 import argparse
@@ -19,12 +22,17 @@ import numpy as np
 import torch
 from autoencoder import to_pixels
 from denoiser import signal_levels
+from distances import WEIGHTS as DISTANCES
+from distances import Reference
 from evaluate import draw
-from evaluator import CAPTIONS, real_pictures
+from evaluator import CAPTIONS_FILE, HERE, real_pictures
+from judge import WEIGHTS as EYES
 from judge import Judge
+from precision import fast_floats
 from torch import Tensor
 from torch.nn import functional as F
 
+SEEDS = 5
 TIMESTEPS = (50, 150, 300, 500, 800)
 KEYS = ("top_1", "name_top_1", "group", "background_asked_by_colour", "counts_balanced")
 
@@ -42,7 +50,7 @@ def losses(pipeline: Any, latents: Tensor, states: Tensor) -> dict[str, float]:
             latents.split(50), noise.split(50), states.split(50), strict=True
         ):
             noisy = (a * clean + b * random).to(memory_format=torch.channels_last)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with fast_floats():
                 said = pipeline.unet(noisy, timestep, encoder_hidden_states=text).sample
             errors.append(F.mse_loss(said.float(), a * random - b * clean).item())
         found[str(timestep)] = round(float(np.mean(errors)), 4)
@@ -62,6 +70,8 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=100)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--scale", type=float, default=4.0)
+    parser.add_argument("--varied", type=int, default=0, help="captions of several seeds")
+    parser.add_argument("--judge", type=Path, default=HERE, help="folder of the judge")
     parser.add_argument("--weights", help="model by name or folder, in place of the run's")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -76,7 +86,7 @@ def main() -> None:
         result = {key: state[key] for key in ("step", "seen")}
         result["minutes"] = round(state["spent_s"] / 60, 1)
     pipeline.unet.to(memory_format=torch.channels_last)
-    asked = json.loads(CAPTIONS.read_text("utf-8"))
+    asked = json.loads((options.judge / CAPTIONS_FILE).read_text("utf-8"))
     captions = [row["caption"] for row in asked]
     pixels = to_pixels(real_pictures(options.data, asked))
     latents = torch.cat([pipeline.vae.encode(p).latent_dist.mode() for p in pixels.split(50)])
@@ -87,13 +97,20 @@ def main() -> None:
         ]
     )
     result["loss"] = losses(pipeline, latents, states)
-    some = asked[: options.captions]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        pictures = draw(
-            pipeline, captions[: options.captions], steps=options.steps, scale=options.scale
-        )
-    found = Judge().score(pictures, some, among=captions)
-    print(json.dumps(result | {key: found[key] for key in KEYS}), flush=True)
+    judge, how = Judge(options.judge / EYES.name), {"steps": options.steps, "scale": options.scale}
+    with fast_floats():
+        pictures = draw(pipeline, captions[: options.captions], **how)
+    found = judge.score(pictures, asked[: options.captions], among=captions)
+    result |= {key: found[key] for key in KEYS}
+    if options.varied:
+        reference = Reference(options.judge / DISTANCES.name)
+        result |= reference.score(judge.see(pictures)[0])
+        several = list(reference.varied)[: options.varied]
+        with fast_floats():
+            drawn = draw(pipeline, [text for text in several for _ in range(SEEDS)], **how)
+        seen = np.split(judge.see(drawn)[0], len(several))
+        result |= reference.spread(dict(zip(several, seen, strict=True)))
+    print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from precision import fast_floats
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import BertModel
@@ -162,7 +163,7 @@ def embed(run: Path, captions: list[str], out: Path, *, batch_size: int = 128) -
         encodings = tokenizer.encode_batch(captions[start : start + batch_size])
         ids = torch.tensor([e.ids for e in encodings])
         mask = torch.tensor([e.attention_mask for e in encodings])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with fast_floats():
             hidden = encoder(ids, attention_mask=mask).last_hidden_state
         states[start : start + len(ids)] = hidden.float().numpy()
     states.flush()

@@ -14,7 +14,7 @@ PLATE = Path(__file__).resolve().parents[3] / "training" / "plate"
 def measures(monkeypatch):
     """The module ``distances``, with its folder on the path for as long as it is needed."""
     monkeypatch.syspath_prepend(str(PLATE))
-    names = ("distances", "judge", "data", "captions", "compose")
+    names = ("distances", "judge", "data", "captions", "compose", "laws")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     spec = importlib.util.spec_from_file_location("distances", PLATE / "distances.py")

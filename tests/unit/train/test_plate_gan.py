@@ -16,7 +16,7 @@ PLATE = Path(__file__).resolve().parents[3] / "training" / "plate"
 def judging(monkeypatch):
     """The module ``gan_judge``, with its folder on the path for as long as it is needed."""
     monkeypatch.syspath_prepend(str(PLATE))
-    names = ("gan_judge", "gan", "distances", "judge", "data", "captions", "compose")
+    names = ("gan_judge", "gan", "distances", "judge", "data", "captions", "compose", "laws")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     spec = importlib.util.spec_from_file_location("gan_judge", PLATE / "gan_judge.py")
