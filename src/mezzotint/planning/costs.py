@@ -19,14 +19,15 @@ from mezzotint.files import write_atomically
 from mezzotint.planning.memory import Footprint
 from mezzotint.planning.plan import Plan
 
-__all__ = ["CostTable", "Prediction", "cost_key", "encode_key", "finish_key"]
+__all__ = ["CostTable", "Prediction", "cost_key", "encode_key", "finish_key", "load_key"]
 
-Kind = Literal["encode", "step", "reuse", "decode", "finish"]
+Kind = Literal["encode", "step", "reuse", "decode", "finish", "load"]
 
 _KEEP = 0.7  # weight of the past in the running mean
 _OUTLIER = 1.5  # a time more than this many times the known one is somebody else's noise
 _STALE = 256  # calls after which a size that was not among them is worth another trial
-_GUESS_S = {"encode": 0.05, "step": 0.2, "reuse": 0.1, "decode": 0.2, "finish": 0.0}
+_GUESS_S = {"encode": 0.05, "step": 0.2, "reuse": 0.1, "decode": 0.2, "finish": 0.0, "load": 0.0}
+_GUESS_LOAD_S = 12e-9  # a byte of weights: read, converted and compiled on two cores
 
 
 def cost_key(plan: Plan) -> str:
@@ -47,6 +48,12 @@ def finish_key(plan: Plan) -> str | None:
     upscale = plan.techniques.upscale.part
     factor, name = upscale.factor, upscale.model or "lanczos"
     return f"upscale {name} {factor:g} {plan.size}"
+
+
+def load_key(plan: Plan) -> str:
+    """Return the name for making a plan's model ready: its digest, and whether it is to be fast."""
+    name = plan.model_digest or plan.model
+    return f"{name} turbo" if plan.is_turbo else name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +163,13 @@ class CostTable:
             return times[below] * rows / below
         share = (rows - below) / (above - below)
         return times[below] + share * (times[above] - times[below])
+
+    def load_s(self, plan: Plan, num_bytes: int) -> float:
+        """Predict the seconds of making a plan's model ready, from its bytes until it was timed."""
+        key = load_key(plan)
+        if self.is_measured(key, "load"):
+            return self.seconds(key, "load", 1)
+        return num_bytes * _GUESS_LOAD_S
 
     def predict(
         self, plan: Plan, footprint: Footprint, *, min_rows: int = 2, evaluation: int = 0

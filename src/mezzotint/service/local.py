@@ -114,7 +114,7 @@ class LocalService:
         self._certificates: Any = None
         self._runner: Any = None
         self._filler = Filler(self.provider, engine.prompt_cache_bytes)
-        self._loader = Loader(self.provider, self._filler)
+        self._loader = Loader(self.provider, self._filler, self.costs)
         self._home = home
         self._judge = judge or open_gates(store.home_path / "gates")
         self._preparer = Preparer(

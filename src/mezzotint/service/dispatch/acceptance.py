@@ -28,6 +28,7 @@ class Acceptance:
         clock: Seconds, the engine's own.
         requests: The open requests by id, kept by the caller.
         held: The images that the engine has before it, kept by the caller.
+        load_s: Predicts the seconds until a plan's model is ready; None where all are.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Acceptance:
         clock: Callable[[], float],
         requests: Mapping[str, RequestState],
         held: Backlog,
+        load_s: Callable[[Plan], float] | None = None,
     ) -> None:
         self._config = config
         self._costs = costs
@@ -48,6 +50,7 @@ class Acceptance:
         self._clock = clock
         self._requests = requests
         self._held = held
+        self._load_s = load_s
         self._etas = EtaCorrection(clock)
         self._turns = Turns()
 
@@ -88,6 +91,10 @@ class Acceptance:
             deadline_s=submission.request.deadline_s,
             pace=pace,
         )
+        if self._load_s is not None and not submission.is_ready:
+            # Its model loads while others are drawn.
+            loads_s = max(map(self._load_s, submission.planned.plans))
+            eta_s += max(loads_s - load.seconds * pace, 0.0)
         self._etas.begin(submission.id, eta_s / pace, load.images)
         eta_s = max(eta_s, wait_s)
         state.expected_s = now + eta_s

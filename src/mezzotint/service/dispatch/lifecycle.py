@@ -116,6 +116,7 @@ class Lifecycle:
             clock=clock,
             requests=self._requests,
             held=self._held,
+            load_s=loader.remaining_s if loader is not None else None,
         )
 
     @property

@@ -15,7 +15,9 @@ from mezzotint.engine.execution.filling import Filler, ModelSource
 from mezzotint.engine.execution.rehearsal import rehearse
 from mezzotint.errors import NotReady
 from mezzotint.models.base import Model
+from mezzotint.models.spec import ModelSpec
 from mezzotint.observe import garbage, metrics
+from mezzotint.planning.costs import CostTable, load_key
 from mezzotint.planning.plan import Plan
 
 __all__ = ["Loader", "Models"]
@@ -35,6 +37,10 @@ class Models(ModelSource, Protocol):
         """Tell whether a model is in memory."""
         ...
 
+    def spec(self, name: str) -> ModelSpec:
+        """Return what is known of a model without reading its weights."""
+        ...
+
 
 class Loader:
     """Makes models ready for plans.
@@ -42,11 +48,15 @@ class Loader:
     Args:
         models: Where models come from.
         filler: Encodes prompts; shared with the device thread.
+        costs: Where the seconds go that it took, and are predicted from; none if None.
     """
 
-    def __init__(self, models: Models, filler: Filler) -> None:
+    def __init__(self, models: Models, filler: Filler, costs: CostTable | None = None) -> None:
         self._models = models
         self._filler = filler
+        self._costs = costs
+        self._began: dict[Hashable, float] = {}
+        self._loaded: dict[tuple[str, str], weakref.ref[Model]] = {}
         self._ready: dict[Hashable, weakref.ref[Model]] = {}
         self._flights: dict[Hashable, list[tuple[Plan, Then]]] = {}
         self._lock = threading.Lock()
@@ -79,6 +89,7 @@ class Loader:
                 self._flights[shape].append((plan, then))
                 return
             self._flights[shape] = []
+            self._began[shape] = time.monotonic()
         try:
             work = self._threads.submit(self._load, plan)
         except RuntimeError:  # closed meanwhile
@@ -88,6 +99,25 @@ class Loader:
         work.add_done_callback(lambda done: then(_error(done)))
         work.add_done_callback(lambda done: self._land(shape, _error(done)))
 
+    def remaining_s(self, plan: Plan) -> float:
+        """Predict for how long a plan will wait here.
+
+        0 where its model is in memory: another size or length of prompt takes little then.
+        """
+        try:
+            if self._costs is None or self._is_loaded(plan):
+                return 0.0
+            whole = self._costs.load_s(plan, self._models.spec(plan.model).num_bytes)
+        except Exception:  # who asks for it is told what is wrong, by other means
+            return 0.0
+        began = self._began.get(_shape(plan))
+        return whole if began is None else max(whole - (time.monotonic() - began), 0.0)
+
+    def _is_loaded(self, plan: Plan) -> bool:
+        """Tell whether a plan's model was made ready for any size, and is in memory still."""
+        known = self._loaded.get((plan.model, load_key(plan)))
+        return known is not None and known() is not None and self._models.is_loaded(plan.model)
+
     def close(self) -> None:
         """Finish what is being loaded, give up the rest."""
         self._threads.shutdown(wait=True, cancel_futures=True)
@@ -95,8 +125,11 @@ class Loader:
     def _load(self, plan: Plan) -> None:
         """Load, compile, and remember that it is done."""
         began = time.monotonic()
+        is_first = not self._is_loaded(plan)
         model = rehearse(plan, self._models, self._filler)
         took_s = time.monotonic() - began
+        if self._costs is not None and is_first:
+            self._costs.record(load_key(plan), "load", 1, took_s)
         garbage.settle()
         known = weakref.ref(model)
         with self._lock:
@@ -104,6 +137,7 @@ class Loader:
                 metrics.measure("mezzotint_model_load_seconds", took_s, model=plan.model)
             while len(self._ready) >= _MAX_KNOWN:
                 del self._ready[next(iter(self._ready))]
+            self._loaded[plan.model, load_key(plan)] = known
             self._ready[_shape(plan)] = known
             self._ready[self._key(plan, model)] = known
 
@@ -111,6 +145,7 @@ class Loader:
         """Tell everybody who waited; whose prompt is longer than the first one's goes next."""
         with self._lock:
             waiting = self._flights.pop(shape, [])
+            self._began.pop(shape, None)
         for plan, then in waiting:
             if error is None:
                 self.start(plan, then)

@@ -6,12 +6,16 @@ import time
 import pytest
 import torch
 from tests import tiny
+from tests.unit.engine.fakes import make_plan
 
 from mezzotint.errors import Cancelled, InvalidRequest, WeightsError
 from mezzotint.models.formats.components import from_pipeline
 from mezzotint.models.networks import NetworkReady, is_preparing, preparing
+from mezzotint.models.spec import ModelSpec
+from mezzotint.planning.costs import CostTable
 from mezzotint.request import GenerationRequest
 from mezzotint.service.engine import Engine
+from mezzotint.service.provision.loader import Loader
 
 
 class SlowBuild:
@@ -132,3 +136,42 @@ def test_a_prompt_that_cannot_be_read_fails_alone_while_its_model_loads(tmp_path
             unreadable.result(60)
         assert first.result(60).images
         assert last.result(60).images
+
+
+def test_the_seconds_that_are_told_count_those_until_the_model_is_ready(tmp_path):
+    torch.set_num_threads(1)
+    model, build = slow_model("slow")
+    with Engine([model], device="cpu", home=tmp_path, backend="torch") as engine:
+        costs, digest = engine.service.costs, model.spec.digest
+        costs.record(digest, "load", 1, 100.0)  # what it took the last time
+        first = engine.submit(ask("slow"))
+        assert 100 < first.eta_s < 110
+        assert build.has_begun.wait(30)
+        second = engine.submit(ask("slow", guidance_scale=1.0))
+        assert 40 < second.eta_s < first.eta_s + 1  # of the load, what is left
+        build.may_go.set()
+        first.result(60)
+        second.result(60)
+        fresh = GenerationRequest(model="slow", seed=2, num_inference_steps=2)
+        assert engine.submit(fresh).eta_s < 40
+        times = [t for t in costs.table() if t["kind"] == "load"]
+        assert [(t["shape"], t["seconds"] <= 100) for t in times] == [(digest, True)]
+
+
+def test_a_model_that_was_never_loaded_is_judged_by_its_bytes():
+    plan = make_plan()
+
+    class Models:
+        def is_loaded(self, name):
+            return True
+
+        def spec(self, name):
+            return ModelSpec(name=name, digest="d", family="sd", num_bytes=2_000_000_000)
+
+    costs = CostTable()
+    loader = Loader(Models(), None, costs)
+    assert loader.remaining_s(plan) == pytest.approx(24.0)  # at 12 s a gigabyte
+    costs.record(plan.model_digest, "load", 1, 7.0)
+    assert loader.remaining_s(plan) == 7.0
+    assert Loader(Models(), None).remaining_s(plan) == 0.0
+    loader.close()
