@@ -46,6 +46,18 @@ def interleave(
     return seconds
 
 
+def instructions() -> list[str]:
+    """Return the instructions that decide how fast networks are: with AMX all is otherwise."""
+    import torch
+
+    has = torch.cpu.get_capabilities()
+    named = {
+        "avx512_f": "AVX512", "avx512_vnni": "VNNI", "avx512_bf16": "AVX512-BF16",
+        "amx_int8": "AMX-INT8", "amx_bf16": "AMX-BF16",
+    }  # fmt: skip
+    return [name for flag, name in named.items() if has.get(flag)]
+
+
 def machine() -> dict[str, Any]:
     """Describe what a figure depends on, without naming a machine."""
     versions = {}
@@ -57,6 +69,7 @@ def machine() -> dict[str, Any]:
     return {
         "cores": os.cpu_count(),
         "processor": platform.machine(),
+        "instructions": instructions(),
         "python": platform.python_version(),
         "versions": versions,
         "commit": commit,

@@ -31,8 +31,13 @@ def _source(result: Mapping[str, Any], command: str) -> str:
     machine = result["machine"]
     return (
         f"\n*`{command}`, commit {machine['commit']}, {machine['cores']} cores, "
-        f"torch {machine['versions']['torch']}{_beside(result)}.*\n"
+        f"{_instructions(machine)}torch {machine['versions']['torch']}{_beside(result)}.*\n"
     )
+
+
+def _instructions(machine: Mapping[str, Any]) -> str:
+    """Name what a processor's cores can do; results of before do not say."""
+    return f"{', '.join(names)}, " if (names := machine.get("instructions")) else ""
 
 
 def _beside(result: Mapping[str, Any]) -> str:
