@@ -181,6 +181,7 @@ class Runner:
             if slots[0].run is not None:
                 answers[0] = slots[0].run.finish()[0]
             elif drawn:
+                self._rest_denoiser(slots[0].model, batch.ids)
                 pictures = slots[0].model.decode(
                     torch.cat([slots[k].latents for k in drawn]),
                     Conditioning.stack([slots[k].conditioning for k in drawn]),
@@ -203,6 +204,13 @@ class Runner:
             },
             seconds=seconds if is_measure else None,
         )
+
+    def _rest_denoiser(self, model: Model, drawn: Sequence[ImageId]) -> None:
+        """Let a denoiser that nobody else waits for leave the memory to the decoder."""
+        if all(slot.model is not model for i, slot in self._slots.items() if i not in drawn):
+            rest = getattr(model.networks.get("denoiser"), "rest", None)
+            if rest is not None:
+                rest()
 
     def _has_decoded(self, model: Model, rows: int) -> bool:
         """Tell whether so many rows were decoded before: the first call compiles and certifies."""

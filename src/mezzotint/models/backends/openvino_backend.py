@@ -41,6 +41,7 @@ MAX_SHAPES = 4
 """Shapes of rows that one network keeps compiled; the one used longest ago goes first."""
 
 _MAX_PACKED = 1024  # shapes of calls that are remembered
+_RESTS_BYTES = 256 << 20  # of weights beside which what a call leaves is worth giving back
 _DESCRIPTION_BYTES = 16 << 20  # of an export on disk, at the most, beside its weights
 _MAX_COPIED_BYTES = 1 << 16  # of the inputs of a call that are copied to where others lay
 
@@ -226,6 +227,15 @@ class OpenVINONetwork:
                 compiled.packed.clear()
             compiled.packed.add(shapes)
             return answers
+
+    def rest(self) -> None:
+        """Give back what calls of a large network left in memory, until the next call."""
+        if self.source.num_bytes >= _RESTS_BYTES:
+            for compiled in filter(None, list(self._compiled.values())):
+                with compiled.lock:
+                    compiled.lent.clear()
+                    compiled.requests[0].get_compiled_model().release_memory()
+            trim()
 
     def _find(self, arrays: Mapping[str, Tensor]) -> _Compiled | None:
         """Return the compiled network of a shape, compiling it once however many ask."""

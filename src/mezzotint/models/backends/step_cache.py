@@ -114,6 +114,13 @@ class StepCacheNetwork:
         both = (getattr(n, "notes", ()) for n in (self.whole, self.outer))
         return tuple(dict.fromkeys(note for notes in both for note in notes))
 
+    def rest(self) -> None:
+        """Give back what calls of both left in memory, where a backend can."""
+        for network in (self.whole, self.outer):
+            rest = getattr(network, "rest", None)
+            if rest is not None:
+                rest()
+
     def __deepcopy__(self, memo: object) -> "StepCacheNetwork":
         """Return itself: a copy of a model shares its weights."""
         return self
