@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +102,37 @@ def test_a_run_fetches_nothing_where_the_settings_forbid_it(trained, cli, monkey
     monkeypatch.setenv("MEZZOTINT_MODELS__ALLOW_DOWNLOADS", "false")
     cli("train", "run.toml", "--check")
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize(("said", "holds"), [(None, "passive"), ("active", "active")])
+@pytest.mark.parametrize("verb", ["train", "sample"])
+def test_threads_sleep_while_they_wait_unless_the_caller_says_otherwise(
+    cli, monkeypatch, verb, said, holds
+):
+    monkeypatch.setenv("OMP_WAIT_POLICY", said or "")
+    if said is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert cli(verb, "nothing").code == 2
+    assert os.environ["OMP_WAIT_POLICY"] == holds
+
+
+def test_how_threads_wait_is_said_before_torch_reads_it():
+    script = (
+        "import os, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        "            print(os.environ.get('OMP_WAIT_POLICY')); os._exit(0)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from mezzotint.cli.main import main\n"
+        "main()\n"
+    )
+    said = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, "sample", "."],
+        env=said, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("passive\n", "")
 
 
 @pytest.mark.parametrize("name", ["cloud.png", "cloud.svg"])
