@@ -28,7 +28,7 @@ def cli(monkeypatch, tmp_path, capfd) -> Callable[..., SimpleNamespace]:
     """Run the command line in this process, in an empty folder with a home of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MEZZOTINT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # set by verbs, and gone with the test
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")  # set by verbs, and gone with the test
 
     def run(*arguments: object) -> SimpleNamespace:
         code = main._run([str(a) for a in arguments])

@@ -104,16 +104,21 @@ def test_a_run_fetches_nothing_where_the_settings_forbid_it(trained, cli, monkey
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
-@pytest.mark.parametrize(("said", "holds"), [(None, "passive"), ("active", "active")])
+@pytest.mark.parametrize(
+    ("said", "holds"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
 @pytest.mark.parametrize("verb", ["train", "sample"])
-def test_threads_sleep_while_they_wait_unless_the_caller_says_otherwise(
+def test_threads_soon_sleep_when_they_wait_unless_the_caller_says_otherwise(
     cli, monkeypatch, verb, said, holds
 ):
-    monkeypatch.setenv("OMP_WAIT_POLICY", said or "")
-    if said is None:
-        monkeypatch.delenv("OMP_WAIT_POLICY")
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # comes back with the test's end
+        monkeypatch.delenv(name)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
     assert cli(verb, "nothing").code == 2
-    assert os.environ["OMP_WAIT_POLICY"] == holds
+    assert os.environ.get("GOMP_SPINCOUNT") == holds
 
 
 def test_how_threads_wait_is_said_before_torch_reads_it():
@@ -122,17 +127,17 @@ def test_how_threads_wait_is_said_before_torch_reads_it():
         "class Finder:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'torch':\n"
-        "            print(os.environ.get('OMP_WAIT_POLICY')); os._exit(0)\n"
+        "            print(os.environ.get('GOMP_SPINCOUNT')); os._exit(0)\n"
         "sys.meta_path.insert(0, Finder())\n"
         "from mezzotint.cli.main import main\n"
         "main()\n"
     )
-    said = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    said = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run(
         [sys.executable, "-c", script, "sample", "."],
         env=said, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (done.stdout, done.stderr) == ("passive\n", "")
+    assert (done.stdout, done.stderr) == ("1000\n", "")
 
 
 @pytest.mark.parametrize("name", ["cloud.png", "cloud.svg"])

@@ -109,7 +109,6 @@ def foresee_processor(variables: Mapping[str, str]) -> Processor | None:
         return None
     decisive = {k: v for k, v in variables.items() if k.startswith(DECISIVE)}
     asked = decisive.pop("OMP_NUM_THREADS", "")
-    decisive.pop("OMP_WAIT_POLICY", "")  # how threads wait, whoever they are
     if decisive or (asked and not (asked.isascii() and asked.isdigit() and int(asked))):
         return None
     capability, cores = _capability(), _cores(os.sched_getaffinity(0))

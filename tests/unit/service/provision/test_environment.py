@@ -34,7 +34,6 @@ print(json.dumps([foreseen, describe_environment(ModelProvider(config), config.p
         ({"OMP_NUM_THREADS": "1"}, False),
         ({"OMP_NUM_THREADS": "99"}, False),
         ({}, True),
-        ({"OMP_WAIT_POLICY": "passive"}, False),
     ],
 )
 def test_what_is_foreseen_is_what_torch_says(tmp_path, variables, one_cpu):
