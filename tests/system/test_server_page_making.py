@@ -168,10 +168,12 @@ def test_a_folder_of_this_machine_is_looked_through_and_used(page):
     page.wait("document.querySelector('dialog.detail[open] .notice.warn')")
     assert page.run("document.getElementById('use-file').disabled")
     assert violations(page) == []
-    page.run("document.querySelector('dialog.detail').close()")
-    page.type("search", "one")
-    page.wait("document.querySelector('.tile[title=\"one.png\"]')")
-    page.click(".tile")
+    page.type("search", "")
+    page.wait("document.querySelectorAll('.tile').length === 2")
+    page.run(  # the next one is opened before the browser tells that this one was closed
+        """document.querySelector('dialog.detail').close();
+        document.querySelector('.tile[title="one.png"]').click()"""
+    )
     page.wait("document.querySelector('#use-file:not(:disabled)')")
     assert hostile in page.text("dialog.detail[open]")
     assert page.run("document.querySelector('dialog img[src=x]') === null")

@@ -96,7 +96,8 @@ function Opened({ file, list }: { file: File; list: File[] }) {
       .then(setFound, (error: Error) => notice("bad", error.message));
   }, [file]);
   const asked = (found?.request ?? null) as Fields | null;
-  const close = () => { opened.value = null; };
+  // a "close" event that comes late is of this picture, not of the one that was opened since
+  const close = () => { if (opened.value === file) opened.value = null; };
   const go_on = (by: number) => { opened.value = list[list.indexOf(file) + by] ?? file; };
   const press = (event: KeyboardEvent) => {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
