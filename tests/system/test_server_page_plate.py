@@ -36,6 +36,9 @@ def address(home) -> Iterator[str]:
         runs_that_give_way_to_nobody(home / "bin"),
         running_plate(home, "--training") as (_, url),
     ):
+        until = time.monotonic() + LONG_S  # whichever test comes first finds the model loaded
+        while httpx.get(f"{url}/health/ready").status_code != 200 and time.monotonic() < until:
+            time.sleep(0.1)
         yield url
 
 
