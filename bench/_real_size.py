@@ -144,6 +144,10 @@ def narrowed(widths: tuple[int, ...], by: int) -> tuple[int, ...]:
 def make(folder: Path, name: str, *, narrower: int = 1, seed: int = 0) -> None:
     """Write the folder of a published model with random weights, in float16.
 
+    They are drawn as torch draws those of a new layer: evenly, up to one over the square root of
+    the numbers that flow into an output. Larger ones would make a network that multiplies the
+    smallest error from layer to layer, which trained networks do not.
+
     Args:
         folder: Where; it must not be there.
         name: One of :data:`PUBLISHED`.
@@ -178,13 +182,15 @@ def make(folder: Path, name: str, *, narrower: int = 1, seed: int = 0) -> None:
     index: dict[str, Any] = {"_class_name": model.pipeline, "_diffusers_version": "0.6.0"}
     for role, module in modules.items():
         (folder / role).mkdir(parents=True)
+        shapes = {key: tensor.shape for key, tensor in module.state_dict().items()}
         weights: dict[str, torch.Tensor] = {}
-        for key, tensor in module.state_dict().items():
-            if tensor.ndim > 1:
-                scale = tensor[0].numel() ** -0.5
-                values = torch.randn(tensor.shape, generator=generator) * scale
-            else:
-                values = torch.full(tensor.shape, float(key.endswith("weight")))
+        for key, shape in shapes.items():
+            fed = shapes[f"{key.removesuffix('.bias')}.weight"] if key.endswith(".bias") else shape
+            if len(fed) > 1:
+                edge = fed[1:].numel() ** -0.5
+                values = edge * (2 * torch.rand(shape, generator=generator) - 1)
+            else:  # of a norm
+                values = torch.full(shape, float(key.endswith("weight")))
             weights[key] = values.half()
         is_text = role.startswith("text_encoder")
         stem = "model" if is_text else "diffusion_pytorch_model"

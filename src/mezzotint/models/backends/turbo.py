@@ -47,7 +47,7 @@ from mezzotint.vocabulary import EIGHT_BITS, FULL_PRECISION, LEAST_DB
 
 __all__ = ["turbo_view"]
 
-_FORMAT = 4
+_FORMAT = 5
 
 
 def turbo_view(

@@ -1,5 +1,8 @@
 """The fast copy of a model: what it leaves in memory."""
 
+import json
+import re
+
 import pytest
 import torch
 from tests import tiny
@@ -175,3 +178,23 @@ def test_what_is_learnt_while_nobody_waits_is_what_a_start_finds_out(tmp_path, c
     (one,) = (tmp_path / "learnt").glob("*.int8.json")
     (other,) = (tmp_path / "found").glob("*.int8.json")
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_layers_that_the_whole_stream_flows_through_stay_in_float32(tmp_path, calls, monkeypatch):
+    _fast(tmp_path)
+    _fast(tmp_path)
+    (path,) = tmp_path.glob("*.int8.json")
+    found = json.loads(path.read_bytes())
+    for role in ("denoiser", "decoder"):
+        (names,) = [" ".join(found[role])]
+        assert "resnets.0.conv1/" in names
+        assert not [w for w in ("conv_in", "conv_out", "conv_shortcut") if w in names]
+    assert "attn1.to_q/" in " ".join(found["denoiser"])
+    assert "attentions.0.proj_" not in " ".join(found["denoiser"])
+    monkeypatch.setattr(int8_trial, "_STREAM", re.compile("(?!)"))  # nothing is left out
+    _fast(tmp_path / "all")
+    _fast(tmp_path / "all")
+    (path,) = (tmp_path / "all").glob("*.int8.json")
+    everything = json.loads(path.read_bytes())
+    assert "conv_shortcut" in " ".join(everything["denoiser"])
+    assert found["decibels"] > everything["decibels"] + 1
