@@ -15,8 +15,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from bench._real_size import MEASURE, PROMPT, PUBLISHED, SCALE, SEED, make, rounded, run
 from bench._report import write
+from PIL import Image
 
 DRAW = f"""{MEASURE}
 import sys, mezzotint as mz
@@ -66,6 +68,7 @@ def main() -> None:
             print(label, rounded(rows[label]), flush=True)
         files = [work / f"{label}.png" for label in rows]
         drawn = [file.read_bytes() for file in files if file.is_file()]
+        apart = {file.stem: _apart(files[0], file) for file in files[1:] if file.is_file()}
     again = rows["alone, again"]
     found = {
         "what": f"{options.model} / {options.narrower}, {options.side} px, {options.steps} steps, "
@@ -73,10 +76,17 @@ def main() -> None:
         "command": f"mezzotint bench large --model {options.model} --side {options.side} "
         f"--steps {options.steps} --narrower {options.narrower}",
         "equal files": f"{len(drawn)} drawn, {len(set(drawn))} different",
+        "levels from the first, share and most": apart,
         "a picture of 50 steps, predicted, s": _predicted(again, options.steps),
         "runs": {label: rounded(row) for label, row in rows.items()},
     }
     write(f"large_{options.model}", found)
+
+
+def _apart(first: Path, other: Path) -> str:
+    """Return which share of the values of two pictures differs, and by how many levels at most."""
+    one, two = (np.asarray(Image.open(path), int) for path in (first, other))
+    return f"{(one != two).mean():.2g}, {abs(one - two).max()}"
 
 
 def _predicted(row: dict[str, Any], steps: int) -> float | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.models.backends.flattening import flatten_planes
+from mezzotint.models.backends.mapped import giving_back, largest_constant
 from mezzotint.models.backends.quiet import import_openvino
 
 __all__ = ["compile_network", "compiled", "drop", "start"]
@@ -32,8 +33,10 @@ _MAX_COMPILED = 16  # a process that compiles more is no short one
 
 def compile_network(
     core: Any, exported: Any, settings: Mapping[str, Any], *, is_flat: bool = False
-) -> Any:
+) -> tuple[Any, Any]:
     """Compile an exported network for the CPU, or take the one that was compiled ahead.
+
+    Pages of its file are given back while it is compiled.
 
     Args:
         core: OpenVINO.
@@ -41,6 +44,10 @@ def compile_network(
         settings: All that decides how it computes.
         is_flat: Whether its graph is first arranged as
             :func:`~mezzotint.models.backends.flattening.flatten_planes` does.
+
+    Returns:
+        What is compiled, and the numbers of its largest constant where they lie; None if it
+        has no constants.
     """
     made = None
     if isinstance(exported, Path):
@@ -94,9 +101,16 @@ def _work(work: Sequence[tuple[_Known, Path, "Future[Any]"]]) -> None:
         made.set_result(network)
 
 
-def _compile(core: Any, exported: Any, settings: Mapping[str, Any], is_flat: bool) -> Any:
+def _compile(
+    core: Any, exported: Any, settings: Mapping[str, Any], is_flat: bool
+) -> tuple[Any, Any]:
     graph = exported
+    if isinstance(exported, Path):
+        graph = core.read_model(exported)
+    elif is_flat:
+        graph = exported.clone()
+    held = largest_constant(graph)
     if is_flat:
-        graph = core.read_model(exported) if isinstance(exported, Path) else exported.clone()
         flatten_planes(graph)
-    return core.compile_model(graph, "CPU", dict(settings))
+    with giving_back(held):
+        return core.compile_model(graph, "CPU", dict(settings)), held

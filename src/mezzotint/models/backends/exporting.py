@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from mezzotint.errors import WeightsError
 from mezzotint.files import atomic_path, digest_file, write_atomically
 from mezzotint.models.backends.doubling import rearranged
-from mezzotint.models.backends.mapped import giving_back, return_memory
+from mezzotint.models.backends.mapped import giving_back, largest_constant, return_memory
 from mezzotint.models.backends.quiet import import_openvino, quiet_tracing
 from mezzotint.models.digests import DIGESTS
 from mezzotint.models.networks import Call, TorchNetwork
@@ -345,8 +345,9 @@ def _agrees(core: Any, exported: Any, check: _Check | None) -> bool:
     try:
         # Compiled for this alone: the copy of the weights that a small size is given is
         # another one than a large size has, and would stay as long as the network.
-        with giving_back(exported.with_suffix(".bin") if isinstance(exported, Path) else None):
-            request = core.compile_model(exported, "CPU", settings).create_infer_request()
+        model = core.read_model(exported) if isinstance(exported, Path) else exported
+        with giving_back(largest_constant(model)):
+            request = core.compile_model(model, "CPU", settings).create_infer_request()
             request.infer([t.contiguous().numpy() for t in check.inputs])
         found = [
             torch.as_tensor(request.get_output_tensor(k).data) for k in range(len(check.answers))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mezzotint.errors import WeightsError
 from mezzotint.files import atomic_path
-from mezzotint.models.backends.mapped import give_back_pages
+from mezzotint.models.backends.mapped import give_back_pages, give_back_untouched
 from mezzotint.models.networks import ALIGNMENT, TorchNetwork
 from mezzotint.observe.stages import stage
 
@@ -120,6 +120,7 @@ def _write(module: nn.Module, dtype: torch.dtype, path: Path) -> None:
             file.write(b"\0" * (place - file.tell()))
             plain = weight.detach().to(kind).contiguous().flatten()
             file.write(plain.view(torch.uint8).numpy().data)
+            give_back_untouched(weight.data_ptr(), weight.nbytes)
 
 
 def _use(module: nn.Module, dtype: torch.dtype, path: Path) -> None:

@@ -62,7 +62,8 @@ class _Compiled:
         shapes: Of one row of each answer; None where a shape is known only afterwards.
         kinds: Types of the inputs' elements, as numpy has them.
         num_bytes: Bytes that its weights are packed into.
-        weights: The file that its constants are mapped from, if they are.
+        held: The numbers of its largest constant where they lie, which keeps the file mapped
+            that all of them are mapped from; None if it has none.
         packed: Shapes of calls that its weights have been packed for.
         lent: Where the inputs of each request's latest call lie, if they are small.
         lock: Held while it runs.
@@ -73,7 +74,7 @@ class _Compiled:
     shapes: tuple[tuple[int, ...] | None, ...]
     kinds: tuple[np.dtype[Any], ...]
     num_bytes: int
-    weights: Path | None = None
+    held: Any = None
     packed: set[tuple[tuple[int, ...], ...]] = field(
         default_factory=set[tuple[tuple[int, ...], ...]]
     )
@@ -221,7 +222,7 @@ class OpenVINONetwork:
         with compiled.lock:
             if shapes in compiled.packed:
                 return self._infer(compiled, arrays)
-            with giving_back(compiled.weights):
+            with giving_back(compiled.held):
                 answers = self._infer(compiled, arrays)
             if len(compiled.packed) >= _MAX_PACKED:
                 compiled.packed.clear()
@@ -313,16 +314,15 @@ class OpenVINONetwork:
         try:
             exported, made_for = self._export(core, arrays)
             self.notes = self._exporter.notes
-            weights = weights_of(exported)
-            with stage("compiling", self.role, self.source.num_bytes), giving_back(weights):
+            with stage("compiling", self.role, self.source.num_bytes):
                 exported, num_bytes = self._lower(core, exported)
-                model = compile_network(core, exported, settings, is_flat=self._is_flat)
+                model, held = compile_network(core, exported, settings, is_flat=self._is_flat)
                 requests = tuple(model.create_infer_request() for _ in range(self._streams))
                 lone = requests[0]
                 if self._num_copies > 1:
                     settings["NUM_STREAMS"] = 1
-                    lone = compile_network(core, exported, settings, is_flat=self._is_flat)
-                    lone = lone.create_infer_request()
+                    both = compile_network(core, exported, settings, is_flat=self._is_flat)
+                    lone = both[0].create_infer_request()
         except (
             *conversion_failures(),
             RuntimeError,
@@ -343,7 +343,7 @@ class OpenVINONetwork:
             return_memory()
         shapes = tuple(map(_row_shape, model.outputs))
         kinds = tuple(np.dtype(port.get_element_type().to_dtype()) for port in model.inputs)
-        return _Compiled(requests, lone, shapes, kinds, num_bytes, weights), made_for
+        return _Compiled(requests, lone, shapes, kinds, num_bytes, held), made_for
 
     @property
     def _is_flat(self) -> bool:

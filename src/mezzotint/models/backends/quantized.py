@@ -21,8 +21,8 @@ from torch import Tensor
 
 from mezzotint.files import write_atomically
 from mezzotint.models.backends.exporting import RowShape, row_key
-from mezzotint.models.backends.mapped import give_back_pages, giving_back
-from mezzotint.models.backends.openvino_backend import OpenVINONetwork, stored_bytes, weights_of
+from mezzotint.models.backends.mapped import give_back_pages, giving_back, largest_constant
+from mezzotint.models.backends.openvino_backend import OpenVINONetwork, stored_bytes
 from mezzotint.models.backends.quiet import import_openvino
 from mezzotint.models.networks import TorchNetwork
 from mezzotint.observe.stages import stage
@@ -94,8 +94,8 @@ class Int8Network(OpenVINONetwork):
             return known, shape
         exported, shape = super()._export(core, arrays)
         doing = stage("converting", f"{self.role} to int8", self.source.num_bytes)
-        with doing, giving_back(weights_of(exported)):
-            model, is_mapped = _copied(core, exported), isinstance(exported, Path)
+        model, is_mapped = _copied(core, exported), isinstance(exported, Path)
+        with doing, giving_back(largest_constant(model)):
             quantize(model, self._ranges, is_narrow=self._is_narrow, is_mapped=is_mapped)
             if not self._is_kept:
                 return model, shape

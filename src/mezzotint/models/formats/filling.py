@@ -7,16 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mezzotint.errors import CardError, WeightsError
+from mezzotint.models.backends.mapped import give_back_untouched
 from mezzotint.models.backends.packed import Packed, pack_linear
 from mezzotint.models.exported import exported_class
 from mezzotint.models.parts import read_json
 from mezzotint.models.quiet_loading import quiet_loading, sole_building
 
-__all__ = ["empty_network", "fill", "from_folder"]
+__all__ = ["LeavingPages", "empty_network", "fill", "from_folder"]
 
 _TOLD = 5
+_LEAST_BYTES = 1 << 20  # of a weight whose pages are worth a call of the system
 _COMPUTED = {"inv_freq", "num_batches_tracked", "position_ids"}  # weights that are no weights
 
 
@@ -80,6 +83,23 @@ def fill(
             plain[place] = given.numbers(dtype) if isinstance(given, Packed) else given.to(dtype)
     module.load_state_dict(plain, assign=True, strict=False)
     return module
+
+
+class LeavingPages(TorchDispatchMode):
+    """Inside the block, a mapped weight leaves memory when it was copied into another type.
+
+    It is done where the weight is copied, in its thread, while whoever copies it holds it. What
+    other threads copy stays.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call an operator as it is; of one that copies to another type, leave the source."""
+        made = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default:
+            given = args[0]
+            if given.device.type == "cpu" and given.nbytes >= _LEAST_BYTES:
+                give_back_untouched(given.data_ptr(), given.nbytes)
+        return made
 
 
 def from_folder(

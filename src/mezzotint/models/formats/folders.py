@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from mezzotint.errors import CardError, WeightsError
-from mezzotint.models.backends.mapped import giving_back
 from mezzotint.models.base import Model
 from mezzotint.models.digests import DIGESTS, own_weights
 from mezzotint.models.exported import LIBRARIES
-from mezzotint.models.formats.filling import from_folder
+from mezzotint.models.formats.filling import LeavingPages, from_folder
 from mezzotint.models.formats.fit import misfits
 from mezzotint.models.formats.packed_files import (
     Stored,
@@ -424,10 +423,9 @@ def _build(found: _Folder, dtype: torch.dtype, pinned: Mapping[Path, str]) -> An
         if found.stored is not None:
             return _build_stored(found, dtype)
         stored = {kind for file in found.weights for kind, _ in read_header(file).tensors.values()}
-        with contextlib.ExitStack() as read:
-            if _STORED_AS.get(dtype) not in stored:  # each is converted into memory of its own
-                for file in found.weights:
-                    read.enter_context(giving_back(file, is_untouched=True))
+        # Where each is converted into memory of its own, what was stored need not stay.
+        is_converted = _STORED_AS.get(dtype) not in stored
+        with LeavingPages() if is_converted else contextlib.nullcontext():
             module = _read(found, dtype)
         own_weights(module, lambda tensor: _STORED_AS.get(tensor.dtype) in {None, *stored})
         return module
@@ -451,11 +449,9 @@ def _mapped(
     Weights of several types cannot all stay where they lie: they are read into memory, in
     the type that is computed in.
     """
-    with DIGESTS.loading(pinned), contextlib.ExitStack() as read:
+    with DIGESTS.loading(pinned):
         stored = {kind for file in found.weights for kind, _ in read_header(file).tensors.values()}
         lies_as = [torch_kind for torch_kind, kind in _STORED_AS.items() if {kind} == stored]
-        for file in found.weights:
-            read.enter_context(giving_back(file))
         yield _read(found, next(iter(lies_as), dtype))
 
 

@@ -1,6 +1,7 @@
 """Networks that are compiled while torch is imported: taken only where file and settings fit."""
 
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,11 @@ class Asked:
     def __init__(self) -> None:
         self.paths: list[Any] = []
 
-    def compile_model(self, path: Any, device: str, settings: dict[str, Any]) -> str:
-        self.paths.append((path, device, settings))
+    def read_model(self, path: Any) -> Any:
+        return SimpleNamespace(name=path.name, get_ordered_ops=list)
+
+    def compile_model(self, model: Any, device: str, settings: dict[str, Any]) -> str:
+        self.paths.append((model, device, settings))
         return "compiled now"
 
 
@@ -47,22 +51,26 @@ def test_what_was_compiled_is_compiled_ahead_and_answers(doubling):
     assert known == [("doubling.xml", SETTINGS, False)]
     ahead.start(doubling.parent, known)
     asked = Asked()
-    network = ahead.compile_network(asked, doubling, SETTINGS)
+    network, held = ahead.compile_network(asked, doubling, SETTINGS)
+    assert held.tolist() == [[2.0, 2.0, 2.0]]
     assert asked.paths == []
     assert next(iter(network([np.float32([[1.0, 2.0, -3.0]])]).values())).tolist() == [
         [2.0, 4.0, -6.0]
     ]
-    assert ahead.compile_network(asked, doubling, SETTINGS) == "compiled now"  # taken once
+    assert ahead.compile_network(asked, doubling, SETTINGS) == ("compiled now", None)  # taken once
 
 
 def test_other_settings_another_file_and_what_was_dropped_are_compiled_now(doubling):
     ahead.start(doubling.parent, [("doubling.xml", SETTINGS, False)])
     asked = Asked()
     other = {**SETTINGS, "NUM_STREAMS": 2}
-    assert ahead.compile_network(asked, doubling, other) == "compiled now"
-    assert ahead.compile_network(asked, doubling.with_name("b.xml"), SETTINGS) == "compiled now"
+    assert ahead.compile_network(asked, doubling, other) == ("compiled now", None)
+    assert ahead.compile_network(asked, doubling.with_name("b.xml"), SETTINGS) == (
+        "compiled now",
+        None,
+    )
     ahead.drop()
-    assert ahead.compile_network(asked, doubling, SETTINGS) == "compiled now"
+    assert ahead.compile_network(asked, doubling, SETTINGS) == ("compiled now", None)
     assert [path.name for path, _, _ in asked.paths] == ["doubling.xml", "b.xml", "doubling.xml"]
     assert asked.paths[0][1:] == ("CPU", other)
 
@@ -70,7 +78,7 @@ def test_other_settings_another_file_and_what_was_dropped_are_compiled_now(doubl
 def test_a_file_that_cannot_be_read_is_left_to_who_asks_for_it(doubling):
     doubling.write_text("no network")
     ahead.start(doubling.parent, [("doubling.xml", SETTINGS, False)])
-    assert ahead.compile_network(Asked(), doubling, SETTINGS) == "compiled now"
+    assert ahead.compile_network(Asked(), doubling, SETTINGS) == ("compiled now", None)
 
 
 def test_missing_and_large_networks_are_not_begun(doubling, monkeypatch):

@@ -1,14 +1,25 @@
+import gc
 import mmap
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mezzotint.models.backends import mapped
-from mezzotint.models.backends.mapped import give_back, giving_back
+from mezzotint.models.backends.mapped import (
+    give_back_pages,
+    give_back_untouched,
+    giving_back,
+    largest_constant,
+)
 from mezzotint.models.backends.openvino_backend import OpenVINONetwork
+from mezzotint.models.backends.quiet import import_openvino
+from mezzotint.models.formats.filling import LeavingPages
 from mezzotint.models.networks import TorchNetwork
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="madvise of Linux")
@@ -35,32 +46,41 @@ def file(tmp_path):
     return path
 
 
+def address_of(view):
+    """Return where a mapping begins."""
+    return np.frombuffer(view, np.uint8).ctypes.data
+
+
 def test_pages_that_were_read_go_and_what_they_hold_stays(file):
-    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        first = bytes(view)
-        assert resident_kb(file) == SIZE // 1024
-        assert give_back(file) == SIZE
-        assert resident_kb(file) == 0
-        assert bytes(view) == first
+    with file.open("rb") as stream:
+        view = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    first = bytes(view)
+    assert resident_kb(file) == SIZE // 1024
+    give_back_pages(address_of(view), SIZE)
+    assert resident_kb(file) == 0
+    assert bytes(view) == first
 
 
-def test_a_mapping_that_can_be_written_to_is_left_alone(file):
-    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) as view:
-        view[:4] = b"ours"
-        assert give_back(file) == 0
-        assert view[:4] == b"ours"
+def test_a_private_mapping_goes_where_nothing_was_written_and_stays_where_something_was(file):
+    with file.open("rb") as stream:
+        view = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+    first, place = bytes(view), address_of(view)
+    assert resident_kb(file) == SIZE // 1024
+    assert give_back_untouched(place, SIZE)
+    assert resident_kb(file) == 0
+    assert bytes(view) == first
+    view[5 * mmap.PAGESIZE : 5 * mmap.PAGESIZE + 4] = b"ours"
+    assert not give_back_untouched(place, SIZE)
+    assert view[5 * mmap.PAGESIZE : 5 * mmap.PAGESIZE + 4] == b"ours"
+    assert give_back_untouched(place, 5 * mmap.PAGESIZE)  # the pages before it
 
 
-def test_a_private_mapping_is_touched_where_nobody_writes_and_nothing_was_written(file):
-    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) as view:
-        first = bytes(view)
-        assert resident_kb(file) == SIZE // 1024
-        assert give_back(file, is_untouched=True) == SIZE
-        assert resident_kb(file) == 0
-        assert bytes(view) == first
-        view[:4] = b"ours"
-        assert give_back(file, is_untouched=True) == 0
-        assert view[:4] == b"ours"
+def test_memory_of_no_file_is_left_alone():
+    own = np.ones(SIZE, np.uint8)
+    assert not give_back_untouched(own.ctypes.data, SIZE)
+    with giving_back(own):
+        pass
+    assert own.min() == 1
 
 
 @pytest.mark.parametrize(("least", "left_kb"), [(0, 0), (2 * SIZE, SIZE // 1024)])
@@ -68,16 +88,70 @@ def test_pages_of_a_large_file_are_given_back_when_the_block_ends(
     file, monkeypatch, least, left_kb
 ):
     monkeypatch.setattr(mapped, "_LEAST_BYTES", least)
-    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        with giving_back(file):
-            assert len(bytes(view)) == SIZE
-        assert resident_kb(file) == left_kb
+    with file.open("rb") as stream:
+        view = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    with giving_back(np.frombuffer(view, np.uint8)):
+        assert len(bytes(view)) == SIZE
+    assert resident_kb(file) == left_kb
 
 
-def test_a_file_that_is_gone_and_no_file_are_nothing_to_give_back(tmp_path):
-    with giving_back(tmp_path / "gone.bin"), giving_back(None):
+def test_what_can_be_written_to_and_nothing_at_all_are_left_alone(file, monkeypatch):
+    monkeypatch.setattr(mapped, "_LEAST_BYTES", 0)
+    with file.open("rb") as stream:
+        view = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+    view[:4] = b"ours"
+    with giving_back(np.frombuffer(view, np.uint8)), giving_back(None):
         pass
-    assert give_back(tmp_path / "gone.bin") == 0
+    assert view[:4] == b"ours"
+
+
+def test_only_what_is_held_is_given_back(file, monkeypatch):
+    """Another mapping may go at any moment, and new memory may lie in its place."""
+    monkeypatch.setattr(mapped, "_LEAST_BYTES", 0)
+    monkeypatch.setattr(mapped, "_EVERY_S", 0.001)
+    given: set[tuple[int, int]] = set()
+    monkeypatch.setattr(mapped, "give_back_pages", lambda *place: given.add(place))
+    with file.open("rb") as stream:
+        view, other = (mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) for _ in range(2))
+    with giving_back(np.frombuffer(view, np.uint8)):
+        time.sleep(0.05)
+        other.close()
+    assert given == {(address_of(view), SIZE)}
+
+
+def test_the_largest_constant_keeps_its_file_mapped_when_the_model_is_gone(tmp_path):
+    openvino = pytest.importorskip("openvino")
+    ops = import_openvino().opset13
+    given = ops.parameter([-1, 512], np.float32)
+    large = np.arange(512 * 512, dtype=np.float32).reshape(512, 512)
+    product = ops.matmul(ops.add(given, np.ones((1, 512), np.float32)), large, False, False)
+    openvino.save_model(
+        openvino.Model([product], [given]), tmp_path / "m.xml", compress_to_fp16=False
+    )
+    model = openvino.Core().read_model(tmp_path / "m.xml")
+    held = largest_constant(model)
+    del model
+    gc.collect()
+    assert np.array_equal(held, large)
+    assert str(tmp_path / "m.bin") in Path("/proc/self/maps").read_text()
+    del held
+    gc.collect()
+    assert str(tmp_path / "m.bin") not in Path("/proc/self/maps").read_text()
+
+
+def test_weights_that_are_converted_leave_memory_one_by_one(tmp_path):
+    path = tmp_path / "w.safetensors"
+    halves = {f"{k}.weight": torch.full((1024, 1024), 0.5 + k).half() for k in range(4)}
+    save_file(halves, path)
+    left: list[int] = []
+    state = load_file(path)
+    with LeavingPages():
+        for k in range(4):
+            wide = state[f"{k}.weight"].to(torch.float32)
+            assert wide.unique().tolist() == [0.5 + k]
+            left.append(resident_kb(path))
+    assert max(left) <= 256  # of 2048 each: the system maps a few pages around one that is read
+    assert torch.equal(state["0.weight"], halves["0.weight"])
 
 
 def test_a_network_counts_once_after_its_first_call_and_answers_as_before(tmp_path, monkeypatch):

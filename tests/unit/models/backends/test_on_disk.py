@@ -113,7 +113,6 @@ LARGE = """
 import contextlib, json, sys, torch
 from pathlib import Path
 from safetensors import safe_open
-from mezzotint.models.backends.mapped import giving_back
 from mezzotint.models.backends.on_disk import OffloadToDisk
 from mezzotint.models.networks import TorchNetwork
 from torch import nn
@@ -129,8 +128,7 @@ def mapped(dtype):
     with safe_open(sys.argv[1], framework='pt') as file:
         state = {name: file.get_tensor(name) for name in file.keys()}
     module.load_state_dict(state, assign=True)
-    with giving_back(Path(sys.argv[1])):
-        yield module
+    yield module
 
 disk = OffloadToDisk(Path(sys.argv[2]))
 network = TorchNetwork(None, lambda m, i: (m(i['x']),), num_bytes=24 << 24, digest='d')
