@@ -24,7 +24,7 @@ from mezzotint.plain import field_names
 
 __all__ = ["DECISIVE", "Processor", "describe", "foresee", "foresee_processor"]
 
-DECISIVE = ("ATEN_", "CUDA_", "DNNL_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_", "OV_")
+DECISIVE = ("ATEN_", "CUDA_", "DNNL_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OV_")
 """Beginnings of variables that say how many threads compute, on what, with which kernels."""
 
 _CPUS = Path("/sys/devices/system/cpu")

@@ -33,6 +33,7 @@ print(json.dumps([foreseen, describe_environment(ModelProvider(config), config.p
         ({}, False),
         ({"OMP_NUM_THREADS": "1"}, False),
         ({"OMP_NUM_THREADS": "99"}, False),
+        ({"OPENBLAS_NUM_THREADS": "1", "OPENBLAS_CORETYPE": "Haswell"}, False),  # is numpy's
         ({}, True),
     ],
 )
