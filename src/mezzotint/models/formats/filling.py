@@ -97,7 +97,9 @@ class LeavingPages(TorchDispatchMode):
         made = func(*args, **(kwargs or {}))
         if func is torch.ops.aten._to_copy.default:
             given = args[0]
-            if given.device.type == "cpu" and given.nbytes >= _LEAST_BYTES:
+            is_plain = given.device.type == "cpu" and given.layout == torch.strided
+            # Of one that is spread out, its bytes do not tell which memory is its own.
+            if is_plain and given.is_contiguous() and given.nbytes >= _LEAST_BYTES:
                 give_back_untouched(given.data_ptr(), given.nbytes)
         return made
 

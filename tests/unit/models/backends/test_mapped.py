@@ -19,6 +19,7 @@ from mezzotint.models.backends.mapped import (
 )
 from mezzotint.models.backends.openvino_backend import OpenVINONetwork
 from mezzotint.models.backends.quiet import import_openvino
+from mezzotint.models.formats import filling
 from mezzotint.models.formats.filling import LeavingPages
 from mezzotint.models.networks import TorchNetwork
 
@@ -152,6 +153,18 @@ def test_weights_that_are_converted_leave_memory_one_by_one(tmp_path):
             left.append(resident_kb(path))
     assert max(left) <= 256  # of 2048 each: the system maps a few pages around one that is read
     assert torch.equal(state["0.weight"], halves["0.weight"])
+
+
+def test_of_a_weight_that_is_spread_out_nothing_is_given_back(tmp_path, monkeypatch):
+    given: list[int] = []
+    monkeypatch.setattr(filling, "give_back_untouched", lambda _, size: given.append(size))
+    row, whole = torch.ones(1024).half(), torch.ones(1024, 1024).half()
+    with LeavingPages():
+        assert row.expand(2048, 1024).to(torch.float32).sum() == 2048 * 1024  # of one row's memory
+        whole.t().to(torch.float32)
+        whole.to_sparse().to(torch.float32)
+        whole.to(torch.float32)
+    assert given == [whole.nbytes]
 
 
 def test_a_network_counts_once_after_its_first_call_and_answers_as_before(tmp_path, monkeypatch):
